@@ -1,0 +1,3 @@
+//! The `gantry` program.
+
+fn main() {}

@@ -1,0 +1,151 @@
+//! One error type for the daemon, and its one conversion to a gRPC status.
+//!
+//! Clients branch on the code, people read the message: operation, object, cause, in lower case.
+
+use std::fmt;
+
+/// What went wrong, as a client distinguishes it; each kind is the gRPC code of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are gRPC's own")]
+pub enum Kind {
+    Canceled,
+    Unknown,
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    ResourceExhausted,
+    FailedPrecondition,
+    Aborted,
+    OutOfRange,
+    Unimplemented,
+    Internal,
+    Unavailable,
+    DataLoss,
+    Unauthenticated,
+}
+
+/// A failed operation of the daemon.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+/// The daemon's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `kind` that says `message`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// What went wrong, for decisions.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The same error, said of a larger operation: `doing: message`.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
+    /// The thing is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, message)
+    }
+
+    /// The thing is already there.
+    pub fn already_exists(message: impl Into<String>) -> Self {
+        Self::new(Kind::AlreadyExists, message)
+    }
+
+    /// The request itself is wrong; the message names the field.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::InvalidArgument, message)
+    }
+
+    /// The request is right, but not in the present state.
+    pub fn precondition(message: impl Into<String>) -> Self {
+        Self::new(Kind::FailedPrecondition, message)
+    }
+
+    /// Something outside is not there now; trying again may help.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, message)
+    }
+
+    /// The daemon's own fault, or the machine's.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, message)
+    }
+
+    /// Not offered.
+    pub fn unimplemented(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unimplemented, message)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match error.kind() {
+            ErrorKind::NotFound => Kind::NotFound,
+            ErrorKind::AlreadyExists => Kind::AlreadyExists,
+            ErrorKind::PermissionDenied => Kind::PermissionDenied,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
+            ErrorKind::TimedOut => Kind::DeadlineExceeded,
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Kind::Unavailable,
+            _ => Kind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// Says of a failure what was being done.
+pub trait Doing<T> {
+    /// Puts `doing` before the error's message. `doing` is only called on failure.
+    fn doing<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T>;
+}
+
+impl<T, E: Into<Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing<D: fmt::Display>(self, doing: impl FnOnce() -> D) -> Result<T> {
+        self.map_err(|error| error.into().context(doing()))
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        let code = match error.kind {
+            Kind::Canceled => tonic::Code::Cancelled,
+            Kind::Unknown => tonic::Code::Unknown,
+            Kind::InvalidArgument => tonic::Code::InvalidArgument,
+            Kind::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+            Kind::NotFound => tonic::Code::NotFound,
+            Kind::AlreadyExists => tonic::Code::AlreadyExists,
+            Kind::PermissionDenied => tonic::Code::PermissionDenied,
+            Kind::ResourceExhausted => tonic::Code::ResourceExhausted,
+            Kind::FailedPrecondition => tonic::Code::FailedPrecondition,
+            Kind::Aborted => tonic::Code::Aborted,
+            Kind::OutOfRange => tonic::Code::OutOfRange,
+            Kind::Unimplemented => tonic::Code::Unimplemented,
+            Kind::Internal => tonic::Code::Internal,
+            Kind::Unavailable => tonic::Code::Unavailable,
+            Kind::DataLoss => tonic::Code::DataLoss,
+            Kind::Unauthenticated => tonic::Code::Unauthenticated,
+        };
+        tonic::Status::new(code, error.message)
+    }
+}

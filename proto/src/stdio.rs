@@ -1,0 +1,151 @@
+//! Where a process's standard streams go, as the daemon tells the shim in the `stdin`, `stdout` and `stderr` fields.
+//!
+//! containerd's clients send FIFO paths, `file://` and `binary://`. gantryd's engine and CRI send `log://`:
+//! the shim writes the log itself, so nothing is lost while the daemon restarts, and listens on a socket for whoever
+//! wants to be attached. A process with `log://` in `stdout` carries all three streams there; `stdin` is the same text
+//! where standard input is to be kept open for attached clients, else empty, and `stderr` is empty.
+//!
+//! # The attach socket
+//! A unix stream socket that the shim makes before its Create or Exec call returns. Each connection gets what the
+//! process writes from then on and may send input. Both directions carry frames: one byte of [`FrameKind`], a big-endian
+//! `u32` length of at most [`MAX_FRAME`], and that many bytes. Connections made before Start see every byte. The shim
+//! closes the connections after the last output of the process.
+
+/// Largest payload of an attach frame, in bytes.
+pub const MAX_FRAME: usize = 64 * 1024;
+
+/// What a frame of the attach socket carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// To the process.
+    Stdin = 0,
+    /// From the process; all of its output where it has a terminal.
+    Stdout = 1,
+    /// From the process.
+    Stderr = 2,
+    /// To the process: its standard input ends here. No payload.
+    CloseStdin = 3,
+}
+
+impl FrameKind {
+    /// The kind a frame's first byte stands for.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Stdin, Self::Stdout, Self::Stderr, Self::CloseStdin].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// How a log file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// docker's json-file: one object a line with `log`, `stream` and `time`.
+    Json,
+    /// Kubernetes CRI: `time stream P|F text`.
+    Cri,
+}
+
+/// A `log://` destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogUri {
+    /// Absolute path of the log file; empty: no log is kept.
+    pub path: String,
+    /// How the file is written.
+    pub format: LogFormat,
+    /// Absolute path of the attach socket; empty: none.
+    pub attach: String,
+    /// Bytes after which the file is rotated; 0: never.
+    pub max_size: u64,
+    /// Files kept, the current one included.
+    pub max_files: u32,
+}
+
+impl LogUri {
+    const SCHEME: &str = "log://";
+
+    /// Parses `log://PATH?format=…&attach=…&max-size=…&max-files=…`; `None` where the text has another scheme.
+    ///
+    /// # Errors
+    /// Names the parameter that is unknown or malformed.
+    pub fn parse(text: &str) -> Option<Result<Self, String>> {
+        text.strip_prefix(Self::SCHEME).map(Self::parse_rest)
+    }
+
+    fn parse_rest(rest: &str) -> Result<Self, String> {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut uri =
+            Self { path: decode(path)?, format: LogFormat::Json, attach: String::new(), max_size: 0, max_files: 1 };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or_else(|| format!("log parameter {pair:?} has no value"))?;
+            let number = |what: &str| format!("log parameter {what}: {value:?} is not a number");
+            match key {
+                "format" => {
+                    uri.format = match value {
+                        "json" => LogFormat::Json,
+                        "cri" => LogFormat::Cri,
+                        _ => return Err(format!("log parameter format: {value:?} is neither json nor cri")),
+                    };
+                }
+                "attach" => uri.attach = decode(value)?,
+                "max-size" => uri.max_size = value.parse().map_err(|_| number("max-size"))?,
+                "max-files" => uri.max_files = value.parse().map_err(|_| number("max-files"))?,
+                _ => return Err(format!("unknown log parameter {key:?}")),
+            }
+        }
+        Ok(uri)
+    }
+}
+
+impl std::fmt::Display for LogUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let format = match self.format {
+            LogFormat::Json => "json",
+            LogFormat::Cri => "cri",
+        };
+        write!(f, "{}{}?format={format}", Self::SCHEME, encode(&self.path))?;
+        if !self.attach.is_empty() {
+            write!(f, "&attach={}", encode(&self.attach))?;
+        }
+        write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)
+    }
+}
+
+fn encode(text: &str) -> String {
+    text.replace('%', "%25").replace('?', "%3F").replace('&', "%26")
+}
+
+fn decode(text: &str) -> Result<String, String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        if byte != b'%' {
+            out.push(byte);
+            rest = tail;
+            continue;
+        }
+        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        let value = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        out.push(value.ok_or_else(|| format!("log path {text:?}: '%' is not followed by two hex digits"))?);
+        rest = &tail[2..];
+    }
+    String::from_utf8(out).map_err(|_| format!("log path {text:?} is not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_uri_round_trips() {
+        let uri = LogUri {
+            path: "/var/lib/a?b&c%d/log.json".into(),
+            format: LogFormat::Cri,
+            attach: "/run/x y.sock".into(),
+            max_size: 20 << 20,
+            max_files: 5,
+        };
+        assert_eq!(LogUri::parse(&uri.to_string()), Some(Ok(uri)));
+        assert_eq!(LogUri::parse("/run/fifo"), None);
+        assert!(LogUri::parse("log:///x?format=xml").is_some_and(|parsed| parsed.is_err()));
+        assert!(LogUri::parse("log:///x%4").is_some_and(|parsed| parsed.is_err()));
+    }
+}

@@ -1,0 +1,1 @@
+//! OCI values and rules, pure.

@@ -1,0 +1,3 @@
+//! The `rung` program.
+
+fn main() {}

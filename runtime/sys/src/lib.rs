@@ -1,0 +1,1 @@
+//! Safe functions over kernel calls.
