@@ -6,3 +6,5 @@
 
 pub mod context;
 pub mod error;
+pub mod events;
+pub mod filter;
