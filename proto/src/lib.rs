@@ -2,8 +2,12 @@
 //!
 //! The module tree mirrors the protobuf packages: `gantry_proto::containerd::services::content::v1` and so on.
 
+pub mod any;
 pub mod namespace;
+pub mod status;
 pub mod stdio;
+pub mod time;
+pub mod ttrpc;
 
 /// Code that `protos` compile to; `tests/generated_is_current.rs` keeps it true and rewrites it.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
@@ -12,4 +16,4 @@ mod generated {
     include!("generated/mod.rs");
 }
 
-pub use generated::*;
+pub use generated::{containerd, gantry, google, io, runtime, runtimeoptions};

@@ -1,0 +1,215 @@
+//! The answering end of a connection.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prost::Message;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::status::{Code, Status};
+use crate::ttrpc::client::write_frames;
+use crate::ttrpc::frame::{self, Header, Incoming};
+use crate::ttrpc::stream::{Item, Stream, WINDOW};
+use crate::ttrpc::{Context, Request, Response};
+
+/// Calls of one connection that may run at once; each waiting client of a container is one.
+const MAX_CALLS: usize = 4096;
+/// Frames queued for the socket before calls wait to answer.
+const QUEUE: usize = 64;
+/// How long a stream's reader may leave its window full before the stream is given up.
+const STALLED: Duration = Duration::from_secs(1);
+
+/// What answers the calls of a connection.
+pub trait Service: Send + Sync + 'static {
+    /// Answers a unary call with an encoded message.
+    ///
+    /// The future is dropped when the call's timeout passes or its connection closes, so that work that must not stop
+    /// half-way belongs in a task of its own. Unknown services and methods are answered with [`unknown`].
+    fn call(
+        &self,
+        service: &str,
+        method: &str,
+        payload: &[u8],
+        context: &Context,
+    ) -> impl Future<Output = Result<Vec<u8>, Status>> + Send;
+
+    /// Answers a streaming call; `first` is the message that came with the request.
+    fn stream(
+        &self,
+        service: &str,
+        method: &str,
+        first: &[u8],
+        stream: Stream,
+        context: &Context,
+    ) -> impl Future<Output = Result<(), Status>> + Send {
+        let _ = (first, stream, context);
+        std::future::ready(Err(unknown(service, method)))
+    }
+}
+
+/// The answer to a call of something that does not exist.
+pub fn unknown(service: &str, method: &str) -> Status {
+    Status::unimplemented(format!("ttrpc: no method {method} in service {service}"))
+}
+
+/// Decodes a call's message.
+///
+/// # Errors
+/// `InvalidArgument` where the payload is not an `M`.
+pub fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
+    M::decode(payload).map_err(|error| Status::invalid(format!("ttrpc: decode the request: {error}")))
+}
+
+/// Answers the calls of one connection until the peer closes it. Calls run at the same time; those still running at the
+/// end are dropped.
+///
+/// # Errors
+/// Those of the socket.
+pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -> io::Result<()> {
+    let (mut read, write) = socket.into_split();
+    let (writer, frames) = mpsc::channel(QUEUE);
+    let mut connection = Connection { service, writer, calls: JoinSet::new(), last: 0, streams: Arc::default() };
+    connection.calls.spawn(write_frames(write, frames));
+    loop {
+        // Finished calls are collected as new ones come; between calls at most MAX_CALLS results of no size wait here.
+        while connection.calls.try_join_next().is_some() {}
+        match frame::read(&mut read).await? {
+            None => return Ok(()),
+            Some(Incoming::Oversize(header)) => {
+                let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+                connection.refuse(header.stream, frame::oversize(length)).await;
+            }
+            Some(Incoming::Frame(header, message)) => match header.kind {
+                _ if header.stream % 2 == 0 => {
+                    let text = format!("ttrpc: stream {} of a client is not odd", header.stream);
+                    connection.refuse(header.stream, Status::invalid(text)).await;
+                }
+                frame::REQUEST => connection.request(header, &message).await,
+                frame::DATA => connection.data(header, message).await,
+                // Types of the future are to be ignored.
+                _ => {}
+            },
+        }
+    }
+}
+
+struct Connection<S> {
+    service: Arc<S>,
+    writer: mpsc::Sender<Vec<u8>>,
+    calls: JoinSet<()>,
+    last: u32,
+    streams: Arc<Mutex<HashMap<u32, mpsc::Sender<Item>>>>,
+}
+
+impl<S: Service> Connection<S> {
+    async fn refuse(&self, stream: u32, status: Status) {
+        respond(&self.writer, stream, Err(status)).await;
+    }
+
+    async fn request(&mut self, header: Header, message: &[u8]) {
+        let stream = header.stream;
+        if stream <= self.last {
+            let text = format!("ttrpc: stream {stream} follows stream {}; numbers must ascend", self.last);
+            return self.refuse(stream, Status::invalid(text)).await;
+        }
+        self.last = stream;
+        let request = match decode::<Request>(message) {
+            Ok(request) => request,
+            Err(status) => return self.refuse(stream, status).await,
+        };
+        if self.calls.len() > MAX_CALLS {
+            let text = format!("ttrpc: {MAX_CALLS} calls of this connection are running already");
+            return self.refuse(stream, Status::new(Code::ResourceExhausted, text)).await;
+        }
+        let (service, writer) = (self.service.clone(), self.writer.clone());
+        if header.flags & (frame::REMOTE_OPEN | frame::REMOTE_CLOSED) == 0 {
+            self.calls.spawn(async move {
+                let answer = answer(&*service, &request).await;
+                respond(&writer, stream, answer).await;
+            });
+            return;
+        }
+        let (sender, receiver) = mpsc::channel(WINDOW);
+        if header.flags & frame::REMOTE_OPEN != 0 {
+            self.lock_streams().insert(stream, sender);
+        }
+        let streams = self.streams.clone();
+        self.calls.spawn(async move {
+            let handle = Stream::new(stream, writer.clone(), receiver);
+            let closing = handle.sender();
+            let context = Context::of(&request);
+            let call = service.stream(&request.service, &request.method, &request.payload, handle, &context);
+            let answer = within(&context, &request, call).await;
+            streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
+            match answer {
+                // A stream that ends well ends with its closing data frame, not with a response.
+                Ok(()) => drop(closing.close().await),
+                Err(status) => respond(&writer, stream, Err(status)).await,
+            }
+        });
+    }
+
+    async fn data(&self, header: Header, message: Vec<u8>) {
+        let ends = header.flags & frame::REMOTE_CLOSED != 0;
+        let sender = {
+            let mut streams = self.lock_streams();
+            if ends { streams.remove(&header.stream) } else { streams.get(&header.stream).cloned() }
+        };
+        let Some(sender) = sender else {
+            if !ends {
+                let text = format!("ttrpc: stream {} is not open", header.stream);
+                self.refuse(header.stream, Status::invalid(text)).await;
+            }
+            return;
+        };
+        if header.flags & frame::NO_DATA != 0 {
+            return;
+        }
+        if tokio::time::timeout(STALLED, sender.send(Ok(message))).await.is_err() {
+            self.lock_streams().remove(&header.stream);
+            let text = format!("ttrpc: stream {} is not read", header.stream);
+            self.refuse(header.stream, Status::new(Code::ResourceExhausted, text)).await;
+        }
+    }
+
+    fn lock_streams(&self) -> std::sync::MutexGuard<'_, HashMap<u32, mpsc::Sender<Item>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answer<S: Service>(service: &S, request: &Request) -> Item {
+    let context = Context::of(request);
+    let call = service.call(&request.service, &request.method, &request.payload, &context);
+    within(&context, request, call).await
+}
+
+async fn within<T>(
+    context: &Context,
+    request: &Request,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let Some(timeout) = context.timeout() else { return call.await };
+    tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| {
+        let text = format!("{}/{}: not done within {timeout:?}", request.service, request.method);
+        Err(Status::new(Code::DeadlineExceeded, text))
+    })
+}
+
+async fn respond(writer: &mpsc::Sender<Vec<u8>>, stream: u32, answer: Item) {
+    let response = match answer {
+        Ok(payload) => Response { status: None, payload },
+        Err(status) => Response { status: Some(status.into()), payload: Vec::new() },
+    };
+    let frame = frame::encode(stream, frame::RESPONSE, 0, &response).or_else(|status| {
+        let response = Response { status: Some(status.into()), payload: Vec::new() };
+        frame::encode(stream, frame::RESPONSE, 0, &response)
+    });
+    if let Ok(frame) = frame {
+        // Fails only where the connection is gone, and its caller with it.
+        let _ = writer.send(frame).await;
+    }
+}
