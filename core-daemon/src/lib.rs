@@ -8,3 +8,4 @@ pub mod context;
 pub mod error;
 pub mod events;
 pub mod filter;
+pub mod metadata;

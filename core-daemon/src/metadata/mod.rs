@@ -1,0 +1,113 @@
+//! The metadata of everything: one redb file, one transaction for every change that belongs together.
+//!
+//! ```text
+//! meta.redb ── namespaces, containers, images, leases, content, snapshots, sandboxes, engine
+//!                    every row: (namespace, key) → record
+//! ```
+//!
+//! Records of content and of snapshots live in the same file as those that refer to them, so that after a crash they
+//! cannot disagree. A commit returns when the change is on disk. Reading never waits; writers take turns.
+
+pub mod containers;
+pub mod content;
+pub mod images;
+pub mod leases;
+pub mod namespaces;
+pub mod sandboxes;
+pub mod schema;
+pub mod snapshots;
+mod tx;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use tx::{ReadTx, Tx, Visit, VisitAll, WriteTx};
+
+use crate::error::{Doing, Error, Kind, Result};
+
+/// The open database. Clones share it.
+#[derive(Clone)]
+pub struct Db {
+    inner: Arc<redb::Database>,
+    path: Arc<PathBuf>,
+}
+
+impl Db {
+    /// Opens the database at `path`, making it where there is none.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when another daemon has it open, or when a newer daemon wrote it; `DataLoss` when it is
+    /// damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let inner = redb::Database::create(path).map_err(failed).doing(|| format!("open {}", path.display()))?;
+        let db = Self { inner: Arc::new(inner), path: Arc::new(path.to_owned()) };
+        db.prepare().doing(|| format!("open {}", path.display()))?;
+        Ok(db)
+    }
+
+    /// Makes the tables and checks the version; writes only what is missing.
+    fn prepare(&self) -> Result<()> {
+        let version = match self.read(|tx| tx.get(schema::FACTS, "", "version")) {
+            Ok(version) => version,
+            // A new file has no tables at all yet.
+            Err(error) if error.kind() == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        match version.map(|bytes| bytes.try_into().map(u32::from_le_bytes)) {
+            Some(Ok(schema::VERSION)) => Ok(()),
+            Some(Ok(version)) if version > schema::VERSION => Err(Error::precondition(format!(
+                "its version is {version}, this gantryd reads up to {}; run the newer gantryd again",
+                schema::VERSION
+            ))),
+            Some(_) => Err(Error::new(Kind::DataLoss, "its version record is damaged")),
+            None => self.write(|tx| {
+                schema::ALL.into_iter().try_for_each(|table| tx.create(table))?;
+                tx.put(schema::FACTS, "", "version", &schema::VERSION.to_le_bytes())
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads a consistent view.
+    ///
+    /// # Errors
+    /// What `f` fails with, or when the database cannot be read.
+    pub fn read<T>(&self, f: impl FnOnce(&ReadTx) -> Result<T>) -> Result<T> {
+        f(&ReadTx::begin(&self.inner)?)
+    }
+
+    /// Changes it: all that `f` wrote is on disk when this returns, or none of it if `f` or the commit failed.
+    ///
+    /// # Errors
+    /// What `f` fails with, or when the database cannot be written.
+    pub fn write<T>(&self, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        let tx = WriteTx::begin(&self.inner)?;
+        let value = f(&tx)?;
+        tx.commit()?;
+        Ok(value)
+    }
+}
+
+/// What a failure of redb means to a client.
+fn failed(error: impl Into<redb::Error>) -> Error {
+    let error = error.into();
+    match error {
+        redb::Error::Io(error) => error.into(),
+        redb::Error::DatabaseAlreadyOpen => {
+            Error::precondition("another gantryd has it open; stop that one, or give this one its own root with --root")
+        }
+        redb::Error::TableDoesNotExist(name) => Error::not_found(format!("table {name}")),
+        redb::Error::Corrupted(why) => Error::new(Kind::DataLoss, format!("damaged: {why}")),
+        redb::Error::UpgradeRequired(version) => {
+            Error::precondition(format!("its file format {version} is not this gantryd's"))
+        }
+        other => Error::internal(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

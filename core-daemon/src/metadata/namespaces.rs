@@ -1,0 +1,72 @@
+//! Namespaces and their labels: ("", name) to `namespaces.v1.Namespace`.
+
+use gantry_proto::containerd::services::namespaces::v1::Namespace;
+
+use super::schema::{self, NAMESPACES};
+use super::{Tx, WriteTx};
+use crate::error::Result;
+
+/// One namespace.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn get(tx: &impl Tx, name: &str) -> Result<Option<Namespace>> {
+    tx.message(NAMESPACES, "", name)
+}
+
+/// All namespaces, by name.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn list(tx: &impl Tx) -> Result<Vec<Namespace>> {
+    tx.messages(NAMESPACES, "")
+}
+
+/// Writes a namespace under its own name.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn put(tx: &WriteTx, namespace: &Namespace) -> Result<()> {
+    tx.put_message(NAMESPACES, "", &namespace.name, namespace)
+}
+
+/// Makes the namespace where nobody has yet: it comes into being with the first thing in it.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn touch(tx: &WriteTx, name: &str) -> Result<()> {
+    if tx.get(NAMESPACES, "", name)?.is_none() {
+        put(tx, &Namespace { name: name.to_owned(), ..Namespace::default() })?;
+    }
+    Ok(())
+}
+
+/// Removes a namespace and says whether there was one. The caller has checked that it is empty.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn delete(tx: &WriteTx, name: &str) -> Result<bool> {
+    tx.delete(NAMESPACES, "", name)
+}
+
+/// The kinds of things that are left in a namespace, in containerd's words.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn contents(tx: &impl Tx, name: &str) -> Result<Vec<&'static str>> {
+    let kinds = [
+        (schema::IMAGES, "images"),
+        (schema::CONTENT, "blobs"),
+        (schema::CONTAINERS, "containers"),
+        (schema::SNAPSHOTS, "snapshots"),
+        (schema::LEASES, "leases"),
+        (schema::SANDBOXES, "sandboxes"),
+    ];
+    let mut left = Vec::new();
+    for (table, kind) in kinds {
+        if tx.any(table, name, "")? {
+            left.push(kind);
+        }
+    }
+    Ok(left)
+}

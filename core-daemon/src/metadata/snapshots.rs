@@ -1,0 +1,100 @@
+//! Snapshot records: (namespace, snapshotter NUL name) to [`Record`], and from each parent to its children.
+
+use gantry_proto::containerd::services::snapshots::v1::Info;
+
+use super::schema::{SNAPSHOT_CHILDREN, SNAPSHOTS, join};
+use super::{Tx, WriteTx};
+use crate::error::Result;
+
+/// A snapshot, as it is stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Record {
+    /// What clients see.
+    #[prost(message, required, tag = "1")]
+    pub info: Info,
+    /// Names its directory; unique in its snapshotter, over all namespaces.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Bytes it takes, once committed.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// Inodes it takes, once committed.
+    #[prost(uint64, tag = "4")]
+    pub inodes: u64,
+}
+
+/// One snapshot.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn get(tx: &impl Tx, namespace: &str, snapshotter: &str, name: &str) -> Result<Option<Record>> {
+    tx.message(SNAPSHOTS, namespace, &join(&[snapshotter, name]))
+}
+
+/// All snapshots of a namespace in a snapshotter, by name.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn list(tx: &impl Tx, namespace: &str, snapshotter: &str) -> Result<Vec<Record>> {
+    let mut all = Vec::new();
+    tx.scan(SNAPSHOTS, namespace, &join(&[snapshotter, ""]), &mut |key, bytes| {
+        all.push(decode(key, bytes)?);
+        Ok(true)
+    })?;
+    Ok(all)
+}
+
+/// All snapshots of a snapshotter with their namespaces.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn list_all(tx: &impl Tx, snapshotter: &str) -> Result<Vec<(String, Record)>> {
+    let mut all = Vec::new();
+    tx.scan_all(SNAPSHOTS, &mut |namespace, key, bytes| {
+        if key.split('\0').next() == Some(snapshotter) {
+            all.push((namespace.to_owned(), decode(key, bytes)?));
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// Writes a snapshot under its own name, and its place among its parent's children.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn put(tx: &WriteTx, namespace: &str, snapshotter: &str, record: &Record) -> Result<()> {
+    super::namespaces::touch(tx, namespace)?;
+    let info = &record.info;
+    if !info.parent.is_empty() {
+        tx.put(SNAPSHOT_CHILDREN, namespace, &join(&[snapshotter, &info.parent, &info.name]), &[])?;
+    }
+    tx.put_message(SNAPSHOTS, namespace, &join(&[snapshotter, &info.name]), record)
+}
+
+/// Removes a snapshot and its place among its parent's children.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn delete(tx: &WriteTx, namespace: &str, snapshotter: &str, record: &Record) -> Result<()> {
+    let info = &record.info;
+    if !info.parent.is_empty() {
+        tx.delete(SNAPSHOT_CHILDREN, namespace, &join(&[snapshotter, &info.parent, &info.name]))?;
+    }
+    tx.delete(SNAPSHOTS, namespace, &join(&[snapshotter, &info.name]))?;
+    Ok(())
+}
+
+/// Whether any snapshot has `name` as its parent.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn has_children(tx: &impl Tx, namespace: &str, snapshotter: &str, name: &str) -> Result<bool> {
+    tx.any(SNAPSHOT_CHILDREN, namespace, &join(&[snapshotter, name, ""]))
+}
+
+fn decode(key: &str, bytes: &[u8]) -> Result<Record> {
+    use prost::Message;
+    Record::decode(bytes)
+        .map_err(|error| crate::error::Error::new(crate::error::Kind::DataLoss, format!("snapshot {key:?}: {error}")))
+}

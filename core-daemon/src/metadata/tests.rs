@@ -1,0 +1,73 @@
+use super::*;
+use gantry_proto::containerd::services::images::v1::Image;
+use gantry_proto::containerd::services::leases::v1::Lease;
+
+fn db() -> (tempfile::TempDir, Db) {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let db = Db::open(&dir.path().join("meta.redb")).expect("open");
+    (dir, db)
+}
+
+#[test]
+fn namespaces_do_not_see_each_other() {
+    let (_dir, db) = db();
+    let image = Image { name: "a".into(), ..Image::default() };
+    db.write(|tx| images::put(tx, "one", &image)).expect("write");
+    db.read(|tx| {
+        assert_eq!(images::list(tx, "one")?.len(), 1);
+        assert!(images::list(tx, "on")?.is_empty());
+        assert!(images::get(tx, "two", "a")?.is_none());
+        assert_eq!(namespaces::list(tx)?.len(), 1);
+        assert_eq!(namespaces::contents(tx, "one")?, ["images"]);
+        Ok(())
+    })
+    .expect("read");
+}
+
+#[test]
+fn a_failed_write_leaves_nothing() {
+    let (_dir, db) = db();
+    let failed: Result<()> = db.write(|tx| {
+        images::put(tx, "one", &Image { name: "a".into(), ..Image::default() })?;
+        Err(Error::internal("changed my mind"))
+    });
+    assert!(failed.is_err());
+    assert!(db.read(|tx| images::get(tx, "one", "a")).expect("read").is_none());
+}
+
+#[test]
+fn leases_hold_until_deleted() {
+    let (_dir, db) = db();
+    db.write(|tx| {
+        assert_eq!(leases::hold(tx, "n", "l", "content", "x").expect_err("no lease").kind(), Kind::NotFound);
+        leases::put(tx, "n", &Lease { id: "l".into(), ..Lease::default() })?;
+        leases::put(tx, "n", &Lease { id: "l2".into(), ..Lease::default() })?;
+        leases::hold(tx, "n", "l", "snapshots/overlayfs", "a b")?;
+        leases::hold(tx, "n", "l2", "content", "y")
+    })
+    .expect("write");
+    let held = db.read(|tx| leases::resources(tx, "n", "l")).expect("read");
+    assert_eq!(held.len(), 1);
+    assert_eq!((held[0].r#type.as_str(), held[0].id.as_str()), ("snapshots/overlayfs", "a b"));
+    assert!(db.write(|tx| leases::delete(tx, "n", "l")).expect("delete"));
+    assert!(db.read(|tx| leases::resources(tx, "n", "l")).expect("read").is_empty());
+    assert_eq!(db.read(|tx| leases::resources(tx, "n", "l2")).expect("read").len(), 1);
+}
+
+#[test]
+fn a_second_opener_is_refused_and_told_what_to_do() {
+    let (dir, _db) = db();
+    let error = Db::open(&dir.path().join("meta.redb")).err().expect("second open");
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    assert!(error.to_string().contains("another gantryd"), "{error}");
+}
+
+#[test]
+fn sequences_go_on_after_reopening() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("meta.redb");
+    for expected in 1..=3 {
+        let db = Db::open(&path).expect("open");
+        assert_eq!(db.write(|tx| tx.next("snapshot")).expect("next"), expected);
+    }
+}
