@@ -1,10 +1,14 @@
 //! OCI values and rules, pure: nothing here touches the file system, the environment or the clock.
 //!
 //! - Images: [`digest`], [`reference`], [`platform`], [`image`].
+//! - Users: [`user`].
 //! - Containers: [`builder`] turns an image's configuration and a person's wishes into a runtime configuration over the
 //!   [`defaults`].
 
+pub mod builder;
+pub mod defaults;
 pub mod digest;
 pub mod image;
 pub mod platform;
 pub mod reference;
+pub mod user;
