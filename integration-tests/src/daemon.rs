@@ -1,0 +1,155 @@
+//! A running `gantryd` with state, root and socket in the test's own directory.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context, anyhow};
+use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
+use hyper_util::rt::TokioIo;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::{Env, Ran, Result, output, wait};
+
+/// A daemon, killed when dropped (its shims and containers live on: ending them is the test's part).
+#[derive(Debug)]
+pub struct Daemon<'env> {
+    env: &'env Env,
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Env {
+    /// Starts `gantryd` and waits until it answers. Stopped and started again it finds its old state.
+    pub fn daemon(&self) -> Result<Daemon<'_>> {
+        self.daemon_with(&[])
+    }
+
+    /// Starts `gantryd` with more arguments.
+    pub fn daemon_with(&self, args: &[&str]) -> Result<Daemon<'_>> {
+        let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
+        let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
+        let child = self
+            .command("gantryd")?
+            .arg("--address")
+            .arg(&socket)
+            .arg("--root")
+            .arg(self.path("root"))
+            .arg("--state")
+            .arg(self.path("state"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .context("start gantryd")?;
+        let mut daemon = Daemon { env: self, child, socket, log };
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+}
+
+impl Daemon<'_> {
+    /// Path of its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A command that runs `gantry` against it, in the test's namespace.
+    pub fn gantry_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.env.command("gantry")?;
+        command.env("GANTRY_ADDRESS", &self.socket).env("GANTRY_NAMESPACE", self.env.namespace()).args(args);
+        Ok(command)
+    }
+
+    /// Runs `gantry` against it to its end.
+    pub fn gantry(&self, args: &[&str]) -> Result<Ran> {
+        output::run(self.gantry_command(args)?)
+    }
+
+    /// Runs Debian's `ctr` against it to its end, in the test's namespace.
+    pub fn ctr(&self, args: &[&str]) -> Result<Ran> {
+        let mut command = Command::new("ctr");
+        self.env.prepare(&mut command);
+        command.arg("--address").arg(&self.socket).args(["--namespace", self.env.namespace()]).args(args);
+        output::run(command)
+    }
+
+    /// A gRPC connection to it, for the current runtime.
+    pub async fn channel(&self) -> Result<Channel> {
+        connect(&self.socket).await
+    }
+
+    /// Ends it as an operator does (SIGTERM) and waits; fails if it takes more than ten seconds.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        kill(self.raw_pid(), Signal::SIGTERM).context("send SIGTERM to gantryd")?;
+        let ended = wait::until("gantryd ends after SIGTERM", || self.child.try_wait().transpose());
+        ended.and_then(|status| Ok(status?)).map_err(|error| anyhow!("{error:#}\n--- its log\n{}", self.log()))
+    }
+
+    /// Ends it as a crash does (SIGKILL).
+    pub fn crash(mut self) -> Result<()> {
+        self.child.kill().context("kill gantryd")?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn raw_pid(&self) -> Pid {
+        // Process ids fit: the kernel's limit is 2^22.
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let runtime = runtime()?;
+        let socket = self.socket.clone();
+        let ready = wait::until_within(wait::seconds(20), "gantryd answers", || match self.child.try_wait() {
+            Ok(Some(status)) => Some(Err(anyhow!("gantryd ended with {status}"))),
+            _ => {
+                UnixStream::connect(&socket).ok()?;
+                runtime.block_on(version(&socket)).ok().map(Ok)
+            }
+        });
+        ready.and_then(|answer| answer).map_err(|error| anyhow!("{error:#}\n--- its log\n{}", self.log()))
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A runtime for a test that speaks gRPC: `runtime()?.block_on(async { ... })`.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// A gRPC connection to a unix socket.
+pub async fn connect(socket: &Path) -> Result<Channel> {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    Ok(Endpoint::from_static("http://localhost").timeout(wait::seconds(30)).connect_with_connector(connector).await?)
+}
+
+async fn version(socket: &Path) -> Result<()> {
+    VersionClient::new(connect(socket).await?).version(()).await?;
+    Ok(())
+}

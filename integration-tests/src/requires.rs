@@ -1,0 +1,113 @@
+//! Named requirements of a test. A name that does not exist does not compile; one the machine lacks is a visible skip.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Something a test needs of the machine it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The effective user is root, with the right to mount.
+    Root,
+    /// An ordinary user with what rootless containers need: user namespaces, id ranges and a runtime directory.
+    Rootless,
+    /// Controllers (memory and pids at least) are on cgroup v1.
+    CgroupV1,
+    /// `/sys/fs/cgroup` is a cgroup v2 tree with memory and pids controllers.
+    CgroupV2,
+    /// systemd is process 1.
+    Systemd,
+    /// The kernel enforces AppArmor profiles and `apparmor_parser` can load them.
+    Apparmor,
+    /// The kernel can mount overlay file systems.
+    Overlay,
+    /// The `nft` program is here and the kernel answers it.
+    Nftables,
+    /// A process may make a user namespace.
+    Userns,
+    /// Not a property of the machine: no other test runs at the same time.
+    Alone,
+}
+
+impl Need {
+    /// Why this machine does not meet the need, or `None` when it does.
+    pub fn unmet(self) -> Option<String> {
+        let (met, reason) = match self {
+            Self::Root => (is_root(), "not running as root"),
+            Self::Rootless => return rootless_unmet(),
+            Self::CgroupV1 => (v1_controllers(), "memory and pids controllers are not on cgroup v1"),
+            Self::CgroupV2 => (v2_controllers(), "/sys/fs/cgroup is not cgroup v2 with memory and pids controllers"),
+            Self::Systemd => (Path::new("/run/systemd/system").is_dir(), "systemd is not process 1"),
+            Self::Apparmor => (apparmor(), "AppArmor is not enforced by this kernel"),
+            Self::Overlay => (has_line("/proc/filesystems", "nodev\toverlay"), "the kernel has no overlay file system"),
+            Self::Nftables => (succeeds("nft", &["list", "tables"]), "nft is missing or the kernel refuses it"),
+            Self::Userns => (succeeds("unshare", &["--user", "true"]), "a user namespace cannot be made"),
+            Self::Alone => return None,
+        };
+        (!met).then(|| reason.to_owned())
+    }
+}
+
+/// The first need in the list that this machine does not meet, as a reason to skip.
+pub fn first_unmet(needs: &[Need]) -> Option<String> {
+    needs.iter().find_map(|need| need.unmet())
+}
+
+/// Whether the effective user is root.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn rootless_unmet() -> Option<String> {
+    if is_root() {
+        return Some("running as root, not as an ordinary user".to_owned());
+    }
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+    let Some(user) = user else { return Some("this user has no name in /etc/passwd".to_owned()) };
+    let range = format!("{}:", user.name);
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        if !fs::read_to_string(file).unwrap_or_default().lines().any(|line| line.starts_with(&range)) {
+            return Some(format!("{file} has no range for {}", user.name));
+        }
+    }
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        return Some("XDG_RUNTIME_DIR is not set".to_owned());
+    }
+    Need::Userns.unmet()
+}
+
+fn v1_controllers() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounted = |controller: &str| {
+        mounts.lines().filter_map(|line| line.split_once(" - cgroup ")).any(|(_, tail)| {
+            tail.rsplit_once(' ').is_some_and(|(_, options)| options.split(',').any(|option| option == controller))
+        })
+    };
+    mounted("memory") && mounted("pids")
+}
+
+fn v2_controllers() -> bool {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    ["memory", "pids"].iter().all(|wanted| controllers.split_whitespace().any(|have| have == *wanted))
+}
+
+fn apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+        && (!is_root() || succeeds("apparmor_parser", &["--version"]))
+}
+
+fn has_line(path: &str, wanted: &str) -> bool {
+    // The module may not be loaded yet; asking for the type loads it.
+    let listed = || fs::read_to_string(path).unwrap_or_default().lines().any(|line| line == wanted);
+    listed() || (succeeds("modprobe", &["overlay"]) && listed())
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}

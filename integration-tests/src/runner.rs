@@ -1,0 +1,242 @@
+//! Runs the tests: each in a process of its own, with a deadline, a visible skip where a need is unmet, and a look
+//! afterwards for what it left behind.
+//!
+//! ```text
+//! main [FILTER...] [--exact] [--list] [--nocapture] [--test-threads N]
+//! main summary FILE...         merges results files, see `summary`
+//! ```
+//!
+//! `GANTRY_TEST_RESULTS` names a file to which each result is added, `GANTRY_TEST_PLACE` the machine in it (`host`).
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::output::say;
+use crate::summary::{Outcome, Record};
+use crate::{Env, Need, Result, Test, env, leaks, requires, summary, wait};
+
+/// Set for the process that runs a single test: the token it is to use.
+const TOKEN: &str = "GANTRY_TEST_TOKEN";
+
+/// How long one test may take.
+const DEADLINE_SECONDS: u64 = 120;
+
+/// The whole program: parses its arguments, runs the tests of all `modules`, prints and records the results.
+pub fn main(modules: &[&[Test]]) -> ExitCode {
+    let tests: Vec<Test> = modules.iter().flat_map(|tests| tests.iter().copied()).collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.split_first() {
+        Some((first, files)) if first == "summary" => summary::report(files),
+        _ => Options::parse(&args).and_then(|options| match std::env::var(TOKEN) {
+            Ok(token) => run_here(&tests, &options, &token).map(|()| true),
+            Err(_) if options.list => {
+                options.select(&tests).iter().for_each(|test| say(&format!("{}: test", test.full_name())));
+                Ok(true)
+            }
+            Err(_) => run_all(&options.select(&tests), &options),
+        }),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("error: {error:?}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Options {
+    filters: Vec<String>,
+    exact: bool,
+    list: bool,
+    nocapture: bool,
+    threads: Option<usize>,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Result<Self> {
+        let mut options = Self::default();
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--exact" => options.exact = true,
+                "--list" => options.list = true,
+                "--nocapture" | "--no-capture" => options.nocapture = true,
+                "--test-threads" => options.threads = args.next().and_then(|number| number.parse().ok()),
+                other => match other.strip_prefix("--test-threads=") {
+                    Some(number) => options.threads = number.parse().ok(),
+                    None if other.starts_with('-') => bail!("unknown option {other}"),
+                    None => options.filters.push(other.to_owned()),
+                },
+            }
+        }
+        Ok(options)
+    }
+
+    fn select(&self, tests: &[Test]) -> Vec<Test> {
+        let wanted = |name: &str| match self.exact {
+            true => self.filters.iter().any(|filter| filter == name),
+            false => self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str())),
+        };
+        tests.iter().copied().filter(|test| wanted(&test.full_name())).collect()
+    }
+}
+
+/// The process of a single test.
+fn run_here(tests: &[Test], options: &Options, token: &str) -> Result<()> {
+    let selected = options.select(tests);
+    let [test] = selected.as_slice() else { bail!("a test process runs one test, not {}", selected.len()) };
+    let env = Env::new(token)?;
+    (test.body)(&env)
+}
+
+fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
+    if tests.is_empty() && !options.filters.is_empty() {
+        bail!("no test matches {:?}", options.filters);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.unwrap_or(cores).max(1);
+    let (alone, together): (Vec<Test>, Vec<Test>) = tests.iter().partition(|test| test.needs.contains(&Need::Alone));
+    say(&format!("running {} tests, {threads} at a time", tests.len()));
+    let begun = Instant::now();
+    let run = Run { numbers: AtomicUsize::new(0), records: Mutex::new(Vec::new()), nocapture: options.nocapture };
+    run.batch(&together, threads);
+    run.batch(&alone, 1);
+    let records = run.records.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    summary::append(&records)?;
+    let failed: Vec<&Record> = records.iter().filter(|record| record.outcome == Outcome::Failed).collect();
+    for record in &failed {
+        say(&format!("FAILED {}", record.name));
+    }
+    say(&format!("{} in {:.1} s", summary::Counts::of(records.iter()), begun.elapsed().as_secs_f64()));
+    Ok(failed.is_empty())
+}
+
+struct Run {
+    numbers: AtomicUsize,
+    records: Mutex<Vec<Record>>,
+    nocapture: bool,
+}
+
+impl Run {
+    /// Runs `tests`, `threads` at a time.
+    fn batch(&self, tests: &[Test], threads: usize) {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(tests.len()) {
+                scope.spawn(|| {
+                    while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let record = self.one(test);
+                        self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(record);
+                    }
+                });
+            }
+        });
+    }
+
+    fn one(&self, test: &Test) -> Record {
+        let name = test.full_name();
+        let begun = Instant::now();
+        let (outcome, reason) = match requires::first_unmet(test.needs) {
+            Some(reason) => {
+                say(&format!("SKIP {name}: {reason}"));
+                (Outcome::Skipped, reason)
+            }
+            None => {
+                let token = env::new_token(self.numbers.fetch_add(1, Ordering::Relaxed));
+                match self.in_process(&name, &token) {
+                    Ok(()) => {
+                        say(&format!("ok {name} ({:.2} s)", begun.elapsed().as_secs_f64()));
+                        (Outcome::Passed, String::new())
+                    }
+                    Err(error) => {
+                        say(&format!("FAILED {name} ({:.2} s)\n{error:#}\n", begun.elapsed().as_secs_f64()));
+                        (Outcome::Failed, error.to_string())
+                    }
+                }
+            }
+        };
+        Record { place: summary::place(), name, outcome, took: begun.elapsed(), reason }
+    }
+
+    /// Runs one test in a process of its own, then clears away what it left; leaving something is a failure too.
+    fn in_process(&self, name: &str, token: &str) -> Result<()> {
+        let said = tempfile::tempfile().context("make a file for the test's output")?;
+        let mut command = Command::new(std::env::current_exe().context("find the test program")?);
+        command.args(["--exact", name]).env(TOKEN, token).stdin(Stdio::null());
+        if !self.nocapture {
+            command.stdout(said.try_clone()?).stderr(said.try_clone()?);
+        }
+        let mut child = command.spawn().context("start the test's process")?;
+        let ended = finish(&mut child, wait::seconds(DEADLINE_SECONDS));
+        let left = leaks::settle_and_clear(token);
+        let text = read_all(said)?;
+        ended.with_context(|| format!("{}{}", text.trim_end(), left_lines(&left)))?;
+        if !left.is_empty() {
+            bail!("{}the test left behind:{}", text, left_lines(&left));
+        }
+        Ok(())
+    }
+}
+
+fn finish(child: &mut Child, limit: Duration) -> Result<()> {
+    match wait::until_within(limit, "the test's end", || child.try_wait().transpose()) {
+        Ok(status) => match status? {
+            status if status.success() => Ok(()),
+            status => bail!("the test's process ended with {status}"),
+        },
+        Err(_) => {
+            child.kill().context("kill the test's process")?;
+            child.wait()?;
+            bail!("no end after {} s; killed", limit.as_secs())
+        }
+    }
+}
+
+fn left_lines(left: &[String]) -> String {
+    left.iter().map(|line| format!("\n  left: {line}")).collect()
+}
+
+fn read_all(mut file: File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Adds text to a file that several programs write to.
+pub(crate) fn append_to(path: &std::ffi::OsStr, text: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nothing(_: &Env) -> Result<()> {
+        Ok(())
+    }
+
+    const SAMPLES: &[Test] = crate::tests![nothing [Root, Overlay]];
+
+    #[test]
+    fn selects_by_part_of_a_name_or_exactly() {
+        let parse = |args: &[&str]| Options::parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let name = SAMPLES[0].full_name();
+        assert_eq!(name, "runner::tests::nothing");
+        assert_eq!(parse(&["noth"]).unwrap().select(SAMPLES).len(), 1);
+        assert_eq!(parse(&["noth", "--exact"]).unwrap().select(SAMPLES).len(), 0);
+        assert_eq!(parse(&[&name, "--exact", "--test-threads=3"]).unwrap().threads, Some(3));
+        assert!(parse(&["--wrong"]).is_err());
+        assert_eq!(SAMPLES[0].needs, [Need::Root, Need::Overlay]);
+    }
+}

@@ -1,0 +1,11 @@
+//! All integration tests, one module a subject. A module that is not in both lists does not compile or is dead code.
+
+use std::process::ExitCode;
+
+use integration_tests::runner;
+
+mod harness;
+
+fn main() -> ExitCode {
+    runner::main(&[harness::TESTS])
+}
