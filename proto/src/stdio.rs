@@ -44,7 +44,20 @@ pub enum LogFormat {
     Cri,
 }
 
+/// What happens to output that cannot be written now: the disk is full, or an attached client does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogPolicy {
+    /// The process waits; nothing is lost.
+    #[default]
+    Block,
+    /// The process runs on; lost bytes are counted, and the log says how many where they are missing.
+    Drop,
+}
+
 /// A `log://` destination.
+///
+/// A file that reaches `max_size` becomes `PATH.1`, what was `PATH.1` becomes `PATH.2`, and so on; with `compress` a rotated
+/// file turns into `PATH.N.gz` some time later. Where both are there, the plain one is whole and the other to be ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogUri {
     /// Absolute path of the log file; empty: no log is kept.
@@ -57,10 +70,27 @@ pub struct LogUri {
     pub max_size: u64,
     /// Files kept, the current one included.
     pub max_files: u32,
+    /// Rotated files are compressed.
+    pub compress: bool,
+    /// What happens to output that cannot be written now.
+    pub policy: LogPolicy,
 }
 
 impl LogUri {
     const SCHEME: &str = "log://";
+
+    /// A JSON log at `path`, never rotated, without an attach socket.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            format: LogFormat::Json,
+            attach: String::new(),
+            max_size: 0,
+            max_files: 1,
+            compress: false,
+            policy: LogPolicy::Block,
+        }
+    }
 
     /// Parses `log://PATH?format=…&attach=…&max-size=…&max-files=…`; `None` where the text has another scheme.
     ///
@@ -72,8 +102,7 @@ impl LogUri {
 
     fn parse_rest(rest: &str) -> Result<Self, String> {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut uri =
-            Self { path: decode(path)?, format: LogFormat::Json, attach: String::new(), max_size: 0, max_files: 1 };
+        let mut uri = Self::new(decode(path)?);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').ok_or_else(|| format!("log parameter {pair:?} has no value"))?;
             let number = |what: &str| format!("log parameter {what}: {value:?} is not a number");
@@ -88,6 +117,20 @@ impl LogUri {
                 "attach" => uri.attach = decode(value)?,
                 "max-size" => uri.max_size = value.parse().map_err(|_| number("max-size"))?,
                 "max-files" => uri.max_files = value.parse().map_err(|_| number("max-files"))?,
+                "compress" => {
+                    uri.compress = match value {
+                        "yes" => true,
+                        "no" => false,
+                        _ => return Err(format!("log parameter compress: {value:?} is neither yes nor no")),
+                    };
+                }
+                "policy" => {
+                    uri.policy = match value {
+                        "block" => LogPolicy::Block,
+                        "drop" => LogPolicy::Drop,
+                        _ => return Err(format!("log parameter policy: {value:?} is neither block nor drop")),
+                    };
+                }
                 _ => return Err(format!("unknown log parameter {key:?}")),
             }
         }
@@ -105,7 +148,14 @@ impl std::fmt::Display for LogUri {
         if !self.attach.is_empty() {
             write!(f, "&attach={}", encode(&self.attach))?;
         }
-        write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)
+        write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)?;
+        if self.compress {
+            f.write_str("&compress=yes")?;
+        }
+        match self.policy {
+            LogPolicy::Block => Ok(()),
+            LogPolicy::Drop => f.write_str("&policy=drop"),
+        }
     }
 }
 
@@ -142,6 +192,8 @@ mod tests {
             attach: "/run/x y.sock".into(),
             max_size: 20 << 20,
             max_files: 5,
+            compress: true,
+            policy: LogPolicy::Drop,
         };
         assert_eq!(LogUri::parse(&uri.to_string()), Some(Ok(uri)));
         assert_eq!(LogUri::parse("/run/fifo"), None);

@@ -128,6 +128,11 @@ pub mod gantry {
             include!("gantry.engine.v1.rs");
         }
     }
+    pub mod shim {
+        pub mod v1 {
+            include!("gantry.shim.v1.rs");
+        }
+    }
 }
 pub mod google {
     pub mod rpc {
