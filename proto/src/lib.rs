@@ -3,6 +3,7 @@
 //! The module tree mirrors the protobuf packages: `gantry_proto::containerd::services::content::v1` and so on.
 
 pub mod any;
+pub mod exit;
 pub mod namespace;
 pub mod status;
 pub mod stdio;
