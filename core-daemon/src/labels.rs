@@ -1,0 +1,107 @@
+//! Labels: the limits on them, the names that the daemon itself gives meaning to, and how an update mask changes them.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+
+/// Labels of any record.
+pub type Labels = BTreeMap<String, String>;
+
+/// Keeps an object as if a lease held it.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
+/// When an image or lease stops keeping what it refers to, as RFC 3339.
+pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
+/// On a lease: it keeps what it holds, but not what that refers to.
+pub const GC_FLAT: &str = "containerd.io/gc.flat";
+/// From an object to content it needs; `.x` or `/x` may follow.
+pub const GC_REF_CONTENT: &str = "containerd.io/gc.ref.content";
+/// From an object to a snapshot it needs; the snapshotter's name and perhaps `/x` follow.
+pub const GC_REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+/// From an object to an image it needs; `.x` or `/x` may follow.
+pub const GC_REF_IMAGE: &str = "containerd.io/gc.ref.image";
+/// From content to an object which keeps it; the same with other names of kinds.
+pub const GC_BACK_REF: &str = "containerd.io/gc.bref.";
+/// On a compressed layer: the digest of its plain tar.
+pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// On fetched content: the repositories of a host it came from; the host's name follows.
+pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
+/// On a snapshot to prepare: the committed snapshot which it is meant to become.
+pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// On a namespace: the snapshotter used where none is named.
+pub const DEFAULT_SNAPSHOTTER: &str = "containerd.io/defaults/snapshotter";
+
+/// Most bytes of a label's name and value together.
+const MAX_SIZE: usize = 4096;
+
+/// Checks labels that a client sets.
+///
+/// # Errors
+/// `InvalidArgument` naming the label that is too long.
+pub fn check(labels: &Labels) -> Result<()> {
+    for (key, value) in labels {
+        if key.is_empty() {
+            return Err(Error::invalid("label with an empty name"));
+        }
+        if key.len() + value.len() > MAX_SIZE {
+            let shown: String = key.chars().take(64).collect();
+            return Err(Error::invalid(format!("label {shown:?}: name and value are longer than {MAX_SIZE} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// Changes `labels` as an update mask says: all of them without a mask or with `labels`, one with `labels.NAME`, where
+/// an empty value removes it. `other` deals with any path that is not about labels.
+///
+/// # Errors
+/// `InvalidArgument` for labels that are too long, and what `other` fails with.
+pub fn update(
+    labels: &mut Labels,
+    wanted: &Labels,
+    mask: &[String],
+    mut other: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    if mask.is_empty() {
+        labels.clone_from(wanted);
+    }
+    for path in mask {
+        match path.strip_prefix("labels.") {
+            Some(name) => match wanted.get(name).filter(|value| !value.is_empty()) {
+                Some(value) => drop(labels.insert(name.to_owned(), value.clone())),
+                None => drop(labels.remove(name)),
+            },
+            None if path == "labels" => labels.clone_from(wanted),
+            None => other(path)?,
+        }
+    }
+    labels.retain(|_, value| !value.is_empty());
+    check(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn masks() {
+        let refuse = |path: &str| Err(Error::invalid(path.to_owned()));
+        let wanted = labels(&[("a.b/c", "2"), ("new", "3")]);
+        let mut all = labels(&[("old", "1")]);
+        update(&mut all, &wanted, &[], refuse).expect("no mask");
+        assert_eq!(all, wanted);
+        let mut one = labels(&[("old", "1"), ("gone", "x")]);
+        update(&mut one, &wanted, &["labels.a.b/c".into(), "labels.gone".into()], refuse).expect("two names");
+        assert_eq!(one, labels(&[("a.b/c", "2"), ("old", "1")]));
+        assert!(update(&mut one, &wanted, &["size".into()], refuse).is_err());
+    }
+
+    #[test]
+    fn limits() {
+        assert!(check(&labels(&[("k", &"v".repeat(4095))])).is_ok());
+        assert!(check(&labels(&[("k", &"v".repeat(4096))])).is_err());
+    }
+}

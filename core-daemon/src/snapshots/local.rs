@@ -1,0 +1,339 @@
+//! Snapshot records in the metadata, over a driver that keeps the files.
+//!
+//! Files come first and go last: a directory is made before its record is written and removed after its record is
+//! gone, so a crash leaves at most a directory without a record, which `cleanup` removes.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
+
+use super::{Info, Kind, Mount, Snapshotter, Unpacking, Usage};
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind as ErrorKind, Result};
+use crate::events::Events;
+use crate::labels::{self, Labels};
+use crate::metadata::snapshots::{self as table, Record};
+use crate::metadata::{Db, Tx, WriteTx, leases};
+
+/// Longest snapshot name.
+const MAX_KEY: usize = 1024;
+
+/// Keeps the files of snapshots, which it knows by number. Parents come newest first.
+pub trait Driver: Send + Sync {
+    /// Everything it keeps is below this, each snapshot in `snapshots/<number>`.
+    fn root(&self) -> &Path;
+
+    /// Where a snapshot is.
+    fn dir(&self, number: u64) -> PathBuf {
+        self.root().join("snapshots").join(number.to_string())
+    }
+
+    /// Makes a snapshot's files. What it made before a failure is removed by the caller.
+    ///
+    /// # Errors
+    /// When the files cannot be made, or a label that it understands is malformed.
+    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<()>;
+
+    /// The mounts that show a snapshot.
+    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Vec<Mount>;
+
+    /// What a snapshot takes.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    fn usage(&self, number: u64) -> Result<Usage>;
+
+    /// Makes what only a committed snapshot needs, before the record says that it is one.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn commit(&self, _number: u64, _parents: &[u64]) -> Result<()> {
+        Ok(())
+    }
+
+    /// See [`Snapshotter::unpacking`].
+    fn unpacking(&self) -> Unpacking {
+        Unpacking::Stacked
+    }
+}
+
+/// A snapshotter whose files are on this machine.
+pub struct Local<D> {
+    name: String,
+    driver: D,
+    db: Db,
+    events: Events,
+    next: AtomicU64,
+    /// Numbers of directories whose record is not written yet or which are being removed.
+    busy: Mutex<HashSet<u64>>,
+}
+
+impl<D: Driver> Local<D> {
+    /// Keeps records as those of the snapshotter `name`.
+    ///
+    /// # Errors
+    /// When records or directories cannot be read.
+    pub fn open(name: &str, driver: D, db: Db, events: Events) -> Result<Self> {
+        let records = db.read(|tx| table::list_all(tx, name))?;
+        let highest = records.iter().map(|(_, record)| record.number).chain(numbers(&driver)?).max().unwrap_or(0);
+        let busy = Mutex::new(HashSet::new());
+        Ok(Self { name: name.to_owned(), driver, db, events, next: AtomicU64::new(highest + 1), busy })
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
+        table::get(tx, ctx.namespace.as_str(), &self.name, key)?
+            .ok_or_else(|| Error::not_found(format!("snapshot {key} does not exist")))
+    }
+
+    /// The numbers of `parent` and its ancestors, newest first.
+    fn chain(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Vec<u64>> {
+        let mut chain = Vec::new();
+        let mut next = parent.to_owned();
+        while !next.is_empty() {
+            let record = table::get(tx, ctx.namespace.as_str(), &self.name, &next)?
+                .ok_or_else(|| Error::not_found(format!("parent snapshot {next} does not exist")))?;
+            if record.info.kind() != Kind::Committed {
+                return Err(Error::invalid(format!("parent {next} is not a committed snapshot")));
+            }
+            chain.push(record.number);
+            next = record.info.parent;
+        }
+        Ok(chain)
+    }
+
+    fn check_new(&self, tx: &impl Tx, ctx: &Context, key: &str, labels: &Labels) -> Result<()> {
+        let namespace = ctx.namespace.as_str();
+        if let Some(target) = labels.get(labels::SNAPSHOT_REF)
+            && table::get(tx, namespace, &self.name, target)?.is_some_and(|it| it.info.kind() == Kind::Committed)
+        {
+            return Err(Error::already_exists(format!("target snapshot {target}")));
+        }
+        match table::get(tx, namespace, &self.name, key)? {
+            Some(_) => Err(Error::already_exists(format!("snapshot {key}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn create(&self, ctx: &Context, kind: Kind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        check_key(key)?;
+        labels::check(&labels)?;
+        let parents = self.db.read(|tx| {
+            self.check_new(tx, ctx, key, &labels)?;
+            self.chain(tx, ctx, parent)
+        })?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.busy().insert(number);
+        let made = self.driver.create(number, kind, &parents, &labels).and_then(|()| {
+            self.db.write(|tx| {
+                // Another may have taken the key, or removed the parent, since the look above.
+                self.check_new(tx, ctx, key, &labels)?;
+                self.chain(tx, ctx, parent)?;
+                self.hold(tx, ctx, key)?;
+                let info = new_info(key, parent, kind, labels.clone());
+                table::put(tx, ctx.namespace.as_str(), &self.name, &Record { info, number, size: 0, inodes: 0 })
+            })
+        });
+        if made.is_err() {
+            self.discard(number);
+        }
+        self.busy().remove(&number);
+        made.doing(|| format!("snapshot {key}"))?;
+        self.events.announce(
+            &ctx.namespace,
+            "/snapshot/prepare",
+            &SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() },
+        );
+        Ok(self.driver.mounts(number, kind, &parents, &labels))
+    }
+
+    fn hold(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
+        leases::hold_for(tx, ctx, &format!("snapshots/{}", self.name), key)
+    }
+
+    /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
+    fn discard(&self, number: u64) {
+        if let Err(error) = remove(&self.driver.dir(number)) {
+            tracing::warn!(snapshotter = self.name, number, %error, "left a removed snapshot's files for the next cleanup");
+        }
+    }
+
+    fn committable(&self, tx: &impl Tx, ctx: &Context, name: &str, key: &str) -> Result<Record> {
+        let record = self.find(tx, ctx, key)?;
+        if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
+            return Err(Error::already_exists(format!("snapshot {name}")));
+        }
+        if record.info.kind() != Kind::Active {
+            return Err(Error::precondition(format!("snapshot {key} is not active")));
+        }
+        Ok(record)
+    }
+}
+
+impl<D: Driver> Snapshotter for Local<D> {
+    fn stat(&self, ctx: &Context, key: &str) -> Result<Info> {
+        self.db.read(|tx| self.find(tx, ctx, key)).map(|record| record.info)
+    }
+
+    fn prepare(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(ctx, Kind::Active, key, parent, labels)
+    }
+
+    fn view(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(ctx, Kind::View, key, parent, labels)
+    }
+
+    fn mounts(&self, ctx: &Context, key: &str) -> Result<Vec<Mount>> {
+        self.db.read(|tx| {
+            let record = self.find(tx, ctx, key)?;
+            let kind = record.info.kind();
+            if !matches!(kind, Kind::Active | Kind::View) {
+                return Err(Error::precondition(format!(
+                    "snapshot {key} is neither active nor a view: it has no mounts"
+                )));
+            }
+            let parents = self.chain(tx, ctx, &record.info.parent)?;
+            Ok(self.driver.mounts(record.number, kind, &parents, &record.info.labels))
+        })
+    }
+
+    fn commit(&self, ctx: &Context, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
+        check_key(name)?;
+        labels::check(&labels)?;
+        let namespace = ctx.namespace.as_str();
+        let record = self.db.read(|tx| self.committable(tx, ctx, name, key))?;
+        let parent = chosen_parent(&record.info, parent)?;
+        let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
+        self.driver.commit(record.number, &parents).doing(|| format!("commit snapshot {key}"))?;
+        let usage = self.driver.usage(record.number)?;
+        self.db.write(|tx| {
+            let record = self.committable(tx, ctx, name, key)?;
+            self.chain(tx, ctx, &parent)?;
+            table::delete(tx, namespace, &self.name, &record)?;
+            if let Some(lease) = &ctx.lease {
+                leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
+            }
+            self.hold(tx, ctx, name)?;
+            let mut info = new_info(name, &parent, Kind::Committed, labels);
+            info.created_at = record.info.created_at;
+            let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
+            table::put(tx, namespace, &self.name, &committed)
+        })?;
+        let event = SnapshotCommit { key: key.into(), name: name.into(), snapshotter: self.name.clone() };
+        self.events.announce(&ctx.namespace, "/snapshot/commit", &event);
+        Ok(())
+    }
+
+    fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
+        let namespace = ctx.namespace.as_str();
+        let number = self.db.write(|tx| {
+            let record = self.find(tx, ctx, key)?;
+            if table::has_children(tx, namespace, &self.name, key)? {
+                return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
+            }
+            table::delete(tx, namespace, &self.name, &record)?;
+            self.busy().insert(record.number);
+            Ok(record.number)
+        })?;
+        self.discard(number);
+        self.busy().remove(&number);
+        let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
+        self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
+        Ok(())
+    }
+
+    fn list(&self, ctx: &Context) -> Result<Vec<Info>> {
+        let records = self.db.read(|tx| table::list(tx, ctx.namespace.as_str(), &self.name))?;
+        Ok(records.into_iter().map(|record| record.info).collect())
+    }
+
+    fn usage(&self, ctx: &Context, key: &str) -> Result<Usage> {
+        let record = self.db.read(|tx| self.find(tx, ctx, key))?;
+        match record.info.kind() {
+            Kind::Active => self.driver.usage(record.number),
+            _ => Ok(Usage { size: record.size, inodes: record.inodes }),
+        }
+    }
+
+    fn update(&self, ctx: &Context, info: Info, mask: &[String]) -> Result<Info> {
+        self.db.write(|tx| {
+            let mut record = self.find(tx, ctx, &info.name)?;
+            labels::update(&mut record.info.labels, &info.labels, mask, |path| {
+                Err(Error::invalid(format!("cannot update field {path:?} of snapshot {}", info.name)))
+            })?;
+            record.info.updated_at = Some(SystemTime::now().into());
+            table::put(tx, ctx.namespace.as_str(), &self.name, &record)?;
+            Ok(record.info)
+        })
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
+        let found = numbers(&self.driver)?;
+        let orphans: Vec<u64> = {
+            let busy = self.busy();
+            let records = self.db.read(|tx| table::list_all(tx, &self.name))?;
+            let known: HashSet<u64> = records.iter().map(|(_, record)| record.number).collect();
+            found.into_iter().filter(|number| !known.contains(number) && !busy.contains(number)).collect()
+        };
+        for number in orphans {
+            self.discard(number);
+        }
+        Ok(())
+    }
+
+    fn unpacking(&self) -> Unpacking {
+        self.driver.unpacking()
+    }
+
+    fn root(&self) -> Option<PathBuf> {
+        Some(self.driver.root().to_owned())
+    }
+}
+
+fn chosen_parent(info: &Info, parent: Option<&str>) -> Result<String> {
+    match parent.filter(|parent| !parent.is_empty()) {
+        Some(parent) if !info.parent.is_empty() && info.parent != parent => {
+            let Info { name, parent: own, .. } = info;
+            Err(Error::invalid(format!("snapshot {name} has the parent {own}: it cannot become {parent}")))
+        }
+        Some(parent) => Ok(parent.to_owned()),
+        None => Ok(info.parent.clone()),
+    }
+}
+
+fn new_info(name: &str, parent: &str, kind: Kind, labels: Labels) -> Info {
+    let now = Some(SystemTime::now().into());
+    Info { name: name.into(), parent: parent.into(), kind: kind.into(), created_at: now, updated_at: now, labels }
+}
+
+fn check_key(key: &str) -> Result<()> {
+    if key.is_empty() {
+        return Err(Error::invalid("snapshot: its key must not be empty"));
+    }
+    if key.len() > MAX_KEY || key.contains('\0') {
+        return Err(Error::invalid(format!("snapshot: its key must be at most {MAX_KEY} bytes without NUL")));
+    }
+    Ok(())
+}
+
+/// The numbers that have a directory.
+fn numbers(driver: &impl Driver) -> Result<Vec<u64>> {
+    let dir = driver.root().join("snapshots");
+    let entries = std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir).map_err(Error::from) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.doing(|| format!("remove {}", dir.display())),
+    }
+}
