@@ -4,6 +4,7 @@
 //! 0 `error`, `context`, `labels`, `filter` · 1 `metadata`, `events` · 2 `content`, `snapshots`, `diff`, `registry` ·
 //! 3 `records`, `image`, `tasks`, `shims`, `gc` · 4 `grpc`, `engine`, `ttrpc` · 5 `app`, `serve`, `config`, `args`.
 
+pub mod content;
 pub mod context;
 pub mod error;
 pub mod events;
