@@ -1,1 +1,3 @@
 //! The `rung` program.
+
+pub mod cgroups;

@@ -6,6 +6,8 @@
 //! A failed call returns [`Error`], which reads like a line of strace: call, arguments, cause.
 #![allow(unsafe_code)]
 
+pub mod bpf;
+pub mod cgroupfs;
 pub mod credentials;
 pub mod error;
 pub mod fd_pass;
