@@ -1,1 +1,2 @@
 //! The `gantry` program.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]

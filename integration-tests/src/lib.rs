@@ -4,6 +4,7 @@
 //! process of its own with a deadline, its unmet requirements are counted as skips, and after it nothing that carries
 //! its token may be left on the machine ([`leaks`]). The same program, built once, runs on the host and in the virtual
 //! machines of `scripts/test-vm.sh`.
+#![allow(clippy::disallowed_methods)]
 
 pub mod bundle;
 pub mod daemon;

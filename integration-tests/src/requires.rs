@@ -62,18 +62,25 @@ fn rootless_unmet() -> Option<String> {
     if is_root() {
         return Some("running as root, not as an ordinary user".to_owned());
     }
-    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
-    let Some(user) = user else { return Some("this user has no name in /etc/passwd".to_owned()) };
-    let range = format!("{}:", user.name);
+    let Some(name) = own_name() else { return Some("this user has no name in /etc/passwd".to_owned()) };
+    let range = format!("{name}:");
     for file in ["/etc/subuid", "/etc/subgid"] {
         if !fs::read_to_string(file).unwrap_or_default().lines().any(|line| line.starts_with(&range)) {
-            return Some(format!("{file} has no range for {}", user.name));
+            return Some(format!("{file} has no range for {name}"));
         }
     }
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         return Some("XDG_RUNTIME_DIR is not set".to_owned());
     }
     Need::Userns.unmet()
+}
+
+/// The user's name, read from the file itself: a static program has no name service.
+fn own_name() -> Option<String> {
+    let uid = nix::unistd::geteuid().to_string();
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid))?;
+    Some(line.split(':').next()?.to_owned())
 }
 
 fn v1_controllers() -> bool {

@@ -1,6 +1,7 @@
 //! The messages of every wire Gantry speaks, and ttrpc over them.
 //!
 //! The module tree mirrors the protobuf packages: `gantry_proto::containerd::services::content::v1` and so on.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod any;
 pub mod exit;

@@ -1,6 +1,7 @@
 //! The checked-in code of `src/generated` is what `protos` compile to.
 //!
 //! `GANTRY_REGENERATE=1 cargo test -p gantry-proto --test generated_is_current` rewrites it after a change of `protos`.
+#![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,3 +1,2 @@
 //! The `rung` program.
-
-pub mod cgroups;
+#![cfg_attr(test, allow(clippy::disallowed_methods))]

@@ -1,1 +1,2 @@
 //! The shim.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]

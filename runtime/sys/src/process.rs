@@ -73,7 +73,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 const fn flag(value: c_int) -> u64 {
     // CLONE_* constants are bit patterns; the sign bit is CLONE_IO, which nobody here uses.
-    value as u32 as u64
+    value.cast_unsigned() as u64
 }
 
 pub(crate) fn pid_of(raw: c_long) -> Pid {

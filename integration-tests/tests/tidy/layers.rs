@@ -1,0 +1,109 @@
+//! The daemon's layers: a module uses lower ones, read from the paths that begin with `crate::`.
+
+use std::collections::BTreeSet;
+
+use syn::visit::{self, Visit};
+
+use crate::{assert_none, sources};
+
+/// Top-level modules of `core-daemon/src` from the ground up.
+const LAYERS: &[&[&str]] = &[
+    &["error", "context", "labels", "filter"],
+    &["metadata", "events"],
+    &["registry", "diff", "snapshots", "content"],
+    &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
+    &["grpc", "engine", "ttrpc", "cri"],
+    &["main", "lib", "args", "config", "app", "serve"],
+];
+
+/// Pairs in one layer of which the first may use the second.
+const BESIDE: &[(&str, &str)] = &[
+    ("image", "records"),
+    ("tasks", "shims"),
+    ("tasks", "net"),
+    ("tasks", "records"),
+    // Removing a record asks for a collection.
+    ("records", "gc::schedule"),
+    ("grpc", "engine"),
+    ("app", "config"),
+    ("app", "serve"),
+    ("serve", "app"),
+    ("serve", "config"),
+    ("args", "config"),
+    ("main", "*"),
+    ("lib", "*"),
+];
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|modules| modules.contains(&module))
+}
+
+#[test]
+fn the_daemon_imports_downwards() {
+    let mut findings = Vec::new();
+    for source in sources() {
+        let Some(inner) = source.path.strip_prefix("core-daemon/src/") else { continue };
+        let module = inner.trim_end_matches(".rs").split('/').next().unwrap_or_default();
+        let Some(own) = layer(module) else {
+            findings.push(format!("{}: module {module} has no layer; add it to tidy/layers.rs", source.path));
+            continue;
+        };
+        let mut paths = Paths(BTreeSet::new());
+        paths.visit_file(&source.tree);
+        for path in &paths.0 {
+            let used = path.split("::").next().unwrap_or_default();
+            let Some(theirs) = layer(used).filter(|_| used != module) else { continue };
+            if theirs > own || (theirs == own && own != 0 && !beside(&source.path, module, path)) {
+                findings.push(format!("{}: layer {own} uses crate::{path} of layer {theirs}", source.path));
+            }
+        }
+    }
+    assert_none(&findings);
+}
+
+fn beside(file: &str, module: &str, used: &str) -> bool {
+    // One of the front doors is the engine's own.
+    if module == "grpc" {
+        return file.starts_with("core-daemon/src/grpc/engine") && used.starts_with("engine");
+    }
+    BESIDE.iter().any(|(user, other)| *user == module && (*other == "*" || used.starts_with(other)))
+}
+
+/// The first two names after `crate::` of every path, in use declarations and elsewhere.
+struct Paths(BTreeSet<String>);
+
+impl Paths {
+    fn tree(&mut self, prefix: &[String], tree: &syn::UseTree) {
+        match tree {
+            syn::UseTree::Path(path) => {
+                let prefix = [prefix, &[path.ident.to_string()]].concat();
+                self.tree(&prefix, &path.tree);
+            }
+            syn::UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(prefix, item)),
+            syn::UseTree::Name(name) => self.add(&[prefix, &[name.ident.to_string()]].concat()),
+            syn::UseTree::Rename(name) => self.add(&[prefix, &[name.ident.to_string()]].concat()),
+            syn::UseTree::Glob(_) => self.add(prefix),
+        }
+    }
+
+    fn add(&mut self, names: &[String]) {
+        if let [first, rest @ ..] = names
+            && first == "crate"
+            && !rest.is_empty()
+        {
+            self.0.insert(rest[..rest.len().min(2)].join("::"));
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.tree(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.add(&names);
+        visit::visit_path(self, path);
+    }
+}
