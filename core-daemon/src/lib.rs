@@ -9,6 +9,8 @@ pub mod context;
 pub mod error;
 pub mod events;
 pub mod filter;
+pub mod image;
 pub mod labels;
 pub mod metadata;
+pub mod records;
 pub mod snapshots;

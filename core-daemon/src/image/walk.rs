@@ -1,0 +1,139 @@
+//! From a name's descriptor to the manifest and configuration of one platform.
+
+use std::collections::HashSet;
+
+use rung_spec::digest::Digest;
+use rung_spec::image::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
+use rung_spec::platform::Platform;
+
+use super::{Images, Resolved};
+use crate::content::Content;
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+
+/// Largest index, manifest or configuration that is read.
+pub const MAX_DOCUMENT: u64 = 8 << 20;
+/// Deepest nesting of indexes.
+const MAX_DEPTH: usize = 8;
+/// Most layers of an image.
+pub const MAX_LAYERS: usize = 1000;
+
+/// A descriptor as the rest of the image code uses it.
+///
+/// # Errors
+/// `InvalidArgument` for a malformed digest or a negative size.
+pub fn descriptor(wire: &gantry_proto::containerd::types::Descriptor) -> Result<Descriptor> {
+    let size =
+        u64::try_from(wire.size).map_err(|_| Error::invalid(format!("content {}: negative size", wire.digest)))?;
+    let mut descriptor = Descriptor::new(&wire.media_type, crate::content::parse(&wire.digest)?, size);
+    descriptor.annotations.clone_from(&wire.annotations);
+    Ok(descriptor)
+}
+
+/// A descriptor as records and services have it.
+pub fn to_wire(descriptor: &Descriptor) -> gantry_proto::containerd::types::Descriptor {
+    gantry_proto::containerd::types::Descriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.to_string(),
+        size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+        annotations: descriptor.annotations.clone(),
+    }
+}
+
+impl Images {
+    /// As [`Images::resolve`], of what a name stands for.
+    ///
+    /// # Errors
+    /// As [`Images::resolve`].
+    pub fn resolve_target(
+        &self,
+        ctx: &Context,
+        name: &str,
+        target: Descriptor,
+        platform: Option<&Platform>,
+    ) -> Result<Resolved> {
+        let host = Platform::host();
+        let (manifest_descriptor, manifest) =
+            find(&self.content, ctx, &target, platform.unwrap_or(&host)).doing(|| format!("image {name}"))?;
+        let config_digest = manifest.config.digest.clone();
+        let bytes =
+            self.content.read(ctx, &config_digest, MAX_DOCUMENT).doing(|| format!("image {name}: configuration"))?;
+        let config = parse_config(&manifest, &bytes).doing(|| format!("image {name}"))?;
+        let chain_id = chain_ids(&config.rootfs.diff_ids).pop();
+        let size = manifest.stored_size();
+        Ok(Resolved {
+            name: name.to_owned(),
+            target,
+            manifest,
+            manifest_descriptor,
+            config,
+            config_digest,
+            chain_id,
+            size,
+        })
+    }
+}
+
+/// Parses a configuration and checks that it has a layer for each of the manifest's.
+///
+/// # Errors
+/// `InvalidArgument` where not.
+pub fn parse_config(manifest: &Manifest, bytes: &[u8]) -> Result<ImageConfig> {
+    let config = ImageConfig::parse(bytes).map_err(|error| Error::invalid(error.to_string()))?;
+    let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
+    if ids != layers {
+        return Err(Error::invalid(format!("its configuration has {ids} layers, its manifest {layers}")));
+    }
+    if layers > MAX_LAYERS {
+        return Err(Error::invalid(format!("it has {layers} layers, more than {MAX_LAYERS}")));
+    }
+    Ok(config)
+}
+
+/// The best manifest for `platform` that the content store has.
+fn find(content: &Content, ctx: &Context, target: &Descriptor, platform: &Platform) -> Result<(Descriptor, Manifest)> {
+    let mut seen = HashSet::new();
+    let mut best = None;
+    find_in(content, ctx, target, platform, &mut seen, MAX_DEPTH, &mut best)?;
+    match best {
+        Some(Ok(found)) => Ok(found),
+        Some(Err(error)) => Err(error),
+        None => Err(Error::not_found(format!("has no image for {platform}"))),
+    }
+}
+
+type Found = Option<Result<(Descriptor, Manifest)>>;
+
+fn find_in(
+    content: &Content,
+    ctx: &Context,
+    at: &Descriptor,
+    platform: &Platform,
+    seen: &mut HashSet<Digest>,
+    depth: usize,
+    best: &mut Found,
+) -> Result<()> {
+    if depth == 0 || !seen.insert(at.digest.clone()) {
+        return Err(Error::invalid(format!("index {}: contains itself or is nested too deep", at.digest)));
+    }
+    let bytes = match content.read(ctx, &at.digest, MAX_DOCUMENT) {
+        // The first choice that is not here is told of only where no other is here.
+        Err(error) if error.kind() == Kind::NotFound => {
+            best.get_or_insert(Err(error));
+            return Ok(());
+        }
+        other => other?,
+    };
+    match Document::parse(&at.media_type, &bytes).map_err(|error| Error::invalid(error.to_string()))? {
+        Document::Manifest(manifest) => *best = Some(Ok((at.clone(), *manifest))),
+        Document::Index(index) => {
+            for entry in index.select(platform) {
+                find_in(content, ctx, entry, platform, seen, depth - 1, best)?;
+                if matches!(best, Some(Ok(_))) {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! Records of images, leases, namespaces and containers: validated, written, announced.
+
+pub mod images;
+pub mod leases;
+pub mod namespaces;
+
+pub use images::ImageRecords;
+pub use leases::Leases;
+pub use namespaces::Namespaces;
