@@ -7,17 +7,27 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 #![allow(unsafe_code)]
 
+pub mod bpf;
+pub mod capabilities;
+pub mod cgroupfs;
 pub mod credentials;
 pub mod error;
 pub mod fd_pass;
 pub mod idmap;
+pub mod keyring;
+pub mod lsm;
 pub mod mount;
 pub mod mount_options;
 pub mod namespace;
 pub mod network;
+pub mod personality;
 pub mod pidfd;
 pub mod poll;
 pub mod process;
+pub mod procfs;
+pub mod rlimit;
+pub mod sched;
+pub mod seccomp;
 pub mod signal;
 pub mod tty;
 
