@@ -1,2 +1,4 @@
 //! The `rung` program.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
+
+pub mod cgroups;

@@ -2,11 +2,13 @@
 //!
 //! - Images: [`digest`], [`reference`], [`platform`], [`image`].
 //! - Users: [`user`].
+//! - Configuration: [`config`] reads config.json.
 //! - Containers: [`builder`] turns an image's configuration and a person's wishes into a runtime configuration over the
 //!   [`defaults`].
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod builder;
+pub mod config;
 pub mod defaults;
 pub mod digest;
 pub mod image;

@@ -1,0 +1,199 @@
+//! Reading config.json, process.json and resources.
+//!
+//! The text is read once, straight into the types. Only when that fails is it read a second time as a JSON value,
+//! repaired where the specification is more tolerant than the types, and converted with a record of the path.
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Capability, LinuxResources, Process, Spec};
+
+/// What was read, and what was set aside.
+#[derive(Debug)]
+pub struct Parsed<T> {
+    /// The value.
+    pub value: T,
+    /// Capabilities that nobody knows, by JSON path. The specification asks to warn and go on.
+    pub unknown_capabilities: Vec<(String, String)>,
+}
+
+/// Why a document could not be read.
+#[derive(Debug)]
+pub struct ReadError {
+    /// The JSON path, empty for a text that is no JSON.
+    pub path: String,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.path.is_empty() { f.write_str(&self.reason) } else { write!(f, "{}: {}", self.path, self.reason) }
+    }
+}
+
+impl std::error::Error for ReadError {}
+
+/// Reads a config.json.
+///
+/// # Errors
+/// When it is no JSON, or a value has a type or word that the specification does not allow.
+pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
+    read(text, lacks_pids_limit, |document, unknown| {
+        if let Some(process) = document.get_mut("process") {
+            repair_process(process, "process", unknown);
+        }
+        if let Some(resources) = document.pointer_mut("/linux/resources") {
+            repair_resources(resources);
+        }
+    })
+}
+
+/// Reads a process document, as `exec --process` takes it.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_process(text: &[u8]) -> Result<Parsed<Process>, ReadError> {
+    read(text, |_| false, |document, unknown| repair_process(document, "", unknown))
+}
+
+/// Reads resources, as `update --resources` takes them.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_resources(text: &[u8]) -> Result<LinuxResources, ReadError> {
+    let suspicious = |resources: &LinuxResources| resources.pids().is_some_and(|pids| pids.limit() == 0);
+    read(text, suspicious, |document, _| repair_resources(document)).map(|parsed| parsed.value)
+}
+
+/// A limit of zero, which the type also has for one that is not given.
+fn lacks_pids_limit(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|found| found.pids().as_ref()).is_some_and(|pids| pids.limit() == 0)
+}
+
+type Repair = fn(&mut Value, &mut Vec<(String, String)>);
+
+fn read<T: DeserializeOwned>(text: &[u8], doubtful: fn(&T) -> bool, repair: Repair) -> Result<Parsed<T>, ReadError> {
+    if let Ok(value) = serde_json::from_slice::<T>(text)
+        && !doubtful(&value)
+    {
+        return Ok(Parsed { value, unknown_capabilities: Vec::new() });
+    }
+    let broken = |e: serde_json::Error| ReadError { path: String::new(), reason: format!("not valid JSON: {e}") };
+    let mut document: Value = serde_json::from_slice(text).map_err(broken)?;
+    let mut unknown_capabilities = Vec::new();
+    repair(&mut document, &mut unknown_capabilities);
+    match serde_path_to_error::deserialize(document) {
+        Ok(value) => Ok(Parsed { value, unknown_capabilities }),
+        Err(e) => {
+            let path = e.path().to_string();
+            Err(ReadError { path: if path == "." { String::new() } else { path }, reason: e.into_inner().to_string() })
+        }
+    }
+}
+
+/// Takes unknown capabilities out, and gives the one flag the types spell wrongly a spelling they take.
+fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, String)>) {
+    if let Some(Value::Object(sets)) = process.get_mut("capabilities") {
+        for (set, names) in sets {
+            let Value::Array(names) = names else { continue };
+            names.retain(|name| {
+                let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+                if let Some(name) = name.as_str().filter(|_| !known) {
+                    let dot = if at.is_empty() { "" } else { "." };
+                    unknown.push((format!("{at}{dot}capabilities.{set}"), name.to_owned()));
+                    return false;
+                }
+                true
+            });
+        }
+    }
+    if let Some(Value::Array(flags)) = process.pointer_mut("/scheduler/flags") {
+        for flag in flags.iter_mut().filter(|flag| *flag == "SCHED_FLAG_DL_OVERRUN") {
+            *flag = serde_json::to_value(super::LinuxSchedulerFlag::SchedFlagDLOverrun).unwrap_or(Value::Null);
+        }
+    }
+    if let Value::Object(process) = process {
+        // The specification requires it, yet every runtime takes a process without a user for root.
+        process.entry("user").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
+}
+
+/// A limit of processes that is absent or null is no limit, and must not become zero.
+fn repair_resources(resources: &mut Value) {
+    let Value::Object(resources) = resources else { return };
+    let given = |pids: &Value| pids.get("limit").is_some_and(|limit| !limit.is_null());
+    if resources.get("pids").is_some_and(|pids| pids.is_object() && !given(pids)) {
+        resources.remove("pids");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(process: &str, linux: &str) -> String {
+        format!(
+            r#"{{"ociVersion":"1.3.0","process":{{"cwd":"/","user":{{"uid":0,"gid":0}}{process}}},"linux":{{{linux}}}}}"#
+        )
+    }
+
+    #[test]
+    fn unknown_capabilities_are_set_aside() {
+        let text = config(r#","capabilities":{"bounding":["CAP_KILL","CAP_TELEPORT"],"effective":null}"#, "");
+        let parsed = parse(text.as_bytes()).unwrap();
+        assert_eq!(
+            parsed.unknown_capabilities,
+            [("process.capabilities.bounding".to_owned(), "CAP_TELEPORT".to_owned())]
+        );
+        let sets = parsed.value.process().as_ref().unwrap().capabilities().as_ref().unwrap().clone();
+        assert!(sets.bounding().as_ref().unwrap().contains(&Capability::Kill));
+    }
+
+    #[test]
+    fn an_absent_pids_limit_is_no_limit() {
+        let pids = |linux: &str| {
+            let parsed = parse(config("", linux).as_bytes()).unwrap().value;
+            parsed.linux().as_ref().unwrap().resources().as_ref().unwrap().pids().map(|pids| pids.limit())
+        };
+        assert_eq!(pids(r#""resources":{"pids":{}}"#), None);
+        assert_eq!(pids(r#""resources":{"pids":{"limit":null}}"#), None);
+        assert_eq!(pids(r#""resources":{"pids":{"limit":0}}"#), Some(0));
+        assert_eq!(pids(r#""resources":{"pids":{"limit":9}}"#), Some(9));
+        assert!(parse_resources(br#"{"pids":{}}"#).unwrap().pids().is_none());
+    }
+
+    #[test]
+    fn the_overrun_flag() {
+        let text = config(r#","scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_DL_OVERRUN"]}"#, "");
+        let parsed = parse(text.as_bytes()).unwrap().value;
+        let flags = parsed.process().as_ref().unwrap().scheduler().as_ref().unwrap().flags().clone().unwrap();
+        assert_eq!(flags, [crate::config::LinuxSchedulerFlag::SchedFlagDLOverrun]);
+    }
+
+    #[test]
+    fn a_refusal_names_the_path() {
+        let refused = |text: &str| parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(
+            refused(&config(r#","rlimits":[{"type":"RLIMIT_MOOD","hard":1,"soft":1}]"#, ""))
+                .starts_with("process.rlimits[0].type: unknown variant `RLIMIT_MOOD`"),
+        );
+        assert!(
+            refused(&config("", r#""namespaces":[{"type":"pid"},{"type":"mood"}]"#))
+                .starts_with("linux.namespaces[1].type")
+        );
+        assert!(refused("{\"ociVersion\":").starts_with("not valid JSON: EOF"));
+    }
+
+    #[test]
+    fn unknown_properties_are_ignored_and_nulls_are_absent() {
+        let text = r#"{"ociVersion":"1.3.0","annotations":null,"future":{"a":1},"hostname":null,
+            "process":{"cwd":"/","args":null,"sparkle":true},"linux":{"seccomp":null,"netDevices":null}}"#;
+        let parsed = parse(text.as_bytes()).unwrap().value;
+        assert!(parsed.annotations().is_none());
+        assert_eq!(parsed.process().as_ref().unwrap().user().uid(), 0);
+    }
+}

@@ -1,0 +1,209 @@
+//! Which hierarchies the host has, and where in them a container belongs.
+//!
+//! The mount table is not read on the way of a start: on a host with a thousand mounts that alone costs a millisecond.
+//! What is at `/sys/fs/cgroup` says whether the host is unified; on v1 the hierarchies are the lines of
+//! `/proc/self/cgroup`, each mounted where every distribution mounts it. Only where one is not found there the mount
+//! table is asked.
+
+use std::path::{Component, Path, PathBuf};
+
+use rung_sys::cgroupfs::{self, Version};
+
+use super::error::{Error, Result};
+
+/// Where cgroups are mounted.
+pub(super) const ROOT: &str = "/sys/fs/cgroup";
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    /// Its v1 controllers, or `name=…`; empty for the v2 hierarchy.
+    pub(super) controllers: Vec<String>,
+    /// Where it is mounted.
+    pub(super) mount: PathBuf,
+    /// The cgroup of this process in it.
+    pub(super) own: PathBuf,
+}
+
+impl Hierarchy {
+    /// Whether this is the v2 hierarchy.
+    pub(super) const fn is_v2(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    /// Whether it holds v1 controller `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.controllers.iter().any(|c| c == name)
+    }
+}
+
+/// The hierarchies of this host, v1 controllers first. On a unified host there is one.
+pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let root = Path::new(ROOT);
+    if cgroupfs::version_at(root) == Some(Version::V2) {
+        return Ok(vec![Hierarchy { controllers: Vec::new(), mount: root.to_owned(), own: PathBuf::new() }]);
+    }
+    let table = read_proc("/proc/self/cgroup")?;
+    let mut mounts = None;
+    let mut found = Vec::new();
+    for (controllers, own) in memberships(&table) {
+        let mount = match usual_mount(root, &controllers) {
+            Some(mount) => Some(mount),
+            None => mounted_elsewhere(&controllers, &mut mounts)?,
+        };
+        if let Some(mount) = mount {
+            found.push(Hierarchy { controllers, mount, own });
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::Host(format!("no cgroup file system is mounted under {ROOT}")));
+    }
+    Ok(found)
+}
+
+fn read_proc(path: &str) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::Host(format!("read {path}: {e}")))
+}
+
+/// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path.
+pub(super) fn memberships(table: &str) -> impl Iterator<Item = (Vec<String>, PathBuf)> {
+    table.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let controllers = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Some((controllers, PathBuf::from(path)))
+    })
+}
+
+/// The mount point that every distribution uses for these controllers, when such a hierarchy is mounted there.
+fn usual_mount(root: &Path, controllers: &[String]) -> Option<PathBuf> {
+    let (candidates, wanted) = match controllers {
+        [] => (vec!["unified".to_owned()], Version::V2),
+        [named] if named.starts_with("name=") => (vec![named["name=".len()..].to_owned()], Version::V1),
+        [first, ..] => (vec![controllers.join(","), first.clone()], Version::V1),
+    };
+    candidates.into_iter().map(|name| root.join(name)).find(|path| cgroupfs::version_at(path) == Some(wanted))
+}
+
+/// One cgroup mount of the mount table.
+#[derive(Debug, Clone)]
+struct Mounted {
+    at: PathBuf,
+    v2: bool,
+    options: Vec<String>,
+}
+
+fn mounted_elsewhere(controllers: &[String], mounts: &mut Option<Vec<Mounted>>) -> Result<Option<PathBuf>> {
+    if mounts.is_none() {
+        *mounts = Some(cgroup_mounts(&read_proc("/proc/self/mountinfo")?));
+    }
+    let serves = |mounted: &&Mounted| match controllers {
+        [] => mounted.v2,
+        names => !mounted.v2 && names.iter().all(|name| mounted.options.contains(name)),
+    };
+    Ok(mounts.as_ref().and_then(|all| all.iter().find(serves)).map(|mounted| mounted.at.clone()))
+}
+
+fn cgroup_mounts(table: &str) -> Vec<Mounted> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let at = PathBuf::from(before.split(' ').nth(4)?);
+            let mut fields = after.split(' ');
+            let v2 = match fields.next()? {
+                "cgroup" => false,
+                "cgroup2" => true,
+                _ => return None,
+            };
+            let options = fields.nth(1)?.split(',').map(str::to_owned).collect();
+            Some(Mounted { at, v2, options })
+        })
+        .collect()
+}
+
+/// `path` with `.` and `..` resolved as if it stood at the root: nothing leads out.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
+/// The directory of a container in `hierarchy`, by the rules of runc: an absolute path counts from the mount point, a
+/// relative one from the runtime's own cgroup, or on v2 from the one above, which has no processes of its own.
+pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf> {
+    let wanted = cgroups_path.filter(|path| !path.as_os_str().is_empty());
+    let inner = wanted.map_or_else(|| PathBuf::from(id), clean);
+    if inner.as_os_str().is_empty() {
+        return Err(Error::invalid("linux.cgroupsPath", "the root cgroup cannot be a container's"));
+    }
+    if wanted.is_some_and(Path::is_absolute) {
+        return Ok(hierarchy.mount.join(inner));
+    }
+    let base = if hierarchy.is_v2() && hierarchy.own.as_os_str().is_empty() {
+        let table = read_proc("/proc/self/cgroup")?;
+        memberships(&table).find(|(controllers, _)| controllers.is_empty()).map(|(_, own)| own).unwrap_or_default()
+    } else {
+        hierarchy.own.clone()
+    };
+    let base = if hierarchy.is_v2() { base.parent().map(Path::to_owned).unwrap_or_default() } else { base };
+    let above = hierarchy.mount.join(clean(&base));
+    // In a container without a cgroup namespace the path is the host's, and what is mounted is only a part of it.
+    let above = if above.is_dir() { above } else { hierarchy.mount.clone() };
+    Ok(above.join(inner))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_leads_out() {
+        assert_eq!(clean(Path::new("/../../etc")), Path::new("etc"));
+        assert_eq!(clean(Path::new("a/../../b/./c//d")), Path::new("b/c/d"));
+        assert_eq!(clean(Path::new("/..")), Path::new(""));
+    }
+
+    #[test]
+    fn an_absolute_path_counts_from_the_mount() {
+        let pids = Hierarchy {
+            controllers: vec!["pids".into()],
+            mount: PathBuf::from("/sys/fs/cgroup/pids"),
+            own: PathBuf::from("/user/me"),
+        };
+        let at = |path| container_dir(&pids, path, "web").unwrap();
+        assert_eq!(at(Some(Path::new("/gantry/web"))), Path::new("/sys/fs/cgroup/pids/gantry/web"));
+        assert_eq!(at(Some(Path::new("/../web"))), Path::new("/sys/fs/cgroup/pids/web"));
+        assert!(container_dir(&pids, Some(Path::new("/")), "web").is_err());
+    }
+
+    #[test]
+    fn membership_lines() {
+        let table = "12:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/unified\n";
+        let found: Vec<_> = memberships(table).collect();
+        assert_eq!(found[0], (vec!["cpu".to_owned(), "cpuacct".to_owned()], PathBuf::from("/a:b")));
+        assert_eq!(found[1].0, ["name=systemd"]);
+        assert_eq!(found[2], (vec![], PathBuf::from("/unified")));
+    }
+
+    #[test]
+    fn mount_table() {
+        let table = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw\n\
+                     32 31 0:29 / /cg/both rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
+                     41 31 0:38 / /cg/two rw,relatime - cgroup2 cgroup2 rw\n";
+        let mut mounts = Some(cgroup_mounts(table));
+        let names = |list: &[&str]| list.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+        let at = |list: &[&str], mounts: &mut _| mounted_elsewhere(&names(list), mounts).unwrap();
+        assert_eq!(at(&["cpu", "cpuacct"], &mut mounts), Some(PathBuf::from("/cg/both")));
+        assert_eq!(at(&[], &mut mounts), Some(PathBuf::from("/cg/two")));
+        assert_eq!(at(&["pids"], &mut mounts), None);
+    }
+}

@@ -1,0 +1,453 @@
+//! The cgroup of a container: one handle for v1, v2, hybrid hosts and the systemd driver.
+//!
+//! ```text
+//! plan      where it will be, decided once, before anything is made
+//! create    directories, controllers, device rules, limits; undone as a whole when a step fails
+//! entry     what the child needs to put itself in; or `join`, by which another process is put in
+//! apply     new limits for what runs                       freeze, thaw, kill, pids, stats
+//! remove    directories, from what runs or from the record of what is dead
+//! ```
+//!
+//! **How a process gets in matters more than anything else here.** Moving another process (`join`) makes the kernel
+//! wait for a grace period in which no process of the host may fork: usually a tenth of a millisecond, but 15 ms for
+//! one start in ten, on an idle machine. A process that is cloned into its v2 cgroup ([`Cgroup::clone_into`]) or that
+//! writes `0` into the `tasks` file of a v1 cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
+
+mod apply;
+mod devices;
+mod error;
+mod legacy;
+mod locate;
+mod processes;
+mod settings;
+mod unified;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use oci_spec::runtime::LinuxResources;
+use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
+
+pub use error::{Error, Result};
+pub use processes::Frozen;
+
+use locate::Hierarchy;
+use settings::Setting;
+
+/// Controllers whose v1 cgroup is made only when a limit of it is set: nobody looks at them for anything else, a
+/// cpuset is by far the most expensive cgroup to set up, and `update` can still make them.
+const ON_DEMAND: [&str; 5] = ["cpuset", "net_cls", "net_prio", "rdma", "misc"];
+
+/// The place of a container in one hierarchy.
+#[derive(Debug)]
+struct Place {
+    hierarchy: Hierarchy,
+    path: PathBuf,
+    /// Open once it is known to exist.
+    dir: Option<CgroupDir>,
+    /// Made by this handle, so to be removed when the rest fails.
+    made: bool,
+}
+
+impl Place {
+    fn on_demand(&self) -> bool {
+        let names = &self.hierarchy.controllers;
+        !names.is_empty() && names.iter().all(|name| ON_DEMAND.contains(&name.as_str()))
+    }
+
+    /// The open directory, when the cgroup exists.
+    fn open(&self) -> Result<Option<CgroupDir>> {
+        match CgroupDir::open(&self.path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(e) if is_missing(&e) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// The cgroup of a container.
+#[derive(Debug)]
+pub struct Cgroup {
+    places: Vec<Place>,
+    /// Permission errors are fine as long as nothing was asked for that needs the permission.
+    lenient: bool,
+}
+
+impl Cgroup {
+    /// Decides where the cgroup of container `id` will be. Nothing is made yet.
+    ///
+    /// # Errors
+    /// When the host has no cgroups, or `cgroups_path` is not one for the driver.
+    pub fn plan(cgroups_path: Option<&Path>, id: &str, systemd: bool, rootless: bool) -> Result<Self> {
+        if systemd {
+            return Err(Error::Systemd("the systemd driver is not built in yet; run without --systemd-cgroup".into()));
+        }
+        let mut places = Vec::new();
+        for hierarchy in locate::hierarchies()? {
+            let path = locate::container_dir(&hierarchy, cgroups_path, id)?;
+            places.push(Place { hierarchy, path, dir: None, made: false });
+        }
+        Ok(Self { places, lenient: rootless && cgroups_path.is_none() })
+    }
+
+    /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
+    #[must_use]
+    pub fn from_paths(paths: &BTreeMap<String, PathBuf>) -> Self {
+        let mut places: Vec<Place> = Vec::new();
+        for (name, path) in paths {
+            let controllers = if name.is_empty() { Vec::new() } else { vec![name.clone()] };
+            // Controllers that share a hierarchy share the directory.
+            match places.iter_mut().find(|place| place.path == *path) {
+                Some(place) => place.hierarchy.controllers.extend(controllers),
+                None => places.push(Place {
+                    hierarchy: Hierarchy { controllers, mount: mount_of(path), own: PathBuf::new() },
+                    path: path.clone(),
+                    dir: None,
+                    made: false,
+                }),
+            }
+        }
+        Self { places, lenient: false }
+    }
+
+    /// The handle of the cgroup that process `pid` is in.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of(pid: Pid) -> Result<Self> {
+        let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .map_err(|e| Error::Host(format!("read /proc/{pid}/cgroup: {e}")))?;
+        let memberships: Vec<_> = locate::memberships(&table).collect();
+        let mut places = Vec::new();
+        for hierarchy in locate::hierarchies()? {
+            if let Some((_, path)) = memberships.iter().find(|(names, _)| *names == hierarchy.controllers) {
+                let path = hierarchy.mount.join(locate::clean(path));
+                places.push(Place { hierarchy, path, dir: None, made: false });
+            }
+        }
+        Ok(Self { places, lenient: false })
+    }
+
+    /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
+    /// record. What was not made (see `ON_DEMAND`) is left out.
+    #[must_use]
+    pub fn paths(&self) -> BTreeMap<String, PathBuf> {
+        let mut paths = BTreeMap::new();
+        for place in self.places.iter().filter(|place| place.dir.is_some() || place.path.is_dir()) {
+            for name in &place.hierarchy.controllers {
+                paths.insert(name.clone(), place.path.clone());
+            }
+            if place.hierarchy.is_v2() {
+                paths.insert(String::new(), place.path.clone());
+            }
+        }
+        paths
+    }
+
+    /// Makes the cgroup with its device rules and limits, and puts `pid` in, if one is given. When a step fails, what
+    /// was made is removed.
+    ///
+    /// # Errors
+    /// When a limit is invalid or refused, the cgroup is occupied by processes, or the caller lacks permission.
+    pub fn create(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
+        let outcome = self.make(resources).and_then(|()| pid.map_or(Ok(()), |pid| self.join(pid)));
+        if outcome.is_err() {
+            self.undo();
+        }
+        outcome
+    }
+
+    fn make(&mut self, resources: Option<&LinuxResources>) -> Result<()> {
+        let settings = resources.map(|wanted| self.settings(wanted)).transpose()?.unwrap_or_default();
+        let rules = devices::rules(resources.and_then(|wanted| wanted.devices().as_deref()))?;
+        let lenient = self.lenient && settings.is_empty();
+        let hybrid = !self.is_unified();
+        for place in &mut self.places {
+            if place.on_demand() && !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
+                continue;
+            }
+            match CgroupDir::create(&place.hierarchy.mount, &place.path) {
+                Ok((dir, made)) => {
+                    place.dir = Some(dir);
+                    place.made = made;
+                }
+                Err(e) if lenient && is_denied(&e) => continue,
+                Err(e) => return Err(e.into()),
+            }
+            place.require_vacant()?;
+            place.prepare(&settings)?;
+            place.restrict_devices(&rules, hybrid)?;
+        }
+        self.write(&settings)
+    }
+
+    fn settings(&self, resources: &LinuxResources) -> Result<Vec<Setting>> {
+        if self.is_unified() { settings::unified(resources) } else { legacy::settings(resources) }
+    }
+
+    /// Whether there is nothing but v2.
+    #[must_use]
+    pub fn is_unified(&self) -> bool {
+        matches!(&self.places[..], [only] if only.hierarchy.is_v2())
+    }
+
+    /// Writes every setting where it belongs.
+    fn write(&self, settings: &[Setting]) -> Result<()> {
+        let mut written = 0;
+        for place in &self.places {
+            let mine: Vec<&Setting> = settings.iter().filter(|s| place.holds(s)).collect();
+            if mine.is_empty() {
+                continue;
+            }
+            let Some(dir) = &place.dir else { continue };
+            apply::write_all(dir, &mine)?;
+            written += mine.len();
+        }
+        if written == settings.len() {
+            return Ok(());
+        }
+        let missing = settings.iter().find(|s| !self.places.iter().any(|p| p.dir.is_some() && p.holds(s)));
+        missing.map_or(Ok(()), |setting| {
+            let reason = format!("this host has no cgroup controller {}", setting.controller);
+            Err(Error::invalid(format!("linux.resources ({})", setting.file), reason))
+        })
+    }
+
+    /// Puts a process in, everywhere. A process that is being started should rather put itself in: [`Self::entry`].
+    ///
+    /// # Errors
+    /// When the process or the cgroup is gone, or the kernel refuses.
+    pub fn join(&self, pid: Pid) -> Result<()> {
+        for place in &self.places {
+            let opened;
+            let dir = match &place.dir {
+                Some(dir) => dir,
+                None => match place.open()? {
+                    Some(dir) => {
+                        opened = dir;
+                        &opened
+                    }
+                    None => continue,
+                },
+            };
+            processes::put(dir, pid)?;
+        }
+        Ok(())
+    }
+
+    /// The v2 cgroup of a pure v2 host, to clone a process into (`CLONE_INTO_CGROUP`): then it is in, and nothing else
+    /// has to be done.
+    #[must_use]
+    pub fn v2_dir_fd(&self) -> Option<BorrowedFd<'_>> {
+        if self.is_unified() { self.clone_into() } else { None }
+    }
+
+    /// The v2 cgroup of any host that has one, to clone a process into. On a hybrid host the v1 ones remain, for
+    /// [`Self::entry`].
+    #[must_use]
+    pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
+        self.places.iter().find(|place| place.hierarchy.is_v2())?.dir.as_ref().map(CgroupDir::as_fd)
+    }
+
+    /// What a new, still single-threaded process needs to put itself into all cgroups, or into the v1 ones only, when
+    /// it is `cloned_into` the v2 one. It has to happen before the process gets its own cgroup namespace.
+    ///
+    /// # Errors
+    /// When the cgroup is gone or may not be entered.
+    pub fn entry(&self, cloned_into: bool) -> Result<Entry> {
+        let mut files = Vec::new();
+        for place in &self.places {
+            let v2 = place.hierarchy.is_v2();
+            if let Some(dir) = place.dir.as_ref().filter(|_| !(v2 && cloned_into)) {
+                let file = if v2 { "cgroup.procs" } else { "tasks" };
+                files.push((place.path.join(file), dir.open_to_write(file)?));
+            }
+        }
+        Ok(Entry { files })
+    }
+
+    /// Sets new limits. Device rules stay as they are; a v1 cgroup that was not needed before is made now, and the
+    /// container's processes are put in.
+    ///
+    /// # Errors
+    /// When a limit is invalid or refused; those before it are set then.
+    pub fn apply(&mut self, resources: &LinuxResources) -> Result<()> {
+        let settings = self.settings(resources)?;
+        self.open_all()?;
+        if let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) {
+            self.check_usage(memory.limit().unwrap_or(0))?;
+        }
+        self.make_missing(&settings)?;
+        self.write(&settings)
+    }
+
+    fn open_all(&mut self) -> Result<()> {
+        for place in self.places.iter_mut().filter(|place| place.dir.is_none()) {
+            place.dir = place.open()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the v1 cgroups that `settings` need and that do not exist yet.
+    fn make_missing(&mut self, settings: &[Setting]) -> Result<()> {
+        let known: Vec<Hierarchy> = self.places.iter().map(|place| place.hierarchy.clone()).collect();
+        if !self.is_unified() && settings.iter().any(|s| !known.iter().any(|h| h.has(&s.controller))) {
+            self.add_unrecorded()?;
+        }
+        let pids = self.pids()?;
+        for place in &mut self.places {
+            if place.dir.is_some() || !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
+                continue;
+            }
+            let (dir, made) = CgroupDir::create(&place.hierarchy.mount, &place.path)?;
+            place.dir = Some(dir);
+            place.made = made;
+            place.prepare(settings)?;
+            for pid in place.dir.iter().flat_map(|dir| pids.iter().map(move |pid| (dir, *pid))) {
+                processes::put(pid.0, pid.1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the hierarchies that a record does not name, at the path the container has in the others.
+    fn add_unrecorded(&mut self) -> Result<()> {
+        let Some(model) = self.places.iter().find(|place| !place.hierarchy.is_v2()) else { return Ok(()) };
+        let inner = model.path.strip_prefix(&model.hierarchy.mount).unwrap_or(&model.path).to_owned();
+        for hierarchy in locate::hierarchies()? {
+            let known = |place: &Place| {
+                place.hierarchy.is_v2() == hierarchy.is_v2()
+                    && hierarchy.controllers.iter().all(|name| place.hierarchy.has(name))
+            };
+            if !self.places.iter().any(known) {
+                let path = hierarchy.mount.join(&inner);
+                self.places.push(Place { hierarchy, path, dir: None, made: false });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_usage(&self, limit: i64) -> Result<()> {
+        let Ok(limit) = u64::try_from(limit) else { return Ok(()) };
+        for dir in self.places.iter().filter_map(|place| place.dir.as_ref()) {
+            for file in ["memory.current", "memory.usage_in_bytes"] {
+                let usage = dir.read_optional(file)?.as_deref().and_then(rung_sys::cgroupfs::single);
+                if let Some(usage) = usage.filter(|&usage| limit > 0 && usage > limit) {
+                    let reason = format!("rejecting memory limit {limit} < usage {usage}");
+                    return Err(Error::invalid("linux.resources.memory.limit", reason));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self) {
+        for place in self.places.iter_mut().filter(|place| place.made) {
+            place.dir = None;
+            place.made = false;
+            // Only the failure that led here is worth reporting; a leftover directory is found by `delete`.
+            let _ = rung_sys::cgroupfs::remove(&place.path);
+        }
+    }
+}
+
+impl Place {
+    fn holds(&self, setting: &Setting) -> bool {
+        self.hierarchy.is_v2_of(setting) || self.hierarchy.has(&setting.controller)
+    }
+
+    /// A cgroup that was there already must be empty and not frozen: processes in it would share the limits and die
+    /// with the container, and in a frozen one the container would never start.
+    fn require_vacant(&self) -> Result<()> {
+        let Some(dir) = self.dir.as_ref().filter(|_| !self.made) else { return Ok(()) };
+        let found = processes::pids_below(dir)?;
+        if !found.is_empty() {
+            let (path, n) = (self.path.display(), found.len());
+            return Err(Error::Occupied(format!(
+                "container's cgroup is not empty: {n} process(es) found in {path}; choose another cgroupsPath"
+            )));
+        }
+        if processes::is_frozen(dir)? {
+            let path = self.path.display();
+            return Err(Error::Occupied(format!("container's cgroup unexpectedly frozen: {path}; thaw or remove it")));
+        }
+        Ok(())
+    }
+
+    /// What has to be done before limits can be written or a process can get in.
+    fn prepare(&self, settings: &[Setting]) -> Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        if self.hierarchy.is_v2() {
+            return unified::enable_controllers(&self.hierarchy, dir, settings);
+        }
+        if self.hierarchy.has("cpuset") {
+            legacy::inherit_cpuset(&self.hierarchy.mount, &self.path)?;
+        }
+        Ok(())
+    }
+
+    fn restrict_devices(&self, rules: &[rung_sys::bpf::device::Rule], hybrid: bool) -> Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        if self.hierarchy.has("devices") {
+            for (file, value) in devices::legacy_writes(rules)? {
+                dir.write(file, &value)?;
+            }
+        } else if self.hierarchy.is_v2() && !hybrid {
+            unified::set_devices(dir, rules)?;
+        }
+        Ok(())
+    }
+}
+
+/// The descriptors through which a new process puts itself into its cgroups.
+#[derive(Debug)]
+pub struct Entry {
+    files: Vec<(PathBuf, OwnedFd)>,
+}
+
+impl Entry {
+    /// Nothing is left to do: the process was cloned into its only cgroup.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Puts the calling process in. Allocates nothing unless it fails, and holds no lock of the kernel that others
+    /// wait for, as long as the process has one thread.
+    ///
+    /// # Errors
+    /// The cgroup file and the errno of the first refusal.
+    pub fn enter(&self) -> std::result::Result<(), (&Path, Errno)> {
+        for (path, file) in &self.files {
+            loop {
+                match nix::unistd::write(file, b"0") {
+                    Ok(_) => break,
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err((path, errno)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The descriptors, for a caller that closes or passes them.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.files.iter().map(|(_, file)| file.as_fd())
+    }
+}
+
+/// The mount point a recorded path is below.
+fn mount_of(path: &Path) -> PathBuf {
+    let root = Path::new(locate::ROOT);
+    let Ok(inner) = path.strip_prefix(root) else { return root.to_owned() };
+    if rung_sys::cgroupfs::version_at(root) == Some(rung_sys::cgroupfs::Version::V2) {
+        return root.to_owned();
+    }
+    inner.components().next().map_or_else(|| root.to_owned(), |first| root.join(first))
+}
+
+#[cfg(test)]
+mod tests;

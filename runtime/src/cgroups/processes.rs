@@ -1,0 +1,343 @@
+//! The processes of a cgroup: putting in, listing, freezing, killing; and removing what is empty.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rung_sys::cgroupfs::{self, CgroupDir, is_denied, is_missing};
+
+use super::error::{Error, Result};
+use super::{Cgroup, Place};
+
+/// How long the kernel may take to stop every process. One that sleeps uninterruptibly (a hung NFS mount) holds up v1.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+/// How deep cgroups may be nested below a container before they are no longer followed.
+const DEPTH: usize = 32;
+
+/// Puts a process into one cgroup.
+pub(super) fn put(dir: &CgroupDir, pid: Pid) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        match dir.write("cgroup.procs", &pid.to_string()) {
+            Ok(()) => return Ok(()),
+            // The process is being forked or its cgroup is being switched to threaded: it passes within moments.
+            Err(e) if e.is(&[libc::EINVAL]) && tries < 5 => {
+                tries += 1;
+                sleep(Duration::from_millis(2));
+            }
+            Err(e) if e.is(&[libc::EBUSY]) => {
+                return Err(Error::Occupied(format!(
+                    "{e}: a cgroup that has limited cgroups below it cannot have processes of its own"
+                )));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// All processes in and below a cgroup.
+pub(super) fn pids_below(dir: &CgroupDir) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    walk(dir, DEPTH, &mut |dir| {
+        match dir.procs() {
+            Ok(pids) => found.extend(pids.into_iter().map(Pid::from_raw)),
+            Err(e) if is_missing(&e) => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Visits a cgroup and those below it; ones that vanish meanwhile are passed over.
+fn walk(dir: &CgroupDir, depth: usize, visit: &mut impl FnMut(&CgroupDir) -> Result<()>) -> Result<()> {
+    visit(dir)?;
+    if depth == 0 {
+        return Ok(());
+    }
+    let names = match dir.children() {
+        Ok(names) => names,
+        Err(e) if is_missing(&e) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for name in names {
+        match dir.child(&name) {
+            Ok(child) => walk(&child, depth - 1, visit)?,
+            Err(e) if is_missing(&e) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Whether this cgroup is frozen or being frozen by its own switch. `false` where it has none.
+pub(super) fn is_frozen(dir: &CgroupDir) -> Result<bool> {
+    if let Some(state) = dir.read_optional("cgroup.freeze")? {
+        return Ok(state.trim() == "1");
+    }
+    match dir.read_optional("freezer.state")?.as_deref().map(str::trim) {
+        Some("FROZEN") => Ok(true),
+        Some("FREEZING") => Ok(dir.read_optional("freezer.self_freezing")?.is_some_and(|own| own.trim() == "1")),
+        _ => Ok(false),
+    }
+}
+
+/// A cgroup that is frozen for a moment: it thaws when this is dropped, whatever happens in between.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    place: &'a Place,
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // It was opened to be frozen; when it cannot be thawed, it is gone.
+        if let Ok(Some(dir)) = self.place.open() {
+            let _ = thaw(&dir, self.place.hierarchy.is_v2());
+        }
+    }
+}
+
+fn freeze(dir: &CgroupDir, v2: bool) -> Result<()> {
+    if v2 {
+        dir.write("cgroup.freeze", "1")?;
+        return wait_frozen_v2(dir);
+    }
+    let started = Instant::now();
+    let mut pause = Duration::from_micros(50);
+    while started.elapsed() < FREEZE_DEADLINE {
+        // Written each time: a process forked while freezing is caught by the next write.
+        dir.write("freezer.state", "FROZEN")?;
+        if dir.read("freezer.state")?.trim() == "FROZEN" {
+            return Ok(());
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    Err(not_frozen(dir))
+}
+
+fn wait_frozen_v2(dir: &CgroupDir) -> Result<()> {
+    let started = Instant::now();
+    let events = dir.open_to_read("cgroup.events")?;
+    loop {
+        if cgroupfs::flat_value(&dir.read("cgroup.events")?, "frozen") == Some(1) {
+            return Ok(());
+        }
+        let Some(left) = FREEZE_DEADLINE.checked_sub(started.elapsed()) else { return Err(not_frozen(dir)) };
+        wait_event(&events, left.min(Duration::from_millis(200)));
+    }
+}
+
+/// Waits for a change of an events file, or for `limit`: a change between reading and waiting is seen late, not never.
+fn wait_event(events: impl AsFd, limit: Duration) {
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+    let mut files = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+    // A signal ends the wait early; the caller looks again.
+    let _ = poll(&mut files, limit);
+}
+
+fn not_frozen(dir: &CgroupDir) -> Error {
+    // A half-frozen container is worse than a running one.
+    let _ = thaw(dir, dir.has("cgroup.freeze"));
+    Error::Deadline {
+        doing: format!("freeze {}", dir.path().display()),
+        seconds: FREEZE_DEADLINE.as_secs(),
+        hint: "; a process in it is in an uninterruptible sleep".into(),
+    }
+}
+
+fn thaw(dir: &CgroupDir, v2: bool) -> Result<()> {
+    let (file, value) = if v2 { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
+    Ok(dir.write(file, value)?)
+}
+
+impl Cgroup {
+    /// The place whose switch freezes the container: the v1 freezer where there is one, as runc chooses.
+    fn freezer(&self) -> Result<&Place> {
+        let v1 = self.places.iter().find(|place| place.hierarchy.has("freezer"));
+        v1.or_else(|| self.v2_place()).ok_or_else(|| Error::Host("the freezer controller is not available".into()))
+    }
+
+    fn v2_place(&self) -> Option<&Place> {
+        self.places.iter().find(|place| place.hierarchy.is_v2())
+    }
+
+    /// Stops every process of the container where it is.
+    ///
+    /// # Errors
+    /// When there is no freezer, the cgroup is gone, or a process cannot be stopped in time (it is thawed again then).
+    pub fn freeze(&self) -> Result<()> {
+        let place = self.freezer()?;
+        freeze(&CgroupDir::open(&place.path)?, place.hierarchy.is_v2())
+    }
+
+    /// As [`Self::freeze`], for as long as the guard lives.
+    ///
+    /// # Errors
+    /// As [`Self::freeze`].
+    pub fn frozen(&self) -> Result<Frozen<'_>> {
+        let guard = Frozen { place: self.freezer()? };
+        self.freeze()?;
+        Ok(guard)
+    }
+
+    /// Lets the processes of the container run again. One that is gone or has no freezer is not frozen.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn thaw(&self) -> Result<()> {
+        let Ok(place) = self.freezer() else { return Ok(()) };
+        match place.open()?.map(|dir| thaw(&dir, place.hierarchy.is_v2())) {
+            Some(Err(e)) if !e.is_missing() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the container is frozen. One that is gone is not.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let Ok(place) = self.freezer() else { return Ok(false) };
+        place.open()?.map_or(Ok(false), |dir| is_frozen(&dir))
+    }
+
+    /// All processes of the container, in the runtime's pid namespace. None when it is gone.
+    ///
+    /// # Errors
+    /// When a list cannot be read.
+    pub fn pids(&self) -> Result<Vec<Pid>> {
+        let preferred = ["devices", "freezer", "pids", "memory"];
+        let v1 = preferred.iter().find_map(|name| self.places.iter().find(|place| place.hierarchy.has(name)));
+        let Some(place) = v1.or_else(|| self.v2_place()).or(self.places.first()) else { return Ok(Vec::new()) };
+        let mut found = place.open()?.map_or_else(|| Ok(Vec::new()), |dir| pids_below(&dir))?;
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Kills every process of the container, also those that fork meanwhile, and leaves it thawed.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed or signalled.
+    pub fn kill(&self) -> Result<()> {
+        if let Some(dir) = self.v2_place().map(Place::open).transpose()?.flatten() {
+            match dir.write("cgroup.kill", "1") {
+                Ok(()) => return self.thaw(),
+                // Before Linux 5.14, or not the owner.
+                Err(e) if is_missing(&e) || is_denied(&e) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        self.signal_all(Signal::SIGKILL)
+    }
+
+    /// Signals every process of the container. Frozen meanwhile, so that none can escape by forking, and thawed again
+    /// in any case: on v1 a frozen process does not even die.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed or signalled.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        // A container that cannot be frozen can still be signalled.
+        let guard = self.frozen();
+        let mut outcome = Ok(());
+        for pid in self.pids()? {
+            match kill(pid, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => {
+                    outcome = Err(Error::Occupied(format!(
+                        "signal process {pid}: {}",
+                        rung_sys::error::describe(errno as i32)
+                    )))
+                }
+            }
+        }
+        drop(guard);
+        if signal == Signal::SIGKILL {
+            // It may have been paused by an earlier command.
+            self.thaw()?;
+        }
+        outcome
+    }
+
+    /// Removes the cgroup and those below it. What is gone already is fine, so this works from the record of a dead
+    /// container, and twice.
+    ///
+    /// # Errors
+    /// When it still has processes at the deadline.
+    pub fn remove(&self, deadline: Duration) -> Result<()> {
+        let started = Instant::now();
+        let mut outcome = Ok(());
+        for place in &self.places {
+            // One that stays must not keep the others.
+            let removed = remove_one(place, started, deadline);
+            outcome = outcome.and(removed);
+        }
+        outcome
+    }
+}
+
+fn remove_one(place: &Place, started: Instant, deadline: Duration) -> Result<()> {
+    let mut pause = Duration::from_micros(500);
+    loop {
+        let refused = match cgroupfs::remove(&place.path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.is(&[libc::EBUSY]) => e,
+            // A read-only cgroup file system (in a container) is not ours to clean.
+            Err(e) if e.is(&[libc::EROFS]) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let Some(dir) = place.open()? else { return Ok(()) };
+        remove_below(&dir, DEPTH)?;
+        if cgroupfs::remove(&place.path).is_ok() {
+            return Ok(());
+        }
+        let Some(left) = deadline.checked_sub(started.elapsed()) else {
+            let pids = pids_below(&dir).unwrap_or_default();
+            let hint = match &pids[..] {
+                [] => format!(": {refused}"),
+                [first, ..] => format!(": {} process(es) still in it, the first is {first}", pids.len()),
+            };
+            let doing = format!("remove cgroup {}", place.path.display());
+            return Err(Error::Deadline { doing, seconds: deadline.as_secs(), hint });
+        };
+        match dir.open_to_read("cgroup.events") {
+            Ok(events) => wait_event(&events, left.min(pause)),
+            Err(_) => sleep(left.min(pause)),
+        }
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Removes what is empty below `dir`, deepest first.
+fn remove_below(dir: &CgroupDir, depth: usize) -> Result<()> {
+    let names = match dir.children() {
+        Ok(names) => names,
+        Err(e) if is_missing(&e) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for name in names {
+        if depth > 0 {
+            match dir.child(&name) {
+                Ok(child) => remove_below(&child, depth - 1)?,
+                Err(e) if is_missing(&e) => continue,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        remove_child(dir, &name)?;
+    }
+    Ok(())
+}
+
+fn remove_child(dir: &CgroupDir, name: &OsStr) -> Result<()> {
+    match dir.remove_child(name) {
+        // Not empty yet: the caller comes again until its deadline.
+        Err(e) if e.is(&[libc::EBUSY]) => Ok(()),
+        other => Ok(other?),
+    }
+}
