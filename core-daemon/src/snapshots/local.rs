@@ -333,7 +333,7 @@ fn numbers(driver: &impl Driver) -> Result<Vec<u64>> {
 
 #[expect(clippy::disallowed_methods, reason = "the directory is the daemon's own, and links below it are not followed")]
 fn remove(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir).map_err(Error::from) {
+    match rung_sys::beneath::remove(dir).map_err(Error::from) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other.doing(|| format!("remove {}", dir.display())),
     }

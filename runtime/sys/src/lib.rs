@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 #![allow(unsafe_code)]
 
+pub mod beneath;
 pub mod bpf;
 pub mod capabilities;
 pub mod cgroupfs;
@@ -30,5 +31,6 @@ pub mod sched;
 pub mod seccomp;
 pub mod signal;
 pub mod tty;
+pub mod xattr;
 
 pub use error::{Error, Result};
