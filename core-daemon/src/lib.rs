@@ -5,6 +5,7 @@
 //! 3 `records`, `image`, `tasks`, `shims`, `gc` · 4 `grpc`, `engine`, `ttrpc` · 5 `app`, `serve`, `config`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod content;
 pub mod context;
 pub mod error;
 pub mod events;

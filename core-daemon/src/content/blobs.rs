@@ -1,0 +1,78 @@
+//! Committed blobs: opening, presence, and the removal that only the collection does.
+
+use std::fs::File;
+use std::io::ErrorKind;
+
+use rung_spec::digest::{Algorithm, Digest};
+
+use super::{Blob, Content, Store};
+use crate::error::{Doing, Result};
+use crate::metadata::schema::CONTENT;
+use crate::metadata::{Db, Tx};
+
+impl Store {
+    pub(super) fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>> {
+        let path = self.blob(digest);
+        match File::open(&path) {
+            Ok(file) => {
+                let size = file.metadata().doing(|| format!("read {}", path.display()))?.len();
+                Ok(Some(Blob { file, size }))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).doing(|| format!("open {}", path.display())),
+        }
+    }
+}
+
+impl Content {
+    /// The blobs on disk, whoever's they are.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn stored(&self) -> Result<Vec<Digest>> {
+        let mut all = Vec::new();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let dir = self.0.blobs(algorithm);
+            for entry in std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?.flatten() {
+                let name = entry.file_name();
+                let digest = name.to_str().and_then(|hex| Digest::parse(&format!("{algorithm}:{hex}")).ok());
+                all.extend(digest);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes the bytes of a blob that no namespace records, and says how many there were. A blob that is recorded,
+    /// or about to be, stays.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn reclaim(&self, digest: &Digest) -> Result<Option<u64>> {
+        // A commit enters the digest into `pending` before it puts the file in place, so under this lock either its
+        // entry or its record is seen, or its file comes after.
+        let pending = self.0.pending();
+        if pending.contains_key(digest) || recorded(&self.0.db, digest)? {
+            return Ok(None);
+        }
+        let path = self.0.blob(digest);
+        let size = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+        };
+        std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+        drop(pending);
+        Ok(Some(size))
+    }
+}
+
+fn recorded(db: &Db, digest: &Digest) -> Result<bool> {
+    db.read(|tx| {
+        for namespace in crate::metadata::namespaces::list(tx)? {
+            if tx.get(CONTENT, &namespace.name, digest.as_str())?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+}

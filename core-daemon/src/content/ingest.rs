@@ -1,0 +1,467 @@
+//! An ingest: bytes on their way to a blob, one writer at a time, kept over restarts so that it can be resumed.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rung_spec::digest::{Algorithm, Digest, Hasher};
+use serde::{Deserialize, Serialize};
+
+use super::{Content, INGEST_RESOURCE, Store};
+use crate::context::Context;
+use crate::error::{Doing, Error, Result};
+use crate::labels::Labels;
+use crate::metadata::{content as table, leases};
+
+/// How long an ingest that nobody writes and no lease holds is kept for resuming.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is known of an ingest, beside its data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct About {
+    namespace: String,
+    reference: String,
+    total: u64,
+    expected: Option<Digest>,
+    started: u64,
+}
+
+/// An ingest as clients see it.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The reference it is written under.
+    pub reference: String,
+    /// Bytes written.
+    pub offset: u64,
+    /// Bytes there will be; 0 where not known.
+    pub total: u64,
+    /// What it will be, where known.
+    pub expected: Option<Digest>,
+    /// When it was begun.
+    pub started: SystemTime,
+    /// When it last grew.
+    pub updated: SystemTime,
+}
+
+/// The one writer of an ingest. Dropped, it leaves the data for the next one.
+pub struct Ingest {
+    content: Content,
+    ctx: Context,
+    about: About,
+    dir: PathBuf,
+    _lock: Lock,
+    offset: u64,
+    data: Data,
+}
+
+enum Data {
+    /// Bytes in the ingest's file, hashed so far.
+    Own { file: File, hasher: Box<Hasher> },
+    /// Nothing to write: the bytes are there already, from another namespace whose digest the client knows.
+    Shared(Digest),
+}
+
+/// A blob that is on disk, and stays there until its record is written or this is dropped.
+pub struct Finished {
+    store: Arc<Store>,
+    digest: Digest,
+    size: u64,
+}
+
+impl Finished {
+    /// Its name.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Its length.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn new(store: &Arc<Store>, digest: Digest, size: u64) -> Self {
+        *store.pending().entry(digest.clone()).or_insert(0) += 1;
+        Self { store: store.clone(), digest, size }
+    }
+}
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        let mut pending = self.store.pending();
+        if let Some(count) = pending.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                pending.remove(&self.digest);
+            }
+        }
+    }
+}
+
+/// Keeps others from writing the same ingest.
+struct Lock {
+    store: Arc<Store>,
+    name: String,
+}
+
+impl Lock {
+    fn take(store: &Arc<Store>, name: &str, reference: &str) -> Result<Self> {
+        let mut writing = store.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !writing.insert(name.to_owned()) {
+            return Err(Error::unavailable(format!("ref {reference} locked: it is being written")));
+        }
+        Ok(Self { store: store.clone(), name: name.to_owned() })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.store.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+impl Ingest {
+    pub(super) fn open(
+        content: &Content,
+        ctx: &Context,
+        reference: &str,
+        total: u64,
+        expected: Option<&Digest>,
+    ) -> Result<Self> {
+        if reference.is_empty() {
+            return Err(Error::invalid("content: ref must not be empty"));
+        }
+        if let Some(expected) = expected
+            && content.hold(ctx, expected)?
+        {
+            return Err(Error::already_exists(format!("content {expected}")));
+        }
+        let name = dir_name(ctx, reference);
+        let lock = Lock::take(&content.0, &name, reference)?;
+        let dir = content.0.root.join("ingest").join(&name);
+        let about = About {
+            namespace: ctx.namespace.to_string(),
+            reference: reference.to_owned(),
+            total,
+            expected: expected.cloned(),
+            started: seconds(SystemTime::now()),
+        };
+        let (about, data, offset) = match shared(content, &about)? {
+            Some((digest, size)) => (about, Data::Shared(digest), size),
+            None => {
+                content
+                    .0
+                    .db
+                    .write(|tx| leases::hold_for(tx, ctx, INGEST_RESOURCE, reference))
+                    .or_else(no_lease(ctx))?;
+                let (about, file, hasher, offset) = begin_or_resume(&dir, about)?;
+                (about, Data::Own { file, hasher: Box::new(hasher) }, offset)
+            }
+        };
+        Ok(Self { content: content.clone(), ctx: ctx.clone(), about, dir, _lock: lock, offset, data })
+    }
+
+    /// Bytes written so far; writing goes on here.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The expected total; 0 where not known.
+    pub fn total(&self) -> u64 {
+        self.about.total
+    }
+
+    /// The digest of what is written so far.
+    pub fn digest(&self) -> Digest {
+        match &self.data {
+            Data::Own { hasher, .. } => Hasher::clone(hasher).finish(),
+            Data::Shared(digest) => digest.clone(),
+        }
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        status(&self.dir, &self.about, self.offset)
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// When the disk cannot be written; what was written before stays and can be resumed.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let Data::Own { file, hasher } = &mut self.data else {
+            return Err(Error::precondition(format!("ref {}: the content is complete", self.about.reference)));
+        };
+        if let Err(error) = file.write_all(bytes) {
+            // A part may have been written: the file is what the hash says, or a resume would build on it.
+            drop(file.set_len(self.offset));
+            drop(file.seek(SeekFrom::Start(self.offset)));
+            return Err(error).doing(|| format!("write content {}", self.about.reference));
+        }
+        hasher.update(bytes);
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Goes back to `offset`, which only the beginning is supported for.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another offset; when the disk cannot be written.
+    pub fn truncate(&mut self, offset: u64) -> Result<()> {
+        if offset != 0 {
+            return Err(Error::invalid(format!("ref {}: can only go back to its beginning", self.about.reference)));
+        }
+        match &mut self.data {
+            Data::Own { file, hasher } => {
+                file.set_len(0).and_then(|()| file.rewind()).doing(|| format!("truncate {}", self.about.reference))?;
+                **hasher = Hasher::new(algorithm(&self.about));
+            }
+            Data::Shared(_) => {
+                let (_, file, hasher, _) = begin_or_resume(&self.dir, self.about.clone())?;
+                self.data = Data::Own { file, hasher: Box::new(hasher) };
+                self.offset = 0;
+                return self.truncate(0);
+            }
+        }
+        self.offset = 0;
+        Ok(())
+    }
+
+    /// Makes the bytes a blob and records it. `size` 0 and no `expected`: not checked.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where size or digest differ: the ingest stays, to be aborted or mended; `AlreadyExists`
+    /// where the namespace has the blob, which the call's lease then holds.
+    pub fn commit(self, size: u64, expected: Option<&Digest>, labels: Labels) -> Result<Digest> {
+        crate::labels::check(&labels)?;
+        let (content, ctx) = (self.content.clone(), self.ctx.clone());
+        let finished = self.finish(size, expected)?;
+        let digest = finished.digest().clone();
+        if content.record(&ctx, vec![(finished, labels)])?.is_empty() {
+            return Err(Error::already_exists(format!("content {digest}")));
+        }
+        Ok(digest)
+    }
+
+    /// Makes the bytes a blob on disk, flushed, for [`Content::record`].
+    ///
+    /// # Errors
+    /// As [`Ingest::commit`], without `AlreadyExists`.
+    pub fn finish(self, size: u64, expected: Option<&Digest>) -> Result<Finished> {
+        let reference = &self.about.reference;
+        let size = if size == 0 { self.about.total } else { size };
+        if size != 0 && size != self.offset {
+            let problem = format!("{reference:?} failed size validation: {} bytes instead of {size}", self.offset);
+            return Err(Error::precondition(problem));
+        }
+        let digest = self.digest();
+        if let Some(expected) = expected.or(self.about.expected.as_ref())
+            && *expected != digest
+        {
+            return Err(Error::precondition(format!("{reference:?} has digest {digest} instead of {expected}")));
+        }
+        let store = &self.content.0;
+        let finished = Finished::new(store, digest, self.offset);
+        if let Data::Own { file, .. } = &self.data {
+            place(store, file, &self.dir.join("data"), finished.digest(), self.offset)?;
+        } else if store.open_blob(finished.digest())?.is_none() {
+            // It was collected since; under `pending` it no longer can be.
+            return Err(Error::unavailable(format!("content {}: was removed meanwhile, write it", finished.digest())));
+        }
+        discard(&self.dir, reference);
+        if let Some(lease) = &self.ctx.lease {
+            let namespace = self.ctx.namespace.as_str();
+            let released = store.db.write(|tx| leases::release(tx, namespace, lease, INGEST_RESOURCE, reference));
+            drop(released);
+        }
+        Ok(finished)
+    }
+
+    /// Throws the bytes away.
+    pub fn abort(self) {
+        discard(&self.dir, &self.about.reference);
+    }
+}
+
+/// Flushes the data and gives it its name. A blob that is there already, and has its full length, stays.
+fn place(store: &Store, file: &File, data: &Path, digest: &Digest, size: u64) -> Result<()> {
+    let target = store.blob(digest);
+    if std::fs::metadata(&target).is_ok_and(|metadata| metadata.len() == size) {
+        return Ok(());
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(0o444))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(data, &target))
+        .and_then(|()| File::open(store.blobs(digest.algorithm()))?.sync_all())
+        .doing(|| format!("store content {digest}"))
+}
+
+impl Content {
+    /// The ingest under `reference`.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn status(&self, ctx: &Context, reference: &str) -> Result<Status> {
+        let dir = self.0.root.join("ingest").join(dir_name(ctx, reference));
+        read_status(&dir)
+            .map(|(_, status)| status)
+            .ok_or_else(|| Error::not_found(format!("ref {reference}: not found")))
+    }
+
+    /// Every ingest of the namespace.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn statuses(&self, ctx: &Context) -> Result<Vec<Status>> {
+        let all = self.ingests()?.into_iter();
+        Ok(all.filter(|(namespace, _)| namespace == ctx.namespace.as_str()).map(|(_, status)| status).collect())
+    }
+
+    /// Every ingest with its namespace.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn ingests(&self) -> Result<Vec<(String, Status)>> {
+        let dir = self.0.root.join("ingest");
+        let entries = std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?;
+        let mut all: Vec<_> = entries.flatten().filter_map(|entry| read_status(&entry.path())).collect();
+        all.sort_by(|a, b| a.1.reference.cmp(&b.1.reference));
+        Ok(all)
+    }
+
+    /// Throws an ingest away.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` while it is being written.
+    pub fn abort(&self, ctx: &Context, reference: &str) -> Result<()> {
+        let name = dir_name(ctx, reference);
+        let dir = self.0.root.join("ingest").join(&name);
+        if !dir.exists() {
+            return Err(Error::not_found(format!("ingest ref {reference:?}: not found")));
+        }
+        let _lock = Lock::take(&self.0, &name, reference)?;
+        discard(&dir, reference);
+        Ok(())
+    }
+
+    /// Removes ingests that nobody writes, `is_held` says no lease holds, and that are older than a day; and what a
+    /// crash left that is no ingest.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn expire_ingests(&self, is_held: impl Fn(&str, &str) -> bool) -> Result<()> {
+        let dir = self.0.root.join("ingest");
+        for entry in std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Ok(_lock) = Lock::take(&self.0, &name, &name) else { continue };
+            let keep = read_status(&entry.path()).is_some_and(|(namespace, status)| {
+                let age = SystemTime::now().duration_since(status.updated).unwrap_or_default();
+                age < KEPT || is_held(&namespace, &status.reference)
+            });
+            if !keep {
+                discard(&entry.path(), &name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the bytes are there from another namespace, for a client that knows digest and length.
+fn shared(content: &Content, about: &About) -> Result<Option<(Digest, u64)>> {
+    let Some(expected) = about.expected.as_ref().filter(|_| about.total > 0) else { return Ok(None) };
+    let recorded = content.0.db.read(|tx| table::get(tx, &about.namespace, expected.as_str()))?;
+    if recorded.is_some() {
+        // Recorded here but not whole, or the caller would have been told: it is to be written again.
+        return Ok(None);
+    }
+    let blob = content.0.open_blob(expected)?;
+    Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (expected.clone(), blob.size)))
+}
+
+/// Without a lease there is nothing to hold, and so no error.
+fn no_lease(ctx: &Context) -> impl FnOnce(Error) -> Result<()> + '_ {
+    move |error| if ctx.lease.is_some() { Err(error) } else { Ok(()) }
+}
+
+fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64)> {
+    let doing = |what: &str| format!("{what} ingest {}", about.reference);
+    if let Some((_, status)) = read_status(dir) {
+        let mut resumed = about.clone();
+        resumed.total = if about.total == 0 { status.total } else { about.total };
+        resumed.expected = about.expected.clone().or(status.expected);
+        let mut file = open_data(dir).doing(|| doing("resume"))?;
+        let (hasher, offset) = rehash(&mut file, algorithm(&resumed)).doing(|| doing("resume"))?;
+        return Ok((resumed, file, hasher, offset));
+    }
+    // What is not readable as an ingest is what a crash left of one.
+    discard(dir, &about.reference);
+    DirBuilder::new().mode(0o700).create(dir).doing(|| doing("begin"))?;
+    let file = open_data(dir).doing(|| doing("begin"))?;
+    let json = serde_json::to_vec(&about).map_err(|error| Error::internal(error.to_string()))?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(dir.join("ingest.json")).and_then(|mut it| it.write_all(&json)).doing(|| doing("begin"))?;
+    let hasher = Hasher::new(algorithm(&about));
+    Ok((about, file, hasher, 0))
+}
+
+fn open_data(dir: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join("data"))
+}
+
+/// The hash of what is there, with the file at its end.
+fn rehash(file: &mut File, algorithm: Algorithm) -> std::io::Result<(Hasher, u64)> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; 1 << 18];
+    let mut offset = 0;
+    file.rewind()?;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok((hasher, offset)),
+            Ok(count) => {
+                hasher.update(&buffer[..count]);
+                offset += count as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn read_status(dir: &Path) -> Option<(String, Status)> {
+    let about: About = serde_json::from_slice(&std::fs::read(dir.join("ingest.json")).ok()?).ok()?;
+    let offset = std::fs::metadata(dir.join("data")).ok()?.len();
+    let status = status(dir, &about, offset);
+    Some((about.namespace, status))
+}
+
+fn status(dir: &Path, about: &About, offset: u64) -> Status {
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(about.started);
+    let updated = std::fs::metadata(dir.join("data")).and_then(|metadata| metadata.modified()).unwrap_or(started);
+    let (reference, expected) = (about.reference.clone(), about.expected.clone());
+    Status { reference, offset, total: about.total, expected, started, updated }
+}
+
+fn discard(dir: &Path, reference: &str) {
+    match rung_sys::beneath::remove(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(reference, %error, "left an ingest for the next collection");
+        }
+        _ => {}
+    }
+}
+
+fn algorithm(about: &About) -> Algorithm {
+    about.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm)
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Any text can be a reference, so its hash names the directory.
+fn dir_name(ctx: &Context, reference: &str) -> String {
+    Digest::of(format!("{}/{reference}", ctx.namespace)).hex().to_owned()
+}

@@ -1,0 +1,117 @@
+use super::*;
+use gantry_proto::containerd::services::leases::v1::Lease;
+use gantry_proto::namespace::Namespace;
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    db: Db,
+    content: Content,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+    let content = Content::open(&dir.path().join("content"), db.clone(), Events::new()).expect("content");
+    Fixture { _dir: dir, db, content }
+}
+
+fn ctx(namespace: &str) -> Context {
+    Context::new(Namespace::parse(namespace).expect("namespace"))
+}
+
+#[test]
+fn what_is_written_can_be_read_only_in_its_namespace() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    assert_eq!(it.content.read(&ctx("a"), &digest, 10).expect("read"), b"hello");
+    assert_eq!(it.content.info(&ctx("b"), &digest).expect_err("other namespace").kind(), Kind::NotFound);
+    assert_eq!(it.content.read(&ctx("a"), &digest, 4).expect_err("limit").kind(), Kind::ResourceExhausted);
+    // A second put is no error and writes nothing.
+    assert_eq!(it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put again"), digest);
+}
+
+#[test]
+fn a_wrong_digest_or_size_is_refused_and_leaves_no_blob() {
+    let it = fixture();
+    let expected = Digest::of(b"right");
+    for (bytes, size) in [(&b"wrong"[..], 5), (&b"righ"[..], 5), (&b"right!"[..], 5)] {
+        let mut ingest = it.content.writer(&ctx("a"), "r", 5, Some(&expected)).expect("writer");
+        ingest.truncate(0).expect("truncate");
+        ingest.write(bytes).expect("write");
+        let error = ingest.commit(size, Some(&expected), labels::Labels::new()).expect_err("commit");
+        assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+    }
+    assert!(it.content.stored().expect("stored").is_empty());
+    assert_eq!(it.content.info(&ctx("a"), &expected).expect_err("info").kind(), Kind::NotFound);
+}
+
+#[test]
+fn an_ingest_is_resumed_where_it_was_and_has_one_writer() {
+    let it = fixture();
+    let expected = Digest::of(b"hello world");
+    let mut first = it.content.writer(&ctx("a"), "r", 11, Some(&expected)).expect("writer");
+    first.write(b"hello ").expect("write");
+    let busy = it.content.writer(&ctx("a"), "r", 11, Some(&expected)).err().expect("second writer");
+    assert_eq!(busy.kind(), Kind::Unavailable);
+    drop(first);
+    assert_eq!(it.content.status(&ctx("a"), "r").expect("status").offset, 6);
+    assert!(it.content.status(&ctx("b"), "r").is_err());
+    let mut second = it.content.writer(&ctx("a"), "r", 11, Some(&expected)).expect("writer again");
+    assert_eq!(second.offset(), 6);
+    second.write(b"world").expect("write");
+    second.commit(0, None, labels::Labels::new()).expect("commit");
+    assert!(it.content.statuses(&ctx("a")).expect("statuses").is_empty());
+    assert_eq!(it.content.read(&ctx("a"), &expected, 100).expect("read"), b"hello world");
+    let again = it.content.writer(&ctx("a"), "r2", 11, Some(&expected)).err().expect("exists");
+    assert_eq!(again.kind(), Kind::AlreadyExists);
+}
+
+#[test]
+fn another_namespace_claims_a_blob_by_knowing_it() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    let claim = it.content.writer(&ctx("b"), "r", 5, Some(&digest)).expect("writer");
+    assert_eq!(claim.offset(), 5);
+    claim.commit(5, Some(&digest), labels::Labels::new()).expect("commit");
+    assert_eq!(it.content.read(&ctx("b"), &digest, 10).expect("read"), b"hello");
+}
+
+#[test]
+fn only_unrecorded_blobs_are_reclaimed() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    assert_eq!(it.content.reclaim(&digest).expect("recorded"), None);
+    it.content.delete(&ctx("a"), &digest).expect("delete");
+    let mut ingest = it.content.writer(&ctx("b"), "r", 0, None).expect("writer");
+    ingest.write(b"hello").expect("write");
+    let finished = ingest.finish(5, Some(&digest)).expect("finish");
+    assert_eq!(it.content.reclaim(&digest).expect("pending"), None);
+    drop(finished);
+    assert_eq!(it.content.reclaim(&digest).expect("free"), Some(5));
+    assert!(it.content.stored().expect("stored").is_empty());
+}
+
+#[test]
+fn damage_is_noticed_and_mended_by_writing_again() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    let path = it.content.0.blob(&digest);
+    std::fs::remove_file(&path).expect("remove");
+    assert_eq!(it.content.reader(&ctx("a"), &digest).expect_err("gone").kind(), Kind::DataLoss);
+    assert!(!it.content.has(&ctx("a"), &digest).expect("has"));
+    it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put again");
+    assert_eq!(it.content.read(&ctx("a"), &digest, 10).expect("read"), b"hello");
+}
+
+#[test]
+fn what_is_committed_under_a_lease_is_held_by_it() {
+    let it = fixture();
+    let ctx = ctx("a").with_lease("l");
+    let lease = Lease { id: "l".into(), ..Lease::default() };
+    let none = it.content.put(&ctx, b"x", labels::Labels::new()).expect_err("no such lease");
+    assert_eq!(none.kind(), Kind::NotFound);
+    it.db.write(|tx| leases::put(tx, "a", &lease)).expect("lease");
+    let digest = it.content.put(&ctx, b"x", labels::Labels::new()).expect("put");
+    let held = it.db.read(|tx| leases::resources(tx, "a", "l")).expect("resources");
+    assert_eq!(held.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), [digest.as_str()]);
+}
