@@ -126,6 +126,32 @@ impl<T, E: Into<Error>> Doing<T> for std::result::Result<T, E> {
     }
 }
 
+impl From<gantry_proto::status::Status> for Error {
+    fn from(status: gantry_proto::status::Status) -> Self {
+        use gantry_proto::status::Code;
+        let kind = match status.code {
+            Code::Cancelled => Kind::Canceled,
+            Code::InvalidArgument => Kind::InvalidArgument,
+            Code::DeadlineExceeded => Kind::DeadlineExceeded,
+            Code::NotFound => Kind::NotFound,
+            Code::AlreadyExists => Kind::AlreadyExists,
+            Code::PermissionDenied => Kind::PermissionDenied,
+            Code::ResourceExhausted => Kind::ResourceExhausted,
+            Code::FailedPrecondition => Kind::FailedPrecondition,
+            Code::Aborted => Kind::Aborted,
+            Code::OutOfRange => Kind::OutOfRange,
+            Code::Unimplemented => Kind::Unimplemented,
+            Code::Internal => Kind::Internal,
+            Code::Unavailable => Kind::Unavailable,
+            Code::DataLoss => Kind::DataLoss,
+            Code::Unauthenticated => Kind::Unauthenticated,
+            // No failure is called a success, whatever the peer says.
+            Code::Ok | Code::Unknown => Kind::Unknown,
+        };
+        Self::new(kind, status.message)
+    }
+}
+
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
         let code = match error.kind {

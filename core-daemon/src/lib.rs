@@ -1,17 +1,90 @@
 //! gantryd: content, snapshots, images, containers and tasks behind containerd's gRPC API and Gantry's own.
 //!
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
-//! 0 `error`, `context`, `labels`, `filter` · 1 `metadata`, `events` · 2 `content`, `snapshots`, `diff`, `registry` ·
-//! 3 `records`, `image`, `tasks`, `shims`, `gc` · 4 `grpc`, `engine`, `ttrpc` · 5 `app`, `serve`, `config`, `args`.
+//! 0 `error`, `context`, `labels`, `id`, `filter`, `config`, `blocking`, `failpoint` · 1 `metadata`, `events` ·
+//! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `gc` ·
+//! 4 `grpc`, `engine`, `ttrpc` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod app;
+pub mod args;
+pub mod blocking;
+pub mod config;
 pub mod content;
 pub mod context;
 pub mod error;
 pub mod events;
+pub mod failpoint;
 pub mod filter;
+pub mod grpc;
+pub mod id;
 pub mod image;
 pub mod labels;
 pub mod metadata;
 pub mod records;
+pub mod serve;
+pub mod shims;
 pub mod snapshots;
+pub mod tasks;
+pub mod ttrpc;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use args::{Args, Command, ConfigCommand};
+use config::{Config, Log, LogFormat};
+use error::{Doing as _, Error, Result};
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of containerd whose API this is; clients choose what they ask by it.
+pub const CONTAINERD_VERSION: &str = "v2.3.0";
+
+/// Does what the command line asks.
+pub fn run(args: Args) -> ExitCode {
+    let config = Config::load(&args.daemon);
+    let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
+    if let Err(error) = start_log(&log).and(config).and_then(|config| dispatch(config, args.command)) {
+        tracing::error!("gantryd: {error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
+    match command {
+        None => runtime()?.block_on(app::run(config)),
+        Some(Command::Publish { topic, namespace }) => {
+            runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic))
+        }
+        Some(Command::Config { which }) => {
+            let config = if which == ConfigCommand::Default { Config::default() } else { config };
+            let text = toml::to_string(&config).map_err(|error| Error::internal(format!("configuration: {error}")))?;
+            std::io::stdout().write_all(text.as_bytes()).doing(|| "print configuration")
+        }
+    }
+}
+
+/// Few threads: the daemon mostly passes messages on, and every thread costs an idle daemon memory.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cpus.clamp(2, 4))
+        .max_blocking_threads(64)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_name("gantryd")
+        .enable_all()
+        .build()
+        .doing(|| "start threads")
+}
+
+fn start_log(log: &Log) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&log.level)
+        .map_err(|error| Error::invalid(format!("log level {:?}: {error}", log.level)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| Error::internal(format!("start log: {error}")))
+}

@@ -1,3 +1,9 @@
-//! The daemon.
+//! The daemon's program.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    gantryd::run(gantryd::args::Args::parse())
+}

@@ -8,12 +8,12 @@ use crate::{assert_none, sources};
 
 /// Top-level modules of `core-daemon/src` from the ground up.
 const LAYERS: &[&[&str]] = &[
-    &["error", "context", "labels", "filter"],
+    &["error", "context", "labels", "id", "filter", "config", "blocking", "failpoint"],
     &["metadata", "events"],
     &["registry", "diff", "snapshots", "content"],
     &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
     &["grpc", "engine", "ttrpc", "cri"],
-    &["main", "lib", "args", "config", "app", "serve"],
+    &["main", "lib", "args", "app", "serve"],
 ];
 
 /// Pairs in one layer of which the first may use the second.
@@ -25,11 +25,8 @@ const BESIDE: &[(&str, &str)] = &[
     // Removing a record asks for a collection.
     ("records", "gc::schedule"),
     ("grpc", "engine"),
-    ("app", "config"),
     ("app", "serve"),
     ("serve", "app"),
-    ("serve", "config"),
-    ("args", "config"),
     ("main", "*"),
     ("lib", "*"),
 ];

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 #![allow(unsafe_code)]
 
+pub mod atomic_file;
 pub mod beneath;
 pub mod bpf;
 pub mod capabilities;

@@ -1,0 +1,144 @@
+//! The composition root: every part of the daemon is made here, from those below it, in order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gantry_proto::containerd::services::containers::v1::containers_server::ContainersServer;
+use gantry_proto::containerd::services::events::v1::events_server::EventsServer;
+use gantry_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
+use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
+use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
+use gantry_proto::containerd::types::Platform;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::service::{Routes, RoutesBuilder};
+
+use crate::config::{Config, Timeouts};
+use crate::error::{Doing as _, Error, Result};
+use crate::events::Events;
+use crate::grpc;
+use crate::metadata::Db;
+use crate::records::Containers;
+use crate::serve::{self, Socket};
+use crate::shims::Launcher;
+use crate::snapshots::overlay::Overlay;
+use crate::snapshots::{Local, Snapshotter, Snapshotters};
+use crate::tasks::{Bundles, Parts, Tasks};
+use crate::ttrpc::events::ForwardService;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Names what cannot be opened, or which address is taken.
+pub async fn run(config: Config) -> Result<()> {
+    let _claim = serve::claim(&config)?;
+    let stopping = CancellationToken::new();
+    let daemon = Daemon::build(&config)?;
+    // Shims may report from the moment they are looked for.
+    let ttrpc = Socket::bind(&config.ttrpc.address, &config.grpc)?;
+    let ttrpc = tokio::spawn(serve::ttrpc(ttrpc, ForwardService::new(daemon.tasks.clone()), stopping.clone()));
+    daemon.restore().await?;
+    let grpc = Socket::bind(&config.grpc.address, &config.grpc)?;
+    let routes = daemon.routes(&config, &stopping)?;
+    let grpc = serve::grpc(grpc, routes, stopping.clone(), &config.timeouts);
+    serve::notify_ready();
+    tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
+    let stop = async {
+        let told = serve::told_to_stop().await;
+        stopping.cancel();
+        told
+    };
+    let (served, told) = tokio::join!(grpc, stop);
+    let _ = ttrpc.await;
+    served.and(told)
+}
+
+/// The daemon's parts, lowest first.
+struct Daemon {
+    snapshots: Snapshotters,
+    events: Events,
+    containers: Containers,
+    tasks: Tasks,
+}
+
+impl Daemon {
+    fn build(config: &Config) -> Result<Self> {
+        let events = Events::new();
+        let db = Db::open(&config.root.join("meta.redb"))?;
+        let snapshots = snapshotters(config, &db, &events)?;
+        let containers = Containers::new(db.clone(), events.clone());
+        let tasks = Tasks::new(Parts {
+            containers: containers.clone(),
+            snapshots: snapshots.clone(),
+            bundles: Bundles::open(&config.state, &config.root)?,
+            launcher: launcher(config)?,
+            events: events.clone(),
+            runtime: config.runtime.clone(),
+            timeouts: config.timeouts.clone(),
+        });
+        Ok(Self { snapshots, events, containers, tasks })
+    }
+
+    /// Finds what an earlier daemon left running.
+    async fn restore(&self) -> Result<()> {
+        let (report, _found) = mpsc::unbounded_channel();
+        self.tasks.restore(report).await
+    }
+
+    fn routes(&self, config: &Config, stopping: &CancellationToken) -> Result<Routes> {
+        let mut routes = RoutesBuilder::default();
+        let max = config.grpc.max_message;
+        macro_rules! serve {
+            ($($server:ident($service:expr)),* $(,)?) => {
+                $(routes.add_service(
+                    $server::new($service).max_decoding_message_size(max).max_encoding_message_size(max),
+                );)*
+            };
+        }
+        let tasks = self.tasks.clone();
+        let plugins = grpc::introspection::plugins(&config.root, &platform(), &self.snapshotter_names());
+        serve!(
+            ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
+            EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
+            IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
+            TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
+            VersionServer(grpc::version::VersionService),
+        );
+        let (_, health) = tonic_health::server::health_reporter();
+        routes.add_service(health);
+        Ok(routes.routes())
+    }
+
+    fn snapshotter_names(&self) -> Vec<String> {
+        self.snapshots.iter().map(|(name, _)| name.to_owned()).collect()
+    }
+}
+
+fn snapshotters(config: &Config, db: &Db, events: &Events) -> Result<Snapshotters> {
+    let name = "overlayfs";
+    let overlay = Overlay::open(&config.root.join(format!("io.containerd.snapshotter.v1.{name}")))?;
+    let overlay: Arc<dyn Snapshotter> = Arc::new(Local::open(name, overlay, db.clone(), events.clone())?);
+    Snapshotters::new(BTreeMap::from([(name.to_owned(), overlay)]), &config.runtime.snapshotter)
+}
+
+fn launcher(config: &Config) -> Result<Launcher> {
+    Ok(Launcher {
+        grpc_address: config.grpc.address.to_string_lossy().into_owned(),
+        ttrpc_address: config.ttrpc.address.to_string_lossy().into_owned(),
+        daemon: std::env::current_exe().map_err(Error::from).doing(|| "find the daemon's own program")?,
+        debug: config.log.level == "debug" || config.log.level == "trace",
+        start_timeout: Timeouts::of(config.timeouts.shim_start),
+        cleanup_timeout: Timeouts::of(config.timeouts.shim_cleanup),
+    })
+}
+
+/// The machine's platform, as clients compare it.
+fn platform() -> Platform {
+    let host = rung_spec::platform::Platform::host();
+    Platform {
+        os: host.os,
+        architecture: host.architecture,
+        variant: host.variant.unwrap_or_default(),
+        ..Platform::default()
+    }
+}

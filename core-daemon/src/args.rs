@@ -1,0 +1,46 @@
+//! The command line of gantryd.
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Overrides;
+
+/// The Gantry container daemon: containerd's API and Gantry's own on one socket.
+#[derive(Debug, Parser)]
+#[command(name = "gantryd", version = crate::VERSION, about)]
+pub struct Args {
+    /// Flags over the configuration file.
+    #[command(flatten)]
+    pub daemon: Overrides,
+    /// Without one, the daemon runs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What gantryd does besides being the daemon.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Publish an event whose payload, an encoded google.protobuf.Any, is on standard input
+    Publish {
+        /// Topic, such as /tasks/exit
+        #[arg(long)]
+        topic: String,
+        /// Namespace of the event
+        #[arg(long, short)]
+        namespace: String,
+    },
+    /// Print the configuration
+    Config {
+        /// Which configuration
+        #[command(subcommand)]
+        which: ConfigCommand,
+    },
+}
+
+/// Which configuration to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// The built-in defaults
+    Default,
+    /// What the daemon would run with: file and flags over the defaults
+    Dump,
+}

@@ -1,0 +1,330 @@
+//! Configuration: a TOML file over built-in defaults, and flags over the file.
+//!
+//! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Error, Kind, Result};
+
+/// The configuration file that is read where no other is named.
+pub const DEFAULT_FILE: &str = "/etc/gantry/config.toml";
+
+/// Everything that can be configured, one struct for each part of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What outlives a reboot.
+    pub root: PathBuf,
+    /// What does not.
+    pub state: PathBuf,
+    /// The API's socket.
+    pub grpc: Grpc,
+    /// The shims' socket.
+    pub ttrpc: Ttrpc,
+    /// The daemon's own log.
+    pub log: Log,
+    /// How containers are run.
+    pub runtime: Runtime,
+    /// What the daemon waits for, and how long.
+    pub timeouts: Timeouts,
+    /// Containers' logs.
+    pub container_log: ContainerLog,
+    /// Registries.
+    pub registry: Registry,
+}
+
+/// The API's socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpc {
+    /// Path of the socket.
+    pub address: PathBuf,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Group of the socket, whose members may use the API.
+    pub gid: u32,
+    /// Largest message accepted and sent, in bytes.
+    pub max_message: usize,
+}
+
+/// The socket on which shims report events.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ttrpc {
+    /// Path of the socket; empty: the API's with `.ttrpc` added.
+    pub address: PathBuf,
+}
+
+/// The daemon's own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// A level, or an expression of `tracing`.
+    pub level: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+/// How the daemon's log lines are written, to standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// How containers are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtime {
+    /// Runtime of containers that name none, as containerd spells it.
+    pub default: String,
+    /// Snapshotter of containers that name none.
+    pub snapshotter: String,
+    /// Calls a shim may have to answer at once; more wait for their turn.
+    pub shim_calls: usize,
+}
+
+/// What the daemon waits for, in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// For a shim's `start` to answer.
+    pub shim_start: u64,
+    /// For a shim that was running before the daemon to answer.
+    pub shim_load: u64,
+    /// For a shim to create, start, kill or delete a process.
+    pub shim_call: u64,
+    /// For a shim to say how a process is.
+    pub shim_state: u64,
+    /// For a shim to leave.
+    pub shim_shutdown: u64,
+    /// For a shim's `delete` to clean up what a dead one left.
+    pub shim_cleanup: u64,
+    /// For calls under way when the daemon stops.
+    pub drain: u64,
+}
+
+/// Containers' logs as the engine keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerLog {
+    /// Bytes after which a log file is rotated.
+    pub max_size: u64,
+    /// Files kept of one container, the current one included.
+    pub max_files: u32,
+}
+
+/// Registries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Directory of `HOST/hosts.toml` and certificates.
+    pub config_path: PathBuf,
+}
+
+/// Flags that take precedence over the configuration file.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Overrides {
+    /// Configuration file; the default one may be absent
+    #[arg(long, short, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Socket of the API
+    #[arg(long, short, value_name = "PATH", global = true)]
+    pub address: Option<PathBuf>,
+    /// Directory of what outlives a reboot: content, snapshots, metadata
+    #[arg(long, value_name = "DIR", global = true)]
+    pub root: Option<PathBuf>,
+    /// Directory of what does not: bundles and sockets
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state: Option<PathBuf>,
+    /// error, warn, info, debug or trace, or an expression such as "gantryd::tasks=debug"
+    #[arg(long, short, value_name = "LEVEL", global = true)]
+    pub log_level: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/gantry".into(),
+            state: "/run/gantry".into(),
+            grpc: Grpc::default(),
+            ttrpc: Ttrpc::default(),
+            log: Log::default(),
+            runtime: Runtime::default(),
+            timeouts: Timeouts::default(),
+            container_log: ContainerLog::default(),
+            registry: Registry::default(),
+        }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self { address: "/run/gantry/gantryd.sock".into(), uid: 0, gid: 0, max_message: 16 << 20 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { default: "io.containerd.rung.v2".into(), snapshotter: "overlayfs".into(), shim_calls: 32 }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            shim_start: 30,
+            shim_load: 5,
+            shim_call: 120,
+            shim_state: 2,
+            shim_shutdown: 3,
+            shim_cleanup: 10,
+            drain: 5,
+        }
+    }
+}
+
+impl Default for ContainerLog {
+    fn default() -> Self {
+        Self { max_size: 16 << 20, max_files: 5 }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { config_path: "/etc/gantry/certs.d".into() }
+    }
+}
+
+impl Config {
+    /// Reads the file that `flags` name, or the default one if it is there, and puts `flags` over it.
+    ///
+    /// # Errors
+    /// Names the file and the key that is wrong.
+    pub fn load(flags: &Overrides) -> Result<Self> {
+        let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+        let mut config = match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).doing(|| format!("read configuration {}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => Self::default(),
+            Err(error) => return Err(error).doing(|| format!("read configuration {}", path.display())),
+        };
+        config.put_over(flags);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|error| Error::new(Kind::InvalidArgument, error.to_string().trim_end()))
+    }
+
+    fn put_over(&mut self, flags: &Overrides) {
+        if let Some(state) = &flags.state {
+            // A daemon with its own state directory has its socket there, unless something says otherwise.
+            if self.grpc.address == Grpc::default().address {
+                self.grpc.address = state.join("gantryd.sock");
+            }
+            self.state.clone_from(state);
+        }
+        if let Some(root) = &flags.root {
+            self.root.clone_from(root);
+        }
+        if let Some(address) = &flags.address {
+            self.grpc.address.clone_from(address);
+        }
+        if let Some(level) = &flags.log_level {
+            self.log.level.clone_from(level);
+        }
+        if self.ttrpc.address.as_os_str().is_empty() {
+            let mut address = self.grpc.address.clone().into_os_string();
+            address.push(".ttrpc");
+            self.ttrpc.address = address.into();
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let paths = [
+            ("root", &self.root),
+            ("state", &self.state),
+            ("grpc.address", &self.grpc.address),
+            ("ttrpc.address", &self.ttrpc.address),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Err(Error::invalid(format!("{key}: {}: path must be absolute", path.display())));
+            }
+            if path.to_str().is_none() {
+                return Err(Error::invalid(format!("{key}: {}: path is not UTF-8", path.display())));
+            }
+        }
+        for (key, path) in &paths[2..] {
+            if path.as_os_str().len() > MAX_SOCKET_PATH {
+                let path = path.display();
+                return Err(Error::invalid(format!("{key}: {path}: longer than {MAX_SOCKET_PATH} bytes")));
+            }
+        }
+        if self.root == self.state {
+            return Err(Error::invalid("root and state must be different directories"));
+        }
+        if self.grpc.max_message < 4 << 20 {
+            return Err(Error::invalid("grpc.max_message: clients need at least 4 MiB"));
+        }
+        if self.runtime.shim_calls == 0 {
+            return Err(Error::invalid("runtime.shim_calls: must be at least 1"));
+        }
+        if self.container_log.max_files == 0 {
+            return Err(Error::invalid("container_log.max_files: must be at least 1"));
+        }
+        Ok(())
+    }
+}
+
+/// What fits into a socket address.
+const MAX_SOCKET_PATH: usize = 107;
+
+impl Timeouts {
+    /// A number of seconds of this configuration as a duration.
+    pub fn of(seconds: u64) -> Duration {
+        Duration::from_secs(seconds.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid_and_survive_the_file_format() {
+        let config = Config::default();
+        let text = toml::to_string(&config).expect("encode");
+        assert_eq!(Config::parse(&text).expect("decode"), config);
+    }
+
+    #[test]
+    fn flags_stand_over_the_file_and_the_socket_follows_the_state() {
+        let mut config = Config::parse("[log]\nlevel = \"debug\"\n").expect("file");
+        config.put_over(&Overrides { state: Some("/run/other".into()), ..Overrides::default() });
+        assert_eq!(config.grpc.address, Path::new("/run/other/gantryd.sock"));
+        assert_eq!(config.ttrpc.address, Path::new("/run/other/gantryd.sock.ttrpc"));
+        assert_eq!(config.log.level, "debug");
+    }
+
+    #[test]
+    fn unknown_keys_and_relative_paths_are_errors_that_name_them() {
+        let error = Config::parse("[grpc]\nadress = \"/x\"\n").expect_err("misspelt key");
+        assert!(error.to_string().contains("adress"), "{error}");
+        let config = Config { root: "data".into(), ..Config::default() };
+        assert!(config.check().expect_err("relative").to_string().contains("root"));
+    }
+}

@@ -1,0 +1,3 @@
+//! The daemon's values to messages.
+
+pub mod tasks;

@@ -1,0 +1,198 @@
+//! `containerd.services.introspection.v1.Introspection`: what this daemon is made of, in the terms clients look for.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use gantry_proto::any;
+use gantry_proto::containerd::services::introspection::v1::introspection_server::Introspection;
+use gantry_proto::containerd::services::introspection::v1::{
+    Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
+};
+use gantry_proto::containerd::types::{Platform, RuntimeRequest};
+use rung_sys::atomic_file;
+use tonic::{Request, Response, Status};
+
+use crate::error::{Doing, Error, Kind, Result};
+use crate::filter::Filter;
+use crate::tasks::Tasks;
+
+const RUNTIME: &str = "io.containerd.runtime.v2";
+
+/// The service.
+pub struct IntrospectionService {
+    uuid: String,
+    pidns: u64,
+    plugins: Vec<Plugin>,
+    tasks: Tasks,
+}
+
+impl IntrospectionService {
+    /// The service of the daemon whose directory is `root`.
+    ///
+    /// # Errors
+    /// When the daemon's identity can be neither read nor made.
+    pub fn new(root: &Path, plugins: Vec<Plugin>, tasks: Tasks) -> Result<Self> {
+        let pidns = std::fs::metadata("/proc/self/ns/pid").doing(|| "identify the pid namespace")?.ino();
+        Ok(Self { uuid: identity(root)?, pidns, plugins, tasks })
+    }
+}
+
+/// The daemon's identity, which clients such as BuildKit keep things under: made once, then read.
+fn identity(root: &Path) -> Result<String> {
+    let dir = root.join("io.containerd.grpc.v1.introspection");
+    let path = dir.join("uuid");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).doing(|| format!("read {}", path.display()));
+        }
+        _ => {}
+    }
+    let uuid = random_uuid()?;
+    std::fs::create_dir_all(&dir).doing(|| format!("make {}", dir.display()))?;
+    atomic_file::write(&path, uuid.as_bytes(), 0o600)
+        .map_err(std::io::Error::from)
+        .doing(|| format!("write {}", path.display()))?;
+    Ok(uuid)
+}
+
+/// A version 4 UUID.
+fn random_uuid() -> Result<String> {
+    let mut bytes = [0_u8; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("random number: {error}")))?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+/// The parts of the daemon, as containerd names its own, which clients look for before they use a feature.
+pub fn plugins(root: &Path, platform: &Platform, snapshotters: &[String]) -> Vec<Plugin> {
+    let snapshotter_names = snapshotters.iter().map(String::as_str);
+    let plain = [
+        ("io.containerd.content.v1", "content"),
+        ("io.containerd.event.v1", "exchange"),
+        ("io.containerd.metadata.v1", "bolt"),
+        ("io.containerd.gc.v1", "scheduler"),
+        ("io.containerd.lease.v1", "manager"),
+        ("io.containerd.streaming.v1", "manager"),
+        ("io.containerd.transfer.v1", "local"),
+        ("io.containerd.shim.v1", "manager"),
+        ("io.containerd.warning.v1", "deprecations"),
+        ("io.containerd.sandbox.store.v1", "local"),
+        ("io.containerd.sandbox.controller.v1", "shim"),
+        ("io.containerd.monitor.container.v1", "restart"),
+        ("io.containerd.grpc.v1", "containers"),
+        ("io.containerd.grpc.v1", "content"),
+        ("io.containerd.grpc.v1", "diff"),
+        ("io.containerd.grpc.v1", "events"),
+        ("io.containerd.grpc.v1", "healthcheck"),
+        ("io.containerd.grpc.v1", "images"),
+        ("io.containerd.grpc.v1", "introspection"),
+        ("io.containerd.grpc.v1", "leases"),
+        ("io.containerd.grpc.v1", "namespaces"),
+        ("io.containerd.grpc.v1", "sandbox-controllers"),
+        ("io.containerd.grpc.v1", "sandboxes"),
+        ("io.containerd.grpc.v1", "snapshots"),
+        ("io.containerd.grpc.v1", "streaming"),
+        ("io.containerd.grpc.v1", "tasks"),
+        ("io.containerd.grpc.v1", "transfer"),
+        ("io.containerd.grpc.v1", "version"),
+    ];
+    let on_platform =
+        [("io.containerd.differ.v1", "walking"), ("io.containerd.monitor.task.v1", "cgroups"), (RUNTIME, "task")];
+    let mut plugins: Vec<Plugin> = plain.into_iter().map(|(kind, id)| plugin(kind, id, None)).collect();
+    plugins.extend(on_platform.into_iter().map(|(kind, id)| plugin(kind, id, Some(platform))));
+    for name in snapshotter_names {
+        let mut snapshotter = plugin("io.containerd.snapshotter.v1", name, Some(platform));
+        let path = root.join(format!("io.containerd.snapshotter.v1.{name}"));
+        snapshotter.exports.insert("root".to_owned(), path.to_string_lossy().into_owned());
+        plugins.push(snapshotter);
+    }
+    plugins
+}
+
+fn plugin(kind: &str, id: &str, platform: Option<&Platform>) -> Plugin {
+    Plugin {
+        r#type: kind.to_owned(),
+        id: id.to_owned(),
+        platforms: platform.cloned().into_iter().collect(),
+        ..Plugin::default()
+    }
+}
+
+/// A plugin's fields as filters call them.
+fn field(plugin: &Plugin, path: &[String]) -> Option<String> {
+    match path {
+        [name] if name == "type" => Some(plugin.r#type.clone()),
+        [name] if name == "id" => Some(plugin.id.clone()),
+        [name] if name == "platforms" => {
+            let texts = plugin.platforms.iter().map(|platform| format!("{}/{}", platform.os, platform.architecture));
+            Some(texts.collect::<Vec<_>>().join(","))
+        }
+        [name] if name == "capabilities" => Some(plugin.capabilities.join(",")),
+        _ => None,
+    }
+}
+
+#[tonic::async_trait]
+impl Introspection for IntrospectionService {
+    async fn plugins(&self, request: Request<PluginsRequest>) -> Result<Response<PluginsResponse>, Status> {
+        let filter = Filter::parse(&request.get_ref().filters)?;
+        let wanted = |plugin: &&Plugin| filter.matches(|path| field(plugin, path));
+        Ok(Response::new(PluginsResponse { plugins: self.plugins.iter().filter(wanted).cloned().collect() }))
+    }
+
+    async fn server(&self, _request: Request<()>) -> Result<Response<ServerResponse>, Status> {
+        Ok(Response::new(ServerResponse {
+            uuid: self.uuid.clone(),
+            pid: u64::from(std::process::id()),
+            pidns: self.pidns,
+            deprecations: Vec::new(),
+        }))
+    }
+
+    async fn plugin_info(&self, request: Request<PluginInfoRequest>) -> Result<Response<PluginInfoResponse>, Status> {
+        let request = request.into_inner();
+        let name = format!("{} {}", request.r#type, request.id);
+        let plugin = self.plugins.iter().find(|plugin| plugin.r#type == request.r#type && plugin.id == request.id);
+        let plugin = plugin.cloned().ok_or_else(|| Error::not_found(format!("plugin {name}: not found")))?;
+        let Some(options) = request.options else {
+            return Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: None }));
+        };
+        if plugin.r#type != RUNTIME {
+            return Err(Error::unimplemented(format!("plugin {name}: takes no questions")).into());
+        }
+        let question: RuntimeRequest = any::unpack(&options)
+            .map_err(|error| Error::new(Kind::InvalidArgument, format!("plugin {name}: {error}")))?;
+        let program = self.tasks.program(&question.runtime_path)?;
+        let info = self.tasks.launcher().info(&program, question.options.as_ref()).await?;
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: Some(any::pack(&info)) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_is_made_once() {
+        let root = tempfile::tempdir().expect("directory");
+        let first = identity(root.path()).expect("make");
+        assert_eq!((first.len(), first.as_bytes()[14]), (36, b'4'));
+        assert_eq!(identity(root.path()).expect("read"), first);
+    }
+
+    #[test]
+    fn clients_find_what_they_look_for() {
+        let platform = Platform { os: "linux".into(), architecture: "amd64".into(), ..Platform::default() };
+        let plugins = plugins(Path::new("/r"), &platform, &["overlayfs".into()]);
+        let find = |filter: &str| {
+            let filter = Filter::parse(&[filter.to_owned()]).expect("filter");
+            plugins.iter().filter(|plugin| filter.matches(|path| field(plugin, path))).count()
+        };
+        assert_eq!(find("type==io.containerd.snapshotter.v1,id==overlayfs"), 1);
+        assert_eq!(find("type==io.containerd.runtime.v2,platforms==linux/amd64"), 1);
+        assert_eq!(find("id==restart"), 1);
+    }
+}

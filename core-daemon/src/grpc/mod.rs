@@ -1,0 +1,15 @@
+//! containerd's gRPC services, one file each: decode, call, encode.
+
+pub mod containers;
+pub mod convert;
+pub mod events;
+pub mod introspection;
+pub mod tasks;
+pub mod version;
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+
+/// What a streaming call answers with.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;

@@ -1,0 +1,62 @@
+//! Identifiers of containers, processes and sandboxes: parsed once at the edge, then safe in paths.
+
+use std::fmt;
+
+use gantry_proto::namespace::check_identifier;
+
+use crate::error::{Error, Result};
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Accepts what containerd accepts as an identifier.
+            ///
+            /// # Errors
+            /// `InvalidArgument` saying which rule is broken.
+            pub fn parse(text: &str) -> Result<Self> {
+                check_identifier(text).map_err(|error| Error::invalid(format!(concat!($what, " id: {}"), error)))?;
+                Ok(Self(text.to_owned()))
+            }
+
+            /// The identifier.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+identifier! {
+    /// Names a container, and its task, within a namespace.
+    ContainerId, "container"
+}
+
+identifier! {
+    /// Names one more process of a container.
+    ExecId, "exec"
+}
+
+impl ExecId {
+    /// Reads a field in which an empty text means the container's init process.
+    ///
+    /// # Errors
+    /// As [`ExecId::parse`].
+    pub fn optional(text: &str) -> Result<Option<Self>> {
+        if text.is_empty() { Ok(None) } else { Self::parse(text).map(Some) }
+    }
+}
+
+/// The exec id as messages carry it, where init's is empty.
+pub fn exec_field(exec: Option<&ExecId>) -> String {
+    exec.map(ExecId::to_string).unwrap_or_default()
+}

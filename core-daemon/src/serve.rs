@@ -1,0 +1,236 @@
+//! Sockets, readiness and the end.
+//!
+//! The daemon stops when it is told to: calls under way may finish, for a while; containers keep running, because their
+//! shims hold them.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gantry_proto::ttrpc::{Service, serve_connection};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::config::{Config, Grpc, Timeouts};
+use crate::error::{Doing, Error, Result};
+
+/// Connections of shims that are served at once.
+const MAX_SHIM_CONNECTIONS: usize = 4096;
+
+/// Makes the daemon's directories and sees to it that no other daemon uses them.
+///
+/// # Errors
+/// `FailedPrecondition` when another daemon does.
+pub fn claim(config: &Config) -> Result<Claim> {
+    let claim = |key: &str, dir: &Path, mode: u32| {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(dir)
+            .doing(|| format!("make {key} directory {}", dir.display()))?;
+        let path = dir.join("gantryd.lock");
+        let doing = || format!("lock {}", path.display());
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).doing(doing)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => Error::precondition(format!(
+                "{key} directory {} is in use by another gantryd; stop that one, or give this one its own with --{key}",
+                dir.display()
+            )),
+            errno => Error::from(std::io::Error::from(errno)).context(doing()),
+        })
+    };
+    Ok(Claim(claim("root", &config.root, 0o711)?, claim("state", &config.state, 0o711)?))
+}
+
+/// The locks on the daemon's directories. They end with the process, however it ends.
+#[derive(Debug)]
+pub struct Claim(#[allow(dead_code, reason = "held, not read")] Flock<fs::File>, #[allow(dead_code)] Flock<fs::File>);
+
+/// A listening socket, whose file is removed with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: Option<UnixListener>,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens at `path`, replacing what a daemon that was killed left there.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when somebody listens there, or something else than a socket is there.
+    pub fn bind(path: &Path, owner: &Grpc) -> Result<Self> {
+        let doing = || format!("listen at {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).doing(doing)?;
+        }
+        remove_stale(path).doing(doing)?;
+        let listener = UnixListener::bind(path).doing(doing)?;
+        // Until here only the daemon's own user could connect.
+        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)).doing(doing)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).doing(doing)?;
+        Ok(Self { listener: Some(listener), path: path.to_owned() })
+    }
+
+    fn listener(&mut self) -> Result<UnixListener> {
+        self.listener.take().ok_or_else(|| Error::internal(format!("{}: is served already", self.path.display())))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(Error::precondition("something that is not a socket is in the way"));
+        }
+        Ok(_) => {}
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::precondition(
+            "another daemon listens there; stop that one, or give this one its own with --address",
+        ));
+    }
+    fs::remove_file(path)?;
+    Ok(())
+}
+
+/// Serves gRPC on `socket` until `stopping`, and then for as long as calls under way take, within bounds.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn grpc(mut socket: Socket, routes: Routes, stopping: CancellationToken, timeouts: &Timeouts) -> Result<()> {
+    let incoming = UnixListenerStream::new(socket.listener()?);
+    let server = Server::builder()
+        // Uploads of content would otherwise wait for the client every 64 KiB.
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
+    let drained = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(Timeouts::of(timeouts.drain)).await;
+    };
+    tokio::select! {
+        served = server => served.map_err(|error| Error::internal(format!("serve gRPC: {error}"))),
+        () = drained => {
+            tracing::warn!("calls were still under way; ending them");
+            Ok(())
+        }
+    }
+}
+
+/// Serves ttrpc on `socket` until `stopping`.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn ttrpc(mut socket: Socket, service: impl Service, stopping: CancellationToken) -> Result<()> {
+    let listener = socket.listener()?;
+    let service = Arc::new(service);
+    let slots = Arc::new(tokio::sync::Semaphore::new(MAX_SHIM_CONNECTIONS));
+    loop {
+        let slot = slots.clone().acquire_owned();
+        let (slot, accepted) = tokio::select! {
+            slot = slot => (slot, listener.accept().await),
+            () = stopping.cancelled() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (service, stopping) = (service.clone(), stopping.clone());
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    tokio::select! {
+                        served = serve_connection(stream, service) => {
+                            if let Err(error) = served {
+                                tracing::debug!(%error, "connection of a shim");
+                            }
+                        }
+                        () = stopping.cancelled() => {}
+                    }
+                });
+            }
+            // Too many open files, for example: shims try again.
+            Err(error) => {
+                tracing::warn!(%error, "accept a shim's connection");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Returns when the daemon is told to stop.
+///
+/// # Errors
+/// When signals cannot be watched.
+pub async fn told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).doing(|| "watch for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).doing(|| "watch for SIGINT")?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    tracing::info!(signal = name, "stopping; containers keep running");
+    Ok(())
+}
+
+/// Tells a service manager that waits for it that the daemon is ready.
+pub fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| match path.as_encoded_bytes() {
+        [b'@', name @ ..] => {
+            let address =
+                <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?;
+            socket.send_to_addr(b"READY=1", &address)
+        }
+        _ => socket.send_to(b"READY=1", Path::new(&path)),
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "notify the service manager");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[tokio::test]
+    async fn a_socket_replaces_a_dead_one_but_not_a_live_one() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("s");
+        let owner =
+            Grpc { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw(), ..Grpc::default() };
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("dead socket"));
+        let socket = Socket::bind(&path, &owner).expect("replace the dead one");
+        assert_eq!(fs::metadata(&path).expect("socket").permissions().mode() & 0o777, 0o660);
+        assert_eq!(Socket::bind(&path, &owner).expect_err("live").kind(), Kind::FailedPrecondition);
+        drop(socket);
+        assert!(!path.exists());
+        fs::create_dir(&path).expect("something else");
+        assert_eq!(Socket::bind(&path, &owner).expect_err("directory").kind(), Kind::FailedPrecondition);
+    }
+
+    #[test]
+    fn a_directory_belongs_to_one_daemon() {
+        let dir = tempfile::tempdir().expect("directory");
+        let config =
+            |state: &str| Config { root: dir.path().join("root"), state: dir.path().join(state), ..Config::default() };
+        let held = claim(&config("one")).expect("first");
+        let error = claim(&config("two")).expect_err("same root");
+        assert!(error.to_string().contains("--root"), "{error}");
+        drop(held);
+        claim(&config("two")).expect("after the first ended");
+    }
+}

@@ -1,0 +1,172 @@
+//! Talking to a running shim.
+//!
+//! Every call but Wait has a deadline, and a shim has only so many calls to answer at once: one that is frozen must not
+//! make callers, or memory, pile up behind it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use gantry_proto::namespace::Namespace;
+use gantry_proto::status::Status;
+use gantry_proto::ttrpc::{Client, Context};
+use prost::Message;
+use tokio::sync::Semaphore;
+
+use super::address::Address;
+use crate::config::Timeouts;
+use crate::error::{Error, Kind, Result};
+
+/// A connection to a shim.
+#[derive(Debug)]
+pub struct Shim {
+    client: Client,
+    version: AtomicU32,
+    namespace: Namespace,
+    limit: Arc<Semaphore>,
+    timeouts: Timeouts,
+}
+
+/// How long a call may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// It changes something, and may run the runtime.
+    Change,
+    /// It asks how something is, and belongs to a list that must not wait for one frozen shim.
+    Look,
+    /// It finds out whether a shim of an earlier daemon still answers.
+    Load,
+    /// It asks the shim to leave.
+    Leave,
+}
+
+impl Shim {
+    /// Connects to the shim that listens at `address`.
+    ///
+    /// # Errors
+    /// `Unavailable` where nobody listens, `DeadlineExceeded` where the connection is not accepted.
+    pub async fn connect(
+        address: &Address,
+        namespace: &Namespace,
+        timeouts: &Timeouts,
+        max_calls: usize,
+    ) -> Result<Self> {
+        if address.protocol != "ttrpc" {
+            return Err(Error::unimplemented(format!("shim protocol {:?}: only ttrpc is spoken", address.protocol)));
+        }
+        let path = address.socket()?;
+        let limit = Timeouts::of(timeouts.shim_load);
+        let client = match tokio::time::timeout(limit, Client::connect(&path)).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => {
+                return Err(Error::unavailable(format!("connect to shim at {}: {error}", path.display())));
+            }
+            Err(_) => {
+                let message = format!("connect to shim at {}: not accepted", path.display());
+                return Err(Error::new(Kind::DeadlineExceeded, message));
+            }
+        };
+        Ok(Self {
+            client,
+            version: AtomicU32::new(address.version),
+            namespace: namespace.clone(),
+            limit: Arc::new(Semaphore::new(max_calls)),
+            timeouts: timeouts.clone(),
+        })
+    }
+
+    /// Calls a method of the Task service.
+    ///
+    /// # Errors
+    /// What the shim answers; `DeadlineExceeded` after the patience is over, `Unavailable` once the shim is gone.
+    pub async fn call<Req: Message, Resp: Message + Default>(
+        &self,
+        method: &str,
+        request: &Req,
+        patience: Patience,
+    ) -> Result<Resp> {
+        let limit = self.limit_of(patience);
+        let call = async {
+            let _permit = self.limit.acquire().await.map_err(|_| Error::unavailable("shim connection is closed"))?;
+            self.dispatch(method, request, Context::in_namespace(&self.namespace).with_timeout(limit)).await
+        };
+        // The outer limit counts the time spent waiting for a turn.
+        tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
+            let message = format!("shim: {method}: no answer within {} s", limit.as_secs());
+            Err(Error::new(Kind::DeadlineExceeded, message))
+        })
+    }
+
+    /// Calls a method that answers when something happens, and so has no deadline and takes nobody's turn.
+    ///
+    /// # Errors
+    /// What the shim answers; `Unavailable` once the shim is gone.
+    pub async fn wait<Req: Message, Resp: Message + Default>(&self, method: &str, request: &Req) -> Result<Resp> {
+        self.dispatch(method, request, Context::in_namespace(&self.namespace)).await
+    }
+
+    /// Calls a method of another service of the shim.
+    ///
+    /// # Errors
+    /// As [`Shim::call`].
+    pub async fn call_service<Req: Message, Resp: Message + Default>(
+        &self,
+        service: &str,
+        method: &str,
+        request: &Req,
+        limit: Option<Duration>,
+    ) -> Result<Resp> {
+        let mut context = Context::in_namespace(&self.namespace);
+        if let Some(limit) = limit {
+            context = context.with_timeout(limit);
+        }
+        self.client.call(service, method, request, &context).await.map_err(failed)
+    }
+
+    /// Returns once the connection is closed: the shim is gone.
+    pub async fn closed(&self) {
+        self.client.closed().await;
+    }
+
+    /// Whether the connection is closed.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    async fn dispatch<Req: Message, Resp: Message + Default>(
+        &self,
+        method: &str,
+        request: &Req,
+        context: Context,
+    ) -> Result<Resp> {
+        let version = self.version.load(Ordering::Relaxed);
+        match self.client.call(service(version), method, request, &context).await.map_err(failed) {
+            // A shim that was started by an older program may announce a service it does not have.
+            Err(error) if error.kind() == Kind::Unimplemented && version > 2 => {
+                let answer = self.client.call(service(2), method, request, &context).await.map_err(failed);
+                if !matches!(&answer, Err(error) if error.kind() == Kind::Unimplemented) {
+                    self.version.store(2, Ordering::Relaxed);
+                }
+                answer
+            }
+            answer => answer,
+        }
+    }
+
+    fn limit_of(&self, patience: Patience) -> Duration {
+        Timeouts::of(match patience {
+            Patience::Change => self.timeouts.shim_call,
+            Patience::Look => self.timeouts.shim_state,
+            Patience::Load => self.timeouts.shim_load,
+            Patience::Leave => self.timeouts.shim_shutdown,
+        })
+    }
+}
+
+fn service(version: u32) -> &'static str {
+    if version >= 3 { "containerd.task.v3.Task" } else { "containerd.task.v2.Task" }
+}
+
+fn failed(status: Status) -> Error {
+    Error::from(status)
+}

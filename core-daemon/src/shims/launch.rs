@@ -1,0 +1,229 @@
+//! Running a shim's program: `start`, `delete` and `-info`.
+//!
+//! Any shim will do: ours, containerd's, or another that follows the same conventions. The program is found by the
+//! runtime's name; standard input carries containerd 2.3's bootstrap parameters, while flags and environment say the same
+//! to older ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use gantry_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, Extension, LogLevel};
+use gantry_proto::containerd::task::v3::DeleteResponse;
+use gantry_proto::containerd::types::RuntimeInfo;
+use gantry_proto::namespace::Namespace;
+use prost::Message as _;
+use prost_types::Any;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use super::address::Address;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::id::ContainerId;
+
+/// What every shim is told of the daemon.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// The API's socket.
+    pub grpc_address: String,
+    /// The socket for events.
+    pub ttrpc_address: String,
+    /// The daemon's program, which shims may run as `publish`.
+    pub daemon: PathBuf,
+    /// Whether shims should log debug messages.
+    pub debug: bool,
+    /// How long `start` may take.
+    pub start_timeout: Duration,
+    /// How long `delete` and `-info` may take.
+    pub cleanup_timeout: Duration,
+}
+
+/// Which shim is run, for which container.
+#[derive(Debug, Clone, Copy)]
+pub struct Instance<'a> {
+    /// The shim's program.
+    pub program: &'a Path,
+    /// The container's namespace.
+    pub namespace: &'a Namespace,
+    /// The container.
+    pub id: &'a ContainerId,
+    /// The container's bundle, in which the program runs.
+    pub bundle: &'a Path,
+}
+
+/// The program of a runtime: an absolute path is its own name, and `io.containerd.NAME.VERSION` is
+/// `containerd-shim-NAME-VERSION`, beside the daemon or on `PATH`.
+///
+/// # Errors
+/// `InvalidArgument` for a name of another form, `NotFound` with the places where the program was looked for.
+pub fn locate(runtime: &str, daemon: &Path) -> Result<PathBuf> {
+    if runtime.starts_with('/') {
+        return match Path::new(runtime) {
+            path if path.is_file() => Ok(path.to_owned()),
+            _ => Err(Error::not_found(format!("runtime {runtime}: no such program"))),
+        };
+    }
+    let name = program_name(runtime)
+        .ok_or_else(|| Error::invalid(format!("runtime {runtime:?}: expected io.containerd.NAME.VERSION or a path")))?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let beside = daemon.parent().map(Path::to_owned);
+    let mut places = beside.into_iter().chain(std::env::split_paths(&path));
+    places.by_ref().map(|place| place.join(&name)).find(|program| program.is_file()).ok_or_else(|| {
+        let path = path.to_string_lossy();
+        Error::not_found(format!("runtime {runtime}: {name} is neither beside {} nor on PATH {path}", daemon.display()))
+    })
+}
+
+fn program_name(runtime: &str) -> Option<String> {
+    if runtime.contains('/') {
+        return None;
+    }
+    let mut parts = runtime.rsplit('.');
+    let (version, name) = (parts.next()?, parts.next()?);
+    (!version.is_empty() && !name.is_empty()).then(|| format!("containerd-shim-{name}-{version}"))
+}
+
+impl Launcher {
+    /// Runs `start` and returns where the shim listens.
+    ///
+    /// # Errors
+    /// What the program printed when it fails or answers nonsense, `DeadlineExceeded` when it does not answer.
+    pub async fn start(&self, instance: Instance<'_>, options: Option<&Any>) -> Result<Address> {
+        let mut command = self.command(instance);
+        command.arg("start");
+        let output = run(command, &self.parameters(instance, options), self.start_timeout)
+            .await
+            .doing(|| format!("{} start", instance.program.display()))?;
+        Address::parse(&output).doing(|| format!("{} start", instance.program.display()))
+    }
+
+    /// Runs `delete`, which cleans up after a shim that is gone, and returns how the container ended.
+    ///
+    /// # Errors
+    /// As [`Launcher::start`].
+    pub async fn delete(&self, instance: Instance<'_>) -> Result<DeleteResponse> {
+        let mut command = self.command(instance);
+        command.arg("-bundle").arg(instance.bundle).arg("delete");
+        let doing = || format!("{} delete", instance.program.display());
+        let output = run(command, &[], self.cleanup_timeout).await.doing(doing)?;
+        DeleteResponse::decode(output.as_slice())
+            .map_err(|error| Error::new(Kind::Unknown, format!("answer: {error}")))
+            .doing(doing)
+    }
+
+    /// Asks the program what it is and what its runtime can do.
+    ///
+    /// # Errors
+    /// As [`Launcher::start`].
+    pub async fn info(&self, program: &Path, options: Option<&Any>) -> Result<RuntimeInfo> {
+        let mut command = Command::new(program);
+        command.arg("-info");
+        let input = options.map(prost::Message::encode_to_vec).unwrap_or_default();
+        let doing = || format!("{} -info", program.display());
+        let output = run(command, &input, self.cleanup_timeout).await.doing(doing)?;
+        RuntimeInfo::decode(output.as_slice())
+            .map_err(|error| Error::new(Kind::Unknown, format!("answer: {error}")))
+            .doing(doing)
+    }
+
+    fn command(&self, instance: Instance<'_>) -> Command {
+        let mut command = Command::new(instance.program);
+        command
+            .current_dir(instance.bundle)
+            .args(["-namespace", instance.namespace.as_str(), "-address", &self.grpc_address])
+            .arg("-publish-binary")
+            .arg(&self.daemon)
+            .args(["-id", instance.id.as_str()])
+            .env("GOMAXPROCS", "2")
+            .env("MAX_SHIM_VERSION", "2")
+            .env("TTRPC_ADDRESS", &self.ttrpc_address)
+            .env("GRPC_ADDRESS", &self.grpc_address)
+            .env("NAMESPACE", instance.namespace.as_str());
+        if self.debug {
+            command.arg("-debug");
+        }
+        command
+    }
+
+    fn parameters(&self, instance: Instance<'_>, options: Option<&Any>) -> Vec<u8> {
+        BootstrapParams {
+            instance_id: instance.id.to_string(),
+            namespace: instance.namespace.to_string(),
+            log_level: (if self.debug { LogLevel::Debug } else { LogLevel::Info }).into(),
+            containerd_version: crate::CONTAINERD_VERSION.to_owned(),
+            containerd_ttrpc_address: self.ttrpc_address.clone(),
+            containerd_grpc_address: self.grpc_address.clone(),
+            containerd_binary: self.daemon.to_string_lossy().into_owned(),
+            extensions: options.map(|options| Extension { value: Some(options.clone()) }).into_iter().collect(),
+            socket_dir: None,
+        }
+        .encode_to_vec()
+    }
+}
+
+/// Runs a program with `input` and returns its output; what it wrote to standard error becomes the error.
+///
+/// Only the two streams' ends are waited for, and the program itself, so a server it leaves behind must have closed them.
+async fn run(mut command: Command, input: &[u8], timeout: Duration) -> Result<Vec<u8>> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // Signals from the daemon's terminal are not for shims.
+        .process_group(0)
+        .kill_on_drop(true);
+    let conversation = async {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that does not read its input is not wrong.
+            match stdin.write_all(input).await {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error),
+                _ => {}
+            }
+        }
+        child.wait_with_output().await
+    };
+    let output = tokio::time::timeout(timeout, conversation)
+        .await
+        .map_err(|_| Error::new(Kind::DeadlineExceeded, format!("no answer within {} s", timeout.as_secs())))??;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = [output.stderr, output.stdout].concat();
+    let said = String::from_utf8_lossy(&said);
+    let message = match said.trim() {
+        "" => format!("failed with {}", output.status),
+        said => format!("{said} ({})", output.status),
+    };
+    Err(Error::new(Kind::Unknown, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtime_names_stand_for_programs() {
+        assert_eq!(program_name("io.containerd.runc.v2").as_deref(), Some("containerd-shim-runc-v2"));
+        assert_eq!(program_name("rung.v2").as_deref(), Some("containerd-shim-rung-v2"));
+        for name in ["runc", "", "io.containerd.", "../x.v2", "a/b.v2"] {
+            assert_eq!(program_name(name), None, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failing_program_is_quoted() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "cat; echo 'no cgroup' >&2; exit 3"]);
+        let error = run(command, b"", Duration::from_secs(10)).await.expect_err("exit 3");
+        assert!(error.to_string().contains("no cgroup") && error.to_string().contains('3'), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_given_up() {
+        let mut command = Command::new("/bin/sleep");
+        command.arg("60");
+        let error = run(command, b"", Duration::from_millis(50)).await.expect_err("timeout");
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    }
+}

@@ -1,0 +1,10 @@
+//! Shims: the processes that hold containers and outlive the daemon. Finding their program, running it, and talking to
+//! what it leaves running.
+
+mod address;
+mod client;
+mod launch;
+
+pub use address::Address;
+pub use client::{Patience, Shim};
+pub use launch::{Instance, Launcher, locate};

@@ -1,0 +1,281 @@
+//! Bundles: the directories in which shims and runtimes find a container.
+//!
+//! ```text
+//! <state>/io.containerd.runtime.v2.task/<namespace>/<id>/     0700
+//!     config.json           the container's OCI specification
+//!     rootfs/               where the shim mounts the root file system
+//!     work                  link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
+//!     shim-binary-path      the shim's program
+//!     bootstrap.json        where the shim listens; written once it has answered
+//!     …                     what the shim itself keeps: address, init.pid, log.json
+//! <state>/io.containerd.runtime.v2.task/<namespace>/.<id>     being removed
+//! ```
+//!
+//! The bundle is there before the shim is started and until it is gone, so a daemon that was killed in between finds every
+//! shim by it. Nothing here is synced to disk: after a reboot there are no tasks.
+
+use std::fs;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use gantry_proto::namespace::Namespace;
+use rung_sys::atomic_file;
+
+use crate::error::{Doing, Error, Result};
+use crate::id::ContainerId;
+use crate::shims::Address;
+
+/// Name of the directory of all bundles, which clients and tools of containerd know.
+const TASKS: &str = "io.containerd.runtime.v2.task";
+
+/// Where all bundles are.
+#[derive(Debug, Clone)]
+pub struct Bundles {
+    state: PathBuf,
+    root: PathBuf,
+}
+
+/// One container's bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    path: PathBuf,
+    work: PathBuf,
+}
+
+impl Bundles {
+    /// Bundles under the daemon's state directory, with work directories under its root.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn open(state: &Path, root: &Path) -> Result<Self> {
+        let bundles = Self { state: state.join(TASKS), root: root.join(TASKS) };
+        for dir in [&bundles.state, &bundles.root] {
+            let mut builder = fs::DirBuilder::new();
+            // Containers with a user namespace pass through on the way to their root file system.
+            builder.recursive(true).mode(0o711);
+            builder.create(dir).doing(|| format!("make {}", dir.display()))?;
+        }
+        Ok(bundles)
+    }
+
+    /// The bundle of a container, which need not be there.
+    pub fn of(&self, namespace: &Namespace, id: &ContainerId) -> Bundle {
+        let name = Path::new(namespace.as_str()).join(id.as_str());
+        Bundle { path: self.state.join(&name), work: self.root.join(name) }
+    }
+
+    /// Every bundle that is there. What an interrupted removal left is removed on the way.
+    ///
+    /// # Errors
+    /// When the directory of all bundles cannot be read; one that is unreadable is reported and skipped.
+    pub fn all(&self) -> Result<Vec<(Namespace, ContainerId, Bundle)>> {
+        let mut found = Vec::new();
+        for namespace in names(&self.state).doing(|| format!("read {}", self.state.display()))? {
+            let Ok(parsed) = Namespace::parse(&namespace) else { continue };
+            let dir = self.state.join(&namespace);
+            let ids = match names(&dir) {
+                Ok(ids) => ids,
+                Err(error) => {
+                    tracing::warn!(dir = %dir.display(), %error, "read bundles");
+                    continue;
+                }
+            };
+            for name in ids {
+                if name.starts_with('.') {
+                    let path = dir.join(&name);
+                    if let Err(error) = remove_tree(&path) {
+                        tracing::warn!(path = %path.display(), %error, "remove what is left of a bundle");
+                    }
+                } else if let Ok(id) = ContainerId::parse(&name) {
+                    let bundle = self.of(&parsed, &id);
+                    found.push((parsed.clone(), id, bundle));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes work directories of containers that have no bundle any more.
+    pub fn sweep_work(&self) {
+        for namespace in names(&self.root).unwrap_or_default() {
+            for id in names(&self.root.join(&namespace)).unwrap_or_default() {
+                if !self.state.join(&namespace).join(&id).exists() {
+                    let path = self.root.join(&namespace).join(&id);
+                    if let Err(error) = remove_all(&path) {
+                        tracing::warn!(path = %path.display(), %error, "remove a work directory");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn names(dir: &Path) -> std::io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+impl Bundle {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the bundle with the container's specification in it.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when it is there; otherwise nothing of it is left behind.
+    pub fn create(&self, spec: &[u8], shim: &Path) -> Result<()> {
+        self.make_directory().doing(|| format!("make bundle {}", self.path.display()))?;
+        self.fill(spec, shim).inspect_err(|_| self.remove()).doing(|| format!("make bundle {}", self.path.display()))
+    }
+
+    fn make_directory(&self) -> Result<()> {
+        for (path, mode) in [(&self.path, 0o700), (&self.work, 0o711)] {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(mode);
+            let made = match builder.create(path) {
+                // The first container of a namespace makes the namespace's directory too.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let parent = path.parent().ok_or_else(|| Error::internal("bundle has no parent"))?;
+                    fs::DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+                    builder.create(path)
+                }
+                made => made,
+            };
+            match made {
+                // A work directory holds nothing that a new container wants.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && path == &self.work => {}
+                made => made?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, spec: &[u8], shim: &Path) -> Result<()> {
+        fs::DirBuilder::new().mode(0o711).create(self.path.join("rootfs"))?;
+        std::os::unix::fs::symlink(&self.work, self.path.join("work"))?;
+        self.write("config.json", spec)?;
+        self.write("shim-binary-path", shim.as_os_str().as_encoded_bytes())
+    }
+
+    /// Writes down where the shim listens, for the daemon's next life.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn record(&self, address: &Address) -> Result<()> {
+        let text = serde_json::to_vec(address).map_err(|error| Error::internal(format!("bootstrap.json: {error}")))?;
+        let written = atomic_file::write_volatile(&self.path.join("bootstrap.json"), &text, 0o600);
+        written.map_err(std::io::Error::from).doing(|| format!("record the shim's address in {}", self.path.display()))
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        let written = options.open(&path).and_then(|mut file| file.write_all(content));
+        written.doing(|| format!("write {}", path.display()))
+    }
+
+    /// The shim's program, where it was recorded.
+    pub fn shim_program(&self) -> Option<PathBuf> {
+        let text = fs::read_to_string(self.path.join("shim-binary-path")).ok()?;
+        Some(PathBuf::from(text.trim_end())).filter(|path| path.is_absolute())
+    }
+
+    /// Whether the container's specification is there.
+    pub fn has_config(&self) -> bool {
+        self.path.join("config.json").is_file()
+    }
+
+    /// Removes the bundle. It is renamed first, so that what an interruption leaves is recognised as being removed.
+    pub fn remove(&self) {
+        let hidden = match (self.path.parent(), self.path.file_name().and_then(|name| name.to_str())) {
+            (Some(parent), Some(name)) => parent.join(format!(".{name}")),
+            _ => return,
+        };
+        // A leftover of that name would make the rename fail.
+        let removed = remove_tree(&hidden).and_then(|()| fs::rename(&self.path, &hidden));
+        let removed = removed.and_then(|()| remove_tree(&hidden));
+        for (path, result) in [(&self.path, removed), (&self.work, remove_all(&self.work))] {
+            match result {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "remove bundle");
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Removes a directory of the daemon's own; links in it are not followed.
+#[expect(clippy::disallowed_methods, reason = "only root writes there")]
+fn remove_all(path: &Path) -> std::io::Result<()> {
+    fs::remove_dir_all(path)
+}
+
+/// Removes a bundle's directory, but never what is mounted in it: a root file system that cannot be unmounted stays, and
+/// the bundle with it.
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    let rootfs = path.join("rootfs");
+    // Detaching succeeds even while something in it is in use; where nothing is mounted it fails, which is as well.
+    let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
+    while nix::mount::umount2(&rootfs, flags).is_ok() {}
+    for result in [fs::remove_dir(&rootfs), remove_all(path)] {
+        match result {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_made_found_and_removed() {
+        let dir = tempfile::tempdir().expect("directory");
+        let bundles = Bundles::open(&dir.path().join("state"), &dir.path().join("root")).expect("bundles");
+        let (namespace, id) = (Namespace::parse("n").expect("namespace"), ContainerId::parse("c").expect("id"));
+        let bundle = bundles.of(&namespace, &id);
+        bundle.create(b"{}", Path::new("/bin/shim")).expect("create");
+        assert!(bundle.has_config());
+        assert_eq!(bundle.shim_program(), Some(PathBuf::from("/bin/shim")));
+        assert_eq!(
+            bundle.create(b"{}", Path::new("/bin/shim")).expect_err("twice").kind(),
+            crate::error::Kind::AlreadyExists
+        );
+        assert!(bundle.has_config(), "a failed second creation leaves the first alone");
+        let address = Address { version: 3, address: "unix:///a".into(), protocol: "ttrpc".into() };
+        bundle.record(&address).expect("record");
+        assert_eq!(Address::load(bundle.path()).expect("load"), Some(address));
+        assert_eq!(bundles.all().expect("all").len(), 1);
+        bundle.remove();
+        assert!(bundles.all().expect("all").is_empty());
+        assert!(!bundle.work.exists());
+    }
+
+    #[test]
+    fn interrupted_removals_are_finished() {
+        let dir = tempfile::tempdir().expect("directory");
+        let bundles = Bundles::open(&dir.path().join("state"), &dir.path().join("root")).expect("bundles");
+        let hidden = bundles.state.join("n/.c");
+        fs::create_dir_all(hidden.join("rootfs")).expect("leftover");
+        fs::create_dir_all(bundles.root.join("n/c")).expect("leftover work");
+        assert!(bundles.all().expect("all").is_empty());
+        assert!(!hidden.exists());
+        bundles.sweep_work();
+        assert!(!bundles.root.join("n/c").exists());
+    }
+}

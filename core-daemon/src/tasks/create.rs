@@ -1,0 +1,231 @@
+//! Creating a task: bundle, shim, container, in that order.
+//!
+//! Each step leaves behind what finds it again: the bundle is there before the shim is started, the shim's address is
+//! written before it is asked for anything. A failure undoes the steps that were taken, in reverse.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use gantry_proto::containerd::services::containers::v1::Container;
+use gantry_proto::containerd::task::v3 as shim;
+use gantry_proto::containerd::types::Mount;
+use gantry_proto::namespace::Namespace;
+use prost_types::Any;
+use tokio::sync::{oneshot, watch};
+
+use super::{Bundle, Key, Slot, Task, Tasks};
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::ContainerId;
+use crate::shims::{Address, Instance, Patience, Shim};
+
+/// What a task is created with, besides its container's record.
+#[derive(Debug, Clone, Default)]
+pub struct CreateTask {
+    /// Mounts of the root file system; none: those of the container's snapshot, if it has one.
+    pub rootfs: Vec<Mount>,
+    /// Where standard input comes from.
+    pub stdin: String,
+    /// Where standard output goes.
+    pub stdout: String,
+    /// Where standard error goes.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+    /// Directory of a checkpoint to restore from; empty: none.
+    pub checkpoint: String,
+    /// The runtime's options, over those of the container.
+    pub options: Option<Any>,
+    /// The shim's program, or a runtime's name, instead of the container's.
+    pub runtime: String,
+    /// A shim that runs already and is to hold this container too, as sandboxes do.
+    pub shim: Option<Address>,
+}
+
+impl Tasks {
+    /// Creates the task of a container and returns its pid. The work goes on even if the caller does not wait for it,
+    /// and is then undone, because nobody would know of the task.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container, `AlreadyExists` when it has a task, else what the shim says.
+    pub async fn create(&self, context: &Context, id: &ContainerId, request: CreateTask) -> Result<Arc<Task>> {
+        let (tasks, context, id) = (self.clone(), context.clone(), id.clone());
+        let (sender, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let result = tasks.create_now(&context, &id, request).await;
+            if let Err(Ok(task)) = sender.send(result) {
+                tracing::warn!(namespace = %context.namespace, %id, "task was created for a client that is gone");
+                tasks.abandon(&task).await;
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::internal("creation of the task was cut short")))
+    }
+
+    async fn create_now(&self, context: &Context, id: &ContainerId, request: CreateTask) -> Result<Arc<Task>> {
+        let key = (context.namespace.clone(), id.clone());
+        let reservation = Reservation::make(self, &key)?;
+        let container = self.parts().containers.get(&context.namespace, id)?;
+        let rootfs = self.rootfs(context, &container, &request)?;
+        let runtime = if request.runtime.is_empty() { runtime_of(&container) } else { &request.runtime };
+        let program = self.program(runtime)?;
+        let spec = container.spec.as_ref().ok_or_else(|| Error::invalid(format!("container {id}: has no spec")))?;
+        let bundle = self.parts().bundles.of(&context.namespace, id);
+        bundle.create(&spec.value, &program)?;
+        failpoint::hit("create.bundle");
+        let task = self.launch(&key, &container, bundle, program, request, rootfs).await?;
+        self.adopt(task.clone());
+        reservation.fulfilled();
+        failpoint::hit("create.done");
+        Ok(task)
+    }
+
+    /// The root file system's mounts: the request's, else those of the container's snapshot.
+    fn rootfs(&self, context: &Context, container: &Container, request: &CreateTask) -> Result<Vec<Mount>> {
+        if !request.rootfs.is_empty() || container.snapshot_key.is_empty() {
+            return Ok(request.rootfs.clone());
+        }
+        let mounts = self.parts().snapshots.get(&container.snapshotter)?.mounts(context, &container.snapshot_key);
+        let mounts = mounts.doing(|| format!("root file system of container {}", container.id))?;
+        Ok(mounts.into_iter().map(Mount::from).collect())
+    }
+
+    async fn launch(
+        &self,
+        key: &Key,
+        container: &Container,
+        bundle: Bundle,
+        program: PathBuf,
+        request: CreateTask,
+        rootfs: Vec<Mount>,
+    ) -> Result<Arc<Task>> {
+        let (namespace, id) = key;
+        let options = request.options.clone().or_else(|| container.runtime.clone().and_then(|runtime| runtime.options));
+        let shim = match self.shim(namespace, id, &bundle, &program, options.as_ref(), &request).await {
+            Ok(shim) => shim,
+            Err(error) => {
+                self.undo_launch(namespace, id, &bundle, &program, request.shim.is_none()).await;
+                return Err(error);
+            }
+        };
+        let task = Arc::new(Task {
+            namespace: namespace.clone(),
+            id: id.clone(),
+            bundle,
+            program,
+            shim,
+            pid: AtomicU32::new(0),
+            oom_killed: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
+        });
+        match create_in_shim(&task, request, rootfs, options).await {
+            Ok(pid) => {
+                task.pid.store(pid, Ordering::Relaxed);
+                Ok(task)
+            }
+            Err(error) => {
+                self.dismiss(&task).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn shim(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        bundle: &Bundle,
+        program: &Path,
+        options: Option<&Any>,
+        request: &CreateTask,
+    ) -> Result<Shim> {
+        let parts = self.parts();
+        let address = match &request.shim {
+            Some(address) => address.clone(),
+            None => {
+                let instance = Instance { program, namespace, id, bundle: bundle.path() };
+                parts.launcher.start(instance, options).await.doing(|| format!("start shim of {id}"))?
+            }
+        };
+        failpoint::hit("create.shim");
+        bundle.record(&address)?;
+        let shim = Shim::connect(&address, namespace, &parts.timeouts, parts.runtime.shim_calls).await?;
+        failpoint::hit("create.connected");
+        Ok(shim)
+    }
+
+    /// Cleans up after a shim that was started, perhaps, but never answered.
+    async fn undo_launch(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        bundle: &Bundle,
+        program: &Path,
+        own_shim: bool,
+    ) {
+        if own_shim {
+            let instance = Instance { program, namespace, id, bundle: bundle.path() };
+            if let Err(error) = self.parts().launcher.delete(instance).await {
+                tracing::debug!(%namespace, %id, %error, "clean up after a shim that did not start");
+            }
+        }
+        bundle.remove();
+    }
+}
+
+fn runtime_of(container: &Container) -> &str {
+    container.runtime.as_ref().map_or("", |runtime| runtime.name.as_str())
+}
+
+async fn create_in_shim(task: &Task, request: CreateTask, rootfs: Vec<Mount>, options: Option<Any>) -> Result<u32> {
+    let message = shim::CreateTaskRequest {
+        id: task.id.to_string(),
+        bundle: task.bundle.path().to_string_lossy().into_owned(),
+        rootfs,
+        terminal: request.terminal,
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        checkpoint: request.checkpoint,
+        parent_checkpoint: String::new(),
+        options,
+    };
+    let response: Result<shim::CreateTaskResponse> = task.shim.call("Create", &message, Patience::Change).await;
+    response.map(|response| response.pid).map_err(|error| match error.kind() {
+        // The connection ends when the shim dies, which says nothing about why.
+        Kind::Unavailable => Error::new(Kind::Unknown, format!("create task {}: shim died: {error}", task.id)),
+        _ => error.context(format!("create task {}", task.id)),
+    })
+}
+
+/// Holds a container's place in the table while its task is created.
+struct Reservation<'a> {
+    tasks: &'a Tasks,
+    key: Key,
+    done: bool,
+}
+
+impl<'a> Reservation<'a> {
+    fn make(tasks: &'a Tasks, key: &Key) -> Result<Self> {
+        let mut table = tasks.table();
+        if table.contains_key(key) {
+            return Err(Error::already_exists(format!("task {}: already exists", key.1)));
+        }
+        table.insert(key.clone(), Slot::Creating);
+        Ok(Self { tasks, key: key.clone(), done: false })
+    }
+
+    fn fulfilled(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.tasks.table().remove(&self.key);
+        }
+    }
+}

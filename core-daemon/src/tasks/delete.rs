@@ -1,0 +1,154 @@
+//! Deleting tasks, and cleaning up after shims: those that did their work and those that died.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use gantry_proto::containerd::events::{TaskDelete, TaskExit};
+use gantry_proto::containerd::task::v3 as shim;
+use gantry_proto::namespace::Namespace;
+use gantry_proto::time;
+use prost_types::Timestamp;
+
+use super::{Exit, Task, Tasks};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::{ContainerId, ExecId, exec_field};
+use crate::shims::Patience;
+
+/// What a process is said to have ended with when nobody saw its end.
+const UNKNOWN_STATUS: u32 = 255;
+
+impl Tasks {
+    /// Deletes a stopped task, its shim and its bundle, and returns how it ended.
+    ///
+    /// # Errors
+    /// `NotFound` without such a task, `FailedPrecondition` while it runs.
+    pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
+        let task = self.get(namespace, id)?;
+        let tasks = self.clone();
+        // Half a deletion would leave a shim without a container, so the caller's going does not stop it.
+        let work = tokio::spawn(async move {
+            let response: shim::DeleteResponse = match task.delete_process(None).await {
+                Ok(response) => response,
+                // The shim has no such container: a delete that was interrupted got as far as that.
+                Err(error) if error.kind() == Kind::NotFound => shim::DeleteResponse::default(),
+                // The shim is gone. Cleaning up after it tells how the container ended.
+                Err(error) if error.kind() == Kind::Unavailable => return task.end().await,
+                Err(error) => return Err(error),
+            };
+            failpoint::hit("delete.process");
+            let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
+            tasks.forget(&task);
+            tasks.leave(&task).await;
+            task.ended.send_replace(Some(exit));
+            failpoint::hit("delete.done");
+            Ok(exit)
+        });
+        work.await.map_err(|error| Error::internal(format!("delete task {id}: {error}")))?
+    }
+
+    /// Deletes a stopped exec, and returns how it ended.
+    ///
+    /// # Errors
+    /// `NotFound` without such a process, `FailedPrecondition` while it runs.
+    pub async fn delete_exec(&self, namespace: &Namespace, id: &ContainerId, exec: &ExecId) -> Result<Exit> {
+        let response = self.get(namespace, id)?.delete_process(Some(exec)).await?;
+        Ok(Exit::of(response.pid, response.exit_status, response.exited_at.as_ref()))
+    }
+
+    /// Kills and deletes a task that nobody wants any more.
+    pub(super) async fn abandon(&self, task: &Arc<Task>) {
+        let kill = task.kill(None, 9, true).await;
+        if kill.is_ok() {
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task.wait(None)).await;
+        }
+        if let Err(error) = self.delete(&task.namespace, &task.id).await {
+            tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "delete an abandoned task");
+        }
+    }
+
+    /// Undoes a task whose creation in its shim failed.
+    pub(super) async fn dismiss(&self, task: &Arc<Task>) {
+        if task.shim.is_closed() {
+            if let Err(error) = self.parts().launcher.delete(task.instance()).await {
+                tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "clean up after a dead shim");
+            }
+            task.bundle.remove();
+            return;
+        }
+        // Most failures leave nothing in the shim, and then this answers so.
+        let _ = task.kill(None, 9, true).await;
+        let _ = task.delete_process(None).await;
+        self.leave(task).await;
+    }
+
+    /// Tells a shim that one of its containers is done with, and removes that one's bundle. The shim leaves unless it
+    /// holds others.
+    pub(super) async fn leave(&self, task: &Task) {
+        task.leaving.store(true, Ordering::SeqCst);
+        let request = shim::ShutdownRequest { id: task.id.to_string(), now: false };
+        let answer: Result<()> = task.shim.call("Shutdown", &request, Patience::Leave).await;
+        if let Err(error) = answer
+            // A shim may leave before it has answered.
+            && error.kind() != Kind::Unavailable
+        {
+            tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "shut down a shim");
+        }
+        failpoint::hit("delete.shim");
+        task.bundle.remove();
+    }
+
+    /// The connection to a shim ended without being asked to: the shim died, or was killed. What it held is killed and
+    /// cleaned up, and everybody who waits is told.
+    pub(super) async fn shim_lost(&self, task: &Arc<Task>) {
+        if !self.forget(task) {
+            return;
+        }
+        tracing::warn!(namespace = %task.namespace, id = %task.id, "shim is gone; cleaning up after it");
+        let exit = self.clean_up_dead(task.instance(), task.pid()).await;
+        task.bundle.remove();
+        self.announce_end(&task.namespace, &task.id, exit);
+        task.ended.send_replace(Some(exit));
+    }
+
+    /// Runs a dead shim's `delete` and says how its container ended.
+    pub(super) async fn clean_up_dead(&self, instance: crate::shims::Instance<'_>, pid: u32) -> Exit {
+        match self.parts().launcher.delete(instance).await {
+            Ok(response) => {
+                let known = if response.pid == 0 { pid } else { response.pid };
+                Exit::of(known, response.exit_status, response.exited_at.as_ref())
+            }
+            Err(error) => {
+                tracing::warn!(namespace = %instance.namespace, id = %instance.id, %error, "clean up after a dead shim");
+                Exit { pid, status: UNKNOWN_STATUS, at: SystemTime::now() }
+            }
+        }
+    }
+
+    /// Publishes the events that a dead shim cannot.
+    pub(super) fn announce_end(&self, namespace: &Namespace, id: &ContainerId, exit: Exit) {
+        let (id, exited_at) = (id.to_string(), Some(time::timestamp(exit.at)));
+        let (pid, exit_status) = (exit.pid, exit.status);
+        let events = &self.parts().events;
+        let message = TaskExit { container_id: id.clone(), id: id.clone(), pid, exit_status, exited_at };
+        events.announce(namespace, "/tasks/exit", &message);
+        let message = TaskDelete { container_id: id, pid, exit_status, exited_at, id: String::new() };
+        events.announce(namespace, "/tasks/delete", &message);
+    }
+}
+
+impl Task {
+    async fn delete_process(&self, exec: Option<&ExecId>) -> Result<shim::DeleteResponse> {
+        let request = shim::DeleteRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
+        let response = self.shim.call("Delete", &request, Patience::Change).await;
+        response.doing(|| format!("delete {}", self.process_name(exec)))
+    }
+}
+
+impl Exit {
+    /// An exit as messages carry it.
+    pub fn of(pid: u32, status: u32, at: Option<&Timestamp>) -> Self {
+        Self { pid, status, at: at.map_or_else(SystemTime::now, time::system_time) }
+    }
+}

@@ -1,0 +1,73 @@
+//! Asking many shims at once. One that does not answer costs the others nothing and is reported as unknown.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use gantry_proto::containerd::v1::types::Status;
+use gantry_proto::namespace::Namespace;
+use prost_types::Any;
+
+use super::{ProcessState, Task, Tasks};
+use crate::error::{Kind, Result};
+
+/// Shims that are asked at the same time.
+const AT_ONCE: usize = 256;
+
+impl Tasks {
+    /// The state of every task of a namespace, in the order of their ids.
+    pub async fn states(&self, namespace: &Namespace) -> Vec<(Arc<Task>, ProcessState)> {
+        let asked = stream::iter(self.all(Some(namespace))).map(|task| async move {
+            let state = task.state(None).await;
+            (task, state)
+        });
+        let answers = asked.buffered(AT_ONCE).collect::<Vec<_>>().await;
+        answers.into_iter().filter_map(|(task, state)| known(&task, state).map(|state| (task, state))).collect()
+    }
+
+    /// The counters of those tasks of a namespace that `wanted` picks, with the time they were read.
+    pub async fn metrics(
+        &self,
+        namespace: &Namespace,
+        wanted: impl Fn(&Task) -> bool,
+    ) -> Vec<(Arc<Task>, SystemTime, Any)> {
+        let tasks: Vec<_> = self.all(Some(namespace)).into_iter().filter(|task| wanted(task)).collect();
+        let asked = stream::iter(tasks).map(|task| async move {
+            let at = SystemTime::now();
+            let stats = task.stats().await;
+            (task, at, stats)
+        });
+        let answers = asked.buffered(AT_ONCE).collect::<Vec<_>>().await;
+        let mut metrics = Vec::with_capacity(answers.len());
+        for (task, at, stats) in answers {
+            match stats {
+                Ok(stats) => metrics.push((task, at, stats)),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "metrics"),
+            }
+        }
+        metrics
+    }
+}
+
+/// The state to report of a task; none where it went away while its shim was asked.
+fn known(task: &Task, state: Result<ProcessState>) -> Option<ProcessState> {
+    match state {
+        Ok(state) => Some(state),
+        Err(error) if error.kind() == Kind::NotFound => None,
+        Err(error) => {
+            tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "list tasks");
+            Some(ProcessState {
+                pid: task.pid(),
+                status: Status::Unknown,
+                stdin: String::new(),
+                stdout: String::new(),
+                stderr: String::new(),
+                terminal: false,
+                exit_status: 0,
+                exited_at: None,
+            })
+        }
+    }
+}

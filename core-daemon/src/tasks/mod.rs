@@ -1,0 +1,209 @@
+//! Tasks: containers that are, or were just now, running. Each is held by a shim; the daemon only asks.
+//!
+//! What is known of a task is re-derived: its state comes from the shim whenever somebody asks, its exit from the shim's
+//! Wait, and if the shim itself is gone, from cleaning up after it. The table here only says which shim holds which
+//! container.
+
+mod bundle;
+mod create;
+mod delete;
+mod list;
+mod monitor;
+mod process;
+mod restore;
+mod wait;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use gantry_proto::namespace::Namespace;
+use tokio::sync::watch;
+
+pub use bundle::{Bundle, Bundles};
+pub use create::CreateTask;
+pub use process::{ExecTask, ProcessState};
+pub use restore::{Report, Restored};
+
+use crate::config::{Runtime, Timeouts};
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::id::ContainerId;
+use crate::records::Containers;
+use crate::shims::{Instance, Launcher, Shim};
+use crate::snapshots::Snapshotters;
+
+/// All tasks of the daemon; clones are the same.
+#[derive(Clone)]
+pub struct Tasks {
+    shared: Arc<Shared>,
+}
+
+/// What tasks are made with.
+pub struct Parts {
+    /// Container records.
+    pub containers: Containers,
+    /// Where root file systems come from.
+    pub snapshots: Snapshotters,
+    /// Where bundles are.
+    pub bundles: Bundles,
+    /// Runs shims.
+    pub launcher: Launcher,
+    /// Where events go.
+    pub events: Events,
+    /// Which runtime, and how many calls a shim is asked at once.
+    pub runtime: Runtime,
+    /// How long shims may take.
+    pub timeouts: Timeouts,
+}
+
+struct Shared {
+    parts: Parts,
+    table: Mutex<HashMap<Key, Slot>>,
+}
+
+type Key = (Namespace, ContainerId);
+
+enum Slot {
+    /// Somebody is creating it.
+    Creating,
+    Live(Arc<Task>),
+}
+
+/// A container and the shim that holds it.
+pub struct Task {
+    namespace: Namespace,
+    id: ContainerId,
+    bundle: Bundle,
+    program: PathBuf,
+    shim: Shim,
+    pid: AtomicU32,
+    oom_killed: AtomicBool,
+    /// Set before the shim is asked to leave, so that its going is not taken for a failure.
+    leaving: AtomicBool,
+    ended: watch::Sender<Option<Exit>>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Its pid in the daemon's namespace; 0 where it is not known any more.
+    pub pid: u32,
+    /// Its code, or 128 plus the signal that ended it.
+    pub status: u32,
+    /// When it was reaped.
+    pub at: SystemTime,
+}
+
+impl Tasks {
+    /// No tasks yet; [`Tasks::restore`] finds those of an earlier daemon.
+    pub fn new(parts: Parts) -> Self {
+        Self { shared: Arc::new(Shared { parts, table: Mutex::default() }) }
+    }
+
+    /// The task of a container.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or when it is not yet created.
+    pub fn get(&self, namespace: &Namespace, id: &ContainerId) -> Result<Arc<Task>> {
+        match self.table().get(&(namespace.clone(), id.clone())) {
+            Some(Slot::Live(task)) => Ok(task.clone()),
+            _ => Err(Error::not_found(format!("task {id}: not found"))),
+        }
+    }
+
+    /// The tasks of a namespace, or of all of them, by id.
+    pub fn all(&self, namespace: Option<&Namespace>) -> Vec<Arc<Task>> {
+        let mut tasks: Vec<_> = self
+            .table()
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Live(task) if namespace.is_none_or(|wanted| *wanted == task.namespace) => Some(task.clone()),
+                _ => None,
+            })
+            .collect();
+        tasks.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
+        tasks
+    }
+
+    /// The program of the runtime called `runtime`, or of the default one.
+    ///
+    /// # Errors
+    /// As [`crate::shims::locate`].
+    pub fn program(&self, runtime: &str) -> Result<PathBuf> {
+        let runtime = if runtime.is_empty() { &self.parts().runtime.default } else { runtime };
+        crate::shims::locate(runtime, &self.parts().launcher.daemon)
+    }
+
+    /// Runs shims' programs.
+    pub fn launcher(&self) -> &Launcher {
+        &self.parts().launcher
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.shared.parts
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
+        self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a task into the table and watches over its shim from now on.
+    fn adopt(&self, task: Arc<Task>) {
+        self.table().insert(task.key(), Slot::Live(task.clone()));
+        let tasks = self.clone();
+        tokio::spawn(async move {
+            task.shim.closed().await;
+            if !task.leaving.load(Ordering::SeqCst) {
+                tasks.shim_lost(&task).await;
+            }
+        });
+    }
+
+    /// Takes a task out of the table, if it is still that one.
+    fn forget(&self, task: &Arc<Task>) -> bool {
+        let mut table = self.table();
+        let same = matches!(table.get(&task.key()), Some(Slot::Live(live)) if Arc::ptr_eq(live, task));
+        if same {
+            table.remove(&task.key());
+        }
+        same
+    }
+}
+
+impl Task {
+    /// The container's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The container.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// Pid of the init process.
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// Whether the kernel killed one of its processes for want of memory.
+    pub fn oom_killed(&self) -> bool {
+        self.oom_killed.load(Ordering::SeqCst)
+    }
+
+    /// The directory in which its shim and runtime find it.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
+    fn key(&self) -> Key {
+        (self.namespace.clone(), self.id.clone())
+    }
+
+    fn instance(&self) -> Instance<'_> {
+        Instance { program: &self.program, namespace: &self.namespace, id: &self.id, bundle: self.bundle.path() }
+    }
+}

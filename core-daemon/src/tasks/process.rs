@@ -1,0 +1,238 @@
+//! Acting on the processes of a task: its shim is asked, and its answer returned.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use gantry_proto::containerd::task::v3 as shim;
+use gantry_proto::containerd::v1::types::{ProcessInfo, Status};
+use gantry_proto::time;
+use prost_types::Any;
+
+use super::{Exit, Task};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::{ExecId, exec_field};
+use crate::shims::Patience;
+
+/// What a shim says of a process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessState {
+    /// Its pid in the daemon's namespace.
+    pub pid: u32,
+    /// Whether it runs.
+    pub status: Status,
+    /// Where its standard input comes from.
+    pub stdin: String,
+    /// Where its standard output goes.
+    pub stdout: String,
+    /// Where its standard error goes.
+    pub stderr: String,
+    /// Whether it has a terminal.
+    pub terminal: bool,
+    /// How it ended, once it has.
+    pub exit_status: u32,
+    /// When it ended, once it has.
+    pub exited_at: Option<SystemTime>,
+}
+
+/// One more process for a container.
+#[derive(Debug, Clone, Default)]
+pub struct ExecTask {
+    /// The OCI process, as JSON.
+    pub spec: Option<Any>,
+    /// Where standard input comes from.
+    pub stdin: String,
+    /// Where standard output goes.
+    pub stdout: String,
+    /// Where standard error goes.
+    pub stderr: String,
+    /// Whether the process has a terminal.
+    pub terminal: bool,
+}
+
+impl Task {
+    /// Starts the init process, or an exec, and returns its pid.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
+        failpoint::hit("start.before");
+        let request = shim::StartRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
+        let response: shim::StartResponse = self.change("Start", "start", &request, exec).await?;
+        if exec.is_none() {
+            self.pid.store(response.pid, Ordering::Relaxed);
+        }
+        failpoint::hit("start.after");
+        Ok(response.pid)
+    }
+
+    /// Adds a process, to be started by [`Task::start`].
+    ///
+    /// # Errors
+    /// `AlreadyExists` when there is one of that name.
+    pub async fn exec(&self, exec: &ExecId, request: ExecTask) -> Result<()> {
+        let request = shim::ExecProcessRequest {
+            id: self.id.to_string(),
+            exec_id: exec.to_string(),
+            terminal: request.terminal,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            spec: request.spec,
+        };
+        failpoint::hit("exec.before");
+        let answer = self.change("Exec", "add", &request, Some(exec)).await;
+        failpoint::hit("exec.after");
+        answer
+    }
+
+    /// Sends a signal to a process, or to all of the container's.
+    ///
+    /// # Errors
+    /// `NotFound` when the process has ended.
+    pub async fn kill(&self, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let request = shim::KillRequest { id: self.id.to_string(), exec_id: exec_field(exec), signal, all };
+        failpoint::hit("kill.before");
+        let answer = self.change("Kill", "kill", &request, exec).await;
+        failpoint::hit("kill.after");
+        match answer {
+            // The shim is gone, and what it held with it.
+            Err(error) if error.kind() == Kind::Unavailable => {
+                Err(Error::not_found(format!("kill {}: process already finished", self.process_name(exec))))
+            }
+            answer => answer,
+        }
+    }
+
+    /// How a process is.
+    ///
+    /// # Errors
+    /// `NotFound` without such a process, `DeadlineExceeded` when the shim does not answer.
+    pub async fn state(&self, exec: Option<&ExecId>) -> Result<ProcessState> {
+        let request = shim::StateRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
+        let answer: Result<shim::StateResponse> = self.shim.call("State", &request, Patience::Look).await;
+        match answer {
+            Ok(state) => Ok(ProcessState::from(state)),
+            Err(error) if error.kind() == Kind::Unavailable => Ok(ProcessState::gone(self.end().await?)),
+            Err(error) => Err(error.context(format!("state of {}", self.process_name(exec)))),
+        }
+    }
+
+    /// Gives a process's terminal another size.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn resize(&self, exec: Option<&ExecId>, width: u32, height: u32) -> Result<()> {
+        let request = shim::ResizePtyRequest { id: self.id.to_string(), exec_id: exec_field(exec), width, height };
+        self.change("ResizePty", "resize the terminal of", &request, exec).await
+    }
+
+    /// Closes a process's standard input.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn close_stdin(&self, exec: Option<&ExecId>) -> Result<()> {
+        let request = shim::CloseIoRequest { id: self.id.to_string(), exec_id: exec_field(exec), stdin: true };
+        self.change("CloseIO", "close standard input of", &request, exec).await
+    }
+
+    /// Freezes all of the container's processes.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn pause(&self) -> Result<()> {
+        let request = shim::PauseRequest { id: self.id.to_string() };
+        self.change("Pause", "pause", &request, None).await
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn resume(&self) -> Result<()> {
+        let request = shim::ResumeRequest { id: self.id.to_string() };
+        self.change("Resume", "resume", &request, None).await
+    }
+
+    /// The container's processes.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn pids(&self) -> Result<Vec<ProcessInfo>> {
+        let request = shim::PidsRequest { id: self.id.to_string() };
+        let answer: Result<shim::PidsResponse> = self.shim.call("Pids", &request, Patience::Look).await;
+        answer.map(|answer| answer.processes).doing(|| format!("processes of task {}", self.id))
+    }
+
+    /// Changes the container's limits; `resources` is OCI's `LinuxResources` as JSON.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn update(&self, resources: Option<Any>, annotations: BTreeMap<String, String>) -> Result<()> {
+        let request = shim::UpdateTaskRequest { id: self.id.to_string(), resources, annotations };
+        self.change("Update", "update", &request, None).await
+    }
+
+    /// The container's counters.
+    ///
+    /// # Errors
+    /// What the shim says; `DeadlineExceeded` when it does not answer.
+    pub async fn stats(&self) -> Result<Any> {
+        let request = shim::StatsRequest { id: self.id.to_string() };
+        let answer: Result<shim::StatsResponse> = self.shim.call("Stats", &request, Patience::Look).await;
+        let stats = answer.doing(|| format!("statistics of task {}", self.id))?.stats;
+        stats.ok_or_else(|| Error::new(Kind::Unknown, format!("statistics of task {}: shim sent none", self.id)))
+    }
+
+    /// Writes the container's processes into the directory `path`.
+    ///
+    /// # Errors
+    /// What the shim says.
+    pub async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
+        let request = shim::CheckpointTaskRequest { id: self.id.to_string(), path: path.to_owned(), options };
+        self.change("Checkpoint", "checkpoint", &request, None).await
+    }
+
+    async fn change<Req: prost::Message, Resp: prost::Message + Default>(
+        &self,
+        method: &str,
+        verb: &str,
+        request: &Req,
+        exec: Option<&ExecId>,
+    ) -> Result<Resp> {
+        let answer = self.shim.call(method, request, Patience::Change).await;
+        answer.doing(|| format!("{verb} {}", self.process_name(exec)))
+    }
+}
+
+impl ProcessState {
+    /// The state of a process whose shim is gone.
+    fn gone(exit: Exit) -> Self {
+        Self {
+            pid: exit.pid,
+            status: Status::Stopped,
+            stdin: String::new(),
+            stdout: String::new(),
+            stderr: String::new(),
+            terminal: false,
+            exit_status: exit.status,
+            exited_at: Some(exit.at),
+        }
+    }
+}
+
+impl From<shim::StateResponse> for ProcessState {
+    fn from(state: shim::StateResponse) -> Self {
+        Self {
+            pid: state.pid,
+            status: state.status(),
+            exited_at: state.exited_at.as_ref().filter(|at| at.seconds > 0).map(time::system_time),
+            stdin: state.stdin,
+            stdout: state.stdout,
+            stderr: state.stderr,
+            terminal: state.terminal,
+            exit_status: state.exit_status,
+        }
+    }
+}

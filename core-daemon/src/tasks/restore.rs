@@ -1,0 +1,177 @@
+//! Finding the tasks of an earlier daemon.
+//!
+//! Every shim has a bundle. One that answers and holds its container is adopted. One that answers but holds nothing is
+//! told to leave. Where certainly nobody listens, the shim is dead and what it held is killed and cleaned up. A shim that
+//! neither answers nor is gone may be slow, or stopped: it is left alone and asked again, because taking a live
+//! container for dead is the worst of all mistakes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+use gantry_proto::containerd::task::v3 as shim;
+use gantry_proto::namespace::Namespace;
+use tokio::sync::{mpsc, watch};
+
+use super::{Bundle, Exit, Slot, Task, Tasks};
+use crate::error::{Kind, Result};
+use crate::id::ContainerId;
+use crate::shims::{Address, Instance, Patience, Shim};
+
+/// Bundles that are looked at at the same time.
+const AT_ONCE: usize = 64;
+/// How long to wait before asking a shim again that did not answer.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Where what was found is reported; at most one message comes for each bundle.
+pub type Report = mpsc::UnboundedSender<Restored>;
+
+/// What became of a task of an earlier daemon.
+pub enum Restored {
+    /// Its shim still holds it.
+    Alive(Arc<Task>),
+    /// Its shim is dead, and this is how its container ended.
+    Dead(Namespace, ContainerId, Exit),
+}
+
+enum Found {
+    Alive(Arc<Task>),
+    /// It answers, but has no container.
+    Empty(Arc<Task>),
+    Dead,
+    /// It does not answer, and is not certainly gone.
+    Silent,
+}
+
+impl Tasks {
+    /// Adopts the tasks whose shims are still there, cleans up after the others, and reports each to `report`; those that
+    /// do not answer yet, once they do.
+    ///
+    /// # Errors
+    /// When the bundles cannot be listed.
+    pub async fn restore(&self, report: Report) -> Result<()> {
+        let bundles = self.parts().bundles.all()?;
+        let total = bundles.len();
+        let work = stream::iter(bundles).for_each_concurrent(AT_ONCE, |(namespace, id, bundle)| {
+            self.restore_one(namespace, id, bundle, report.clone())
+        });
+        work.await;
+        self.parts().bundles.sweep_work();
+        if total > 0 {
+            tracing::info!(bundles = total, running = self.all(None).len(), "found the tasks of an earlier daemon");
+        }
+        Ok(())
+    }
+
+    async fn restore_one(&self, namespace: Namespace, id: ContainerId, bundle: Bundle, report: Report) {
+        let Some(program) = self.program_of(&namespace, &id, &bundle) else {
+            tracing::warn!(%namespace, %id, "bundle without a known shim; removing it");
+            bundle.remove();
+            return;
+        };
+        match self.look(&namespace, &id, &bundle, &program).await {
+            Found::Alive(task) => self.welcome(task, &report),
+            Found::Empty(task) => {
+                tracing::info!(%namespace, %id, "shim without a container; shutting it down");
+                self.leave(&task).await;
+            }
+            Found::Dead => self.bury(namespace, id, &bundle, &program, &report).await,
+            Found::Silent => self.ask_again(namespace, id, bundle, program, report),
+        }
+    }
+
+    fn program_of(&self, namespace: &Namespace, id: &ContainerId, bundle: &Bundle) -> Option<PathBuf> {
+        bundle.shim_program().or_else(|| {
+            let container = self.parts().containers.get(namespace, id).ok()?;
+            self.program(&container.runtime?.name).ok()
+        })
+    }
+
+    async fn look(&self, namespace: &Namespace, id: &ContainerId, bundle: &Bundle, program: &Path) -> Found {
+        let address = match Address::load(bundle.path()) {
+            Ok(Some(address)) => address,
+            Ok(None) => return Found::Dead,
+            Err(error) => {
+                tracing::warn!(%namespace, %id, %error, "find the shim of a bundle");
+                return Found::Dead;
+            }
+        };
+        let parts = self.parts();
+        let shim = match Shim::connect(&address, namespace, &parts.timeouts, parts.runtime.shim_calls).await {
+            Ok(shim) => shim,
+            // Refused, or no socket: nobody listens, and a shim listens as long as it lives.
+            Err(error) if error.kind() == Kind::Unavailable => return Found::Dead,
+            Err(error) => {
+                tracing::warn!(%namespace, %id, %error, "shim does not answer");
+                return Found::Silent;
+            }
+        };
+        let task = Arc::new(Task {
+            namespace: namespace.clone(),
+            id: id.clone(),
+            bundle: bundle.clone(),
+            program: program.to_owned(),
+            shim,
+            pid: AtomicU32::new(0),
+            oom_killed: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
+        });
+        let request = shim::StateRequest { id: id.to_string(), exec_id: String::new() };
+        match task.shim.call::<_, shim::StateResponse>("State", &request, Patience::Load).await {
+            Ok(state) => {
+                task.pid.store(state.pid, Ordering::Relaxed);
+                Found::Alive(task)
+            }
+            Err(error) if error.kind() == Kind::NotFound => Found::Empty(task),
+            Err(error) if error.kind() == Kind::Unavailable => Found::Dead,
+            Err(error) => {
+                tracing::warn!(%namespace, %id, %error, "shim does not answer");
+                Found::Silent
+            }
+        }
+    }
+
+    fn welcome(&self, task: Arc<Task>, report: &Report) {
+        self.adopt(task.clone());
+        let _ = report.send(Restored::Alive(task));
+    }
+
+    /// Cleans up after a dead shim and tells the world how its container ended.
+    async fn bury(&self, namespace: Namespace, id: ContainerId, bundle: &Bundle, program: &Path, report: &Report) {
+        tracing::info!(%namespace, %id, "shim died while no daemon ran; cleaning up after it");
+        let instance = Instance { program, namespace: &namespace, id: &id, bundle: bundle.path() };
+        let exit = self.clean_up_dead(instance, 0).await;
+        bundle.remove();
+        self.announce_end(&namespace, &id, exit);
+        // Nobody may want to know.
+        let _ = report.send(Restored::Dead(namespace, id, exit));
+    }
+
+    /// Keeps asking a shim that did not answer. Until it does, its container's name is taken.
+    fn ask_again(&self, namespace: Namespace, id: ContainerId, bundle: Bundle, program: PathBuf, report: Report) {
+        let key = (namespace.clone(), id.clone());
+        self.table().insert(key.clone(), Slot::Creating);
+        let tasks = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(AGAIN).await;
+                match tasks.look(&namespace, &id, &bundle, &program).await {
+                    Found::Silent => continue,
+                    Found::Alive(task) => tasks.welcome(task, &report),
+                    Found::Empty(task) => {
+                        tasks.table().remove(&key);
+                        tasks.leave(&task).await;
+                    }
+                    Found::Dead => {
+                        tasks.bury(namespace, id, &bundle, &program, &report).await;
+                        tasks.table().remove(&key);
+                    }
+                }
+                return;
+            }
+        });
+    }
+}

@@ -1,0 +1,6 @@
+//! What shims call.
+
+pub mod events;
+mod publish;
+
+pub use publish::publish;
