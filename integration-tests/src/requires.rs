@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::str::FromStr;
 
 /// Something a test needs of the machine it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,32 @@ pub enum Need {
     Alone,
 }
 
+impl FromStr for Need {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> anyhow::Result<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|need| format!("{need:?}") == name)
+            .ok_or_else(|| anyhow::anyhow!("unknown need {name}; there are {:?}", Self::ALL))
+    }
+}
+
 impl Need {
+    const ALL: &[Self] = &[
+        Self::Root,
+        Self::Rootless,
+        Self::CgroupV1,
+        Self::CgroupV2,
+        Self::Systemd,
+        Self::Apparmor,
+        Self::Overlay,
+        Self::Nftables,
+        Self::Userns,
+        Self::Alone,
+    ];
+
     /// Why this machine does not meet the need, or `None` when it does.
     pub fn unmet(self) -> Option<String> {
         let (met, reason) = match self {

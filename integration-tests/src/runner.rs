@@ -2,7 +2,7 @@
 //! afterwards for what it left behind.
 //!
 //! ```text
-//! main [FILTER...] [--exact] [--list] [--nocapture] [--test-threads N]
+//! main [FILTER...] [--exact] [--needing NEED] [--list] [--nocapture] [--test-threads N]
 //! main summary FILE...         merges results files, see `summary`
 //! ```
 //!
@@ -56,6 +56,7 @@ pub fn main(modules: &[&[Test]]) -> ExitCode {
 struct Options {
     filters: Vec<String>,
     exact: bool,
+    needing: Option<Need>,
     list: bool,
     nocapture: bool,
     threads: Option<usize>,
@@ -68,6 +69,7 @@ impl Options {
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--exact" => options.exact = true,
+                "--needing" => options.needing = Some(args.next().context("--needing wants a name")?.parse()?),
                 "--list" => options.list = true,
                 "--nocapture" | "--no-capture" => options.nocapture = true,
                 "--test-threads" => options.threads = args.next().and_then(|number| number.parse().ok()),
@@ -86,7 +88,8 @@ impl Options {
             true => self.filters.iter().any(|filter| filter == name),
             false => self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str())),
         };
-        tests.iter().copied().filter(|test| wanted(&test.full_name())).collect()
+        let needing = |test: &Test| self.needing.is_none_or(|need| test.needs.contains(&need));
+        tests.iter().copied().filter(|test| wanted(&test.full_name()) && needing(test)).collect()
     }
 }
 
@@ -236,7 +239,9 @@ mod tests {
         assert_eq!(parse(&["noth"]).unwrap().select(SAMPLES).len(), 1);
         assert_eq!(parse(&["noth", "--exact"]).unwrap().select(SAMPLES).len(), 0);
         assert_eq!(parse(&[&name, "--exact", "--test-threads=3"]).unwrap().threads, Some(3));
-        assert!(parse(&["--wrong"]).is_err());
+        assert_eq!(parse(&["--needing", "Overlay"]).unwrap().select(SAMPLES).len(), 1);
+        assert_eq!(parse(&["--needing", "Rootless"]).unwrap().select(SAMPLES).len(), 0);
+        assert!(parse(&["--wrong"]).is_err() && parse(&["--needing", "Luck"]).is_err());
         assert_eq!(SAMPLES[0].needs, [Need::Root, Need::Overlay]);
     }
 }

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs the integration tests over and over for SOAK_MINUTES (10) and stops at the first failure.
+set -euo pipefail
+. "$(dirname "$0")/toolchain.sh"
+
+[[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2
+cargo build --workspace --bins --locked
+integration=$(scripts/test-program.sh)
+end=$((SECONDS + ${SOAK_MINUTES:-10} * 60))
+for ((round = 1; SECONDS < end; round++)); do
+    echo "== round $round"
+    "$integration"
+done
+echo "soak: $((round - 1)) rounds, none failed"

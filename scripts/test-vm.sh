@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Runs the integration tests in two virtual machines: Debian 12 with systemd on cgroup v2 (with AppArmor, as root and as
+# an ordinary user), and the same on cgroup v1. Usage: test-vm.sh [RESULTS-FILE]; GANTRY_TEST_FILTER=a,b chooses tests.
+set -euo pipefail
+. "$(dirname "$0")/toolchain.sh"
+
+results=${1:-}
+[[ $(uname -m) == x86_64 ]] || { echo "error: the test machines are x86_64 only" >&2; exit 1; }
+scripts/packages.sh qemu-system-x86 e2fsprogs binutils
+image=$(scripts/vm/image.sh)
+integration=$(scripts/test-program.sh)
+cargo build --workspace --bins --locked --quiet
+
+work=$(mktemp -d)
+machines=()
+finish() {
+    for machine in "${machines[@]}"; do kill "$machine" 2>/dev/null || true; done
+    wait
+    rm -rf "$work"
+}
+trap finish EXIT
+
+# The disk with what is tested. Without debug information it is a tenth of the size.
+mkdir -p "$work/disk/bin"
+for program in rung containerd-shim-rung-v2 gantryd gantry; do
+    strip --strip-debug -o "$work/disk/bin/$program" "$(built debug)/$program"
+done
+strip --strip-debug -o "$work/disk/integration" "$integration"
+install -m 0755 scripts/vm/guest.sh "$work/disk/guest.sh"
+mkfs.ext4 -q -F -O ^has_journal -d "$work/disk" "$work/tests.ext4" \
+    $(($(du -sm "$work/disk" | cut -f1) + 32))M >/dev/null
+rm -rf "$work/disk"
+
+# boot DIRECTORY SECONDS KERNEL-PARAMETERS: runs a machine to its end.
+boot() {
+    local dir=$1 limit=$2 parameters=$3
+    mkdir -p "$dir"
+    TMPDIR=$work timeout --kill-after=5 "$limit" qemu-system-x86_64 \
+        -nodefaults -no-user-config -no-reboot -display none -nic none -machine q35 "${accelerator[@]}" -smp 2 -m 2048 \
+        -kernel "$image/vmlinuz" -initrd "$image/initramfs" \
+        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 $parameters" \
+        -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
+        -drive "file=$work/tests.ext4,if=none,id=tests,format=raw,readonly=on" \
+        -device virtio-blk-pci,drive=tests,serial=tests \
+        -serial "file:$dir/console" -device virtio-serial-pci \
+        -chardev "file,id=out,path=$dir/out" -device virtserialport,chardev=out,name=gantry.out \
+        -chardev "file,id=results,path=$dir/results" -device virtserialport,chardev=results,name=gantry.results \
+        -chardev "file,id=status,path=$dir/status" -device virtserialport,chardev=status,name=gantry.status \
+        </dev/null >"$dir/qemu" 2>&1
+}
+
+# Emulation always works. KVM is used where it does, which a machine that only boots and leaves shows.
+probe() {
+    [[ -w /dev/kvm ]] || return 1
+    # QEMU may abort where the kernel refuses it: that is an answer too, and no news for the reader.
+    (ulimit -c 0; boot "$work/probe" 20 gantry.probe) 2>/dev/null || return 1
+    grep -q "gantry probe: booted" "$work/probe/console"
+}
+accelerator=(-accel kvm -cpu host)
+patience=2
+if ! probe; then
+    accelerator=(-accel "tcg,thread=multi" -cpu max)
+    patience=8
+fi
+echo "machines run with ${accelerator[1]}"
+
+begun=$SECONDS
+limit=${GANTRY_TEST_VM_SECONDS:-600}
+common="gantry.patience=$patience gantry.filters=${GANTRY_TEST_FILTER:-}"
+boot "$work/vm-v2" "$limit" "gantry.place=vm-v2 $common" &
+machines+=($!)
+boot "$work/vm-v1" "$limit" "gantry.place=vm-v1 systemd.unified_cgroup_hierarchy=0 $common" &
+machines+=($!)
+for machine in "${machines[@]}"; do wait "$machine" || true; done
+machines=()
+
+failed=0
+for place in vm-v2 vm-v1; do
+    dir=$work/$place
+    echo "-- $place"
+    cat "$dir/out" 2>/dev/null || true
+    [[ -z $results || ! -s $dir/results ]] || cat "$dir/results" >>"$results"
+    case $(cat "$dir/status" 2>/dev/null || true) in
+        0) ;;
+        1) failed=1 ;;
+        *)
+            failed=1
+            echo "-- $place gave no status within $limit s; its console:"
+            cat "$dir/qemu" "$dir/console" 2>/dev/null | tr -d '\r' | tail -n 80
+            ;;
+    esac
+done
+echo "virtual machines: $((SECONDS - begun)) s"
+exit "$failed"

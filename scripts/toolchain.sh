@@ -1,0 +1,13 @@
+# Sourced by the other scripts: cargo in PATH, or a clear error; a C compiler for the few packages that need one.
+if ! command -v cargo >/dev/null && [[ -x $HOME/.cargo/bin/cargo ]]; then
+    PATH=$HOME/.cargo/bin:$PATH
+fi
+if ! command -v cargo >/dev/null; then
+    echo "error: cargo is not installed; get Rust 1.95 or newer from https://rustup.rs and run this again" >&2
+    exit 1
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/packages.sh gcc libc6-dev
+TRIPLE=$(rustc -vV | sed -n 's/^host: //p')
+# Where cargo puts what it builds for PROFILE (debug or release).
+built() { echo "${CARGO_TARGET_DIR:-$PWD/target}/$TRIPLE/$1"; }
