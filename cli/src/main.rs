@@ -1,3 +1,7 @@
 //! The `gantry` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gantry::run(std::env::args_os())
+}

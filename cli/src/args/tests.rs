@@ -1,0 +1,83 @@
+use super::*;
+
+fn parsed(words: &[&str]) -> Result<Gantry, Stop> {
+    parse(&["gantry"].iter().chain(words).map(OsString::from).collect::<Vec<_>>())
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Gantry::command().debug_assert();
+}
+
+#[test]
+fn dockers_spellings_parse() {
+    for line in [
+        "run alpine",
+        "run -it --rm --name web alpine sh -c true",
+        "run -d -e A=1 -e B -w /x -u 1:2 --entrypoint sh -m 64m --memory-swap -1 --cpus 0.5 --pids-limit -1 a",
+        "run -v /a:/b:ro --mount type=bind,src=/a,dst=/c --network host --read-only --privileged a -l",
+        "run --cap-add ALL --cap-drop=NET_RAW -h box --label a=b --pull always --platform linux/arm64 a",
+        "run --stop-signal INT --runtime io.containerd.runc.v2 --cidfile /x --plain-http --sig-proxy=false a",
+        "--address /x --namespace n ps -aq",
+        "ps -a --no-trunc --format json --filter name=x -n 2",
+        "exec -it web sh -c ls",
+        "exec -d -e A=1 -w / -u 0 --privileged web true",
+        "logs -f --tail 5 --since 1m --until 2026-01-01 -t web",
+        "stop -t 3 -s INT a b",
+        "stop --time 3 a",
+        "container ls -a",
+        "container run --help=x a",
+        "image ls -q --digests",
+        "image rm -f a b",
+        "inspect -f {{.ID}} --type image a",
+        "start -ai web",
+        "kill -s 9 web",
+        "system info",
+        "images localhost:5000/a",
+        "pull -q --platform linux/arm/v7 a",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let outcome = parsed(&words);
+        let fine = outcome.is_ok() || line.contains("--help");
+        assert!(fine, "{line}: {}", outcome.err().map(|stop| stop.error.to_string()).unwrap_or_default());
+    }
+}
+
+#[test]
+fn options_after_the_image_are_the_commands() {
+    for (line, args) in [
+        ("run alpine ls -l --rm", r#"args: ["ls", "-l", "--rm"]"#),
+        ("run -it --name web -e A=1 alpine -l", r#"args: ["-l"]"#),
+        ("run -itwx alpine --rm", r#"args: ["--rm"]"#),
+        ("run -iw x --sig-proxy --net host alpine -i", r#"args: ["-i"]"#),
+        ("run --name=web alpine -- -i", r#"args: ["--", "-i"]"#),
+        ("--namespace x container create -m 64m alpine -m", r#"args: ["-m"]"#),
+        ("-H /x exec -u 0 web -u -- 1", r#"args: ["-u", "--", "1"]"#),
+        ("exec web sh -c true", r#"args: ["sh", "-c", "true"]"#),
+        ("run -- alpine -x", r#"args: ["-x"]"#),
+    ] {
+        let command =
+            parsed(&line.split(' ').collect::<Vec<_>>()).unwrap_or_else(|stop| panic!("{line}: {stop:?}")).command;
+        let shown = format!("{command:?}");
+        assert!(shown.contains(args), "{line}: {shown}");
+    }
+}
+
+#[test]
+fn mistakes_have_hints() {
+    for (line, hint) in [
+        ("run -n web alpine", "--name"),
+        ("run --restart always alpine", "--restart"),
+        ("container create -p 80:80 alpine", "-p"),
+        ("exec web", "exec -it NAME sh"),
+        ("run", "needs an image"),
+        ("build .", "build"),
+    ] {
+        let stop = parsed(&line.split(' ').collect::<Vec<_>>()).expect_err(line);
+        let found = stop.hint.unwrap_or_default();
+        assert!(found.contains(hint), "{line}: {found:?} {}", stop.error);
+    }
+    for line in ["run -m x alpine", "run --cpus=-1 alpine", "run --platform x alpine", "ps --filter x", "nope"] {
+        assert!(parsed(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
+    }
+}

@@ -1,0 +1,61 @@
+//! The calls that go both ways: a first message, then what a terminal sends, against what a process sends back.
+
+use gantry_proto::gantry::engine::v1::{self as api, attach_input, exec_input, run_input};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::Streaming;
+
+use super::Client;
+use crate::error::Result;
+
+/// Inputs on their way to the daemon; a full queue makes the terminal wait.
+const QUEUE: usize = 8;
+
+/// Both directions of a session.
+#[derive(Debug)]
+pub struct Duplex<T> {
+    /// To the process.
+    pub input: mpsc::Sender<api::SessionInput>,
+    /// From the process.
+    pub output: Streaming<T>,
+}
+
+/// A queue's sending end, and `first` followed by what is queued.
+fn outgoing<T>(
+    first: T,
+    wrap: fn(api::SessionInput) -> T,
+) -> (mpsc::Sender<api::SessionInput>, impl Stream<Item = T> + use<T>) {
+    let (input, queued) = mpsc::channel(QUEUE);
+    (input, tokio_stream::once(first).chain(ReceiverStream::new(queued).map(wrap)))
+}
+
+impl Client {
+    /// Creates, attaches to and starts a container.
+    pub async fn run(&mut self, create: api::CreateRequest) -> Result<Duplex<api::RunOutput>> {
+        let first = api::RunInput { event: Some(run_input::Event::Create(create)) };
+        let wrap = |input| api::RunInput { event: Some(run_input::Event::Session(input)) };
+        let (input, stream) = outgoing(first, wrap);
+        let request = self.request(stream);
+        Ok(Duplex { input, output: self.engine.run(request).await?.into_inner() })
+    }
+
+    /// Joins a container's streams.
+    pub async fn attach(&mut self, container: &str, stdin: bool) -> Result<Duplex<api::SessionOutput>> {
+        let attach = api::AttachRequest { r#ref: container.to_owned(), stdin };
+        let first = api::AttachInput { event: Some(attach_input::Event::Attach(attach)) };
+        let wrap = |input| api::AttachInput { event: Some(attach_input::Event::Session(input)) };
+        let (input, stream) = outgoing(first, wrap);
+        let request = self.request(stream);
+        Ok(Duplex { input, output: self.engine.attach(request).await?.into_inner() })
+    }
+
+    /// Runs one more process in a container.
+    pub async fn exec(&mut self, exec: api::ExecRequest) -> Result<Duplex<api::SessionOutput>> {
+        let first = api::ExecInput { event: Some(exec_input::Event::Exec(exec)) };
+        let wrap = |input| api::ExecInput { event: Some(exec_input::Event::Session(input)) };
+        let (input, stream) = outgoing(first, wrap);
+        let request = self.request(stream);
+        Ok(Duplex { input, output: self.engine.exec(request).await?.into_inner() })
+    }
+}

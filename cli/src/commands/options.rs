@@ -1,0 +1,301 @@
+//! The options that `run` and `create` share.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use gantry_proto::gantry::engine::v1 as api;
+use rung_spec::platform::Platform;
+
+use crate::client::reason;
+use crate::error::{Failure, Result};
+use crate::parse::{bind, env, size};
+use crate::{credentials, session};
+
+/// When an image is downloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pull {
+    /// Every time.
+    Always,
+    /// When it is not here.
+    Missing,
+    /// Not at all.
+    Never,
+}
+
+/// How to speak to the registry.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Registry {
+    /// Speak HTTP to the registry instead of HTTPS
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Do not check the registry's certificate
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+impl Registry {
+    /// As the daemon takes it, with who we are to the registry of `image`.
+    ///
+    /// # Errors
+    /// As [`credentials::fill`].
+    pub async fn options(&self, image: &str) -> Result<api::RegistryOptions> {
+        let mut options = api::RegistryOptions {
+            plain_http: self.plain_http,
+            insecure: self.insecure,
+            ..api::RegistryOptions::default()
+        };
+        credentials::fill(&mut options, image).await?;
+        Ok(options)
+    }
+}
+
+/// What can be said of a container to be made.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Options {
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// Name of the container; one is made up otherwise
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Keep standard input open
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Give the process a terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Remove the container once it has ended
+    #[arg(long)]
+    pub rm: bool,
+    /// Set a variable: KEY=VALUE, or KEY with its value here
+    #[arg(long, short, value_name = "KEY[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables of a file, one KEY=VALUE a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Directory the process starts in
+    #[arg(long, short, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Who the process runs as: a name or number, and a group after ':'
+    #[arg(long, short, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Replace the image's entrypoint; "" clears it
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Name of the machine, as the container sees it
+    #[arg(long, short = 'h', value_name = "NAME")]
+    hostname: Option<String>,
+    /// Most memory, such as 64m
+    #[arg(long, short, value_name = "BYTES", value_parser = size::bytes)]
+    memory: Option<i64>,
+    /// Most memory and swap together; -1 for any swap
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes_or_any, allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+    /// Most processors, such as 1.5
+    #[arg(long, value_name = "NUMBER", value_parser = size::nano_cpus)]
+    cpus: Option<i64>,
+    /// Most processes and threads; -1 for any number
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pids_limit: Option<i64>,
+    /// Show a file or directory of this machine in the container
+    #[arg(long, short, value_name = "HOST_PATH:PATH[:ro]")]
+    volume: Vec<String>,
+    /// The same in longer words: type=bind,source=…,target=…
+    #[arg(long, value_name = "FIELDS")]
+    mount: Vec<String>,
+    /// Network: none (loopback only) or host
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", default_value = "none")]
+    network: String,
+    /// Allow no writing to the root file system
+    #[arg(long)]
+    read_only: bool,
+    /// Lift every restriction
+    #[arg(long)]
+    privileged: bool,
+    /// Add a capability
+    #[arg(long, value_name = "NAME")]
+    cap_add: Vec<String>,
+    /// Take a capability away
+    #[arg(long, value_name = "NAME")]
+    cap_drop: Vec<String>,
+    /// Note something about the container
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// When to download the image
+    #[arg(long, value_enum, default_value = "missing", value_name = "WHEN")]
+    pub pull: Pull,
+    /// Platform of the image: os/arch[/variant]
+    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    platform: Option<String>,
+    /// Signal that stops the container first
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+    /// Runtime, as containerd names it
+    #[arg(long, value_name = "NAME")]
+    runtime: Option<String>,
+    /// Write the container's id to a new file
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    #[command(flatten)]
+    registry: Registry,
+    /// Do not report the download
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Image to run
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Command and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+/// A platform, checked here so that a slip is seen before anything is downloaded.
+pub(crate) fn platform(text: &str) -> Result<String, String> {
+    Platform::parse(text).map(|platform| platform.to_string()).map_err(|error| error.to_string())
+}
+
+impl Options {
+    /// As the daemon takes it.
+    ///
+    /// # Errors
+    /// Names the option that cannot be.
+    pub async fn request(&self) -> Result<api::CreateRequest> {
+        let entrypoint = self.entrypoint.as_ref().map(|program| api::Entrypoint {
+            args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
+        });
+        let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        Ok(api::CreateRequest {
+            image: self.image.clone(),
+            name: text(&self.name),
+            args: self.args.clone(),
+            entrypoint,
+            env: environment(&self.env_file, &self.env)?,
+            workdir: text(&self.workdir),
+            user: text(&self.user),
+            hostname: text(&self.hostname),
+            labels: labels(&self.label)?,
+            terminal: self.tty,
+            open_stdin: self.interactive,
+            auto_remove: self.rm,
+            binds: self.binds()?,
+            limits: Some(api::Limits {
+                memory: self.memory.unwrap_or(0),
+                nano_cpus: self.cpus.unwrap_or(0),
+                pids: self.pids_limit.unwrap_or(0),
+                memory_swap: self.memory_swap.unwrap_or(0),
+            }),
+            network: network(&self.network)?.into(),
+            pull_policy: match self.pull {
+                Pull::Always => api::PullPolicy::Always,
+                Pull::Missing => api::PullPolicy::Missing,
+                Pull::Never => api::PullPolicy::Never,
+            }
+            .into(),
+            read_only: self.read_only,
+            privileged: self.privileged,
+            cap_add: self.cap_add.clone(),
+            cap_drop: self.cap_drop.clone(),
+            platform: text(&self.platform),
+            stop_signal: text(&self.stop_signal),
+            console_size: if self.tty { session::size() } else { None },
+            registry: match self.pull {
+                Pull::Never => None,
+                _ => Some(self.registry.options(&self.image).await?),
+            },
+            runtime: text(&self.runtime),
+        })
+    }
+
+    fn binds(&self) -> Result<Vec<api::Bind>> {
+        if self.volume.is_empty() && self.mount.is_empty() {
+            return Ok(Vec::new());
+        }
+        let here =
+            std::env::current_dir().map_err(|error| Failure::new(format!("current directory: {}", reason(&error))))?;
+        let volumes = self.volume.iter().map(|text| bind::volume(text, &here).map_err(|error| format!("-v {error}")));
+        let mounts = self.mount.iter().map(|text| bind::mount(text, &here).map_err(|error| format!("--mount {error}")));
+        volumes.chain(mounts).collect::<Result<_, _>>().map_err(Failure::new)
+    }
+}
+
+/// Files first, so that `-e` has the last word.
+///
+/// # Errors
+/// Names the file or variable.
+pub(crate) fn environment(files: &[PathBuf], variables: &[String]) -> Result<Vec<String>> {
+    let own = |name: &str| std::env::var_os(name);
+    let mut all = Vec::new();
+    for path in files {
+        let failed = |cause: String| Failure::new(format!("--env-file {}: {cause}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| failed(reason(&error)))?;
+        all.extend(env::file(&text, own).map_err(failed)?);
+    }
+    for text in variables {
+        all.push(env::variable(text, own).map_err(|error| Failure::new(format!("-e {error}")))?);
+    }
+    Ok(all)
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |text: &String| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        if key.is_empty() {
+            return Err(Failure::new(format!("--label {text:?} has no name")));
+        }
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    texts.iter().map(pair).collect()
+}
+
+fn network(text: &str) -> Result<api::Network> {
+    match text {
+        "host" => Ok(api::Network::Host),
+        "none" | "private" => Ok(api::Network::Private),
+        _ => Err(Failure::new(format!("--network {text}: not supported yet"))
+            .hint("networks are none (a network of its own with loopback) and host")),
+    }
+}
+
+/// The file of `--cidfile`: made new before anything else, gone again if there is no container to name.
+#[derive(Debug)]
+pub(crate) struct IdFile {
+    file: std::fs::File,
+    path: PathBuf,
+    written: bool,
+}
+
+impl IdFile {
+    pub(crate) fn create(path: Option<&Path>) -> Result<Option<Self>> {
+        let Some(path) = path else { return Ok(None) };
+        let opened = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
+        let file = opened.map_err(|error| {
+            let failure = Failure::new(format!("--cidfile {}: {}", path.display(), reason(&error)));
+            match error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    failure.hint("the container it names may still run; remove the file if not")
+                }
+                _ => failure,
+            }
+        })?;
+        Ok(Some(Self { file, path: path.to_owned(), written: false }))
+    }
+
+    pub(crate) fn write(&mut self, id: &str) -> Result<()> {
+        let written = self.file.write_all(id.as_bytes());
+        written.map_err(|error| Failure::new(format!("--cidfile {}: {}", self.path.display(), reason(&error))))?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if !self.written {
+            // It is ours and empty; if it cannot be removed, the next run says that it is there.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

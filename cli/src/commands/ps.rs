@@ -1,0 +1,231 @@
+//! `gantry ps`: the containers there are.
+
+use gantry_proto::gantry::engine::v1::{Container, State};
+use jiff::Timestamp;
+
+use super::Context;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::output;
+use crate::output::human::{ago, ellipsis, quoted};
+use crate::output::listing::{Column, Listing};
+use crate::parse::filter::{Filter, filter};
+
+/// `gantry ps`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show those that do not run too
+    #[arg(long, short)]
+    all: bool,
+    /// Print only ids
+    #[arg(long, short)]
+    quiet: bool,
+    /// Cut nothing short
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show only the container created last, in any state
+    #[arg(long, short)]
+    latest: bool,
+    /// Show only so many, those created last, in any state
+    #[arg(long, short = 'n', value_name = "NUMBER", conflicts_with = "latest")]
+    last: Option<usize>,
+    /// Show only those that match: name, id, label, status, ancestor or exited
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = filter)]
+    filter: Vec<Filter>,
+    /// table, json, or a template such as '{{.Names}}'
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+}
+
+const COLUMNS: &[Column] = &[
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Labels", "LABELS"),
+    ("Names", "NAMES"),
+    ("Ports", "PORTS"),
+    ("RunningFor", "CREATED"),
+    ("State", "STATE"),
+    ("Status", "STATUS"),
+];
+const SHOWN: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+
+impl Args {
+    pub(super) async fn run(self, context: &Context) -> Result<Code> {
+        for Filter { key, .. } in &self.filter {
+            if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited") {
+                return Err(Failure::new(format!("filter {key:?} is not known"))
+                    .hint("filters are name, id, label, status, ancestor and exited"));
+            }
+        }
+        // These ask for containers that do not run, whether or not -a is given.
+        let any_state = self.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
+        let count = if self.latest { Some(1) } else { self.last };
+        let mut containers = context.connect().await?.list(self.all || any_state || count.is_some()).await?;
+        containers.sort_by_key(|container| std::cmp::Reverse(created(container)));
+        containers.retain(|container| matches(container, &self.filter));
+        containers.truncate(count.unwrap_or(usize::MAX));
+        if self.quiet {
+            let ids: String = containers.iter().map(|container| format!("{}\n", self.id(container))).collect();
+            output::bytes(ids.as_bytes())?;
+            return Ok(Code::SUCCESS);
+        }
+        let now = Timestamp::now();
+        let mut listing = Listing::new(COLUMNS);
+        for container in &containers {
+            listing.row(self.row(container, now));
+        }
+        listing.print(self.format.as_deref(), SHOWN)?;
+        Ok(Code::SUCCESS)
+    }
+
+    fn id(&self, container: &Container) -> String {
+        if self.no_trunc { container.id.clone() } else { container.id.chars().take(12).collect() }
+    }
+
+    fn row(&self, container: &Container, now: Timestamp) -> Vec<String> {
+        let command = container.command.join(" ");
+        let mut labels: Vec<String> = container.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        labels.sort_unstable();
+        vec![
+            quoted(&if self.no_trunc { command } else { ellipsis(&command, 20) }),
+            Timestamp::from_second(created(container).0).map(|time| time.to_string()).unwrap_or_default(),
+            self.id(container),
+            container.image.clone(),
+            labels.join(","),
+            container.name.clone(),
+            String::new(),
+            format!("{} ago", ago(Timestamp::from_second(created(container).0).unwrap_or(now), now)),
+            state(container.state()).to_owned(),
+            status(container, now),
+        ]
+    }
+}
+
+fn created(container: &Container) -> (i64, i32) {
+    container.created_at.as_ref().map_or((0, 0), |time| (time.seconds, time.nanos))
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Created => "created",
+        State::Running => "running",
+        State::Paused => "paused",
+        State::Exited => "exited",
+        State::Unknown => "unknown",
+    }
+}
+
+fn status(container: &Container, now: Timestamp) -> String {
+    let since = |time: Option<&prost_types::Timestamp>| {
+        let then = time.and_then(|time| Timestamp::from_second(time.seconds).ok()).unwrap_or(now);
+        ago(then, now)
+    };
+    let up = format!("Up {}", since(container.started_at.as_ref()));
+    match (container.state(), &container.exit) {
+        (State::Created, _) => "Created".to_owned(),
+        (State::Running, _) => up,
+        (State::Paused, _) => format!("{up} (Paused)"),
+        (State::Exited, Some(exit)) => format!("Exited ({}) {} ago", exit.code, since(exit.at.as_ref())),
+        (State::Exited, None) => "Exited".to_owned(),
+        (State::Unknown, _) => "Unknown".to_owned(),
+    }
+}
+
+/// Whether a container meets the filters: one of those with the same key, all keys.
+fn matches(container: &Container, filters: &[Filter]) -> bool {
+    let meets = |filter: &Filter| match filter.key.as_str() {
+        "name" => container.name.contains(&filter.value),
+        "id" => container.id.starts_with(&filter.value),
+        "status" => state(container.state()) == filter.value,
+        "exited" => container.exit.as_ref().is_some_and(|exit| exit.code.to_string() == filter.value),
+        "ancestor" => is_image(container, &filter.value),
+        "label" => match filter.value.split_once('=') {
+            Some((key, value)) => container.labels.get(key).is_some_and(|held| held == value),
+            None => container.labels.contains_key(&filter.value),
+        },
+        _ => false,
+    };
+    filters.iter().all(|filter| {
+        // Several labels must all be there; of other keys, any one will do.
+        if filter.key == "label" {
+            meets(filter)
+        } else {
+            filters.iter().any(|other| other.key == filter.key && meets(other))
+        }
+    })
+}
+
+fn is_image(container: &Container, wanted: &str) -> bool {
+    let full = |name: &str| rung_spec::reference::Reference::parse(name).map(|name| name.to_string()).ok();
+    let id = container.image_id.split_once(':').map_or(container.image_id.as_str(), |(_, hex)| hex);
+    (full(wanted).is_some() && full(wanted) == full(&container.image))
+        || (wanted.len() >= 4 && (id.starts_with(wanted) || container.image_id == wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use gantry_proto::gantry::engine::v1::Exit;
+
+    use super::*;
+
+    fn container() -> Container {
+        Container {
+            id: "0123456789abcdef".into(),
+            name: "web".into(),
+            image: "alpine".into(),
+            image_id: "sha256:feed".into(),
+            state: State::Exited.into(),
+            exit: Some(Exit {
+                code: 130,
+                at: Some(prost_types::Timestamp { seconds: 820, nanos: 0 }),
+                oom_killed: false,
+            }),
+            labels: [("a".to_owned(), "1".to_owned())].into(),
+            ..Container::default()
+        }
+    }
+
+    fn meets(filters: &[&str]) -> bool {
+        matches(&container(), &filters.iter().map(|text| filter(text).unwrap()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn states_in_words() {
+        let now = Timestamp::from_second(1000).unwrap();
+        assert_eq!(status(&container(), now), "Exited (130) 3 minutes ago");
+        let started_at = Some(prost_types::Timestamp { seconds: 990, nanos: 0 });
+        let up = Container { state: State::Running.into(), started_at, ..container() };
+        assert_eq!(status(&up, now), "Up 10 seconds");
+        assert_eq!(status(&Container { state: State::Paused.into(), ..up }, now), "Up 10 seconds (Paused)");
+        assert_eq!(status(&Container { state: State::Created.into(), ..container() }, now), "Created");
+    }
+
+    #[test]
+    fn filters() {
+        for yes in [
+            &["name=we"][..],
+            &["status=exited", "exited=130"],
+            &["name=x", "name=web"],
+            &["label=a"],
+            &["label=a=1"],
+            &["ancestor=docker.io/library/alpine:latest"],
+            &["ancestor=feed"],
+            &["id=0123"],
+            &[],
+        ] {
+            assert!(meets(yes), "{yes:?}");
+        }
+        for no in [
+            &["name=x"][..],
+            &["status=running"],
+            &["label=a", "label=b"],
+            &["label=a=2"],
+            &["ancestor=debian"],
+            &["name=web", "exited=0"],
+        ] {
+            assert!(!meets(no), "{no:?}");
+        }
+    }
+}

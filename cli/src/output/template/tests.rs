@@ -1,0 +1,62 @@
+use serde_json::json;
+
+use super::*;
+
+fn render(text: &str) -> Result<String, String> {
+    let value = json!({
+        "ID": "abc", "State": {"Running": true, "Pid": 7, "Status": "running"}, "Labels": {"a.b": "x"},
+        "Args": ["-c", "true"], "Empty": null, "Mounts": [{"Source": "/h", "Destination": "/c"}, {"Source": "/i", "Destination": "/d"}]
+    });
+    Template::parse(text)?.render(&value)
+}
+
+#[test]
+fn fields_and_functions() {
+    for (template, text) in [
+        ("plain", "plain"),
+        ("{{.ID}}", "abc"),
+        ("{{ .State.Running }}:{{.State.Pid}}", "true:7"),
+        ("{{.ID}}\\t{{.State.Status}}\\n", "abc\trunning\n"),
+        ("{{json .State}}", r#"{"Pid":7,"Running":true,"Status":"running"}"#),
+        ("{{json .Empty}}", "null"),
+        ("{{.Args}}", "[-c true]"),
+        ("{{.Labels}}", "map[a.b:x]"),
+        ("{{index .Labels \"a.b\"}}", "x"),
+        ("{{index .Labels \"none\"}}", ""),
+        ("{{index .Args 1}}", "true"),
+        ("{{len .Mounts}}", "2"),
+        ("{{join .Args \",\"}}", "-c,true"),
+        ("{{.ID | upper}}", "ABC"),
+        ("{{(index .Mounts 0)  | json}}", r#"{"Destination":"/c","Source":"/h"}"#),
+        ("{{range .Mounts}}{{.Source}}->{{.Destination}} {{$.ID}};{{end}}", "/h->/c abc;/i->/d abc;"),
+        ("{{range .Empty}}x{{else}}none{{end}}", "none"),
+        ("{{if .State.Running}}up{{else}}down{{end}}", "up"),
+        ("{{if eq .State.Status \"exited\"}}up{{else}}down{{end}}", "down"),
+        ("{{with .State}}{{.Pid}}{{end}}", "7"),
+        ("a {{- .ID -}} b", "aabcb"),
+        ("{{/* note */}}x", "x"),
+    ] {
+        assert_eq!(render(template).as_deref(), Ok(text), "{template}");
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (template, word) in [
+        ("{{.Nope}}", "Nope"),
+        ("{{.ID", "not closed"),
+        ("{{range .Args}}", "no {{end}}"),
+        ("{{end}}", "without a block"),
+        ("{{nope .ID}}", "nope"),
+        ("{{json}}", "json"),
+        ("{{.ID .State}}", "expected"),
+        ("{{.ID.More}}", "More"),
+        ("{{index .Args 9}}", "item 9"),
+        ("{{}}", "expected"),
+        ("{{(.ID}}", "closed"),
+        (&format!("{{{{{}.ID{}}}}}", "(".repeat(200), ")".repeat(200)), "deeply"),
+    ] {
+        let error = render(template).expect_err(template);
+        assert!(error.contains(word), "{template}: {error}");
+    }
+}

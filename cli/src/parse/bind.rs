@@ -1,0 +1,124 @@
+//! `-v` and `--mount`: which part of the host a container sees.
+
+use std::path::{Component, Path, PathBuf};
+
+use gantry_proto::gantry::engine::v1::Bind;
+
+/// Parses `-v SOURCE:DESTINATION[:OPTIONS]`; a relative source is below `here`.
+///
+/// # Errors
+/// Names the part that is missing, unknown, or not built yet.
+pub fn volume(text: &str, here: &Path) -> Result<Bind, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, options) = match parts[..] {
+        [source, destination] => (source, destination, ""),
+        [source, destination, options] => (source, destination, options),
+        [_] => {
+            return Err(format!("{text:?}: anonymous volumes are not supported yet; write HOST_PATH:CONTAINER_PATH"));
+        }
+        _ => return Err(format!("{text:?} has too many ':'; write HOST_PATH:CONTAINER_PATH[:ro]")),
+    };
+    if source.is_empty() || destination.is_empty() {
+        return Err(format!("{text:?}: a path is empty; write HOST_PATH:CONTAINER_PATH[:ro]"));
+    }
+    if !source.contains('/') && !matches!(source, "." | "..") {
+        return Err(format!(
+            "{text:?}: named volumes are not supported yet; for a directory here write ./{source}:{destination}"
+        ));
+    }
+    let mut bind = Bind { source: absolute(source, here)?, destination: destination.to_owned(), ..Bind::default() };
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" | "readonly" => bind.read_only = true,
+            "rw" => bind.read_only = false,
+            _ => bind.propagation = propagation(option)?,
+        }
+    }
+    Ok(bind)
+}
+
+/// Parses `--mount type=bind,source=…,target=…[,readonly][,bind-propagation=…]`.
+///
+/// # Errors
+/// As [`volume`].
+pub fn mount(text: &str, here: &Path) -> Result<Bind, String> {
+    let mut bind = Bind::default();
+    let mut kind = "volume";
+    for pair in text.split(',') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        match key {
+            "type" => kind = value,
+            "source" | "src" => bind.source = absolute(value, here)?,
+            "target" | "destination" | "dst" => value.clone_into(&mut bind.destination),
+            "readonly" | "ro" => {
+                bind.read_only = match value {
+                    "" | "true" | "1" => true,
+                    "false" | "0" => false,
+                    _ => return Err(format!("{pair:?}: readonly is true or false")),
+                };
+            }
+            "bind-propagation" => bind.propagation = propagation(value)?,
+            _ => return Err(format!("{pair:?}: unknown mount field {key:?}")),
+        }
+    }
+    if kind != "bind" {
+        return Err(format!("{text:?}: mounts of type {kind:?} are not supported yet, only type=bind"));
+    }
+    if bind.source.is_empty() || bind.destination.is_empty() {
+        return Err(format!("{text:?}: a bind needs source=HOST_PATH and target=CONTAINER_PATH"));
+    }
+    Ok(bind)
+}
+
+fn propagation(text: &str) -> Result<String, String> {
+    match text {
+        "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => Ok(text.to_owned()),
+        _ => Err(format!("unknown bind option {text:?}; known are ro, rw, and (r)private, (r)shared, (r)slave")),
+    }
+}
+
+/// An absolute path without `.` and with `..` taken literally, since the daemon has no notion of where we are.
+fn absolute(path: &str, here: &Path) -> Result<String, String> {
+    let mut whole = PathBuf::new();
+    for part in here.join(path).components() {
+        match part {
+            Component::CurDir => {}
+            // Through a link, `a/..` is not here; the kernel knows, so leave it to the kernel unless it leads nowhere.
+            Component::ParentDir if whole == Path::new("/") => {}
+            other => whole.push(other),
+        }
+    }
+    whole.into_os_string().into_string().map_err(|path| format!("{}: path is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> (String, String, bool, String) {
+        let bind = volume(text, Path::new("/home/u")).unwrap();
+        (bind.source, bind.destination, bind.read_only, bind.propagation)
+    }
+
+    #[test]
+    fn volumes() {
+        assert_eq!(parsed("/a:/b"), ("/a".into(), "/b".into(), false, String::new()));
+        assert_eq!(parsed("./a:/b:ro"), ("/home/u/a".into(), "/b".into(), true, String::new()));
+        assert_eq!(parsed("a/b:/b:ro,rslave"), ("/home/u/a/b".into(), "/b".into(), true, "rslave".into()));
+        assert_eq!(parsed("..:/b").0, "/home/u/..");
+        assert_eq!(parsed(".:/b").0, "/home/u");
+        for bad in ["data:/b", "/b", "/a:", ":/b", "/a:/b:z", "/a:/b:ro:x"] {
+            assert!(volume(bad, Path::new("/")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mounts() {
+        let bind = mount("type=bind,src=x/y,dst=/b,readonly,bind-propagation=shared", Path::new("/h")).unwrap();
+        assert_eq!((bind.source.as_str(), bind.destination.as_str()), ("/h/x/y", "/b"));
+        assert!(bind.read_only && bind.propagation == "shared");
+        for bad in ["", "type=tmpfs,dst=/b", "type=bind,src=/a", "type=bind,src=/a,dst=/b,nope=1", "src=/a,dst=/b"] {
+            assert!(mount(bad, Path::new("/")).is_err(), "{bad}");
+        }
+    }
+}

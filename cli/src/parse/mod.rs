@@ -1,0 +1,9 @@
+//! The small languages of option values: sizes, variables, binds, times, detach keys. Pure, apart from the environment
+//! that variables come from.
+
+pub mod bind;
+pub mod env;
+pub mod filter;
+pub mod keys;
+pub mod size;
+pub mod time;
