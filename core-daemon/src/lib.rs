@@ -12,6 +12,7 @@ pub mod blocking;
 pub mod config;
 pub mod content;
 pub mod context;
+pub mod diff;
 pub mod error;
 pub mod events;
 pub mod failpoint;

@@ -1,0 +1,354 @@
+//! A layer's tar applied to a directory.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode as Bits, SFlag, makedev, mkdirat, mknodat};
+use nix::unistd::{linkat, symlinkat};
+use rung_spec::digest::Digest;
+use rung_sys::beneath::{self, Root};
+
+use super::attributes;
+use super::tar::{Entry, Kind, Reader};
+use super::whiteout::{self, Meaning};
+use crate::error::{Doing, Error, Result};
+
+/// Most entries of a layer.
+const MAX_ENTRIES: u64 = 10_000_000;
+/// Longest path, as the kernel has it.
+const MAX_PATH: usize = 4096;
+
+/// What the directory is, and so how removals are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The lowest layer: there is nothing below to remove.
+    Lowest,
+    /// A layer of an overlay: removals are kept for the kernel.
+    Overlay,
+    /// A copy of what is below: removals are done.
+    Direct,
+}
+
+/// What applying a layer came to.
+#[derive(Debug)]
+pub struct Applied {
+    /// Digest of the plain tar.
+    pub digest: Digest,
+    /// Its length.
+    pub size: u64,
+    /// What the layers below decide.
+    pub deferred: Deferred,
+}
+
+/// What a layer leaves open until the layers below it are known.
+#[derive(Debug, Default)]
+pub struct Deferred {
+    /// Directories that were made because something is in them, without an entry of their own.
+    pub(super) implicit: BTreeSet<PathBuf>,
+    /// Hard links to files that are not in this layer: name and target.
+    pub(super) links: Vec<(PathBuf, PathBuf)>,
+    /// Times of directories, which `settle` disturbs.
+    pub(super) times: Vec<(PathBuf, (i64, u32))>,
+}
+
+/// Applies `tar` to the directory `root`, of which not more than `limit` bytes are accepted.
+///
+/// # Errors
+/// `InvalidArgument` for what is no tar, `DataLoss` for one that is truncated, `ResourceExhausted` for one that is too
+/// large or a full disk; otherwise what the kernel says, with the path. What was made stays for the caller to remove.
+pub fn apply(root: Root, tar: impl Read, mode: Mode, limit: u64) -> Result<Applied> {
+    let mut reader = Reader::new(tar, limit);
+    let mut layer = Layer { root, mode, parent: None, deferred: Deferred::default(), made: HashSet::new(), entries: 0 };
+    while let Some(entry) = reader.next_entry()? {
+        layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
+    }
+    let (digest, size) = reader.finish()?;
+    layer.set_times()?;
+    Ok(Applied { digest, size, deferred: layer.deferred })
+}
+
+struct Layer {
+    root: Root,
+    mode: Mode,
+    /// The directory of the entry before, which is most often that of the next.
+    parent: Option<(PathBuf, OwnedFd)>,
+    deferred: Deferred,
+    /// With [`Mode::Direct`]: what this layer made.
+    made: HashSet<PathBuf>,
+    entries: u64,
+}
+
+impl Layer {
+    fn entry<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            return Err(Error::invalid(format!("layer of more than {MAX_ENTRIES} files")));
+        }
+        if entry.path.contains(&0) || entry.path.len() > MAX_PATH || entry.link.len() > MAX_PATH {
+            return Err(Error::invalid("its path is malformed"));
+        }
+        let path = beneath::lexical(Path::new(OsStr::from_bytes(&entry.path)));
+        let Some(name) = path.file_name() else { return self.top(entry) };
+        if entry.kind == Kind::Other {
+            return Ok(());
+        }
+        let within = path.parent().unwrap_or(Path::new(""));
+        match Meaning::of(name) {
+            Meaning::Nothing => Ok(()),
+            Meaning::Opaque => self.opaque(within),
+            Meaning::Whiteout(hidden) => self.whiteout(within, hidden),
+            Meaning::File => {
+                let parent = self.take_parent(within)?;
+                let made = self.file(reader, entry, parent.as_fd(), &path, name);
+                // What was removed may have been the parent's own way.
+                if made? {
+                    self.parent = Some((within.to_owned(), parent));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The entry of the root itself.
+    fn top(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind == Kind::Directory {
+            attributes::set(self.root.as_fd(), OsStr::new("."), entry)?;
+            self.deferred.times.push((PathBuf::new(), entry.mtime));
+        }
+        Ok(())
+    }
+
+    /// Makes one file; false where the directories known so far may not be what they were.
+    fn file<R: Read>(
+        &mut self,
+        reader: &mut Reader<R>,
+        entry: &Entry,
+        parent: BorrowedFd<'_>,
+        path: &Path,
+        name: &OsStr,
+    ) -> Result<bool> {
+        let (cleared, replaced) = self.clear(entry, parent, path, name)?;
+        if self.mode == Mode::Direct {
+            self.made.extend(path.ancestors().map(Path::to_owned));
+        }
+        match entry.kind {
+            Kind::Directory => self.directory(entry, parent, path, name, replaced)?,
+            Kind::File => write_file(reader, entry, parent, name)?,
+            Kind::HardLink => self.hard_link(entry, parent, path, name)?,
+            Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.link), parent, name).map_err(io::Error::from)?,
+            Kind::Character => make_node(entry, parent, name, SFlag::S_IFCHR)?,
+            Kind::Block => make_node(entry, parent, name, SFlag::S_IFBLK)?,
+            Kind::Fifo => make_node(entry, parent, name, SFlag::S_IFIFO)?,
+            Kind::Other => return Ok(true),
+        }
+        // A link's attributes are those of the file, which has had its own entry.
+        if !matches!(entry.kind, Kind::HardLink) {
+            attributes::set(parent, name, entry)?;
+        }
+        Ok(!cleared)
+    }
+
+    /// Removes what is in the way: everything but a directory where a directory comes. Says whether anything was
+    /// removed, and whether what comes replaces rather than adds to what is below.
+    fn clear(&mut self, entry: &Entry, parent: BorrowedFd<'_>, path: &Path, name: &OsStr) -> Result<(bool, bool)> {
+        let Some(stat) = beneath::stat(parent, name)? else { return Ok((false, false)) };
+        if entry.kind == Kind::Directory && beneath::file_type(&stat) == SFlag::S_IFDIR {
+            return Ok((false, false));
+        }
+        beneath::remove_tree(parent, name)?;
+        let gone: Vec<PathBuf> = {
+            let from_here = self.deferred.implicit.range(path.to_owned()..);
+            from_here.take_while(|implicit| implicit.starts_with(path)).cloned().collect()
+        };
+        for path in gone {
+            self.deferred.implicit.remove(&path);
+        }
+        Ok((true, true))
+    }
+
+    fn directory(
+        &mut self,
+        entry: &Entry,
+        parent: BorrowedFd<'_>,
+        path: &Path,
+        name: &OsStr,
+        replaced: bool,
+    ) -> Result<()> {
+        match mkdirat(parent, name, Bits::from_bits_truncate(0o700)) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+        if replaced && self.mode == Mode::Overlay {
+            whiteout::make_opaque(parent, name)?;
+        }
+        self.deferred.implicit.remove(path);
+        self.deferred.times.push((path.to_owned(), entry.mtime));
+        Ok(())
+    }
+
+    fn hard_link(&mut self, entry: &Entry, parent: BorrowedFd<'_>, path: &Path, name: &OsStr) -> Result<()> {
+        let target = beneath::lexical(Path::new(OsStr::from_bytes(&entry.link)));
+        let Some(target_name) = target.file_name() else {
+            return Err(Error::invalid("hard link to the root"));
+        };
+        let here = match self.root.directory(target.parent().unwrap_or(Path::new(""))) {
+            Ok(directory) => beneath::stat(directory.as_fd(), target_name)?.map(|stat| (directory, stat)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+            Err(error) => return Err(error.into()),
+        };
+        match here {
+            Some((_, stat)) if beneath::file_type(&stat) == SFlag::S_IFDIR => {
+                Err(Error::invalid("hard link to a directory"))
+            }
+            Some((directory, stat)) if self.mode == Mode::Direct || !whiteout::is_whiteout(&stat) => {
+                Ok(linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(io::Error::from)?)
+            }
+            None if self.mode == Mode::Overlay => {
+                self.deferred.links.push((path.to_owned(), target));
+                Ok(())
+            }
+            _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),
+        }
+    }
+
+    fn whiteout(&mut self, within: &Path, hidden: &OsStr) -> Result<()> {
+        match self.mode {
+            Mode::Lowest => Ok(()),
+            Mode::Overlay => {
+                let parent = self.take_parent(within)?;
+                whiteout::hide(parent.as_fd(), hidden)?;
+                self.parent = Some((within.to_owned(), parent));
+                Ok(())
+            }
+            Mode::Direct => {
+                let Some(parent) = self.existing(within)? else { return Ok(()) };
+                self.parent = None;
+                Ok(whiteout::prune(parent.as_fd(), hidden, &within.join(hidden), &self.made)?)
+            }
+        }
+    }
+
+    fn opaque(&mut self, within: &Path) -> Result<()> {
+        match self.mode {
+            Mode::Lowest => Ok(()),
+            Mode::Overlay => {
+                let parent = self.take_parent(within)?;
+                whiteout::make_opaque(parent.as_fd(), OsStr::new(""))?;
+                self.parent = Some((within.to_owned(), parent));
+                Ok(())
+            }
+            Mode::Direct => {
+                let Some(parent) = self.existing(within)? else { return Ok(()) };
+                self.parent = None;
+                Ok(whiteout::prune_inside(parent.as_fd(), within, &self.made)?)
+            }
+        }
+    }
+
+    fn existing(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        match self.root.directory(path) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The directory an entry is in, made where it is missing; the caller gives it back in `parent`.
+    fn take_parent(&mut self, path: &Path) -> Result<OwnedFd> {
+        if let Some((known, fd)) = self.parent.take()
+            && known == path
+        {
+            return Ok(fd);
+        }
+        match self.make(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory && self.mode == Mode::Overlay => {
+                self.reopen(path)?;
+                Ok(self.make(path)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
+        let implicit = &mut self.deferred.implicit;
+        self.root.make_directories(path, &mut |made| {
+            implicit.insert(made.to_owned());
+        })
+    }
+
+    /// Something below a name that this layer removed: the name becomes a directory that hides the one below.
+    fn reopen(&mut self, path: &Path) -> Result<()> {
+        let mut ancestors: Vec<&Path> = path.ancestors().filter(|ancestor| ancestor.file_name().is_some()).collect();
+        ancestors.reverse();
+        for ancestor in ancestors {
+            let (Some(within), Some(name)) = (ancestor.parent(), ancestor.file_name()) else { continue };
+            let parent = self.root.directory(within)?;
+            if beneath::stat(parent.as_fd(), name)?.is_some_and(|stat| whiteout::is_whiteout(&stat)) {
+                beneath::remove_tree(parent.as_fd(), name)?;
+                mkdirat(&parent, name, Bits::from_bits_truncate(0o755)).map_err(io::Error::from)?;
+                attributes::permit(parent.as_fd(), name, 0o755)?;
+                return Ok(whiteout::make_opaque(parent.as_fd(), name)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_times(&self) -> Result<()> {
+        set_times(&self.root, &self.deferred.times)
+    }
+}
+
+/// Sets the times of directories, once nothing is made in them any more. One that is gone again is left out.
+pub(super) fn set_times(root: &Root, times: &[(PathBuf, (i64, u32))]) -> Result<()> {
+    for (path, mtime) in times {
+        if let Ok(directory) = root.directory(path) {
+            attributes::set_mtime(directory.as_fd(), OsStr::new("."), *mtime)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_file<R: Read>(reader: &mut Reader<R>, entry: &Entry, parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let fd = openat(parent, name, flags, Bits::from_bits_truncate(0o600)).map_err(io::Error::from)?;
+    let mut file = File::from(fd);
+    let Some(pieces) = &entry.pieces else {
+        return reader.data(entry.size, &mut |bytes| Ok(file.write_all(bytes)?));
+    };
+    file.set_len(entry.size)?;
+    for (offset, length) in pieces {
+        let mut at = *offset;
+        reader.data(*length, &mut |bytes| {
+            file.write_all_at(bytes, at)?;
+            at += bytes.len() as u64;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn make_node(entry: &Entry, parent: BorrowedFd<'_>, name: &OsStr, kind: SFlag) -> Result<()> {
+    let device = makedev(u64::from(entry.device.0), u64::from(entry.device.1));
+    let device = if kind == SFlag::S_IFIFO { 0 } else { device };
+    Ok(mknodat(parent, name, kind, Bits::from_bits_truncate(0o600), device).map_err(io::Error::from)?)
+}
+
+/// A path as it was given to the kernel, back from a descriptor: `None` where it is not below `root`.
+pub(super) fn real_path(root: &Root, fd: BorrowedFd<'_>) -> Option<PathBuf> {
+    let of = |fd: BorrowedFd<'_>| -> Option<OsString> {
+        use std::os::fd::AsRawFd;
+        Some(std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?.into_os_string())
+    };
+    let (root, path) = (of(root.as_fd())?, of(fd)?);
+    let rest = path.as_bytes().strip_prefix(root.as_bytes())?;
+    let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+    Some(PathBuf::from(OsString::from_vec(rest.to_vec())))
+}

@@ -1,0 +1,23 @@
+//! Layers: a tar of changes applied to a directory, and the changes of a directory made into a tar.
+//!
+//! A layer is hostile. Everything is done beneath the directory's descriptor: the kernel resolves each parent with the
+//! directory as its root, and the last step of a path is made, never followed.
+//!
+//! ```text
+//! stored layer ─ compression ─► tar ─ apply ─► directory ─ settle ─► directory that fits what is below it
+//! ```
+//!
+//! Layers are applied apart from each other, each to its own directory. What needs the layers below, such as the
+//! attributes of a directory that the tar does not mention, waits in [`Deferred`] for [`settle`].
+
+mod apply;
+mod attributes;
+mod compression;
+mod lowers;
+mod settle;
+pub mod tar;
+mod whiteout;
+
+pub use apply::{Applied, Deferred, Mode, apply};
+pub use compression::decompress;
+pub use settle::settle;

@@ -1,0 +1,118 @@
+//! The stream below a tar: buffered, hashed as it comes in, bounded, handed out without copying.
+
+use std::io::{ErrorKind, Read};
+
+use rung_spec::digest::{Algorithm, Digest, Hasher};
+
+use super::BLOCK;
+use crate::error::{Error, Kind, Result};
+
+const BUFFER: usize = 256 << 10;
+
+pub(super) struct Source<R> {
+    inner: R,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    hasher: Hasher,
+    total: u64,
+    limit: u64,
+}
+
+impl<R: Read> Source<R> {
+    pub(super) fn new(inner: R, limit: u64) -> Self {
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Self { inner, buffer, start: 0, end: 0, hasher: Hasher::new(Algorithm::Sha256), total: 0, limit }
+    }
+
+    /// Fills the empty buffer; false at the end of the stream.
+    fn fill(&mut self) -> Result<bool> {
+        (self.start, self.end) = (0, 0);
+        // Decompressors hand out small pieces: the buffer is filled well so that file data is written in large ones.
+        while self.end < self.buffer.len() / 2 {
+            match self.inner.read(&mut self.buffer[self.end..]) {
+                Ok(0) => break,
+                Ok(count) => self.end += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(broken(&error)),
+            }
+        }
+        self.hasher.update(&self.buffer[..self.end]);
+        self.total += self.end as u64;
+        if self.total > self.limit {
+            let limit = self.limit;
+            return Err(Error::new(
+                Kind::ResourceExhausted,
+                format!("layer unpacks to more than the {limit} bytes allowed"),
+            ));
+        }
+        Ok(self.end > 0)
+    }
+
+    /// Some bytes, at most `wanted`, at least one.
+    pub(super) fn chunk(&mut self, wanted: u64) -> Result<&[u8]> {
+        if self.start == self.end && !self.fill()? {
+            return Err(truncated());
+        }
+        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.end - self.start);
+        Ok(&self.buffer[self.start..self.start + length])
+    }
+
+    pub(super) fn consume(&mut self, count: u64) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        self.start = self.start.saturating_add(count).min(self.end);
+    }
+
+    pub(super) fn skip(&mut self, mut count: u64) -> Result<()> {
+        while count > 0 {
+            let length = self.chunk(count)?.len() as u64;
+            self.consume(length);
+            count -= length;
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_exact(&mut self, mut out: &mut [u8]) -> Result<()> {
+        while !out.is_empty() {
+            let chunk = self.chunk(out.len() as u64)?;
+            let length = chunk.len();
+            out[..length].copy_from_slice(chunk);
+            self.consume(length as u64);
+            out = &mut out[length..];
+        }
+        Ok(())
+    }
+
+    /// Reads one block; false where the stream ends before it.
+    pub(super) fn block(&mut self, out: &mut [u8; BLOCK]) -> Result<bool> {
+        if self.start == self.end && !self.fill()? {
+            return Ok(false);
+        }
+        self.read_exact(out)?;
+        Ok(true)
+    }
+
+    pub(super) fn drain(&mut self) -> Result<()> {
+        while self.fill()? {}
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> (Digest, u64) {
+        (self.hasher.finish(), self.total)
+    }
+}
+
+fn truncated() -> Error {
+    Error::new(Kind::DataLoss, "layer ends in the middle of a file: it is truncated")
+}
+
+/// A failed read: of the stream itself with its own kind, or of damaged compression.
+fn broken(error: &std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => truncated(),
+        ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::Other => {
+            Error::new(Kind::DataLoss, format!("layer cannot be unpacked: {error}"))
+        }
+        _ => Error::internal(error.to_string()),
+    }
+}
