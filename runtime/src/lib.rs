@@ -2,3 +2,4 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod cgroups;
+pub mod seccomp;
