@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::Command;
@@ -25,10 +25,17 @@ mod trailing;
 )]
 pub struct Gantry {
     /// Socket of gantryd
-    #[arg(long, short = 'H', global = true, value_name = "SOCKET", visible_alias = "host")]
+    #[arg(
+        long,
+        short = 'H',
+        global = true,
+        help_heading = "Global options",
+        value_name = "SOCKET",
+        visible_alias = "host"
+    )]
     pub address: Option<String>,
     /// Namespace to work in: GANTRY_NAMESPACE, else "default"
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, help_heading = "Global options", value_name = "NAME")]
     pub namespace: Option<String>,
     /// What to do.
     #[command(subcommand)]
@@ -62,7 +69,14 @@ impl Stop {
 /// # Errors
 /// What clap says, with a hint where the mistake is a known one.
 pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
-    let stop = |error: clap::Error| Stop { hint: hints::of(&error, args), error };
+    let stop = |mut error: clap::Error| {
+        let hint = hints::of(&error, args);
+        if hint.is_some() {
+            // Ours is the better tip.
+            error.remove(ContextKind::Suggested);
+        }
+        Stop { hint, error }
+    };
     let mut gantry = Gantry::command();
     let matches = gantry.try_get_matches_from_mut(trailing::protected(args, &gantry)).map_err(stop)?;
     Gantry::from_arg_matches(&matches).map_err(|error| stop(error.format(&mut gantry)))

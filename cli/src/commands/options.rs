@@ -56,7 +56,7 @@ impl Registry {
 #[command(disable_help_flag = true)]
 pub struct Options {
     /// Print help
-    #[arg(long, action = clap::ArgAction::Help)]
+    #[arg(long, action = clap::ArgAction::HelpShort)]
     help: Option<bool>,
     /// Name of the container; one is made up otherwise
     #[arg(long, value_name = "NAME")]
