@@ -1,0 +1,108 @@
+//! Whole stacks: `gantry run` and `ctr run` on `gantryd`, beside `ctr run` on containerd with runc, and podman and docker.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use integration_tests::{Daemon, Env, Image, Registry, Result, output, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::runtimes::{find, time};
+use crate::table::{self, Subject, interleave, note};
+
+/// The table about stacks.
+pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "bench", "latest")?;
+    let daemon = env.daemon()?;
+    daemon.gantry(&["pull", &image])?.ok()?;
+    let ctr = find(env, "ctr").is_some();
+    let containerd = if ctr { Containerd::start(env)? } else { None };
+    let id = env.id("containerd");
+    let mut subjects = vec![Subject::new("gantry run --rm (gantryd)", || {
+        time(daemon.gantry_command(&["run", "--rm", &image, "true"])?)
+    })];
+    if ctr {
+        subjects.push(Subject::new("ctr run --rm (gantryd)", || time(ctr_run(env, &daemon, &image)?)));
+    }
+    match &containerd {
+        Some(containerd) => {
+            let pulled = containerd.ctr(env, &["images", "pull", "--plain-http", &image]);
+            output::run(pulled)?.ok()?;
+            subjects.push(Subject::new("ctr run --rm (containerd, runc)", || {
+                time(containerd.ctr(env, &["run", "--rm", &image, &id, "true"]))
+            }));
+        }
+        None => note("containerd or ctr is not installed: not measured"),
+    }
+    for missing in ["podman", "docker"].iter().filter(|name| find(env, name).is_none()) {
+        note(&format!("{missing} is not installed: not measured"));
+    }
+    interleave(&mut subjects, rounds)?;
+    table::print("run --rm true, image pulled", "ms", &mut subjects, "ctr run --rm (containerd, runc)");
+    Ok(())
+}
+
+fn ctr_run(env: &Env, daemon: &Daemon<'_>, image: &str) -> Result<Command> {
+    let mut command = Command::new("ctr");
+    env.prepare(&mut command);
+    command.arg("--address").arg(daemon.socket()).args(["--namespace", env.namespace(), "run", "--rm"]);
+    command.args(["--runtime", "io.containerd.rung.v2", image, &env.id("ctr"), "true"]);
+    Ok(command)
+}
+
+/// Debian's containerd with state of its own.
+struct Containerd {
+    child: Child,
+    address: String,
+}
+
+impl Containerd {
+    fn start(env: &Env) -> Result<Option<Self>> {
+        if find(env, "containerd").is_none() {
+            return Ok(None);
+        }
+        let dir = env.dir("containerd")?;
+        let address = dir.join("sock").to_str().context("path is not UTF-8")?.to_owned();
+        let config = dir.join("config.toml");
+        let shown = dir.display();
+        fs::write(
+            &config,
+            format!(
+                "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n\
+                 disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{address}\"\n"
+            ),
+        )?;
+        let log = fs::File::create(dir.join("log"))?;
+        let mut command = Command::new("containerd");
+        env.prepare(&mut command);
+        command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let containerd = Self { child: command.spawn().context("start containerd")?, address };
+        wait::until_within(wait::seconds(20), "containerd answers", || {
+            output::run(containerd.ctr(env, &["version"])).ok()?.ok().ok()
+        })?;
+        Ok(Some(containerd))
+    }
+
+    fn ctr(&self, env: &Env, args: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        env.prepare(&mut command);
+        command.args(["--address", &self.address, "--namespace", env.namespace()]).args(args);
+        command
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Asked first, so that it unmounts what it mounted.
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let ended = wait::until("containerd ends", || self.child.try_wait().ok().flatten());
+        if ended.is_err() {
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+    }
+}

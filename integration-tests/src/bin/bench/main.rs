@@ -1,0 +1,40 @@
+//! `make bench`: Gantry beside what people use today, on this machine, in one run.
+//!
+//! Each round runs every subject once, in a rotating order, so that a machine that slows down slows all of them. What
+//! counts is the median. A subject that is not installed is named as missing, not left out in silence.
+#![allow(clippy::disallowed_methods)]
+
+mod daemons;
+mod runtimes;
+mod table;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use integration_tests::{Env, Result};
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, command @ ..] = args.as_slice()
+        && word == "peak"
+    {
+        return runtimes::print_peak(command);
+    }
+    let rounds = std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
+    match measure(rounds) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(rounds: usize) -> Result<()> {
+    let scratch = format!("gtbench{:06x}", std::process::id());
+    let env = Env::new(&scratch)?;
+    let measured = runtimes::measure(&env, rounds).and_then(|()| daemons::measure(&env, rounds.div_ceil(4)));
+    let cleared = std::fs::remove_dir_all(env.root());
+    measured?;
+    Ok(cleared?)
+}

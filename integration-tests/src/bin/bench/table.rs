@@ -1,0 +1,77 @@
+//! Samples and the table they make.
+
+use std::io::Write;
+use std::time::Duration;
+
+use integration_tests::Result;
+
+/// One thing that is measured, in rounds.
+pub(crate) struct Subject<'a> {
+    pub(crate) name: String,
+    run: Box<dyn FnMut() -> Result<f64> + 'a>,
+    samples: Vec<f64>,
+}
+
+impl<'a> Subject<'a> {
+    pub(crate) fn new(name: &str, run: impl FnMut() -> Result<f64> + 'a) -> Self {
+        Self { name: name.to_owned(), run: Box::new(run), samples: Vec::new() }
+    }
+}
+
+/// Runs every subject `rounds` times, in an order that moves on by one each round.
+pub(crate) fn interleave(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
+    let count = subjects.len();
+    for round in 0..rounds + 1 {
+        for at in 0..count {
+            let subject = &mut subjects[(round + at) % count];
+            let sample = (subject.run)()?;
+            // The first round warms the caches.
+            if round > 0 {
+                subject.samples.push(sample);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Prints medians and how they compare with the first subject and with `against`.
+pub(crate) fn print(title: &str, unit: &str, subjects: &mut [Subject<'_>], against: &str) {
+    let median_of = |subject: &Subject<'_>| quantile(&subject.samples, 0.5);
+    let first =
+        subjects.first().map_or((String::new(), f64::NAN), |subject| (subject.name.clone(), median_of(subject)));
+    let other = subjects.iter().find(|subject| subject.name == against).map_or(f64::NAN, &median_of);
+    let mut out = std::io::stdout().lock();
+    let heads = (format!("x {}", first.0), format!("x {against}"));
+    let _ = writeln!(out, "\n{title}");
+    let _ =
+        writeln!(out, "  {:<34} {:>10} {:>10} {:>12} {:>14}", "", format!("median {unit}"), "p90", heads.0, heads.1);
+    for subject in subjects {
+        let (median, high) = (quantile(&subject.samples, 0.5), quantile(&subject.samples, 0.9));
+        let (to_first, to_other) = (ratio(median / first.1), ratio(median / other));
+        let _ = writeln!(out, "  {:<34} {median:>10.2} {high:>10.2} {to_first:>12} {to_other:>14}", subject.name);
+    }
+}
+
+/// Says something beside the tables.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Milliseconds, with what is below them.
+pub(crate) fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn ratio(value: f64) -> String {
+    if value.is_nan() { "-".to_owned() } else { format!("{value:.2}") }
+}
+
+/// The sample below which `part` of all samples lie.
+fn quantile(samples: &[f64], part: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    // Counts of samples are far below 2^52, and the product is within them.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let at = ((sorted.len().saturating_sub(1)) as f64 * part).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
