@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use integration_tests::{Bundle, Env, Result, wait};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
@@ -43,10 +43,24 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     }
     let floor = env.program("examples/floor")?;
     let rootfs = bundle.rootfs();
+    check(env, &mut bundle, &runtimes)?;
     run(env, &floor, &rootfs, &runtimes, rounds)?;
     steps(env, &runtimes, rounds)?;
     exec(env, &mut bundle, &runtimes, rounds)?;
     peak(env, &floor, &rootfs, &runtimes)
+}
+
+/// A runtime that runs nothing would win: each shows first that a command's output comes out of its container.
+fn check(env: &Env, bundle: &mut Bundle, runtimes: &[Runtime<'_>]) -> Result<()> {
+    bundle.config["process"]["args"] = json!(["sh", "-c", "echo process $$ of $(hostname)"]);
+    bundle.write()?;
+    for runtime in runtimes {
+        let ran = integration_tests::output::run(runtime.run_command(env))?.ok()?;
+        ensure!(ran.text() == "process 1 of runc", "{} does not make the container: {ran}", runtime.name);
+    }
+    bundle.config["process"]["args"] = json!(["/bin/true"]);
+    bundle.write()?;
+    Ok(())
 }
 
 fn run(env: &Env, floor: &Path, rootfs: &Path, runtimes: &[Runtime<'_>], rounds: usize) -> Result<()> {
