@@ -6,7 +6,7 @@ set -euo pipefail
 [[ $(id -u) -eq 0 ]] || { echo "error: the bench makes containers, so it needs root" >&2; exit 1; }
 scripts/packages.sh busybox-static docker-registry containerd runc crun
 cargo build --release --locked --quiet --bins
-cargo build --release --locked --quiet -p rung-sys --example floor
+cargo build --release --locked --quiet -p rung-sys --examples
 cargo build --release --locked --quiet -p integration-tests --bin bench
 bench=$(built release)/bench
 echo "$(nproc) processors, Linux $(uname -r); $(crun --version | head -n 1); $(runc --version | head -n 1)"

@@ -1,7 +1,7 @@
 //! `make bench`: Gantry beside what people use today, on this machine, in one run.
 //!
-//! Each round runs every subject once, in a rotating order, so that a machine that slows down slows all of them. What
-//! counts is the median. A subject that is not installed is named as missing, not left out in silence.
+//! Each round runs every subject once, in an order drawn anew, so that a machine that slows down slows all of them and none
+//! always pays for what another leaves to the kernel to clear away. What counts is the median. A subject that is not installed is named as missing, not left out in silence.
 #![allow(clippy::disallowed_methods)]
 
 mod daemons;
@@ -14,12 +14,6 @@ use std::process::ExitCode;
 use integration_tests::{Env, Result};
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, command @ ..] = args.as_slice()
-        && word == "peak"
-    {
-        return runtimes::print_peak(command);
-    }
     let rounds = std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(100);
     match measure(rounds) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,11 @@
 //! Runtimes alone, on the bundle that `runc spec` writes: `rung`, `crun`, `runc`, and the floor below all of them.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use integration_tests::{Bundle, Env, Result, wait};
-use nix::sys::resource::{UsageWho, getrusage};
+use integration_tests::{Bundle, Env, Result};
 use serde_json::json;
 
 use crate::table::{self, Subject, interleave, millis, note};
@@ -117,9 +115,9 @@ fn exec(env: &Env, bundle: &mut Bundle, runtimes: &[Runtime<'_>], rounds: usize)
 }
 
 fn peak(env: &Env, floor: &Path, rootfs: &Path, runtimes: &[Runtime<'_>]) -> Result<()> {
-    let mut subjects = vec![Subject::new("floor", || peak_of(&floor_command(floor, rootfs)))];
+    let mut subjects = vec![Subject::new("floor", || peak_of(env, &floor_command(floor, rootfs)))];
     for runtime in runtimes {
-        subjects.push(Subject::new(runtime.name, || peak_of(&runtime.run_command(env))));
+        subjects.push(Subject::new(runtime.name, || peak_of(env, &runtime.run_command(env))));
     }
     interleave(&mut subjects, 5)?;
     table::print("peak memory of run /bin/true", "MB", &mut subjects, "crun");
@@ -170,25 +168,12 @@ pub(crate) fn time(mut command: Command) -> Result<f64> {
     Ok(millis(took))
 }
 
-/// Peak resident size of a command and what it waits for, in MB, asked of a process that runs nothing else.
-fn peak_of(command: &Command) -> Result<f64> {
-    let mut asking = Command::new(std::env::current_exe()?);
-    asking.arg("peak").arg(command.get_program()).args(command.get_args());
-    let ran = integration_tests::output::run_within(asking, wait::seconds(60), "")?.ok()?;
-    let kilobytes: f64 = ran.text().parse().with_context(|| format!("not a size: {ran}"))?;
+/// Peak resident size of a command and what it waits for, in MB.
+fn peak_of(env: &Env, command: &Command) -> Result<f64> {
+    let mut asking = Command::new(env.program("examples/peak")?);
+    env.prepare(&mut asking);
+    asking.arg(command.get_program()).args(command.get_args());
+    let ran = integration_tests::output::run(asking)?.ok()?;
+    let kilobytes: f64 = ran.stderr.trim().parse().with_context(|| format!("not a size: {ran}"))?;
     Ok(kilobytes / 1024.0)
-}
-
-/// Runs a command and prints its peak resident size in kilobytes.
-pub(crate) fn print_peak(command: &[String]) -> ExitCode {
-    let Some((program, args)) = command.split_first() else { return ExitCode::from(2) };
-    let status = Command::new(program).args(args).stdout(Stdio::null()).status();
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN);
-    match (status, usage) {
-        (Ok(status), Ok(usage)) if status.success() => {
-            let _ = writeln!(std::io::stdout(), "{}", usage.max_rss());
-            ExitCode::SUCCESS
-        }
-        _ => ExitCode::FAILURE,
-    }
 }

@@ -18,20 +18,34 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Runs every subject `rounds` times, in an order that moves on by one each round.
+/// Runs every subject `rounds` times, each round in another order.
 pub(crate) fn interleave(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
-    let count = subjects.len();
+    let mut order: Vec<usize> = (0..subjects.len()).collect();
+    let mut dice = 1;
+    // The first round warms the caches.
     for round in 0..rounds + 1 {
-        for at in 0..count {
-            let subject = &mut subjects[(round + at) % count];
+        for last in (1..order.len()).rev() {
+            order.swap(last, draw(&mut dice, last + 1));
+        }
+        for &at in &order {
+            let subject = &mut subjects[at];
             let sample = (subject.run)()?;
-            // The first round warms the caches.
             if round > 0 {
                 subject.samples.push(sample);
             }
+            std::thread::sleep(REST);
         }
     }
     Ok(())
+}
+
+/// Time for the kernel to take down the namespaces of the sample before.
+const REST: Duration = Duration::from_millis(20);
+
+/// A number below `bound`, the same sequence in every run.
+fn draw(state: &mut usize, bound: usize) -> usize {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) % bound
 }
 
 /// Prints medians and how they compare with the first subject and with `against`.
