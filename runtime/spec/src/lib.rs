@@ -2,7 +2,7 @@
 //!
 //! - Images: [`digest`], [`reference`], [`platform`], [`image`].
 //! - Users: [`user`].
-//! - Configuration: [`config`] reads config.json.
+//! - Configuration: [`config`] reads config.json, [`validate`] holds it against the rules of the specification.
 //! - Containers: [`builder`] turns an image's configuration and a person's wishes into a runtime configuration over the
 //!   [`defaults`].
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
@@ -15,3 +15,4 @@ pub mod image;
 pub mod platform;
 pub mod reference;
 pub mod user;
+pub mod validate;

@@ -48,6 +48,12 @@ pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
         if let Some(resources) = document.pointer_mut("/linux/resources") {
             repair_resources(resources);
         }
+        // An empty profile means no filter.
+        if let Some(Value::Object(linux)) = document.get_mut("linux")
+            && linux.get("seccomp").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty)
+        {
+            linux.remove("seccomp");
+        }
     })
 }
 

@@ -1,0 +1,112 @@
+//! Rules of processes.
+
+use crate::config::{LinuxSchedulerPolicy as Policy, Process, Scheduler};
+
+use super::{Found, Violation};
+
+pub(super) fn check(process: &Process, at: &str, found: &mut Found) {
+    program_is_named(process, at, found);
+    directory_is_absolute(process, at, found);
+    variables_are_named(process.env().as_deref().unwrap_or_default(), &format!("{at}.env"), found);
+    limits_are_given_once(process, at, found);
+    oom_score_is_in_range(process, at, found);
+    mode_mask_is_a_mode(process, at, found);
+    io_priority_is_in_range(process, at, found);
+    if let Some(scheduler) = process.scheduler() {
+        nice_is_in_range(scheduler, at, found);
+        priority_fits_policy(scheduler, at, found);
+        deadlines_fit_policy(scheduler, at, found);
+    }
+}
+
+fn program_is_named(process: &Process, at: &str, found: &mut Found) {
+    let args = process.args().as_deref().unwrap_or_default();
+    if args.is_empty() {
+        found.push(Violation::new(format!("{at}.args"), "args must not be empty"));
+    }
+    if let Some(index) = args.iter().position(|arg| arg.contains('\0')) {
+        found.push(Violation::new(format!("{at}.args[{index}]"), "contains a zero byte"));
+    }
+}
+
+fn directory_is_absolute(process: &Process, at: &str, found: &mut Found) {
+    let cwd = process.cwd();
+    if cwd.as_os_str().is_empty() {
+        found.push(Violation::new(format!("{at}.cwd"), "Cwd property must not be empty"));
+    } else if !cwd.is_absolute() {
+        found.push(Violation::new(format!("{at}.cwd"), "Cwd must be an absolute path"));
+    }
+}
+
+pub(super) fn variables_are_named(env: &[String], at: &str, found: &mut Found) {
+    for (index, entry) in env.iter().enumerate() {
+        let named = entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        if !named || entry.contains('\0') {
+            found.push(Violation::new(format!("{at}[{index}]"), format!("invalid environment variable: {entry:?}")));
+        }
+    }
+}
+
+fn limits_are_given_once(process: &Process, at: &str, found: &mut Found) {
+    let limits = process.rlimits().as_deref().unwrap_or_default();
+    for (index, limit) in limits.iter().enumerate() {
+        let path = format!("{at}.rlimits[{index}]");
+        if limits[..index].iter().any(|before| before.typ() == limit.typ()) {
+            found.push(Violation::new(format!("{path}.type"), format!("{} is given twice", limit.typ())));
+        }
+        if limit.soft() > limit.hard() {
+            let reason = format!("{} is more than the hard limit {}", limit.soft(), limit.hard());
+            found.push(Violation::new(format!("{path}.soft"), reason));
+        }
+    }
+}
+
+fn oom_score_is_in_range(process: &Process, at: &str, found: &mut Found) {
+    if let Some(score) = process.oom_score_adj().filter(|score| !(-1000..=1000).contains(score)) {
+        found.push(Violation::new(format!("{at}.oomScoreAdj"), format!("{score} is not between -1000 and 1000")));
+    }
+}
+
+fn mode_mask_is_a_mode(process: &Process, at: &str, found: &mut Found) {
+    if let Some(mask) = process.user().umask().filter(|&mask| mask > 0o777) {
+        found.push(Violation::new(format!("{at}.user.umask"), format!("{mask} has bits beyond 0777")));
+    }
+}
+
+fn io_priority_is_in_range(process: &Process, at: &str, found: &mut Found) {
+    if let Some(io) = process.io_priority().filter(|io| !(0..=7).contains(&io.priority())) {
+        let reason = format!("invalid ioPriority.priority: {} is not between 0 and 7", io.priority());
+        found.push(Violation::new(format!("{at}.ioPriority.priority"), reason));
+    }
+}
+
+fn nice_is_in_range(scheduler: &Scheduler, at: &str, found: &mut Found) {
+    if let Some(nice) = scheduler.nice().filter(|nice| !(-20..=19).contains(nice)) {
+        let reason = format!("invalid scheduler.nice: {nice} is not between -20 and 19");
+        found.push(Violation::new(format!("{at}.scheduler.nice"), reason));
+    }
+}
+
+fn priority_fits_policy(scheduler: &Scheduler, at: &str, found: &mut Found) {
+    let realtime = matches!(scheduler.policy(), Policy::SchedFifo | Policy::SchedRr);
+    let Some(priority) = scheduler.priority().filter(|&n| n != 0) else { return };
+    let path = format!("{at}.scheduler.priority");
+    if !realtime {
+        found.push(Violation::new(path, "can only be specified for SCHED_FIFO or SCHED_RR policy"));
+    } else if !(1..=99).contains(&priority) {
+        found.push(Violation::new(path, format!("{priority} is not between 1 and 99")));
+    }
+}
+
+fn deadlines_fit_policy(scheduler: &Scheduler, at: &str, found: &mut Found) {
+    if *scheduler.policy() == Policy::SchedDeadline {
+        return;
+    }
+    let fields = [("runtime", scheduler.runtime()), ("deadline", scheduler.deadline()), ("period", scheduler.period())];
+    for (name, value) in fields {
+        if value.is_some_and(|n| n != 0) {
+            let reason = "can only be specified for SCHED_DEADLINE policy";
+            found.push(Violation::new(format!("{at}.scheduler.{name}"), reason));
+        }
+    }
+}
