@@ -31,6 +31,7 @@ pub mod rlimit;
 pub mod sched;
 pub mod seccomp;
 pub mod signal;
+pub mod spawn;
 pub mod tty;
 pub mod xattr;
 

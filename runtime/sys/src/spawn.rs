@@ -1,0 +1,71 @@
+//! Starting a program with descriptors at chosen numbers, which the standard library cannot.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use crate::error::{Error, Result, check};
+use crate::pidfd::owned;
+use crate::process::{self, CStringArray, CloneRequest, Forked, Pid};
+use crate::signal;
+
+/// Starts `program` with exactly the descriptors of `places` (source, number in the program). Numbers that are not named
+/// are closed. The caller must be single-threaded.
+pub fn spawn(program: &Path, argv: &CStringArray, env: &CStringArray, places: &[(BorrowedFd<'_>, u16)]) -> Result<Pid> {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::new("pipe2", "", errno as i32))?;
+    match process::clone(&CloneRequest::default())? {
+        Forked::Child => {
+            let above = places.iter().map(|(_, number)| i32::from(*number)).max().unwrap_or(0).saturating_add(1);
+            // The report's own number may be somebody's target. A successful exec closes it, so that the parent reads
+            // four bytes or none.
+            if let Ok(report) = park(write.as_fd(), above) {
+                let error = become_program(program, argv, env, places, above);
+                let _ = nix::unistd::write(&report, &error.errno().to_ne_bytes());
+            }
+            process::exit_now(127)
+        }
+        Forked::Parent { pid, .. } => {
+            drop(write);
+            let mut errno = [0; 4];
+            match nix::unistd::read(&read, &mut errno) {
+                Ok(4) => {
+                    let _ = process::wait(process::Target::Pid(pid), true);
+                    Err(Error::new("execve", format!("{program:?}"), i32::from_ne_bytes(errno)))
+                }
+                _ => Ok(pid),
+            }
+        }
+    }
+}
+
+fn become_program(
+    program: &Path,
+    argv: &CStringArray,
+    env: &CStringArray,
+    places: &[(BorrowedFd<'_>, u16)],
+    above: i32,
+) -> Error {
+    let prepare = || -> Result<()> {
+        // First out of the way of every target, then into place: a source may have the number of another's target.
+        let parked = places.iter().map(|(source, _)| park(*source, above)).collect::<Result<Vec<_>>>()?;
+        for (source, (_, number)) in parked.iter().zip(places) {
+            // SAFETY: this is a forked child about to exec; whatever Rust value owns the target number in the parent's
+            // copy of memory is never dropped here, because this function ends in exec or _exit.
+            let returned = unsafe { libc::dup2(source.as_raw_fd(), i32::from(*number)) };
+            check(returned, "dup2", || number.to_string())?;
+        }
+        process::close_on_exec_from(u32::try_from(above).unwrap_or(0))?;
+        signal::reset_all()
+    };
+    match prepare() {
+        Ok(()) => process::exec(program, argv, env),
+        Err(error) => error,
+    }
+}
+
+fn park(fd: BorrowedFd<'_>, above: i32) -> Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes a number and returns a new descriptor or an error.
+    let returned = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
+    owned(check(returned, "fcntl", || "F_DUPFD_CLOEXEC".into())?, "fcntl")
+}

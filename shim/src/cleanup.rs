@@ -1,0 +1,62 @@
+//! `delete`: clean up where the supervisor is gone or never was. Everything is known from the bundle alone.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use gantry_proto::containerd::task::v3::DeleteResponse;
+use gantry_proto::time::now;
+use prost::Message;
+
+use crate::args::Flags;
+use crate::bundle;
+use crate::options::Options;
+use crate::{Doing, Error, Result, rootfs};
+
+/// The status of a container whose end nobody saw: as if ended by SIGKILL, which is what `delete --force` sends.
+const KILLED: u32 = 128 + 9;
+
+/// Ends the container, unmounts its root, removes the dead supervisor's socket. Answers with an encoded response.
+///
+/// # Errors
+/// Where the runtime cannot end it.
+pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    let bundle = if flags.bundle.as_os_str().is_empty() {
+        std::env::current_dir().doing(|| "find the bundle: working directory")?
+    } else {
+        flags.bundle.clone()
+    };
+    let pid = bundle::read_pid(&bundle.join("init.pid")).unwrap_or(0);
+    let ended = delete_by_runtime(flags, &bundle);
+    rootfs::unmount(&bundle.join("rootfs"));
+    remove_socket(&bundle);
+    ended?;
+    let pid = u32::try_from(pid).unwrap_or(0);
+    Ok(DeleteResponse { pid, exit_status: KILLED, exited_at: Some(now()) }.encode_to_vec())
+}
+
+fn delete_by_runtime(flags: &Flags, bundle: &Path) -> Result<()> {
+    let options = Options::load(bundle);
+    let mut command = Command::new(options.program());
+    command.arg("--root").arg(options.root(&flags.namespace)).arg("--log").arg(bundle.join("log.json"));
+    command.args(["--log-format", "json"]);
+    if options.systemd_cgroup {
+        command.arg("--systemd-cgroup");
+    }
+    // The working directory is the bundle, which is about to be removed.
+    command.args(["delete", "--force", &flags.id]).stdin(Stdio::null()).current_dir("/");
+    let output = command.output().doing(|| format!("start {}", options.program().display()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::internal(format!("delete container {}: {}", flags.id, said.trim().replace('\n', "; "))))
+}
+
+/// A socket whose supervisor still answers belongs to other containers of the group.
+fn remove_socket(bundle: &Path) {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
+    let Some(path) = address.trim().strip_prefix("unix://") else { return };
+    if std::os::unix::net::UnixStream::connect(path).is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+}

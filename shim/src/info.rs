@@ -1,0 +1,44 @@
+//! `-v` and `-info`: what the shim and its runtime are.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use gantry_proto::any;
+use gantry_proto::containerd::types::{RuntimeInfo, RuntimeVersion};
+use prost::Message;
+use prost_types::Any;
+
+use crate::options::Options;
+use crate::{Doing, Error, Result};
+
+/// What a daemon may write to our standard input.
+const MAX_INPUT: u64 = 10 << 20;
+
+/// The version for people.
+///
+/// # Errors
+/// None; the type is that of the other actions.
+pub fn version() -> Result<Vec<u8>> {
+    Ok(format!("containerd-shim-rung-v2:\n  Version:  {}\n\n", env!("CARGO_PKG_VERSION")).into_bytes())
+}
+
+/// The runtime's description, encoded. Options come on standard input; they choose the runtime that is described.
+///
+/// # Errors
+/// Where the options are malformed. A runtime that does not describe itself is described by its name.
+pub fn describe() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    std::io::stdin().take(MAX_INPUT).read_to_end(&mut input).doing(|| "read the runtime options")?;
+    let given = Any::decode(input.as_slice()).map_err(|error| Error::invalid(format!("runtime options: {error}")))?;
+    let options = Options::from_any(Some(&given))?;
+    let features = Command::new(options.program()).arg("features").stdin(Stdio::null()).output().ok();
+    let features = features.filter(|output| output.status.success()).map(|output| output.stdout);
+    let info = RuntimeInfo {
+        name: "io.containerd.rung.v2".to_owned(),
+        version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() }),
+        options: (!given.type_url.is_empty()).then_some(given),
+        features: features.map(|features| any::json(any::FEATURES, features)),
+        annotations: std::collections::BTreeMap::new(),
+    };
+    Ok(info.encode_to_vec())
+}

@@ -1,0 +1,326 @@
+//! The log file of a process: lines in docker's or in Kubernetes' format.
+//!
+//! A line longer than [`MAX_LINE`] is cut into pieces that readers can join again: in JSON a piece's text has no final
+//! newline, in CRI it carries `P`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri};
+
+use crate::io::output::Stream;
+use crate::io::rotate::Rotation;
+use crate::reaper::Reaper;
+use crate::{Doing, Result};
+
+/// Longest piece of a line, in bytes: what docker and the kubelet expect.
+const MAX_LINE: usize = 16 << 10;
+
+/// An open log.
+#[derive(Debug)]
+pub struct LogFile {
+    uri: LogUri,
+    file: File,
+    size: u64,
+    rotation: Rotation,
+    /// Unfinished lines of the two streams.
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    /// Whole records, possibly after the rest of one that was half written.
+    pending: Vec<u8>,
+    /// Records given up since the last one written.
+    dropped: u64,
+}
+
+impl LogFile {
+    /// Opens the log of `uri`, making it and its directory.
+    ///
+    /// # Errors
+    /// Where it cannot be opened.
+    pub fn open(uri: LogUri, reaper: Reaper) -> Result<Self> {
+        let (file, size) = open(&uri.path)?;
+        let rotation = Rotation::new(&uri, reaper);
+        Ok(Self { uri, file, size, rotation, stdout: Vec::new(), stderr: Vec::new(), pending: Vec::new(), dropped: 0 })
+    }
+
+    /// Takes output; `false` where records are left that could not be written.
+    pub fn push(&mut self, stream: Stream, chunk: &[u8]) -> bool {
+        let time = format!("{:.9}", jiff::Timestamp::now());
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            let unfinished = match stream {
+                Stream::Stdout => &mut self.stdout,
+                Stream::Stderr => &mut self.stderr,
+            };
+            let whole = piece.ends_with(b"\n");
+            if unfinished.is_empty() && whole && piece.len() <= MAX_LINE {
+                record(&mut self.pending, self.uri.format, stream, &time, piece, false);
+                continue;
+            }
+            unfinished.extend_from_slice(piece);
+            let mut line = std::mem::take(unfinished);
+            let mut rest = line.as_slice();
+            while rest.len() > MAX_LINE {
+                let (head, tail) = rest.split_at(boundary(rest));
+                record(&mut self.pending, self.uri.format, stream, &time, head, true);
+                rest = tail;
+            }
+            if whole {
+                record(&mut self.pending, self.uri.format, stream, &time, rest, false);
+            } else {
+                line.drain(..line.len() - rest.len());
+                match stream {
+                    Stream::Stdout => self.stdout = line,
+                    Stream::Stderr => self.stderr = line,
+                }
+            }
+        }
+        self.flush()
+    }
+
+    /// Writes lines that their process never finished.
+    pub fn end_lines(&mut self) {
+        let time = format!("{:.9}", jiff::Timestamp::now());
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let line = std::mem::take(match stream {
+                Stream::Stdout => &mut self.stdout,
+                Stream::Stderr => &mut self.stderr,
+            });
+            if !line.is_empty() {
+                record(&mut self.pending, self.uri.format, stream, &time, &line, false);
+            }
+        }
+        self.flush();
+    }
+
+    /// Writes what is pending; `false` where some of it is left and the process must wait.
+    pub fn flush(&mut self) -> bool {
+        let mut written = 0;
+        let outcome = loop {
+            if written == self.pending.len() {
+                break Ok(());
+            }
+            match (&self.file).write(&self.pending[written..]) {
+                Ok(0) => break Err(ErrorKind::WriteZero),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break Err(error.kind()),
+            }
+        };
+        self.size += u64::try_from(written).unwrap_or(0);
+        self.pending.drain(..written);
+        let settled = match outcome {
+            Ok(()) => {
+                // A burst leaves its buffer; a quiet process shall not keep it.
+                self.pending.shrink_to(MAX_LINE);
+                true
+            }
+            Err(_) if self.uri.policy == LogPolicy::Drop => {
+                self.drop_pending();
+                true
+            }
+            Err(_) => false,
+        };
+        if settled && self.pending.is_empty() && self.dropped > 0 {
+            self.own_up();
+        }
+        if self.uri.max_size > 0 && self.size >= self.uri.max_size && self.pending.is_empty() {
+            self.rotate();
+        }
+        settled
+    }
+
+    /// Opens the file again under its path, after somebody renamed it.
+    ///
+    /// # Errors
+    /// Where it cannot be opened; the old file stays in use.
+    pub fn reopen(&mut self) -> Result<()> {
+        (self.file, self.size) = open(&self.uri.path)?;
+        Ok(())
+    }
+
+    /// Gives up whole records, but not the rest of one whose beginning is in the file.
+    fn drop_pending(&mut self) {
+        let torn = self.size > 0 && !self.at_line_start();
+        let keep = if torn { self.pending.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1) } else { 0 };
+        let lost = self.pending[keep..].iter().filter(|byte| **byte == b'\n').count();
+        self.dropped += u64::try_from(lost).unwrap_or(u64::MAX);
+        self.pending.truncate(keep);
+    }
+
+    /// True where the last byte in the file ends a record.
+    fn at_line_start(&self) -> bool {
+        use std::os::unix::fs::FileExt;
+        let mut last = [0];
+        let Ok(meta) = self.file.metadata() else { return true };
+        meta.len() == 0 || self.file.read_exact_at(&mut last, meta.len() - 1).is_err() || last == *b"\n"
+    }
+
+    /// Says in the log how many records are missing at this place.
+    fn own_up(&mut self) {
+        let text =
+            format!("gantry: {} log records were dropped here, because they could not be written\n", self.dropped);
+        let time = format!("{:.9}", jiff::Timestamp::now());
+        let mut marker = Vec::new();
+        record(&mut marker, self.uri.format, Stream::Stderr, &time, text.as_bytes(), false);
+        if (&self.file).write_all(&marker).is_ok() {
+            self.size += u64::try_from(marker.len()).unwrap_or(0);
+            self.dropped = 0;
+        }
+    }
+
+    fn rotate(&mut self) {
+        let opened = self.rotation.rotate(&self.file).and_then(|()| self.reopen());
+        if let Err(error) = opened {
+            // The old file goes on; the next record tries again.
+            tracing::error!(%error, path = self.uri.path, "rotate the log");
+        }
+    }
+}
+
+fn open(path: &str) -> Result<(File, u64)> {
+    let doing = || format!("open log {path}");
+    if let Some(dir) = Path::new(path).parent() {
+        DirBuilder::new().recursive(true).mode(0o750).create(dir).doing(doing)?;
+    }
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create(true).mode(0o640).custom_flags(flags).open(path).doing(doing)?;
+    let meta = file.metadata().doing(doing)?;
+    if !meta.is_file() {
+        return Err(crate::Error::invalid(format!("log {path} is not a file")));
+    }
+    Ok((file, meta.len()))
+}
+
+/// The largest cut that splits no character; bytes that are no text are cut anywhere.
+fn boundary(line: &[u8]) -> usize {
+    let starts = |at: usize| line.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
+    (MAX_LINE - 3..=MAX_LINE).rev().find(|at| starts(*at)).unwrap_or(MAX_LINE)
+}
+
+/// One record. `partial` says that the line goes on in the next record of its stream.
+fn record(out: &mut Vec<u8>, format: LogFormat, stream: Stream, time: &str, line: &[u8], partial: bool) {
+    // Writing to a Vec cannot fail.
+    match format {
+        LogFormat::Json => {
+            out.extend_from_slice(b"{\"log\":");
+            let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(line));
+            let _ = writeln!(out, ",\"stream\":\"{}\",\"time\":\"{time}\"}}", stream.name());
+        }
+        LogFormat::Cri => {
+            let tag = if partial { 'P' } else { 'F' };
+            let _ = write!(out, "{time} {} {tag} ", stream.name());
+            out.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+            out.push(b'\n');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(format: LogFormat) -> (tempfile::TempDir, LogFile) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("sub/log").to_string_lossy().into_owned();
+        let uri = LogUri { format, ..LogUri::new(path) };
+        let log = LogFile::open(uri, Reaper::default()).expect("open");
+        (dir, log)
+    }
+
+    fn lines(dir: &tempfile::TempDir) -> Vec<String> {
+        let text = std::fs::read_to_string(dir.path().join("sub/log")).expect("read");
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn texts(dir: &tempfile::TempDir) -> Vec<(String, String)> {
+        let object = |line: &String| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+        lines(dir).iter().map(object).map(|object| (text(&object["stream"]), text(&object["log"]))).collect()
+    }
+
+    #[test]
+    fn json_lines() {
+        let (dir, mut log) = log(LogFormat::Json);
+        assert!(log.push(Stream::Stdout, b"one\ntw"));
+        assert!(log.push(Stream::Stderr, b"err\xff\n"));
+        assert!(log.push(Stream::Stdout, b"o\n\nlast"));
+        log.end_lines();
+        let expected = [("stdout", "one\n"), ("stderr", "err\u{fffd}\n"), ("stdout", "two\n"), ("stdout", "\n")];
+        let mut expected: Vec<_> = expected.map(|(stream, text)| (stream.to_owned(), text.to_owned())).into();
+        expected.push(("stdout".to_owned(), "last".to_owned()));
+        assert_eq!(texts(&dir), expected);
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_characters_and_join_again() {
+        let (dir, mut log) = log(LogFormat::Json);
+        let text = "€".repeat(20_000);
+        for chunk in text.as_bytes().chunks(7000) {
+            assert!(log.push(Stream::Stdout, chunk));
+        }
+        assert!(log.push(Stream::Stdout, b"\n"));
+        let pieces = texts(&dir);
+        assert!(pieces.len() > 3 && pieces.iter().all(|(_, piece)| piece.len() <= MAX_LINE));
+        let joined: String = pieces.into_iter().map(|(_, piece)| piece).collect();
+        assert_eq!(joined, text + "\n");
+    }
+
+    #[test]
+    fn cri_lines() {
+        let (dir, mut log) = log(LogFormat::Cri);
+        assert!(log.push(Stream::Stdout, b"hello\n"));
+        assert!(log.push(Stream::Stderr, &[b'x'; MAX_LINE + 5]));
+        assert!(log.push(Stream::Stderr, b"\n"));
+        let lines = lines(&dir);
+        let fields = |line: &String| line.splitn(4, ' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(fields(&lines[0])[1..], ["stdout", "F", "hello"]);
+        assert_eq!((fields(&lines[1])[2].as_str(), fields(&lines[1])[3].len()), ("P", MAX_LINE));
+        assert_eq!(fields(&lines[2])[1..], ["stderr", "F", "xxxxx"]);
+        let time: jiff::Timestamp = fields(&lines[0])[0].parse().expect("RFC 3339");
+        assert!(time.as_second() > 1_700_000_000);
+    }
+
+    #[test]
+    fn rotation_bounds_the_files() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("log").to_string_lossy().into_owned();
+        let uri = LogUri { max_size: 200, max_files: 3, ..LogUri::new(path.clone()) };
+        let mut log = LogFile::open(uri, Reaper::default()).expect("open");
+        for number in 0..20 {
+            assert!(log.push(Stream::Stdout, format!("line {number}\n").as_bytes()));
+        }
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir.path()).expect("list").map(|entry| entry.expect("entry").file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["log", "log.1", "log.2"]);
+        let read = |name: &str| std::fs::read_to_string(format!("{path}{name}")).expect("read");
+        let all = read(".2") + &read(".1") + &read("");
+        let last = all.lines().last().expect("a line").to_owned();
+        assert!(last.contains("line 19"), "{last}");
+    }
+
+    #[test]
+    fn one_file_is_cut_instead() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("log").to_string_lossy().into_owned();
+        let uri = LogUri { max_size: 300, max_files: 1, ..LogUri::new(path.clone()) };
+        let mut log = LogFile::open(uri, Reaper::default()).expect("open");
+        for number in 0..100 {
+            assert!(log.push(Stream::Stdout, format!("line {number}\n").as_bytes()));
+            assert!(std::fs::metadata(&path).expect("metadata").len() < 400);
+        }
+    }
+
+    #[test]
+    fn a_reopened_log_goes_on_under_its_path() {
+        let (dir, mut log) = log(LogFormat::Json);
+        assert!(log.push(Stream::Stdout, b"old\n"));
+        std::fs::rename(dir.path().join("sub/log"), dir.path().join("sub/moved")).expect("rename");
+        log.reopen().expect("reopen");
+        assert!(log.push(Stream::Stdout, b"new\n"));
+        assert_eq!(texts(&dir), [("stdout".to_owned(), "new\n".to_owned())]);
+    }
+}

@@ -1,0 +1,123 @@
+//! A process's log and the clients attached to it, as one destination.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use gantry_proto::stdio::{FrameKind, LogPolicy, LogUri};
+
+use crate::Result;
+use crate::io::attach::Hub;
+use crate::io::input::Input;
+use crate::io::log_file::LogFile;
+use crate::reaper::Reaper;
+
+/// How often a full disk is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// One of the two output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output, or a terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// Its name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    fn frame(self) -> FrameKind {
+        match self {
+            Self::Stdout => FrameKind::Stdout,
+            Self::Stderr => FrameKind::Stderr,
+        }
+    }
+}
+
+/// Where a `log://` process's output goes.
+#[derive(Debug)]
+pub struct Output {
+    policy: LogPolicy,
+    log: Option<Mutex<LogFile>>,
+    hub: Option<Arc<Hub>>,
+}
+
+impl Output {
+    /// Opens the log and the attach socket of `uri`. Without a runtime to run on nobody is served.
+    ///
+    /// # Errors
+    /// Where either cannot be opened.
+    pub fn open(uri: LogUri, input: Option<Arc<Input>>, reaper: &Reaper) -> Result<Arc<Self>> {
+        let hub = (!uri.attach.is_empty()).then(|| Hub::listen(&uri.attach, uri.policy, input)).transpose()?;
+        let policy = uri.policy;
+        let log = (!uri.path.is_empty()).then(|| LogFile::open(uri, reaper.clone())).transpose()?;
+        Ok(Arc::new(Self { policy, log: log.map(Mutex::new), hub }))
+    }
+
+    /// Takes a chunk; `false` where the process must wait for [`Output::settle`] before it may write more.
+    pub fn push(&self, stream: Stream, chunk: &[u8]) -> bool {
+        let logged = self.lock().is_none_or(|mut log| log.push(stream, chunk));
+        let sent = self.hub.as_ref().is_none_or(|hub| hub.send(stream.frame(), chunk));
+        logged && sent
+    }
+
+    /// Waits until the log and the clients have taken what was pushed.
+    pub async fn settle(&self) {
+        while !self.lock().is_none_or(|mut log| log.flush()) {
+            if self.policy == LogPolicy::Drop {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        if let Some(hub) = &self.hub {
+            hub.flush().await;
+        }
+    }
+
+    /// Writes what is left of unfinished lines and closes the clients' connections after their last byte.
+    pub async fn finish(&self) {
+        if let Some(mut log) = self.lock() {
+            log.end_lines();
+        }
+        self.settle().await;
+        if let Some(hub) = &self.hub {
+            hub.close();
+        }
+    }
+
+    /// Serves everybody whose connection waits to be accepted.
+    pub fn accept_waiting(&self) {
+        if let Some(hub) = &self.hub {
+            hub.accept_waiting();
+        }
+    }
+
+    /// Opens the log file again under its path.
+    ///
+    /// # Errors
+    /// Where there is no log file, or it cannot be opened.
+    pub fn reopen(&self) -> Result<()> {
+        match self.lock() {
+            Some(mut log) => log.reopen(),
+            None => Err(crate::Error::precondition("the process keeps no log file")),
+        }
+    }
+
+    fn lock(&self) -> Option<MutexGuard<'_, LogFile>> {
+        self.log.as_ref().map(|log| log.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(hub) = &self.hub {
+            hub.close();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Rotation of a log: `log` becomes `log.1`, and so on; rotated files are compressed by a helper process.
+//!
+//! The helper is this program again (`compress`), reading one descriptor and writing another: a compressor's memory is
+//! gone when it ends, and the supervisor goes on meanwhile. Names are given by the supervisor alone, so that a rotation
+//! during a compression only changes the name that the result will get.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use gantry_proto::stdio::LogUri;
+
+use crate::reaper::Reaper;
+use crate::{Doing, Result};
+
+/// The rotated files of one log.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    files: Arc<Mutex<Files>>,
+    reaper: Reaper,
+}
+
+#[derive(Debug)]
+struct Files {
+    path: PathBuf,
+    keep: u32,
+    compress: bool,
+    /// The number that the file being compressed has now.
+    compressing: Option<u32>,
+}
+
+impl Rotation {
+    /// The rotation that `uri` asks for.
+    pub fn new(uri: &LogUri, reaper: Reaper) -> Self {
+        let keep = uri.max_files.saturating_sub(1);
+        let files = Files { path: PathBuf::from(&uri.path), keep, compress: uri.compress, compressing: None };
+        if uri.compress {
+            // Left by a supervisor that was killed.
+            let _ = fs::remove_file(files.temporary());
+        }
+        Self { files: Arc::new(Mutex::new(files)), reaper }
+    }
+
+    /// Moves the log out of the way; where only one file is kept, empties it.
+    ///
+    /// # Errors
+    /// Where the file cannot be renamed.
+    pub fn rotate(&self, current: &File) -> Result<()> {
+        let mut files = self.lock();
+        if files.keep == 0 {
+            return current.set_len(0).doing(|| "empty the log");
+        }
+        files.shift()?;
+        drop(files);
+        self.compress_next();
+        Ok(())
+    }
+
+    /// Starts to compress the oldest rotated file that is not compressed yet; one at a time.
+    fn compress_next(&self) {
+        let mut files = self.lock();
+        if !files.compress || files.compressing.is_some() {
+            return;
+        }
+        let Some(number) = (1..=files.keep).rev().find(|number| files.plain(*number).exists()) else { return };
+        match start(&files.plain(number), &files.temporary()) {
+            Ok(pid) => {
+                files.compressing = Some(number);
+                drop(files);
+                let rotation = self.clone();
+                self.reaper.claim(pid, move |exited| {
+                    rotation.lock().compressed(exited.status == 0);
+                    if exited.status == 0 {
+                        rotation.compress_next();
+                    }
+                });
+            }
+            Err(error) => tracing::error!(%error, "compress a rotated log"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Files {
+    fn named(&self, ending: &str) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(ending);
+        name.into()
+    }
+
+    fn plain(&self, number: u32) -> PathBuf {
+        self.named(&format!(".{number}"))
+    }
+
+    fn packed(&self, number: u32) -> PathBuf {
+        self.named(&format!(".{number}.gz"))
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.named(".compressing")
+    }
+
+    fn shift(&mut self) -> Result<()> {
+        for number in (1..=self.keep).rev() {
+            for (from, to) in
+                [(self.plain(number), self.plain(number + 1)), (self.packed(number), self.packed(number + 1))]
+            {
+                let moved = if number == self.keep { fs::remove_file(&from) } else { fs::rename(&from, &to) };
+                match moved {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(error).doing(|| format!("move {}", from.display()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        fs::rename(&self.path, self.plain(1)).doing(|| format!("rename {}", self.path.display()))?;
+        self.compressing = self.compressing.map(|number| number + 1);
+        Ok(())
+    }
+
+    fn compressed(&mut self, well: bool) {
+        let Some(number) = self.compressing.take() else { return };
+        let temporary = self.temporary();
+        if !well || number > self.keep || fs::rename(&temporary, self.packed(number)).is_err() {
+            let _ = fs::remove_file(temporary);
+            return;
+        }
+        let _ = fs::remove_file(self.plain(number));
+    }
+}
+
+fn start(from: &Path, to: &Path) -> Result<i32> {
+    let input = File::open(from).doing(|| format!("open {}", from.display()))?;
+    let mut options = OpenOptions::new();
+    let output = options.write(true).create(true).truncate(true).mode(0o640).open(to);
+    let output = output.doing(|| format!("create {}", to.display()))?;
+    // The program that runs, even where its file was replaced since.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("compress").stdin(Stdio::from(input)).stdout(Stdio::from(output)).stderr(Stdio::null());
+    let child = command.spawn().doing(|| "start the compressor")?;
+    i32::try_from(child.id()).map_err(|_| crate::Error::internal("process number out of range"))
+}

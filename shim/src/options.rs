@@ -1,0 +1,140 @@
+//! What a client may choose about the runtime, from the `Any` that comes with Create.
+
+use std::path::{Path, PathBuf};
+
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1 as runc;
+use gantry_proto::runtimeoptions::v1 as generic;
+use prost_types::Any;
+use serde::{Deserialize, Serialize};
+
+use crate::{Doing, Error, Result};
+
+/// Where state is kept unless the client says otherwise: containerd's place, one directory for each namespace below.
+const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// The runtime's program unless the client names one.
+const DEFAULT_BINARY: &str = "rung";
+
+/// The runtime options in effect for a container; kept in the bundle for `delete`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Use `MS_MOVE` instead of `pivot_root`.
+    pub no_pivot_root: bool,
+    /// Keep the session keyring.
+    pub no_new_keyring: bool,
+    /// Cgroup for the shim itself.
+    pub shim_cgroup: String,
+    /// Owner of the stdio pipes.
+    pub io_uid: u32,
+    /// Group of the stdio pipes.
+    pub io_gid: u32,
+    /// Runtime program.
+    pub binary_name: String,
+    /// Runtime state directory, without the namespace.
+    pub root: String,
+    /// Cgroups are systemd's.
+    pub systemd_cgroup: bool,
+    /// Where checkpoints go that name no directory of their own.
+    pub criu_image_path: String,
+    /// criu's work directory.
+    pub criu_work_path: String,
+}
+
+impl Options {
+    /// Reads the options of a request; none means the defaults.
+    ///
+    /// # Errors
+    /// Where the value is neither of the two option messages.
+    pub fn from_any(value: Option<&Any>) -> Result<Self> {
+        let Some(value) = value.filter(|value| !value.type_url.is_empty()) else { return Ok(Self::default()) };
+        let unreadable = |error: any::Mismatch| Error::invalid(format!("runtime options: {error}"));
+        if any::is::<generic::Options>(value) {
+            let options: generic::Options = any::unpack(value).map_err(unreadable)?;
+            return Self::from_generic(&options);
+        }
+        Ok(Self::from_message(any::unpack(value).map_err(unreadable)?))
+    }
+
+    fn from_message(message: runc::Options) -> Self {
+        Self {
+            no_pivot_root: message.no_pivot_root,
+            no_new_keyring: message.no_new_keyring,
+            shim_cgroup: message.shim_cgroup,
+            io_uid: message.io_uid,
+            io_gid: message.io_gid,
+            binary_name: message.binary_name,
+            root: message.root,
+            systemd_cgroup: message.systemd_cgroup,
+            criu_image_path: message.criu_image_path,
+            criu_work_path: message.criu_work_path,
+        }
+    }
+
+    /// The generic message carries a document in the body or in a file; ours is JSON with the field names above.
+    fn from_generic(options: &generic::Options) -> Result<Self> {
+        let body = if options.config_body.is_empty() && !options.config_path.is_empty() {
+            std::fs::read(&options.config_path).doing(|| format!("read runtime options {}", options.config_path))?
+        } else {
+            options.config_body.clone()
+        };
+        if body.is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_slice(&body).map_err(|error| Error::invalid(format!("runtime options: {error}")))
+    }
+
+    /// The options Create left in `bundle`; the defaults where it left none.
+    pub fn load(bundle: &Path) -> Self {
+        std::fs::read(bundle.join("options.json"))
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default()
+    }
+
+    /// Leaves the options in `bundle` for `delete`, which starts without a request. The defaults need no file.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn save(&self, bundle: &Path) -> Result<()> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(self).map_err(|error| Error::internal(error.to_string()))?;
+        crate::bundle::write(&bundle.join("options.json"), &text)
+    }
+
+    /// The runtime's program. Ours is looked for beside the shim before `PATH` is searched.
+    pub fn program(&self) -> PathBuf {
+        if !self.binary_name.is_empty() {
+            return PathBuf::from(&self.binary_name);
+        }
+        let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(DEFAULT_BINARY)));
+        beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(DEFAULT_BINARY))
+    }
+
+    /// The runtime's state directory for `namespace`.
+    pub fn root(&self, namespace: &str) -> PathBuf {
+        let root = if self.root.is_empty() { DEFAULT_ROOT } else { &self.root };
+        Path::new(root).join(namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_messages() {
+        let message = runc::Options { binary_name: "crun".into(), systemd_cgroup: true, ..runc::Options::default() };
+        let options = Options::from_any(Some(&any::pack(&message))).expect("runc options");
+        assert_eq!((options.program(), options.systemd_cgroup), (PathBuf::from("crun"), true));
+        assert_eq!(options.root("ns"), PathBuf::from("/run/containerd/runc/ns"));
+        let message = generic::Options { config_body: br#"{"root":"/r"}"#.to_vec(), ..generic::Options::default() };
+        let options = Options::from_any(Some(&any::pack(&message))).expect("generic options");
+        assert_eq!(options.root("ns"), PathBuf::from("/r/ns"));
+        assert_eq!(Options::from_any(None).expect("none"), Options::default());
+        let other = Any { type_url: "example.Other".into(), value: Vec::new() };
+        assert!(Options::from_any(Some(&other)).is_err());
+    }
+}

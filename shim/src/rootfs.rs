@@ -1,0 +1,180 @@
+//! The container's root: the request's mounts on the bundle's `rootfs`, and away again.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use gantry_proto::containerd::types::Mount;
+use nix::libc;
+use rung_sys::mount::{self, Change, FileSystem};
+use rung_sys::mount_options::MountOptions;
+
+use crate::{Doing, Error, Result};
+
+/// mount(2) takes one page of options, less one byte.
+const MAX_DATA: usize = 4095;
+/// Unmounting gives up after this many layers; nobody mounts more on one directory.
+const MAX_STACK: usize = 64;
+
+/// Mounts `mounts` in order; what was mounted is undone where one fails.
+///
+/// # Errors
+/// Names the mount that failed.
+pub fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<()> {
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    match DirBuilder::new().mode(0o711).create(rootfs) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).doing(|| format!("create {}", rootfs.display()));
+        }
+        _ => {}
+    }
+    for one in mounts {
+        let mounted = mount_one(one, rootfs).doing(|| format!("mount {} of type {:?} as root", one.source, one.r#type));
+        if let Err(error) = mounted {
+            unmount(rootfs);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes everything off `rootfs`. Mounts that are busy are detached, so that this does not fail.
+pub fn unmount(rootfs: &Path) {
+    for _ in 0..MAX_STACK {
+        match mount::detach(rootfs) {
+            Ok(()) => {}
+            // EINVAL: not a mount point (any more); ENOENT: not even a directory.
+            Err(error) if error.is(&[libc::EINVAL, libc::ENOENT]) => return,
+            Err(error) => {
+                tracing::warn!(%error, "unmount the container's root");
+                return;
+            }
+        }
+    }
+}
+
+fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
+    let target = target(one, rootfs)?;
+    let options = MountOptions::parse(&one.options);
+    let tree = if options.bind || matches!(one.r#type.as_str(), "bind" | "rbind") {
+        mount::open_tree_at_path(Path::new(&one.source), options.recursive_bind || one.r#type == "rbind")?
+    } else {
+        match new_file_system(one, &options) {
+            Ok(tree) => tree,
+            // Kernels before 6.5 know no `lowerdir+`; some file systems do not know fsconfig at all.
+            Err(error) if error.is(&[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]) && fits(&options) => {
+                return old_mount(one, &options, &target, &error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if options.bind && options.changes_attributes() {
+        let change = Change { set: options.set, clear: options.clear, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), options.recursive_bind, &change)?;
+    }
+    mount::attach(tree.as_fd(), target.as_fd())?;
+    for (propagation, recursive) in &options.propagation {
+        let change = Change { propagation: Some(*propagation), ..Change::default() };
+        mount::set_attributes(tree.as_fd(), *recursive, &change)?;
+    }
+    Ok(())
+}
+
+/// The directory to mount on, opened once. A mount may name one below the root; it must already be there.
+fn target(one: &Mount, rootfs: &Path) -> Result<OwnedFd> {
+    let mut path = PathBuf::from(rootfs);
+    for part in Path::new(&one.target).components() {
+        match part {
+            std::path::Component::Normal(name) => path.push(name),
+            std::path::Component::RootDir | std::path::Component::CurDir => {}
+            _ => return Err(Error::invalid(format!("mount target {:?} leaves the root", one.target))),
+        }
+    }
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(&path);
+    Ok(opened.doing(|| format!("open {}", path.display()))?.into())
+}
+
+fn new_file_system(one: &Mount, options: &MountOptions) -> rung_sys::Result<OwnedFd> {
+    let context = FileSystem::open(&one.r#type)?;
+    if !one.source.is_empty() {
+        context.set("source", &one.source)?;
+    }
+    for word in &options.superblock {
+        context.set_flag(word)?;
+    }
+    for word in &options.data {
+        match word.strip_prefix("lowerdir=").filter(|_| one.r#type == "overlay") {
+            // One option a layer: together they may be longer than any option can be.
+            Some(layers) => {
+                for layer in split_layers(layers) {
+                    context.set("lowerdir+", &layer)?;
+                }
+            }
+            None => context.set_word(word)?,
+        }
+    }
+    context.mount(options.set)
+}
+
+/// Splits at colons; `\:` is a colon of a path.
+fn split_layers(text: &str) -> Vec<String> {
+    let mut layers = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            ':' => layers.push(String::new()),
+            '\\' => layers.extend_last(characters.next()),
+            other => layers.extend_last(Some(other)),
+        }
+    }
+    layers
+}
+
+trait ExtendLast {
+    fn extend_last(&mut self, character: Option<char>);
+}
+
+impl ExtendLast for Vec<String> {
+    fn extend_last(&mut self, character: Option<char>) {
+        if let (Some(last), Some(character)) = (self.last_mut(), character) {
+            last.push(character);
+        }
+    }
+}
+
+fn fits(options: &MountOptions) -> bool {
+    options.data.iter().map(|word| word.len() + 1).sum::<usize>() <= MAX_DATA
+}
+
+/// mount(2) on the opened directory. Where it fails too, the newer call's error is the better one.
+fn old_mount(one: &Mount, options: &MountOptions, target: &OwnedFd, newer: &rung_sys::Error) -> Result<()> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
+    let flag = |attribute: u64, flag: u64| if options.set & attribute != 0 { flag } else { 0 };
+    use mount::attribute as a;
+    let flags = flag(a::RDONLY, libc::MS_RDONLY)
+        | flag(a::NOSUID, libc::MS_NOSUID)
+        | flag(a::NODEV, libc::MS_NODEV)
+        | flag(a::NOEXEC, libc::MS_NOEXEC)
+        | flag(a::NOATIME, libc::MS_NOATIME);
+    let data = options.data.join(",");
+    mount::mount(Some(Path::new(&one.source)), &path, Some(&one.r#type), flags, Some(&data)).map_err(|old| {
+        tracing::debug!(error = %old, "mount(2) after fsconfig failed");
+        newer.clone().into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers() {
+        assert_eq!(split_layers("/a:/b\\:c:/d\\\\e"), ["/a", "/b:c", "/d\\e"]);
+        assert_eq!(split_layers("/a"), ["/a"]);
+    }
+}

@@ -1,0 +1,202 @@
+//! Runs the runtime's program, one verb at a time, and reads what it says went wrong.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use rung_sys::process::Pid;
+use serde::Deserialize;
+
+use crate::error::Kind;
+use crate::options::Options;
+use crate::reaper::Reaper;
+use crate::{Doing, Error, Result};
+
+/// Deadline of verbs that run hooks or criu.
+const LONG: Duration = Duration::from_secs(300);
+/// Deadline of the others.
+const SHORT: Duration = Duration::from_secs(60);
+/// What is read of a program's complaints.
+const MAX_COMPLAINT: u64 = 4096;
+
+/// How to run the runtime for one container.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    program: PathBuf,
+    root: PathBuf,
+    log: PathBuf,
+    systemd_cgroup: bool,
+    reaper: Reaper,
+}
+
+/// What a verb's process gets as its standard streams; `None` is the null device.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error; `None` keeps complaints for the error message.
+    pub stderr: Option<OwnedFd>,
+}
+
+/// A line of the runtime's JSON log.
+#[derive(Debug, Deserialize)]
+struct Line {
+    #[serde(default)]
+    level: String,
+    #[serde(default)]
+    msg: String,
+    /// Ours alone: what went wrong, for programs.
+    kind: Option<String>,
+}
+
+impl Runtime {
+    /// The runtime that `options` choose, for the container in `bundle`.
+    pub fn new(options: &Options, namespace: &str, bundle: &Path, reaper: Reaper) -> Self {
+        Self {
+            program: options.program(),
+            root: options.root(namespace),
+            log: bundle.join("log.json"),
+            systemd_cgroup: options.systemd_cgroup,
+            reaper,
+        }
+    }
+
+    /// Runs a verb. Its standard streams are `ends`, dropped here as soon as the program has them.
+    ///
+    /// # Errors
+    /// What the runtime's log says, with the kind it gives.
+    pub async fn run<S: AsRef<OsStr>>(&self, arguments: &[S], ends: Ends) -> Result<()> {
+        let verb = arguments.first().map(|verb| verb.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
+        let doing = || format!("{} {verb}", self.name());
+        let complaints = match &ends.stderr {
+            None => Some(memory_file().doing(doing)?),
+            Some(_) => None,
+        };
+        let log_from = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
+        let mut command = self.command(arguments);
+        command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
+        command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
+        command.stderr(match (ends.stderr, &complaints) {
+            (Some(stderr), _) => Stdio::from(stderr),
+            (None, Some(file)) => Stdio::from(file.try_clone().doing(doing)?),
+            (None, None) => Stdio::null(),
+        });
+        let status = self.finish(command, &verb).await?;
+        if status == 0 {
+            return Ok(());
+        }
+        Err(self.explain(log_from, complaints, status).context(doing()))
+    }
+
+    /// Runs a verb and returns what it writes.
+    ///
+    /// # Errors
+    /// As [`Runtime::run`].
+    pub async fn output<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Vec<u8>> {
+        let mut file = memory_file()?;
+        let ends = Ends { stdout: Some(file.try_clone()?.into()), ..Ends::default() };
+        self.run(arguments, ends).await?;
+        let mut output = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut output)?;
+        Ok(output)
+    }
+
+    /// The program's name for messages.
+    pub fn name(&self) -> String {
+        self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(&self.root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(arguments);
+        command
+    }
+
+    /// Spawns and waits. The wait is the reaper's, so that nobody else may wait for children.
+    async fn finish(&self, mut command: Command, verb: &str) -> Result<u32> {
+        let child = command.spawn().doing(|| format!("start {}", self.program.display()))?;
+        let pid = i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?;
+        let exit = self.reaper.child(pid);
+        // The pipes and files of the command are the program's now; ours would keep its readers waiting.
+        drop(command);
+        let deadline =
+            if matches!(verb, "create" | "exec" | "checkpoint" | "restore" | "start") { LONG } else { SHORT };
+        match tokio::time::timeout(deadline, exit).await {
+            Ok(Ok(exited)) => Ok(exited.status),
+            Ok(Err(_)) => Err(Error::internal(format!("{} {verb}: its exit was lost", self.name()))),
+            Err(_) => {
+                // Not yet collected, so that the number is still its own.
+                let _ = rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL);
+                let text = format!("{} {verb}: not done within {deadline:?}", self.name());
+                Err(Error::new(Kind::DeadlineExceeded, text))
+            }
+        }
+    }
+
+    /// The last error in the log since `from`, else what the program wrote, else its exit status.
+    fn explain(&self, from: u64, complaints: Option<File>, status: u32) -> Error {
+        let read = |mut file: File, from: u64| {
+            let mut text = Vec::new();
+            let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(1 << 20).read_to_end(&mut text));
+            String::from_utf8_lossy(&text).into_owned()
+        };
+        let log = File::open(&self.log).map(|file| read(file, from)).unwrap_or_default();
+        let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        if let Some(line) = lines.into_iter().find(|line| line.level == "error" && !line.msg.is_empty()) {
+            return Error::new(line.kind.as_deref().map_or(Kind::Unknown, kind), line.msg);
+        }
+        let complaint = complaints.map(|file| read(file, 0)).unwrap_or_default();
+        let complaint = complaint.trim();
+        if complaint.is_empty() {
+            return Error::new(Kind::Unknown, format!("exit status {status}"));
+        }
+        let short: String = complaint.chars().take(usize::try_from(MAX_COMPLAINT).unwrap_or(4096)).collect();
+        Error::new(Kind::Unknown, short.replace('\n', "; "))
+    }
+}
+
+/// The kinds of `rung`'s log.
+fn kind(text: &str) -> Kind {
+    match text {
+        "not-found" => Kind::NotFound,
+        "already-exists" => Kind::AlreadyExists,
+        "not-running" | "precondition" | "wrong-state" => Kind::FailedPrecondition,
+        "invalid" => Kind::InvalidArgument,
+        "permission-denied" | "permission" => Kind::PermissionDenied,
+        "unsupported" | "unimplemented" => Kind::Unimplemented,
+        "timeout" => Kind::DeadlineExceeded,
+        "resource-exhausted" => Kind::ResourceExhausted,
+        _ => Kind::Unknown,
+    }
+}
+
+fn memory_file() -> Result<File> {
+    Ok(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))
+}
+
+/// Arguments of different types in one list.
+#[macro_export]
+macro_rules! arguments {
+    ($($argument:expr),* $(,)?) => {
+        vec![$(std::ffi::OsString::from($argument)),*]
+    };
+}
+
+/// Adds `flag` where `wanted`.
+pub fn flag(arguments: &mut Vec<OsString>, wanted: bool, flag: &str) {
+    if wanted {
+        arguments.push(flag.into());
+    }
+}

@@ -1,0 +1,261 @@
+//! The Sandbox service: a group of containers whose supervisor this shim is.
+//!
+//! A sandbox whose bundle has a configuration has a process of its own (the pod's pause container), run like every other
+//! container under the sandbox's identifier. One without is the shim itself: it runs until it is stopped.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use gantry_proto::any;
+use gantry_proto::containerd::runtime::sandbox::v1 as sandbox;
+use gantry_proto::containerd::task::v3::CreateTaskRequest;
+use gantry_proto::containerd::types::{Metric, Platform};
+use gantry_proto::containerd::v1::types::Status as TaskStatus;
+use gantry_proto::namespace::check_identifier;
+use gantry_proto::time::{now, timestamp};
+use gantry_proto::ttrpc::server::decode;
+use nix::libc;
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::error::Kind;
+use crate::lifetime::Hold;
+use crate::reaper::Exited;
+use crate::service;
+use crate::task::Shim;
+use crate::task::delete::delete;
+use crate::{Error, Result};
+
+const READY: &str = "SANDBOX_READY";
+const NOT_READY: &str = "SANDBOX_NOTREADY";
+/// How long a stopped sandbox's process may take where the request does not say.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The shim's sandbox, of which there is at most one.
+#[derive(Debug)]
+pub struct Sandboxes {
+    shim: Arc<Shim>,
+    one: Mutex<Option<Sandbox>>,
+}
+
+#[derive(Debug)]
+struct Sandbox {
+    request: sandbox::CreateSandboxRequest,
+    created_at: SystemTime,
+    started: bool,
+    /// Set when it has ended.
+    exit: watch::Sender<Option<Exited>>,
+    #[allow(dead_code, reason = "what it does is to be dropped with the sandbox")]
+    hold: Hold,
+}
+
+impl Sandbox {
+    fn bundle(&self) -> PathBuf {
+        PathBuf::from(&self.request.bundle_path)
+    }
+
+    fn has_process(&self) -> bool {
+        self.bundle().join("config.json").exists()
+    }
+}
+
+impl Sandboxes {
+    /// No sandbox yet.
+    pub fn new(shim: Arc<Shim>) -> Self {
+        Self { shim, one: Mutex::default() }
+    }
+
+    /// Answers a method of the service; `None` where there is no such method.
+    pub async fn call(&self, method: &str, payload: &[u8]) -> Option<Result<Vec<u8>>> {
+        let encoded = match method {
+            "CreateSandbox" => self.create(payload).map(|response| response.encode_to_vec()),
+            "StartSandbox" => self.start(payload).await.map(|response| response.encode_to_vec()),
+            "Platform" => self.platform(payload).map(|response| response.encode_to_vec()),
+            "StopSandbox" => self.stop(payload).await.map(|response| response.encode_to_vec()),
+            "WaitSandbox" => self.wait(payload).await.map(|response| response.encode_to_vec()),
+            "SandboxStatus" => self.status(payload).await.map(|response| response.encode_to_vec()),
+            "PingSandbox" => self.ping(payload).map(|response| response.encode_to_vec()),
+            "ShutdownSandbox" => self.shutdown(payload).await.map(|response| response.encode_to_vec()),
+            "SandboxMetrics" => self.metrics(payload).await.map(|response| response.encode_to_vec()),
+            _ => return None,
+        };
+        Some(encoded)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Sandbox>> {
+        self.one.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<R>(&self, id: &str, look: impl FnOnce(&mut Sandbox) -> R) -> Result<R> {
+        let mut one = self.lock();
+        match one.as_mut().filter(|sandbox| sandbox.request.sandbox_id == id) {
+            Some(sandbox) => Ok(look(sandbox)),
+            None => Err(Error::not_found(format!("sandbox {id} does not exist"))),
+        }
+    }
+
+    fn create(&self, payload: &[u8]) -> Result<sandbox::CreateSandboxResponse> {
+        let request: sandbox::CreateSandboxRequest = decode(payload)?;
+        check_identifier(&request.sandbox_id).map_err(|error| Error::invalid(format!("sandbox_id: {error}")))?;
+        let mut one = self.lock();
+        if let Some(there) = &*one {
+            return Err(Error::already_exists(format!("sandbox {} already exists", there.request.sandbox_id)));
+        }
+        *one = Some(Sandbox {
+            request,
+            created_at: SystemTime::now(),
+            started: false,
+            exit: watch::Sender::default(),
+            hold: self.shim.lifetime.container(),
+        });
+        Ok(sandbox::CreateSandboxResponse {})
+    }
+
+    async fn start(&self, payload: &[u8]) -> Result<sandbox::StartSandboxResponse> {
+        let sandbox::StartSandboxRequest { sandbox_id: id } = decode(payload)?;
+        let (request, created_at, has_process, started) = self.with(&id, |sandbox| {
+            let started = std::mem::replace(&mut sandbox.started, true);
+            (sandbox.request.clone(), sandbox.created_at, sandbox.has_process(), started)
+        })?;
+        if started {
+            return Err(Error::precondition(format!("sandbox {id} has been started already")));
+        }
+        let spec = std::fs::read(Path::new(&request.bundle_path).join("config.json")).ok();
+        let mut pid = std::process::id();
+        if has_process {
+            pid = self.start_process(request).await.inspect_err(|_| {
+                let _ = self.with(&id, |sandbox| sandbox.started = false);
+            })?;
+        }
+        Ok(sandbox::StartSandboxResponse {
+            pid,
+            created_at: Some(timestamp(created_at)),
+            spec: spec.map(|spec| any::json(any::SPEC, spec)),
+        })
+    }
+
+    async fn start_process(&self, request: sandbox::CreateSandboxRequest) -> Result<u32> {
+        let id = request.sandbox_id.clone();
+        let create = CreateTaskRequest {
+            id: id.clone(),
+            bundle: request.bundle_path,
+            rootfs: request.rootfs,
+            options: request.options,
+            ..CreateTaskRequest::default()
+        };
+        service::create(&self.shim, create).await?;
+        let mailbox = self.shim.containers.get(&id)?;
+        let pid = mailbox.ask(|container| Box::pin(async move { container.start("").await })).await?;
+        let mut waiter = mailbox.look(|container| Ok(container.process("")?.waiter())).await?;
+        let exit = self.with(&id, |sandbox| sandbox.exit.clone())?;
+        tokio::spawn(async move {
+            if let Ok(exited) = waiter.wait_for(Option::is_some).await {
+                exit.send_replace(*exited);
+            }
+        });
+        Ok(pid)
+    }
+
+    fn platform(&self, payload: &[u8]) -> Result<sandbox::PlatformResponse> {
+        let sandbox::PlatformRequest { sandbox_id: id } = decode(payload)?;
+        self.with(&id, |_| ())?;
+        let architecture = match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let platform = Platform { os: "linux".into(), architecture: architecture.into(), ..Platform::default() };
+        Ok(sandbox::PlatformResponse { platform: Some(platform) })
+    }
+
+    async fn stop(&self, payload: &[u8]) -> Result<sandbox::StopSandboxResponse> {
+        let sandbox::StopSandboxRequest { sandbox_id: id, timeout_secs } = decode(payload)?;
+        let grace = if timeout_secs == 0 { GRACE } else { Duration::from_secs(timeout_secs.into()) };
+        self.end(&id, grace).await?;
+        Ok(sandbox::StopSandboxResponse {})
+    }
+
+    /// Ends the sandbox's process: asked first, then forced. One without a process just ends.
+    async fn end(&self, id: &str, grace: Duration) -> Result<()> {
+        let exit = self.with(id, |sandbox| sandbox.exit.clone())?;
+        let Ok(mailbox) = self.shim.containers.get(id) else {
+            exit.send_if_modified(|exited| {
+                let first = exited.is_none();
+                exited.get_or_insert(Exited { status: 0, at: SystemTime::now() });
+                first
+            });
+            return Ok(());
+        };
+        for (signal, patience) in [(libc::SIGTERM, grace), (libc::SIGKILL, GRACE)] {
+            let signal = signal.unsigned_abs();
+            let sent = mailbox.ask(move |container| Box::pin(async move { container.kill("", signal, false).await }));
+            match sent.await {
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut ended = exit.subscribe();
+            if tokio::time::timeout(patience, ended.wait_for(Option::is_some)).await.is_ok() {
+                break;
+            }
+        }
+        delete(&mailbox, String::new()).await.map(drop)
+    }
+
+    async fn wait(&self, payload: &[u8]) -> Result<sandbox::WaitSandboxResponse> {
+        let sandbox::WaitSandboxRequest { sandbox_id: id } = decode(payload)?;
+        let mut exit = self.with(&id, |sandbox| sandbox.exit.subscribe())?;
+        let exited = exit.wait_for(Option::is_some).await.ok().and_then(|exited| *exited);
+        let exited = exited.ok_or_else(|| Error::not_found(format!("sandbox {id} is gone")))?;
+        Ok(sandbox::WaitSandboxResponse { exit_status: exited.status, exited_at: Some(timestamp(exited.at)) })
+    }
+
+    async fn status(&self, payload: &[u8]) -> Result<sandbox::SandboxStatusResponse> {
+        let sandbox::SandboxStatusRequest { sandbox_id: id, verbose } = decode(payload)?;
+        let (created_at, exited, started, netns) = self.with(&id, |sandbox| {
+            let exited = *sandbox.exit.borrow();
+            (sandbox.created_at, exited, sandbox.started, sandbox.request.netns_path.clone())
+        })?;
+        let process = service::status(&self.shim, &id).await.ok();
+        let runs =
+            process.as_ref().is_none_or(|(status, _)| matches!(status, TaskStatus::Running | TaskStatus::Paused));
+        let ready = started && exited.is_none() && runs;
+        let mut info = std::collections::BTreeMap::new();
+        if verbose {
+            info.insert("netns_path".to_owned(), netns);
+            info.insert("containers".to_owned(), self.shim.containers.ids().join(","));
+        }
+        Ok(sandbox::SandboxStatusResponse {
+            sandbox_id: id,
+            pid: process.map_or_else(std::process::id, |(_, state)| state.pid),
+            state: if ready { READY } else { NOT_READY }.to_owned(),
+            info,
+            created_at: Some(timestamp(created_at)),
+            exited_at: exited.map(|exited| timestamp(exited.at)),
+            extra: None,
+        })
+    }
+
+    fn ping(&self, payload: &[u8]) -> Result<sandbox::PingResponse> {
+        let sandbox::PingRequest { sandbox_id: id } = decode(payload)?;
+        self.with(&id, |_| sandbox::PingResponse {})
+    }
+
+    async fn shutdown(&self, payload: &[u8]) -> Result<sandbox::ShutdownSandboxResponse> {
+        let sandbox::ShutdownSandboxRequest { sandbox_id: id } = decode(payload)?;
+        self.end(&id, Duration::ZERO).await?;
+        *self.lock() = None;
+        if self.shim.lifetime.is_empty() {
+            self.shim.lifetime.stop();
+        }
+        Ok(sandbox::ShutdownSandboxResponse {})
+    }
+
+    async fn metrics(&self, payload: &[u8]) -> Result<sandbox::SandboxMetricsResponse> {
+        let sandbox::SandboxMetricsRequest { sandbox_id: id } = decode(payload)?;
+        self.with(&id, |_| ())?;
+        let data = self.shim.containers.get(&id)?.look(|container| container.stats()).await?;
+        let metrics = Metric { timestamp: Some(now()), id, data: Some(data) };
+        Ok(sandbox::SandboxMetricsResponse { metrics: Some(metrics) })
+    }
+}

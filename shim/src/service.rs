@@ -1,0 +1,273 @@
+//! The ttrpc services: decode, ask the container's mailbox, encode. No decisions.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use gantry_proto::containerd::task::v3 as task;
+use gantry_proto::containerd::v1::types::Status as TaskStatus;
+use gantry_proto::gantry::shim::v1::ReopenLogRequest;
+use gantry_proto::namespace::check_identifier;
+use gantry_proto::status::Status;
+use gantry_proto::time::timestamp;
+use gantry_proto::ttrpc::server::{decode, unknown};
+use gantry_proto::ttrpc::{Context, Service};
+use prost::Message;
+
+use crate::bootstrap::Setting;
+use crate::containers::Containers;
+use crate::events::Events;
+use crate::lifetime::Lifetime;
+use crate::options::Options;
+use crate::reaper::Reaper;
+use crate::sandbox::Sandboxes;
+use crate::task::delete::delete;
+use crate::task::{Mailbox, Shim};
+use crate::{Error, Result};
+
+/// Everything the shim answers.
+#[derive(Debug)]
+pub struct Services {
+    shim: Arc<Shim>,
+    sandboxes: Sandboxes,
+}
+
+/// An encoded answer.
+type Answer = Result<Vec<u8>>;
+
+impl Services {
+    /// The services of a fresh shim. Needs a running tokio runtime.
+    pub fn new(setting: Setting) -> Self {
+        let reaper = Reaper::default();
+        let shim = Arc::new(Shim {
+            events: Events::start(&setting, reaper.clone()),
+            reaper,
+            containers: Containers::default(),
+            lifetime: Lifetime::default(),
+            setting,
+        });
+        Self { sandboxes: Sandboxes::new(shim.clone()), shim }
+    }
+
+    /// What keeps the shim alive.
+    pub fn lifetime(&self) -> &Lifetime {
+        &self.shim.lifetime
+    }
+
+    /// Collects exits.
+    pub fn reaper(&self) -> &Reaper {
+        &self.shim.reaper
+    }
+
+    /// The way to the daemon.
+    pub fn events(&self) -> &Events {
+        &self.shim.events
+    }
+
+    /// Logs every container's state: what SIGUSR1 asks for.
+    pub fn dump(&self) {
+        tracing::info!(reaper = ?self.shim.reaper, clients = self.shim.lifetime.clients(), "dump");
+        for id in self.shim.containers.ids() {
+            let Ok(mailbox) = self.shim.containers.get(&id) else { continue };
+            mailbox.tell(|container| {
+                tracing::info!(container = container.describe(), "dump");
+                Box::pin(std::future::ready(()))
+            });
+        }
+    }
+
+    async fn task(&self, method: &str, payload: &[u8]) -> Option<Answer> {
+        Some(match method {
+            "State" => self.state(payload).await,
+            "Create" => self.create(payload).await,
+            "Start" => self.start(payload).await,
+            "Delete" => self.delete(payload).await,
+            "Pids" => self.pids(payload).await,
+            "Pause" => self.pause(payload).await,
+            "Resume" => self.resume(payload).await,
+            "Checkpoint" => self.checkpoint(payload).await,
+            "Kill" => self.kill(payload).await,
+            "Exec" => self.exec(payload).await,
+            "ResizePty" => self.resize(payload).await,
+            "CloseIO" => self.close_io(payload).await,
+            "Update" => self.update(payload).await,
+            "Wait" => self.wait(payload).await,
+            "Stats" => self.stats(payload).await,
+            "Connect" => self.connect(payload).await,
+            "Shutdown" => self.shutdown(payload),
+            _ => return None,
+        })
+    }
+
+    fn mailbox(&self, id: &str) -> Result<Mailbox> {
+        self.shim.containers.get(id)
+    }
+
+    async fn create(&self, payload: &[u8]) -> Answer {
+        let request: task::CreateTaskRequest = decode(payload)?;
+        let pid = create(&self.shim, request).await?;
+        answer(&task::CreateTaskResponse { pid })
+    }
+
+    async fn start(&self, payload: &[u8]) -> Answer {
+        let task::StartRequest { id, exec_id } = decode(payload)?;
+        let ask = self.mailbox(&id)?;
+        let pid = ask.ask(move |container| Box::pin(async move { container.start(&exec_id).await })).await?;
+        answer(&task::StartResponse { pid })
+    }
+
+    async fn state(&self, payload: &[u8]) -> Answer {
+        let task::StateRequest { id, exec_id } = decode(payload)?;
+        answer(&self.mailbox(&id)?.look(move |container| container.state(&exec_id)).await?)
+    }
+
+    async fn delete(&self, payload: &[u8]) -> Answer {
+        let task::DeleteRequest { id, exec_id } = decode(payload)?;
+        answer(&delete(&self.mailbox(&id)?, exec_id).await?)
+    }
+
+    async fn pids(&self, payload: &[u8]) -> Answer {
+        let task::PidsRequest { id } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        let processes = mailbox.ask(|container| Box::pin(async move { container.pids().await })).await?;
+        answer(&task::PidsResponse { processes })
+    }
+
+    async fn pause(&self, payload: &[u8]) -> Answer {
+        let task::PauseRequest { id } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        answer(&mailbox.ask(|container| Box::pin(async move { container.pause().await })).await?)
+    }
+
+    async fn resume(&self, payload: &[u8]) -> Answer {
+        let task::ResumeRequest { id } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        answer(&mailbox.ask(|container| Box::pin(async move { container.resume().await })).await?)
+    }
+
+    async fn checkpoint(&self, payload: &[u8]) -> Answer {
+        let request: task::CheckpointTaskRequest = decode(payload)?;
+        let mailbox = self.mailbox(&request.id)?;
+        answer(&mailbox.ask(move |container| Box::pin(async move { container.checkpoint(&request).await })).await?)
+    }
+
+    async fn kill(&self, payload: &[u8]) -> Answer {
+        let task::KillRequest { id, exec_id, signal, all } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        let kill = mailbox.ask(move |container| Box::pin(async move { container.kill(&exec_id, signal, all).await }));
+        answer(&kill.await?)
+    }
+
+    async fn exec(&self, payload: &[u8]) -> Answer {
+        let request: task::ExecProcessRequest = decode(payload)?;
+        answer(&self.mailbox(&request.id)?.look(move |container| container.add_exec(request)).await?)
+    }
+
+    async fn resize(&self, payload: &[u8]) -> Answer {
+        let task::ResizePtyRequest { id, exec_id, width, height } = decode(payload)?;
+        answer(&self.mailbox(&id)?.look(move |container| container.resize(&exec_id, width, height)).await?)
+    }
+
+    async fn close_io(&self, payload: &[u8]) -> Answer {
+        let task::CloseIoRequest { id, exec_id, stdin } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        let close = move |container: &mut crate::task::Container| {
+            if stdin { container.close_stdin(&exec_id) } else { Ok(()) }
+        };
+        answer(&mailbox.look(close).await?)
+    }
+
+    async fn update(&self, payload: &[u8]) -> Answer {
+        let request: task::UpdateTaskRequest = decode(payload)?;
+        let mailbox = self.mailbox(&request.id)?;
+        answer(&mailbox.ask(move |container| Box::pin(async move { container.update(&request).await })).await?)
+    }
+
+    async fn wait(&self, payload: &[u8]) -> Answer {
+        let task::WaitRequest { id, exec_id } = decode(payload)?;
+        let mailbox = self.mailbox(&id)?;
+        let mut waiter = mailbox.look(move |container| Ok(container.process(&exec_id)?.waiter())).await?;
+        // The mailbox would keep the container's owner alive for as long as somebody waits.
+        drop(mailbox);
+        let exited = waiter.wait_for(Option::is_some).await.ok().and_then(|exited| *exited);
+        let exited = exited.ok_or_else(|| Error::not_found("the process was deleted before it ended"))?;
+        answer(&task::WaitResponse { exit_status: exited.status, exited_at: Some(timestamp(exited.at)) })
+    }
+
+    async fn stats(&self, payload: &[u8]) -> Answer {
+        let task::StatsRequest { id } = decode(payload)?;
+        let stats = self.mailbox(&id)?.look(|container| container.stats()).await?;
+        answer(&task::StatsResponse { stats: Some(stats) })
+    }
+
+    async fn connect(&self, payload: &[u8]) -> Answer {
+        let task::ConnectRequest { id } = decode(payload)?;
+        let task_pid = match self.mailbox(&id) {
+            Ok(mailbox) => mailbox.look(|container| Ok(container.process("")?.wire_pid())).await?,
+            // A shim without that container is still a shim.
+            Err(_) => 0,
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        answer(&task::ConnectResponse { shim_pid: std::process::id(), task_pid, version })
+    }
+
+    fn shutdown(&self, payload: &[u8]) -> Answer {
+        let _: task::ShutdownRequest = decode(payload)?;
+        if self.shim.lifetime.is_empty() {
+            self.shim.lifetime.stop();
+        }
+        answer(&())
+    }
+
+    async fn reopen_log(&self, payload: &[u8]) -> Answer {
+        let ReopenLogRequest { id, exec_id } = decode(payload)?;
+        answer(&self.mailbox(&id)?.look(move |container| container.reopen_log(&exec_id)).await?)
+    }
+}
+
+/// Makes a container and its mailbox; a failed one leaves neither.
+pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -> Result<u32> {
+    let id = request.id.clone();
+    check_identifier(&id).map_err(|error| Error::invalid(format!("id: {error}")))?;
+    let bundle = PathBuf::from(&request.bundle);
+    if !bundle.is_absolute() {
+        return Err(Error::invalid(format!("bundle: {:?} is not an absolute path", request.bundle)));
+    }
+    let options = Options::from_any(request.options.as_ref())?;
+    let mailbox = shim.containers.insert(&id, || Mailbox::start(shim.clone(), &id, bundle, options))?;
+    let containers = shim.containers.clone();
+    // Forgetting a failed container is part of the job: the client may have stopped waiting for it.
+    let job = mailbox.ask(move |container| {
+        Box::pin(async move { container.create(request).await.inspect_err(|_| containers.remove(&id)) })
+    });
+    job.await
+}
+
+/// The task's state of a sandbox's container, for its status.
+pub(crate) async fn status(shim: &Shim, id: &str) -> Result<(TaskStatus, task::StateResponse)> {
+    let state = shim.containers.get(id)?.look(|container| container.state("")).await?;
+    Ok((state.status(), state))
+}
+
+fn answer<M: Message>(message: &M) -> Answer {
+    Ok(message.encode_to_vec())
+}
+
+impl Service for Services {
+    async fn call(&self, service: &str, method: &str, payload: &[u8], _: &Context) -> Result<Vec<u8>, Status> {
+        let answer = match service {
+            // The second and the third version differ in nothing but the name.
+            "containerd.task.v3.Task" | "containerd.task.v2.Task" => self.task(method, payload).await,
+            "containerd.runtime.sandbox.v1.Sandbox" => self.sandboxes.call(method, payload).await,
+            "gantry.shim.v1.Shim" if method == "ReopenLog" => Some(self.reopen_log(payload).await),
+            _ => None,
+        };
+        match answer {
+            None => Err(unknown(service, method)),
+            Some(Ok(payload)) => Ok(payload),
+            Some(Err(error)) => {
+                tracing::debug!(method, kind = ?error.kind(), %error, "call failed");
+                Err(error.into())
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The owner of one container and its mailbox.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1::ProcessDetails;
+use gantry_proto::containerd::v1::types::ProcessInfo;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::bootstrap::Setting;
+use crate::containers::Containers;
+use crate::events::Events;
+use crate::lifetime::{Hold, Lifetime};
+use crate::oom;
+use crate::options::Options;
+use crate::reaper::{Exited, Reaper};
+use crate::rung::Runtime;
+use crate::stats::cgroup::Cgroup;
+use crate::task::create::Restore;
+use crate::task::process::Process;
+use crate::{Error, Result};
+
+/// A future of a job on a container.
+pub type JobFuture<'a, R> = Pin<Box<dyn Future<Output = R> + Send + 'a>>;
+type Job = Box<dyn for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send>;
+
+/// What all containers of a shim share.
+#[derive(Debug)]
+pub struct Shim {
+    /// Who started us, and for what.
+    pub setting: Setting,
+    /// Collects exits.
+    pub reaper: Reaper,
+    /// Tells the daemon.
+    pub events: Events,
+    /// All mailboxes.
+    pub containers: Containers,
+    /// Keeps the shim alive.
+    pub lifetime: Lifetime,
+}
+
+/// Where requests and exits of a container go. The queue has no bound of its own: what is in it are calls, which each
+/// connection bounds, and exits, of which there is one a process.
+#[derive(Clone)]
+pub struct Mailbox {
+    jobs: mpsc::UnboundedSender<Job>,
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+impl Mailbox {
+    /// Starts the owner of a container that is yet to be created.
+    pub fn start(shim: Arc<Shim>, id: &str, bundle: PathBuf, options: Options) -> Self {
+        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        let runtime = Runtime::new(&options, &shim.setting.namespace, &bundle, shim.reaper.clone());
+        let mut container = Container {
+            hold: shim.lifetime.container(),
+            shim,
+            id: id.to_owned(),
+            bundle,
+            runtime,
+            options,
+            private_pids: true,
+            init: Process::new("", crate::io::Stdio::default(), Vec::new()),
+            execs: BTreeMap::new(),
+            restore: None,
+            cgroup: None,
+            oom: None,
+            held_exit: None,
+            mailbox: jobs.downgrade(),
+        };
+        tokio::spawn(async move {
+            while let Some(job) = queue.recv().await {
+                job(&mut container).await;
+            }
+        });
+        Self { jobs }
+    }
+
+    /// Asks the container's owner to do `job`, after everything that was asked before. It is done even where the asker
+    /// stops waiting.
+    ///
+    /// # Errors
+    /// `NotFound` where the container is gone; those of the job.
+    pub async fn ask<R: Send + 'static>(
+        &self,
+        job: impl for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, Result<R>> + Send + 'static,
+    ) -> Result<R> {
+        let (sender, answer) = oneshot::channel();
+        self.tell(move |container| {
+            Box::pin(async move {
+                let _ = sender.send(job(container).await);
+            })
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::not_found("the container is gone")))
+    }
+
+    /// As [`Mailbox::ask`], of what needs no waiting.
+    ///
+    /// # Errors
+    /// As [`Mailbox::ask`].
+    pub async fn look<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Container) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        self.ask(move |container| Box::pin(std::future::ready(job(container)))).await
+    }
+
+    /// Leaves a job without waiting for it.
+    pub fn tell(&self, job: impl for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send + 'static) {
+        // Fails only where the owner is gone, and with it what the job is about.
+        let _ = self.jobs.send(Box::new(job));
+    }
+}
+
+/// A container and everything the shim knows about it.
+#[derive(Debug)]
+pub struct Container {
+    pub(super) shim: Arc<Shim>,
+    pub(super) id: String,
+    pub(super) bundle: PathBuf,
+    pub(super) runtime: Runtime,
+    pub(super) options: Options,
+    /// The kernel ends every process of the container with the first.
+    pub(super) private_pids: bool,
+    pub(super) init: Process,
+    pub(super) execs: BTreeMap<String, Process>,
+    /// Set between a Create from a checkpoint and its Start.
+    pub(super) restore: Option<Restore>,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) oom: Option<oom::Watch>,
+    /// The first process's exit while it waits for the exits of execs to be announced.
+    pub(super) held_exit: Option<Exited>,
+    mailbox: mpsc::WeakUnboundedSender<Job>,
+    #[allow(dead_code, reason = "what it does is to be dropped with the container")]
+    hold: Hold,
+}
+
+impl Container {
+    /// The process of `exec_id`; the first process where that is empty.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such exec.
+    pub fn process(&mut self, exec_id: &str) -> Result<&mut Process> {
+        if exec_id.is_empty() {
+            return Ok(&mut self.init);
+        }
+        let missing = || Error::not_found(format!("exec {exec_id} of container {} does not exist", self.id));
+        match self.execs.get_mut(exec_id) {
+            Some(process) => Ok(process),
+            None => Err(missing()),
+        }
+    }
+
+    /// The bundle directory.
+    pub fn bundle(&self) -> &std::path::Path {
+        &self.bundle
+    }
+
+    /// The first process's state and the execs, for a person who debugs a shim.
+    pub fn describe(&self) -> String {
+        let one = |process: &Process| format!("{:?}:{}:{}", process.id, process.pid, process.state.word());
+        let execs: Vec<_> = self.execs.values().map(one).collect();
+        format!("{} init {} execs {}", self.id, one(&self.init), execs.join(" "))
+    }
+
+    /// Has exits of `pid` delivered to this mailbox, as those of `exec_id`.
+    pub(super) fn claim(&self, exec_id: &str, pid: i32) {
+        let Some(jobs) = self.mailbox.upgrade() else { return };
+        let mailbox = Mailbox { jobs };
+        let exec_id = exec_id.to_owned();
+        self.shim.reaper.claim(pid, move |exited| {
+            mailbox.tell(move |container| Box::pin(async move { container.exited(&exec_id, exited).await }));
+        });
+    }
+
+    /// Leaves a job for this container after `delay`.
+    pub(super) fn later(
+        &self,
+        delay: std::time::Duration,
+        job: impl for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send + 'static,
+    ) {
+        let weak = self.mailbox.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            if let Some(jobs) = weak.upgrade() {
+                Mailbox { jobs }.tell(job);
+            }
+        });
+    }
+
+    /// Every process in the container; those that the shim started by name carry it.
+    ///
+    /// # Errors
+    /// Where neither the cgroup nor the runtime can tell.
+    pub async fn pids(&self) -> Result<Vec<ProcessInfo>> {
+        let pids = match &self.cgroup {
+            Some(cgroup) => cgroup.processes()?,
+            None => {
+                let text = self.runtime.output(&["ps", "--format", "json", &self.id]).await?;
+                serde_json::from_slice(&text).map_err(|error| Error::internal(format!("read process list: {error}")))?
+            }
+        };
+        let info = |pid: u32| {
+            let exec = self.execs.values().find(|exec| exec.wire_pid() == pid);
+            let details = exec.map(|exec| any::pack(&ProcessDetails { exec_id: exec.id.clone() }));
+            ProcessInfo { pid, info: details }
+        };
+        Ok(pids.into_iter().map(info).collect())
+    }
+}

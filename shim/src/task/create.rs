@@ -1,0 +1,132 @@
+//! Create: mounts, standard streams, `rung create`.
+
+use std::ffi::OsString;
+
+use gantry_proto::containerd::events::{TaskCreate, TaskIo};
+use gantry_proto::containerd::task::v3::CreateTaskRequest;
+
+use crate::arguments;
+use crate::bundle::{self, Config};
+use crate::io::terminal::Console;
+use crate::io::{Io, Opened, Owner, Stdio};
+use crate::rung::{Ends, flag};
+use crate::stats::cgroup::Cgroup;
+use crate::task::Container;
+use crate::{Doing, Result, oom, rootfs};
+
+/// What a Start needs that restores instead of starting.
+#[derive(Debug)]
+pub struct Restore {
+    pub(super) checkpoint: String,
+    pub(super) ends: Ends,
+    pub(super) console: Option<Console>,
+}
+
+impl Container {
+    /// Makes the container; its first process waits for Start. What was done is undone where it fails.
+    ///
+    /// # Errors
+    /// Of mounting, of opening the streams, and what the runtime says.
+    pub async fn create(&mut self, request: CreateTaskRequest) -> Result<u32> {
+        let root = self.bundle.join("rootfs");
+        rootfs::mount_all(&request.rootfs, &root)?;
+        let made = self.make(&request).await;
+        if let Err(error) = made {
+            self.init.io = None;
+            if !request.rootfs.is_empty() {
+                rootfs::unmount(&root);
+            }
+            return Err(error.context(format_args!("create container {}", self.id)));
+        }
+        let stdio = &self.init.stdio;
+        let io = TaskIo {
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            terminal: stdio.terminal,
+        };
+        let event = TaskCreate {
+            container_id: self.id.clone(),
+            bundle: request.bundle,
+            rootfs: request.rootfs,
+            io: Some(io),
+            checkpoint: request.checkpoint,
+            pid: self.init.wire_pid(),
+        };
+        self.shim.events.publish("/tasks/create", &event);
+        if self.init.pid > 0 {
+            self.claim("", self.init.pid);
+        }
+        Ok(self.init.wire_pid())
+    }
+
+    async fn make(&mut self, request: &CreateTaskRequest) -> Result<()> {
+        self.private_pids = Config::read(&self.bundle)?.has_private_pids();
+        self.options.save(&self.bundle)?;
+        self.init.stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let Opened { ends, console, io } = self.open_io(&self.init.stdio).await?;
+        self.init.io = Some(io);
+        if !request.checkpoint.is_empty() {
+            self.restore = Some(Restore { checkpoint: request.checkpoint.clone(), ends, console });
+            return Ok(());
+        }
+        let _expecting = self.shim.reaper.expect();
+        let mut arguments = arguments!["create"];
+        self.init_arguments(&mut arguments, console.as_ref());
+        arguments.push(OsString::from(&self.id));
+        self.runtime.run(&arguments, ends).await?;
+        let taken = self.take_init(console);
+        if taken.is_err() {
+            self.force_delete().await;
+        }
+        taken
+    }
+
+    /// The arguments that `create` and `restore` have in common.
+    pub(super) fn init_arguments(&self, arguments: &mut Vec<OsString>, console: Option<&Console>) {
+        arguments.extend(arguments!["--bundle", &self.bundle, "--pid-file", self.bundle.join("init.pid")]);
+        if let Some(console) = console {
+            arguments.extend(arguments!["--console-socket", console.path()]);
+        }
+        flag(arguments, self.options.no_pivot_root, "--no-pivot");
+        // Only `create` knows the flag: a restored process has the keyring of its image.
+        flag(arguments, self.options.no_new_keyring && self.restore.is_none(), "--no-new-keyring");
+    }
+
+    /// Takes over what the runtime has made: the terminal, the process, its cgroup.
+    pub(super) fn take_init(&mut self, console: Option<Console>) -> Result<()> {
+        let master = console.map(Console::receive).transpose()?;
+        self.init.pid = bundle::read_pid(&self.bundle.join("init.pid"))?;
+        if let (Some(master), Some(io)) = (master, &mut self.init.io) {
+            io.attach_terminal(master)?;
+        }
+        self.cgroup = Cgroup::of(self.init.pid);
+        let events = self.shim.events.clone();
+        let id = self.id.clone();
+        self.oom = self
+            .cgroup
+            .as_ref()
+            .and_then(|cgroup| oom::Watch::start(cgroup, move || super::exit::publish_oom(&events, &id)));
+        Ok(())
+    }
+
+    /// Opens the standard streams of a process of this container.
+    pub(super) async fn open_io(&self, stdio: &Stdio) -> Result<Opened> {
+        let owner = Owner {
+            namespace: &self.shim.setting.namespace,
+            id: &self.id,
+            bundle: &self.bundle,
+            uid: self.options.io_uid,
+            gid: self.options.io_gid,
+            reaper: &self.shim.reaper,
+        };
+        let mut opened = Io::open(stdio, &owner)?;
+        opened.io.logger_ready().await.doing(|| "start output")?;
+        Ok(opened)
+    }
+}

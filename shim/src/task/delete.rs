@@ -1,0 +1,116 @@
+//! Delete: the end of a process that has ended.
+
+use std::time::Duration;
+
+use gantry_proto::containerd::events::TaskDelete;
+use gantry_proto::containerd::task::v3::DeleteResponse;
+use gantry_proto::time::timestamp;
+use rung_sys::process::Pid;
+use tokio::sync::watch;
+
+use crate::error::Kind;
+use crate::reaper::Exited;
+use crate::rootfs;
+use crate::rung::Ends;
+use crate::task::state::State;
+use crate::task::{Container, Mailbox};
+use crate::{Error, Result};
+
+/// How long Delete waits for output that is still being copied, and for the end of a process it has killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Deletes the process of `exec_id`, or the container. The waits are here, outside the mailbox.
+///
+/// # Errors
+/// `FailedPrecondition` where the process runs.
+pub async fn delete(mailbox: &Mailbox, exec_id: String) -> Result<DeleteResponse> {
+    let id = exec_id.clone();
+    let (mut exit, drained) = mailbox.look(move |container| container.before_delete(&id)).await?;
+    let _ = tokio::time::timeout(PATIENCE, exit.wait_for(Option::is_some)).await;
+    if let Some(drained) = drained
+        && tokio::time::timeout(PATIENCE, drained).await.is_err()
+    {
+        tracing::warn!(exec_id, "delete: output is still held open by a process; it is given up");
+    }
+    mailbox.ask(move |container| Box::pin(async move { container.delete(&exec_id).await })).await
+}
+
+type Drained = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Container {
+    /// Checks that the process may be deleted; one that waits for its start is ended first.
+    fn before_delete(&mut self, exec_id: &str) -> Result<(watch::Receiver<Option<Exited>>, Option<Drained>)> {
+        // Exits that the kernel has but nobody has collected count.
+        self.shim.reaper.collect();
+        let process = self.process(exec_id)?;
+        match process.state {
+            State::Stopped => {}
+            State::Created if process.pid > 0 => {
+                let _ = rung_sys::signal::send(Pid::from_raw(process.pid), nix::libc::SIGKILL);
+            }
+            State::Created => process.stop(Exited { status: 0, at: std::time::SystemTime::now() }),
+            // An exit may be on its way through the mailbox behind us; only a living process is a reason to refuse.
+            State::Running | State::Paused if gone(process.pid) => {}
+            State::Running | State::Paused => {
+                let text = format!("cannot delete a running process: {} is {}", process.pid, process.state.word());
+                return Err(Error::precondition(text));
+            }
+        }
+        let drained = process.io.as_ref().map(|io| -> Drained { Box::pin(io.drained()) });
+        Ok((process.waiter(), drained))
+    }
+
+    async fn delete(&mut self, exec_id: &str) -> Result<DeleteResponse> {
+        let process = self.process(exec_id)?;
+        process.state.require(&[State::Stopped], "delete")?;
+        let exited = process.exited().unwrap_or(Exited { status: 255, at: std::time::SystemTime::now() });
+        let response = DeleteResponse {
+            pid: process.wire_pid(),
+            exit_status: exited.status,
+            exited_at: Some(timestamp(exited.at)),
+        };
+        if !exec_id.is_empty() {
+            self.execs.remove(exec_id);
+            return Ok(response);
+        }
+        self.delete_by_runtime().await.map_err(|error| error.context(format_args!("delete container {}", self.id)))?;
+        self.init.io = None;
+        rootfs::unmount(&self.bundle.join("rootfs"));
+        let event = TaskDelete {
+            container_id: self.id.clone(),
+            pid: response.pid,
+            exit_status: response.exit_status,
+            exited_at: response.exited_at,
+            id: String::new(),
+        };
+        self.shim.events.publish("/tasks/delete", &event);
+        self.shim.containers.remove(&self.id);
+        Ok(response)
+    }
+
+    /// Has the runtime forget the container. Forced, because that is what makes it repeatable: it ends what is left and
+    /// does not mind what is gone.
+    async fn delete_by_runtime(&self) -> Result<()> {
+        let Err(error) = self.runtime.run(&["delete", "--force", &self.id], Ends::default()).await else {
+            return Ok(());
+        };
+        if error.kind() == Kind::NotFound {
+            return Ok(());
+        }
+        // Not every runtime says in a way for programs that there is nothing to delete; whether there is can be asked.
+        match self.runtime.run(&["state", &self.id], Ends::default()).await {
+            Ok(()) => Err(error),
+            Err(_) => Ok(()),
+        }
+    }
+
+    pub(super) async fn force_delete(&self) {
+        if let Err(error) = self.delete_by_runtime().await {
+            tracing::warn!(id = self.id, %error, "delete a container that could not be created");
+        }
+    }
+}
+
+fn gone(pid: i32) -> bool {
+    rung_sys::pidfd::open(Pid::from_raw(pid)).is_err()
+}

@@ -1,0 +1,108 @@
+//! More processes in a running container.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+
+use gantry_proto::any;
+use gantry_proto::containerd::events::{TaskExecAdded, TaskExecStarted};
+use gantry_proto::containerd::task::v3::ExecProcessRequest;
+use gantry_proto::namespace::check_identifier;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::arguments;
+use crate::bundle;
+use crate::io::terminal::Console;
+use crate::io::{Io, Opened, Stdio};
+use crate::task::Container;
+use crate::task::process::Process;
+use crate::task::state::State;
+use crate::{Error, Result};
+
+impl Container {
+    /// Announces a process that a later Start starts.
+    ///
+    /// # Errors
+    /// `AlreadyExists` where the identifier is taken; where it or the process is malformed.
+    pub fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
+        let id = request.exec_id;
+        check_identifier(&id).map_err(|error| Error::invalid(format!("exec_id: {error}")))?;
+        if self.execs.contains_key(&id) {
+            return Err(Error::already_exists(format!("exec {id} of container {} already exists", self.id)));
+        }
+        let spec = request.spec.ok_or_else(|| Error::invalid("spec: the process is missing"))?;
+        let spec = any::json_of(&spec, any::PROCESS).map_err(|error| Error::invalid(format!("spec: {error}")))?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(spec)
+            .map_err(|error| Error::invalid(format!("spec: the process is not JSON: {error}")))?;
+        let stdio =
+            Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
+        self.execs.insert(id.clone(), Process::new(&id, stdio, spec.to_vec()));
+        let event = TaskExecAdded { container_id: self.id.clone(), exec_id: id };
+        self.shim.events.publish("/tasks/exec-added", &event);
+        Ok(())
+    }
+
+    pub(super) async fn start_exec(&mut self, id: &str) -> Result<u32> {
+        // An exit of the first process that is held back counts: whatever is started now would not live.
+        let gone = self.held_exit.is_some() || self.init.state == State::Stopped || self.init.pid == 0;
+        if gone {
+            return Err(Error::precondition("the container's init process is not running"));
+        }
+        if self.init.state == State::Paused {
+            return Err(Error::precondition("the container is paused"));
+        }
+        let process = self.process(id)?;
+        process.state.require(&[State::Created], "start")?;
+        let (stdio, spec) = (process.stdio.clone(), process.spec.clone());
+        let Opened { ends, console, mut io } = self.open_io(&stdio).await?;
+        io.before_start();
+        let spec_file = memory_file(&spec)?;
+        let pid_file = self.bundle.join(format!("{id}.pid"));
+        let _expecting = self.shim.reaper.expect();
+        let spec_path = format!("/proc/{}/fd/{}", std::process::id(), spec_file.as_raw_fd());
+        let mut arguments = arguments!["exec", "--process", spec_path, "--pid-file", &pid_file, "--detach"];
+        if let Some(console) = &console {
+            arguments.extend(arguments!["--console-socket", console.path()]);
+        }
+        arguments.push(OsString::from(&self.id));
+        let ran = self.runtime.run(&arguments, ends).await;
+        let taken = ran.and_then(|()| take(console, &mut io, &pid_file));
+        let _ = std::fs::remove_file(&pid_file);
+        let pid = match taken {
+            Ok(pid) => pid,
+            Err(error) => {
+                // A failed start is final: who waits for this exec must be told, and there will be no exit to tell.
+                let exited = crate::reaper::Exited { status: 255, at: std::time::SystemTime::now() };
+                self.process(id)?.stop(exited);
+                return Err(error);
+            }
+        };
+        let process = self.process(id)?;
+        process.io = Some(io);
+        process.pid = pid;
+        process.state = State::Running;
+        let wire_pid = process.wire_pid();
+        let event = TaskExecStarted { container_id: self.id.clone(), exec_id: id.to_owned(), pid: wire_pid };
+        self.shim.events.publish("/tasks/exec-started", &event);
+        self.claim(id, pid);
+        Ok(wire_pid)
+    }
+}
+
+/// Takes over what the runtime has made.
+fn take(console: Option<Console>, io: &mut Io, pid_file: &std::path::Path) -> Result<i32> {
+    let master = console.map(Console::receive).transpose()?;
+    let pid = bundle::read_pid(pid_file)?;
+    if let Some(master) = master {
+        io.attach_terminal(master)?;
+    }
+    Ok(pid)
+}
+
+/// The process in memory: the runtime opens it through our descriptor, and no file has to be removed.
+fn memory_file(bytes: &[u8]) -> Result<File> {
+    let mut file = File::from(memfd_create(c"process", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
