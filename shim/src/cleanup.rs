@@ -1,7 +1,8 @@
 //! `delete`: clean up where the supervisor is gone or never was. Everything is known from the bundle alone.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use gantry_proto::containerd::task::v3::DeleteResponse;
 use gantry_proto::time::now;
@@ -10,10 +11,14 @@ use prost::Message;
 use crate::args::Flags;
 use crate::bundle;
 use crate::options::Options;
+use crate::rung::run_alone;
 use crate::{Doing, Error, Result, rootfs};
 
 /// The status of a container whose end nobody saw: as if ended by SIGKILL, which is what `delete --force` sends.
 const KILLED: u32 = 128 + 9;
+
+/// How long the runtime may take.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Ends the container, unmounts its root, removes the dead supervisor's socket. Answers with an encoded response.
 ///
@@ -43,13 +48,12 @@ fn delete_by_runtime(flags: &Flags, bundle: &Path) -> Result<()> {
         command.arg("--systemd-cgroup");
     }
     // The working directory is the bundle, which is about to be removed.
-    command.args(["delete", "--force", &flags.id]).stdin(Stdio::null()).current_dir("/");
-    let output = command.output().doing(|| format!("start {}", options.program().display()))?;
-    if output.status.success() {
+    command.args(["delete", "--force", &flags.id]).current_dir("/");
+    let finished = run_alone(command, DEADLINE)?;
+    if finished.success {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(Error::internal(format!("delete container {}: {}", flags.id, said.trim().replace('\n', "; "))))
+    Err(Error::internal(format!("delete container {}: {}", flags.id, finished.complaints)))
 }
 
 /// A socket whose supervisor still answers belongs to other containers of the group.

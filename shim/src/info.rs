@@ -1,7 +1,8 @@
 //! `-v` and `-info`: what the shim and its runtime are.
 
 use std::io::Read;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use gantry_proto::any;
 use gantry_proto::containerd::types::{RuntimeInfo, RuntimeVersion};
@@ -9,10 +10,14 @@ use prost::Message;
 use prost_types::Any;
 
 use crate::options::Options;
+use crate::rung::run_alone;
 use crate::{Doing, Error, Result};
 
 /// What a daemon may write to our standard input.
 const MAX_INPUT: u64 = 10 << 20;
+
+/// How long the runtime may take to describe itself.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The version for people.
 ///
@@ -31,13 +36,14 @@ pub fn describe() -> Result<Vec<u8>> {
     std::io::stdin().take(MAX_INPUT).read_to_end(&mut input).doing(|| "read the runtime options")?;
     let given = Any::decode(input.as_slice()).map_err(|error| Error::invalid(format!("runtime options: {error}")))?;
     let options = Options::from_any(Some(&given))?;
-    let features = Command::new(options.program()).arg("features").stdin(Stdio::null()).output().ok();
-    let features = features.filter(|output| output.status.success()).map(|output| output.stdout);
+    let mut command = Command::new(options.program());
+    command.arg("features");
+    let features = run_alone(command, DEADLINE).ok().filter(|finished| finished.success);
     let info = RuntimeInfo {
         name: "io.containerd.rung.v2".to_owned(),
         version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() }),
         options: (!given.type_url.is_empty()).then_some(given),
-        features: features.map(|features| any::json(any::FEATURES, features)),
+        features: features.map(|features| any::json(any::FEATURES, features.output)),
         annotations: std::collections::BTreeMap::new(),
     };
     Ok(info.encode_to_vec())

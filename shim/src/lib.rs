@@ -5,6 +5,7 @@
 //! [`task`] (one actor per container: everything that happens to a container is a message in one mailbox, so that the
 //! order of events is the order of messages), [`io`] (where output goes), [`reaper`] and [`events`] (how an exit gets
 //! out). The process is single-threaded.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod args;
 pub mod bootstrap;

@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use rung_sys::process::Pid;
+use rung_sys::process::{Pid, Target};
 use serde::Deserialize;
 
 use crate::error::Kind;
@@ -165,6 +165,47 @@ impl Runtime {
         let short: String = complaint.chars().take(usize::try_from(MAX_COMPLAINT).unwrap_or(4096)).collect();
         Error::new(Kind::Unknown, short.replace('\n', "; "))
     }
+}
+
+/// What a program run by [`run_alone`] left.
+#[derive(Debug)]
+pub struct Finished {
+    /// It exited with zero.
+    pub success: bool,
+    /// What it wrote.
+    pub output: Vec<u8>,
+    /// What it complained.
+    pub complaints: String,
+}
+
+/// Runs a program where there is no reaper: in the one-shot actions of this program.
+///
+/// # Errors
+/// Where it cannot be started or is not done within `deadline`; then it is ended.
+pub fn run_alone(mut command: Command, deadline: Duration) -> Result<Finished> {
+    let doing = format!("start {}", Path::new(command.get_program()).display());
+    let (mut output, mut complaints) = (memory_file()?, memory_file()?);
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(complaints.try_clone()?);
+    let child = command.spawn().doing(|| doing.clone())?;
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?);
+    let pidfd = rung_sys::pidfd::open(pid)?;
+    let ended = rung_sys::pidfd::wait_exit(pidfd.as_fd(), deadline)?;
+    if !ended {
+        rung_sys::pidfd::send_signal(pidfd.as_fd(), nix::libc::SIGKILL)?;
+    }
+    let exit = rung_sys::process::wait(Target::Pidfd(pidfd.as_fd()), true)?;
+    if !ended {
+        return Err(Error::new(Kind::DeadlineExceeded, format!("{doing}: not done within {deadline:?}")));
+    }
+    let read = |file: &mut File| -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let success = exit.is_some_and(|(_, exit)| exit.shell_code() == 0);
+    let complaints = String::from_utf8_lossy(&read(&mut complaints)?).trim().replace('\n', "; ");
+    Ok(Finished { success, output: read(&mut output)?, complaints })
 }
 
 /// The kinds of `rung`'s log.
