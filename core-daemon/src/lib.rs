@@ -17,6 +17,7 @@ pub mod error;
 pub mod events;
 pub mod failpoint;
 pub mod filter;
+pub mod gc;
 pub mod grpc;
 pub mod id;
 pub mod image;

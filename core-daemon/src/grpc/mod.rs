@@ -1,9 +1,14 @@
 //! containerd's gRPC services, one file each: decode, call, encode.
 
 pub mod containers;
+pub mod content;
 pub mod convert;
 pub mod events;
+pub mod images;
 pub mod introspection;
+pub mod leases;
+pub mod namespaces;
+pub mod snapshots;
 pub mod tasks;
 pub mod version;
 

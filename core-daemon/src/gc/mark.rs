@@ -1,0 +1,277 @@
+//! What is reachable from the roots.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use gantry_proto::containerd::services::content::v1::Info;
+use prost::Message;
+
+use crate::content;
+use crate::error::Result;
+use crate::labels::{self, Labels};
+use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASE_RESOURCES, LEASES, SANDBOXES, SNAPSHOTS};
+use crate::metadata::{Tx, snapshots::Record};
+use crate::records;
+
+/// An object of a namespace that can be collected, or leads to one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Node {
+    /// An image's record.
+    Image(String, String),
+    /// A blob.
+    Content(String, String),
+    /// A snapshot: namespace, snapshotter, name.
+    Snapshot(String, String, String),
+    /// A container.
+    Container(String, String),
+    /// A lease.
+    Lease(String, String),
+    /// A sandbox.
+    Sandbox(String, String),
+}
+
+/// One step of the way from a root to an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// What refers.
+    pub node: Node,
+    /// By what: a label, `target`, `parent`, `holds`, `uses`; empty for a root.
+    pub by: String,
+}
+
+/// Everything there is, and where it leads.
+#[derive(Default)]
+pub(super) struct Graph {
+    roots: Vec<Node>,
+    edges: HashMap<Node, Vec<(String, Node)>>,
+    /// What could be swept: blobs and snapshots.
+    pub(super) candidates: Vec<Node>,
+    /// Expired leases, and images that expired.
+    pub(super) expired: Vec<Node>,
+}
+
+/// Says of each reachable object what leads to it.
+pub(super) type Marked = HashMap<Node, Option<(String, Node)>>;
+
+impl Graph {
+    pub(super) fn read(tx: &impl Tx) -> Result<Self> {
+        let mut graph = Self::default();
+        let now = jiff::Timestamp::now();
+        graph.images(tx, now)?;
+        graph.leases(tx, now)?;
+        graph.content(tx)?;
+        graph.snapshots(tx)?;
+        graph.containers(tx)?;
+        Ok(graph)
+    }
+
+    fn root(&mut self, node: Node) {
+        self.roots.push(node);
+    }
+
+    fn edge(&mut self, from: &Node, by: &str, to: Node) {
+        self.edges.entry(from.clone()).or_default().push((by.to_owned(), to));
+    }
+
+    fn images(&mut self, tx: &impl Tx, now: jiff::Timestamp) -> Result<()> {
+        tx.scan_all(IMAGES, &mut |namespace, name, bytes| {
+            let Ok(image) = records::images::Image::decode(bytes) else { return Ok(()) };
+            let node = Node::Image(namespace.to_owned(), name.to_owned());
+            if has_expired(&image.labels, now) {
+                self.expired.push(node.clone());
+            } else {
+                self.root(node.clone());
+            }
+            if let Some(target) = &image.target {
+                self.edge(&node, "target", Node::Content(namespace.to_owned(), target.digest.clone()));
+            }
+            self.references(namespace, &node, &image.labels);
+            Ok(())
+        })
+    }
+
+    fn leases(&mut self, tx: &impl Tx, now: jiff::Timestamp) -> Result<()> {
+        let mut expired = HashSet::new();
+        tx.scan_all(LEASES, &mut |namespace, id, bytes| {
+            let Ok(lease) = records::leases::Lease::decode(bytes) else { return Ok(()) };
+            let node = Node::Lease(namespace.to_owned(), id.to_owned());
+            if has_expired(&lease.labels, now) {
+                expired.insert(node.clone());
+                self.expired.push(node);
+            } else {
+                self.root(node.clone());
+                self.references(namespace, &node, &lease.labels);
+            }
+            Ok(())
+        })?;
+        tx.scan_all(LEASE_RESOURCES, &mut |namespace, key, _| {
+            let mut parts = key.splitn(3, '\0');
+            let (Some(lease), Some(kind), Some(id)) = (parts.next(), parts.next(), parts.next()) else { return Ok(()) };
+            let node = Node::Lease(namespace.to_owned(), lease.to_owned());
+            if !expired.contains(&node)
+                && let Some(held) = resource(namespace, kind, id)
+            {
+                self.edge(&node, "holds", held);
+            }
+            Ok(())
+        })
+    }
+
+    fn content(&mut self, tx: &impl Tx) -> Result<()> {
+        tx.scan_all(CONTENT, &mut |namespace, digest, bytes| {
+            let Ok(info) = Info::decode(bytes) else { return Ok(()) };
+            let node = Node::Content(namespace.to_owned(), digest.to_owned());
+            self.candidate(namespace, node, &info.labels);
+            Ok(())
+        })
+    }
+
+    fn snapshots(&mut self, tx: &impl Tx) -> Result<()> {
+        tx.scan_all(SNAPSHOTS, &mut |namespace, key, bytes| {
+            let Ok(Record { info, .. }) = Record::decode(bytes) else { return Ok(()) };
+            let Some((snapshotter, name)) = key.split_once('\0') else { return Ok(()) };
+            let of = |name: &str| Node::Snapshot(namespace.to_owned(), snapshotter.to_owned(), name.to_owned());
+            let node = of(name);
+            if !info.parent.is_empty() {
+                self.edge(&node, "parent", of(&info.parent));
+            }
+            self.candidate(namespace, node, &info.labels);
+            Ok(())
+        })
+    }
+
+    fn containers(&mut self, tx: &impl Tx) -> Result<()> {
+        use gantry_proto::containerd::services::containers::v1::Container;
+        use gantry_proto::containerd::types::Sandbox;
+        tx.scan_all(CONTAINERS, &mut |namespace, id, bytes| {
+            let Ok(container) = Container::decode(bytes) else { return Ok(()) };
+            let node = Node::Container(namespace.to_owned(), id.to_owned());
+            self.root(node.clone());
+            if !container.snapshot_key.is_empty() {
+                let snapshot = Node::Snapshot(namespace.to_owned(), container.snapshotter, container.snapshot_key);
+                self.edge(&node, "uses", snapshot);
+            }
+            self.references(namespace, &node, &container.labels);
+            Ok(())
+        })?;
+        tx.scan_all(SANDBOXES, &mut |namespace, id, bytes| {
+            let Ok(sandbox) = Sandbox::decode(bytes) else { return Ok(()) };
+            let node = Node::Sandbox(namespace.to_owned(), id.to_owned());
+            self.root(node.clone());
+            self.references(namespace, &node, &sandbox.labels);
+            Ok(())
+        })
+    }
+
+    fn candidate(&mut self, namespace: &str, node: Node, labels: &Labels) {
+        if labels.contains_key(labels::GC_ROOT) {
+            self.root(node.clone());
+        }
+        self.references(namespace, &node, labels);
+        self.candidates.push(node);
+    }
+
+    /// The references that labels say.
+    fn references(&mut self, namespace: &str, node: &Node, labels: &Labels) {
+        let own = |text: &str| text.to_owned();
+        for (key, value) in labels {
+            if let Some(rest) = key.strip_prefix(labels::GC_REF_SNAPSHOT) {
+                // A name may be followed by a number: gc.ref.snapshot.overlayfs/1.
+                let snapshotter = rest.split('/').next().unwrap_or(rest);
+                self.edge(node, key, Node::Snapshot(own(namespace), own(snapshotter), own(value)));
+            } else if is_of(key, labels::GC_REF_CONTENT) {
+                self.edge(node, key, Node::Content(own(namespace), own(value)));
+            } else if is_of(key, labels::GC_REF_IMAGE) {
+                self.edge(node, key, Node::Image(own(namespace), own(value)));
+            } else if let Some(kind) = key.strip_prefix(labels::GC_BACK_REF)
+                && let Some(keeper) = back_reference(namespace, kind, value)
+            {
+                self.edge(&keeper, key, node.clone());
+            }
+        }
+    }
+
+    /// Everything that the roots lead to.
+    pub(super) fn mark(&self, flat: &HashSet<Node>) -> Marked {
+        let mut marked: Marked = self.roots.iter().map(|root| (root.clone(), None)).collect();
+        let mut waiting: Vec<Node> = self.roots.clone();
+        // What a flat lease holds is kept without what it leads to, unless something else leads there too.
+        let mut held_flat = Vec::new();
+        while let Some(node) = waiting.pop() {
+            for (by, to) in self.edges.get(&node).into_iter().flatten() {
+                if flat.contains(&node) {
+                    held_flat.push((by.clone(), node.clone(), to.clone()));
+                } else if !marked.contains_key(to) {
+                    marked.insert(to.clone(), Some((by.clone(), node.clone())));
+                    waiting.push(to.clone());
+                }
+            }
+        }
+        for (by, from, to) in held_flat {
+            marked.entry(to).or_insert(Some((by, from)));
+        }
+        marked
+    }
+}
+
+/// The leases that hold without recursion.
+pub(super) fn flat_leases(tx: &impl Tx) -> Result<HashSet<Node>> {
+    let mut flat = HashSet::new();
+    tx.scan_all(LEASES, &mut |namespace, id, bytes| {
+        let lease = records::leases::Lease::decode(bytes).unwrap_or_default();
+        if lease.labels.contains_key(labels::GC_FLAT) {
+            flat.insert(Node::Lease(namespace.to_owned(), id.to_owned()));
+        }
+        Ok(())
+    })?;
+    Ok(flat)
+}
+
+/// The way from a root to an object.
+pub(super) fn explain(tx: &impl Tx, node: &Node) -> Result<Vec<Reason>> {
+    let marked = Graph::read(tx)?.mark(&flat_leases(tx)?);
+    let mut way = Vec::new();
+    let mut at = node.clone();
+    while let Some(from) = marked.get(&at) {
+        let by = from.as_ref().map(|(by, _)| by.clone()).unwrap_or_default();
+        way.push(Reason { node: at.clone(), by });
+        match from {
+            Some((_, next)) => at = next.clone(),
+            None => break,
+        }
+    }
+    way.reverse();
+    Ok(way)
+}
+
+/// Whether a label is `name`, or that with `.x` or `/x` behind it.
+fn is_of(label: &str, name: &str) -> bool {
+    label.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
+}
+
+fn resource(namespace: &str, kind: &str, id: &str) -> Option<Node> {
+    let namespace = namespace.to_owned();
+    match kind.split_once('/') {
+        None if kind == content::RESOURCE => Some(Node::Content(namespace, id.to_owned())),
+        None if kind == records::images::RESOURCE => Some(Node::Image(namespace, id.to_owned())),
+        Some(("snapshots", name)) => Some(Node::Snapshot(namespace, name.to_owned(), id.to_owned())),
+        _ => None,
+    }
+}
+
+/// What keeps an object that says so itself: `container`, `content`, `image` or `snapshot.<name>`.
+fn back_reference(namespace: &str, kind: &str, value: &str) -> Option<Node> {
+    let (namespace, value) = (namespace.to_owned(), value.to_owned());
+    let kind = kind.split('/').next().unwrap_or(kind);
+    match kind.split_once('.').unwrap_or((kind, "")) {
+        ("container", _) => Some(Node::Container(namespace, value)),
+        ("content", _) => Some(Node::Content(namespace, value)),
+        ("image", _) => Some(Node::Image(namespace, value)),
+        ("snapshot", name) if !name.is_empty() => Some(Node::Snapshot(namespace, name.to_owned(), value)),
+        _ => None,
+    }
+}
+
+fn has_expired(labels: &BTreeMap<String, String>, now: jiff::Timestamp) -> bool {
+    // A time that cannot be read keeps the object: better too much is kept than too little.
+    labels.get(labels::GC_EXPIRE).and_then(|text| text.parse::<jiff::Timestamp>().ok()).is_some_and(|at| at < now)
+}

@@ -1,0 +1,94 @@
+//! Collection: what nothing refers to any more is removed.
+//!
+//! ```text
+//! roots ─► images · leases · containers · sandboxes · objects labelled gc.root
+//!   │ gc.ref.content, gc.ref.snapshot.<name>, gc.ref.image labels; a snapshot's parent; what a lease holds
+//!   ▼
+//! marked ── everything else is swept: first records, in one transaction with the marking, then files
+//! ```
+//!
+//! Marking and the removal of records are one write transaction, so nothing can come to refer to what is about to go.
+//! Files are removed after it; one that cannot be is left for the next time and keeps no other.
+
+mod mark;
+mod schedule;
+mod sweep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use mark::{Node, Reason};
+pub use sweep::Swept;
+
+use crate::content::Content;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::metadata::Db;
+use crate::snapshots::Snapshotters;
+
+/// When to collect.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// How long to wait after a deletion for more of them.
+    pub delay: Duration,
+    /// Collect at least this often, which is also how soon an expired lease is noticed.
+    pub interval: Duration,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { delay: Duration::from_millis(100), interval: Duration::from_secs(300) }
+    }
+}
+
+/// The collection. Clones are the same.
+#[derive(Clone)]
+pub struct Gc {
+    parts: Arc<Parts>,
+    wake: Arc<tokio::sync::Notify>,
+}
+
+struct Parts {
+    db: Db,
+    content: Content,
+    snapshotters: Snapshotters,
+    events: Events,
+    /// One at a time.
+    running: tokio::sync::Mutex<()>,
+}
+
+impl Gc {
+    /// The collection of these stores. It runs when asked; see [`Gc::run`] for the schedule.
+    pub fn new(db: Db, content: Content, snapshotters: Snapshotters, events: Events) -> Self {
+        let running = tokio::sync::Mutex::new(());
+        Self { parts: Arc::new(Parts { db, content, snapshotters, events, running }), wake: Arc::default() }
+    }
+
+    /// Says that something was removed, so that a collection is worth while.
+    pub fn changed(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Collects now.
+    ///
+    /// # Errors
+    /// When records cannot be read or written: then nothing was removed. Files that cannot be removed are no error.
+    pub async fn collect(&self) -> Result<Swept> {
+        let parts = self.parts.clone();
+        let _running = self.parts.running.lock().await;
+        tokio::task::spawn_blocking(move || sweep::sweep(&parts))
+            .await
+            .map_err(|error| Error::internal(format!("collection: {error}")))?
+    }
+
+    /// Why an object is kept: from a root down to it; empty where nothing keeps it.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub fn explain(&self, node: &Node) -> Result<Vec<Reason>> {
+        self.parts.db.read(|tx| mark::explain(tx, node))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,41 @@
+//! When the collection runs: soon after something was removed, and regularly for what expires.
+
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Gc, Schedule};
+
+/// A collection takes at most this share of the time: after one that took long the next waits.
+const PAUSE_FACTOR: u32 = 50;
+
+impl Gc {
+    /// Runs the schedule until `stop`; the first collection removes what a crash left.
+    pub async fn run(self, schedule: Schedule, stop: CancellationToken) {
+        let mut pause = schedule.delay;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(schedule.interval) => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            let begun = Instant::now();
+            match self.collect().await {
+                Ok(swept) if swept.is_empty() => {}
+                Ok(swept) => tracing::info!(
+                    blobs = swept.blobs,
+                    snapshots = swept.snapshots,
+                    bytes = swept.bytes,
+                    failed = swept.failed,
+                    "collected what nothing refers to"
+                ),
+                Err(error) => tracing::error!(%error, "collection failed"),
+            }
+            pause = schedule.delay.max((begun.elapsed() * PAUSE_FACTOR).min(schedule.interval));
+        }
+    }
+}

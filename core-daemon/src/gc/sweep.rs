@@ -1,0 +1,151 @@
+//! Removal of what is not marked.
+
+use std::collections::{HashMap, HashSet};
+
+use gantry_proto::containerd::events::{ContentDelete, SnapshotRemove};
+use gantry_proto::namespace::Namespace;
+
+use super::Parts;
+use super::mark::{Graph, Node, flat_leases};
+use crate::content;
+use crate::error::Result;
+use crate::metadata::schema::{LEASE_RESOURCES, join};
+use crate::metadata::{Tx, WriteTx, content as blobs, images, leases, snapshots};
+
+/// What a collection removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Blobs whose bytes are gone.
+    pub blobs: usize,
+    /// Bytes of those blobs.
+    pub bytes: u64,
+    /// Snapshots.
+    pub snapshots: usize,
+    /// Leases and images that had expired.
+    pub expired: usize,
+    /// Things that could not be removed; they are tried again.
+    pub failed: usize,
+}
+
+impl Swept {
+    /// Nothing was removed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
+    let mut swept = Swept::default();
+    // Most runs find nothing: that is known without the one writer's place.
+    let idle = parts.db.read(|tx| doomed(tx).map(|(doomed, expired)| doomed.is_empty() && expired.is_empty()))?;
+    if !idle {
+        let (gone, expired) = parts.db.write(remove_records)?;
+        swept.expired = expired;
+        swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
+        announce(parts, &gone);
+    }
+    for (name, snapshotter) in parts.snapshotters.iter() {
+        if let Err(error) = snapshotter.cleanup() {
+            tracing::warn!(snapshotter = name, %error, "cleanup failed");
+            swept.failed += 1;
+        }
+    }
+    reclaim(parts, &mut swept)?;
+    let held = held_ingests(parts)?;
+    parts.content.expire_ingests(|namespace, reference| {
+        held.get(namespace).is_some_and(|references| references.contains(reference))
+    })?;
+    Ok(swept)
+}
+
+/// What is not reachable, and what has expired.
+fn doomed(tx: &impl Tx) -> Result<(Vec<Node>, Vec<Node>)> {
+    let graph = Graph::read(tx)?;
+    let marked = graph.mark(&flat_leases(tx)?);
+    let doomed = graph.candidates.iter().filter(|node| !marked.contains_key(*node)).cloned().collect();
+    Ok((doomed, graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect()))
+}
+
+fn remove_records(tx: &WriteTx) -> Result<(Vec<Node>, usize)> {
+    let (doomed, expired) = doomed(tx)?;
+    for node in &expired {
+        match node {
+            Node::Lease(namespace, id) => drop(leases::delete(tx, namespace, id)?),
+            Node::Image(namespace, name) => drop(images::delete(tx, namespace, name)?),
+            _ => {}
+        }
+    }
+    for node in &doomed {
+        match node {
+            Node::Content(namespace, digest) => drop(blobs::delete(tx, namespace, digest)?),
+            // A whole unreachable chain goes at once: children are unreachable when their parent is.
+            Node::Snapshot(namespace, snapshotter, name) => {
+                if let Some(record) = snapshots::get(tx, namespace, snapshotter, name)? {
+                    snapshots::delete(tx, namespace, snapshotter, &record)?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((doomed, expired.len()))
+}
+
+fn announce(parts: &Parts, gone: &[Node]) {
+    for node in gone {
+        match node {
+            Node::Content(namespace, digest) => {
+                if let Ok(namespace) = Namespace::parse(namespace) {
+                    parts.events.announce(&namespace, "/content/delete", &ContentDelete { digest: digest.clone() });
+                }
+            }
+            Node::Snapshot(namespace, snapshotter, key) => {
+                if let Ok(namespace) = Namespace::parse(namespace) {
+                    let event = SnapshotRemove { key: key.clone(), snapshotter: snapshotter.clone() };
+                    parts.events.announce(&namespace, "/snapshot/remove", &event);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Removes the bytes of blobs that no namespace has any more.
+fn reclaim(parts: &Parts, swept: &mut Swept) -> Result<()> {
+    let stored = parts.content.stored()?;
+    let mut recorded = HashSet::new();
+    parts.db.read(|tx| {
+        tx.scan_all(crate::metadata::schema::CONTENT, &mut |_, digest, _| {
+            recorded.insert(digest.to_owned());
+            Ok(())
+        })
+    })?;
+    for digest in stored.iter().filter(|digest| !recorded.contains(digest.as_str())) {
+        match parts.content.reclaim(digest) {
+            Ok(Some(bytes)) => {
+                swept.blobs += 1;
+                swept.bytes += bytes;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%digest, %error, "left a blob that nothing refers to");
+                swept.failed += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// References of ingests that leases hold, by namespace.
+fn held_ingests(parts: &Parts) -> Result<HashMap<String, HashSet<String>>> {
+    let mut held: HashMap<String, HashSet<String>> = HashMap::new();
+    let kind = join(&["", content::INGEST_RESOURCE, ""]);
+    parts.db.read(|tx| {
+        tx.scan_all(LEASE_RESOURCES, &mut |namespace, key, _| {
+            if let Some((_, reference)) = key.split_once(kind.as_str()) {
+                held.entry(namespace.to_owned()).or_default().insert(reference.to_owned());
+            }
+            Ok(())
+        })
+    })?;
+    Ok(held)
+}

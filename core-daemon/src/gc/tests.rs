@@ -1,0 +1,164 @@
+use std::collections::BTreeMap;
+use std::sync::Arc as Shared;
+
+use gantry_proto::containerd::services::containers::v1::Container;
+use gantry_proto::containerd::services::images::v1::Image;
+use gantry_proto::containerd::types::Descriptor;
+use rung_spec::digest::Digest;
+
+use super::*;
+use crate::context::Context;
+use crate::error::Kind;
+use crate::labels::{self, Labels};
+use crate::metadata;
+use crate::records::{ImageRecords, Leases};
+use crate::snapshots::overlay::Overlay;
+use crate::snapshots::{Local, Snapshotter};
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    db: Db,
+    content: Content,
+    images: ImageRecords,
+    leases: Leases,
+    snapshots: Shared<dyn Snapshotter>,
+    gc: Gc,
+    ctx: Context,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+    let events = Events::new();
+    let content = Content::open(&dir.path().join("content"), db.clone(), events.clone()).expect("content");
+    let overlay = Overlay::open(&dir.path().join("overlay")).expect("overlay");
+    let local = Local::open("overlayfs", overlay, db.clone(), events.clone()).expect("snapshotter");
+    let snapshots: Shared<dyn Snapshotter> = Shared::new(local);
+    let all = BTreeMap::from([("overlayfs".to_owned(), snapshots.clone())]);
+    let snapshotters = Snapshotters::new(all, "overlayfs").expect("snapshotters");
+    Fixture {
+        images: ImageRecords::new(db.clone(), events.clone()),
+        leases: Leases::new(db.clone(), snapshotters.clone()),
+        gc: Gc::new(db.clone(), content.clone(), snapshotters, events),
+        ctx: Context::new(gantry_proto::namespace::Namespace::parse("n").expect("namespace")),
+        _dir: dir,
+        db,
+        content,
+        snapshots,
+    }
+}
+
+fn label(key: &str, value: &str) -> Labels {
+    Labels::from([(key.to_owned(), value.to_owned())])
+}
+
+impl Fixture {
+    fn blob(&self, bytes: &[u8], labels: Labels) -> Digest {
+        self.content.put(&self.ctx, bytes, labels).expect("put")
+    }
+
+    fn image(&self, name: &str, target: &Digest, labels: Labels) {
+        let target =
+            Descriptor { media_type: "m".into(), digest: target.to_string(), size: 1, ..Descriptor::default() };
+        let image = Image { name: name.into(), target: Some(target), labels, ..Image::default() };
+        self.images.create(&self.ctx, image).expect("image");
+    }
+
+    fn committed(&self, name: &str, parent: &str) {
+        let key = format!("{name}-key");
+        self.snapshots.prepare(&self.ctx, &key, parent, Labels::new()).expect("prepare");
+        self.snapshots.commit(&self.ctx, name, &key, Labels::new(), None).expect("commit");
+    }
+
+    async fn collect(&self) -> Swept {
+        self.gc.collect().await.expect("collect")
+    }
+}
+
+#[tokio::test]
+async fn what_an_image_leads_to_stays_and_the_rest_goes() {
+    let it = fixture();
+    it.committed("base", "");
+    it.committed("top", "base");
+    it.committed("lost", "base");
+    let layer = it.blob(b"layer", Labels::new());
+    let config = it.blob(b"config", label("containerd.io/gc.ref.snapshot.overlayfs", "top"));
+    let mut children = label("containerd.io/gc.ref.content.l.0", layer.as_str());
+    children.extend(label("containerd.io/gc.ref.content.config", config.as_str()));
+    let manifest = it.blob(b"manifest", children);
+    let lost = it.blob(b"lost", Labels::new());
+    it.image("i", &manifest, Labels::new());
+    let swept = it.collect().await;
+    assert_eq!((swept.blobs, swept.bytes, swept.snapshots), (1, 4, 1));
+    for digest in [&layer, &config, &manifest] {
+        assert!(it.content.has(&it.ctx, digest).expect("has"));
+    }
+    assert!(!it.content.has(&it.ctx, &lost).expect("has"));
+    assert_eq!(it.snapshots.list(&it.ctx).expect("list").len(), 2);
+    let way = it.gc.explain(&Node::Snapshot("n".into(), "overlayfs".into(), "base".into())).expect("explain");
+    let by: Vec<&str> = way.iter().map(|step| step.by.as_str()).collect();
+    let expected =
+        ["", "target", "containerd.io/gc.ref.content.config", "containerd.io/gc.ref.snapshot.overlayfs", "parent"];
+    assert_eq!(by, expected);
+    it.images.delete(&it.ctx, "i", None).expect("delete");
+    let swept = it.collect().await;
+    assert_eq!((swept.blobs, swept.snapshots), (3, 2));
+    assert!(it.collect().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_lease_keeps_what_is_made_under_it_until_it_ends() {
+    let it = fixture();
+    it.leases.create(&it.ctx, "l", Labels::new()).expect("lease");
+    let held = it.ctx.clone().with_lease("l");
+    let child = it.blob(b"child", Labels::new());
+    let parent = it.content.put(&held, b"parent", label("containerd.io/gc.ref.content", child.as_str())).expect("put");
+    it.snapshots.prepare(&held, "active", "", Labels::new()).expect("prepare");
+    assert!(it.collect().await.is_empty());
+    assert!(it.content.has(&it.ctx, &child).expect("has"));
+    it.leases.delete(&it.ctx, "l").expect("delete");
+    let swept = it.collect().await;
+    assert_eq!((swept.blobs, swept.snapshots), (2, 1));
+    assert!(!it.content.has(&it.ctx, &parent).expect("has"));
+}
+
+#[tokio::test]
+async fn expired_leases_and_images_keep_nothing() {
+    let it = fixture();
+    it.leases.create(&it.ctx, "l", label(labels::GC_EXPIRE, "2020-01-01T00:00:00Z")).expect("lease");
+    it.leases.create(&it.ctx, "flat", label(labels::GC_FLAT, "true")).expect("lease");
+    it.content.put(&it.ctx.clone().with_lease("l"), b"old", Labels::new()).expect("put");
+    let child = it.blob(b"child", Labels::new());
+    let flat = it.ctx.clone().with_lease("flat");
+    let parent = it.content.put(&flat, b"flat", label("containerd.io/gc.ref.content", child.as_str())).expect("put");
+    let target = it.blob(b"target", Labels::new());
+    it.image("i", &target, label(labels::GC_EXPIRE, "2020-01-01T00:00:00Z"));
+    let swept = it.collect().await;
+    assert_eq!((swept.blobs, swept.expired), (3, 2));
+    assert!(it.content.has(&it.ctx, &parent).expect("has"));
+    assert_eq!(it.images.get(&it.ctx, "i").expect_err("expired").kind(), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn containers_roots_and_other_namespaces_keep() {
+    let it = fixture();
+    it.committed("base", "");
+    it.snapshots.prepare(&it.ctx, "rw", "base", Labels::new()).expect("prepare");
+    let container = Container {
+        id: "c".into(),
+        snapshotter: "overlayfs".into(),
+        snapshot_key: "rw".into(),
+        ..Container::default()
+    };
+    it.db.write(|tx| metadata::containers::put(tx, "n", &container)).expect("container");
+    let root = it.blob(b"root", label(labels::GC_ROOT, "yes"));
+    assert!(it.collect().await.is_empty());
+    it.db.write(|tx| metadata::containers::delete(tx, "n", "c")).expect("delete");
+    assert_eq!(it.collect().await.snapshots, 2);
+    let mut other = it.ctx.clone();
+    other.namespace = gantry_proto::namespace::Namespace::parse("other").expect("namespace");
+    it.content.put(&other, b"root", label(labels::GC_ROOT, "yes")).expect("put");
+    it.content.delete(&it.ctx, &root).expect("delete");
+    assert!(it.collect().await.is_empty());
+    assert!(it.content.has(&other, &root).expect("has"));
+}
