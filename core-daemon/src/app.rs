@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gantry_proto::containerd::services::containers::v1::containers_server::ContainersServer;
+use gantry_proto::containerd::services::content::v1::content_server::ContentServer;
+use gantry_proto::containerd::services::diff::v1::diff_server::DiffServer;
 use gantry_proto::containerd::services::events::v1::events_server::EventsServer;
+use gantry_proto::containerd::services::images::v1::images_server::ImagesServer;
 use gantry_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
+use gantry_proto::containerd::services::leases::v1::leases_server::LeasesServer;
+use gantry_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
+use gantry_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
 use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
 use gantry_proto::containerd::types::Platform;
@@ -14,11 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::config::{Config, Timeouts};
+use crate::content::Content;
 use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
+use crate::gc::{Gc, Schedule};
 use crate::grpc;
+use crate::image::Images;
 use crate::metadata::Db;
-use crate::records::Containers;
+use crate::records::{Containers, ImageRecords, Leases, Namespaces};
 use crate::serve::{self, Socket};
 use crate::shims::Launcher;
 use crate::snapshots::overlay::Overlay;
@@ -40,6 +49,8 @@ pub async fn run(config: Config) -> Result<()> {
     daemon.restore().await?;
     let grpc = Socket::bind(&config.grpc.address, &config.grpc)?;
     let routes = daemon.routes(&config, &stopping)?;
+    let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
+    daemon.gc.changed();
     let grpc = serve::grpc(grpc, routes, stopping.clone(), &config.timeouts);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
@@ -49,13 +60,16 @@ pub async fn run(config: Config) -> Result<()> {
         told
     };
     let (served, told) = tokio::join!(grpc, stop);
-    let _ = ttrpc.await;
+    let _ = tokio::join!(ttrpc, gc);
     served.and(told)
 }
 
 /// The daemon's parts, lowest first.
 struct Daemon {
     snapshots: Snapshotters,
+    images: Images,
+    namespaces: Namespaces,
+    gc: Gc,
     events: Events,
     containers: Containers,
     tasks: Tasks,
@@ -66,6 +80,16 @@ impl Daemon {
         let events = Events::new();
         let db = Db::open(&config.root.join("meta.redb"))?;
         let snapshots = snapshotters(config, &db, &events)?;
+        let content = config.root.join("io.containerd.content.v1.content");
+        let content = Content::open(&content, db.clone(), events.clone())?;
+        let images = Images {
+            records: ImageRecords::new(db.clone(), events.clone()),
+            content: content.clone(),
+            snapshotters: snapshots.clone(),
+            leases: Leases::new(db.clone(), snapshots.clone()),
+        };
+        let namespaces = Namespaces::new(db.clone(), events.clone());
+        let gc = Gc::new(db.clone(), content, snapshots.clone(), events.clone());
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
             containers: containers.clone(),
@@ -76,7 +100,7 @@ impl Daemon {
             runtime: config.runtime.clone(),
             timeouts: config.timeouts.clone(),
         });
-        Ok(Self { snapshots, events, containers, tasks })
+        Ok(Self { snapshots, images, namespaces, gc, events, containers, tasks })
     }
 
     /// Finds what an earlier daemon left running.
@@ -95,12 +119,18 @@ impl Daemon {
                 );)*
             };
         }
-        let tasks = self.tasks.clone();
+        let (tasks, gc) = (self.tasks.clone(), &self.gc);
         let plugins = grpc::introspection::plugins(&config.root, &platform(), &self.snapshotter_names());
         serve!(
             ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
+            ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
+            DiffServer(grpc::diff::DiffService::new(self.images.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
             IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
+            ImagesServer(grpc::images::ImagesService::new(self.images.records.clone(), gc.clone())),
+            LeasesServer(grpc::leases::LeasesService::new(self.images.leases.clone(), gc.clone())),
+            NamespacesServer(grpc::namespaces::NamespacesService::new(self.namespaces.clone())),
+            SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
             TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
             VersionServer(grpc::version::VersionService),
         );

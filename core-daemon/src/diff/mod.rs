@@ -16,8 +16,10 @@ mod compression;
 mod lowers;
 mod settle;
 pub mod tar;
+mod target;
 mod whiteout;
 
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use compression::decompress;
 pub use settle::settle;
+pub use target::Target;

@@ -3,6 +3,7 @@
 //! `name → record → index → manifest → configuration and layers`, all in the content store; the layers once more as a
 //! chain of snapshots. [`Images`] is the one entry.
 
+pub mod layers;
 pub mod walk;
 
 use std::sync::Arc;
