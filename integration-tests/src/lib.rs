@@ -13,9 +13,11 @@ pub mod http;
 pub mod image;
 pub mod leaks;
 pub mod output;
+pub mod pty;
 pub mod registry;
 pub mod requires;
 pub mod runner;
+pub mod stack;
 pub mod summary;
 pub mod tar;
 pub mod wait;
@@ -26,8 +28,10 @@ pub use daemon::Daemon;
 pub use env::Env;
 pub use image::Image;
 pub use output::Ran;
+pub use pty::Pty;
 pub use registry::Registry;
 pub use requires::Need;
+pub use stack::Stack;
 
 /// One test: made by [`tests!`](crate::tests), run by [`runner::main`].
 #[derive(Debug, Clone, Copy)]

@@ -5,8 +5,11 @@ use std::process::ExitCode;
 
 use integration_tests::runner;
 
+mod cli_exec;
+mod cli_images;
+mod cli_run;
 mod harness;
 
 fn main() -> ExitCode {
-    runner::main(&[harness::TESTS])
+    runner::main(&[harness::TESTS, cli_exec::TESTS, cli_images::TESTS, cli_run::TESTS])
 }
