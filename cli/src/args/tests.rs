@@ -33,6 +33,8 @@ fn dockers_spellings_parse() {
         "start -ai web",
         "kill -s 9 web",
         "system info",
+        "completion bash",
+        "man /tmp",
         "images localhost:5000/a",
         "pull -q --platform linux/arm/v7 a",
     ] {

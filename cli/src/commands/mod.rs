@@ -1,6 +1,7 @@
 //! The verbs, one file each, and docker's noun forms of them.
 
 pub mod attach;
+pub mod completion;
 pub mod create;
 pub mod exec;
 pub mod images;
@@ -66,6 +67,10 @@ pub enum Command {
     Version(version::Args),
     /// Show what gantryd says of itself and its machine
     Info(info::Args),
+    /// Print a completion script for a shell
+    Completion(completion::Args),
+    /// Write manual pages
+    Man(completion::ManArgs),
     /// Commands on containers
     #[command(subcommand)]
     Container(ContainerCommand),
@@ -157,6 +162,8 @@ impl Command {
             Self::Inspect(args) => args.run(context).await,
             Self::Container(ContainerCommand::Inspect(args)) => args.run(context).await,
             Self::Image(ImageCommand::Inspect(args)) => args.run(context).await,
+            Self::Completion(args) => args.run(),
+            Self::Man(args) => args.run(),
             Self::Version(args) => args.run(context).await,
             Self::Info(args) | Self::System(SystemCommand::Info(args)) => args.run(context).await,
         }
