@@ -1,0 +1,99 @@
+//! What is kept of a container between two runs of the program: `state.json`, with runc's key names, because other
+//! programs (cAdvisor, checkpoint tools) read that file.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::{Doing as _, Result};
+
+/// The persisted record of one container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The container's name.
+    pub id: String,
+    /// Its first process, in the namespace of the runtime; 0 while it is being made.
+    pub init_process_pid: i32,
+    /// When that process started, in ticks from boot: tells it from a later one with the same number.
+    pub init_process_start: u64,
+    /// When the container was created (RFC 3339, UTC).
+    pub created: String,
+    /// What it was made from.
+    pub config: Config,
+    /// Made without root.
+    #[serde(default)]
+    pub rootless: bool,
+    /// Where its cgroups are: one entry a v1 controller, or one with an empty key for v2.
+    #[serde(default)]
+    pub cgroup_paths: BTreeMap<String, PathBuf>,
+    /// `NEWPID` → `/proc/<pid>/ns/pid`, and so on.
+    #[serde(default)]
+    pub namespace_paths: BTreeMap<String, PathBuf>,
+    /// Where stdin, stdout and stderr pointed, for checkpoints.
+    #[serde(default)]
+    pub external_descriptors: Vec<String>,
+    /// Its resource control directory, when it has one.
+    #[serde(default)]
+    pub intel_rdt_path: String,
+    /// Whether that directory is the container's own, to be removed with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub intel_rdt_owned: bool,
+}
+
+/// The part of the record that does not change.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Config {
+    /// The root file system as the runtime sees it.
+    pub rootfs: PathBuf,
+    /// `bundle=<path>` and the annotations, as `key=value`.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// The specification version of the bundle.
+    #[serde(default)]
+    pub version: String,
+    /// Which driver made the cgroups, and its path.
+    #[serde(default)]
+    pub cgroups: CgroupConfig,
+    /// The keyring of the runtime was kept.
+    #[serde(default)]
+    pub no_new_keyring: bool,
+    /// The bundle's configuration as it was at `create`, byte for byte.
+    pub spec: Box<RawValue>,
+}
+
+/// The cgroup part of the record.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct CgroupConfig {
+    /// The path that was asked for.
+    #[serde(default)]
+    pub path: PathBuf,
+    /// The systemd driver made it.
+    #[serde(default)]
+    pub systemd: bool,
+    /// Made without root.
+    #[serde(default)]
+    pub rootless: bool,
+}
+
+impl Record {
+    /// The bundle directory.
+    pub fn bundle(&self) -> &Path {
+        let bundle = self.config.labels.iter().find_map(|label| label.strip_prefix("bundle="));
+        Path::new(bundle.unwrap_or_default())
+    }
+
+    /// The annotations of the configuration.
+    pub fn annotations(&self) -> BTreeMap<&str, &str> {
+        let pairs = self.config.labels.iter().filter_map(|label| label.split_once('='));
+        pairs.filter(|(key, _)| *key != "bundle").collect()
+    }
+
+    /// The configuration the container was created from.
+    pub fn spec(&self) -> Result<oci_spec::runtime::Spec> {
+        serde_json::from_str(self.config.spec.get())
+            .map_err(|error| crate::error::Error::invalid(error.to_string()))
+            .doing(|| "read the recorded configuration")
+    }
+}

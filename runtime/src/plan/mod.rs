@@ -1,0 +1,159 @@
+//! What the container's first process will do, decided before it exists.
+//!
+//! The configuration is turned into an [`InitPlan`] in the parent: pure, testable without root, and every refusal comes
+//! before anything on the host was touched. The child inherits the plan through the fork and only carries it out.
+
+pub mod devices;
+pub mod ids;
+pub mod mounts;
+pub mod namespaces;
+pub mod process;
+pub mod sysctl;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Hook, Spec};
+use rung_sys::mount::Propagation;
+use rung_sys::namespace::Namespace;
+
+use crate::error::{Error, Result};
+use devices::DevicePlan;
+use ids::IdMaps;
+use mounts::MountPlan;
+use namespaces::NamespacePlan;
+use process::ProcessPlan;
+
+/// Everything the child does between its clone and its exec.
+#[derive(Debug)]
+pub struct InitPlan {
+    /// Namespaces to make and to join.
+    pub namespaces: NamespacePlan,
+    /// Id maps of a new user namespace.
+    pub ids: Option<IdMaps>,
+    /// The root file system.
+    pub root: RootPlan,
+    /// Mounts, in the order of the configuration.
+    pub mounts: Vec<MountPlan>,
+    /// Device nodes; `None` where `/dev` comes from the host.
+    pub devices: Option<DevicePlan>,
+    /// Paths to hide.
+    pub masked: Vec<PathBuf>,
+    /// Paths to make read-only.
+    pub read_only: Vec<PathBuf>,
+    /// Kernel settings: path below `/proc/sys`, value.
+    pub sysctl: Vec<(String, String)>,
+    /// The host name.
+    pub hostname: Option<String>,
+    /// The NIS domain name.
+    pub domainname: Option<String>,
+    /// SELinux label of mounts.
+    pub mount_label: Option<String>,
+    /// The program.
+    pub process: ProcessPlan,
+    /// Hooks that run in the container's namespaces before the root is changed.
+    pub create_container_hooks: Vec<Hook>,
+    /// Hooks that run in the container just before its program.
+    pub start_container_hooks: Vec<Hook>,
+    /// Whether the parent has hooks to run while the namespaces exist and the root is not changed yet.
+    pub stops_for_runtime_hooks: bool,
+}
+
+/// The root file system.
+#[derive(Debug)]
+pub struct RootPlan {
+    /// Where it is on the host, with links resolved.
+    pub path: PathBuf,
+    /// Read-only in the end.
+    pub read_only: bool,
+    /// What the configuration asked for; `None` means slave while it is made.
+    pub propagation: Option<(Propagation, bool)>,
+    /// Change the root without pivot_root(2), for roots in an initial ramdisk.
+    pub no_pivot: bool,
+}
+
+/// What the command line adds to the configuration.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Wishes {
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// `--no-new-keyring`.
+    pub no_new_keyring: bool,
+    /// `--preserve-fds` (and `LISTEN_FDS`).
+    pub preserve_fds: u32,
+    /// The systemd socket protocol was used: the container's LISTEN_PID becomes 1.
+    pub listen_fds: Option<u32>,
+    /// A socket for readiness messages is bound at `/run/notify`.
+    pub notify_socket: bool,
+}
+
+impl InitPlan {
+    /// Decides everything that can be decided from the configuration alone.
+    pub fn new(id: &str, bundle: &Path, rootfs: PathBuf, spec: &Spec, wishes: Wishes) -> Result<Self> {
+        let linux = spec.linux().as_ref();
+        let namespaces = NamespacePlan::new(linux)?;
+        let has_mount_namespace = namespaces.has(Namespace::Mount);
+        let masked = paths(linux.and_then(|linux| linux.masked_paths().as_ref()));
+        let read_only = paths(linux.and_then(|linux| linux.readonly_paths().as_ref()));
+        if !has_mount_namespace && !(masked.is_empty() && read_only.is_empty()) {
+            return Err(Error::invalid("unable to restrict sys entries without a private MNT namespace"));
+        }
+        let own_uts = namespaces.has(Namespace::Uts);
+        if !own_uts && spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) {
+            return Err(Error::invalid("unable to set hostname without a private UTS namespace"));
+        }
+        if !own_uts && spec.domainname().as_ref().is_some_and(|name| !name.is_empty()) {
+            return Err(Error::invalid("unable to set domainname without a private UTS namespace"));
+        }
+        let ids = IdMaps::new(linux, &namespaces)?;
+        let mounts = mounts::plan(spec, bundle, &namespaces, wishes)?;
+        let devices = devices::plan(linux, &mounts)?;
+        let hooks = spec.hooks().as_ref();
+        #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]
+        let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
+        let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_ref());
+        let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
+        Ok(Self {
+            ids,
+            root: RootPlan {
+                path: rootfs,
+                read_only: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
+                propagation: root_propagation(linux.and_then(|linux| linux.rootfs_propagation().as_deref()))?,
+                no_pivot: wishes.no_pivot,
+            },
+            mounts,
+            devices,
+            masked,
+            read_only,
+            sysctl: sysctl::plan(linux, &namespaces)?,
+            hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+            domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+            mount_label: linux.and_then(|linux| linux.mount_label().clone()).filter(|label| !label.is_empty()),
+            process: ProcessPlan::for_init(id, spec, wishes)?,
+            create_container_hooks: list(hooks.and_then(|hooks| hooks.create_container().as_ref())),
+            start_container_hooks: list(hooks.and_then(|hooks| hooks.start_container().as_ref())),
+            stops_for_runtime_hooks: [prestart, create_runtime].into_iter().flatten().any(|list| !list.is_empty()),
+            namespaces,
+        })
+    }
+}
+
+fn paths(texts: Option<&Vec<String>>) -> Vec<PathBuf> {
+    texts.map(|texts| texts.iter().map(PathBuf::from).collect()).unwrap_or_default()
+}
+
+fn root_propagation(text: Option<&str>) -> Result<Option<(Propagation, bool)>> {
+    Ok(Some(match text {
+        None | Some("") => return Ok(None),
+        Some("shared") => (Propagation::Shared, false),
+        Some("rshared") => (Propagation::Shared, true),
+        Some("slave") => (Propagation::Slave, false),
+        Some("rslave") => (Propagation::Slave, true),
+        Some("private") => (Propagation::Private, false),
+        Some("rprivate") => (Propagation::Private, true),
+        Some("unbindable") => (Propagation::Unbindable, false),
+        Some("runbindable") => (Propagation::Unbindable, true),
+        Some(other) => {
+            return Err(Error::invalid(format!("linux.rootfsPropagation: rootfsPropagation={other} is not supported")));
+        }
+    }))
+}

@@ -1,0 +1,216 @@
+//! The mounts of a container as a list of steps.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+use rung_sys::idmap::Range;
+use rung_sys::mount_options::MountOptions;
+use rung_sys::namespace::Namespace;
+
+use super::Wishes;
+use super::ids;
+use super::namespaces::NamespacePlan;
+use crate::error::{Doing as _, Error, Result};
+
+/// One mount.
+#[derive(Debug)]
+pub struct MountPlan {
+    /// Where, in the container; absolute and without `..`.
+    pub destination: PathBuf,
+    /// What.
+    pub kind: MountKind,
+    /// How.
+    pub options: MountOptions,
+    /// Ids to translate.
+    pub idmap: Option<Idmap>,
+}
+
+/// What is mounted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum MountKind {
+    /// A file or directory of the host.
+    Bind {
+        /// Its path on the host.
+        source: PathBuf,
+    },
+    /// The container's view of its cgroups.
+    Cgroup,
+    /// A file system of this type.
+    FileSystem {
+        /// The type.
+        name: String,
+        /// The source as the table of mounts shows it.
+        source: PathBuf,
+    },
+}
+
+/// How the ids of a bind mount are translated.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Idmap {
+    /// Through the container's own user namespace.
+    Container,
+    /// Through these ranges.
+    Ranges {
+        /// User ids.
+        uids: Vec<Range>,
+        /// Group ids.
+        gids: Vec<Range>,
+    },
+}
+
+/// What may be mounted below `/proc`: files that tools such as lxcfs replace, and nothing that a label or a setting is
+/// written through.
+const BELOW_PROC: &[&str] = &[
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
+
+/// Plans every mount of the configuration, in its order.
+pub fn plan(spec: &Spec, bundle: &Path, namespaces: &NamespacePlan, wishes: Wishes) -> Result<Vec<MountPlan>> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let mut planned = Vec::with_capacity(mounts.len() + 1);
+    for (index, mount) in mounts.iter().enumerate() {
+        planned.push(one(mount, bundle, namespaces).doing(|| format!("mounts[{index}]"))?);
+    }
+    if wishes.notify_socket {
+        planned.push(MountPlan {
+            destination: "/run/notify".into(),
+            kind: MountKind::Bind { source: PathBuf::from(super::process::NOTIFY_SOURCE) },
+            options: MountOptions::parse(["bind", "nosuid", "noexec", "nodev", "ro"]),
+            idmap: None,
+        });
+    }
+    Ok(planned)
+}
+
+fn one(mount: &Mount, bundle: &Path, namespaces: &NamespacePlan) -> Result<MountPlan> {
+    let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    let destination = destination(mount.destination())?;
+    let type_name = mount.typ().as_deref().unwrap_or_default();
+    let source = mount.source().clone().unwrap_or_default();
+    let kind = if options.bind || type_name == "bind" {
+        if !options.data.is_empty() {
+            let words = options.data.join(",");
+            return Err(Error::invalid(format!("options: bind mounts cannot have any filesystem-specific options applied: {words}")));
+        }
+        if source.as_os_str().is_empty() {
+            return Err(Error::invalid(format!("source: a bind mount needs one ({})", destination.display())));
+        }
+        MountKind::Bind { source: if source.is_absolute() { source } else { bundle.join(source) } }
+    } else {
+        match type_name {
+            "cgroup" => MountKind::Cgroup,
+            "" if options.remount => MountKind::FileSystem { name: String::new(), source },
+            "" => return Err(Error::invalid(format!("type: missing for {}", destination.display()))),
+            name => MountKind::FileSystem { name: name.to_owned(), source },
+        }
+    };
+    below_proc(&destination, &kind)?;
+    let idmap = idmap(mount, &options, &kind, namespaces)?;
+    Ok(MountPlan { destination, kind, options, idmap })
+}
+
+fn idmap(
+    mount: &Mount,
+    options: &MountOptions,
+    kind: &MountKind,
+    namespaces: &NamespacePlan,
+) -> Result<Option<Idmap>> {
+    let given = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    let planned = match (given(mount.uid_mappings()), given(mount.gid_mappings())) {
+        (true, true) => Idmap::Ranges {
+            uids: ids::ranges("uidMappings", mount.uid_mappings().as_ref())?,
+            gids: ids::ranges("gidMappings", mount.gid_mappings().as_ref())?,
+        },
+        (false, false) if options.idmap.is_none() => return Ok(None),
+        (false, false) if namespaces.has(Namespace::User) => Idmap::Container,
+        (false, false) => {
+            return Err(Error::invalid("options: idmap without mappings needs a container with a user namespace"));
+        }
+        _ => return Err(Error::invalid("uidMappings: uidMappings and gidMappings must both be given or both be absent")),
+    };
+    if !matches!(kind, MountKind::Bind { .. }) {
+        return Err(Error::invalid("uidMappings: id-mapped mounts are only possible for bind mounts"));
+    }
+    Ok(Some(planned))
+}
+
+/// Makes a destination absolute and lexically clean; links are resolved inside the root later.
+fn destination(path: &Path) -> Result<PathBuf> {
+    let mut clean = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => clean.push(part),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    if clean.as_os_str() == "/" {
+        return Err(Error::invalid("destination: a mount over the root file system is not possible (set root.path instead)"));
+    }
+    Ok(clean)
+}
+
+fn below_proc(destination: &Path, kind: &MountKind) -> Result<()> {
+    let Ok(below) = destination.strip_prefix("/proc") else { return Ok(()) };
+    if below.as_os_str().is_empty() {
+        return match kind {
+            MountKind::FileSystem { name, .. } if name == "proc" || name.is_empty() => Ok(()),
+            // Whether the source really is a procfs is checked when it is opened.
+            MountKind::Bind { .. } => Ok(()),
+            _ => Err(Error::invalid("destination: only a proc file system can be mounted on /proc")),
+        };
+    }
+    if BELOW_PROC.iter().any(|allowed| below == Path::new(allowed)) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("destination: {} cannot be mounted because it is inside /proc", destination.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_one(json: &str) -> Result<MountPlan> {
+        let mount: Mount = serde_json::from_str(json).expect("valid JSON");
+        one(&mount, Path::new("/bundle"), &NamespacePlan::default())
+    }
+
+    #[test]
+    fn sources_are_relative_to_the_bundle() {
+        let plan = plan_one(r#"{"destination":"data/../x","source":"vol","options":["rbind","ro"]}"#).expect("plan");
+        assert_eq!(plan.destination, Path::new("/x"));
+        assert_eq!(plan.kind, MountKind::Bind { source: "/bundle/vol".into() });
+    }
+
+    #[test]
+    fn refusals() {
+        for (json, text) in [
+            (r#"{"destination":"/","type":"tmpfs"}"#, "over the root"),
+            (r#"{"destination":"/a/..","type":"tmpfs"}"#, "over the root"),
+            (r#"{"destination":"/proc/self/attr","type":"tmpfs"}"#, "inside /proc"),
+            (r#"{"destination":"/proc","type":"tmpfs"}"#, "only a proc"),
+            (r#"{"destination":"/x","source":"/y","options":["bind","size=1"]}"#, "filesystem-specific"),
+            (r#"{"destination":"/x","options":["bind"]}"#, "needs one"),
+            (r#"{"destination":"/x","source":"/y","options":["bind","idmap"]}"#, "user namespace"),
+            (
+                r#"{"destination":"/x","type":"tmpfs","uidMappings":[{"hostID":1,"containerID":0,"size":1}]}"#,
+                "both be given",
+            ),
+        ] {
+            let error = plan_one(json).expect_err(json).to_string();
+            assert!(error.contains(text), "{json}: {error}");
+        }
+        assert!(plan_one(r#"{"destination":"/proc/uptime","source":"/u","options":["bind"]}"#).is_ok());
+    }
+}

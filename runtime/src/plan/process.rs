@@ -1,0 +1,126 @@
+//! The program of a container, or of an `exec`, as decided before the process exists.
+
+use oci_spec::runtime::{Process, Spec};
+
+use super::Wishes;
+use crate::error::{Error, Result};
+
+/// Stands for the directory of the readiness socket until the state directory is known.
+pub const NOTIFY_SOURCE: &str = "/run/notify";
+
+/// Everything about the program.
+#[derive(Debug)]
+pub struct ProcessPlan {
+    /// The process of the configuration.
+    pub spec: Process,
+    /// The program and its arguments; never empty.
+    pub args: Vec<String>,
+    /// The environment, each name once.
+    pub env: Vec<String>,
+    /// Supplementary groups, with the primary one.
+    pub groups: Vec<u32>,
+    /// Descriptors after the first three that the program gets.
+    pub preserve_fds: u32,
+    /// The name of a new session keyring; `None` keeps the caller's.
+    pub keyring: Option<String>,
+}
+
+impl ProcessPlan {
+    /// The first process of a container.
+    pub fn for_init(id: &str, spec: &Spec, wishes: Wishes) -> Result<Self> {
+        let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process: property is required"))?;
+        Self::new(id, process.clone(), wishes)
+    }
+
+    /// Any process of a container.
+    pub fn new(id: &str, process: Process, wishes: Wishes) -> Result<Self> {
+        let args = process.args().clone().unwrap_or_default();
+        if args.is_empty() {
+            return Err(Error::invalid("process.args: args must not be empty"));
+        }
+        if process.cwd().as_os_str().is_empty() {
+            return Err(Error::invalid("process.cwd: Cwd property must not be empty"));
+        }
+        if !process.cwd().is_absolute() {
+            return Err(Error::invalid("process.cwd: Cwd must be an absolute path"));
+        }
+        let mut env = environment(process.env().as_deref().unwrap_or_default())?;
+        if let Some(count) = wishes.listen_fds {
+            replace(&mut env, "LISTEN_FDS", &count.to_string());
+            replace(&mut env, "LISTEN_PID", "1");
+        }
+        if wishes.notify_socket {
+            replace(&mut env, "NOTIFY_SOCKET", "/run/notify/notify.sock");
+        }
+        Ok(Self {
+            args,
+            env,
+            groups: groups(&process),
+            preserve_fds: wishes.preserve_fds,
+            keyring: (!wishes.no_new_keyring).then(|| format!("_ses.{id}")),
+            spec: process,
+        })
+    }
+
+    /// The value of a variable of the program's environment.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.env.iter().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// Whether the program gets a terminal of its own.
+    pub fn terminal(&self) -> bool {
+        self.spec.terminal().unwrap_or(false)
+    }
+}
+
+/// Groups that deny access must count for the primary group too, so it is always among the supplementary ones when
+/// there are any.
+fn groups(process: &Process) -> Vec<u32> {
+    let mut groups = process.user().additional_gids().clone().unwrap_or_default();
+    if !groups.is_empty() && !groups.contains(&process.user().gid()) {
+        groups.push(process.user().gid());
+    }
+    groups
+}
+
+/// Checks the entries; of two with one name the last wins, at the place of the first.
+fn environment(entries: &[String]) -> Result<Vec<String>> {
+    let mut kept: Vec<String> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match entry.split_once('=') {
+            Some((name, value)) if !name.is_empty() && !entry.contains('\0') => replace(&mut kept, name, value),
+            _ => return Err(Error::invalid(format!("process.env: invalid environment variable: {entry:?}"))),
+        }
+    }
+    Ok(kept)
+}
+
+/// Sets one variable.
+pub fn replace(env: &mut Vec<String>, name: &str, value: &str) {
+    let entry = format!("{name}={value}");
+    match env.iter_mut().find(|known| known.strip_prefix(name).is_some_and(|rest| rest.starts_with('='))) {
+        Some(known) => *known = entry,
+        None => env.push(entry),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_entry_of_a_name_wins() {
+        let entries = ["A=1", "B=2", "A=3"].map(String::from);
+        assert_eq!(environment(&entries).expect("valid"), ["A=3", "B=2"]);
+        for bad in ["A", "=x", ""] {
+            assert!(environment(&[bad.to_owned()]).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_primary_group_is_among_the_others() {
+        let json = r#"{"user":{"uid":1,"gid":7,"additionalGids":[5]},"args":["x"],"cwd":"/"}"#;
+        let process: Process = serde_json::from_str(json).expect("valid JSON");
+        assert_eq!(groups(&process), [5, 7]);
+    }
+}
