@@ -1,0 +1,207 @@
+//! Hooks: programs of the configuration, run with the container's state on stdin.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::Hook;
+use rung_sys::pidfd;
+use rung_sys::poll::{self, Interest};
+use rung_sys::process::{Exit, Pid, Target};
+use serde::Serialize;
+
+use crate::error::{Doing as _, Error, Kind, Result};
+
+/// What hooks are told about the container.
+#[derive(Debug, Clone)]
+pub struct HookState {
+    /// The specification version of the bundle.
+    pub version: String,
+    /// The container's name.
+    pub id: String,
+    /// The bundle directory.
+    pub bundle: PathBuf,
+    /// Annotations of the configuration.
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Message<'a> {
+    oci_version: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    status: &'a str,
+    bundle: &'a PathBuf,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+impl HookState {
+    /// The state document, as hooks and seccomp agents read it.
+    pub fn to_json(&self, status: &str, pid: Option<i32>) -> Result<Vec<u8>> {
+        let message = Message {
+            oci_version: &self.version,
+            id: &self.id,
+            pid,
+            status,
+            bundle: &self.bundle,
+            annotations: &self.annotations,
+        };
+        serde_json::to_vec(&message).map_err(|error| Error::new(Kind::Internal, error.to_string()))
+    }
+}
+
+/// At most this much of a hook's output is kept for the error text.
+const MAX_OUTPUT: usize = 16 * 1024;
+
+/// Runs hooks of the runtime's side in order; the first failure ends it.
+pub fn run(name: &str, hooks: &[Hook], state: &HookState, status: &str, pid: Option<i32>) -> Result<()> {
+    run_list(name, hooks, state, status, pid, None)
+}
+
+/// Runs hooks inside the container's namespaces, where the process number is another one. A hook without an
+/// environment of its own gets `env`.
+pub fn run_inside(
+    name: &str,
+    hooks: &[Hook],
+    state: &HookState,
+    status: &str,
+    env: Option<&[String]>,
+) -> Result<()> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    run_list(name, hooks, state, status, Some(Pid::this().as_raw()), env)
+}
+
+fn run_list(
+    name: &str,
+    hooks: &[Hook],
+    state: &HookState,
+    status: &str,
+    pid: Option<i32>,
+    env: Option<&[String]>,
+) -> Result<()> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let message = state.to_json(status, pid)?;
+    for (index, hook) in hooks.iter().enumerate() {
+        run_one(hook, &message, env).doing(|| format!("error running {name} hook #{index}"))?;
+    }
+    Ok(())
+}
+
+fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
+    if !hook.path().is_absolute() {
+        return Err(Error::invalid(format!("hook path {} is not absolute", hook.path().display())));
+    }
+    let timeout = match hook.timeout() {
+        Some(seconds) => Some(Duration::from_secs(
+            u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| Error::invalid("hook timeout must be greater than zero"))?,
+        )),
+        None => None,
+    };
+    let mut command = Command::new(hook.path());
+    if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
+        command.arg0(name).args(rest);
+    }
+    command.env_clear();
+    let own = hook.env().as_deref().filter(|list| !list.is_empty()).or(env).unwrap_or_default();
+    command.envs(own.iter().filter_map(|entry| entry.split_once('=')));
+    let (reader, writer) = std::io::pipe().doing(|| "make a pipe")?;
+    let errors = writer.try_clone().doing(|| "make a pipe")?;
+    command.stdin(Stdio::piped()).stdout(writer).stderr(errors);
+    let mut child = command.spawn().doing(|| format!("start {}", hook.path().display()))?;
+    // The command holds copies of the pipe's writing end, which would keep it open.
+    drop(command);
+    if let Some(mut stdin) = child.stdin.take() {
+        // A hook that does not read its stdin is no failure.
+        drop(stdin.write_all(message));
+    }
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(-1));
+    let (exit, output) = wait(pid, &reader.into(), timeout)?;
+    let output = String::from_utf8_lossy(&output);
+    let complain = |what: String| {
+        let detail = if output.trim().is_empty() { String::new() } else { format!(", stdout/stderr: {}", output.trim()) };
+        Err(Error::new(Kind::Internal, format!("{what}{detail}")))
+    };
+    match exit {
+        Some(Exit::Code(0)) => Ok(()),
+        Some(Exit::Code(code)) => complain(format!("exit status {code}")),
+        Some(Exit::Signal(signal)) => complain(format!("signal: {}", rung_sys::signal::name(signal))),
+        None => complain(format!("hook ran past specified timeout of {:.1}s", timeout.unwrap_or_default().as_secs_f64()))
+            .map_err(|error: Error| error.with_kind(Kind::Timeout)),
+    }
+}
+
+/// Waits for a hook while its output is read, so that a talkative one does not block on a full pipe.
+fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option<Exit>, Vec<u8>)> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let process = pidfd::open(pid)?;
+    nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    let mut kept = Vec::new();
+    let mut reader = std::fs::File::from(output.try_clone()?);
+    let mut open = true;
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let watched = [(process.as_fd(), Interest::Read), (output.as_fd(), Interest::Read)];
+        let ready = poll::wait(&watched[..if open { 2 } else { 1 }], left)?;
+        if ready.is_empty() {
+            // It may have ended just now; a second signal is no harm.
+            drop(pidfd::send_signal(process.as_fd(), libc::SIGKILL));
+            rung_sys::process::wait(Target::Pid(pid), true)?;
+            return Ok((None, kept));
+        }
+        let mut buffer = [0; 4096];
+        while open {
+            match reader.read(&mut buffer) {
+                Ok(0) => open = false,
+                Ok(length) => {
+                    let room = MAX_OUTPUT.saturating_sub(kept.len()).min(length);
+                    kept.extend_from_slice(&buffer[..room]);
+                }
+                Err(_) => break,
+            }
+        }
+        if ready.iter().any(|entry| entry.index == 0) {
+            let exit = rung_sys::process::wait(Target::Pid(pid), true)?;
+            return Ok((exit.map(|(_, exit)| exit), kept));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(json: &str) -> Hook {
+        serde_json::from_str(json).expect("valid JSON")
+    }
+
+    #[test]
+    fn output_and_status_are_told() {
+        let failing = hook(r#"{"path":"/bin/sh","args":["sh","-c","cat; echo oops >&2; exit 3"]}"#);
+        let error = run_one(&failing, b"{state}", None).expect_err("fails").to_string();
+        assert!(error.contains("exit status 3") && error.contains("oops") && error.contains("{state}"), "{error}");
+    }
+
+    #[test]
+    fn a_hook_that_takes_too_long_is_killed() {
+        let slow = hook(r#"{"path":"/bin/sleep","args":["sleep","100"],"timeout":1}"#);
+        let error = run_one(&slow, b"", None).expect_err("killed");
+        assert_eq!(error.kind(), Kind::Timeout);
+    }
+
+    #[test]
+    fn an_empty_environment_stays_empty() {
+        let check = hook(r#"{"path":"/bin/sh","args":["sh","-c","test -z \"$HOME\""]}"#);
+        run_one(&check, b"", None).expect("no HOME");
+    }
+}

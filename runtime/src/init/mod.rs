@@ -1,0 +1,205 @@
+//! The first process of a container: what it does between its clone and its exec, in order.
+//!
+//! | # | Step | Why here |
+//! |---|---|---|
+//! | 1 | default signals, cgroups | the cgroup namespace shows as its root where the process is when it is made |
+//! | 2 | ids of a user namespace | everything below needs the capabilities inside it |
+//! | 3 | joined namespaces, cgroup namespace, loopback | mounts of proc, sysfs and mqueue show the namespaces the mounter is in |
+//! | 4 | root file system, mounts, devices | while the host's tree can still be reached for bind sources |
+//! | 5 | hooks of the runtime and createContainer hooks | they see the whole tree, before the old root is gone |
+//! | 6 | change of root, console | from here on no host path can be reached |
+//! | 7 | names, settings, read-only and hidden paths | settings need `/proc/sys` writable, so they come before it is locked |
+//! | 8 | limits, scheduling, keyring | need capabilities that step 9 gives up |
+//! | 9 | filter, ids, groups, capabilities | before waiting, so that a bad user or profile fails `create`, not `start` |
+//! | 10 | look the program up | as the user that will execute it |
+//! | 11 | wait, startContainer hooks, exec | |
+//!
+//! The seccomp filter is loaded in step 9 before capabilities go when the process may gain privileges (loading needs
+//! `CAP_SYS_ADMIN` then), and as the very last thing before the wait when it may not.
+
+pub mod binds;
+mod cgroup_mount;
+mod console;
+mod credentials;
+pub mod devices;
+mod exec;
+mod harden;
+mod join;
+mod mounts;
+mod network;
+mod pivot;
+pub mod process;
+mod rootfs;
+mod stdio;
+mod sysctl;
+pub mod target;
+
+use std::os::fd::OwnedFd;
+
+use rung_sys::namespace::{self, Namespace};
+use rung_sys::signal;
+
+use crate::cgroups::Entry;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::hooks::{self, HookState};
+use crate::launch::gate;
+use crate::launch::sync::{ChildEnd, Order};
+use crate::plan::InitPlan;
+use crate::seccomp::Filter;
+
+/// What the parent opened for the child.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The process's end of the conversation.
+    pub sync: ChildEnd,
+    /// The way into the cgroups.
+    pub cgroup: Option<Entry>,
+    /// Namespaces to join, by descriptor.
+    pub namespaces: Vec<(Namespace, OwnedFd)>,
+    /// Bind sources that only the parent can open, in the order of the mounts.
+    pub sources: Vec<Option<OwnedFd>>,
+    /// The gate, for `create`.
+    pub gate: Option<OwnedFd>,
+    /// The parent has something to do before the process may go on.
+    pub waits_for_parent: bool,
+}
+
+/// Runs the whole of it; returns only to report why it failed, and to end.
+pub fn run(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state: &HookState) -> u8 {
+    let sync = &inherited.sync;
+    match set_up(plan, inherited, filter, state) {
+        Err(error) => {
+            sync.failed(&error);
+            1
+        }
+        Ok(program) => {
+            if let Some(gate) = &inherited.gate {
+                // The runtime that made the container must not wait for a program that starts tomorrow.
+                let error = behind_gate(gate, plan, state, &program);
+                gate::leave_reason(gate, &error);
+                return error.exit_code();
+            }
+            let error = start(plan, state, &program);
+            sync.failed(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn behind_gate(gate: &OwnedFd, plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
+    match gate::wait(gate) {
+        Ok(()) => start(plan, state, program),
+        Err(error) => error,
+    }
+}
+
+fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
+    let hooks = &plan.start_container_hooks;
+    if let Err(error) = hooks::run_inside("startContainer", hooks, state, "created", Some(&plan.process.env)) {
+        return error;
+    }
+    program.execute()
+}
+
+fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state: &HookState) -> Result<exec::Program> {
+    let sync = &inherited.sync;
+    process::begin()?;
+    if let Some(entry) = &inherited.cgroup {
+        entry.enter().map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
+    }
+    if inherited.waits_for_parent {
+        sync.expect(Order::Prepared)?;
+    }
+    join::namespaces(plan, inherited)?;
+    rung_sys::process::new_session()?;
+    if plan.process.keyring.is_some() {
+        process::new_keyring(&plan.process, sync)?;
+    }
+    network::set_up(plan)?;
+    let root = rootfs::prepare(plan)?;
+    mounts::mount_all(plan, inherited, &root)?;
+    devices::set_up(plan, &root)?;
+    if plan.stops_for_runtime_hooks {
+        sync.at_hooks()?;
+    }
+    hooks::run_inside("createContainer", &plan.create_container_hooks, state, "creating", None)?;
+    pivot::change_root(plan, &root)?;
+    if plan.process.terminal() {
+        console::set_up(&plan.process, plan.devices.is_some(), sync)?;
+    }
+    set_names(plan)?;
+    sysctl::write(plan)?;
+    harden::apply(plan)?;
+    finish(&plan.process, filter, sync, plan.namespaces.has(Namespace::User))
+}
+
+/// Steps 8 to 10, which an `exec` takes too.
+pub fn finish(
+    process: &crate::plan::process::ProcessPlan,
+    filter: Option<&Filter>,
+    sync: &ChildEnd,
+    own_user_namespace: bool,
+) -> Result<exec::Program> {
+    stdio::prepare(process)?;
+    process::limit(process, own_user_namespace)?;
+    let program = credentials::become_user(process, filter, sync)?;
+    process::keep_descriptors(process.preserve_fds)?;
+    sync.ready()?;
+    Ok(program)
+}
+
+/// Runs an `exec`ed program to its exec; returns only to report why it failed.
+pub fn run_exec(
+    process: &crate::plan::process::ProcessPlan,
+    inherited: &Inherited,
+    filter: Option<&Filter>,
+    own_user_namespace: bool,
+) -> u8 {
+    let attempt = || -> Result<Error> {
+        process::begin()?;
+        if let Some(entry) = &inherited.cgroup {
+            entry.enter().map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
+        }
+        join::all(&inherited.namespaces, own_user_namespace)?;
+        rung_sys::process::new_session()?;
+        if process.keyring.is_some() {
+            process::join_keyring(process, &inherited.sync);
+        }
+        if process.terminal() {
+            console::set_up_exec(process, &inherited.sync)?;
+        }
+        Ok(finish(process, filter, &inherited.sync, own_user_namespace)?.execute())
+    };
+    let error = attempt().unwrap_or_else(|error| error);
+    inherited.sync.failed(&error);
+    error.exit_code()
+}
+
+fn set_names(plan: &InitPlan) -> Result<()> {
+    if let Some(name) = &plan.hostname {
+        nix::unistd::sethostname(name).doing(|| format!("set hostname {name:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rung_sys::process::set_domain_name(name).doing(|| format!("set domainname {name:?}"))?;
+    }
+    Ok(())
+}
+
+fn new_cgroup_namespace(plan: &InitPlan) -> Result<()> {
+    if plan.namespaces.makes(Namespace::Cgroup) {
+        namespace::leave(Namespace::Cgroup.flag()).doing(|| "make a cgroup namespace")?;
+    }
+    Ok(())
+}
+
+/// What a step of the child answers when something it needs is not built in.
+fn unsupported(what: impl Into<String>) -> Error {
+    Error::new(Kind::Unsupported, what)
+}
+
+/// Default actions for the signals that the runtime changed.
+fn default_signals() -> Result<()> {
+    // The standard library ignores SIGPIPE; a program that inherits that never notices a closed pipe.
+    signal::reset(libc::SIGPIPE)?;
+    Ok(signal::unblock_all()?)
+}

@@ -1,0 +1,230 @@
+//! Carrying out the mounts of the plan, in its order.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use rung_sys::mount::{self, FileSystem, attribute};
+
+use super::rootfs::Root;
+use super::target::{self, Make};
+use super::{Inherited, binds, cgroup_mount, copy_up};
+use crate::error::{Doing as _, Error, Result};
+use crate::plan::InitPlan;
+use crate::plan::mounts::{MountKind, MountPlan};
+
+/// File systems that take their options one by one and have no device behind them. All others go through mount(2),
+/// whose option string may be longer than the 255 bytes the newer call takes for a value.
+const CONFIGURED: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
+
+/// Mounts everything; returns the mounts that become read-only once their content is there.
+pub fn mount_all(plan: &InitPlan, inherited: &Inherited, root: &Root) -> Result<Vec<OwnedFd>> {
+    let mut read_only_later = Vec::new();
+    for (index, step) in plan.mounts.iter().enumerate() {
+        let mounted = match &step.kind {
+            MountKind::Bind { source } => bind(step, source, inherited.sources.get(index).and_then(Option::as_ref), root).map(|()| None),
+            MountKind::Cgroup => cgroup_mount::mount(step, inherited, plan, root).map(|()| None),
+            MountKind::FileSystem { name, source } => file_system(step, name, source, plan, root),
+        };
+        read_only_later.extend(mounted.doing(|| format!("mount {}", describe(step)))?);
+    }
+    Ok(read_only_later)
+}
+
+fn describe(step: &MountPlan) -> String {
+    match &step.kind {
+        MountKind::Bind { source } => format!("{} to {}", source.display(), step.destination.display()),
+        MountKind::Cgroup => format!("cgroup to {}", step.destination.display()),
+        MountKind::FileSystem { name, .. } => format!("{name} to {}", step.destination.display()),
+    }
+}
+
+fn bind(step: &MountPlan, source: &Path, opened: Option<&OwnedFd>, root: &Root) -> Result<()> {
+    if step.options.copy_symlink && copy_symlink(step, source, root)? {
+        return Ok(());
+    }
+    let own;
+    let tree = match opened {
+        Some(tree) => tree,
+        None => {
+            own = binds::open_source(step, source, None)?;
+            &own
+        }
+    };
+    let make = if target::is_directory(tree.as_fd())? { Make::Directory } else { Make::File };
+    let place = if step.options.destination_nofollow {
+        let (parent, name) = target::parent_of(root.as_fd(), &step.destination)?;
+        target::find_or_make_last(parent.as_fd(), &name, make)?
+    } else {
+        target::find_or_make(root.as_fd(), &step.destination, make)?
+    };
+    Ok(mount::attach(tree.as_fd(), place.as_fd())?)
+}
+
+/// Makes a link at the source again at the destination; `false` when the source is no link.
+fn copy_symlink(step: &MountPlan, source: &Path, root: &Root) -> Result<bool> {
+    let Ok(text) = std::fs::read_link(source) else { return Ok(false) };
+    let (parent, name) = target::parent_of(root.as_fd(), &step.destination)?;
+    match nix::unistd::symlinkat(&text, parent.as_fd(), &name) {
+        Ok(()) => Ok(true),
+        Err(Errno::EEXIST) if nix::fcntl::readlinkat(parent.as_fd(), &name).is_ok_and(|found| *found == *text) => Ok(true),
+        Err(errno) => Err(errno).doing(|| format!("make link {}", step.destination.display())),
+    }
+}
+
+fn file_system(
+    step: &MountPlan,
+    name: &str,
+    source: &Path,
+    plan: &InitPlan,
+    root: &Root,
+) -> Result<Option<OwnedFd>> {
+    let shows_kernel = matches!(name, "proc" | "sysfs");
+    let (place, existed) = place(step, root, shows_kernel)?;
+    if step.options.remount {
+        binds::set_attributes(place.as_fd(), &step.options)?;
+        return Ok(None);
+    }
+    let deferred = step.options.set & attribute::RDONLY != 0 && (name == "tmpfs" || step.destination == Path::new("/dev"));
+    let attributes = if deferred { step.options.set & !attribute::RDONLY } else { step.options.set };
+    let Some(words) = words(step, name, existed.then_some(place.as_fd()), plan)? else {
+        return mount_by_string(step, name, source, attributes, &place, plan).map(|()| None);
+    };
+    let file_system = FileSystem::open(name)?;
+    if !source.as_os_str().is_empty() && source != Path::new(name) {
+        file_system.set("source", &source.to_string_lossy())?;
+    }
+    for flag in &step.options.superblock {
+        file_system.set_flag(flag)?;
+    }
+    for word in &words {
+        file_system.set_word(word)?;
+    }
+    let mounted = file_system.mount(attributes)?;
+    if step.options.copy_up && name == "tmpfs" {
+        copy_up::copy(place.as_fd(), mounted.as_fd())?;
+    }
+    mount::attach(mounted.as_fd(), place.as_fd())?;
+    if step.options.changes_recursively() {
+        binds::set_attributes(mounted.as_fd(), &step.options)?;
+    }
+    binds::set_propagation(mounted.as_fd(), &step.options.propagation)?;
+    Ok(deferred.then_some(mounted))
+}
+
+/// Where to mount, and whether that was there before. What shows the kernel must be at the very place that programs
+/// (and we) will look for it: a link would leave the image's own files at `/proc`.
+fn place(step: &MountPlan, root: &Root, shows_kernel: bool) -> Result<(OwnedFd, bool)> {
+    let refuse = |errno: Errno| match errno {
+        Errno::ELOOP | Errno::ENOTDIR => {
+            Error::invalid(format!("{} must be mounted on ordinary directory", step.destination.display()))
+        }
+        other => other.into(),
+    };
+    if shows_kernel {
+        return match target::find_without_links(root.as_fd(), &step.destination) {
+            Err(Errno::ENOENT) => {
+                target::find_or_make(root.as_fd(), &step.destination, Make::Directory)?;
+                let made = target::find_without_links(root.as_fd(), &step.destination).map_err(refuse)?;
+                Ok((made, false))
+            }
+            Ok(found) if !target::is_directory(found.as_fd())? => Err(refuse(Errno::ENOTDIR)),
+            other => Ok((other.map_err(refuse)?, true)),
+        };
+    }
+    match target::find(root.as_fd(), &step.destination, true) {
+        Ok(found) => Ok((found, true)),
+        Err(_) => Ok((target::find_or_make(root.as_fd(), &step.destination, Make::Directory)?, false)),
+    }
+}
+
+/// The words for fsconfig(2), or `None` where mount(2) has to do it.
+fn words(
+    step: &MountPlan,
+    name: &str,
+    covered: Option<BorrowedFd<'_>>,
+    plan: &InitPlan,
+) -> Result<Option<Vec<String>>> {
+    let too_long = step.options.data.iter().any(|word| word.len() > 200);
+    if !CONFIGURED.contains(&name) || too_long {
+        return Ok(None);
+    }
+    let mut words = step.options.data.clone();
+    if name == "tmpfs"
+        && let Some(covered) = covered
+    {
+        let found = fstat(covered)?;
+        let mut add = |key: &str, value: String| {
+            if !words.iter().any(|word| word.starts_with(key)) {
+                words.push(format!("{key}{value}"));
+            }
+        };
+        add("mode=", format!("{:o}", found.st_mode & 0o7777));
+        if !plan.namespaces.has(rung_sys::namespace::Namespace::User) && (found.st_uid, found.st_gid) != (0, 0) {
+            add("uid=", found.st_uid.to_string());
+            add("gid=", found.st_gid.to_string());
+        }
+    }
+    if let Some(label) = plan.mount_label.as_ref().filter(|_| matches!(name, "tmpfs" | "devpts")) {
+        words.push(format!("context={label}"));
+    }
+    Ok(Some(words))
+}
+
+/// mount(2) with the working directory as the target, which is the one way to give it a descriptor.
+fn mount_by_string(
+    step: &MountPlan,
+    name: &str,
+    source: &Path,
+    attributes: u64,
+    place: &OwnedFd,
+    plan: &InitPlan,
+) -> Result<()> {
+    let mut data = step.options.data.clone();
+    if let Some(label) = &plan.mount_label {
+        data.push(format!("context=\"{label}\""));
+    }
+    let mut flags = mount_flags(attributes);
+    for word in &step.options.superblock {
+        match *word {
+            "sync" => flags |= libc::MS_SYNCHRONOUS,
+            "dirsync" => flags |= libc::MS_DIRSYNC,
+            "mand" => flags |= libc::MS_MANDLOCK,
+            "lazytime" => flags |= libc::MS_LAZYTIME,
+            "silent" => flags |= libc::MS_SILENT,
+            "iversion" => flags |= libc::MS_I_VERSION,
+            other => data.push((*other).to_owned()),
+        }
+    }
+    let data = data.join(",");
+    let data = (!data.is_empty()).then_some(data.as_str());
+    nix::unistd::fchdir(place).doing(|| "change to the mount point")?;
+    let source: PathBuf = if source.as_os_str().is_empty() { name.into() } else { source.to_owned() };
+    mount::mount(Some(&source), Path::new("."), Some(name), flags, data)?;
+    if step.options.propagation.is_empty() && !step.options.changes_recursively() {
+        return Ok(());
+    }
+    // `..` and back would be a path again: the topmost mount at the place is found through the root.
+    let mounted = nix::fcntl::openat(place, "../", nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty())
+        .and_then(|parent| {
+            let name = step.destination.file_name().map(PathBuf::from).unwrap_or_default();
+            target::find(parent.as_fd(), &name, false)
+        })
+        .doing(|| "open the new mount")?;
+    binds::set_attributes(mounted.as_fd(), &step.options)
+}
+
+fn mount_flags(attributes: u64) -> u64 {
+    const PAIRS: &[(u64, u64)] = &[
+        (attribute::RDONLY, libc::MS_RDONLY),
+        (attribute::NOSUID, libc::MS_NOSUID),
+        (attribute::NODEV, libc::MS_NODEV),
+        (attribute::NOEXEC, libc::MS_NOEXEC),
+        (attribute::NOATIME, libc::MS_NOATIME),
+        (attribute::STRICTATIME, libc::MS_STRICTATIME),
+        (attribute::NODIRATIME, libc::MS_NODIRATIME),
+        (attribute::NOSYMFOLLOW, 256),
+    ];
+    PAIRS.iter().filter(|(attribute, _)| attributes & attribute != 0).fold(0, |flags, (_, flag)| flags | flag)
+}

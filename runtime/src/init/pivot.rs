@@ -1,0 +1,68 @@
+//! The change of root.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use nix::unistd::{chdir, chroot, fchdir};
+use rung_sys::mount::{self, Change, Propagation, attribute};
+use rung_sys::namespace::Namespace;
+
+use super::rootfs::Root;
+use crate::error::{Doing as _, Result};
+use crate::plan::InitPlan;
+
+/// Makes the container's root the root, and lets go of the host's.
+pub fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
+    fchdir(root).doing(|| "change to the root")?;
+    if !plan.namespaces.has(Namespace::Mount) {
+        chroot(".").doing(|| "chroot to the root")?;
+        return chdir("/").doing(|| "change to /");
+    }
+    if plan.root.no_pivot {
+        move_root(plan)?;
+    } else {
+        mount::pivot_root_here().doing(|| "pivot to the root")?;
+        // The old root is on top of the new one now. It must not take the host's mounts with it when it goes.
+        if plan.root.propagation.is_some_and(|(kind, _)| kind == Propagation::Shared) {
+            mount::mount(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)
+                .doing(|| "cut the old root off from the host's")?;
+        }
+        mount::detach(Path::new(".")).doing(|| "detach the old root")?;
+    }
+    chdir("/").doing(|| "change to /")?;
+    if let Some((kind @ (Propagation::Shared | Propagation::Unbindable), recursive)) = plan.root.propagation {
+        let change = Change { propagation: Some(kind), ..Change::default() };
+        mount::set_attributes(super::binds::current_root()?.as_fd(), recursive, &change)
+            .doing(|| "set the root's propagation")?;
+    }
+    if plan.root.read_only {
+        let change = Change { set: attribute::RDONLY, ..Change::default() };
+        mount::set_attributes(super::binds::current_root()?.as_fd(), false, &change)
+            .doing(|| "make the root read-only")?;
+    }
+    Ok(())
+}
+
+/// For a root in an initial ramdisk, which cannot be pivoted away from: the mount is moved over `/`. The host's proc and
+/// sysfs would stay reachable below it through a second chroot, so they are unmounted or covered first.
+fn move_root(plan: &InitPlan) -> Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
+    for line in table.lines() {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        let point = Path::new(point);
+        if !matches!(kind, "proc" | "sysfs") || point.starts_with(&plan.root.path) {
+            continue;
+        }
+        mount::mount(None, point, None, libc::MS_SLAVE | libc::MS_REC, None).doing(|| format!("make {} a slave", point.display()))?;
+        match mount::detach(point) {
+            Err(error) if error.is(&[libc::EINVAL, libc::EPERM]) => {
+                mount::mount(Some(Path::new("tmpfs")), point, Some("tmpfs"), 0, None)
+                    .doing(|| format!("cover {}", point.display()))?;
+            }
+            other => other.doing(|| format!("detach {}", point.display()))?,
+        }
+    }
+    mount::mount(Some(Path::new(".")), Path::new("/"), None, libc::MS_MOVE, None).doing(|| "move the root over /")?;
+    chroot(".").doing(|| "chroot to the root")
+}

@@ -1,0 +1,65 @@
+//! The root file system before anything is mounted on it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use rung_sys::mount::{self, Change, Propagation};
+use rung_sys::namespace::Namespace;
+
+use crate::error::{Doing as _, Result};
+use crate::plan::InitPlan;
+
+/// The container's root, by descriptor: every mount below is made relative to it.
+#[derive(Debug)]
+pub struct Root(OwnedFd);
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Cuts the tree off from the host's and puts a mount of its own under the root, as pivot_root(2) demands.
+pub fn prepare(plan: &InitPlan) -> Result<Root> {
+    let path = &plan.root.path;
+    let open_directory = |path: &Path| {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(path, flags, Mode::empty()).doing(|| format!("open {}", path.display()))
+    };
+    if !plan.namespaces.has(Namespace::Mount) {
+        return open_directory(path).map(Root);
+    }
+    let host = open_directory(Path::new("/"))?;
+    // Slave: mounts of the host still arrive (a volume plugin may be late), none of ours leave.
+    let (propagation, recursive) = match plan.root.propagation {
+        Some((kind @ (Propagation::Private | Propagation::Slave), recursive)) => (kind, recursive),
+        Some((_, recursive)) => (Propagation::Slave, recursive),
+        None => (Propagation::Slave, true),
+    };
+    let change = Change { propagation: Some(propagation), ..Change::default() };
+    if plan.root.propagation.is_some_and(|(kind, _)| kind == Propagation::Shared) {
+        keep_shared(path)?;
+    } else {
+        mount::set_attributes(host.as_fd(), recursive, &change).doing(|| "cut the mount tree off from the host's")?;
+    }
+    let tree = mount::open_tree_at_path(path, true).doing(|| format!("bind {}", path.display()))?;
+    let place = open_directory(path)?;
+    mount::attach(tree.as_fd(), place.as_fd()).doing(|| format!("bind {} on itself", path.display()))?;
+    Ok(Root(tree))
+}
+
+/// With a shared root, only the mount that holds it is made private: pivot_root(2) refuses a shared parent, and the
+/// rest has to keep its peers.
+fn keep_shared(path: &Path) -> Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
+    let holder = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| path.starts_with(point))
+        .max_by_key(|point| point.len())
+        .unwrap_or("/");
+    mount::mount(None, Path::new(holder), None, libc::MS_PRIVATE, None)
+        .doing(|| format!("make {holder} private"))
+}

@@ -1,0 +1,219 @@
+//! The conversation between the runtime and the process it makes.
+//!
+//! ```text
+//! runtime                                    new process
+//!    │ ── clone ───────────────────────────────▶ │
+//!    │ (writes id maps, moves network devices)   │ waits, if there are any
+//!    │ ── Prepared ────────────────────────────▶ │ mounts
+//!    │ ◀────────────────────────────── AtHooks ─ │ only with prestart or createRuntime hooks
+//!    │ ── HooksDone ───────────────────────────▶ │ changes its root, becomes the container's user
+//!    │ ◀────────────────────── Console + master ─ │ only with a terminal
+//!    │ ◀──────────────────── Listener(number) ── │ only with a seccomp listener; fetched from the living process
+//!    │ ── ListenerTaken ───────────────────────▶ │
+//!    │ ◀──────────────────────────────── Ready ─ │ waits: nothing is left but the exec
+//!    │ (writes the record)                       │
+//!    │ ── Go ──────────────────────────────────▶ │ run: executes; create: waits at the gate
+//!    │ ◀────────────────────── end of the socket ─ │ it executed (or waits at the gate)
+//! ```
+//!
+//! In place of any of its messages the process may send `Failed`, and then it ends. The end of the socket at any other
+//! point means that the other side is gone. A message out of turn is an error.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rung_sys::fd_pass;
+use rung_sys::poll::{self, Interest};
+
+use crate::error::{Error, Kind, Result};
+
+/// From the runtime to the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Order {
+    /// Ids are mapped, network devices are there.
+    Prepared = 1,
+    /// The hooks of the runtime have run.
+    HooksDone = 2,
+    /// The seccomp listener has been handed over.
+    ListenerTaken = 3,
+    /// The record is written.
+    Go = 4,
+}
+
+/// From the process to the runtime.
+#[derive(Debug)]
+pub enum Report {
+    /// A process in between tells the number of the one that counts.
+    Forked(i32),
+    /// It waits for the hooks of the runtime.
+    AtHooks,
+    /// The master of its terminal.
+    Console(OwnedFd),
+    /// The number of its seccomp listener.
+    Listener(i32),
+    /// It waits for `Go`.
+    Ready,
+    /// It gave up.
+    Failed(Error),
+    /// Something was ignored.
+    Warning(String),
+}
+
+const FORKED: u8 = 1;
+const AT_HOOKS: u8 = 2;
+const CONSOLE: u8 = 3;
+const LISTENER: u8 = 4;
+const READY: u8 = 5;
+const FAILED: u8 = 6;
+const WARNING: u8 = 7;
+
+/// Longer texts are cut: the socket takes no message beyond its buffer.
+const MAX_TEXT: usize = 4000;
+
+/// The runtime's end.
+#[derive(Debug)]
+pub struct ParentEnd(OwnedFd);
+
+/// The process's end.
+#[derive(Debug)]
+pub struct ChildEnd(OwnedFd);
+
+/// Makes both ends.
+pub fn pair() -> Result<(ParentEnd, ChildEnd)> {
+    let (parent, child) = fd_pass::message_pair()?;
+    Ok((ParentEnd(parent), ChildEnd(child)))
+}
+
+impl ParentEnd {
+    /// Tells the process to go on. That it is gone is found when its next report is read.
+    pub fn send(&self, order: Order) -> Result<()> {
+        match fd_pass::send(self.0.as_fd(), &[order as u8], &[]) {
+            Err(error) if error.is(&[libc::EPIPE, libc::ECONNRESET]) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// The next report; `None` when the process closed its end, by executing or by ending.
+    pub fn receive(&self) -> Result<Option<Report>> {
+        let mut buffer = [0; MAX_TEXT + 16];
+        let (length, mut fds) = match fd_pass::receive(self.0.as_fd(), &mut buffer) {
+            Err(error) if error.errno() == libc::ECONNRESET => return Ok(None),
+            other => other?,
+        };
+        let number = || buffer.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(i32::from_le_bytes);
+        let text = |from: usize| String::from_utf8_lossy(buffer.get(from..length).unwrap_or_default()).into_owned();
+        let report = match (buffer.first().copied(), length) {
+            (_, 0) => return Ok(None),
+            (Some(FORKED), 5) => number().map(Report::Forked),
+            (Some(AT_HOOKS), 1) => Some(Report::AtHooks),
+            (Some(CONSOLE), 1) => fds.pop().map(Report::Console),
+            (Some(LISTENER), 5) => number().map(Report::Listener),
+            (Some(READY), 1) => Some(Report::Ready),
+            (Some(FAILED), 3..) => {
+                let kind = Kind::from_code(buffer[1]);
+                Some(Report::Failed(Error::new(kind, text(3)).with_exit_code(buffer[2])))
+            }
+            (Some(WARNING), _) => Some(Report::Warning(text(1))),
+            _ => None,
+        };
+        report.map(Some).ok_or_else(|| Error::new(Kind::Internal, "container process: message out of turn"))
+    }
+
+    /// Waits for a report with a deadline; `false` when it passed.
+    pub fn wait(&self, timeout: Duration) -> Result<bool> {
+        Ok(!poll::wait(&[(self.0.as_fd(), Interest::Read)], Some(timeout))?.is_empty())
+    }
+
+    /// The socket, to be polled beside others.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl ChildEnd {
+    /// Waits for an order, and for no other one.
+    pub fn expect(&self, order: Order) -> Result<()> {
+        let mut buffer = [0; 8];
+        let (length, _) = fd_pass::receive(self.0.as_fd(), &mut buffer)?;
+        match buffer[..length] {
+            [code] if code == order as u8 => Ok(()),
+            [] => Err(Error::new(Kind::Internal, "the runtime is gone")),
+            _ => Err(Error::new(Kind::Internal, format!("order out of turn while waiting for {order:?}"))),
+        }
+    }
+
+    /// Tells the number of the process that counts.
+    pub fn forked(&self, pid: i32) -> Result<()> {
+        self.send_number(FORKED, pid)
+    }
+
+    /// Waits until the hooks of the runtime have run.
+    pub fn at_hooks(&self) -> Result<()> {
+        fd_pass::send(self.0.as_fd(), &[AT_HOOKS], &[])?;
+        self.expect(Order::HooksDone)
+    }
+
+    /// Hands the master of the terminal over.
+    pub fn console(&self, master: BorrowedFd<'_>) -> Result<()> {
+        Ok(fd_pass::send(self.0.as_fd(), &[CONSOLE], &[master])?)
+    }
+
+    /// Waits until the seccomp listener with this number was taken.
+    pub fn listener(&self, number: i32) -> Result<()> {
+        self.send_number(LISTENER, number)?;
+        self.expect(Order::ListenerTaken)
+    }
+
+    /// Waits until the record is written.
+    pub fn ready(&self) -> Result<()> {
+        fd_pass::send(self.0.as_fd(), &[READY], &[])?;
+        self.expect(Order::Go)
+    }
+
+    /// Reports why the process gives up. Nobody is left to tell when that fails too.
+    pub fn failed(&self, error: &Error) {
+        let mut message = vec![FAILED, error.kind().code(), error.exit_code()];
+        message.extend(error.to_string().into_bytes().into_iter().take(MAX_TEXT));
+        drop(fd_pass::send(self.0.as_fd(), &message, &[]));
+    }
+
+    /// Reports something that was ignored.
+    pub fn warning(&self, text: &str) {
+        let mut message = vec![WARNING];
+        message.extend(text.bytes().take(MAX_TEXT));
+        drop(fd_pass::send(self.0.as_fd(), &message, &[]));
+    }
+
+    fn send_number(&self, tag: u8, number: i32) -> Result<()> {
+        let mut message = [tag, 0, 0, 0, 0];
+        message[1..].copy_from_slice(&number.to_le_bytes());
+        Ok(fd_pass::send(self.0.as_fd(), &message, &[])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_arrive_as_they_were_sent() {
+        let (parent, child) = pair().expect("pair");
+        child.send_number(FORKED, -7).expect("send");
+        assert!(matches!(parent.receive().expect("report"), Some(Report::Forked(-7))));
+        child.failed(&Error::new(Kind::CannotExecute, "exec: x").with_exit_code(127));
+        let Some(Report::Failed(error)) = parent.receive().expect("report") else { panic!("no failure") };
+        assert_eq!((error.kind(), error.exit_code(), error.to_string().as_str()), (Kind::CannotExecute, 127, "exec: x"));
+        drop(child);
+        assert!(parent.receive().expect("end").is_none());
+    }
+
+    #[test]
+    fn orders_out_of_turn_are_refused() {
+        let (parent, child) = pair().expect("pair");
+        parent.send(Order::Go).expect("send");
+        assert!(child.expect(Order::Prepared).is_err());
+        drop(parent);
+        assert!(child.expect(Order::Go).is_err());
+    }
+}
