@@ -1,3 +1,28 @@
-//! The `rung` program.
+//! The `rung` program: parse, log, dispatch, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use rung::cli::Cli;
+use rung::error::Result;
+use rung::{commands, log};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return commands::usage(&error),
+    };
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    let format = log::Format::parse(&cli.global.log_format)?;
+    log::open(cli.global.log.as_deref(), format, cli.global.debug)?;
+    commands::dispatch(&cli.global, cli.command)
+}

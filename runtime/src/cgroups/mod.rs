@@ -21,6 +21,7 @@ mod locate;
 mod processes;
 mod settings;
 mod unified;
+mod view;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +34,7 @@ use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
 pub use processes::Frozen;
+pub use view::View;
 
 use locate::Hierarchy;
 use settings::Setting;

@@ -1,8 +1,9 @@
 //! What a container sees of its cgroups: the directories to bind below its `/sys/fs/cgroup`.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
-use super::Cgroup;
+use super::{Cgroup, Entry, Error, Result, locate};
 
 /// One hierarchy as a container sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,21 @@ pub struct View {
 }
 
 impl Cgroup {
+    /// Where the cgroups will be, by controller, whether they are made yet or not: for a record that is written first.
+    #[must_use]
+    pub fn planned_paths(&self) -> BTreeMap<String, PathBuf> {
+        let mut paths = BTreeMap::new();
+        for place in &self.places {
+            for name in &place.hierarchy.controllers {
+                paths.insert(name.clone(), place.path.clone());
+            }
+            if place.hierarchy.is_v2() {
+                paths.insert(String::new(), place.path.clone());
+            }
+        }
+        paths
+    }
+
     /// All hierarchies, once the cgroups are made.
     #[must_use]
     pub fn views(&self) -> Vec<View> {
@@ -25,7 +41,7 @@ impl Cgroup {
         let view = |place: &super::Place| {
             let mount = place.hierarchy.mount.clone();
             let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let directory = if place.dir.is_some() { place.path.clone() } else { mount.join(&place.hierarchy.own) };
+            let directory = if place.dir.is_some() { place.path.clone() } else { mount.join(place.hierarchy.own.strip_prefix("/").unwrap_or(&place.hierarchy.own)) };
             View {
                 name: if unified { String::new() } else { name },
                 controllers: place.hierarchy.controllers.clone(),
@@ -34,5 +50,48 @@ impl Cgroup {
             }
         };
         self.places.iter().map(view).collect()
+    }
+}
+
+impl Cgroup {
+    /// As [`Cgroup::entry`], for cgroups that were made by an earlier run.
+    ///
+    /// # Errors
+    /// When one is gone or may not be entered.
+    pub fn open_entry(mut self) -> Result<Entry> {
+        self.open_all()?;
+        self.entry(false)
+    }
+
+    /// The way into cgroups below this one, each given as `[controller,…:]path`.
+    ///
+    /// # Errors
+    /// When a path leads out of the container's cgroup, names an unknown controller, or does not exist.
+    pub fn sub_entry(mut self, wishes: &[String]) -> Result<Entry> {
+        for wish in wishes {
+            let (controllers, path) = match wish.split_once(':') {
+                Some((controllers, path)) => (controllers.split(',').collect(), path),
+                None => (Vec::new(), wish.as_str()),
+            };
+            let refuse = |reason: String| Error::invalid(format!("--cgroup {wish}"), reason);
+            let inner = locate::clean(Path::new(path));
+            if Path::new(path).components().any(|part| part == Component::ParentDir) {
+                return Err(refuse(format!("{path} is not a sub cgroup path")));
+            }
+            if let Some(unknown) = controllers.iter().find(|name| !self.places.iter().any(|p| p.hierarchy.has(name))) {
+                return Err(refuse(format!("unknown controller {unknown} in SubCgroupPaths")));
+            }
+            for place in &mut self.places {
+                if controllers.is_empty() || controllers.iter().any(|name| place.hierarchy.has(name)) {
+                    place.path = place.path.join(&inner);
+                }
+            }
+        }
+        for place in &self.places {
+            if !place.path.is_dir() {
+                return Err(Error::invalid("--cgroup", format!("{} does not exist", place.path.display())));
+            }
+        }
+        self.open_entry()
     }
 }

@@ -20,9 +20,10 @@
 pub mod binds;
 mod cgroup_mount;
 mod console;
+mod copy_up;
 mod credentials;
 pub mod devices;
-mod exec;
+pub mod exec;
 mod harden;
 mod join;
 mod mounts;
@@ -40,7 +41,7 @@ use rung_sys::namespace::{self, Namespace};
 use rung_sys::signal;
 
 use crate::cgroups::Entry;
-use crate::error::{Doing as _, Error, Kind, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::hooks::{self, HookState};
 use crate::launch::gate;
 use crate::launch::sync::{ChildEnd, Order};
@@ -58,6 +59,8 @@ pub struct Inherited {
     pub namespaces: Vec<(Namespace, OwnedFd)>,
     /// Bind sources that only the parent can open, in the order of the mounts.
     pub sources: Vec<Option<OwnedFd>>,
+    /// The hierarchies as the container will see them.
+    pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
     /// The parent has something to do before the process may go on.
@@ -113,11 +116,11 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
     join::namespaces(plan, inherited)?;
     rung_sys::process::new_session()?;
     if plan.process.keyring.is_some() {
-        process::new_keyring(&plan.process, sync)?;
+        process::join_keyring(&plan.process, sync)?;
     }
     network::set_up(plan)?;
     let root = rootfs::prepare(plan)?;
-    mounts::mount_all(plan, inherited, &root)?;
+    let read_only_later = mounts::mount_all(plan, inherited, &root)?;
     devices::set_up(plan, &root)?;
     if plan.stops_for_runtime_hooks {
         sync.at_hooks()?;
@@ -129,8 +132,8 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
     }
     set_names(plan)?;
     sysctl::write(plan)?;
-    harden::apply(plan)?;
-    finish(&plan.process, filter, sync, plan.namespaces.has(Namespace::User))
+    harden::apply(plan, &read_only_later)?;
+    finish(&plan.process, filter, sync)
 }
 
 /// Steps 8 to 10, which an `exec` takes too.
@@ -138,10 +141,9 @@ pub fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
     sync: &ChildEnd,
-    own_user_namespace: bool,
 ) -> Result<exec::Program> {
     stdio::prepare(process)?;
-    process::limit(process, own_user_namespace)?;
+    process::limit(process)?;
     let program = credentials::become_user(process, filter, sync)?;
     process::keep_descriptors(process.preserve_fds)?;
     sync.ready()?;
@@ -163,12 +165,12 @@ pub fn run_exec(
         join::all(&inherited.namespaces, own_user_namespace)?;
         rung_sys::process::new_session()?;
         if process.keyring.is_some() {
-            process::join_keyring(process, &inherited.sync);
+            process::join_keyring(process, &inherited.sync)?;
         }
         if process.terminal() {
             console::set_up_exec(process, &inherited.sync)?;
         }
-        Ok(finish(process, filter, &inherited.sync, own_user_namespace)?.execute())
+        Ok(finish(process, filter, &inherited.sync)?.execute())
     };
     let error = attempt().unwrap_or_else(|error| error);
     inherited.sync.failed(&error);
@@ -190,11 +192,6 @@ fn new_cgroup_namespace(plan: &InitPlan) -> Result<()> {
         namespace::leave(Namespace::Cgroup.flag()).doing(|| "make a cgroup namespace")?;
     }
     Ok(())
-}
-
-/// What a step of the child answers when something it needs is not built in.
-fn unsupported(what: impl Into<String>) -> Error {
-    Error::new(Kind::Unsupported, what)
 }
 
 /// Default actions for the signals that the runtime changed.

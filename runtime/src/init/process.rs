@@ -1,9 +1,11 @@
 //! Attributes of the process that outlive its exec.
 
 use nix::sys::stat::{Mode, umask};
-use rung_sys::{keyring, mempolicy, personality, sched};
+use rung_sys::sched::{self, NumberSet};
+use rung_sys::{keyring, personality};
+use serde::Serialize;
 
-use crate::error::{Doing as _, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::launch::sync::ChildEnd;
 use crate::plan::process::ProcessPlan;
 
@@ -16,14 +18,15 @@ pub fn begin() -> Result<()> {
     Ok(())
 }
 
-/// A session keyring of the container's own, so that keys of the caller stay the caller's.
-pub fn new_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
+/// A session keyring of the container's own, so that keys of the caller stay the caller's. An `exec` joins the one its
+/// container has, by the same name.
+pub fn join_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
     let Some(name) = &process.keyring else { return Ok(()) };
     match keyring::join_session(name) {
         Ok(()) => Ok(()),
         // A kernel without keyrings, or a filter around us, has nothing to protect.
         Err(error) if error.is(&[libc::ENOSYS]) => Ok(()),
-        Err(error) if error.is(&[libc::EPERM, libc::EDQUOT]) => {
+        Err(error) if error.is(&[libc::EPERM, libc::EACCES, libc::EDQUOT]) => {
             sync.warning(&format!("session keyring: {error}"));
             Ok(())
         }
@@ -31,18 +34,58 @@ pub fn new_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
     }
 }
 
-/// An `exec` joins the container's keyring; one that cannot keeps none of the caller's either way.
-pub fn join_keyring(process: &ProcessPlan, sync: &ChildEnd) {
-    if let Err(error) = new_keyring(process, sync) {
-        sync.warning(&error.to_string());
-    }
-}
-
 /// Scheduling, personality and memory policy: what needs capabilities that go next.
-pub fn limit(process: &ProcessPlan, _own_user_namespace: bool) -> Result<()> {
+pub fn limit(process: &ProcessPlan) -> Result<()> {
     let spec = &process.spec;
-    if let Some(scheduler) = spec.scheduler() {
-        sched::set(scheduler)?;
+    if let Some(wanted) = spec.scheduler() {
+        let flags = wanted.flags().iter().flatten();
+        let flags = flags.map(|flag| lookup(&sched::FLAGS, flag)).sum::<Result<u64>>()?;
+        let attributes = sched::Attributes {
+            policy: lookup(&sched::POLICIES, &wanted.policy())?,
+            flags,
+            nice: wanted.nice().unwrap_or(0),
+            priority: u32::try_from(wanted.priority().unwrap_or(0))
+                .map_err(|_| Error::invalid("process.scheduler.priority: negative"))?,
+            runtime: wanted.runtime().unwrap_or(0),
+            deadline: wanted.deadline().unwrap_or(0),
+            period: wanted.period().unwrap_or(0),
+            ..sched::Attributes::default()
+        };
+        sched::set(0, &attributes).doing(|| "error setting scheduler")?;
+    }
+    if let Some(wanted) = spec.io_priority() {
+        let level = u32::try_from(wanted.priority()).ok().filter(|level| *level < 8);
+        let level = level.ok_or_else(|| Error::invalid("process.ioPriority.priority: must be 0 to 7"))?;
+        let class = lookup(&sched::IO_CLASSES, &wanted.class())?;
+        sched::set_io_priority(0, class, level).doing(|| "set I/O priority")?;
+    }
+    if let Some(wanted) = &process.personality {
+        let domain = lookup(&personality::DOMAINS, &wanted.domain())?;
+        personality::set(domain).doing(|| "set personality")?;
+    }
+    if let Some(wanted) = &process.memory_policy {
+        let flags = wanted.flags().iter().flatten();
+        let flags = flags.map(|flag| lookup(&sched::MEMORY_FLAGS, flag)).sum::<Result<i32>>()?;
+        let mode = lookup(&sched::MEMORY_MODES, &wanted.mode())?;
+        let nodes = match wanted.nodes().as_deref().filter(|nodes| !nodes.is_empty()) {
+            Some(text) => NumberSet::parse(text)
+                .ok_or_else(|| Error::invalid(format!("linux.memoryPolicy.nodes: {text:?} is no list of nodes")))?,
+            None => NumberSet::default(),
+        };
+        sched::set_memory_policy(mode, flags, &nodes).doing(|| "set memory policy")?;
     }
     Ok(())
+}
+
+/// The kernel's number for a word of the configuration.
+fn lookup<N: Copy, W: Serialize>(table: &[(&str, N)], word: &W) -> Result<N> {
+    let text = serde_json::to_value(word).unwrap_or_default();
+    let text = text.as_str().unwrap_or_default();
+    let found = table.iter().find(|(name, _)| *name == text);
+    found.map(|(_, number)| *number).ok_or_else(|| Error::unsupported(format!("{text}: not known to this build")))
+}
+
+/// Everything after the first three descriptors and those that are wanted is closed by the exec.
+pub fn keep_descriptors(preserved: u32) -> Result<()> {
+    Ok(rung_sys::process::close_on_exec_from(preserved.saturating_add(3))?)
 }

@@ -135,7 +135,12 @@ impl ChildEnd {
     /// Waits for an order, and for no other one.
     pub fn expect(&self, order: Order) -> Result<()> {
         let mut buffer = [0; 8];
-        let (length, _) = fd_pass::receive(self.0.as_fd(), &mut buffer)?;
+        let length = loop {
+            match nix::unistd::read(&self.0, &mut buffer) {
+                Err(nix::errno::Errno::EINTR) => {}
+                other => break other?,
+            }
+        };
         match buffer[..length] {
             [code] if code == order as u8 => Ok(()),
             [] => Err(Error::new(Kind::Internal, "the runtime is gone")),
@@ -150,7 +155,7 @@ impl ChildEnd {
 
     /// Waits until the hooks of the runtime have run.
     pub fn at_hooks(&self) -> Result<()> {
-        fd_pass::send(self.0.as_fd(), &[AT_HOOKS], &[])?;
+        self.write(&[AT_HOOKS])?;
         self.expect(Order::HooksDone)
     }
 
@@ -167,7 +172,7 @@ impl ChildEnd {
 
     /// Waits until the record is written.
     pub fn ready(&self) -> Result<()> {
-        fd_pass::send(self.0.as_fd(), &[READY], &[])?;
+        self.write(&[READY])?;
         self.expect(Order::Go)
     }
 
@@ -175,20 +180,26 @@ impl ChildEnd {
     pub fn failed(&self, error: &Error) {
         let mut message = vec![FAILED, error.kind().code(), error.exit_code()];
         message.extend(error.to_string().into_bytes().into_iter().take(MAX_TEXT));
-        drop(fd_pass::send(self.0.as_fd(), &message, &[]));
+        drop(self.write(&message));
     }
 
     /// Reports something that was ignored.
     pub fn warning(&self, text: &str) {
         let mut message = vec![WARNING];
         message.extend(text.bytes().take(MAX_TEXT));
-        drop(fd_pass::send(self.0.as_fd(), &message, &[]));
+        drop(self.write(&message));
     }
 
     fn send_number(&self, tag: u8, number: i32) -> Result<()> {
         let mut message = [tag, 0, 0, 0, 0];
         message[1..].copy_from_slice(&number.to_le_bytes());
-        Ok(fd_pass::send(self.0.as_fd(), &message, &[])?)
+        self.write(&message)
+    }
+
+    /// A plain write: by the time of the last messages the container's own seccomp filter is in force, and the fewer
+    /// kinds of system calls it has to admit the better.
+    fn write(&self, message: &[u8]) -> Result<()> {
+        Ok(nix::unistd::write(&self.0, message).map(drop)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The program of a container, or of an `exec`, as decided before the process exists.
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Linux, LinuxMemoryPolicy, LinuxPersonality, Process, Spec};
 
 use super::Wishes;
 use crate::error::{Error, Result};
@@ -23,17 +23,21 @@ pub struct ProcessPlan {
     pub preserve_fds: u32,
     /// The name of a new session keyring; `None` keeps the caller's.
     pub keyring: Option<String>,
+    /// The execution domain.
+    pub personality: Option<LinuxPersonality>,
+    /// Where memory is taken from.
+    pub memory_policy: Option<LinuxMemoryPolicy>,
 }
 
 impl ProcessPlan {
     /// The first process of a container.
     pub fn for_init(id: &str, spec: &Spec, wishes: Wishes) -> Result<Self> {
         let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process: property is required"))?;
-        Self::new(id, process.clone(), wishes)
+        Self::new(id, process.clone(), spec.linux().as_ref(), wishes)
     }
 
     /// Any process of a container.
-    pub fn new(id: &str, process: Process, wishes: Wishes) -> Result<Self> {
+    pub fn new(id: &str, process: Process, linux: Option<&Linux>, wishes: Wishes) -> Result<Self> {
         let args = process.args().clone().unwrap_or_default();
         if args.is_empty() {
             return Err(Error::invalid("process.args: args must not be empty"));
@@ -58,6 +62,8 @@ impl ProcessPlan {
             groups: groups(&process),
             preserve_fds: wishes.preserve_fds,
             keyring: (!wishes.no_new_keyring).then(|| format!("_ses.{id}")),
+            personality: linux.and_then(|linux| linux.personality().clone()),
+            memory_policy: linux.and_then(|linux| linux.memory_policy().clone()),
             spec: process,
         })
     }

@@ -246,6 +246,20 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     check(returned, "close_range", || format!("{first}, CLOSE_RANGE_CLOEXEC")).map(drop)
 }
 
+/// Makes descriptor `number` (0 to 2) refer to what `fd` refers to; it stays open over exec.
+pub fn replace_descriptor(fd: BorrowedFd<'_>, number: u8) -> Result<()> {
+    let number = c_int::from(number.min(2));
+    // SAFETY: 0, 1 and 2 belong to no object of Rust's: the standard streams use the bare numbers each time.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }, "dup2", || format!("{}, {number}", fd.as_raw_fd())).map(drop)
+}
+
+/// Sets the NIS domain name of the UTS namespace.
+pub fn set_domain_name(name: &str) -> Result<()> {
+    // SAFETY: the kernel reads exactly the given number of bytes, which `name` has.
+    let returned = unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) };
+    check(returned, "setdomainname", || format!("{name:?}")).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,232 @@
+//! The command line, word for word runc's, so that every caller of runc can call this.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs containers from bundles, as the Open Container Initiative specifies.
+#[derive(Debug, Parser)]
+#[command(name = "rung", disable_version_flag = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that stand before the command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Write debug messages to the log
+    #[arg(long)]
+    pub debug: bool,
+    /// Write the log to this file instead of stderr
+    #[arg(long, value_name = "PATH")]
+    pub log: Option<PathBuf>,
+    /// Format of the log: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: String,
+    /// Directory of the containers' state (below /run, not kept over a reboot)
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Let systemd make the cgroups; cgroupsPath is then slice:prefix:name
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// Ignore permission errors of cgroups: true, false or auto
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub rootless: String,
+    /// Ignored, as in runc: the criu program is found in PATH
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub criu: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a container; `start` lets its program run
+    Create(CreateArgs),
+    /// Delete a container that has stopped, and what belongs to it
+    Delete(DeleteArgs),
+    /// Run another process in a running container
+    Exec(ExecArgs),
+    /// Send a signal to a container (default: SIGTERM)
+    Kill(KillArgs),
+    /// List the containers below --root
+    List(ListArgs),
+    /// Create and start a container
+    Run(RunArgs),
+    /// Write a new config.json
+    Spec(SpecArgs),
+    /// Start the program of a created container
+    Start(OneContainer),
+    /// Print the state of a container
+    State(OneContainer),
+}
+
+/// A command that takes a container and nothing else.
+#[derive(Debug, Args)]
+pub struct OneContainer {
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+}
+
+/// Flags of `create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Directory with config.json and the root file system
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// Another configuration than the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Unix socket that gets the master of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub console_socket: Option<PathBuf>,
+    /// Unix socket that gets a descriptor of the first process
+    #[arg(long, value_name = "PATH")]
+    pub pidfd_socket: Option<PathBuf>,
+    /// File that gets the number of the first process
+    #[arg(long, value_name = "PATH")]
+    pub pid_file: Option<PathBuf>,
+    /// Change the root without pivot_root, for roots in an initial ramdisk
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Pass this many descriptors after the first three
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Flags it shares with `create`.
+    #[command(flatten)]
+    pub create: CreateArgs,
+    /// Return once the program runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep the container's state when it has ended
+    #[arg(long)]
+    pub keep: bool,
+    /// Do not adopt orphaned processes of the container
+    #[arg(long)]
+    pub no_subreaper: bool,
+}
+
+/// Flags of `delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Kill it if it runs; succeed if it is gone
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Flags of `kill`.
+#[derive(Debug, Args)]
+pub struct KillArgs {
+    /// Signal every process of the container
+    #[arg(short, long, hide = true)]
+    pub all: bool,
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Name or number
+    #[arg(value_name = "SIGNAL", default_value = "SIGTERM", allow_hyphen_values = true)]
+    pub signal: String,
+}
+
+/// Flags of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// table or json
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// Print names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Flags of `spec`.
+#[derive(Debug, Args)]
+pub struct SpecArgs {
+    /// Where to write it
+    #[arg(short, long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+    /// For a container made without root
+    #[arg(long)]
+    pub rootless: bool,
+}
+
+/// Flags of `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Unix socket that gets the master of the terminal
+    #[arg(long, value_name = "PATH")]
+    pub console_socket: Option<PathBuf>,
+    /// Unix socket that gets a descriptor of the process
+    #[arg(long, value_name = "PATH")]
+    pub pidfd_socket: Option<PathBuf>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// Environment variable, NAME=VALUE
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// UID[:GID]
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Supplementary group
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub additional_gids: Vec<u32>,
+    /// File with the process as JSON
+    #[arg(short, long, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Return once the process runs
+    #[arg(short, long)]
+    pub detach: bool,
+    /// File that gets the number of the process
+    #[arg(long, value_name = "PATH")]
+    pub pid_file: Option<PathBuf>,
+    /// SELinux label
+    #[arg(long, value_name = "LABEL")]
+    pub process_label: Option<String>,
+    /// AppArmor profile
+    #[arg(long, value_name = "PROFILE")]
+    pub apparmor: Option<String>,
+    /// Never gain privileges
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub no_new_privs: Option<bool>,
+    /// Capability to add
+    #[arg(short, long, value_name = "CAPABILITY")]
+    pub cap: Vec<String>,
+    /// Pass this many descriptors after the first three
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Cgroup below the container's, [CONTROLLER,…:]PATH
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Vec<String>,
+    /// Do it in a paused container too
+    #[arg(long)]
+    pub ignore_paused: bool,
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Program and arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}

@@ -1,0 +1,58 @@
+//! `create`.
+
+use crate::cli::CreateArgs;
+use crate::container::create::{self, Options};
+use crate::container::id::ContainerId;
+use crate::container::Settings;
+use crate::error::{Doing as _, Error, Result};
+use crate::plan::Wishes;
+
+pub(super) fn run(settings: &Settings, args: CreateArgs) -> Result<()> {
+    let id = ContainerId::parse(&args.id)?;
+    let mut options = options(args)?;
+    options.gated = true;
+    options.detached = true;
+    create::create(settings, &id, &options).doing(|| "runc create failed")
+}
+
+/// What `create` and `run` have in common.
+pub(super) fn options(args: CreateArgs) -> Result<Options> {
+    let listen_fds = listen_fds()?;
+    let preserve_fds = args.preserve_fds.saturating_add(listen_fds.unwrap_or(0));
+    for number in 3..preserve_fds.saturating_add(3) {
+        require_open(number)?;
+    }
+    let wishes = Wishes {
+        no_pivot: args.no_pivot,
+        no_new_keyring: args.no_new_keyring,
+        preserve_fds,
+        listen_fds,
+        notify_socket: false,
+    };
+    Ok(Options {
+        bundle: args.bundle,
+        config: args.config,
+        console_socket: args.console_socket,
+        pidfd_socket: args.pidfd_socket,
+        pid_file: args.pid_file,
+        wishes,
+        detached: false,
+        gated: false,
+    })
+}
+
+/// Sockets that a service manager opened for us.
+fn listen_fds() -> Result<Option<u32>> {
+    let Ok(text) = std::env::var("LISTEN_FDS") else { return Ok(None) };
+    let count = text.parse().map_err(|_| Error::invalid(format!("LISTEN_FDS={text}: no number")))?;
+    Ok(Some(count).filter(|count| *count > 0))
+}
+
+/// A descriptor to pass must be there now, or the program would get whatever this run opens next.
+pub(super) fn require_open(number: u32) -> Result<()> {
+    let path = format!("/proc/self/fd/{number}");
+    if std::fs::symlink_metadata(&path).is_ok() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("please check that preserved-fd {number} (of --preserve-fds or LISTEN_FDS) exists")))
+}

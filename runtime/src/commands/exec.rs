@@ -1,0 +1,168 @@
+//! `exec`.
+
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
+use rung_spec::config;
+
+use crate::cli::ExecArgs;
+use crate::container::create::write_pid_file;
+use crate::container::exec::{self, Options};
+use crate::container::foreground::Foreground;
+use crate::container::id::ContainerId;
+use crate::container::{Container, Settings, sockets};
+use crate::error::{Doing as _, Error, Result};
+use crate::plan::Wishes;
+
+/// What a failure before the program runs ends with: programs themselves rarely do.
+const FAILED: u8 = 255;
+
+pub(super) fn run(settings: &Settings, args: ExecArgs) -> Result<u8> {
+    run_inner(settings, args).doing(|| "exec failed").map_err(|error| error.with_exit_code(FAILED))
+}
+
+fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
+    let container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
+    for number in 3..args.preserve_fds.saturating_add(3) {
+        super::create::require_open(number)?;
+    }
+    let process = process(&container, &args)?;
+    let terminal = process.terminal().unwrap_or(false);
+    match (args.detach && terminal, &args.console_socket) {
+        (true, None) => {
+            return Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket"));
+        }
+        (false, Some(_)) => {
+            return Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty"));
+        }
+        _ => {}
+    }
+    let foreground = if args.detach { None } else { Some(Foreground::prepare(false)?) };
+    let options = Options {
+        wishes: Wishes { preserve_fds: args.preserve_fds, ..Wishes::default() },
+        ignore_paused: args.ignore_paused,
+        cgroups: args.cgroup.clone(),
+    };
+    let mut started = exec::start(&container, process, &options)?;
+    let finish = || -> Result<()> {
+        if let (Some(socket), Some(console)) = (&args.console_socket, &started.console) {
+            sockets::send_console(socket, console)?;
+        }
+        if let Some(socket) = &args.pidfd_socket {
+            sockets::send_pidfd(socket, &started.pidfd, "setns")?;
+        }
+        if let Some(path) = &args.pid_file {
+            write_pid_file(path, started.pid.as_raw())?;
+        }
+        started.go()?;
+        started.executed()
+    };
+    if let Err(error) = finish() {
+        started.abort();
+        return Err(error);
+    }
+    match foreground {
+        None => Ok(0),
+        Some(foreground) => Ok(foreground.stay(&mut started)?.shell_code()),
+    }
+}
+
+/// The process of `--process`, or the bundle's with what the flags say.
+fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
+    if let Some(file) = &args.process {
+        let text = std::fs::read(file).doing(|| format!("read {}", file.display()))?;
+        let parsed = config::parse_process(&text).map_err(|error| Error::invalid(error.to_string()));
+        return Ok(parsed.doing(|| format!("read {}", file.display()))?.value);
+    }
+    if args.command.is_empty() {
+        return Err(Error::invalid("process args cannot be empty"));
+    }
+    let mut process = exec::base_process(container)?;
+    process.set_args(Some(args.command.clone()));
+    process.set_terminal(Some(args.tty));
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    if let Some(profile) = &args.apparmor {
+        process.set_apparmor_profile(Some(profile.clone()));
+    }
+    if let Some(label) = &args.process_label {
+        process.set_selinux_label(Some(label.clone()));
+    }
+    if let Some(value) = args.no_new_privs {
+        process.set_no_new_privileges(Some(value));
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(args.env.iter().cloned());
+    process.set_env(Some(env));
+    if let Some(user) = &args.user {
+        let (uid, gid) = parse_user(user)?;
+        process.user_mut().set_uid(uid);
+        if let Some(gid) = gid {
+            process.user_mut().set_gid(gid);
+        }
+    }
+    if !args.additional_gids.is_empty() {
+        let mut gids = process.user().additional_gids().clone().unwrap_or_default();
+        gids.extend(&args.additional_gids);
+        process.user_mut().set_additional_gids(Some(gids));
+    }
+    if !args.cap.is_empty() {
+        let sets = process.capabilities().clone();
+        process.set_capabilities(Some(add_capabilities(sets, &args.cap)?));
+    }
+    Ok(process)
+}
+
+/// Numbers only, all digits, in range: a name or an overflow must never become another user.
+fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
+    let number = |part: &str, what: &str| {
+        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let parsed = part.parse::<u32>().ok().filter(|id| digits && *id != u32::MAX);
+        parsed.ok_or_else(|| Error::invalid(format!("parsing {part:?} as int for {what} failed: not a number from 0 to 4294967294")))
+    };
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok((number(uid, "uid")?, Some(number(gid, "gid")?))),
+        None => Ok((number(text, "uid")?, None)),
+    }
+}
+
+/// Added to what a process can use at once; ambient only where the configuration lets something be inherited.
+fn add_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> Result<LinuxCapabilities> {
+    let mut added = Capabilities::new();
+    for name in names {
+        let json = serde_json::Value::from(name.to_ascii_uppercase());
+        let capability = serde_json::from_value(json)
+            .map_err(|_| Error::invalid(format!("--cap {name}: unknown capability")))?;
+        added.insert(capability);
+    }
+    let sets = match sets {
+        Some(sets) => sets,
+        None => serde_json::from_str("{}").map_err(|error| Error::invalid(error.to_string()))?,
+    };
+    let with = |set: &Option<Capabilities>| {
+        let mut set = set.clone().unwrap_or_default();
+        set.extend(added.iter().copied());
+        Some(set)
+    };
+    let mut result = sets.clone();
+    result.set_bounding(with(sets.bounding()));
+    result.set_effective(with(sets.effective()));
+    result.set_permitted(with(sets.permitted()));
+    if sets.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
+        result.set_ambient(with(sets.ambient()));
+    }
+    Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_numbers_in_range() {
+        assert_eq!(parse_user("1").expect("valid"), (1, None));
+        assert_eq!(parse_user("01:2147483648").expect("valid"), (1, Some(2_147_483_648)));
+        for bad in ["", "root", "+0", "0x0", "4294967295", "4294967296", "1:", ":1", "1:web", "-1"] {
+            assert!(parse_user(bad).is_err(), "{bad}");
+        }
+    }
+}

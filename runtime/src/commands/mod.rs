@@ -1,0 +1,107 @@
+//! One file a command: arguments in, one call, output.
+
+mod create;
+mod delete;
+mod exec;
+mod kill;
+mod list;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod state_json;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::cli::{Command, Global};
+use crate::container::Settings;
+use crate::container::store::Store;
+use crate::error::{Doing as _, Error, Result};
+
+/// Carries a command out; the answer is the exit code.
+pub fn dispatch(global: &Global, command: Command) -> Result<u8> {
+    let settings = settings(global)?;
+    match command {
+        Command::Create(args) => create::run(&settings, args).map(|()| 0),
+        Command::Delete(args) => delete::run(&settings, &args).map(|()| 0),
+        Command::Exec(args) => exec::run(&settings, args),
+        Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),
+        Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
+        Command::Run(args) => run::run(&settings, args),
+        Command::Spec(args) => spec::run(&args).map(|()| 0),
+        Command::Start(args) => start::run(&settings, &args).map(|()| 0),
+        Command::State(args) => state::run(&settings, &args).map(|()| 0),
+    }
+}
+
+fn settings(global: &Global) -> Result<Settings> {
+    let rootless = is_rootless();
+    let root = match &global.root {
+        Some(root) => root.clone(),
+        None => default_root(rootless)?,
+    };
+    let root = std::path::absolute(&root).doing(|| format!("--root {}", root.display()))?;
+    if root == Path::new("/") {
+        return Err(Error::invalid("--root: / is no place for state"));
+    }
+    let lenient = match global.rootless.as_str() {
+        "true" => true,
+        "false" => false,
+        "auto" => rootless,
+        other => return Err(Error::invalid(format!("invalid --rootless value {other:?} (use true, false or auto)"))),
+    };
+    Ok(Settings { store: Store::new(&root), systemd: global.systemd_cgroup, rootless: lenient })
+}
+
+/// Not root, or root only of a user namespace.
+fn is_rootless() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let in_user_namespace = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]);
+    in_user_namespace && std::env::var_os("USER").is_some_and(|user| user != "root")
+}
+
+fn default_root(rootless: bool) -> Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
+    let Some(runtime) = runtime.filter(|_| rootless) else { return Ok(PathBuf::from("/run/runc")) };
+    let root = PathBuf::from(runtime).join("runc");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&root)
+        .and_then(|()| {
+            // The sticky bit keeps cleaners of temporary directories away.
+            std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o1700))
+        })
+        .doing(|| format!("make state directory {}", root.display()))?;
+    Ok(root)
+}
+
+/// Everything a command prints goes through here.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).doing(|| "write to stdout")
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
+    serde_json::to_string_pretty(value).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// What the argument parser has to say: help and version on stdout with success, anything else as an error of ours.
+pub fn usage(error: &clap::Error) -> std::process::ExitCode {
+    use clap::error::ErrorKind;
+    // A closed stdout is no reason for another error.
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        drop(print(&error.to_string()));
+        return std::process::ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    drop(print(&format!("Incorrect Usage.\n\n{text}")));
+    let line = text.lines().next().unwrap_or_default();
+    crate::log::error(&Error::invalid(line.strip_prefix("error: ").unwrap_or(line)));
+    std::process::ExitCode::FAILURE
+}

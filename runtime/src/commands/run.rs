@@ -1,0 +1,49 @@
+//! `run`.
+
+use rung_sys::process::{Exit, Target};
+
+use super::create::options;
+use crate::cli::RunArgs;
+use crate::container::create::{self, Made};
+use crate::container::foreground::Foreground;
+use crate::container::id::ContainerId;
+use crate::container::{Container, Settings, delete};
+use crate::error::{Doing as _, Result};
+use crate::hooks;
+
+pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
+    let id = ContainerId::parse(&args.create.id)?;
+    let mut options = options(args.create)?;
+    options.detached = args.detach;
+    let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
+    let attempt = || -> Result<u8> {
+        let mut made = create::make(settings, &id, &options)?;
+        let begun = begin(&made);
+        let Some(foreground) = foreground.filter(|_| begun.is_ok()) else {
+            if let Err(error) = begun {
+                made.started.abort();
+                return Err(finish(made, true).err().unwrap_or(error));
+            }
+            return Ok(0);
+        };
+        let exit = foreground.stay(&mut made.started)?;
+        finish(made, !args.keep)?;
+        Ok(exit.shell_code())
+    };
+    attempt().doing(|| "runc run failed")
+}
+
+/// The program was let go; what follows is known only once it was executed.
+fn begin(made: &Made) -> Result<()> {
+    made.started.executed()?;
+    let poststart = made.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
+    let pid = Some(made.started.pid.as_raw());
+    hooks::run("poststart", poststart.map(Vec::as_slice).unwrap_or_default(), &made.state, "running", pid)
+}
+
+fn finish(made: Made, remove: bool) -> Result<()> {
+    // Reaped already in the foreground; after a failure it may still be there.
+    let _: Option<(rung_sys::process::Pid, Exit)> =
+        rung_sys::process::wait(Target::Pid(made.started.pid), false).unwrap_or_default();
+    if remove { delete::destroy(&Container { entry: made.entry, record: made.record }) } else { Ok(()) }
+}

@@ -1,0 +1,280 @@
+//! Making a container: everything up to, and not including, the exec of its program.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use oci_spec::runtime::Spec;
+use rung_sys::namespace::Namespace;
+use serde_json::value::RawValue;
+
+use super::alive::ProcessStat;
+use super::id::ContainerId;
+use super::record::{CgroupConfig, Config, Record};
+use super::store::Entry;
+use super::{Settings, sockets};
+use crate::bundle::Bundle;
+use crate::cgroups::Cgroup;
+use crate::clock;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::hooks::{self, HookState};
+use crate::launch::{self, Launch, Started, gate, notify};
+use crate::log;
+use crate::plan::namespaces::record_key;
+use crate::plan::{InitPlan, Wishes};
+use crate::seccomp::{self, Filter};
+
+/// The flags of `create` and `run`.
+#[derive(Debug, Default, Clone)]
+pub struct Options {
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Another configuration than the bundle's.
+    pub config: Option<PathBuf>,
+    /// Gets the master of the terminal.
+    pub console_socket: Option<PathBuf>,
+    /// Gets the descriptor of the first process.
+    pub pidfd_socket: Option<PathBuf>,
+    /// Gets the number of the first process.
+    pub pid_file: Option<PathBuf>,
+    /// What the plan has to respect.
+    pub wishes: Wishes,
+    /// The caller does not stay with the container.
+    pub detached: bool,
+    /// The process waits for `start`.
+    pub gated: bool,
+}
+
+/// A container whose process waits for `go`.
+#[derive(Debug)]
+pub struct Made {
+    /// Its directory.
+    pub entry: Entry,
+    /// Its record, saved.
+    pub record: Record,
+    /// Its process.
+    pub started: Started,
+    /// Its cgroups.
+    pub cgroup: Cgroup,
+    /// Its configuration.
+    pub spec: Spec,
+    /// What hooks are told.
+    pub state: HookState,
+}
+
+/// How long removing the cgroup of a container may take.
+pub const REMOVAL: Duration = Duration::from_secs(10);
+
+/// Makes a container. On failure nothing of it is left.
+pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<Made> {
+    let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
+    let rootfs = bundle.rootfs()?;
+    let plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
+    check(&plan, options)?;
+    let (filter, listener) = filter(&bundle.spec)?;
+    let linux = bundle.spec.linux().as_ref();
+    let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
+        .map_err(launch::cgroup_error)?;
+    let state = hook_state(id, &bundle);
+    let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
+    let entry = settings.store.claim(id)?;
+    let mut attempt = || -> Result<(Started, Record)> {
+        let mut record = record;
+        // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
+        entry.save(&record)?;
+        let gate = if options.gated { Some(gate::make(&entry.fifo())?) } else { None };
+        let launch = Launch {
+            plan: &plan,
+            filter: filter.as_ref(),
+            listener,
+            state: &state,
+            hooks: bundle.spec.hooks().as_ref(),
+            resources: linux.and_then(|linux| linux.resources().as_ref()),
+            gate,
+            rootless: settings.rootless,
+        };
+        let started = launch::start_init(launch, &mut cgroup)?;
+        let outcome = finish(&started, &plan, &mut record, &cgroup, &entry, options);
+        outcome.inspect_err(|_| started.abort())?;
+        Ok((started, record))
+    };
+    match attempt() {
+        Ok((started, record)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state }),
+        Err(error) => {
+            undo(&entry, &cgroup, &bundle.spec, &state);
+            Err(error)
+        }
+    }
+}
+
+fn finish(
+    started: &Started,
+    plan: &InitPlan,
+    record: &mut Record,
+    cgroup: &Cgroup,
+    entry: &Entry,
+    options: &Options,
+) -> Result<()> {
+    started.set_limits(&plan.process.spec)?;
+    if let Some(socket) = &options.console_socket {
+        let console = started.console.as_ref().ok_or_else(|| Error::new(Kind::Internal, "no terminal was made"))?;
+        sockets::send_console(socket, console)?;
+    }
+    if let Some(socket) = &options.pidfd_socket {
+        sockets::send_pidfd(socket, &started.pidfd, "standard")?;
+    }
+    let pid = started.pid;
+    let stat = ProcessStat::read(pid)
+        .ok_or_else(|| Error::new(Kind::Internal, "the container's process is gone before it was ready"))?;
+    record.init_process_pid = pid.as_raw();
+    record.init_process_start = stat.start_time;
+    record.cgroup_paths = cgroup.paths();
+    record.namespace_paths = Namespace::ALL
+        .iter()
+        .map(|kind| (record_key(*kind).to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{}", kind.proc_name()))))
+        .collect();
+    entry.save(record)?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, pid.as_raw())?;
+    }
+    started.go()
+}
+
+/// Takes back what a failed start has made. The failure itself is what is reported; these are only warned of.
+fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
+    let warn = |outcome: Result<()>| {
+        if let Err(error) = outcome {
+            log::warning(&error.to_string());
+        }
+    };
+    warn(cgroup.kill().map_err(launch::cgroup_error));
+    warn(cgroup.remove(REMOVAL).map_err(launch::cgroup_error));
+    let poststop = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
+    warn(hooks::run("poststop", poststop.map(Vec::as_slice).unwrap_or_default(), state, "stopped", None));
+    warn(entry.remove());
+}
+
+fn check(plan: &InitPlan, options: &Options) -> Result<()> {
+    let terminal = plan.process.terminal();
+    match (options.detached && terminal, &options.console_socket) {
+        (true, None) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),
+        (false, Some(_)) => Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty")),
+        _ => Ok(()),
+    }?;
+    if let Some(ids) = &plan.ids {
+        let user = plan.process.spec.user();
+        if ids.host_uid(user.uid()).is_none() || ids.host_uid(0).is_none() {
+            return Err(Error::invalid("process.user.uid: cannot set uid to unmapped user in user namespace"));
+        }
+        if ids.host_gid(user.gid()).is_none() || ids.host_gid(0).is_none() {
+            return Err(Error::invalid("process.user.gid: cannot set gid to unmapped user in user namespace"));
+        }
+    }
+    check_labels(&plan.process.spec)
+}
+
+/// A label that would silently not be applied is refused at `create`.
+pub fn check_labels(process: &oci_spec::runtime::Process) -> Result<()> {
+    let given = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
+    if given(process.apparmor_profile()) && !rung_sys::lsm::apparmor_enabled() {
+        return Err(Error::unsupported("process.apparmorProfile: apparmor is not enabled on this host"));
+    }
+    if given(process.selinux_label()) && !rung_sys::lsm::selinux_enabled() {
+        return Err(Error::unsupported("process.selinuxLabel: selinux is not enabled on this host"));
+    }
+    Ok(())
+}
+
+/// Compiles the seccomp profile of a configuration.
+pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination>)> {
+    let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+        return Ok((None, None));
+    };
+    let filter = seccomp::compile(profile)
+        .map_err(|error| Error::invalid(error.to_string()))?;
+    let destination = profile.listener_path().clone().filter(|path| !path.as_os_str().is_empty());
+    let destination = destination.map(|path| notify::Destination {
+        path,
+        metadata: profile.listener_metadata().clone().unwrap_or_default(),
+        status: "creating",
+        init_pid: None,
+    });
+    Ok((Some(filter).filter(|filter| !filter.is_empty()), destination))
+}
+
+fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
+    let annotations = bundle.spec.annotations().clone().unwrap_or_default();
+    HookState {
+        version: bundle.spec.version().clone(),
+        id: id.as_str().to_owned(),
+        bundle: bundle.path.clone(),
+        annotations: annotations.into_iter().collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn first_record(
+    settings: &Settings,
+    id: &ContainerId,
+    bundle: &Bundle,
+    plan: &InitPlan,
+    cgroup: &Cgroup,
+    cgroups_path: Option<&Path>,
+) -> Result<Record> {
+    let mut labels: Vec<String> = bundle
+        .spec
+        .annotations()
+        .iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    labels.sort();
+    labels.push(format!("bundle={}", bundle.path.display()));
+    let text = RawValue::from_string(bundle.text.clone()).map_err(|error| Error::invalid(error.to_string()))?;
+    Ok(Record {
+        id: id.as_str().to_owned(),
+        init_process_pid: 0,
+        init_process_start: 0,
+        created: clock::rfc3339_nanos(SystemTime::now()),
+        config: Config {
+            rootfs: plan.root.path.clone(),
+            labels,
+            version: bundle.spec.version().clone(),
+            cgroups: CgroupConfig {
+                path: cgroups_path.map(Path::to_owned).unwrap_or_default(),
+                systemd: settings.systemd,
+                rootless: settings.rootless,
+            },
+            no_new_keyring: plan.process.keyring.is_none(),
+            spec: text,
+        },
+        rootless: settings.rootless,
+        cgroup_paths: cgroup.planned_paths(),
+        namespace_paths: BTreeMap::new(),
+        external_descriptors: Vec::new(),
+        intel_rdt_path: String::new(),
+        intel_rdt_owned: false,
+    })
+}
+
+/// Writes the number without a newline, under a temporary name first: who waits for the file must never read half.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}"));
+    let write = || -> std::io::Result<()> {
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o666);
+        let mut file = options.write(true).create_new(true).open(&temporary)?;
+        std::io::Write::write_all(&mut file, pid.to_string().as_bytes())?;
+        std::fs::rename(&temporary, path)
+    };
+    write().doing(|| format!("write pid file {}", path.display()))
+}
+
+/// `create`: makes a container and leaves its process at the gate.
+pub fn create(settings: &Settings, id: &ContainerId, options: &Options) -> Result<()> {
+    let made = make(settings, id, options)?;
+
+    drop(made);
+    Ok(())
+}

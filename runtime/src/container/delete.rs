@@ -1,0 +1,94 @@
+//! Removing a container and everything that belongs to it.
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use rung_sys::pidfd;
+
+use super::Container;
+use super::create::REMOVAL;
+use super::id::ContainerId;
+use super::status::Status;
+use super::store::Store;
+use crate::error::{Error, Kind, Result};
+use crate::hooks;
+use crate::launch::cgroup_error;
+use crate::log;
+
+/// How long a killed process may take to go.
+const DYING: Duration = Duration::from_secs(10);
+
+/// `delete`. With `force`, what is not there is removed already.
+pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
+    let entry = match store.entry(id) {
+        Err(error) if force && error.kind() == Kind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let container = match entry.load() {
+        Ok(record) => Container { entry, record },
+        // A run that was killed before it could write a record had made nothing else either.
+        Err(error) if force => {
+            log::debug(|| format!("no usable record: {error}"));
+            return entry.remove();
+        }
+        Err(error) => return Err(error),
+    };
+    let status = container.status();
+    match status {
+        Status::Stopped => {}
+        Status::Created => end(&container)?,
+        _ if force => end(&container)?,
+        _ => {
+            let message = format!("cannot delete container {id} that is not stopped: {status}");
+            return Err(Error::new(Kind::WrongState, message));
+        }
+    }
+    destroy(&container)
+}
+
+fn end(container: &Container) -> Result<()> {
+    if let Ok(process) = pidfd::open(container.pid())
+        && container.is_alive()
+    {
+        drop(pidfd::send_signal(process.as_fd(), libc::SIGKILL));
+        // Kills what shares our process numbers too, and thaws: a frozen process does not die on v1.
+        container.cgroup().kill().map_err(cgroup_error)?;
+        if !pidfd::wait_exit(process.as_fd(), DYING)? {
+            return Err(Error::new(Kind::Timeout, format!("container init (pid {}) still running after SIGKILL", container.pid())));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is left of a container whose first process is gone: all of it is tried, the first failure is reported.
+pub fn destroy(container: &Container) -> Result<()> {
+    let mut failure = None;
+    let mut note = |outcome: Result<()>| {
+        if let Err(error) = outcome {
+            if failure.is_none() {
+                failure = Some(error);
+            } else {
+                log::warning(&error.to_string());
+            }
+        }
+    };
+    let cgroup = container.cgroup();
+    if cgroup.pids().is_ok_and(|pids| !pids.is_empty()) {
+        note(cgroup.kill().map_err(cgroup_error));
+    }
+    note(cgroup.remove(REMOVAL).map_err(cgroup_error));
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let state = container.hook_state();
+    let hooks = container.record.spec().ok().and_then(|spec| spec.hooks().clone());
+    let poststop = hooks.and_then(|hooks| hooks.poststop().clone()).unwrap_or_default();
+    container.entry.remove()?;
+    for hook in &poststop {
+        // All of them run, whatever one of them says.
+        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &state, "stopped", None) {
+            log::warning(&error.to_string());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Another process in a container that runs.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Process, Spec};
+use rung_sys::namespace::Namespace;
+
+use super::Container;
+use super::create::{check_labels, filter};
+use super::status::Status;
+use crate::bundle;
+use crate::cgroups::Cgroup;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::launch::exec::{ExecLaunch, start_exec};
+use crate::launch::{Answers, Started, cgroup_error, clone};
+use crate::plan::Wishes;
+use crate::plan::process::ProcessPlan;
+
+/// The flags of `exec` that concern the container.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// What the plan has to respect.
+    pub wishes: Wishes,
+    /// Do it even though the container is paused.
+    pub ignore_paused: bool,
+    /// Cgroups below the container's: `[controllers:]path`.
+    pub cgroups: Vec<String>,
+}
+
+/// The process of the bundle as it is now, which an `exec` starts from; the record's when the bundle is gone.
+pub fn base_process(container: &Container) -> Result<Process> {
+    let file = container.record.bundle().join("config.json");
+    let spec = match std::fs::read_to_string(&file) {
+        Ok(text) => bundle::parse(&text, &file)?,
+        Err(_) => container.record.spec()?,
+    };
+    spec.process().clone().ok_or_else(|| Error::invalid("process: property is required"))
+}
+
+/// Makes the process and takes it to the point where only the exec is left.
+pub fn start(container: &Container, process: Process, options: &Options) -> Result<Started> {
+    match container.status() {
+        Status::Stopped => return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container")),
+        Status::Paused if !options.ignore_paused => {
+            return Err(Error::new(Kind::Paused, "cannot exec in a paused container (use --ignore-paused to override)"));
+        }
+        _ => {}
+    }
+    let spec = container.record.spec()?;
+    check_labels(&process)?;
+    let wishes = Wishes { no_new_keyring: container.record.config.no_new_keyring, ..options.wishes };
+    let plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
+    let (filter, listener) = filter(&spec)?;
+    let listener = listener.map(|mut listener| {
+        listener.status = "running";
+        listener.init_pid = Some(container.record.init_process_pid);
+        listener
+    });
+    let placement = place(container, container.cgroup(), options)?;
+    let launch = ExecLaunch {
+        process: &plan,
+        filter: filter.as_ref(),
+        namespaces: namespaces(container, &spec)?,
+        entry: placement,
+        cgroup: None,
+        rootless: container.record.rootless,
+    };
+    let state = container.hook_state();
+    let answers = Answers { hooks: None, state: &state, listener };
+    let started = start_exec(launch, &answers)?;
+    started.set_limits(&plan.spec).inspect_err(|_| started.abort())?;
+    Ok(started)
+}
+
+/// The way into the container's cgroups. Where they are gone or cannot hold processes (a service manager inside has
+/// made sub-cgroups), the process goes where the container's first process is now.
+fn place(
+    container: &Container,
+    cgroup: Cgroup,
+    options: &Options,
+) -> Result<Option<crate::cgroups::Entry>> {
+    if !options.cgroups.is_empty() {
+        return cgroup.sub_entry(&options.cgroups).map(Some).map_err(cgroup_error);
+    }
+    match cgroup.open_entry() {
+        Ok(entry) => Ok(Some(entry)),
+        Err(error) if container.record.rootless && error.is_denied() => Ok(None),
+        Err(_) => {
+            let current = Cgroup::of(container.pid()).map_err(cgroup_error)?;
+            current.open_entry().map(Some).map_err(cgroup_error)
+        }
+    }
+}
+
+/// The namespaces of the container, by the descriptors of its first process.
+fn namespaces(container: &Container, spec: &Spec) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let configured = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+    let mut list = Vec::new();
+    for entry in &configured {
+        let kind = crate::plan::namespaces::kind(entry.typ());
+        let path = PathBuf::from(format!("/proc/{}/ns/{}", container.pid(), kind.proc_name()));
+        let file = File::open(&path).doing(|| format!("open {}", path.display()))?;
+        list.push((kind, OwnedFd::from(file)));
+    }
+    clone::sort(&mut list);
+    // Opened by number: were the process gone and its number given away, these would be another container's.
+    if !container.is_alive() {
+        return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container"));
+    }
+    debug_assert!(list.iter().all(|(_, fd)| Namespace::of(fd.as_fd()).is_ok()));
+    Ok(list)
+}

@@ -1,0 +1,111 @@
+//! Staying with a process until it ends: signals go to it, its terminal comes here, its exit code is ours.
+
+use std::os::fd::AsFd as _;
+
+use rung_sys::pidfd;
+use rung_sys::poll::{self, Interest};
+use rung_sys::process::{Exit, Target, wait};
+use rung_sys::signal::Signals;
+
+use super::terminal::Terminal;
+use crate::error::{Error, Result};
+use crate::launch::Started;
+
+/// Ready to stay: signals wait from here on instead of acting on this program.
+#[derive(Debug)]
+pub struct Foreground {
+    signals: Signals,
+}
+
+impl Foreground {
+    /// Must be called before the process is made, so that no signal is lost in between.
+    pub fn prepare(subreaper: bool) -> Result<Self> {
+        if subreaper {
+            rung_sys::process::set_child_subreaper(true)?;
+        }
+        rung_sys::signal::block_all()?;
+        Ok(Self { signals: Signals::open()? })
+    }
+
+    /// Stays until the process has ended.
+    pub fn stay(&self, started: &mut Started) -> Result<Exit> {
+        let mut terminal = started.console.take().map(Terminal::attach).transpose()?;
+        loop {
+            if let Some(exit) = self.handle_signals(started, terminal.as_ref())? {
+                if let Some(terminal) = &mut terminal {
+                    terminal.copy_output();
+                }
+                return Ok(exit);
+            }
+            self.wait_and_copy(terminal.as_mut())?;
+        }
+    }
+
+    /// Waits until there is something to do, and copies what there is to copy.
+    fn wait_and_copy(&self, terminal: Option<&mut Terminal>) -> Result<()> {
+        let Some(terminal) = terminal else {
+            poll::wait(&[(self.signals.as_fd(), Interest::Read)], None)?;
+            return Ok(());
+        };
+        let stdin = std::io::stdin();
+        let mut watched = vec![(self.signals.as_fd(), Interest::Read)];
+        let mut roles = vec![Role::Signals];
+        if terminal.is_open() {
+            watched.push((terminal.master(), if terminal.has_pending() { Interest::Both } else { Interest::Read }));
+            roles.push(Role::Master);
+        }
+        if terminal.is_open() && terminal.wants_input() {
+            watched.push((stdin.as_fd(), Interest::Read));
+            roles.push(Role::Input);
+        }
+        let ready = poll::wait(&watched, None)?;
+        for entry in ready {
+            match roles[entry.index] {
+                Role::Signals => {}
+                Role::Master => {
+                    terminal.flush();
+                    terminal.copy_output();
+                }
+                Role::Input => terminal.read_input(),
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_signals(&self, started: &Started, terminal: Option<&Terminal>) -> Result<Option<Exit>> {
+        let mut exit = reap(started)?;
+        while let Some(signal) = self.signals.next()? {
+            match signal {
+                libc::SIGCHLD => exit = exit.or(reap(started)?),
+                libc::SIGURG => {}
+                libc::SIGWINCH if terminal.is_some() => terminal.into_iter().for_each(Terminal::resize),
+                signal => match pidfd::send_signal(started.pidfd.as_fd(), signal) {
+                    Err(error) if error.errno() != libc::ESRCH => return Err(Error::from(error)),
+                    _ => {}
+                },
+            }
+        }
+        Ok(exit)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Role {
+    Signals,
+    Master,
+    Input,
+}
+
+/// Reaps all children that have ended; orphans of the container come here too.
+fn reap(started: &Started) -> Result<Option<Exit>> {
+    let mut exit = None;
+    loop {
+        match wait(Target::Any, false) {
+            Ok(Some((pid, how))) if pid == started.pid => exit = Some(how),
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(exit),
+            Err(error) if error.errno() == libc::ECHILD => return Ok(exit),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Signals to a container.
+
+use rung_sys::pidfd;
+use rung_sys::process::Pid;
+use std::os::fd::AsFd as _;
+
+use super::Container;
+use super::status::Status;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::launch::cgroup_error;
+
+/// Sends `signal` to the first process, or to all of them.
+pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
+    let status = container.status();
+    let shares_processes = !has_own_pids(container);
+    if all || (signal == libc::SIGKILL && shares_processes) {
+        if status == Status::Stopped && !all {
+            // Its first process is gone, but in a shared namespace the others live on.
+            if container.cgroup().pids().map_err(cgroup_error)?.is_empty() {
+                return Err(not_running());
+            }
+        }
+        return signal_all(container, signal);
+    }
+    if status == Status::Stopped {
+        return Err(not_running());
+    }
+    let opened = pidfd::open(container.pid());
+    let opened = opened.map_err(|_| not_running())?;
+    // Between the look and the descriptor the number may have changed hands.
+    if !container.is_alive() {
+        return Err(not_running());
+    }
+    pidfd::send_signal(opened.as_fd(), signal).doing(|| format!("send {}", rung_sys::signal::name(signal)))?;
+    if signal == libc::SIGKILL && status == Status::Paused {
+        // A frozen process takes no signal on v1.
+        container.cgroup().thaw().map_err(cgroup_error)?;
+    }
+    Ok(())
+}
+
+fn not_running() -> Error {
+    Error::new(Kind::NotRunning, "container not running")
+}
+
+/// Whether the kernel ends all other processes when the first one ends.
+pub fn has_own_pids(container: &Container) -> bool {
+    container.record.spec().is_ok_and(|spec| {
+        let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+        namespaces.iter().any(|namespace| {
+            let path = namespace.path().as_ref().is_none_or(|path| path.as_os_str().is_empty());
+            namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid && path
+        })
+    })
+}
+
+fn signal_all(container: &Container, signal: i32) -> Result<()> {
+    let cgroup = container.cgroup();
+    if signal == libc::SIGKILL {
+        return cgroup.kill().map_err(cgroup_error);
+    }
+    let pids: Vec<Pid> = cgroup.pids().map_err(cgroup_error)?;
+    for pid in pids {
+        match rung_sys::signal::send(pid, signal) {
+            Err(error) if error.errno() != libc::ESRCH => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! Letting a created container's program go.
+
+use std::time::Duration;
+
+use super::Container;
+use super::status::Status;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::hooks;
+use crate::launch::gate;
+
+/// An exec needs no time; only startContainer hooks may take theirs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `start`.
+pub fn start(container: &Container) -> Result<()> {
+    match container.status() {
+        Status::Created => {}
+        Status::Stopped => return Err(Error::new(Kind::WrongState, "cannot start a container that has stopped")),
+        Status::Paused => return Err(Error::new(Kind::Paused, "cannot start a paused container: resume it first")),
+        _ => return Err(Error::new(Kind::WrongState, "cannot start an already running container")),
+    }
+    let spec = container.record.spec()?;
+    let hooks = spec.hooks().as_ref();
+    let waits = hooks.and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|list| !list.is_empty());
+    let path = container.entry.fifo();
+    let opened = gate::open(&path, (!waits).then_some(PATIENCE));
+    // Open or broken, it is a gate no more.
+    std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+    opened?;
+    let poststart = hooks.and_then(|hooks| hooks.poststart().as_ref()).map(Vec::as_slice).unwrap_or_default();
+    let pid = Some(container.pid().as_raw());
+    hooks::run("poststart", poststart, &container.hook_state(), "running", pid).inspect_err(|_| {
+        // A container whose poststart hook failed must not go on running.
+        drop(rung_sys::signal::send(container.pid(), libc::SIGKILL));
+    })
+}

@@ -1,0 +1,128 @@
+//! The last step: the program.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+use rung_sys::process::{CStringArray, exec};
+
+use crate::error::{Error, Kind, Result};
+
+/// A program that was found, ready to be executed.
+#[derive(Debug)]
+pub struct Program {
+    path: PathBuf,
+    argv: CStringArray,
+    env: CStringArray,
+}
+
+/// Exit codes of a program that cannot be run, as shells have them.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+impl Program {
+    /// Looks the program up in the container, along the container's `PATH`.
+    pub fn find(args: &[String], env: &[String]) -> Result<Self> {
+        let name = args.first().map(String::as_str).unwrap_or_default();
+        let search = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+        let path = look_up(name, search)?;
+        Ok(Self { path, argv: CStringArray::new(args)?, env: CStringArray::new(env)? })
+    }
+
+    /// Executes it; returns only the reason why that failed.
+    pub fn execute(&self) -> Error {
+        let error = exec(&self.path, &self.argv, &self.env);
+        let code = if error.errno() == libc::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
+        let hint = hint(&self.path, error.errno());
+        let message = format!("exec {}: {}{hint}", self.path.display(), error.cause());
+        Error::new(Kind::CannotExecute, message).with_exit_code(code)
+    }
+}
+
+fn look_up(name: &str, search: &str) -> Result<PathBuf> {
+    let fail = |cause: &str, code: u8| {
+        Err(Error::new(Kind::CannotExecute, format!("exec: {name:?}: {cause}")).with_exit_code(code))
+    };
+    if name.is_empty() {
+        return fail("executable file not found in $PATH", NOT_FOUND);
+    }
+    if name.contains('/') {
+        return match check(Path::new(name)) {
+            Ok(()) => Ok(PathBuf::from(name)),
+            Err(Errno::ENOENT) => fail(&format!("stat {name}: no such file or directory"), NOT_FOUND),
+            Err(errno) => fail(&rung_sys::error::describe(errno as i32), NOT_EXECUTABLE),
+        };
+    }
+    let mut forbidden = None;
+    for directory in search.split(':') {
+        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        match check(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(errno @ Errno::EACCES) => forbidden = Some(errno),
+            Err(_) => {}
+        }
+    }
+    match forbidden {
+        Some(errno) => fail(&rung_sys::error::describe(errno as i32), NOT_EXECUTABLE),
+        None => fail("executable file not found in $PATH", NOT_FOUND),
+    }
+}
+
+fn check(path: &Path) -> std::result::Result<(), Errno> {
+    let found = std::fs::metadata(path).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    if found.is_dir() {
+        return Err(Errno::EISDIR);
+    }
+    if found.permissions().mode() & 0o111 == 0 {
+        return Err(Errno::EACCES);
+    }
+    access(path, AccessFlags::X_OK)
+}
+
+/// What the kernel's answer hides: which other file is missing, or why the format is wrong.
+fn hint(path: &Path, errno: i32) -> String {
+    use std::io::Read as _;
+    let mut head = [0; 256];
+    let length = std::fs::File::open(path).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
+    let head = &head[..length];
+    let Some(line) = head.strip_prefix(b"#!") else {
+        return match errno {
+            libc::ENOENT if head.starts_with(b"\x7fELF") => " (its dynamic loader is missing)".into(),
+            libc::ENOEXEC if head.starts_with(b"\x7fELF") => " (built for another machine?)".into(),
+            libc::ENOEXEC => " (no program and no #! line)".into(),
+            _ => String::new(),
+        };
+    };
+    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    if line.ends_with(b"\r") {
+        return " (its #! line ends in a carriage return)".into();
+    }
+    let interpreter = String::from_utf8_lossy(line).trim().split(' ').next().unwrap_or_default().to_owned();
+    if errno == libc::ENOENT { format!(" (its interpreter {interpreter:?} is missing)") } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lookups_tell_what_is_wrong() {
+        let message = |name: &str| look_up(name, "/usr/bin:/bin").expect_err(name).to_string();
+        assert_eq!(message("no-such-program"), "exec: \"no-such-program\": executable file not found in $PATH");
+        assert_eq!(message("/nope"), "exec: \"/nope\": stat /nope: no such file or directory");
+        assert_eq!(message("/etc"), "exec: \"/etc\": is a directory");
+        assert_eq!(message("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
+        assert!(look_up("sh", "/usr/bin:/bin").is_ok());
+    }
+
+    #[test]
+    fn hints_name_the_missing_part() {
+        let directory = tempfile::tempdir().expect("temp");
+        let script = directory.path().join("script");
+        std::fs::write(&script, "#!/no/such/shell -x\n").expect("write");
+        assert_eq!(hint(&script, libc::ENOENT), " (its interpreter \"/no/such/shell\" is missing)");
+        std::fs::write(&script, "#!/bin/sh\r\n").expect("write");
+        assert!(hint(&script, libc::ENOENT).contains("carriage return"));
+    }
+}

@@ -1,0 +1,155 @@
+//! Making the process: flags, namespaces that only hold for children, and the way back.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rung_sys::namespace::{self, Namespace};
+use rung_sys::process::{CloneRequest, Forked, Pid, clone, exit_now};
+
+use super::sync::ChildEnd;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::plan::namespaces::NamespacePlan;
+
+/// Opens the namespaces that are joined by path and checks their kinds; user first, mount last.
+pub fn open_joined(plan: &NamespacePlan) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let mut opened = Vec::with_capacity(plan.join.len());
+    for (kind, path) in &plan.join {
+        opened.push((*kind, open_one(*kind, path)?));
+    }
+    sort(&mut opened);
+    Ok(opened)
+}
+
+/// User first: it grants the right to join the others. Mount last: it takes every path away.
+pub fn sort(list: &mut [(Namespace, OwnedFd)]) {
+    list.sort_by_key(|(kind, _)| match kind {
+        Namespace::User => 0,
+        Namespace::Mount => 2,
+        _ => 1,
+    });
+}
+
+fn open_one(kind: Namespace, path: &Path) -> Result<OwnedFd> {
+    let name = kind.proc_name();
+    let wrong = || format!("linux.namespaces: {} is no {name} namespace", path.display());
+    let file = File::open(path).doing(|| format!("linux.namespaces: open {name} namespace {}", path.display()))?;
+    match namespace_kind(file.as_fd()) {
+        Some(found) if found == kind => Ok(file.into()),
+        _ => Err(Error::invalid(wrong())),
+    }
+}
+
+fn namespace_kind(fd: BorrowedFd<'_>) -> Option<Namespace> {
+    Namespace::of(fd).ok().flatten()
+}
+
+/// How to make the process.
+#[derive(Debug)]
+pub struct Birth<'a> {
+    /// New namespaces it is born into.
+    pub flags: u64,
+    /// Namespaces that are joined; process numbers and time hold for children only, so they are joined before.
+    pub joined: &'a [(Namespace, OwnedFd)],
+    /// Offsets of a new time namespace, which must be written before anybody is in it.
+    pub time_offsets: Option<&'a str>,
+    /// The cgroup it is born into.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// It must be in the joined user namespace before it can make or join the others.
+    pub through_user_namespace: bool,
+}
+
+/// Makes the process, which runs `child` and ends with its code.
+pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8) -> Result<Newborn> {
+    if birth.through_user_namespace {
+        return in_two_steps(birth, sync, child);
+    }
+    let back = enter_for_children(birth)?;
+    let request = CloneRequest { flags: birth.flags, into_cgroup: birth.cgroup };
+    let forked = clone(&request).doing(|| "clone the container's process");
+    if matches!(forked, Ok(Forked::Child)) {
+        exit_now(child());
+    }
+    for (kind, own) in back {
+        namespace::enter(own.as_fd(), kind.flag()).doing(|| format!("return from the {} namespace", kind.proc_name()))?;
+    }
+    match forked? {
+        Forked::Parent { pid, pidfd } => Ok(Newborn::Direct(pid, pidfd)),
+        Forked::Child => exit_now(1),
+    }
+}
+
+/// A process that was made.
+#[derive(Debug)]
+pub enum Newborn {
+    /// It is a child of this process.
+    Direct(Pid, OwnedFd),
+    /// It will be announced by a process in between, which ends then.
+    Announced(Pid),
+}
+
+/// Joins what holds for children only; the answer leads back.
+fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let mut back = Vec::new();
+    let own = |kind: Namespace| -> Result<(Namespace, OwnedFd)> {
+        let path = format!("/proc/self/ns/{}", kind.proc_name());
+        Ok((kind, File::open(&path).doing(|| format!("open {path}"))?.into()))
+    };
+    if let Some((_, pid_namespace)) = birth.joined.iter().find(|(kind, _)| *kind == Namespace::Pid) {
+        back.push(own(Namespace::Pid)?);
+        namespace::enter(pid_namespace.as_fd(), Namespace::Pid.flag()).doing(|| "join the pid namespace")?;
+    }
+    if let Some(offsets) = birth.time_offsets {
+        back.push(own(Namespace::Time)?);
+        namespace::leave(Namespace::Time.flag()).doing(|| "make a time namespace")?;
+        let path = "/proc/self/timens_offsets";
+        let written = std::fs::OpenOptions::new().write(true).open(path);
+        written
+            .and_then(|mut file| std::io::Write::write_all(&mut file, offsets.as_bytes()))
+            .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))?;
+    }
+    Ok(back)
+}
+
+/// A process in between joins the user namespace and makes the one that counts as its sibling.
+fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8) -> Result<Newborn> {
+    /// `CLONE_PARENT`: the new process is a child of our parent, not of ours.
+    const SIBLING: u64 = 0x8000;
+    match clone(&CloneRequest { flags: 0, into_cgroup: birth.cgroup }).doing(|| "clone a process in between")? {
+        Forked::Parent { pid, .. } => Ok(Newborn::Announced(pid)),
+        Forked::Child => {
+            let step = || -> Result<Forked> {
+                let user = birth.joined.iter().filter(|(kind, _)| *kind == Namespace::User);
+                for (kind, fd) in user {
+                    namespace::enter(fd.as_fd(), kind.flag()).doing(|| "join the user namespace")?;
+                }
+                enter_for_children(birth)?;
+                let request = CloneRequest { flags: birth.flags | SIBLING, into_cgroup: None };
+                clone(&request).doing(|| "clone the container's process")
+            };
+            match step() {
+                Ok(Forked::Child) => exit_now(child()),
+                Ok(Forked::Parent { pid, .. }) => exit_now(u8::from(sync.forked(pid.as_raw()).is_err())),
+                Err(error) => {
+                    sync.failed(&error);
+                    exit_now(1)
+                }
+            }
+        }
+    }
+}
+
+/// The process of an answer of [`give_birth`], and its descriptor.
+pub fn claim(newborn: Newborn, announced: impl FnOnce() -> Result<i32>) -> Result<(Pid, OwnedFd)> {
+    match newborn {
+        Newborn::Direct(pid, pidfd) => Ok((pid, pidfd)),
+        Newborn::Announced(between) => {
+            let number = announced();
+            rung_sys::process::wait(rung_sys::process::Target::Pid(between), true)?;
+            let pid = Pid::from_raw(number?);
+            let pidfd = rung_sys::pidfd::open(pid)
+                .map_err(|_| Error::new(Kind::Internal, "the container's process ended at once"))?;
+            Ok((pid, pidfd))
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The parent's story of an `exec`.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rung_sys::cgroupfs::CgroupDir;
+use rung_sys::namespace::Namespace;
+
+use super::clone::{self, Birth};
+use super::sync;
+use super::{Answers, Started, announced, set_oom_score};
+use crate::cgroups::Entry;
+use crate::error::Result;
+use crate::init::{self, Inherited};
+use crate::plan::process::ProcessPlan;
+use crate::seccomp::Filter;
+
+/// What an `exec` needs.
+#[derive(Debug)]
+pub struct ExecLaunch<'a> {
+    /// The program.
+    pub process: &'a ProcessPlan,
+    /// Its filter.
+    pub filter: Option<&'a Filter>,
+    /// The namespaces of the container, user first and mount last.
+    pub namespaces: Vec<(Namespace, OwnedFd)>,
+    /// The way into the cgroups.
+    pub entry: Option<Entry>,
+    /// The v2 cgroup it is born into.
+    pub cgroup: Option<CgroupDir>,
+    /// Made without root.
+    pub rootless: bool,
+}
+
+/// Makes the process in the container's namespaces and takes it to the point where only the exec is left.
+pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Started> {
+    let joins_user = launch.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
+    // Without privileges the user namespace has to come first, also for the process numbers.
+    let through_user_namespace = joins_user && launch.rootless;
+    let (parent, child) = sync::pair()?;
+    let inherited = Inherited {
+        sync: child,
+        cgroup: launch.entry,
+        views: Vec::new(),
+        namespaces: launch.namespaces,
+        sources: Vec::new(),
+        gate: None,
+        waits_for_parent: false,
+    };
+    let birth = Birth {
+        flags: 0,
+        joined: &inherited.namespaces,
+        time_offsets: None,
+        cgroup: launch.cgroup.as_ref().map(|dir| dir.as_fd()),
+        through_user_namespace,
+    };
+    let newborn = clone::give_birth(&birth, &inherited.sync, || {
+        init::run_exec(launch.process, &inherited, launch.filter, through_user_namespace)
+    })?;
+    drop(inherited);
+    let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
+    let mut started = Started { pid, pidfd, console: None, sync: parent };
+    let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless).and_then(|()| started.converse(answers));
+    match outcome {
+        Ok(()) => Ok(started),
+        Err(error) => {
+            started.abort();
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Id maps of user namespaces: of the container's, and of throwaway ones that translate mounts.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rung_sys::idmap::{self, Range};
+use rung_sys::namespace::Namespace;
+use rung_sys::process::{CloneRequest, Forked, Pid, Target, clone, exit_now, wait};
+
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::plan::ids::IdMaps;
+
+/// Writes the maps of a process's new user namespace.
+pub fn write(pid: Pid, maps: &IdMaps, rootless: bool) -> Result<()> {
+    match idmap::write_uids(pid, &maps.uids) {
+        Ok(()) => {}
+        Err(error) if rootless && error.errno() == libc::EPERM => return with_programs(pid, maps),
+        Err(error) => return Err(error).doing(|| "linux.uidMappings: write the user id map"),
+    }
+    if rootless {
+        // An unprivileged writer has to give setgroups(2) up first.
+        match idmap::deny_setgroups(pid) {
+            Err(error) if error.errno() != libc::ENOENT => return Err(error).doing(|| "forbid setgroups"),
+            _ => {}
+        }
+    }
+    match idmap::write_gids(pid, &maps.gids) {
+        Err(error) if rootless && error.errno() == libc::EPERM => run("newgidmap", pid, &maps.gids),
+        other => other.doing(|| "linux.gidMappings: write the group id map"),
+    }
+}
+
+/// The set-id programs grant what /etc/subuid and /etc/subgid allow.
+fn with_programs(pid: Pid, maps: &IdMaps) -> Result<()> {
+    run("newuidmap", pid, &maps.uids)?;
+    run("newgidmap", pid, &maps.gids)
+}
+
+fn run(program: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string());
+    for range in ranges {
+        command.args([range.inside, range.outside, range.count].map(|number| number.to_string()));
+    }
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let child = match child {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let message = format!("{program} is needed to map more than the own id (install the uidmap package)");
+            return Err(Error::new(Kind::Unsupported, message));
+        }
+        other => other.doing(|| format!("start {program}"))?,
+    };
+    let output = child.wait_with_output().doing(|| format!("wait for {program}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::new(Kind::Permission, format!("{program}: {text} (see /etc/subuid and /etc/subgid)")))
+}
+
+/// A user namespace with these maps and nobody in it.
+pub fn empty_namespace(maps: &IdMaps) -> Result<OwnedFd> {
+    let (reader, writer) = std::io::pipe()?;
+    match clone(&CloneRequest { flags: Namespace::User.flag(), into_cgroup: None })? {
+        Forked::Child => {
+            drop(writer);
+            // Ends with its maker, whatever happens to that.
+            drop(std::io::Read::read(&mut &reader, &mut [0]));
+            exit_now(0)
+        }
+        Forked::Parent { pid, .. } => {
+            drop(reader);
+            let opened = idmap::write_uids(pid, &maps.uids)
+                .and_then(|()| idmap::write_gids(pid, &maps.gids))
+                .doing(|| "write the id maps of a mount")
+                .and_then(|()| open_user_namespace(pid));
+            drop(writer);
+            wait(Target::Pid(pid), true)?;
+            opened
+        }
+    }
+}
+
+fn open_user_namespace(pid: Pid) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/ns/user");
+    let file = File::open(Path::new(&path)).doing(|| format!("open {path}"))?;
+    debug_assert!(Namespace::of(file.as_fd()).is_ok());
+    Ok(file.into())
+}

@@ -1,0 +1,287 @@
+//! The parent's story of a start: open, clone, converse.
+
+pub mod clone;
+pub mod exec;
+pub mod gate;
+pub mod idmap;
+pub mod notify;
+pub mod sync;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use oci_spec::runtime::{Hooks, LinuxResources, PosixRlimit, Process};
+use rung_sys::namespace::Namespace;
+use rung_sys::process::{Pid, Target};
+use rung_sys::{pidfd, rlimit};
+
+use crate::cgroups::Cgroup;
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::hooks::{self, HookState};
+use crate::init::{self, Inherited, binds};
+use crate::log;
+use crate::plan::InitPlan;
+use crate::plan::ids::IdMaps;
+use crate::plan::mounts::{Idmap, MountKind};
+use crate::seccomp::Filter;
+use clone::Birth;
+use sync::{Order, ParentEnd, Report};
+
+/// What a start needs beside the plan.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// What the process will do.
+    pub plan: &'a InitPlan,
+    /// Its filter.
+    pub filter: Option<&'a Filter>,
+    /// Where the listener of the filter goes.
+    pub listener: Option<notify::Destination>,
+    /// What hooks are told.
+    pub state: &'a HookState,
+    /// The hooks of the runtime's side.
+    pub hooks: Option<&'a Hooks>,
+    /// Its limits.
+    pub resources: Option<&'a LinuxResources>,
+    /// The gate, for `create`.
+    pub gate: Option<OwnedFd>,
+    /// Made without root.
+    pub rootless: bool,
+}
+
+/// A process that waits for nothing but `go`.
+#[derive(Debug)]
+pub struct Started {
+    /// Its number.
+    pub pid: Pid,
+    /// Its descriptor.
+    pub pidfd: OwnedFd,
+    /// The master of its terminal.
+    pub console: Option<OwnedFd>,
+    sync: ParentEnd,
+}
+
+/// Makes the first process of a container and takes it to the point where only the exec is left.
+pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
+    let plan = launch.plan;
+    let joined = clone::open_joined(&plan.namespaces)?;
+    let sources = open_sources(plan, &joined)?;
+    cgroup.create(launch.resources, None).map_err(cgroup_error)?;
+    let (parent, child) = sync::pair()?;
+    let through_user_namespace = plan.namespaces.joins(Namespace::User);
+    let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
+    let inherited = Inherited {
+        sync: child,
+        cgroup: Some(cgroup.entry(born_into.is_some()).map_err(cgroup_error)?),
+        views: cgroup.views(),
+        namespaces: joined,
+        sources,
+        gate: launch.gate,
+        waits_for_parent: plan.ids.is_some(),
+    };
+    let birth = Birth {
+        flags: birth_flags(plan),
+        joined: &inherited.namespaces,
+        time_offsets: plan.namespaces.time_offsets.as_deref(),
+        cgroup: born_into,
+        through_user_namespace,
+    };
+    let newborn = clone::give_birth(&birth, &inherited.sync, || {
+        init::run(plan, &inherited, launch.filter, launch.state)
+    })?;
+    drop(inherited);
+    let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
+    let mut started = Started { pid, pidfd, console: None, sync: parent };
+    let answers = Answers { hooks: launch.hooks, state: launch.state, listener: launch.listener };
+    let outcome = settle(&started, plan, launch.rootless).and_then(|()| started.converse(&answers));
+    if let Err(error) = outcome {
+        started.abort();
+        return Err(error);
+    }
+    Ok(started)
+}
+
+fn announced(parent: &ParentEnd) -> Result<i32> {
+    match parent.receive()? {
+        Some(Report::Forked(pid)) => Ok(pid),
+        Some(Report::Failed(error)) => Err(error),
+        _ => Err(Error::new(Kind::Internal, "the process in between ended without a word")),
+    }
+}
+
+/// The cgroup namespace is made by the process itself, once it is in its cgroup; a time namespace with offsets by the
+/// parent, before anybody is in it.
+fn birth_flags(plan: &InitPlan) -> u64 {
+    let by_clone = |kind: &&Namespace| match kind {
+        Namespace::Cgroup => false,
+        Namespace::Time => plan.namespaces.time_offsets.is_none(),
+        _ => true,
+    };
+    plan.namespaces.make.iter().filter(by_clone).fold(0, |flags, kind| flags | kind.flag())
+}
+
+/// What the new process cannot do for itself.
+fn settle(started: &Started, plan: &InitPlan, rootless: bool) -> Result<()> {
+    set_oom_score(started.pid, &plan.process.spec, rootless)?;
+    if let Some(maps) = &plan.ids {
+        idmap::write(started.pid, maps, rootless)?;
+        started.sync.send(Order::Prepared)?;
+    }
+    Ok(())
+}
+
+/// Sources of bind mounts that the container's root could not reach from inside its user namespace, and those whose ids
+/// are translated, are opened here.
+fn open_sources(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Option<OwnedFd>>> {
+    let in_user_namespace = plan.namespaces.has(Namespace::User);
+    let mut sources = Vec::new();
+    for step in &plan.mounts {
+        let MountKind::Bind { source } = &step.kind else {
+            sources.push(None);
+            continue;
+        };
+        let translated = match &step.idmap {
+            None => None,
+            Some(Idmap::Ranges { uids, gids }) => {
+                Some(idmap::empty_namespace(&IdMaps { uids: uids.clone(), gids: gids.clone() })?)
+            }
+            Some(Idmap::Container) => match (&plan.ids, joined.iter().find(|(kind, _)| *kind == Namespace::User)) {
+                (Some(maps), _) => Some(idmap::empty_namespace(maps)?),
+                (None, Some((_, namespace))) => Some(namespace.try_clone()?),
+                (None, None) => return Err(Error::invalid("idmap without mappings needs a user namespace")),
+            },
+        };
+        if translated.is_none() && !in_user_namespace {
+            sources.push(None);
+            continue;
+        }
+        let namespace = translated.as_ref().map(OwnedFd::as_fd);
+        let tree = binds::open_source(step, source, namespace)
+            .doing(|| format!("mount {} to {}", source.display(), step.destination.display()))?;
+        sources.push(Some(tree));
+    }
+    // Trailing nothings say nothing.
+    while sources.last().is_some_and(Option::is_none) {
+        sources.pop();
+    }
+    Ok(sources)
+}
+
+/// How the parent answers what the process asks.
+#[derive(Debug)]
+pub struct Answers<'a> {
+    /// The hooks of the runtime's side.
+    pub hooks: Option<&'a Hooks>,
+    /// What they are told.
+    pub state: &'a HookState,
+    /// Where a seccomp listener goes.
+    pub listener: Option<notify::Destination>,
+}
+
+impl Started {
+    /// Answers until the process is ready.
+    pub fn converse(&mut self, answers: &Answers<'_>) -> Result<()> {
+        loop {
+            match self.sync.receive()? {
+                Some(Report::Ready) => return Ok(()),
+                Some(Report::Failed(error)) => return Err(error),
+                Some(Report::Warning(text)) => log::warning(&text),
+                Some(Report::Console(master)) => self.console = Some(master),
+                Some(Report::AtHooks) => {
+                    self.run_hooks(answers)?;
+                    self.sync.send(Order::HooksDone)?;
+                }
+                Some(Report::Listener(number)) => {
+                    let fd = pidfd::get_fd(self.pidfd.as_fd(), number).doing(|| "take the seccomp listener")?;
+                    notify::send(answers, self.pid.as_raw(), &fd)?;
+                    self.sync.send(Order::ListenerTaken)?;
+                }
+                Some(Report::Forked(_)) => {
+                    return Err(Error::new(Kind::Internal, "container process: message out of turn"));
+                }
+                None => return Err(self.obituary()),
+            }
+        }
+    }
+
+    fn run_hooks(&self, answers: &Answers<'_>) -> Result<()> {
+        let pid = Some(self.pid.as_raw());
+        #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]
+        let prestart = answers.hooks.and_then(|hooks| hooks.prestart().as_ref());
+        let create_runtime = answers.hooks.and_then(|hooks| hooks.create_runtime().as_ref());
+        hooks::run("prestart", prestart.map(Vec::as_slice).unwrap_or_default(), answers.state, "creating", pid)?;
+        let list = create_runtime.map(Vec::as_slice).unwrap_or_default();
+        hooks::run("createRuntime", list, answers.state, "creating", pid)
+    }
+
+    /// Sets the resource limits from outside: some can only be raised by who has the capability on the host, and a
+    /// low one must not hinder the preparations.
+    pub fn set_limits(&self, process: &Process) -> Result<()> {
+        for limit in process.rlimits().iter().flatten() {
+            let name = limit.typ().to_string();
+            let number = rlimit::number(&name)
+                .ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
+            let (soft, hard) = (PosixRlimit::soft(limit), PosixRlimit::hard(limit));
+            rlimit::set(self.pid.as_raw(), number, soft, hard).doing(|| format!("error setting rlimits for {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets the process go on to its exec (or to the gate).
+    pub fn go(&self) -> Result<()> {
+        self.sync.send(Order::Go)
+    }
+
+    /// Waits until the program was executed; the reason when it was not.
+    pub fn executed(&self) -> Result<()> {
+        loop {
+            match self.sync.receive()? {
+                None => return Ok(()),
+                Some(Report::Failed(error)) => return Err(error),
+                Some(Report::Warning(text)) => log::warning(&text),
+                Some(_) => return Err(Error::new(Kind::Internal, "container process: message out of turn")),
+            }
+        }
+    }
+
+    /// Ends the process and reaps it: nothing may be left of a start that failed.
+    pub fn abort(&self) {
+        drop(pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL));
+        drop(rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), true));
+    }
+
+    fn obituary(&self) -> Error {
+        let exit = rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), true);
+        let how = match exit {
+            Ok(Some((_, rung_sys::process::Exit::Signal(signal)))) => {
+                format!("was killed by {} (too little memory, or a filter that forbids what a start needs)", rung_sys::signal::name(signal))
+            }
+            Ok(Some((_, rung_sys::process::Exit::Code(code)))) => format!("ended with code {code}"),
+            _ => "is gone".to_owned(),
+        };
+        Error::new(Kind::Internal, format!("the container's process {how} before it was ready"))
+    }
+}
+
+/// The badness for the out-of-memory killer; absent means untouched.
+pub fn set_oom_score(pid: Pid, process: &Process, rootless: bool) -> Result<()> {
+    let Some(score) = process.oom_score_adj() else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, score.to_string().as_bytes()));
+    match written {
+        Err(error) if rootless && matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
+        other => other.doing(|| format!("process.oomScoreAdj: write {score} to {path}")),
+    }
+}
+
+/// A failed cgroup operation as an error of the runtime.
+pub fn cgroup_error(error: crate::cgroups::Error) -> Error {
+    let kind = match &error {
+        crate::cgroups::Error::Invalid { .. } => Kind::Invalid,
+        crate::cgroups::Error::Deadline { .. } => Kind::Timeout,
+        error if error.is_denied() => Kind::Permission,
+        _ => Kind::Internal,
+    };
+    Error::new(kind, format!("cgroup: {error}"))
+}
