@@ -67,13 +67,7 @@ pub fn run(name: &str, hooks: &[Hook], state: &HookState, status: &str, pid: Opt
 
 /// Runs hooks inside the container's namespaces, where the process number is another one. A hook without an
 /// environment of its own gets `env`.
-pub fn run_inside(
-    name: &str,
-    hooks: &[Hook],
-    state: &HookState,
-    status: &str,
-    env: Option<&[String]>,
-) -> Result<()> {
+pub fn run_inside(name: &str, hooks: &[Hook], state: &HookState, status: &str, env: Option<&[String]>) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
@@ -104,7 +98,10 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
     }
     let timeout = match hook.timeout() {
         Some(seconds) => Some(Duration::from_secs(
-            u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).ok_or_else(|| Error::invalid("hook timeout must be greater than zero"))?,
+            u64::try_from(seconds)
+                .ok()
+                .filter(|seconds| *seconds > 0)
+                .ok_or_else(|| Error::invalid("hook timeout must be greater than zero"))?,
         )),
         None => None,
     };
@@ -129,15 +126,18 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
     let (exit, output) = wait(pid, &reader.into(), timeout)?;
     let output = String::from_utf8_lossy(&output);
     let complain = |what: String| {
-        let detail = if output.trim().is_empty() { String::new() } else { format!(", stdout/stderr: {}", output.trim()) };
+        let detail =
+            if output.trim().is_empty() { String::new() } else { format!(", stdout/stderr: {}", output.trim()) };
         Err(Error::new(Kind::Internal, format!("{what}{detail}")))
     };
     match exit {
         Some(Exit::Code(0)) => Ok(()),
         Some(Exit::Code(code)) => complain(format!("exit status {code}")),
         Some(Exit::Signal(signal)) => complain(format!("signal: {}", rung_sys::signal::name(signal))),
-        None => complain(format!("hook ran past specified timeout of {:.1}s", timeout.unwrap_or_default().as_secs_f64()))
-            .map_err(|error: Error| error.with_kind(Kind::Timeout)),
+        None => {
+            complain(format!("hook ran past specified timeout of {:.1}s", timeout.unwrap_or_default().as_secs_f64()))
+                .map_err(|error: Error| error.with_kind(Kind::Timeout))
+        }
     }
 }
 

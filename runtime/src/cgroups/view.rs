@@ -41,7 +41,11 @@ impl Cgroup {
         let view = |place: &super::Place| {
             let mount = place.hierarchy.mount.clone();
             let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let directory = if place.dir.is_some() { place.path.clone() } else { mount.join(place.hierarchy.own.strip_prefix("/").unwrap_or(&place.hierarchy.own)) };
+            let directory = if place.dir.is_some() {
+                place.path.clone()
+            } else {
+                mount.join(place.hierarchy.own.strip_prefix("/").unwrap_or(&place.hierarchy.own))
+            };
             View {
                 name: if unified { String::new() } else { name },
                 controllers: place.hierarchy.controllers.clone(),

@@ -1,9 +1,9 @@
 //! `create`.
 
 use crate::cli::CreateArgs;
+use crate::container::Settings;
 use crate::container::create::{self, Options};
 use crate::container::id::ContainerId;
-use crate::container::Settings;
 use crate::error::{Doing as _, Error, Result};
 use crate::plan::Wishes;
 
@@ -12,7 +12,8 @@ pub(super) fn run(settings: &Settings, args: CreateArgs) -> Result<()> {
     let mut options = options(args)?;
     options.gated = true;
     options.detached = true;
-    create::create(settings, &id, &options).doing(|| "runc create failed")
+    let made = create::create(settings, &id, &options).doing(|| "runc create failed");
+    made.map_err(|error| error.with_exit_code(1))
 }
 
 /// What `create` and `run` have in common.

@@ -117,7 +117,9 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     let number = |part: &str, what: &str| {
         let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let parsed = part.parse::<u32>().ok().filter(|id| digits && *id != u32::MAX);
-        parsed.ok_or_else(|| Error::invalid(format!("parsing {part:?} as int for {what} failed: not a number from 0 to 4294967294")))
+        parsed.ok_or_else(|| {
+            Error::invalid(format!("parsing {part:?} as int for {what} failed: not a number from 0 to 4294967294"))
+        })
     };
     match text.split_once(':') {
         Some((uid, gid)) => Ok((number(uid, "uid")?, Some(number(gid, "gid")?))),
@@ -130,8 +132,8 @@ fn add_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> Result
     let mut added = Capabilities::new();
     for name in names {
         let json = serde_json::Value::from(name.to_ascii_uppercase());
-        let capability = serde_json::from_value(json)
-            .map_err(|_| Error::invalid(format!("--cap {name}: unknown capability")))?;
+        let capability =
+            serde_json::from_value(json).map_err(|_| Error::invalid(format!("--cap {name}: unknown capability")))?;
         added.insert(capability);
     }
     let sets = match sets {

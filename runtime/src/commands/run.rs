@@ -30,7 +30,7 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
         finish(made, !args.keep)?;
         Ok(exit.shell_code())
     };
-    attempt().doing(|| "runc run failed")
+    attempt().doing(|| "runc run failed").map_err(|error| error.with_exit_code(1))
 }
 
 /// The program was let go; what follows is known only once it was executed.

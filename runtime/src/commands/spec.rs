@@ -52,7 +52,9 @@ fn make_rootless(document: &mut Value, uid: u32, gid: u32) {
             });
         }
         if let Some(options) = mount["options"].as_array_mut() {
-            options.retain(|option| !option.as_str().is_some_and(|text| text.starts_with("gid=") || text.starts_with("uid=")));
+            options.retain(|option| {
+                !option.as_str().is_some_and(|text| text.starts_with("gid=") || text.starts_with("uid="))
+            });
         }
     }
 }

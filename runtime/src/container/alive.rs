@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn own_process_is_alive_only_with_its_start_time() {
-        let own = rung_sys::process::Pid::this();
+        let own = Pid::this();
         let stat = ProcessStat::read(own).expect("own stat");
         assert!(is_alive(own, stat.start_time));
         assert!(!is_alive(own, stat.start_time + 1));

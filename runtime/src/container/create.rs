@@ -74,12 +74,12 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let (filter, listener) = filter(&bundle.spec)?;
     let linux = bundle.spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
-        .map_err(launch::cgroup_error)?;
+    let mut cgroup =
+        Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless).map_err(launch::cgroup_error)?;
     let state = hook_state(id, &bundle);
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
-    let mut attempt = || -> Result<(Started, Record)> {
+    let attempt = || -> Result<(Started, Record)> {
         let mut record = record;
         // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
         entry.save(&record)?;
@@ -191,8 +191,7 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok((None, None));
     };
-    let filter = seccomp::compile(profile)
-        .map_err(|error| Error::invalid(error.to_string()))?;
+    let filter = seccomp::compile(profile).map_err(|error| Error::invalid(error.to_string()))?;
     let destination = profile.listener_path().clone().filter(|path| !path.as_os_str().is_empty());
     let destination = destination.map(|path| notify::Destination {
         path,
@@ -221,13 +220,8 @@ fn first_record(
     cgroup: &Cgroup,
     cgroups_path: Option<&Path>,
 ) -> Result<Record> {
-    let mut labels: Vec<String> = bundle
-        .spec
-        .annotations()
-        .iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
+    let mut labels: Vec<String> =
+        bundle.spec.annotations().iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
     labels.sort();
     labels.push(format!("bundle={}", bundle.path.display()));
     let text = RawValue::from_string(bundle.text.clone()).map_err(|error| Error::invalid(error.to_string()))?;

@@ -54,7 +54,10 @@ fn end(container: &Container) -> Result<()> {
         // Kills what shares our process numbers too, and thaws: a frozen process does not die on v1.
         container.cgroup().kill().map_err(cgroup_error)?;
         if !pidfd::wait_exit(process.as_fd(), DYING)? {
-            return Err(Error::new(Kind::Timeout, format!("container init (pid {}) still running after SIGKILL", container.pid())));
+            return Err(Error::new(
+                Kind::Timeout,
+                format!("container init (pid {}) still running after SIGKILL", container.pid()),
+            ));
         }
     }
     Ok(())

@@ -44,7 +44,10 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
     match container.status() {
         Status::Stopped => return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container")),
         Status::Paused if !options.ignore_paused => {
-            return Err(Error::new(Kind::Paused, "cannot exec in a paused container (use --ignore-paused to override)"));
+            return Err(Error::new(
+                Kind::Paused,
+                "cannot exec in a paused container (use --ignore-paused to override)",
+            ));
         }
         _ => {}
     }
@@ -76,11 +79,7 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
 
 /// The way into the container's cgroups. Where they are gone or cannot hold processes (a service manager inside has
 /// made sub-cgroups), the process goes where the container's first process is now.
-fn place(
-    container: &Container,
-    cgroup: Cgroup,
-    options: &Options,
-) -> Result<Option<crate::cgroups::Entry>> {
+fn place(container: &Container, cgroup: Cgroup, options: &Options) -> Result<Option<crate::cgroups::Entry>> {
     if !options.cgroups.is_empty() {
         return cgroup.sub_entry(&options.cgroups).map(Some).map_err(cgroup_error);
     }

@@ -16,7 +16,9 @@ impl ContainerId {
         }
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
         if text == "." || text == ".." || !text.bytes().all(plain) {
-            return Err(Error::invalid(format!("invalid container ID format: {text:?} (use letters, digits and _+.-)")));
+            return Err(Error::invalid(format!(
+                "invalid container ID format: {text:?} (use letters, digits and _+.-)"
+            )));
         }
         Ok(Self(text.to_owned()))
     }

@@ -21,6 +21,7 @@ use crate::error::{Doing as _, Error, Kind, Result};
 
 const RECORD: &str = "state.json";
 const FIFO: &str = "exec.fifo";
+const TEMPORARY: &str = ".state.json.new";
 
 /// All containers of one `--root`.
 #[derive(Debug, Clone)]
@@ -53,7 +54,11 @@ impl Store {
         let made = match builder.create(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut parents = std::fs::DirBuilder::new();
-                parents.recursive(true).mode(0o711).create(&self.root).doing(|| format!("make state directory {}", self.root.display()))?;
+                parents
+                    .recursive(true)
+                    .mode(0o711)
+                    .create(&self.root)
+                    .doing(|| format!("make state directory {}", self.root.display()))?;
                 builder.create(&path)
             }
             other => other,
@@ -123,7 +128,7 @@ impl Entry {
     /// the record could speak of. The rename is what keeps a killed run from leaving half a file.
     pub fn save(&self, record: &Record) -> Result<()> {
         let path = self.path.join(RECORD);
-        let temporary = self.path.join(".state.json.new");
+        let temporary = self.path.join(TEMPORARY);
         let write = || -> std::io::Result<()> {
             let text = serde_json::to_vec(record)?;
             let mut file =
@@ -136,15 +141,20 @@ impl Entry {
 
     /// Forgets the container. What is gone already is no error.
     pub fn remove(&self) -> Result<()> {
-        // The common case is a directory with one file; the general way costs more system calls.
-        if std::fs::remove_file(self.path.join(RECORD)).is_ok() && std::fs::remove_dir(&self.path).is_ok() {
-            return Ok(());
+        for name in [RECORD, FIFO, TEMPORARY, "notify/notify.sock"] {
+            gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).doing(|| format!("remove {}", self.path.display()))
-            }
-            _ => Ok(()),
+        for directory in [self.path.join("notify"), self.path.clone()] {
+            gone(std::fs::remove_dir(&directory)).doing(|| format!("remove {}", directory.display()))?;
         }
+        Ok(())
+    }
+}
+
+/// What is gone already needs no removing.
+fn gone(outcome: std::io::Result<()>) -> std::io::Result<()> {
+    match outcome {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
+        other => other,
     }
 }

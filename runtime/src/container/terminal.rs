@@ -11,7 +11,7 @@ use crate::error::{Doing as _, Result};
 
 /// Copies between the caller's streams and a container's terminal.
 #[derive(Debug)]
-pub struct Terminal {
+pub(super) struct Terminal {
     master: OwnedFd,
     saved: Option<tty::Settings>,
     to_master: Vec<u8>,
@@ -24,7 +24,7 @@ const MAX_PENDING: usize = 64 * 1024;
 
 impl Terminal {
     /// Makes the caller's terminal raw, when there is one, and takes its size over.
-    pub fn attach(master: OwnedFd) -> Result<Self> {
+    pub(super) fn attach(master: OwnedFd) -> Result<Self> {
         tty::clear_newline_translation(master.as_fd()).doing(|| "set the terminal up")?;
         let stdin = std::io::stdin();
         let saved = if stdin.is_terminal() {
@@ -40,7 +40,7 @@ impl Terminal {
     }
 
     /// Follows the size of the caller's terminal.
-    pub fn resize(&self) {
+    pub(super) fn resize(&self) {
         if let Ok(size) = tty::window_size(std::io::stdin().as_fd()) {
             // A program that ends at this moment has no use for a size.
             drop(tty::set_window_size(self.master.as_fd(), size));
@@ -48,27 +48,27 @@ impl Terminal {
     }
 
     /// The container's side.
-    pub fn master(&self) -> BorrowedFd<'_> {
+    pub(super) fn master(&self) -> BorrowedFd<'_> {
         self.master.as_fd()
     }
 
     /// Whether the program may still write.
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.master_open
     }
 
     /// Whether the caller's input is wanted now.
-    pub fn wants_input(&self) -> bool {
+    pub(super) fn wants_input(&self) -> bool {
         self.stdin_open && self.to_master.len() < MAX_PENDING
     }
 
     /// Whether typed text waits for room.
-    pub fn has_pending(&self) -> bool {
+    pub(super) fn has_pending(&self) -> bool {
         !self.to_master.is_empty()
     }
 
     /// Takes what was typed.
-    pub fn read_input(&mut self) {
+    pub(super) fn read_input(&mut self) {
         let mut buffer = [0; 4096];
         match nix::unistd::read(std::io::stdin(), &mut buffer) {
             Ok(0) => {
@@ -84,7 +84,7 @@ impl Terminal {
     }
 
     /// Hands typed text to the program as far as there is room.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while !self.to_master.is_empty() {
             match nix::unistd::write(&self.master, &self.to_master) {
                 Ok(length) => drop(self.to_master.drain(..length)),
@@ -96,7 +96,7 @@ impl Terminal {
     }
 
     /// Copies what the program wrote until there is no more for now.
-    pub fn copy_output(&mut self) {
+    pub(super) fn copy_output(&mut self) {
         let mut buffer = [0; 16 * 1024];
         loop {
             match nix::unistd::read(&self.master, &mut buffer) {

@@ -22,7 +22,10 @@ pub fn open_source(plan: &MountPlan, source: &Path, user_namespace: Option<Borro
     if plan.destination == Path::new("/proc") {
         let found = fstatfs(&place).doing(|| format!("look at {}", source.display()))?;
         if found.filesystem_type() != PROC_SUPER_MAGIC {
-            return Err(Error::invalid(format!("{} is no proc file system and cannot be mounted on /proc", source.display())));
+            return Err(Error::invalid(format!(
+                "{} is no proc file system and cannot be mounted on /proc",
+                source.display()
+            )));
         }
     }
     let tree = mount::open_tree(place.as_fd(), Path::new(""), plan.options.recursive_bind)

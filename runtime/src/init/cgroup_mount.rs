@@ -20,7 +20,7 @@ use crate::plan::InitPlan;
 use crate::plan::mounts::MountPlan;
 
 /// Mounts it.
-pub fn mount(step: &MountPlan, inherited: &Inherited, plan: &InitPlan, root: &Root) -> Result<()> {
+pub(super) fn mount(step: &MountPlan, inherited: &Inherited, plan: &InitPlan, root: &Root) -> Result<()> {
     let place = target::find_or_make(root.as_fd(), &step.destination, Make::Directory)?;
     match &inherited.views[..] {
         [only] if only.name.is_empty() => {
@@ -59,7 +59,8 @@ fn mount_v1(step: &MountPlan, views: &[View], place: &std::os::fd::OwnedFd) -> R
         for controller in view.controllers.iter().filter(|controller| **controller != view.name) {
             let controller = controller.strip_prefix("name=").unwrap_or(controller);
             if controller != view.name {
-                nix::unistd::symlinkat(view.name.as_str(), &tmpfs, controller).doing(|| format!("make link {controller}"))?;
+                nix::unistd::symlinkat(view.name.as_str(), &tmpfs, controller)
+                    .doing(|| format!("make link {controller}"))?;
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::launch::sync::ChildEnd;
 use crate::plan::process::ProcessPlan;
 
 /// Makes the terminal, hands the master to the parent, and puts the slave at stdin, stdout, stderr and `/dev/console`.
-pub fn set_up(process: &ProcessPlan, own_dev: bool, sync: &ChildEnd) -> Result<()> {
+pub(super) fn set_up(process: &ProcessPlan, own_dev: bool, sync: &ChildEnd) -> Result<()> {
     let slave = make(process, sync)?;
     if own_dev {
         bind_console(slave.as_fd()).doing(|| "set /dev/console up")?;
@@ -27,7 +27,7 @@ pub fn set_up(process: &ProcessPlan, own_dev: bool, sync: &ChildEnd) -> Result<(
 }
 
 /// The same for an `exec`, whose container has its console already.
-pub fn set_up_exec(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
+pub(super) fn set_up_exec(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
     let slave = make(process, sync)?;
     take(slave.as_fd())
 }
@@ -71,7 +71,8 @@ fn bind_console(slave: BorrowedFd<'_>) -> Result<()> {
 fn take(slave: BorrowedFd<'_>) -> Result<()> {
     tty::set_controlling(slave).doing(|| "take the terminal")?;
     for number in 0..3 {
-        rung_sys::process::replace_descriptor(slave, number).doing(|| format!("put the terminal ({}) in place", slave.as_raw_fd()))?;
+        rung_sys::process::replace_descriptor(slave, number)
+            .doing(|| format!("put the terminal ({}) in place", slave.as_raw_fd()))?;
     }
     Ok(())
 }

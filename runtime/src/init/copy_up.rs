@@ -15,7 +15,7 @@ use crate::error::{Doing as _, Error, Kind, Result};
 const MAX_DEPTH: usize = 64;
 
 /// Copies everything below `from` to `to`; links are copied as links.
-pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     if !target::is_directory(from)? {
         return Err(Error::new(Kind::Invalid, "tmpcopyup: the destination is no directory"));
     }
@@ -28,7 +28,8 @@ fn copy_directory(from: OwnedFd, to: BorrowedFd<'_>, depth: usize) -> Result<()>
         return Err(Error::new(Kind::Invalid, format!("directories nest deeper than {MAX_DEPTH}")));
     }
     let mut directory = Dir::from_fd(from.try_clone()?)?;
-    let names: Vec<_> = directory.iter().filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned())).collect();
+    let names: Vec<_> =
+        directory.iter().filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned())).collect();
     for name in names {
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;

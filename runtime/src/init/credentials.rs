@@ -12,16 +12,16 @@ use rung_sys::credentials;
 use rung_sys::procfs::Procfs;
 use rung_sys::{lsm, process as system};
 
+use super::binds;
 use super::exec::Program;
 use super::target::{self, Make};
-use super::binds;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::launch::sync::ChildEnd;
 use crate::plan::process::{ProcessPlan, replace};
 use crate::seccomp::Filter;
 
 /// Gives up what the program is not to have, and finds the program as the user that will execute it.
-pub fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: &ChildEnd) -> Result<Program> {
+pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: &ChildEnd) -> Result<Program> {
     let spec = &process.spec;
     let mut env = process.env.clone();
     add_home(process, &mut env);
@@ -143,7 +143,10 @@ fn enter_directory(path: &Path, first_try: bool) -> Result<bool> {
     let found = match target::find(root.as_fd(), path, true) {
         Err(Errno::ENOENT) if first_try => target::find_or_make(root.as_fd(), path, Make::Directory),
         Err(Errno::ELOOP) => {
-            return Err(Error::invalid(format!("process.cwd: {} is a link that leads out of the root", path.display())));
+            return Err(Error::invalid(format!(
+                "process.cwd: {} is a link that leads out of the root",
+                path.display()
+            )));
         }
         Err(Errno::EACCES) if first_try => return Ok(false),
         other => other.map_err(Error::from),

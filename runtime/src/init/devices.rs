@@ -29,7 +29,9 @@ pub fn set_up(plan: &InitPlan, root: &Root) -> Result<()> {
     // Through a link, nodes would be made in a directory of the image's choice.
     let dev = match target::find_without_links(root.as_fd(), Path::new("/dev")) {
         Err(Errno::ENOENT) => target::find_or_make(root.as_fd(), Path::new("/dev"), Make::Directory)?,
-        Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(Error::invalid("/dev of the root is a link, which is refused")),
+        Err(Errno::ELOOP | Errno::ENOTDIR) => {
+            return Err(Error::invalid("/dev of the root is a link, which is refused"));
+        }
         other => other.doing(|| "open /dev")?,
     };
     let bound = plan.namespaces.has(Namespace::User);

@@ -11,7 +11,7 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// Locks what the plan names. What does not exist needs no lock; any other failure is an error.
-pub fn apply(plan: &InitPlan, read_only_later: &[OwnedFd]) -> Result<()> {
+pub(super) fn apply(plan: &InitPlan, read_only_later: &[OwnedFd]) -> Result<()> {
     for mounted in read_only_later {
         let change = Change { set: attribute::RDONLY, ..Change::default() };
         mount::set_attributes(mounted.as_fd(), false, &change).doing(|| "make a tmpfs read-only")?;

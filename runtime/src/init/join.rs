@@ -10,7 +10,7 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// Joins what the configuration names, and makes the cgroup namespace, now that the process is in its cgroups.
-pub fn namespaces(plan: &InitPlan, inherited: &Inherited) -> Result<()> {
+pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited) -> Result<()> {
     all(&inherited.namespaces, false)?;
     if plan.namespaces.has(Namespace::User) {
         become_root()?;
@@ -19,7 +19,7 @@ pub fn namespaces(plan: &InitPlan, inherited: &Inherited) -> Result<()> {
 }
 
 /// Joins in the order of the list: the user namespace first, the mount namespace last.
-pub fn all(list: &[(Namespace, OwnedFd)], user_namespace: bool) -> Result<()> {
+pub(super) fn all(list: &[(Namespace, OwnedFd)], user_namespace: bool) -> Result<()> {
     for (kind, fd) in list {
         // A process number namespace was joined by the parent: it only holds for children.
         if *kind == Namespace::Pid {

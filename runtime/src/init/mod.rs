@@ -160,7 +160,9 @@ pub fn run_exec(
     let attempt = || -> Result<Error> {
         process::begin()?;
         if let Some(entry) = &inherited.cgroup {
-            entry.enter().map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
+            entry
+                .enter()
+                .map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
         }
         join::all(&inherited.namespaces, own_user_namespace)?;
         rung_sys::process::new_session()?;

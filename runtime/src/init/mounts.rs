@@ -19,11 +19,13 @@ use crate::plan::mounts::{MountKind, MountPlan};
 const CONFIGURED: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
 
 /// Mounts everything; returns the mounts that become read-only once their content is there.
-pub fn mount_all(plan: &InitPlan, inherited: &Inherited, root: &Root) -> Result<Vec<OwnedFd>> {
+pub(super) fn mount_all(plan: &InitPlan, inherited: &Inherited, root: &Root) -> Result<Vec<OwnedFd>> {
     let mut read_only_later = Vec::new();
     for (index, step) in plan.mounts.iter().enumerate() {
         let mounted = match &step.kind {
-            MountKind::Bind { source } => bind(step, source, inherited.sources.get(index).and_then(Option::as_ref), root).map(|()| None),
+            MountKind::Bind { source } => {
+                bind(step, source, inherited.sources.get(index).and_then(Option::as_ref), root).map(|()| None)
+            }
             MountKind::Cgroup => cgroup_mount::mount(step, inherited, plan, root).map(|()| None),
             MountKind::FileSystem { name, source } => file_system(step, name, source, plan, root),
         };
@@ -68,31 +70,28 @@ fn copy_symlink(step: &MountPlan, source: &Path, root: &Root) -> Result<bool> {
     let (parent, name) = target::parent_of(root.as_fd(), &step.destination)?;
     match nix::unistd::symlinkat(&text, parent.as_fd(), &name) {
         Ok(()) => Ok(true),
-        Err(Errno::EEXIST) if nix::fcntl::readlinkat(parent.as_fd(), &name).is_ok_and(|found| *found == *text) => Ok(true),
+        Err(Errno::EEXIST) if nix::fcntl::readlinkat(parent.as_fd(), &name).is_ok_and(|found| *found == *text) => {
+            Ok(true)
+        }
         Err(errno) => Err(errno).doing(|| format!("make link {}", step.destination.display())),
     }
 }
 
-fn file_system(
-    step: &MountPlan,
-    name: &str,
-    source: &Path,
-    plan: &InitPlan,
-    root: &Root,
-) -> Result<Option<OwnedFd>> {
+fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, root: &Root) -> Result<Option<OwnedFd>> {
     let shows_kernel = matches!(name, "proc" | "sysfs");
     let (place, existed) = place(step, root, shows_kernel)?;
     if step.options.remount {
         binds::set_attributes(place.as_fd(), &step.options)?;
         return Ok(None);
     }
-    let deferred = step.options.set & attribute::RDONLY != 0 && (name == "tmpfs" || step.destination == Path::new("/dev"));
+    let deferred =
+        step.options.set & attribute::RDONLY != 0 && (name == "tmpfs" || step.destination == Path::new("/dev"));
     let attributes = if deferred { step.options.set & !attribute::RDONLY } else { step.options.set };
     let Some(words) = words(step, name, existed.then_some(place.as_fd()), plan)? else {
         return mount_by_string(step, name, source, attributes, &place, plan).map(|()| None);
     };
     let file_system = FileSystem::open(name)?;
-    if !source.as_os_str().is_empty() && source != Path::new(name) {
+    if !source.as_os_str().is_empty() {
         file_system.set("source", &source.to_string_lossy())?;
     }
     for flag in &step.options.superblock {

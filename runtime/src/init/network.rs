@@ -6,7 +6,7 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// A new network namespace has `lo`, but down.
-pub fn set_up(plan: &InitPlan) -> Result<()> {
+pub(super) fn set_up(plan: &InitPlan) -> Result<()> {
     if plan.namespaces.makes(Namespace::Network) {
         rung_sys::network::bring_loopback_up().doing(|| "bring the loopback device up")?;
     }

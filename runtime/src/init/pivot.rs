@@ -12,7 +12,7 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// Makes the container's root the root, and lets go of the host's.
-pub fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
+pub(super) fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
     fchdir(root).doing(|| "change to the root")?;
     if !plan.namespaces.has(Namespace::Mount) {
         chroot(".").doing(|| "chroot to the root")?;
@@ -54,7 +54,8 @@ fn move_root(plan: &InitPlan) -> Result<()> {
         if !matches!(kind, "proc" | "sysfs") || point.starts_with(&plan.root.path) {
             continue;
         }
-        mount::mount(None, point, None, libc::MS_SLAVE | libc::MS_REC, None).doing(|| format!("make {} a slave", point.display()))?;
+        mount::mount(None, point, None, libc::MS_SLAVE | libc::MS_REC, None)
+            .doing(|| format!("make {} a slave", point.display()))?;
         match mount::detach(point) {
             Err(error) if error.is(&[libc::EINVAL, libc::EPERM]) => {
                 mount::mount(Some(Path::new("tmpfs")), point, Some("tmpfs"), 0, None)

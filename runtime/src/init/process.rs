@@ -40,17 +40,15 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
     if let Some(wanted) = spec.scheduler() {
         let flags = wanted.flags().iter().flatten();
         let flags = flags.map(|flag| lookup(&sched::FLAGS, flag)).sum::<Result<u64>>()?;
-        let attributes = sched::Attributes {
-            policy: lookup(&sched::POLICIES, &wanted.policy())?,
-            flags,
-            nice: wanted.nice().unwrap_or(0),
-            priority: u32::try_from(wanted.priority().unwrap_or(0))
-                .map_err(|_| Error::invalid("process.scheduler.priority: negative"))?,
-            runtime: wanted.runtime().unwrap_or(0),
-            deadline: wanted.deadline().unwrap_or(0),
-            period: wanted.period().unwrap_or(0),
-            ..sched::Attributes::default()
-        };
+        let mut attributes = sched::Attributes::default();
+        attributes.policy = lookup(&sched::POLICIES, &wanted.policy())?;
+        attributes.flags = flags;
+        attributes.nice = wanted.nice().unwrap_or(0);
+        attributes.priority = u32::try_from(wanted.priority().unwrap_or(0))
+            .map_err(|_| Error::invalid("process.scheduler.priority: negative"))?;
+        attributes.runtime = wanted.runtime().unwrap_or(0);
+        attributes.deadline = wanted.deadline().unwrap_or(0);
+        attributes.period = wanted.period().unwrap_or(0);
         sched::set(0, &attributes).doing(|| "error setting scheduler")?;
     }
     if let Some(wanted) = spec.io_priority() {

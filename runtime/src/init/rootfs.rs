@@ -22,7 +22,7 @@ impl AsFd for Root {
 }
 
 /// Cuts the tree off from the host's and puts a mount of its own under the root, as pivot_root(2) demands.
-pub fn prepare(plan: &InitPlan) -> Result<Root> {
+pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
     let path = &plan.root.path;
     let open_directory = |path: &Path| {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -60,6 +60,5 @@ fn keep_shared(path: &Path) -> Result<()> {
         .filter(|point| path.starts_with(point))
         .max_by_key(|point| point.len())
         .unwrap_or("/");
-    mount::mount(None, Path::new(holder), None, libc::MS_PRIVATE, None)
-        .doing(|| format!("make {holder} private"))
+    mount::mount(None, Path::new(holder), None, libc::MS_PRIVATE, None).doing(|| format!("make {holder} private"))
 }

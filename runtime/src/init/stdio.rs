@@ -12,7 +12,7 @@ use crate::plan::process::ProcessPlan;
 
 /// Swaps a null device of the host for the container's, and lets a user that is not root open its pipes and terminals
 /// again through `/proc/self/fd`. Nothing but pipes and terminals ever changes its owner.
-pub fn prepare(process: &ProcessPlan) -> Result<()> {
+pub(super) fn prepare(process: &ProcessPlan) -> Result<()> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let descriptors: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let uid = process.spec.user().uid();
@@ -34,7 +34,7 @@ pub fn prepare(process: &ProcessPlan) -> Result<()> {
         let ours = kind == SFlag::S_IFIFO || (kind == SFlag::S_IFCHR && rung_sys::tty::is_terminal(fd));
         if ours && uid != 0 && found.st_uid != uid {
             // Not mapped, read-only, or forbidden: the program can still use what it was given.
-            drop(fchown(fd, Some(Uid::from_raw(uid)), None));
+            let _ = fchown(fd, Some(Uid::from_raw(uid)), None);
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// Writes them through a procfs of our own: whatever the image or another container put at `/proc` is never touched.
-pub fn write(plan: &InitPlan) -> Result<()> {
+pub(super) fn write(plan: &InitPlan) -> Result<()> {
     if plan.sysctl.is_empty() {
         return Ok(());
     }

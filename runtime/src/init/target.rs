@@ -159,10 +159,9 @@ pub fn parent_of(root: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, PathBuf)
 
 /// The path a descriptor has at this moment, for messages only.
 pub fn name_of(fd: BorrowedFd<'_>) -> String {
-    rung_sys::error::describe_fd(fd).split_once('<').map_or_else(
-        || fd.as_raw_fd().to_string(),
-        |(_, rest)| rest.trim_end_matches('>').to_owned(),
-    )
+    rung_sys::error::describe_fd(fd)
+        .split_once('<')
+        .map_or_else(|| fd.as_raw_fd().to_string(), |(_, rest)| rest.trim_end_matches('>').to_owned())
 }
 
 #[cfg(test)]
@@ -181,7 +180,9 @@ mod tests {
         let (directory, fd) = root();
         find_or_make(fd.as_fd(), Path::new("/a/b/c"), Make::File).expect("made");
         assert!(directory.path().join("a/b/c").is_file());
-        assert!(is_directory(find_or_make(fd.as_fd(), Path::new("a/b"), Make::File).expect("found").as_fd()).expect("stat"));
+        assert!(
+            is_directory(find_or_make(fd.as_fd(), Path::new("a/b"), Make::File).expect("found").as_fd()).expect("stat")
+        );
     }
 
     #[test]

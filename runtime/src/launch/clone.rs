@@ -71,7 +71,8 @@ pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8
         exit_now(child());
     }
     for (kind, own) in back {
-        namespace::enter(own.as_fd(), kind.flag()).doing(|| format!("return from the {} namespace", kind.proc_name()))?;
+        namespace::enter(own.as_fd(), kind.flag())
+            .doing(|| format!("return from the {} namespace", kind.proc_name()))?;
     }
     match forked? {
         Forked::Parent { pid, pidfd } => Ok(Newborn::Direct(pid, pidfd)),

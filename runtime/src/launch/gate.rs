@@ -42,7 +42,7 @@ pub fn leave_reason(gate: &OwnedFd, error: &Error) {
     let mut message = vec![error.kind().code()];
     message.extend(error.to_string().into_bytes().into_iter().take(4000));
     // Nobody is left to tell when that fails too.
-    drop(nix::unistd::write(gate, &message));
+    let _ = nix::unistd::write(gate, &message);
 }
 
 /// In `start`: lets the process go and waits until it has executed its program.

@@ -84,9 +84,8 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         cgroup: born_into,
         through_user_namespace,
     };
-    let newborn = clone::give_birth(&birth, &inherited.sync, || {
-        init::run(plan, &inherited, launch.filter, launch.state)
-    })?;
+    let newborn =
+        clone::give_birth(&birth, &inherited.sync, || init::run(plan, &inherited, launch.filter, launch.state))?;
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };
@@ -217,8 +216,8 @@ impl Started {
     pub fn set_limits(&self, process: &Process) -> Result<()> {
         for limit in process.rlimits().iter().flatten() {
             let name = limit.typ().to_string();
-            let number = rlimit::number(&name)
-                .ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
+            let number =
+                rlimit::number(&name).ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
             let (soft, hard) = (PosixRlimit::soft(limit), PosixRlimit::hard(limit));
             rlimit::set(self.pid.as_raw(), number, soft, hard).doing(|| format!("error setting rlimits for {name}"))?;
         }
@@ -252,7 +251,10 @@ impl Started {
         let exit = rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), true);
         let how = match exit {
             Ok(Some((_, rung_sys::process::Exit::Signal(signal)))) => {
-                format!("was killed by {} (too little memory, or a filter that forbids what a start needs)", rung_sys::signal::name(signal))
+                format!(
+                    "was killed by {} (too little memory, or a filter that forbids what a start needs)",
+                    rung_sys::signal::name(signal)
+                )
             }
             Ok(Some((_, rung_sys::process::Exit::Code(code)))) => format!("ended with code {code}"),
             _ => "is gone".to_owned(),

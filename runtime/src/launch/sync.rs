@@ -214,7 +214,10 @@ mod tests {
         assert!(matches!(parent.receive().expect("report"), Some(Report::Forked(-7))));
         child.failed(&Error::new(Kind::CannotExecute, "exec: x").with_exit_code(127));
         let Some(Report::Failed(error)) = parent.receive().expect("report") else { panic!("no failure") };
-        assert_eq!((error.kind(), error.exit_code(), error.to_string().as_str()), (Kind::CannotExecute, 127, "exec: x"));
+        assert_eq!(
+            (error.kind(), error.exit_code(), error.to_string().as_str()),
+            (Kind::CannotExecute, 127, "exec: x")
+        );
         drop(child);
         assert!(parent.receive().expect("end").is_none());
     }

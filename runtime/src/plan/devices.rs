@@ -51,9 +51,8 @@ const ALWAYS: &[(&str, u32, u32)] = &[
 
 /// The nodes every container has and those of the configuration, which win; `None` when `/dev` is the host's.
 pub fn plan(linux: Option<&Linux>, mounts: &[MountPlan]) -> Result<Option<DevicePlan>> {
-    let is_bound = |mount: &MountPlan| {
-        mount.destination == Path::new("/dev") && matches!(mount.kind, MountKind::Bind { .. })
-    };
+    let is_bound =
+        |mount: &MountPlan| mount.destination == Path::new("/dev") && matches!(mount.kind, MountKind::Bind { .. });
     if mounts.iter().any(is_bound) {
         return Ok(None);
     }

@@ -94,7 +94,8 @@ impl InitPlan {
         let has_mount_namespace = namespaces.has(Namespace::Mount);
         let masked = paths(linux.and_then(|linux| linux.masked_paths().as_ref()));
         let read_only = paths(linux.and_then(|linux| linux.readonly_paths().as_ref()));
-        if !has_mount_namespace && !(masked.is_empty() && read_only.is_empty()) {
+        let restricts = !masked.is_empty() || !read_only.is_empty();
+        if restricts && !has_mount_namespace {
             return Err(Error::invalid("unable to restrict sys entries without a private MNT namespace"));
         }
         let own_uts = namespaces.has(Namespace::Uts);

@@ -99,7 +99,9 @@ fn one(mount: &Mount, bundle: &Path, namespaces: &NamespacePlan) -> Result<Mount
     let kind = if options.bind || type_name == "bind" {
         if !options.data.is_empty() {
             let words = options.data.join(",");
-            return Err(Error::invalid(format!("options: bind mounts cannot have any filesystem-specific options applied: {words}")));
+            return Err(Error::invalid(format!(
+                "options: bind mounts cannot have any filesystem-specific options applied: {words}"
+            )));
         }
         if source.as_os_str().is_empty() {
             return Err(Error::invalid(format!("source: a bind mount needs one ({})", destination.display())));
@@ -118,12 +120,7 @@ fn one(mount: &Mount, bundle: &Path, namespaces: &NamespacePlan) -> Result<Mount
     Ok(MountPlan { destination, kind, options, idmap })
 }
 
-fn idmap(
-    mount: &Mount,
-    options: &MountOptions,
-    kind: &MountKind,
-    namespaces: &NamespacePlan,
-) -> Result<Option<Idmap>> {
+fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, namespaces: &NamespacePlan) -> Result<Option<Idmap>> {
     let given = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let planned = match (given(mount.uid_mappings()), given(mount.gid_mappings())) {
         (true, true) => Idmap::Ranges {
@@ -135,7 +132,11 @@ fn idmap(
         (false, false) => {
             return Err(Error::invalid("options: idmap without mappings needs a container with a user namespace"));
         }
-        _ => return Err(Error::invalid("uidMappings: uidMappings and gidMappings must both be given or both be absent")),
+        _ => {
+            return Err(Error::invalid(
+                "uidMappings: uidMappings and gidMappings must both be given or both be absent",
+            ));
+        }
     };
     if !matches!(kind, MountKind::Bind { .. }) {
         return Err(Error::invalid("uidMappings: id-mapped mounts are only possible for bind mounts"));
@@ -156,7 +157,9 @@ fn destination(path: &Path) -> Result<PathBuf> {
         }
     }
     if clean.as_os_str() == "/" {
-        return Err(Error::invalid("destination: a mount over the root file system is not possible (set root.path instead)"));
+        return Err(Error::invalid(
+            "destination: a mount over the root file system is not possible (set root.path instead)",
+        ));
     }
     Ok(clean)
 }

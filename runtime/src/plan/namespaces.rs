@@ -66,15 +66,21 @@ impl NamespacePlan {
             return Ok(None);
         };
         if self.joins(Namespace::Time) {
-            return Err(Error::invalid("linux.timeOffsets: time offsets cannot be set in a time namespace that is joined"));
+            return Err(Error::invalid(
+                "linux.timeOffsets: time offsets cannot be set in a time namespace that is joined",
+            ));
         }
         if !self.makes(Namespace::Time) {
-            return Err(Error::invalid("linux.timeOffsets: time namespace offsets specified, but time namespace isn't enabled in the config"));
+            return Err(Error::invalid(
+                "linux.timeOffsets: time namespace offsets specified, but time namespace isn't enabled in the config",
+            ));
         }
         let mut lines: Vec<String> = Vec::new();
         for (clock, offset) in offsets {
             if !matches!(clock.as_str(), "monotonic" | "boottime") {
-                return Err(Error::invalid(format!("linux.timeOffsets: {clock}: unknown clock (use monotonic or boottime)")));
+                return Err(Error::invalid(format!(
+                    "linux.timeOffsets: {clock}: unknown clock (use monotonic or boottime)"
+                )));
             }
             lines.push(format!("{clock} {} {}\n", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0)));
         }
