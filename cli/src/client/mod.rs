@@ -1,5 +1,6 @@
 //! The connection to gantryd and the calls on it.
 
+mod containerd;
 mod engine;
 mod stream;
 
@@ -32,6 +33,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct Client {
     engine: EngineClient<Channel>,
+    channel: Channel,
     namespace: MetadataValue<Ascii>,
 }
 
@@ -59,7 +61,8 @@ impl Client {
             .map_err(|error| Failure::new(format!("connect to gantryd at {}: {error}", path.display())))?;
         let namespace = MetadataValue::try_from(namespace.as_str())
             .map_err(|_| Failure::new(format!("namespace {:?} cannot be sent", namespace.as_str())))?;
-        Ok(Self { engine: EngineClient::new(channel).max_decoding_message_size(MAX_MESSAGE), namespace })
+        let engine = EngineClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        Ok(Self { engine, channel, namespace })
     }
 
     fn request<T>(&self, message: T) -> tonic::Request<T> {

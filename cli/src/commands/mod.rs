@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod completion;
 pub mod create;
+pub mod events;
 pub mod exec;
 pub mod images;
 pub mod info;
@@ -10,13 +11,17 @@ pub mod inspect;
 pub mod kill;
 pub mod logs;
 pub mod options;
+pub mod pause;
 pub mod ps;
 pub mod pull;
 pub mod rm;
 pub mod rmi;
 pub mod run;
 pub mod start;
+pub mod stats;
 pub mod stop;
+pub mod tag;
+pub mod top;
 pub mod version;
 pub mod wait;
 
@@ -55,14 +60,26 @@ pub enum Command {
     Attach(attach::Args),
     /// Wait until containers end and print their exit codes
     Wait(wait::Args),
+    /// Stop every process of containers where it is
+    Pause(pause::Args),
+    /// Let paused containers go on
+    Unpause(pause::Args),
+    /// Show the processes of a container
+    Top(top::Args),
+    /// Show what containers use
+    Stats(stats::Args),
     /// Download an image
     Pull(pull::Args),
+    /// Give an image one more name
+    Tag(tag::Args),
     /// List images
     Images(images::Args),
     /// Remove images
     Rmi(rmi::Args),
     /// Show everything about containers or images
     Inspect(inspect::Args),
+    /// Show what happens as it happens
+    Events(events::Args),
     /// Show the versions of gantry and gantryd
     Version(version::Args),
     /// Show what gantryd says of itself and its machine
@@ -110,6 +127,14 @@ pub enum ContainerCommand {
     Attach(attach::Args),
     /// Wait until containers end and print their exit codes
     Wait(wait::Args),
+    /// Stop every process of containers where it is
+    Pause(pause::Args),
+    /// Let paused containers go on
+    Unpause(pause::Args),
+    /// Show the processes of a container
+    Top(top::Args),
+    /// Show what containers use
+    Stats(stats::Args),
     /// Show everything about containers
     Inspect(inspect::ContainerArgs),
 }
@@ -120,6 +145,8 @@ pub enum ContainerCommand {
 pub enum ImageCommand {
     /// Download an image
     Pull(pull::Args),
+    /// Give an image one more name
+    Tag(tag::Args),
     /// List images
     #[command(visible_alias = "list")]
     Ls(images::Args),
@@ -134,6 +161,8 @@ pub enum ImageCommand {
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "the same verb as above")]
 pub enum SystemCommand {
+    /// Show what happens as it happens
+    Events(events::Args),
     /// Show what gantryd says of itself and its machine
     Info(info::Args),
 }
@@ -156,6 +185,12 @@ impl Command {
             Self::Start(args) | Self::Container(ContainerCommand::Start(args)) => args.run(context).await,
             Self::Attach(args) | Self::Container(ContainerCommand::Attach(args)) => args.run(context).await,
             Self::Wait(args) | Self::Container(ContainerCommand::Wait(args)) => args.run(context).await,
+            Self::Pause(args) | Self::Container(ContainerCommand::Pause(args)) => args.pause(context).await,
+            Self::Unpause(args) | Self::Container(ContainerCommand::Unpause(args)) => args.unpause(context).await,
+            Self::Top(args) | Self::Container(ContainerCommand::Top(args)) => args.run(context).await,
+            Self::Stats(args) | Self::Container(ContainerCommand::Stats(args)) => args.run(context).await,
+            Self::Events(args) | Self::System(SystemCommand::Events(args)) => args.run(context).await,
+            Self::Tag(args) | Self::Image(ImageCommand::Tag(args)) => args.run(context).await,
             Self::Pull(args) | Self::Image(ImageCommand::Pull(args)) => args.run(context).await,
             Self::Images(args) | Self::Image(ImageCommand::Ls(args)) => args.run(context).await,
             Self::Rmi(args) | Self::Image(ImageCommand::Rm(args)) => args.run(context).await,

@@ -1,0 +1,42 @@
+//! `gantry tag`: one more name for an image.
+
+use rung_spec::reference::Reference;
+
+use super::Context;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+
+/// `gantry tag`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name or id of the image
+    #[arg(value_name = "SOURCE_IMAGE")]
+    source: String,
+    /// Name to give it
+    #[arg(value_name = "TARGET_IMAGE")]
+    target: String,
+}
+
+impl Args {
+    pub(super) async fn run(self, context: &Context) -> Result<Code> {
+        let target = Reference::parse(&self.target).map_err(|error| Failure::new(error.to_string()))?;
+        if target.digest.is_some() {
+            return Err(Failure::new(format!("tag {}: a name to give cannot have a digest", self.target)));
+        }
+        let mut client = context.connect().await?;
+        let details = client.inspect_image(&self.source).await?;
+        let source = full_name(&mut client, &self.source, &details).await?;
+        client.tag(&source, &target.to_string()).await?;
+        Ok(Code::SUCCESS)
+    }
+}
+
+/// The name under which the image is recorded: an id stands for any of its names.
+async fn full_name(client: &mut crate::client::Client, source: &str, details: &serde_json::Value) -> Result<String> {
+    let id = details.get("Id").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let named = Reference::parse(source).map(|name| name.to_string()).unwrap_or_default();
+    let images = client.images().await?;
+    let same: Vec<_> = images.iter().filter(|image| image.id == id).collect();
+    let found = same.iter().find(|image| image.name == named).or(same.first());
+    found.map(|image| image.name.clone()).ok_or_else(|| Failure::new(format!("tag {source}: no such image")))
+}
