@@ -19,6 +19,7 @@ pub mod requires;
 pub mod runner;
 pub mod stack;
 pub mod summary;
+pub mod supervisor;
 pub mod tar;
 pub mod wait;
 

@@ -9,7 +9,18 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod harness;
+mod shim_exit_order;
+mod shim_io;
+mod shim_protocol;
 
 fn main() -> ExitCode {
-    runner::main(&[harness::TESTS, cli_exec::TESTS, cli_images::TESTS, cli_run::TESTS])
+    runner::main(&[
+        harness::TESTS,
+        cli_exec::TESTS,
+        cli_images::TESTS,
+        cli_run::TESTS,
+        shim_exit_order::TESTS,
+        shim_io::TESTS,
+        shim_protocol::TESTS,
+    ])
 }

@@ -28,11 +28,8 @@ pub fn run(listener: StdListener, setting: Setting) -> Result<()> {
     detach().doing(|| "detach the supervisor")?;
     log::to_bundle(&setting.bundle, setting.debug);
     process::set_child_subreaper(true)?;
-    let socket = setting.socket.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let served = runtime.doing(|| "start the event loop")?.block_on(serve(listener, setting));
-    let _ = std::fs::remove_file(socket);
-    served
+    runtime.doing(|| "start the event loop")?.block_on(serve(listener, setting))
 }
 
 /// Leaves the daemon's session, terminal, outputs and working directory. The daemon waits for its outputs to close.
@@ -70,6 +67,7 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener).doing(|| "serve the socket")?;
     tracing::debug!(id = setting.id, pid = std::process::id(), "supervisor started");
+    let socket = setting.socket.clone();
     let services = Arc::new(Services::new(setting));
     let lifetime = services.lifetime().clone();
     let over = lifetime.over();
@@ -101,6 +99,12 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
                 }
             },
         }
+    }
+    // First of all: from here on a `start` for the same group makes a supervisor of its own.
+    let _ = std::fs::remove_file(socket);
+    // The answer to the call that ended us is on its way through two tasks.
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
     }
     if tokio::time::timeout(LAST_EVENTS, services.events().drained()).await.is_err() {
         tracing::warn!("the daemon did not take the last events");

@@ -28,7 +28,7 @@ pub struct LogFile {
     /// Unfinished lines of the two streams.
     stdout: Vec<u8>,
     stderr: Vec<u8>,
-    /// Whole records, possibly after the rest of one that was half written.
+    /// Records that are not in the file yet.
     pending: Vec<u8>,
     /// Records given up since the last one written.
     dropped: u64,
@@ -96,6 +96,8 @@ impl LogFile {
 
     /// Writes what is pending; `false` where some of it is left and the process must wait.
     pub fn flush(&mut self) -> bool {
+        let marker = self.marker();
+        self.pending.splice(..0, marker.iter().copied());
         let mut written = 0;
         let outcome = loop {
             if written == self.pending.len() {
@@ -108,8 +110,17 @@ impl LogFile {
                 Err(error) => break Err(error.kind()),
             }
         };
+        if outcome.is_err() {
+            written = self.untear(written);
+        }
         self.size += u64::try_from(written).unwrap_or(0);
-        self.pending.drain(..written);
+        // What is written ends with a record, so that it holds the whole marker or nothing of it.
+        if written >= marker.len() {
+            self.pending.drain(..written);
+            self.dropped = 0;
+        } else {
+            self.pending.drain(..marker.len());
+        }
         let settled = match outcome {
             Ok(()) => {
                 // A burst leaves its buffer; a quiet process shall not keep it.
@@ -122,9 +133,6 @@ impl LogFile {
             }
             Err(_) => false,
         };
-        if settled && self.pending.is_empty() && self.dropped > 0 {
-            self.own_up();
-        }
         if self.uri.max_size > 0 && self.size >= self.uri.max_size && self.pending.is_empty() {
             self.rotate();
         }
@@ -140,34 +148,35 @@ impl LogFile {
         Ok(())
     }
 
-    /// Gives up whole records, but not the rest of one whose beginning is in the file.
-    fn drop_pending(&mut self) {
-        let torn = self.size > 0 && !self.at_line_start();
-        let keep = if torn { self.pending.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1) } else { 0 };
-        let lost = self.pending[keep..].iter().filter(|byte| **byte == b'\n').count();
-        self.dropped += u64::try_from(lost).unwrap_or(u64::MAX);
-        self.pending.truncate(keep);
-    }
-
-    /// True where the last byte in the file ends a record.
-    fn at_line_start(&self) -> bool {
-        use std::os::unix::fs::FileExt;
-        let mut last = [0];
-        let Ok(meta) = self.file.metadata() else { return true };
-        meta.len() == 0 || self.file.read_exact_at(&mut last, meta.len() - 1).is_err() || last == *b"\n"
-    }
-
-    /// Says in the log how many records are missing at this place.
-    fn own_up(&mut self) {
-        let text =
-            format!("gantry: {} log records were dropped here, because they could not be written\n", self.dropped);
-        let time = format!("{:.9}", jiff::Timestamp::now());
-        let mut marker = Vec::new();
-        record(&mut marker, self.uri.format, Stream::Stderr, &time, text.as_bytes(), false);
-        if (&self.file).write_all(&marker).is_ok() {
-            self.size += u64::try_from(marker.len()).unwrap_or(0);
-            self.dropped = 0;
+    /// Takes the beginning of a half-written record off the file again, so that no reader ever finds one. Gives the bytes
+    /// of `pending` that stay written.
+    fn untear(&self, written: usize) -> usize {
+        let whole = self.pending[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let torn = u64::try_from(written - whole).unwrap_or(0);
+        let length = self.file.metadata().map(|meta| meta.len()).unwrap_or(0);
+        // We are the file's only writer, so that its last bytes are ours.
+        if torn == 0 || length < torn || self.file.set_len(length - torn).is_err() {
+            return written;
         }
+        whole
+    }
+
+    /// Gives up what could not be written.
+    fn drop_pending(&mut self) {
+        let lost = self.pending.iter().filter(|byte| **byte == b'\n').count();
+        self.dropped += u64::try_from(lost).unwrap_or(u64::MAX);
+        self.pending.clear();
+    }
+
+    /// The record that says how many are missing at this place; nothing where none are.
+    fn marker(&self) -> Vec<u8> {
+        let mut marker = Vec::new();
+        if self.dropped > 0 {
+            let text = format!("gantry: {} log records were dropped here: they could not be written\n", self.dropped);
+            let time = format!("{:.9}", jiff::Timestamp::now());
+            record(&mut marker, self.uri.format, Stream::Stderr, &time, text.as_bytes(), false);
+        }
+        marker
     }
 
     fn rotate(&mut self) {
