@@ -6,6 +6,7 @@
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rung_sys::bpf::device::{Access, Kind, Rule};
 
+use super::dbus::Value;
 use super::error::{Error, Result};
 
 /// The rules of a configuration, followed by those every container gets: without them no program that opens
@@ -75,6 +76,18 @@ fn access(text: &str) -> Option<Access> {
 /// v1 keeps one default and exceptions from it, so a rule in the middle that concerns everything makes all before it
 /// void, and an exception from an exception by a wildcard cannot be kept: that is refused rather than not enforced.
 pub(super) fn legacy_writes(rules: &[Rule]) -> Result<Vec<(&'static str, String)>> {
+    let (allowed, exceptions) = exceptions(rules)?;
+    let mut writes = Vec::with_capacity(exceptions.len() + 1);
+    if !allowed {
+        writes.push(("devices.deny", "a".to_owned()));
+    }
+    let file = if allowed { "devices.deny" } else { "devices.allow" };
+    writes.extend(exceptions.iter().map(|rule| (file, rule.to_string())));
+    Ok(writes)
+}
+
+/// The rules as a default and the exceptions from it.
+fn exceptions(rules: &[Rule]) -> Result<(bool, Vec<Rule>)> {
     let start = rules.iter().rposition(|rule| rule.kind == Kind::All);
     let (allowed, rest) = match start {
         Some(at) => (rules[at].allow, &rules[at + 1..]),
@@ -102,13 +115,47 @@ pub(super) fn legacy_writes(rules: &[Rule]) -> Result<Vec<(&'static str, String)
         }
         exceptions.retain(|found| found.access != Access::NONE);
     }
-    let mut writes = Vec::with_capacity(exceptions.len() + 1);
-    if !allowed {
-        writes.push(("devices.deny", "a".to_owned()));
-    }
-    let file = if allowed { "devices.deny" } else { "devices.allow" };
-    writes.extend(exceptions.iter().map(|rule| (file, rule.to_string())));
-    Ok(writes)
+    Ok((allowed, exceptions))
+}
+
+/// The same rules for systemd, where it can say them: else a `daemon-reload` would undo what is written here. Where it
+/// cannot, it is told to leave devices alone.
+pub(super) fn properties(rules: &[Rule]) -> Vec<(String, Value)> {
+    let policy = |name: &str| ("DevicePolicy".to_owned(), Value::text(name));
+    let entries: Option<Vec<Value>> = match exceptions(rules) {
+        Ok((false, exceptions)) => exceptions.iter().map(entry).collect(),
+        Ok((true, _)) | Err(_) => None,
+    };
+    let Some(entries) = entries else { return vec![policy("auto")] };
+    vec![policy("strict"), ("DeviceAllow".to_owned(), Value::Array("(ss)".to_owned(), entries))]
+}
+
+/// One entry of `DeviceAllow`: a path or a group of devices, and the access.
+fn entry(rule: &Rule) -> Option<Value> {
+    let (kind, directory) = match rule.kind {
+        Kind::Char => ("char", "/dev/char"),
+        Kind::Block => ("block", "/dev/block"),
+        Kind::All => return None,
+    };
+    let device = match (rule.major, rule.minor) {
+        (None, None) => format!("{kind}-*"),
+        (Some(major), Some(minor)) => format!("{directory}/{major}:{minor}"),
+        (Some(major), None) => format!("{kind}-{}", group(rule.kind, major)?),
+        (None, Some(_)) => return None,
+    };
+    let access = rule.to_string().rsplit(' ').next().unwrap_or_default().to_owned();
+    Some(Value::Tuple(vec![Value::text(device), Value::text(access)]))
+}
+
+/// The kernel's name for all devices of a major number.
+fn group(kind: Kind, major: u32) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/devices").ok()?;
+    let (characters, blocks) = table.split_once("Block devices:")?;
+    let part = if kind == Kind::Block { blocks } else { characters };
+    part.lines().find_map(|line| {
+        let (number, name) = line.trim().split_once(' ')?;
+        (number.parse() == Ok(major)).then(|| name.trim().to_owned())
+    })
 }
 
 #[cfg(test)]

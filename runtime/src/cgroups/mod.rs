@@ -14,12 +14,16 @@
 //! writes `0` into the `tasks` file of a v1 cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
 
 mod apply;
+mod dbus;
 mod devices;
 mod error;
 mod legacy;
 mod locate;
+mod managed;
 mod processes;
+mod properties;
 mod settings;
+mod systemd;
 mod unified;
 mod view;
 
@@ -34,6 +38,7 @@ use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
 pub use processes::Frozen;
+pub use systemd::Unit;
 pub use view::View;
 
 use locate::Hierarchy;
@@ -76,6 +81,8 @@ pub struct Cgroup {
     places: Vec<Place>,
     /// Permission errors are fine as long as nothing was asked for that needs the permission.
     lenient: bool,
+    /// The unit, with the systemd driver.
+    managed: Option<managed::Managed>,
 }
 
 impl Cgroup {
@@ -85,14 +92,14 @@ impl Cgroup {
     /// When the host has no cgroups, or `cgroups_path` is not one for the driver.
     pub fn plan(cgroups_path: Option<&Path>, id: &str, systemd: bool, rootless: bool) -> Result<Self> {
         if systemd {
-            return Err(Error::Systemd("the systemd driver is not built in yet; run without --systemd-cgroup".into()));
+            return Self::plan_managed(cgroups_path, id, rootless);
         }
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             let path = locate::container_dir(&hierarchy, cgroups_path, id)?;
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
-        Ok(Self { places, lenient: rootless && cgroups_path.is_none() })
+        Ok(Self { places, lenient: rootless && cgroups_path.is_none(), managed: None })
     }
 
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
@@ -112,7 +119,7 @@ impl Cgroup {
                 }),
             }
         }
-        Self { places, lenient: false }
+        Self { places, lenient: false, managed: None }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -130,7 +137,7 @@ impl Cgroup {
                 places.push(Place { hierarchy, path, dir: None, made: false });
             }
         }
-        Ok(Self { places, lenient: false })
+        Ok(Self { places, lenient: false, managed: None })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
@@ -155,16 +162,19 @@ impl Cgroup {
     /// # Errors
     /// When a limit is invalid or refused, the cgroup is occupied by processes, or the caller lacks permission.
     pub fn create(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
-        let outcome = self.make(resources).and_then(|()| pid.map_or(Ok(()), |pid| self.join(pid)));
+        let outcome = self.make(resources, pid).and_then(|()| pid.map_or(Ok(()), |pid| self.join(pid)));
         if outcome.is_err() {
             self.undo();
         }
         outcome
     }
 
-    fn make(&mut self, resources: Option<&LinuxResources>) -> Result<()> {
+    fn make(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
         let settings = resources.map(|wanted| self.settings(wanted)).transpose()?.unwrap_or_default();
         let rules = devices::rules(resources.and_then(|wanted| wanted.devices().as_deref()))?;
+        self.start_unit(resources, &rules, pid)?;
+        // The process that systemd has put in is the container's own.
+        let managed = self.managed.is_some();
         let lenient = self.lenient && settings.is_empty();
         let hybrid = !self.is_unified();
         for place in &mut self.places {
@@ -179,7 +189,9 @@ impl Cgroup {
                 Err(e) if lenient && is_denied(&e) => continue,
                 Err(e) => return Err(e.into()),
             }
-            place.require_vacant()?;
+            if !managed {
+                place.require_vacant()?;
+            }
             place.prepare(&settings)?;
             place.restrict_devices(&rules, hybrid)?;
         }
@@ -282,6 +294,7 @@ impl Cgroup {
         if let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) {
             self.check_usage(memory.limit().unwrap_or(0))?;
         }
+        self.update_unit(resources)?;
         self.make_missing(&settings)?;
         self.write(&settings)
     }
@@ -347,6 +360,8 @@ impl Cgroup {
     }
 
     fn undo(&mut self) {
+        self.settled();
+        let _ = self.stop_unit();
         for place in self.places.iter_mut().filter(|place| place.made) {
             place.dir = None;
             place.made = false;

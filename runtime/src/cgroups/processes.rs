@@ -272,7 +272,7 @@ impl Cgroup {
     /// When it still has processes at the deadline.
     pub fn remove(&self, deadline: Duration) -> Result<()> {
         let started = Instant::now();
-        let mut outcome = Ok(());
+        let mut outcome = self.stop_unit();
         for place in &self.places {
             // One that stays must not keep the others.
             let removed = remove_one(place, started, deadline);

@@ -1,0 +1,144 @@
+//! What a cgroup needs beyond its files when systemd manages it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use oci_spec::runtime::LinuxResources;
+use rung_sys::bpf::device::Rule;
+use rung_sys::process::{CloneRequest, Forked, Target, clone, exit_now, set_parent_death_signal, wait};
+
+use super::dbus::Value;
+use super::error::{Error, Result};
+use super::systemd::{self, Systemd, Unit};
+use super::{Cgroup, Place, devices, locate};
+
+/// Annotations that set properties of the unit.
+const ANNOTATION: &str = "org.systemd.property.";
+
+/// The unit of a cgroup, and what is needed to make it.
+#[derive(Debug)]
+pub(super) struct Managed {
+    pub(super) unit: Unit,
+    id: String,
+    annotations: Vec<(String, String)>,
+    placeholder: Option<Placeholder>,
+}
+
+impl Cgroup {
+    /// As [`Cgroup::plan`], for the systemd driver.
+    pub(super) fn plan_managed(cgroups_path: Option<&Path>, id: &str, rootless: bool) -> Result<Self> {
+        let unit = Unit::parse(cgroups_path, id, rootless)?;
+        // The cgroups of the system's manager start at the root; where those of a user start, only his manager knows.
+        let root = if unit.user { Systemd::connect(true)?.root()? } else { PathBuf::new() };
+        let inner = locate::clean(&root).join(unit.path()?);
+        let mut places = Vec::new();
+        for hierarchy in locate::hierarchies()? {
+            let path = hierarchy.mount.join(&inner);
+            places.push(Place { hierarchy, path, dir: None, made: false });
+        }
+        let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None };
+        Ok(Self { places, lenient: false, managed: Some(managed) })
+    }
+
+    /// Says what annotations ask of the unit: `org.systemd.property.<name>`. Means nothing without systemd.
+    #[must_use]
+    pub fn with_annotations(mut self, annotations: Option<&HashMap<String, String>>) -> Self {
+        if let Some(managed) = &mut self.managed {
+            let named = annotations.into_iter().flatten();
+            let mut list: Vec<_> = named
+                .filter_map(|(key, value)| Some((key.strip_prefix(ANNOTATION)?.to_owned(), value.clone())))
+                .collect();
+            list.sort();
+            managed.annotations = list;
+        }
+        self
+    }
+
+    /// The unit that systemd manages the cgroup by, for the record.
+    #[must_use]
+    pub fn unit(&self) -> Option<&Unit> {
+        self.managed.as_ref().map(|managed| &managed.unit)
+    }
+
+    /// Says that a cgroup from a record is managed by a unit, which [`Self::remove`] then stops.
+    #[must_use]
+    pub fn managed_by(mut self, unit: Option<Unit>) -> Self {
+        self.managed = unit.map(|unit| {
+            let id = unit.name.clone();
+            Managed { unit, id, annotations: Vec::new(), placeholder: None }
+        });
+        self
+    }
+
+    /// Has systemd make the unit. A scope cannot be without a process: when none is given, one that does nothing
+    /// stands in for the container's until [`Cgroup::settled`].
+    pub(super) fn start_unit(
+        &mut self,
+        resources: Option<&LinuxResources>,
+        rules: &[Rule],
+        pid: Option<Pid>,
+    ) -> Result<()> {
+        let unified = self.is_unified();
+        let Some(managed) = &mut self.managed else { return Ok(()) };
+        let mut list = devices::properties(rules);
+        list.extend(systemd::wanted(resources, unified, &managed.annotations)?);
+        if pid.is_none() && !managed.unit.is_slice() {
+            managed.placeholder = Some(Placeholder::new()?);
+        }
+        let pid = pid.or(managed.placeholder.as_ref().map(|placeholder| placeholder.0));
+        Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)
+    }
+
+    /// Tells systemd about new limits.
+    pub(super) fn update_unit(&self, resources: &LinuxResources) -> Result<()> {
+        let Some(managed) = &self.managed else { return Ok(()) };
+        let list: Vec<(String, Value)> = systemd::wanted(Some(resources), self.is_unified(), &[])?;
+        Systemd::connect(managed.unit.user)?.set(&managed.unit, &list)
+    }
+
+    /// Has systemd forget the unit. Its cgroup may be gone already, and systemd too.
+    pub(super) fn stop_unit(&self) -> Result<()> {
+        let Some(managed) = &self.managed else { return Ok(()) };
+        let stopped = Systemd::connect(managed.unit.user).and_then(|mut systemd| systemd.stop(&managed.unit));
+        // Without systemd the directories can still be removed, which is what matters.
+        if self.places.iter().any(|place| place.path.is_dir()) { stopped } else { Ok(()) }
+    }
+
+    /// Says that the container's process is in: what held the cgroup open for it goes.
+    pub fn settled(&mut self) {
+        if let Some(managed) = &mut self.managed {
+            managed.placeholder = None;
+        }
+    }
+}
+
+/// A process that does nothing, and ends with the runtime.
+#[derive(Debug)]
+struct Placeholder(Pid);
+
+impl Placeholder {
+    fn new() -> Result<Self> {
+        let failed = |e: rung_sys::Error| Error::Systemd(format!("make a process to start the scope with: {e}"));
+        match clone(&CloneRequest::default()).map_err(failed)? {
+            Forked::Parent { pid, .. } => Ok(Self(pid)),
+            Forked::Child => {
+                if set_parent_death_signal(Signal::SIGKILL as i32).is_err() {
+                    exit_now(1);
+                }
+                loop {
+                    nix::unistd::pause();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Placeholder {
+    fn drop(&mut self) {
+        // It is our own child, so its number is not another's.
+        let _ = kill(self.0, Signal::SIGKILL);
+        let _ = wait(Target::Pid(self.0), true);
+    }
+}
