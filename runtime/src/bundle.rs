@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
-use rung_spec::config;
+use rung_spec::{config, validate};
 
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::log;
@@ -35,7 +35,7 @@ impl Bundle {
             other => other.doing(|| format!("read {}", file.display()))?,
         };
         let spec = parse(&text, &file)?;
-        check_version(spec.version())?;
+        check(&spec).doing(|| format!("check {}", file.display()))?;
         Ok(Self { path, text, spec })
     }
 
@@ -67,34 +67,17 @@ fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?)
 }
 
-fn check_version(version: &str) -> Result<()> {
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let core = version.split(['-', '+']).next().unwrap_or_default();
-    let parts: Vec<&str> = core.split('.').collect();
-    match parts[..] {
-        [major, minor, patch] if digits(major) && digits(minor) && digits(patch) => {
-            if major == "1" {
-                return Ok(());
-            }
-            Err(Error::invalid(format!("ociVersion: unsupported version {version} (1.x is)")))
-        }
-        _ => Err(Error::invalid(format!("ociVersion: {version:?} is no version"))),
-    }
+/// Holds the configuration against the rules of the specification; every mistake is named.
+fn check(spec: &Spec) -> Result<()> {
+    validate::check(spec).map_err(|violations| {
+        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        Error::invalid(all.join("; "))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions() {
-        for good in ["1.0.0", "1.3.0", "1.2.0-dev", "1.0.2+build"] {
-            assert!(check_version(good).is_ok(), "{good}");
-        }
-        for bad in ["", "1", "2.0.0", "0.9.0", "1.x.0"] {
-            assert!(check_version(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_missing_configuration_is_named() {

@@ -32,7 +32,10 @@ pub struct Unit {
 
 impl Unit {
     /// Reads `slice:prefix:name`; without one, the container is `rung-<id>.scope` in the slice of the system or user.
-    pub(super) fn parse(cgroups_path: Option<&Path>, id: &str, user: bool) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When the path has another form or names no unit.
+    pub fn parse(cgroups_path: Option<&Path>, id: &str, user: bool) -> Result<Self> {
         let wrong = |reason: String| Error::invalid("linux.cgroupsPath", reason);
         let text = match cgroups_path.map(|path| path.to_str()) {
             Some(None) => return Err(wrong("is not text".into())),

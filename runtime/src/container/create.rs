@@ -74,8 +74,9 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let (filter, listener) = filter(&bundle.spec)?;
     let linux = bundle.spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let mut cgroup =
-        Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless).map_err(launch::cgroup_error)?;
+    let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
+        .map_err(launch::cgroup_error)?
+        .with_annotations(bundle.spec.annotations().as_ref());
     let state = hook_state(id, &bundle);
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;

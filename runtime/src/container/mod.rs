@@ -16,7 +16,7 @@ mod terminal;
 
 use rung_sys::process::Pid;
 
-use crate::cgroups::Cgroup;
+use crate::cgroups::{Cgroup, Unit};
 use crate::error::{Error, Kind, Result};
 use crate::hooks::HookState;
 use id::ContainerId;
@@ -65,7 +65,9 @@ impl Container {
 
     /// Its cgroups.
     pub fn cgroup(&self) -> Cgroup {
-        Cgroup::from_paths(&self.record.cgroup_paths)
+        let made = &self.record.config.cgroups;
+        let unit = || Unit::parse(Some(&made.path), &self.record.id, made.rootless).ok();
+        Cgroup::from_paths(&self.record.cgroup_paths).managed_by(made.systemd.then(unit).flatten())
     }
 
     /// What hooks are told.

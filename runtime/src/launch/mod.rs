@@ -95,6 +95,7 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         started.abort();
         return Err(error);
     }
+    cgroup.settled();
     Ok(started)
 }
 
