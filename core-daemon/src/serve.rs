@@ -141,9 +141,12 @@ pub async fn ttrpc(mut socket: Socket, service: impl Service, stopping: Cancella
     let service = Arc::new(service);
     let slots = Arc::new(tokio::sync::Semaphore::new(MAX_SHIM_CONNECTIONS));
     loop {
-        let slot = slots.clone().acquire_owned();
+        let next = async {
+            let slot = slots.clone().acquire_owned().await;
+            (slot, listener.accept().await)
+        };
         let (slot, accepted) = tokio::select! {
-            slot = slot => (slot, listener.accept().await),
+            next = next => next,
             () = stopping.cancelled() => return Ok(()),
         };
         match accepted {
