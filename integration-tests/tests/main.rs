@@ -12,15 +12,19 @@ mod harness;
 mod shim_exit_order;
 mod shim_io;
 mod shim_protocol;
+mod stack_failures;
+mod stack_walk;
 
 fn main() -> ExitCode {
     runner::main(&[
-        harness::TESTS,
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        harness::TESTS,
         shim_exit_order::TESTS,
         shim_io::TESTS,
         shim_protocol::TESTS,
+        stack_failures::TESTS,
+        stack_walk::TESTS,
     ])
 }
