@@ -182,9 +182,11 @@ impl Run {
         let ended = finish(&mut child, wait::seconds(DEADLINE_SECONDS));
         let left = leaks::settle_and_clear(token);
         let text = read_all(said)?;
-        ended.with_context(|| format!("{}{}", text.trim_end(), left_lines(&left)))?;
+        if let Err(reason) = ended {
+            bail!("{reason}{}\n{}", left_lines(&left), text.trim_end());
+        }
         if !left.is_empty() {
-            bail!("{}the test left behind:{}", text, left_lines(&left));
+            bail!("the test left something behind{}\n{}", left_lines(&left), text.trim_end());
         }
         Ok(())
     }
