@@ -17,6 +17,7 @@ use crate::wait;
 
 /// Waits a moment for what is on its way out, then removes and reports the rest.
 pub(crate) fn settle_and_clear(token: &str) -> Vec<String> {
+    remove_empty_parents(token);
     let limit = Instant::now() + wait::seconds(3);
     let mut left = find(token);
     while !left.is_empty() && Instant::now() < limit {
@@ -26,6 +27,17 @@ pub(crate) fn settle_and_clear(token: &str) -> Vec<String> {
     let report = left.describe();
     clear(token, left);
     report
+}
+
+/// The directories that all containers of a namespace share, named exactly as it: no runtime knows when the last one is
+/// gone, so an empty one is nobody's leak. One that is not empty stays, and is found.
+fn remove_empty_parents(token: &str) {
+    let files = files(token);
+    for parent in cgroups(token).iter().chain(&files).rev() {
+        if parent.file_name().is_some_and(|name| name == token) {
+            let _ = fs::remove_dir(parent);
+        }
+    }
 }
 
 #[derive(Debug, Default)]

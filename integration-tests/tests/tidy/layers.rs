@@ -22,8 +22,10 @@ const BESIDE: &[(&str, &str)] = &[
     ("tasks", "shims"),
     ("tasks", "net"),
     ("tasks", "records"),
-    // Removing a record asks for a collection.
-    ("records", "gc::schedule"),
+    // The collector reads what records keep alive.
+    ("gc", "records"),
+    // A layer is applied to what a snapshot says is to be mounted.
+    ("diff", "snapshots::Mount"),
     ("grpc", "engine"),
     ("app", "serve"),
     ("serve", "app"),
