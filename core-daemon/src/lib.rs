@@ -24,6 +24,7 @@ pub mod image;
 pub mod labels;
 pub mod metadata;
 pub mod records;
+pub mod registry;
 pub mod serve;
 pub mod shims;
 pub mod snapshots;

@@ -64,31 +64,26 @@ enum Data {
     Shared(Digest),
 }
 
-/// A blob that is on disk, and stays there until its record is written or this is dropped.
-pub struct Finished {
+/// Bytes that are what they should be, for [`Content::publish`]. Dropped, they stay an ingest.
+pub struct Sealed {
+    pending: Pending,
+    ingest: Box<Ingest>,
+}
+
+/// Keeps the collection from a blob whose record is about to be written.
+struct Pending {
     store: Arc<Store>,
     digest: Digest,
-    size: u64,
 }
 
-impl Finished {
-    /// Its name.
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// Its length.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn new(store: &Arc<Store>, digest: Digest, size: u64) -> Self {
+impl Pending {
+    fn new(store: &Arc<Store>, digest: Digest) -> Self {
         *store.pending().entry(digest.clone()).or_insert(0) += 1;
-        Self { store: store.clone(), digest, size }
+        Self { store: store.clone(), digest }
     }
 }
 
-impl Drop for Finished {
+impl Drop for Pending {
     fn drop(&mut self) {
         let mut pending = self.store.pending();
         if let Some(count) = pending.get_mut(&self.digest) {
@@ -151,11 +146,9 @@ impl Ingest {
         let (about, data, offset) = match shared(content, &about)? {
             Some((digest, size)) => (about, Data::Shared(digest), size),
             None => {
-                content
-                    .0
-                    .db
-                    .write(|tx| leases::hold_for(tx, ctx, INGEST_RESOURCE, reference))
-                    .or_else(no_lease(ctx))?;
+                if ctx.lease.is_some() {
+                    content.0.db.write_soon(|tx| leases::hold_for(tx, ctx, INGEST_RESOURCE, reference))?;
+                }
                 let (about, file, hasher, offset) = begin_or_resume(&dir, about)?;
                 (about, Data::Own { file, hasher: Box::new(hasher) }, offset)
             }
@@ -179,6 +172,18 @@ impl Ingest {
             Data::Own { hasher, .. } => Hasher::clone(hasher).finish(),
             Data::Shared(digest) => digest.clone(),
         }
+    }
+
+    /// The bytes written so far, from the beginning.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn written(&self) -> Result<File> {
+        let path = match &self.data {
+            Data::Own { .. } => self.dir.join("data"),
+            Data::Shared(digest) => self.content.0.blob(digest),
+        };
+        File::open(&path).doing(|| format!("read {}", path.display()))
     }
 
     /// How it stands.
@@ -237,19 +242,32 @@ impl Ingest {
     pub fn commit(self, size: u64, expected: Option<&Digest>, labels: Labels) -> Result<Digest> {
         crate::labels::check(&labels)?;
         let (content, ctx) = (self.content.clone(), self.ctx.clone());
-        let finished = self.finish(size, expected)?;
-        let digest = finished.digest().clone();
-        if content.record(&ctx, vec![(finished, labels)])?.is_empty() {
+        let sealed = self.seal(size, expected).map_err(|(_, error)| error)?;
+        if let Data::Own { file, .. } = &sealed.ingest.data {
+            file.sync_all().doing(|| format!("store content {}", sealed.digest()))?;
+        }
+        let digest = sealed.digest().clone();
+        if content.publish(&ctx, vec![(sealed, labels)])?.is_empty() {
             return Err(Error::already_exists(format!("content {digest}")));
         }
         Ok(digest)
     }
 
-    /// Makes the bytes a blob on disk, flushed, for [`Content::record`].
+    /// Checks that the bytes are what they should be. What is not comes back to be mended or aborted.
     ///
     /// # Errors
-    /// As [`Ingest::commit`], without `AlreadyExists`.
-    pub fn finish(self, size: u64, expected: Option<&Digest>) -> Result<Finished> {
+    /// `FailedPrecondition` where size or digest differ.
+    pub fn seal(self, size: u64, expected: Option<&Digest>) -> Result<Sealed, (Box<Self>, Error)> {
+        match self.check(size, expected) {
+            Ok(digest) => {
+                let pending = Pending::new(&self.content.0, digest);
+                Ok(Sealed { pending, ingest: Box::new(self) })
+            }
+            Err(error) => Err((Box::new(self), error)),
+        }
+    }
+
+    fn check(&self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
         let reference = &self.about.reference;
         let size = if size == 0 { self.about.total } else { size };
         if size != 0 && size != self.offset {
@@ -262,21 +280,7 @@ impl Ingest {
         {
             return Err(Error::precondition(format!("{reference:?} has digest {digest} instead of {expected}")));
         }
-        let store = &self.content.0;
-        let finished = Finished::new(store, digest, self.offset);
-        if let Data::Own { file, .. } = &self.data {
-            place(store, file, &self.dir.join("data"), finished.digest(), self.offset)?;
-        } else if store.open_blob(finished.digest())?.is_none() {
-            // It was collected since; under `pending` it no longer can be.
-            return Err(Error::unavailable(format!("content {}: was removed meanwhile, write it", finished.digest())));
-        }
-        discard(&self.dir, reference);
-        if let Some(lease) = &self.ctx.lease {
-            let namespace = self.ctx.namespace.as_str();
-            let released = store.db.write(|tx| leases::release(tx, namespace, lease, INGEST_RESOURCE, reference));
-            drop(released);
-        }
-        Ok(finished)
+        Ok(digest)
     }
 
     /// Throws the bytes away.
@@ -285,17 +289,42 @@ impl Ingest {
     }
 }
 
-/// Flushes the data and gives it its name. A blob that is there already, and has its full length, stays.
-fn place(store: &Store, file: &File, data: &Path, digest: &Digest, size: u64) -> Result<()> {
-    let target = store.blob(digest);
-    if std::fs::metadata(&target).is_ok_and(|metadata| metadata.len() == size) {
-        return Ok(());
+impl Sealed {
+    /// Its name.
+    pub fn digest(&self) -> &Digest {
+        &self.pending.digest
     }
-    file.set_permissions(std::fs::Permissions::from_mode(0o444))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(data, &target))
-        .and_then(|()| File::open(store.blobs(digest.algorithm()))?.sync_all())
-        .doing(|| format!("store content {digest}"))
+
+    /// Its length.
+    pub fn size(&self) -> u64 {
+        self.ingest.offset
+    }
+
+    /// The reference it was written under, and the lease that holds that.
+    pub(super) fn reference(&self) -> &str {
+        &self.ingest.about.reference
+    }
+
+    /// Gives the data, which is flushed, its name. A blob that is there already, and has its full length, stays.
+    pub(super) fn place(&self) -> Result<()> {
+        let (store, digest) = (&self.ingest.content.0, self.digest());
+        let target = store.blob(digest);
+        let is_there = std::fs::metadata(&target).is_ok_and(|metadata| metadata.len() == self.size());
+        match &self.ingest.data {
+            _ if is_there => Ok(()),
+            Data::Own { file, .. } => file
+                .set_permissions(std::fs::Permissions::from_mode(0o444))
+                .and_then(|()| std::fs::rename(self.ingest.dir.join("data"), &target))
+                .doing(|| format!("store content {digest}")),
+            // It was collected before it was entered as pending.
+            Data::Shared(_) => Err(Error::unavailable(format!("content {digest}: was removed meanwhile, write it"))),
+        }
+    }
+
+    /// Removes what is left of the ingest.
+    pub(super) fn discard(self) {
+        discard(&self.ingest.dir, &self.ingest.about.reference);
+    }
 }
 
 impl Content {
@@ -378,11 +407,6 @@ fn shared(content: &Content, about: &About) -> Result<Option<(Digest, u64)>> {
     }
     let blob = content.0.open_blob(expected)?;
     Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (expected.clone(), blob.size)))
-}
-
-/// Without a lease there is nothing to hold, and so no error.
-fn no_lease(ctx: &Context) -> impl FnOnce(Error) -> Result<()> + '_ {
-    move |error| if ctx.lease.is_some() { Err(error) } else { Ok(()) }
 }
 
 fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64)> {

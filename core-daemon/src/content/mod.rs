@@ -12,7 +12,7 @@
 mod blobs;
 mod ingest;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use gantry_proto::containerd::events::{ContentCreate, ContentDelete};
 pub use gantry_proto::containerd::services::content::v1::Info;
 use rung_spec::digest::{Algorithm, Digest};
 
-pub use ingest::{Finished, Ingest, Status};
+pub use ingest::{Ingest, Sealed, Status};
 
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -215,26 +215,40 @@ impl Content {
         }
     }
 
-    /// Writes the records of finished ingests in one transaction. Those the namespace already has keep their record
-    /// and are put under the call's lease.
+    /// Makes sealed ingests blobs, whose bytes the caller has flushed, and records all of them in one transaction;
+    /// answers with those that are new. Those the namespace already has keep their labels, add these, and are put under
+    /// the call's lease.
     ///
     /// # Errors
-    /// When the records cannot be written: then nothing is recorded.
-    pub fn record(&self, ctx: &Context, finished: Vec<(Finished, labels::Labels)>) -> Result<Vec<Digest>> {
+    /// When the disk or the records cannot be written: then nothing is recorded.
+    pub fn publish(&self, ctx: &Context, sealed: Vec<(Sealed, labels::Labels)>) -> Result<Vec<Digest>> {
         let namespace = ctx.namespace.as_str();
+        for (it, _) in &sealed {
+            it.place()?;
+        }
+        for algorithm in sealed.iter().map(|(it, _)| it.digest().algorithm()).collect::<BTreeSet<_>>() {
+            let synced = rung_sys::atomic_file::sync_directory(&self.0.blobs(algorithm));
+            synced.map_err(std::io::Error::from).doing(|| "store content")?;
+        }
         let mut created = Vec::new();
         self.0.db.write(|tx| {
-            for (it, wanted) in &finished {
-                labels::check(wanted)?;
+            for (it, wanted) in &sealed {
                 leases::hold_for(tx, ctx, RESOURCE, it.digest().as_str())?;
-                if table::get(tx, namespace, it.digest().as_str())?.is_some() {
-                    continue;
+                if let Some(lease) = &ctx.lease {
+                    leases::release(tx, namespace, lease, INGEST_RESOURCE, it.reference())?;
                 }
-                table::put(tx, namespace, &new_info(it, wanted)?)?;
-                created.push((it.digest().clone(), it.size()));
+                let known = table::get(tx, namespace, it.digest().as_str())?;
+                let mut info = known.clone().map_or_else(|| new_info(it), Ok)?;
+                info.labels.extend(wanted.clone());
+                labels::check(&info.labels)?;
+                table::put(tx, namespace, &info)?;
+                if known.is_none() {
+                    created.push((it.digest().clone(), it.size()));
+                }
             }
             Ok(())
         })?;
+        sealed.into_iter().for_each(|(it, _)| it.discard());
         for (digest, size) in &created {
             let size = i64::try_from(*size).unwrap_or(i64::MAX);
             let event = ContentCreate { digest: digest.to_string(), size, ..ContentCreate::default() };
@@ -251,7 +265,10 @@ impl Content {
         if !self.has(ctx, digest)? {
             return Ok(false);
         }
-        self.0.db.write(|tx| {
+        if ctx.lease.is_none() {
+            return Ok(true);
+        }
+        self.0.db.write_soon(|tx| {
             // Between the look and the hold a collection may have taken the record.
             let there = table::get(tx, ctx.namespace.as_str(), digest.as_str())?.is_some();
             if there {
@@ -276,10 +293,10 @@ impl Store {
     }
 }
 
-fn new_info(it: &Finished, wanted: &labels::Labels) -> Result<Info> {
+fn new_info(it: &Sealed) -> Result<Info> {
     let now = Some(SystemTime::now().into());
     let size = i64::try_from(it.size()).map_err(|_| Error::invalid("content is larger than 2^63 bytes"))?;
-    Ok(Info { digest: it.digest().to_string(), size, created_at: now, updated_at: now, labels: wanted.clone() })
+    Ok(Info { digest: it.digest().to_string(), size, created_at: now, updated_at: now, labels: labels::Labels::new() })
 }
 
 /// Parses a digest that a client sent.

@@ -84,9 +84,11 @@ fn only_unrecorded_blobs_are_reclaimed() {
     it.content.delete(&ctx("a"), &digest).expect("delete");
     let mut ingest = it.content.writer(&ctx("b"), "r", 0, None).expect("writer");
     ingest.write(b"hello").expect("write");
-    let finished = ingest.finish(5, Some(&digest)).expect("finish");
+    let sealed = ingest.seal(5, Some(&digest)).map_err(|(_, error)| error).expect("seal");
+    it.content.put(&ctx("c"), b"hello", labels::Labels::new()).expect("put");
+    it.content.delete(&ctx("c"), &digest).expect("delete");
     assert_eq!(it.content.reclaim(&digest).expect("pending"), None);
-    drop(finished);
+    drop(sealed);
     assert_eq!(it.content.reclaim(&digest).expect("free"), Some(5));
     assert!(it.content.stored().expect("stored").is_empty());
 }

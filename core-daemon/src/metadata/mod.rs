@@ -85,7 +85,20 @@ impl Db {
     /// # Errors
     /// What `f` fails with, or when the database cannot be written.
     pub fn write<T>(&self, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
-        let tx = WriteTx::begin(&self.inner)?;
+        self.change(redb::Durability::Immediate, f)
+    }
+
+    /// Changes it as [`Db::write`], except that it may be lost, together with all changes after it, when the machine
+    /// fails before the next [`Db::write`]: for what means nothing after a crash.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn write_soon<T>(&self, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        self.change(redb::Durability::None, f)
+    }
+
+    fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        let tx = WriteTx::begin(&self.inner, durability)?;
         let value = f(&tx)?;
         tx.commit()?;
         Ok(value)

@@ -90,8 +90,13 @@ impl ReadTx {
 }
 
 impl WriteTx {
-    pub(super) fn begin(db: &redb::Database) -> Result<Self> {
-        db.begin_write().map(Self).map_err(super::failed).doing(|| "metadata: begin writing")
+    pub(super) fn begin(db: &redb::Database, durability: redb::Durability) -> Result<Self> {
+        let begin = || -> Result<Self> {
+            let mut tx = db.begin_write().map_err(super::failed)?;
+            tx.set_durability(durability).map_err(super::failed)?;
+            Ok(Self(tx))
+        };
+        begin().doing(|| "metadata: begin writing")
     }
 
     pub(super) fn commit(self) -> Result<()> {

@@ -50,7 +50,18 @@ impl Leases {
     pub fn temporary(&self, ctx: &Context, purpose: &str, hours: i64) -> Result<Lease> {
         let id = format!("gantry-{purpose}-{:016x}", random()?);
         let expire = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
-        self.create(ctx, &id, Labels::from([(labels::GC_EXPIRE.to_owned(), expire.to_string())]))
+        let labels = Labels::from([(labels::GC_EXPIRE.to_owned(), expire.to_string())]);
+        let lease = Lease { id, created_at: Some(SystemTime::now().into()), labels };
+        self.db.write_soon(|tx| table::put(tx, ctx.namespace.as_str(), &lease))?;
+        Ok(lease)
+    }
+
+    /// Deletes a lease that [`Leases::temporary`] made; that it was gone already is no error.
+    ///
+    /// # Errors
+    /// When the records cannot be written.
+    pub fn end(&self, ctx: &Context, id: &str) -> Result<()> {
+        self.db.write_soon(|tx| table::delete(tx, ctx.namespace.as_str(), id)).map(drop)
     }
 
     /// Deletes a lease; what it held may then be collected.

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
 
-use super::{Info, Kind, Mount, Snapshotter, Unpacking, Usage};
+use super::{Info, Kind, Layer, Mount, Snapshotter, Unpacking, Usage};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::events::Events;
@@ -59,6 +59,15 @@ pub trait Driver: Send + Sync {
     fn unpacking(&self) -> Unpacking {
         Unpacking::Stacked
     }
+}
+
+/// A snapshot to be made.
+struct New<'a> {
+    kind: Kind,
+    key: &'a str,
+    parent: &'a str,
+    /// Its record is on disk when it is made.
+    lasting: bool,
 }
 
 /// A snapshotter whose files are on this machine.
@@ -122,7 +131,8 @@ impl<D: Driver> Local<D> {
         }
     }
 
-    fn create(&self, ctx: &Context, kind: Kind, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
+    fn create(&self, ctx: &Context, new: New<'_>, labels: Labels) -> Result<Vec<Mount>> {
+        let New { kind, key, parent, lasting } = new;
         check_key(key)?;
         labels::check(&labels)?;
         let parents = self.db.read(|tx| {
@@ -132,14 +142,15 @@ impl<D: Driver> Local<D> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.busy().insert(number);
         let made = self.driver.create(number, kind, &parents, &labels).and_then(|()| {
-            self.db.write(|tx| {
+            let record = |tx: &WriteTx| {
                 // Another may have taken the key, or removed the parent, since the look above.
                 self.check_new(tx, ctx, key, &labels)?;
                 self.chain(tx, ctx, parent)?;
                 self.hold(tx, ctx, key)?;
                 let info = new_info(key, parent, kind, labels.clone());
                 table::put(tx, ctx.namespace.as_str(), &self.name, &Record { info, number, size: 0, inodes: 0 })
-            })
+            };
+            if lasting { self.db.write(record) } else { self.db.write_soon(record) }
         });
         if made.is_err() {
             self.discard(number);
@@ -165,6 +176,28 @@ impl<D: Driver> Local<D> {
         }
     }
 
+    fn commit_one(&self, tx: &WriteTx, ctx: &Context, layer: &Layer, usage: Usage) -> Result<()> {
+        let Layer { name, key, parent, labels } = layer;
+        let namespace = ctx.namespace.as_str();
+        let record = self.committable(tx, ctx, name, key)?;
+        self.chain(tx, ctx, parent)?;
+        table::delete(tx, namespace, &self.name, &record)?;
+        if let Some(lease) = &ctx.lease {
+            leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
+        }
+        self.hold(tx, ctx, name)?;
+        let mut info = new_info(name, parent, Kind::Committed, labels.clone());
+        info.created_at = record.info.created_at;
+        let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
+        table::put(tx, namespace, &self.name, &committed)
+    }
+
+    fn announce_commit(&self, ctx: &Context, layer: &Layer) {
+        let (key, name) = (layer.key.clone(), layer.name.clone());
+        let event = SnapshotCommit { key, name, snapshotter: self.name.clone() };
+        self.events.announce(&ctx.namespace, "/snapshot/commit", &event);
+    }
+
     fn committable(&self, tx: &impl Tx, ctx: &Context, name: &str, key: &str) -> Result<Record> {
         let record = self.find(tx, ctx, key)?;
         if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
@@ -183,11 +216,11 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn prepare(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(ctx, Kind::Active, key, parent, labels)
+        self.create(ctx, New { kind: Kind::Active, key, parent, lasting: true }, labels)
     }
 
     fn view(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(ctx, Kind::View, key, parent, labels)
+        self.create(ctx, New { kind: Kind::View, key, parent, lasting: true }, labels)
     }
 
     fn mounts(&self, ctx: &Context, key: &str) -> Result<Vec<Mount>> {
@@ -207,28 +240,44 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn commit(&self, ctx: &Context, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
         check_key(name)?;
         labels::check(&labels)?;
-        let namespace = ctx.namespace.as_str();
         let record = self.db.read(|tx| self.committable(tx, ctx, name, key))?;
         let parent = chosen_parent(&record.info, parent)?;
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
         self.driver.commit(record.number, &parents).doing(|| format!("commit snapshot {key}"))?;
         let usage = self.driver.usage(record.number)?;
-        self.db.write(|tx| {
-            let record = self.committable(tx, ctx, name, key)?;
-            self.chain(tx, ctx, &parent)?;
-            table::delete(tx, namespace, &self.name, &record)?;
-            if let Some(lease) = &ctx.lease {
-                leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
-            }
-            self.hold(tx, ctx, name)?;
-            let mut info = new_info(name, &parent, Kind::Committed, labels);
-            info.created_at = record.info.created_at;
-            let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
-            table::put(tx, namespace, &self.name, &committed)
-        })?;
-        let event = SnapshotCommit { key: key.into(), name: name.into(), snapshotter: self.name.clone() };
-        self.events.announce(&ctx.namespace, "/snapshot/commit", &event);
+        let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
+        self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
+        self.announce_commit(ctx, &layer);
         Ok(())
+    }
+
+    fn prepare_layer(&self, ctx: &Context, key: &str, parent: &str) -> Result<Vec<Mount>> {
+        self.create(ctx, New { kind: Kind::Active, key, parent, lasting: false }, Labels::new())
+    }
+
+    fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {
+        let prepared = |layer: &Layer| {
+            let record = self.db.read(|tx| self.find(tx, ctx, &layer.key))?;
+            self.driver.commit(record.number, &[])?;
+            self.driver.usage(record.number)
+        };
+        let usages: Vec<Usage> = layers.iter().map(prepared).collect::<Result<_>>()?;
+        let spare = self.db.write(|tx| {
+            let mut spare = Vec::new();
+            for (layer, usage) in layers.iter().zip(usages) {
+                match self.commit_one(tx, ctx, layer, usage) {
+                    // Somebody else unpacked it meanwhile.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        self.hold(tx, ctx, &layer.name)?;
+                        spare.push(layer.key.clone());
+                    }
+                    other => other?,
+                }
+            }
+            Ok(spare)
+        })?;
+        layers.iter().filter(|layer| !spare.contains(&layer.key)).for_each(|layer| self.announce_commit(ctx, layer));
+        spare.iter().try_for_each(|key| self.remove(ctx, key))
     }
 
     fn remove(&self, ctx: &Context, key: &str) -> Result<()> {

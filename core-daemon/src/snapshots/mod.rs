@@ -22,7 +22,7 @@ pub use local::{Driver, Local};
 pub use usage::{Usage, disk_usage};
 
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::labels::Labels;
 
 /// The snapshotter used where nothing else is said.
@@ -51,6 +51,19 @@ impl From<gantry_proto::containerd::types::Mount> for Mount {
     fn from(mount: gantry_proto::containerd::types::Mount) -> Self {
         Self { kind: mount.r#type, source: mount.source, target: mount.target, options: mount.options }
     }
+}
+
+/// An unpacked layer to be committed.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// The name it gets.
+    pub name: String,
+    /// The writable snapshot it is in.
+    pub key: String,
+    /// The committed snapshot below it; empty for none.
+    pub parent: String,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// How a stack of layers gets into a snapshotter.
@@ -96,6 +109,28 @@ pub trait Snapshotter: Send + Sync {
     /// `NotFound`, `AlreadyExists` for the name; `FailedPrecondition` where the key is not writable; `InvalidArgument`
     /// where it already has another parent.
     fn commit(&self, ctx: &Context, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()>;
+
+    /// Makes a writable snapshot for unpacking a layer, which means nothing after a crash.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::prepare`].
+    fn prepare_layer(&self, ctx: &Context, key: &str, parent: &str) -> Result<Vec<Mount>> {
+        self.prepare(ctx, key, parent, Labels::new())
+    }
+
+    /// Commits several layers, whose files are flushed, lowest first; those whose name is there already are removed.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::commit`].
+    fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {
+        for layer in layers {
+            match self.commit(ctx, &layer.name, &layer.key, layer.labels.clone(), Some(&layer.parent)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => self.remove(ctx, &layer.key)?,
+                other => other?,
+            }
+        }
+        Ok(())
+    }
 
     /// Removes a snapshot.
     ///

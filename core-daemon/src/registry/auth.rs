@@ -1,0 +1,180 @@
+//! Authorization: nothing, basic, or a bearer token that the registry's challenge says where to get.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use super::challenge::{Challenge, parse};
+use super::hosts::Host;
+use super::transport::{self, Ask, body, check_elsewhere, failure};
+use super::{Credentials, Repository};
+use crate::error::{Error, Kind, Result};
+
+const CLIENT_ID: &str = "gantry";
+const MAX_TOKEN: u64 = 1 << 20;
+/// Tokens are good for at least this long, whatever the server says.
+const MIN_LIFE: Duration = Duration::from_secs(60);
+/// A token is asked for anew this long before it ends.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// `Authorization` values by host.
+#[derive(Default)]
+pub(super) struct Tokens {
+    known: Mutex<HashMap<String, Token>>,
+}
+
+#[derive(Clone)]
+struct Token {
+    authorization: String,
+    until: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    token: String,
+    #[serde(default)]
+    access_token: String,
+    #[serde(default)]
+    expires_in: u64,
+}
+
+impl Repository {
+    /// Sends a request to a host, with what authorization it asks for. An answer that is still 401 or 403 comes back
+    /// as an answer.
+    pub(super) async fn send(&self, host: &Host, ask: &Ask, scope: &str) -> Result<Response> {
+        let known = self.known(host, scope).await;
+        let answer = transport::send(host, ask, known.as_deref()).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        // Either there was no authorization yet, or it ended meanwhile.
+        match self.authorize(host, &answer, scope).await? {
+            Some(authorization) => transport::send(host, ask, Some(&authorization)).await,
+            None => Ok(answer),
+        }
+    }
+
+    async fn known(&self, host: &Host, scope: &str) -> Option<String> {
+        let known = self.tokens.known.lock().await;
+        let token = known.get(&key(host, scope))?;
+        let good = token.until.is_none_or(|until| until > Instant::now() + MARGIN);
+        good.then(|| token.authorization.clone())
+    }
+
+    /// What an answer's challenges can be met with.
+    async fn authorize(&self, host: &Host, answer: &Response, scope: &str) -> Result<Option<String>> {
+        let headers = answer.headers().get_all(http::header::WWW_AUTHENTICATE);
+        let challenges: Vec<Challenge> =
+            headers.iter().filter_map(|value| value.to_str().ok()).flat_map(parse).collect();
+        // Only the registry that the account is for gets it; a mirror of it does not.
+        let credentials = self.credentials.as_ref().filter(|_| host.mirrors.is_none());
+        let mut token = None;
+        if let Some(challenge) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
+            token = Some(self.bearer(host, challenge, credentials, scope).await?);
+        } else if challenges.iter().any(|challenge| challenge.scheme == "basic") {
+            token = credentials.map(|account| Token { authorization: basic(account), until: None });
+        }
+        let Some(token) = token else { return Ok(None) };
+        let authorization = token.authorization.clone();
+        self.tokens.known.lock().await.insert(key(host, scope), token);
+        Ok(Some(authorization))
+    }
+
+    async fn bearer(
+        &self,
+        host: &Host,
+        challenge: &Challenge,
+        credentials: Option<&Credentials>,
+        scope: &str,
+    ) -> Result<Token> {
+        let refuse = |problem: &str| {
+            Error::new(Kind::PermissionDenied, format!("registry {}: its token service: {problem}", host.name()))
+        };
+        let realm = challenge.get("realm").ok_or_else(|| refuse("is not named"))?;
+        let realm: Url = realm.parse().map_err(|_| refuse("has no valid address"))?;
+        check_elsewhere(&host.base, &realm).map_err(refuse)?;
+        // The token service stands where it says, so requests to it are its own.
+        let service = Host { base: realm.clone(), headers: http::HeaderMap::new(), ..host.clone() };
+        let wanted = Wanted { service: challenge.get("service"), scope: challenge.get("scope").unwrap_or(scope) };
+        if let Some(account) = credentials
+            && let Some(token) = by_post(&service, &realm, &wanted, account).await?
+        {
+            return Ok(token);
+        }
+        by_get(&service, &realm, &wanted, credentials).await
+    }
+}
+
+struct Wanted<'a> {
+    service: Option<&'a str>,
+    scope: &'a str,
+}
+
+fn key(host: &Host, scope: &str) -> String {
+    format!("{} {scope}", host.base)
+}
+
+fn basic(account: &Credentials) -> String {
+    let pair = format!("{}:{}", account.username, account.secret);
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+/// Asks as OAuth 2 has it. `None` where the service does not know that way.
+async fn by_post(service: &Host, realm: &Url, wanted: &Wanted<'_>, account: &Credentials) -> Result<Option<Token>> {
+    let mut form = vec![("client_id", CLIENT_ID), ("scope", wanted.scope)];
+    form.extend(wanted.service.map(|service| ("service", service)));
+    if account.username.is_empty() {
+        form.extend([("grant_type", "refresh_token"), ("refresh_token", account.secret.as_str())]);
+    } else {
+        form.extend([("grant_type", "password"), ("username", &account.username), ("password", &account.secret)]);
+        form.push(("access_type", "offline"));
+    }
+    let mut encoded = realm.clone();
+    encoded.query_pairs_mut().clear().extend_pairs(form);
+    let mut ask =
+        Ask::new(Method::POST, realm.clone()).header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    ask.body = Some(encoded.query().unwrap_or_default().to_owned().into());
+    let answer = transport::send(service, &ask, None).await?;
+    match answer.status().as_u16() {
+        200 => token(service, answer).await.map(Some),
+        // Services from before OAuth 2 answer with one of these; a wrong password is then told by the other way.
+        400 | 401 | 404 | 405 if !account.username.is_empty() => Ok(None),
+        _ => Err(failure(service, answer).await),
+    }
+}
+
+async fn by_get(service: &Host, realm: &Url, wanted: &Wanted<'_>, credentials: Option<&Credentials>) -> Result<Token> {
+    let mut url = realm.clone();
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = wanted.service {
+            query.append_pair("service", service);
+        }
+        for scope in wanted.scope.split(' ').filter(|scope| !scope.is_empty()) {
+            query.append_pair("scope", scope);
+        }
+    }
+    let authorization = credentials.map(basic);
+    let answer = transport::send(service, &Ask::new(Method::GET, url), authorization.as_deref()).await?;
+    if !answer.status().is_success() {
+        return Err(failure(service, answer).await);
+    }
+    token(service, answer).await
+}
+
+async fn token(service: &Host, answer: Response) -> Result<Token> {
+    let bytes = body(service, answer, MAX_TOKEN).await?;
+    let invalid = || Error::unavailable(format!("token service {}: its answer has no token", service.name()));
+    let answer: Answer = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
+    let token = if answer.token.is_empty() { answer.access_token } else { answer.token };
+    if token.is_empty() || token.contains(['\r', '\n']) {
+        return Err(invalid());
+    }
+    let life = Duration::from_secs(answer.expires_in).max(MIN_LIFE);
+    Ok(Token { authorization: format!("Bearer {token}"), until: Some(Instant::now() + life) })
+}

@@ -1,0 +1,203 @@
+//! Reading from a repository: what a name stands for, documents, blobs.
+
+use bytes::Bytes;
+use reqwest::{Method, Response, StatusCode, Url};
+use rung_spec::digest::Digest;
+use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
+
+use super::Repository;
+use super::error::of_transport;
+use super::hosts::Host;
+use super::transport::{Ask, body, failure};
+use crate::error::{Doing, Error, Kind, Result};
+
+/// Largest manifest or index.
+const MAX_MANIFEST: u64 = 8 << 20;
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// Type, digest and length.
+    pub descriptor: Descriptor,
+    /// The document itself, where the registry had to be asked for it.
+    pub bytes: Option<Bytes>,
+}
+
+/// A blob's bytes as they come.
+pub struct BlobStream {
+    host: Host,
+    answer: Response,
+    /// Where in the blob they start.
+    pub offset: u64,
+}
+
+impl BlobStream {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// `Unavailable` or `DeadlineExceeded` when the connection breaks or stalls: what came so far is good.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.answer.chunk().await.map_err(|error| of_transport(&self.host.name(), &error))
+    }
+}
+
+impl Repository {
+    fn scope(&self) -> String {
+        format!("repository:{}:pull", self.path)
+    }
+
+    fn url(&self, host: &Host, rest: &str) -> Result<Url> {
+        let invalid = |error| Error::invalid(format!("registry {}: {error}", host.name()));
+        let mut url = host.base.join(&format!("{}/{rest}", self.path)).map_err(invalid)?;
+        if let Some(mirrored) = &host.mirrors {
+            url.query_pairs_mut().append_pair("ns", mirrored);
+        }
+        Ok(url)
+    }
+
+    /// What the tag or digest `object` stands for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` where no host can be reached; what the last host says otherwise.
+    pub async fn resolve(&self, object: &str) -> Result<Resolved> {
+        self.each(|host| host.resolves, |host| self.resolve_at(host, object)).await
+    }
+
+    /// A manifest or index, whose digest is checked.
+    ///
+    /// # Errors
+    /// As [`Repository::resolve`]; `DataLoss` where the registry sends something else.
+    pub async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        let bytes = self.each(|host| host.pulls, |host| self.document_at(host, descriptor)).await?;
+        descriptor.digest.verify(&bytes).map_err(|error| {
+            let text = format!("registry {}: sent a wrong document: {error}", self.host);
+            Error::new(Kind::DataLoss, text)
+        })?;
+        Ok(bytes)
+    }
+
+    /// A blob from `offset` on, or from its beginning where the registry cannot give a part.
+    ///
+    /// # Errors
+    /// As [`Repository::resolve`].
+    pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        self.each(|host| host.pulls, |host| self.blob_at(host, descriptor, offset)).await
+    }
+
+    /// Asks each host that is good for it, until one has it. Where none has, the most telling failure counts: not that
+    /// a mirror was not there, but what the registry itself says.
+    async fn each<T, F: Future<Output = Result<T>>>(
+        &self,
+        good: impl Fn(&Host) -> bool,
+        mut ask: impl FnMut(Host) -> F,
+    ) -> Result<T> {
+        let mut last = None;
+        for host in self.hosts.iter().filter(|host| good(host)) {
+            match ask(host.clone()).await {
+                Ok(value) => return Ok(value),
+                Err(error) => {
+                    tracing::debug!(host = host.name(), %error, "registry host failed");
+                    let replaced = last.as_ref().is_none_or(|before: &Error| before.kind() != Kind::NotFound);
+                    if replaced || error.kind() == Kind::NotFound {
+                        last = Some(error);
+                    }
+                }
+            }
+        }
+        Err(last
+            .unwrap_or_else(|| Error::unavailable(format!("registry {}: no host is configured for this", self.host))))
+    }
+
+    async fn resolve_at(&self, host: Host, object: &str) -> Result<Resolved> {
+        let url = self.url(&host, &format!("manifests/{object}"))?;
+        let ask = Ask::new(Method::HEAD, url).header(http::header::ACCEPT, MANIFEST_ACCEPT);
+        let answer = self.send(&host, &ask, &self.scope()).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => {
+                let name = format!("{}/{}:{object}", self.host, self.path);
+                let remedy = "check the name and the tag";
+                return Err(Error::not_found(format!("image {name}: not found in the registry; {remedy}")));
+            }
+            // An answer to HEAD has no body that would say why.
+            _ => return self.resolve_by_get(&host, ask, object).await,
+        }
+        match described(&answer, object) {
+            Some(descriptor) => Ok(Resolved { descriptor, bytes: None }),
+            None => self.resolve_by_get(&host, ask, object).await,
+        }
+    }
+
+    async fn resolve_by_get(&self, host: &Host, mut ask: Ask, object: &str) -> Result<Resolved> {
+        ask.method = Method::GET;
+        let answer = self.send(host, &ask, &self.scope()).await?;
+        if !answer.status().is_success() {
+            return Err(failure(host, answer).await).doing(|| format!("resolve {}/{}:{object}", self.host, self.path));
+        }
+        let media_type = media_type(&answer);
+        let bytes = body(host, answer, MAX_MANIFEST).await?;
+        let digest = Digest::of(&bytes);
+        if let Ok(expected) = Digest::parse(object) {
+            expected.verify(&bytes).map_err(|error| {
+                Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {error}", host.name()))
+            })?;
+        }
+        let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
+        Ok(Resolved { descriptor, bytes: Some(bytes) })
+    }
+
+    async fn document_at(&self, host: Host, descriptor: &Descriptor) -> Result<Bytes> {
+        let url = self.url(&host, &format!("manifests/{}", descriptor.digest))?;
+        let accept = if descriptor.media_type.is_empty() {
+            MANIFEST_ACCEPT.to_owned()
+        } else {
+            format!("{}, */*", descriptor.media_type)
+        };
+        let ask = Ask::new(Method::GET, url).header(http::header::ACCEPT, &accept);
+        let answer = self.send(&host, &ask, &self.scope()).await?;
+        if !answer.status().is_success() {
+            return Err(failure(&host, answer).await);
+        }
+        body(&host, answer, MAX_MANIFEST).await
+    }
+
+    async fn blob_at(&self, host: Host, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        let url = self.url(&host, &format!("blobs/{}", descriptor.digest))?;
+        let mut ask = Ask::new(Method::GET, url);
+        if offset > 0 {
+            ask = ask.header(http::header::RANGE, &format!("bytes={offset}-"));
+        }
+        let answer = self.send(&host, &ask, &self.scope()).await?;
+        let offset = match answer.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT if starts_at(&answer, offset) => offset,
+            StatusCode::PARTIAL_CONTENT => {
+                return Err(Error::unavailable(format!("registry {}: sent another part than asked for", host.name())));
+            }
+            _ => return Err(failure(&host, answer).await).doing(|| format!("fetch {}", descriptor.digest)),
+        };
+        Ok(BlobStream { host, answer, offset })
+    }
+}
+
+/// Whether a partial answer begins where it was asked to.
+fn starts_at(answer: &Response, offset: u64) -> bool {
+    let range = answer.headers().get(http::header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()) == Some(offset)
+}
+
+fn media_type(answer: &Response) -> String {
+    let header = answer.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    header.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned()
+}
+
+/// The descriptor that an answer's headers give, if they do.
+fn described(answer: &Response, object: &str) -> Option<Descriptor> {
+    let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    let digest = header("docker-content-digest").and_then(|text| Digest::parse(text).ok());
+    let asked = Digest::parse(object).ok();
+    let digest = asked.or(digest)?;
+    let size: u64 = header("content-length")?.parse().ok().filter(|size| *size > 0)?;
+    let media_type = media_type(answer);
+    (!media_type.is_empty()).then(|| Descriptor::new(media_type, digest, size))
+}

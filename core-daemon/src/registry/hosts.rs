@@ -1,0 +1,93 @@
+//! The hosts that stand for a registry, in the order they are tried.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Access;
+use super::transport::{Clients, Tls};
+use crate::error::{Error, Result};
+
+/// One address of a registry.
+#[derive(Clone)]
+pub(super) struct Host {
+    /// Scheme, host, port and path up to and with `/v2`.
+    pub(super) base: reqwest::Url,
+    pub(super) client: reqwest::Client,
+    pub(super) headers: http::HeaderMap,
+    /// Stands for another registry, which it is told.
+    pub(super) mirrors: Option<String>,
+    pub(super) resolves: bool,
+    pub(super) pulls: bool,
+}
+
+impl Host {
+    /// As people know it.
+    pub(super) fn name(&self) -> String {
+        match (self.base.host_str(), self.base.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (Some(host), None) => host.to_owned(),
+            (None, _) => self.base.to_string(),
+        }
+    }
+}
+
+/// The hosts of the registry `name`.
+pub(super) fn of(clients: &Arc<Clients>, _config_path: &Path, name: &str, access: &Access) -> Result<Vec<Host>> {
+    let headers = headers(&access.headers)?;
+    let tls = Tls { skip_verify: access.skip_verify, ..Tls::default() };
+    let client = clients.get(&tls)?;
+    let authority = if name == "docker.io" { "registry-1.docker.io" } else { name };
+    let schemes: &[&str] = match (access.plain_http, is_loopback(authority)) {
+        (true, _) => &["http"],
+        (false, true) => &["https", "http"],
+        (false, false) => &["https"],
+    };
+    let host = |scheme: &&str| {
+        let base = format!("{scheme}://{authority}/v2/");
+        let base = base.parse().map_err(|error| Error::invalid(format!("registry {name}: {error}")))?;
+        let (client, headers) = (client.clone(), headers.clone());
+        Ok(Host { base, client, headers, mirrors: None, resolves: true, pulls: true })
+    };
+    schemes.iter().map(host).collect()
+}
+
+pub(super) fn headers(pairs: &[(String, String)]) -> Result<http::HeaderMap> {
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in pairs {
+        let invalid = || Error::invalid(format!("registry header {name:?} is malformed"));
+        let name = http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
+        headers.append(name, http::HeaderValue::from_str(value).map_err(|_| invalid())?);
+    }
+    Ok(headers)
+}
+
+/// Whether a name with or without port is this machine's own, for which HTTP without TLS hides nothing.
+fn is_loopback(authority: &str) -> bool {
+    let Ok(url) = format!("http://{authority}/").parse::<reqwest::Url>() else { return false };
+    url.host_str().is_some_and(|host| host == "localhost" || address(host).is_some_and(|address| address.is_loopback()))
+}
+
+pub(super) fn address(host: &str) -> Option<IpAddr> {
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+}
+
+/// Whether a URL leads to this machine or its own network, by the address it spells out.
+pub(super) fn is_private(url: &reqwest::Url) -> bool {
+    let Some(host) = url.host_str() else { return true };
+    if host == "localhost" || host.ends_with(".localhost") {
+        return true;
+    }
+    match address(host) {
+        Some(IpAddr::V4(v4)) => is_private_v4(v4),
+        Some(IpAddr::V6(v6)) => match v6.to_ipv4_mapped() {
+            Some(v4) => is_private_v4(v4),
+            None => v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local(),
+        },
+        None => false,
+    }
+}
+
+fn is_private_v4(v4: std::net::Ipv4Addr) -> bool {
+    v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast()
+}

@@ -1,0 +1,233 @@
+//! One request and its answer: connections, redirects, retries.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use reqwest::{Client, Method, Response, StatusCode, Url};
+
+use super::error::{of_answer, of_transport, root_cause};
+use super::hosts::{Host, is_private};
+use crate::error::{Error, Kind, Result};
+
+/// How we introduce ourselves.
+pub const USER_AGENT: &str = concat!("gantry/", env!("CARGO_PKG_VERSION"));
+/// A server that does not answer at all.
+const CONNECT: Duration = Duration::from_secs(15);
+/// One that stops in the middle.
+const STALL: Duration = Duration::from_secs(60);
+const MAX_REDIRECTS: usize = 10;
+/// Tries of one request, and the longest wait between two.
+const TRIES: u32 = 5;
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// Most of an error's text that is read.
+const MAX_ERROR: usize = 64 << 10;
+
+/// What makes connections to one host differ from those to another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Tls {
+    pub(super) skip_verify: bool,
+    pub(super) authorities: Vec<PathBuf>,
+    /// Certificate and key files.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    pub(super) connect: Option<Duration>,
+}
+
+/// One client for each kind of connection, kept for the next image.
+#[derive(Default)]
+pub(super) struct Clients {
+    known: Mutex<HashMap<Tls, Client>>,
+}
+
+impl Clients {
+    pub(super) fn get(&self, tls: &Tls) -> Result<Client> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = known.get(tls) {
+            return Ok(client.clone());
+        }
+        let client = build(tls)?;
+        known.insert(tls.clone(), client.clone());
+        Ok(client)
+    }
+}
+
+fn build(tls: &Tls) -> Result<Client> {
+    static PROVIDER: Once = Once::new();
+    // Fails only where somebody else installed one, which serves as well.
+    PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
+    let mut builder = Client::builder()
+        .user_agent(USER_AGENT)
+        // Redirects carry credentials and lead anywhere: they are followed here, by our own rules.
+        .redirect(reqwest::redirect::Policy::none())
+        // Several connections are faster for several large blobs than one that all share.
+        .http1_only()
+        .connect_timeout(tls.connect.unwrap_or(CONNECT))
+        .read_timeout(STALL)
+        .tls_danger_accept_invalid_certs(tls.skip_verify);
+    let read = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| Error::from(error).context(format!("read {}", path.display())))
+    };
+    let mut authorities = Vec::new();
+    for path in &tls.authorities {
+        authorities.extend(reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|error| failed(&error))?);
+    }
+    if !authorities.is_empty() {
+        builder = builder.tls_certs_merge(authorities);
+    }
+    if let Some((certificate, key)) = &tls.identity {
+        let pem = [read(certificate)?, b"\n".to_vec(), read(key)?].concat();
+        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| failed(&error))?);
+    }
+    builder.build().map_err(|error| failed(&error))
+}
+
+/// A request without its credentials, so that it can be sent again.
+#[derive(Clone)]
+pub(super) struct Ask {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: http::HeaderMap,
+    pub(super) body: Option<bytes::Bytes>,
+}
+
+impl Ask {
+    pub(super) fn new(method: Method, url: Url) -> Self {
+        Self { method, url, headers: http::HeaderMap::new(), body: None }
+    }
+
+    #[must_use]
+    pub(super) fn header(mut self, name: http::HeaderName, value: &str) -> Self {
+        if let Ok(value) = http::HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+        self
+    }
+}
+
+/// Sends a request with `authorization`, follows redirects, and tries again where that may help.
+pub(super) async fn send(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response> {
+    let mut tried = 0;
+    loop {
+        tried += 1;
+        let result = follow(host, ask, authorization).await;
+        let wait = match &result {
+            Ok(answer) if is_worth_a_retry(answer.status()) => wait_for(answer, tried),
+            Err(error) if error.kind() == Kind::Unavailable && !error.to_string().contains("cannot connect") => {
+                backoff(tried)
+            }
+            _ => return result,
+        };
+        // A request that changes something is sent once.
+        let idempotent = matches!(ask.method, Method::GET | Method::HEAD);
+        if tried >= TRIES || !idempotent || wait > LONGEST_WAIT {
+            return result;
+        }
+        tracing::debug!(url = %ask.url, ?wait, tried, "registry request is tried again");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+fn is_worth_a_retry(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// How long a server wants us to wait, else longer each time.
+fn wait_for(answer: &Response, tried: u32) -> Duration {
+    let header = answer.headers().get(http::header::RETRY_AFTER);
+    let seconds = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    seconds.map_or_else(|| backoff(tried), Duration::from_secs)
+}
+
+pub(super) fn backoff(tried: u32) -> Duration {
+    Duration::from_millis(200) * 2u32.pow(tried.min(6))
+}
+
+async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response> {
+    let mut url = ask.url.clone();
+    for _ in 0..=MAX_REDIRECTS {
+        let own = same_origin(&url, &host.base);
+        let mut request = host.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
+        if own {
+            request = request.headers(host.headers.clone());
+            if let Some(authorization) = authorization {
+                request = request.header(http::header::AUTHORIZATION, authorization);
+            }
+        }
+        if let Some(body) = &ask.body {
+            request = request.body(body.clone());
+        }
+        let name = url.host_str().unwrap_or_default().to_owned();
+        let name = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
+        let answer = request.send().await.map_err(|error| of_transport(&name, &error))?;
+        if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Ok(answer);
+        }
+        url = redirect(host, &url, &answer)?;
+    }
+    Err(Error::unavailable(format!("registry {}: more than {MAX_REDIRECTS} redirects", host.name())))
+}
+
+fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Where an answer sends us, if it may.
+fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url> {
+    let refuse = |problem: String| Error::new(Kind::PermissionDenied, format!("registry {}: {problem}", host.name()));
+    let location = answer.headers().get(http::header::LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| refuse("redirects to nowhere".to_owned()))?;
+    let to = from.join(location).map_err(|error| refuse(format!("redirects to {location:?}: {error}")))?;
+    check_elsewhere(&host.base, &to).map_err(|problem| refuse(format!("redirects to {to}: {problem}")))?;
+    Ok(to)
+}
+
+/// Whether a registry at `base` may send us to `to`.
+pub(super) fn check_elsewhere(base: &Url, to: &Url) -> Result<(), &'static str> {
+    if !matches!(to.scheme(), "http" | "https") {
+        return Err("not http");
+    }
+    if same_origin(base, to) {
+        return Ok(());
+    }
+    if is_private(to) && !is_private(base) {
+        return Err("a private address, which a public registry has no business with");
+    }
+    if base.scheme() == "https" && to.scheme() == "http" {
+        return Err("from https to http, where anyone could read and change it");
+    }
+    Ok(())
+}
+
+/// The error that an unwanted answer stands for.
+pub(super) async fn failure(host: &Host, mut answer: Response) -> Error {
+    let status = answer.status();
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ERROR {
+            break;
+        }
+    }
+    of_answer(&host.name(), status, &body)
+}
+
+/// Reads an answer whole, which must not be longer than `limit`.
+pub(super) async fn body(host: &Host, mut answer: Response, limit: u64) -> Result<bytes::Bytes> {
+    let too_long = || {
+        let name = host.name();
+        Error::new(Kind::ResourceExhausted, format!("registry {name}: a document of more than {limit} bytes"))
+    };
+    if answer.content_length().is_some_and(|length| length > limit) {
+        return Err(too_long());
+    }
+    let mut bytes = bytes::BytesMut::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| of_transport(&host.name(), &error))? {
+        if (bytes.len() + chunk.len()) as u64 > limit {
+            return Err(too_long());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
