@@ -25,9 +25,10 @@ use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
 use crate::gc::{Gc, Schedule};
 use crate::grpc;
-use crate::image::Images;
+use crate::image::{self, Images};
 use crate::metadata::Db;
 use crate::records::{Containers, ImageRecords, Leases, Namespaces};
+use crate::registry::Registry;
 use crate::serve::{self, Socket};
 use crate::shims::Launcher;
 use crate::snapshots::overlay::Overlay;
@@ -82,14 +83,16 @@ impl Daemon {
         let snapshots = snapshotters(config, &db, &events)?;
         let content = config.root.join("io.containerd.content.v1.content");
         let content = Content::open(&content, db.clone(), events.clone())?;
-        let images = Images {
+        let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), events.clone());
+        let images = Images::new(image::Parts {
             records: ImageRecords::new(db.clone(), events.clone()),
-            content: content.clone(),
+            content,
             snapshotters: snapshots.clone(),
             leases: Leases::new(db.clone(), snapshots.clone()),
-        };
+            registry: Registry::new(config.registry.config_path.clone()),
+            wake: gc.waker(),
+        });
         let namespaces = Namespaces::new(db.clone(), events.clone());
-        let gc = Gc::new(db.clone(), content, snapshots.clone(), events.clone());
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
             containers: containers.clone(),

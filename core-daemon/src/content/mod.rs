@@ -22,6 +22,7 @@ use std::time::SystemTime;
 use gantry_proto::containerd::events::{ContentCreate, ContentDelete};
 pub use gantry_proto::containerd::services::content::v1::Info;
 use rung_spec::digest::{Algorithm, Digest};
+use rung_spec::image::Descriptor;
 
 pub use ingest::{Ingest, Sealed, Status};
 
@@ -255,6 +256,31 @@ impl Content {
             self.0.events.announce(&ctx.namespace, "/content/create", &event);
         }
         Ok(created.into_iter().map(|(digest, _)| digest).collect())
+    }
+
+    /// Writes a small blob whole, to be flushed and published with others; `None` where the namespace has it, which is
+    /// then put under the call's lease.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the bytes are not what the descriptor says; when the disk cannot be written.
+    pub fn seal(&self, ctx: &Context, descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Sealed>> {
+        let (digest, size) = (&descriptor.digest, bytes.len() as u64);
+        let reference = format!("put-{digest}-{}", ctx.lease.as_deref().unwrap_or_default());
+        let mut ingest = match self.writer(ctx, &reference, size, Some(digest)) {
+            Err(error) if error.kind() == Kind::AlreadyExists => return Ok(None),
+            other => other?,
+        };
+        if ingest.offset() != size {
+            ingest.truncate(0)?;
+            ingest.write(bytes)?;
+        }
+        match ingest.seal(size, Some(digest)) {
+            Ok(sealed) => Ok(Some(sealed)),
+            Err((ingest, error)) => {
+                ingest.abort();
+                Err(error)
+            }
+        }
     }
 
     /// Puts a blob that the namespace has under the call's lease, and says whether it has it whole.

@@ -59,6 +59,13 @@ pub struct Deferred {
     pub(super) times: Vec<(PathBuf, (i64, u32))>,
 }
 
+impl Deferred {
+    /// Nothing is left open.
+    pub fn is_empty(&self) -> bool {
+        self.implicit.is_empty() && self.links.is_empty()
+    }
+}
+
 /// Applies `tar` to the directory `root`, of which not more than `limit` bytes are accepted.
 ///
 /// # Errors

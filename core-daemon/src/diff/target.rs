@@ -58,6 +58,19 @@ impl Target {
         }
     }
 
+    /// The directories that `mounts` stack, newest first, without mounting anything: those of a bind or of an overlay.
+    pub fn directories(mounts: &[Mount]) -> Vec<PathBuf> {
+        let of = |mount: &Mount| -> Vec<PathBuf> {
+            if is_bind(mount) {
+                return vec![PathBuf::from(&mount.source)];
+            }
+            let upper = option(mount, "upperdir").into_iter();
+            let lowers = option(mount, "lowerdir").unwrap_or_default().split(':').filter(|path| !path.is_empty());
+            upper.chain(lowers).map(PathBuf::from).collect()
+        };
+        mounts.iter().flat_map(of).collect()
+    }
+
     fn mounted(mounts: &[Mount]) -> Result<Self> {
         let mounted = Mounted::all(mounts)?;
         let path = mounted.dir.path().to_owned();

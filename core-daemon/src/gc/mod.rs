@@ -69,6 +69,11 @@ impl Gc {
         self.wake.notify_one();
     }
 
+    /// What [`Gc::changed`] wakes, for those below it.
+    pub fn waker(&self) -> Arc<tokio::sync::Notify> {
+        self.wake.clone()
+    }
+
     /// Collects now.
     ///
     /// # Errors

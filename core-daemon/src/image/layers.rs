@@ -1,13 +1,16 @@
 //! One layer between the content store and a snapshot's mounts, as the diff service has it.
 
-use std::io::BufReader;
+use std::io::{BufRead, BufReader};
 
 use rung_spec::image::{Descriptor, media_types};
+use rung_sys::beneath::Root;
 
 use super::Images;
+use super::fetch::Place;
+use crate::content::Content;
 use crate::context::Context;
-use crate::diff::{self, Target};
-use crate::error::{Doing, Error, Result};
+use crate::diff::{self, Applied, Target};
+use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
 use crate::snapshots::Mount;
 
@@ -21,6 +24,26 @@ const MAX_LIMIT: u64 = 1 << 40;
 /// The most bytes that a layer of `stored` bytes may unpack to.
 pub fn unpacked_limit(stored: u64) -> u64 {
     stored.saturating_mul(MAX_RATIO).clamp(MIN_LIMIT, MAX_LIMIT)
+}
+
+/// Applies a layer that is in the content store to a directory of its own, and checks what it unpacks to.
+pub(super) fn apply_stored(content: &Content, ctx: &Context, layer: &Descriptor, place: &Place) -> Result<Applied> {
+    let blob = content.reader(ctx, &layer.digest)?;
+    apply_checked(layer, place, BufReader::with_capacity(256 << 10, blob.file))
+}
+
+/// Applies a stored layer and checks that its plain tar is what the configuration says.
+pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufRead + Send) -> Result<Applied> {
+    let doing = || format!("unpack layer {}", layer.digest);
+    let (plain, _) = diff::decompress(stored).doing(doing)?;
+    let root = Root::open(&place.directory).doing(doing)?;
+    let applied = diff::apply(root, plain, place.mode, unpacked_limit(layer.size)).doing(doing)?;
+    if applied.digest != place.diff_id {
+        let (is, should) = (&applied.digest, &place.diff_id);
+        let text = format!("layer {} unpacks to {is}, but the image's configuration says {should}", layer.digest);
+        return Err(Error::new(Kind::DataLoss, format!("{text}; the image was built or pushed wrongly")));
+    }
+    Ok(applied)
 }
 
 impl Images {

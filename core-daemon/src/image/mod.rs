@@ -3,20 +3,26 @@
 //! `name → record → index → manifest → configuration and layers`, all in the content store; the layers once more as a
 //! chain of snapshots. [`Images`] is the one entry.
 
+mod fetch;
 pub mod layers;
+mod pull;
+mod unpack;
 pub mod walk;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
 use rung_spec::platform::Platform;
-use rung_spec::reference::Reference;
+use tokio::sync::Notify;
 
 use crate::content::Content;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::records::{ImageRecords, Leases};
+pub use crate::registry::Credentials;
+use crate::registry::{Access, Registry};
 use crate::snapshots::Snapshotters;
 
 /// The images of all namespaces.
@@ -30,6 +36,27 @@ pub struct Images {
     pub snapshotters: Snapshotters,
     /// What keeps a pull's parts until its record is written.
     pub leases: Leases,
+    registry: Registry,
+    /// Told when something may be collected.
+    wake: Arc<Notify>,
+    /// Images that are being pulled, by namespace and digest.
+    flights: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// What [`Images`] is made of.
+pub struct Parts {
+    /// Names.
+    pub records: ImageRecords,
+    /// Bytes.
+    pub content: Content,
+    /// Unpacked layers.
+    pub snapshotters: Snapshotters,
+    /// Leases.
+    pub leases: Leases,
+    /// The way to registries.
+    pub registry: Registry,
+    /// Told when something may be collected.
+    pub wake: Arc<Notify>,
 }
 
 /// How to pull.
@@ -53,18 +80,14 @@ pub struct PullOptions {
     pub labels: crate::labels::Labels,
 }
 
-/// An account at a registry.
-#[derive(Clone, Default)]
-pub struct Credentials {
-    /// Name; empty: `secret` is an identity token.
-    pub username: String,
-    /// Password or identity token.
-    pub secret: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+impl PullOptions {
+    fn access(&self) -> Access {
+        Access {
+            plain_http: self.plain_http,
+            skip_verify: self.skip_verify,
+            credentials: self.credentials.clone(),
+            ..Access::default()
+        }
     }
 }
 
@@ -129,6 +152,12 @@ pub struct Resolved {
 }
 
 impl Images {
+    /// The images of these stores.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { records, content, snapshotters, leases, registry, wake } = parts;
+        Self { records, content, snapshotters, leases, registry, wake, flights: Arc::default() }
+    }
+
     /// Looks an image up by its exact record name, for a platform or for this machine.
     ///
     /// # Errors
@@ -138,19 +167,5 @@ impl Images {
         let target = image.target.as_ref().ok_or_else(|| Error::internal(format!("image {name:?}: has no target")))?;
         let target = walk::descriptor(target)?;
         self.resolve_target(ctx, name, target, platform)
-    }
-
-    /// Pulls an image and unpacks it.
-    ///
-    /// # Errors
-    /// One line that names what failed and what to do; nothing is recorded then.
-    pub async fn pull(
-        &self,
-        _ctx: &Context,
-        reference: &Reference,
-        _options: PullOptions,
-        _progress: Arc<dyn Progress>,
-    ) -> Result<Pulled> {
-        Err(Error::unimplemented(format!("pull {reference}: not in this build yet")))
     }
 }

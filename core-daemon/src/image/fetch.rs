@@ -1,0 +1,316 @@
+//! One layer, in one pass: network → hash and store → inflate, hash and apply.
+//!
+//! ```text
+//! task: blob stream, resumed ─8─► thread: ingest (stored digest) ─8─► thread: inflate, diff id, directory
+//! ```
+//!
+//! Two bounded queues tie the three together, so that a slow disk slows the network and memory stays bounded. What is
+//! stored of a layer that could not be finished stays, and the next pull goes on from there.
+
+use std::io::{self, BufRead, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use rung_spec::digest::Digest;
+use rung_spec::image::Descriptor;
+use tokio::sync::mpsc;
+
+use super::layers::{apply_checked, apply_stored};
+use super::{Progress, Step};
+use crate::blocking::blocking;
+use crate::content::{Content, Ingest, Sealed};
+use crate::context::Context;
+use crate::diff::{Applied, Mode};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::registry::Repository;
+
+/// Pieces between two stages.
+const QUEUE: usize = 8;
+/// Tries without any progress between them.
+const TRIES: u32 = 5;
+/// Bytes between two reports.
+const REPORT: u64 = 1 << 18;
+
+/// A layer to fetch.
+#[derive(Clone)]
+pub(super) struct Job {
+    pub(super) layer: Descriptor,
+    /// Where and as what it is applied, if it is.
+    pub(super) apply: Option<Place>,
+}
+
+/// Where a layer is applied.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) mode: Mode,
+    /// What its plain tar must be.
+    pub(super) diff_id: Digest,
+}
+
+/// A fetched layer.
+pub(super) struct Fetched {
+    /// Its bytes, where they were not here before.
+    pub(super) sealed: Option<Sealed>,
+    /// What applying it came to.
+    pub(super) applied: Option<Applied>,
+}
+
+/// What a layer is fetched with.
+#[derive(Clone)]
+pub(super) struct Fetcher {
+    pub(super) content: Content,
+    pub(super) repository: Repository,
+    pub(super) ctx: Context,
+    pub(super) progress: Arc<dyn Progress>,
+}
+
+impl Fetcher {
+    /// Fetches a layer, and applies it as it comes.
+    pub(super) async fn layer(&self, job: Job) -> Result<Fetched> {
+        let digest = job.layer.digest.clone();
+        self.progress.layer(&digest, Step::Waiting, 0, job.layer.size);
+        let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
+        if blocking(move || content.hold(&ctx, &wanted)).await? {
+            let applied = self.apply_stored(&job).await?;
+            self.progress.layer(&digest, Step::Exists, job.layer.size, job.layer.size);
+            return Ok(Fetched { sealed: None, applied });
+        }
+        let fetched = match self.stream(&job).await {
+            // Bytes kept from an earlier pull were bad: once more from the beginning.
+            Err(Failure::Stale) => self.stream(&job).await,
+            other => other,
+        };
+        let fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
+        self.progress.layer(&digest, Step::Complete, job.layer.size, job.layer.size);
+        Ok(fetched)
+    }
+
+    async fn apply_stored(&self, job: &Job) -> Result<Option<Applied>> {
+        let Some(place) = job.apply.clone() else { return Ok(None) };
+        let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
+        self.progress.layer(&layer.digest, Step::Extracting, 0, layer.size);
+        blocking(move || apply_stored(&content, &ctx, &layer, &place)).await.map(Some)
+    }
+
+    async fn stream(&self, job: &Job) -> Result<Fetched, Failure> {
+        let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
+        let ingest = blocking(move || open(&content, &ctx, &layer)).await.map_err(Failure::Other)?;
+        let offset = ingest.offset();
+        let (to_store, from_network) = mpsc::channel(QUEUE);
+        let (to_apply, from_store) = std_mpsc::sync_channel(QUEUE);
+        let (layer, progress) = (job.layer.clone(), self.progress.clone());
+        let applying = job.apply.clone().map(|place| {
+            let layer = layer.clone();
+            tokio::task::spawn_blocking(move || {
+                let mut stored = Pieces { pieces: from_store, now: Bytes::new(), ended: false };
+                let applied = apply_checked(&layer, &place, &mut stored)?;
+                // What follows the compressed tar is no part of it, but of the blob.
+                while !stored.fill_buf().doing(|| "read layer")?.is_empty() {
+                    let length = stored.now.len();
+                    stored.consume(length);
+                }
+                Ok(applied)
+            })
+        });
+        let to_apply = applying.is_some().then_some(to_apply);
+        let storing =
+            tokio::task::spawn_blocking(move || store(ingest, &layer, from_network, to_apply, progress.as_ref()));
+        let network = self.receive(&job.layer, offset, to_store).await;
+        let stored = storing.await.unwrap_or_else(|error| Err(Failure::Other(Error::internal(error.to_string()))));
+        let applied = match applying {
+            Some(task) => task.await.unwrap_or_else(|error| Err(Error::internal(error.to_string()))).map(Some),
+            None => Ok(None),
+        };
+        // Of several failures the first cause counts: the network's, then wrong bytes, then what they made of the tar.
+        match (network, stored, applied) {
+            (Err(error), _, _) => Err(Failure::Other(error)),
+            (Ok(()), Err(Failure::Closed), Err(error)) | (Ok(()), Ok(_), Err(error)) => Err(Failure::Other(error)),
+            (Ok(()), Err(failure), _) => Err(failure),
+            (Ok(()), Ok(sealed), Ok(applied)) => Ok(Fetched { sealed: Some(sealed), applied }),
+        }
+    }
+
+    /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further.
+    async fn receive(&self, layer: &Descriptor, mut offset: u64, to: mpsc::Sender<Bytes>) -> Result<()> {
+        let mut failed = 0;
+        while offset < layer.size {
+            let before = offset;
+            match self.receive_some(layer, &mut offset, &to).await {
+                Ok(true) if offset == layer.size => break,
+                Ok(true) => {}
+                // The store gave up, and says why.
+                Ok(false) => return Ok(()),
+                Err(error) if !matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => return Err(error),
+                Err(error) if failed + 1 >= TRIES && offset == before => return Err(error),
+                Err(error) => tracing::debug!(digest = %layer.digest, offset, %error, "layer is resumed"),
+            }
+            failed = if offset > before { 0 } else { failed + 1 };
+            if failed >= TRIES {
+                let text = format!("registry {}: sends {} incompletely", self.repository.host(), layer.digest);
+                return Err(Error::unavailable(text));
+            }
+            tokio::time::sleep(Duration::from_millis(100) * 2u32.pow(failed)).await;
+        }
+        Ok(())
+    }
+
+    /// Receives one answer; false where nobody takes it any more.
+    async fn receive_some(&self, layer: &Descriptor, offset: &mut u64, to: &mpsc::Sender<Bytes>) -> Result<bool> {
+        let mut blob = self.repository.blob(layer, *offset).await?;
+        // A registry that cannot give a part gives the whole again.
+        let mut known = offset.saturating_sub(blob.offset);
+        while let Some(mut piece) = blob.next().await? {
+            let skipped = known.min(piece.len() as u64);
+            piece.advance(usize::try_from(skipped).unwrap_or(0));
+            known -= skipped;
+            if piece.is_empty() {
+                continue;
+            }
+            *offset += piece.len() as u64;
+            if *offset > layer.size {
+                let text = format!("registry {}: sends more than {} bytes", self.repository.host(), layer.size);
+                return Err(Error::new(Kind::DataLoss, format!("{text} of {}", layer.digest)));
+            }
+            if to.send(piece).await.is_err() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Why a layer was not stored.
+enum Failure {
+    /// What an earlier pull left was not right; it is gone now.
+    Stale,
+    /// The registry sent something else.
+    Wrong(Error),
+    /// The other end gave up, for its own reason.
+    Closed,
+    /// Anything else.
+    Other(Error),
+}
+
+impl Failure {
+    fn into_error(self, repository: &Repository, layer: &Descriptor) -> Error {
+        let told = |problem: &dyn std::fmt::Display| {
+            let host = repository.host();
+            let remedy = "pull again, and if it stays so the registry's copy or a proxy between is damaged";
+            Error::new(
+                Kind::DataLoss,
+                format!("registry {host}: sent a wrong layer {}: {problem}; {remedy}", layer.digest),
+            )
+        };
+        match self {
+            Self::Other(error) => error.context(format!("layer {}", layer.digest)),
+            Self::Wrong(error) => told(&error),
+            Self::Stale => told(&"twice in a row"),
+            Self::Closed => Error::internal(format!("layer {}: was given up", layer.digest)),
+        }
+    }
+}
+
+/// Opens the layer's ingest; one of its own where another pull writes it.
+fn open(content: &Content, ctx: &Context, layer: &Descriptor) -> Result<Ingest> {
+    let open = |reference: &str| content.writer(ctx, reference, layer.size, Some(&layer.digest));
+    let reference = format!("layer-{}", layer.digest);
+    match open(&reference) {
+        Err(error) if error.kind() == Kind::Unavailable => {
+            open(&format!("{reference}-{}", ctx.lease.as_deref().unwrap_or("alone")))
+        }
+        Ok(mut ingest) if ingest.offset() > layer.size => {
+            ingest.truncate(0)?;
+            Ok(ingest)
+        }
+        other => other,
+    }
+}
+
+/// Stores what comes, hands it on, and checks the whole.
+fn store(
+    mut ingest: Ingest,
+    layer: &Descriptor,
+    mut from: mpsc::Receiver<Bytes>,
+    to: Option<std_mpsc::SyncSender<Bytes>>,
+    progress: &dyn Progress,
+) -> Result<Sealed, Failure> {
+    let resumed = ingest.offset();
+    if let Some(to) = &to {
+        hand_on_written(&ingest, to)?;
+    }
+    let mut reported = 0;
+    while let Some(piece) = from.blocking_recv() {
+        ingest.write(&piece).map_err(Failure::Other)?;
+        if ingest.offset() >= reported + REPORT {
+            reported = ingest.offset();
+            progress.layer(&layer.digest, Step::Downloading, reported, layer.size);
+        }
+        if let Some(to) = &to {
+            to.send(piece).map_err(|_| Failure::Closed)?;
+        }
+    }
+    if ingest.offset() < layer.size {
+        // The network's failure says more.
+        return Err(Failure::Closed);
+    }
+    if let Some(to) = &to {
+        progress.layer(&layer.digest, Step::Extracting, layer.size, layer.size);
+        to.send(Bytes::new()).map_err(|_| Failure::Closed)?;
+    }
+    ingest.seal(layer.size, Some(&layer.digest)).map_err(|(ingest, error)| {
+        ingest.abort();
+        if resumed > 0 { Failure::Stale } else { Failure::Wrong(error) }
+    })
+}
+
+/// Hands on what an earlier pull stored.
+fn hand_on_written(ingest: &Ingest, to: &std_mpsc::SyncSender<Bytes>) -> Result<(), Failure> {
+    if ingest.offset() == 0 {
+        return Ok(());
+    }
+    let mut file = ingest.written().map_err(Failure::Other)?.take(ingest.offset());
+    loop {
+        let mut piece = vec![0; 256 << 10];
+        let length = file.read(&mut piece).map_err(|error| Failure::Other(error.into()))?;
+        if length == 0 {
+            return Ok(());
+        }
+        piece.truncate(length);
+        to.send(piece.into()).map_err(|_| Failure::Closed)?;
+    }
+}
+
+/// Pieces from a queue, read as one stream. An empty piece ends it; a queue that closes without one breaks it.
+struct Pieces {
+    pieces: std_mpsc::Receiver<Bytes>,
+    now: Bytes,
+    ended: bool,
+}
+
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.now.is_empty() && !self.ended {
+            self.now = self.pieces.recv().map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+            self.ended = self.now.is_empty();
+        }
+        Ok(&self.now)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.now.advance(count);
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let piece = self.fill_buf()?;
+        let length = piece.len().min(out.len());
+        out[..length].copy_from_slice(&piece[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}

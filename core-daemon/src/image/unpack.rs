@@ -1,0 +1,263 @@
+//! Layers become a chain of snapshots.
+//!
+//! Where the snapshotter takes layers apart from each other, each has a directory from the start and all are filled at
+//! once; in the end they are settled in order, flushed together and committed in one transaction. Otherwise each is
+//! applied onto the one below, one after the other.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rung_spec::digest::Digest;
+use rung_spec::image::{Descriptor, ImageConfig, Manifest, chain_ids};
+use rung_spec::platform::Platform;
+use rung_sys::beneath::Root;
+
+use super::fetch::Place;
+use super::{Images, layers};
+use crate::content::Content;
+use crate::context::Context;
+use crate::diff::{self, Applied, Mode, Target};
+use crate::error::{Doing, Error, Kind, Result};
+use crate::labels::{self, Labels};
+use crate::records::leases::random;
+use crate::snapshots::{Kind as SnapshotKind, Layer, Snapshotter, Unpacking};
+
+/// An image's layers on their way into a snapshotter.
+pub(super) struct Stack {
+    name: String,
+    snapshotter: Arc<dyn Snapshotter>,
+    ctx: Context,
+    layers: Vec<Descriptor>,
+    diff_ids: Vec<Digest>,
+    chain: Vec<Digest>,
+    /// How many of the lowest layers are there already.
+    present: usize,
+    /// With [`Unpacking::Apart`]: where each of the others is.
+    places: Vec<(String, Place)>,
+}
+
+impl Stack {
+    /// Looks which layers are there, and makes room for the others.
+    pub(super) fn begin(
+        images: &Images,
+        ctx: &Context,
+        name: &str,
+        manifest: &Manifest,
+        config: &ImageConfig,
+    ) -> Result<Self> {
+        let snapshotter = images.snapshotters.get(name)?;
+        let diff_ids = config.rootfs.diff_ids.clone();
+        let chain = chain_ids(&diff_ids);
+        let mut present = chain.len();
+        while present > 0 && !is_committed(snapshotter.as_ref(), ctx, &chain[present - 1])? {
+            present -= 1;
+        }
+        let mut stack = Self {
+            name: images.snapshotters.name_or_default(name).to_owned(),
+            snapshotter,
+            ctx: ctx.clone(),
+            layers: manifest.layers.clone(),
+            diff_ids,
+            chain,
+            present,
+            places: Vec::new(),
+        };
+        if stack.snapshotter.unpacking() == Unpacking::Apart {
+            stack.make_places()?;
+        }
+        Ok(stack)
+    }
+
+    fn make_places(&mut self) -> Result<()> {
+        for index in self.present..self.chain.len() {
+            let key = format!("extract-{:016x} {}", random()?, self.chain[index]);
+            let mounts = self.snapshotter.prepare_layer(&self.ctx, &key, "")?;
+            let [mount] = &mounts[..] else {
+                return Err(Error::internal(format!("snapshotter {}: gives no plain directory", self.name)));
+            };
+            let mode = if index == 0 { Mode::Lowest } else { Mode::Overlay };
+            let place = Place { directory: PathBuf::from(&mount.source), mode, diff_id: self.diff_ids[index].clone() };
+            self.places.push((key, place));
+        }
+        Ok(())
+    }
+
+    /// The snapshot that holds the whole image.
+    pub(super) fn chain_id(&self) -> Option<&Digest> {
+        self.chain.last()
+    }
+
+    /// The snapshotter's name.
+    pub(super) fn snapshotter(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether nothing is to be done.
+    pub(super) fn is_complete(&self) -> bool {
+        self.present == self.chain.len()
+    }
+
+    /// Where the layer is applied while it is fetched, if it is.
+    pub(super) fn place(&self, index: usize) -> Option<Place> {
+        let index = index.checked_sub(self.present)?;
+        self.places.get(index).map(|(_, place)| place.clone())
+    }
+
+    /// Makes the layers fit those below them.
+    pub(super) fn settle(&self, applied: Vec<Option<Applied>>) -> Result<()> {
+        let open = applied.iter().flatten().any(|applied| !applied.deferred.is_empty());
+        let base = if open && self.present > 0 { self.base_directories()? } else { Vec::new() };
+        let mut lowers = base;
+        for ((_, place), applied) in self.places.iter().zip(applied.into_iter().skip(self.present)) {
+            if let Some(applied) = applied {
+                let root = Root::open(&place.directory).doing(|| "open a layer")?;
+                diff::settle(&root, &lowers, applied.deferred)?;
+            }
+            lowers.insert(0, place.directory.clone());
+        }
+        Ok(())
+    }
+
+    /// The directories of the layers that were there, newest first: a view of them says.
+    fn base_directories(&self) -> Result<Vec<PathBuf>> {
+        let key = format!("settle-{:016x}", random()?);
+        let mounts = self.snapshotter.view(&self.ctx, &key, self.chain[self.present - 1].as_str(), Labels::new())?;
+        let directories = Target::directories(&mounts);
+        self.snapshotter.remove(&self.ctx, &key)?;
+        Ok(directories)
+    }
+
+    /// Commits what was applied apart, whose files are flushed.
+    pub(super) fn commit(&self) -> Result<()> {
+        let layer = |(offset, (key, _)): (usize, &(String, Place))| {
+            let index = self.present + offset;
+            let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
+            Layer { name: self.chain[index].to_string(), key: key.clone(), parent, labels: Labels::new() }
+        };
+        let layers: Vec<Layer> = self.places.iter().enumerate().map(layer).collect();
+        if layers.is_empty() { Ok(()) } else { self.snapshotter.commit_layers(&self.ctx, &layers) }
+    }
+
+    /// With [`Unpacking::Stacked`]: applies the layers, which are in the content store, one onto the other.
+    pub(super) fn apply_stacked(&self, images: &Images) -> Result<()> {
+        if self.snapshotter.unpacking() == Unpacking::Apart {
+            return Ok(());
+        }
+        for index in self.present..self.chain.len() {
+            let key = format!("extract-{:016x} {}", random()?, self.chain[index]);
+            let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
+            let labels = Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain[index].to_string())]);
+            let mounts = match self.snapshotter.prepare(&self.ctx, &key, &parent, labels) {
+                // It came from elsewhere meanwhile, or the snapshotter fetches it itself.
+                Err(error) if error.kind() == Kind::AlreadyExists => continue,
+                other => other?,
+            };
+            let applied = images.apply(&self.ctx, &self.layers[index], &mounts, true)?;
+            if applied.digest != self.diff_ids[index] {
+                let (is, should) = (&applied.digest, &self.diff_ids[index]);
+                let text = format!("layer {} unpacks to {is} instead of {should}", self.layers[index].digest);
+                return Err(Error::new(Kind::DataLoss, text));
+            }
+            let layer = Layer { name: self.chain[index].to_string(), key, parent, labels: Labels::new() };
+            self.snapshotter.commit_layers(&self.ctx, &[layer])?;
+        }
+        Ok(())
+    }
+
+    /// Flushes the layers' files, and those of the content store, with as few calls as there are file systems.
+    pub(super) fn flush(&self, content: &Content) -> Result<()> {
+        let mut roots = vec![content.root().to_owned()];
+        roots.extend(self.places.first().map(|(_, place)| place.directory.clone()));
+        flush(&roots)
+    }
+
+    /// Removes what was made room for, after a failure.
+    pub(super) fn discard(&self) {
+        for (key, _) in &self.places {
+            if let Err(error) = self.snapshotter.remove(&self.ctx, key) {
+                tracing::debug!(key, %error, "left a layer for the collection");
+            }
+        }
+    }
+}
+
+fn is_committed(snapshotter: &dyn Snapshotter, ctx: &Context, chain_id: &Digest) -> Result<bool> {
+    match snapshotter.stat(ctx, chain_id.as_str()) {
+        Ok(info) => Ok(info.kind() == SnapshotKind::Committed),
+        Err(error) if error.kind() == Kind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Flushes the file systems that the directories are on, each once.
+pub(super) fn flush(directories: &[PathBuf]) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let mut done = Vec::new();
+    for directory in directories {
+        let doing = |path: &Path| format!("flush {}", path.display());
+        let device = std::fs::metadata(directory).doing(|| doing(directory))?.dev();
+        if !done.contains(&device) {
+            let root = Root::open(directory).doing(|| doing(directory))?;
+            nix::unistd::syncfs(root.as_fd()).map_err(std::io::Error::from).doing(|| doing(directory))?;
+            done.push(device);
+        }
+    }
+    Ok(())
+}
+
+impl Images {
+    /// Unpacks an image that is here, for a platform or this machine, into a snapshotter, and answers with its topmost
+    /// snapshot.
+    ///
+    /// # Errors
+    /// `NotFound` for the image or a layer that is not here; what unpacking fails with.
+    pub fn unpack(
+        &self,
+        ctx: &Context,
+        name: &str,
+        platform: Option<&Platform>,
+        snapshotter: &str,
+    ) -> Result<Option<Digest>> {
+        let image = self.resolve(ctx, name, platform)?;
+        let lease = self.leases.temporary(ctx, "unpack", 24)?;
+        let held = ctx.clone().with_lease(&lease.id);
+        let unpacked = self.unpack_held(&held, &image.manifest, &image.config, snapshotter);
+        if let Ok(Some(chain_id)) = &unpacked {
+            let snapshotter = self.snapshotters.name_or_default(snapshotter);
+            let label = (format!("{}{snapshotter}", labels::GC_REF_SNAPSHOT), chain_id.to_string());
+            self.content.add_labels(ctx, &[(image.config_digest, Labels::from([label]))])?;
+        }
+        self.leases.end(ctx, &lease.id)?;
+        unpacked.doing(|| format!("unpack {name}"))
+    }
+
+    fn unpack_held(
+        &self,
+        ctx: &Context,
+        manifest: &Manifest,
+        config: &ImageConfig,
+        snapshotter: &str,
+    ) -> Result<Option<Digest>> {
+        let stack = Stack::begin(self, ctx, snapshotter, manifest, config)?;
+        let unpacked = self.fill(ctx, manifest, &stack);
+        if unpacked.is_err() {
+            stack.discard();
+        }
+        unpacked.map(|()| stack.chain_id().cloned())
+    }
+
+    fn fill(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<()> {
+        let mut applied = Vec::new();
+        for (index, layer) in manifest.layers.iter().enumerate() {
+            applied.push(match stack.place(index) {
+                Some(place) => Some(layers::apply_stored(&self.content, ctx, layer, &place)?),
+                None => None,
+            });
+        }
+        stack.settle(applied)?;
+        stack.apply_stacked(self)?;
+        stack.flush(&self.content)?;
+        stack.commit()
+    }
+}
