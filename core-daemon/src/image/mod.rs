@@ -169,3 +169,6 @@ impl Images {
         self.resolve_target(ctx, name, target, platform)
     }
 }
+
+#[cfg(test)]
+mod tests;

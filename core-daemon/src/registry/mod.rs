@@ -112,4 +112,6 @@ impl Repository {
 }
 
 #[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
 mod tests;

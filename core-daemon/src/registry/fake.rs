@@ -1,0 +1,120 @@
+//! A registry in this process, for tests, that can misbehave.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A request as it came.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// Names in lower case.
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Asked {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// An answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    /// The connection breaks after this many bytes of the body.
+    pub(crate) cut: Option<usize>,
+}
+
+impl Answer {
+    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, body: body.into(), ..Self::default() }
+    }
+
+    pub(crate) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+}
+
+type Handler = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
+
+/// The server; it ends with the test's runtime.
+pub(crate) struct Fake {
+    pub(crate) address: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Fake {
+    pub(crate) async fn start(handler: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address").to_string();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (handler, seen): (Handler, _) = (Arc::new(handler), asked.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, handler.clone(), seen.clone()));
+            }
+        });
+        Self { address, asked }
+    }
+
+    /// Every request so far, as `METHOD path`.
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.requests().iter().map(|asked| format!("{} {}", asked.method, asked.path)).collect()
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Asked> {
+        self.asked.lock().expect("lock").clone()
+    }
+}
+
+async fn serve(stream: TcpStream, handler: Handler, seen: Arc<Mutex<Vec<Asked>>>) {
+    let mut stream = BufReader::new(stream);
+    while let Some(asked) = read(&mut stream).await {
+        let answer = handler(&asked);
+        seen.lock().expect("lock").push(asked.clone());
+        let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
+        let has_length = answer.headers.iter().any(|(name, _)| name == "content-length");
+        if !has_length {
+            text += &format!("content-length: {}\r\n", answer.body.len());
+        }
+        for (name, value) in &answer.headers {
+            text += &format!("{name}: {value}\r\n");
+        }
+        text += "\r\n";
+        let body = if asked.method == "HEAD" { &[] } else { &answer.body[..answer.cut.unwrap_or(answer.body.len())] };
+        let sent = async {
+            stream.get_mut().write_all(text.as_bytes()).await?;
+            stream.get_mut().write_all(body).await?;
+            stream.get_mut().flush().await
+        };
+        if sent.await.is_err() || answer.cut.is_some() {
+            return;
+        }
+    }
+}
+
+async fn read(stream: &mut BufReader<TcpStream>) -> Option<Asked> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok()?;
+    let mut words = line.split_whitespace();
+    let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+        let Some((name, value)) = line.trim().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(Asked { method, path, headers, body })
+}
