@@ -31,6 +31,8 @@ pub enum Kind {
 pub struct Error {
     kind: Kind,
     message: String,
+    /// Where a container's program could not be run at all: what a shell would exit with.
+    exit_code: Option<u8>,
 }
 
 /// The daemon's result.
@@ -39,7 +41,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), exit_code: None }
     }
 
     /// What went wrong, for decisions.
@@ -148,7 +150,8 @@ impl From<gantry_proto::status::Status> for Error {
             // No failure is called a success, whatever the peer says.
             Code::Ok | Code::Unknown => Kind::Unknown,
         };
-        Self::new(kind, status.message)
+        let exit_code = gantry_proto::exit::of(&status);
+        Self { exit_code, ..Self::new(kind, status.message) }
     }
 }
 
@@ -172,6 +175,10 @@ impl From<Error> for tonic::Status {
             Kind::DataLoss => tonic::Code::DataLoss,
             Kind::Unauthenticated => tonic::Code::Unauthenticated,
         };
-        tonic::Status::new(code, error.message)
+        let mut status = tonic::Status::new(code, error.message);
+        if let Some(exit_code) = error.exit_code {
+            status.metadata_mut().insert(gantry_proto::exit::EXIT_CODE_HEADER, u64::from(exit_code).into());
+        }
+        status
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use prost_types::Any;
+
 use crate::google::rpc;
 
 /// gRPC's status codes.
@@ -67,12 +69,14 @@ pub struct Status {
     pub code: Code,
     /// What a person reads.
     pub message: String,
+    /// More for programs; ttrpc carries them, tonic's status here does not.
+    pub details: Vec<Any>,
 }
 
 impl Status {
     /// A status of `code` that says `message`.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), details: Vec::new() }
     }
 
     /// The thing is not there.
@@ -106,13 +110,13 @@ impl std::error::Error for Status {}
 
 impl From<Status> for rpc::Status {
     fn from(status: Status) -> Self {
-        Self { code: status.code.number(), message: status.message, details: Vec::new() }
+        Self { code: status.code.number(), message: status.message, details: status.details }
     }
 }
 
 impl From<rpc::Status> for Status {
     fn from(status: rpc::Status) -> Self {
-        Self { code: Code::from_number(status.code), message: status.message }
+        Self { code: Code::from_number(status.code), message: status.message, details: status.details }
     }
 }
 
@@ -124,7 +128,7 @@ impl From<Status> for tonic::Status {
 
 impl From<tonic::Status> for Status {
     fn from(status: tonic::Status) -> Self {
-        Self { code: Code::from_number(i32::from(status.code())), message: status.message().to_owned() }
+        Self::new(Code::from_number(i32::from(status.code())), status.message())
     }
 }
 

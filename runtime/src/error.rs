@@ -20,8 +20,10 @@ pub enum Kind {
     WrongState,
     /// The configuration or an argument is wrong.
     Invalid,
-    /// The program of the container cannot be started.
+    /// The program of the container is there and cannot be started.
     CannotExecute,
+    /// There is no such program in the container.
+    ProgramNotFound,
     /// The caller may not do that.
     Permission,
     /// The kernel or this build cannot do that.
@@ -34,7 +36,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of its code between processes.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::NotFound,
         Self::AlreadyExists,
         Self::NotRunning,
@@ -42,6 +44,7 @@ impl Kind {
         Self::WrongState,
         Self::Invalid,
         Self::CannotExecute,
+        Self::ProgramNotFound,
         Self::Permission,
         Self::Unsupported,
         Self::Timeout,
@@ -58,6 +61,7 @@ impl Kind {
             Self::WrongState => "wrong-state",
             Self::Invalid => "invalid",
             Self::CannotExecute => "cannot-execute",
+            Self::ProgramNotFound => "program-not-found",
             Self::Permission => "permission",
             Self::Unsupported => "unsupported",
             Self::Timeout => "timeout",

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gantry_proto::exit;
 use gantry_proto::status::Status;
 
 pub use gantry_proto::status::Code as Kind;
@@ -11,6 +12,8 @@ pub use gantry_proto::status::Code as Kind;
 pub struct Error {
     kind: Kind,
     message: String,
+    /// Where a program could not be run at all: what a shell would exit with.
+    exit_code: Option<u8>,
 }
 
 /// The shim's result.
@@ -19,12 +22,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), exit_code: None }
     }
 
     /// What went wrong, for decisions.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The same error, of a program that could not be run at all.
+    #[must_use]
+    pub fn with_exit_code(mut self, code: u8) -> Self {
+        self.exit_code = Some(code);
+        self
     }
 
     /// The same error, said of a larger operation: `doing: message`.
@@ -103,7 +113,11 @@ impl From<nix::errno::Errno> for Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(error.kind, error.message)
+        let status = Self::new(error.kind, error.message);
+        match error.exit_code {
+            Some(code) => exit::attach(status, code),
+            None => status,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use gantry_proto::exit;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rung_sys::process::{Pid, Target};
 use serde::Deserialize;
@@ -155,7 +156,7 @@ impl Runtime {
         let log = File::open(&self.log).map(|file| read(file, from)).unwrap_or_default();
         let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
         if let Some(line) = lines.into_iter().find(|line| line.level == "error" && !line.msg.is_empty()) {
-            return Error::new(line.kind.as_deref().map_or(Kind::Unknown, kind), line.msg);
+            return failure(line.kind.as_deref().unwrap_or_default(), line.msg);
         }
         let complaint = complaints.map(|file| read(file, 0)).unwrap_or_default();
         let complaint = complaint.trim();
@@ -208,19 +209,22 @@ pub fn run_alone(mut command: Command, deadline: Duration) -> Result<Finished> {
     Ok(Finished { success, output: read(&mut output)?, complaints })
 }
 
-/// The kinds of `rung`'s log.
-fn kind(text: &str) -> Kind {
-    match text {
+/// An error of one of the kinds of `rung`'s log.
+fn failure(kind: &str, message: String) -> Error {
+    let code = match kind {
         "not-found" => Kind::NotFound,
         "already-exists" => Kind::AlreadyExists,
-        "not-running" | "precondition" | "wrong-state" => Kind::FailedPrecondition,
+        "not-running" | "paused" | "wrong-state" => Kind::FailedPrecondition,
         "invalid" => Kind::InvalidArgument,
-        "permission-denied" | "permission" => Kind::PermissionDenied,
-        "unsupported" | "unimplemented" => Kind::Unimplemented,
+        "permission" => Kind::PermissionDenied,
+        "unsupported" => Kind::Unimplemented,
         "timeout" => Kind::DeadlineExceeded,
-        "resource-exhausted" => Kind::ResourceExhausted,
+        "internal" => Kind::Internal,
+        "program-not-found" => return Error::invalid(message).with_exit_code(exit::NOT_FOUND),
+        "cannot-execute" => return Error::invalid(message).with_exit_code(exit::CANNOT_RUN),
         _ => Kind::Unknown,
-    }
+    };
+    Error::new(code, message)
 }
 
 fn memory_file() -> Result<File> {

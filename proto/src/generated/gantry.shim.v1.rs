@@ -18,6 +18,22 @@ impl ::prost::Name for ReopenLogRequest {
         "/gantry.shim.v1.ReopenLogRequest".into()
     }
 }
+/// Detail of a status: the program could not be run at all, and this is what a shell would exit with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExitCode {
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+}
+impl ::prost::Name for ExitCode {
+    const NAME: &'static str = "ExitCode";
+    const PACKAGE: &'static str = "gantry.shim.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.shim.v1.ExitCode".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.shim.v1.ExitCode".into()
+    }
+}
 /// Generated client implementations.
 pub mod shim_client {
     #![allow(

@@ -36,14 +36,18 @@ impl Program {
         let code = if error.errno() == libc::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
         let hint = hint(&self.path, error.errno());
         let message = format!("exec {}: {}{hint}", self.path.display(), error.cause());
-        Error::new(Kind::CannotExecute, message).with_exit_code(code)
+        Error::new(kind(code), message).with_exit_code(code)
     }
 }
 
+/// Callers of `create` see the kind alone, because its exit code is 1 for everything.
+fn kind(code: u8) -> Kind {
+    if code == NOT_FOUND { Kind::ProgramNotFound } else { Kind::CannotExecute }
+}
+
 fn look_up(name: &str, search: &str) -> Result<PathBuf> {
-    let fail = |cause: &str, code: u8| {
-        Err(Error::new(Kind::CannotExecute, format!("exec: {name:?}: {cause}")).with_exit_code(code))
-    };
+    let fail =
+        |cause: &str, code: u8| Err(Error::new(kind(code), format!("exec: {name:?}: {cause}")).with_exit_code(code));
     if name.is_empty() {
         return fail("executable file not found in $PATH", NOT_FOUND);
     }
