@@ -13,7 +13,7 @@ pub struct Cli {
     pub global: Global,
     /// The command.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
 }
 
 /// Flags that stand before the command.
@@ -37,6 +37,9 @@ pub struct Global {
     /// Ignore permission errors of cgroups: true, false or auto
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub rootless: String,
+    /// Print the version
+    #[arg(short = 'v', long)]
+    pub version: bool,
     /// Ignored, as in runc: the criu program is found in PATH
     #[arg(long, value_name = "PATH", hide = true)]
     pub criu: Option<PathBuf>,
@@ -51,10 +54,18 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Run another process in a running container
     Exec(ExecArgs),
+    /// Print what this build can do
+    Features,
     /// Send a signal to a container (default: SIGTERM)
     Kill(KillArgs),
     /// List the containers below --root
     List(ListArgs),
+    /// Freeze the processes of a container
+    Pause(OneContainer),
+    /// List the processes of a container
+    Ps(PsArgs),
+    /// Let the processes of a paused container go on
+    Resume(OneContainer),
     /// Create and start a container
     Run(RunArgs),
     /// Write a new config.json
@@ -63,6 +74,8 @@ pub enum Command {
     Start(OneContainer),
     /// Print the state of a container
     State(OneContainer),
+    /// Change the limits of a container
+    Update(Box<UpdateArgs>),
 }
 
 /// A command that takes a container and nothing else.
@@ -229,4 +242,83 @@ pub struct ExecArgs {
     /// Program and arguments
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+/// Flags of `ps`.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// table or json
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub format: String,
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// Options of ps(1)
+    #[arg(value_name = "PS-OPTION", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub options: Vec<String>,
+}
+
+/// Flags of `update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// File with the limits as JSON, or - for stdin; all other flags are ignored then
+    #[arg(short, long, value_name = "FILE")]
+    pub resources: Option<PathBuf>,
+    /// Weight of block device access, 10 to 1000
+    #[arg(long, allow_hyphen_values = true)]
+    pub blkio_weight: Option<u16>,
+    /// Period of the processor quota in microseconds
+    #[arg(long)]
+    pub cpu_period: Option<u64>,
+    /// Processor time a period in microseconds
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    /// Processor time that may be saved up, in microseconds
+    #[arg(long)]
+    pub cpu_burst: Option<u64>,
+    /// Weight of processor time
+    #[arg(long)]
+    pub cpu_share: Option<u64>,
+    /// Period of realtime scheduling in microseconds
+    #[arg(long)]
+    pub cpu_rt_period: Option<u64>,
+    /// Realtime processor time a period in microseconds
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    /// Processors to use, as 0-3,7
+    #[arg(long)]
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes to use, as 0-3,7
+    #[arg(long)]
+    pub cpuset_mems: Option<String>,
+    /// 1 runs the container only when nothing else wants the processor
+    #[arg(long, allow_hyphen_values = true)]
+    pub cpu_idle: Option<i64>,
+    /// Obsolete, ignored by kernels
+    #[arg(long, hide = true)]
+    pub kernel_memory: Option<String>,
+    /// Obsolete, ignored by kernels
+    #[arg(long, hide = true)]
+    pub kernel_memory_tcp: Option<String>,
+    /// Memory limit, as 512m; -1 for none
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory: Option<String>,
+    /// Memory to keep under pressure
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_reservation: Option<String>,
+    /// Memory and swap together; -1 for no limit
+    #[arg(long, allow_hyphen_values = true)]
+    pub memory_swap: Option<String>,
+    /// Number of processes; -1 for no limit
+    #[arg(long, allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    /// Level 3 cache schema of Intel RDT
+    #[arg(long)]
+    pub l3_cache_schema: Option<String>,
+    /// Memory bandwidth schema of Intel RDT
+    #[arg(long)]
+    pub mem_bw_schema: Option<String>,
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
 }

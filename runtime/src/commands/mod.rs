@@ -3,13 +3,18 @@
 mod create;
 mod delete;
 mod exec;
+mod features;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod run;
 mod spec;
 mod start;
 mod state;
 mod state_json;
+mod update;
+mod version;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -20,18 +25,30 @@ use crate::container::store::Store;
 use crate::error::{Doing as _, Error, Result};
 
 /// Carries a command out; the answer is the exit code.
-pub fn dispatch(global: &Global, command: Command) -> Result<u8> {
+pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
+    if global.version {
+        return version::run().map(|()| 0);
+    }
+    let Some(command) = command else {
+        let help = <crate::cli::Cli as clap::CommandFactory>::command().render_help();
+        return print(&help.to_string()).map(|()| 0);
+    };
     let settings = settings(global)?;
     match command {
         Command::Create(args) => create::run(&settings, args).map(|()| 0),
         Command::Delete(args) => delete::run(&settings, &args).map(|()| 0),
         Command::Exec(args) => exec::run(&settings, args),
+        Command::Features => features::run().map(|()| 0),
         Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),
         Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
+        Command::Pause(args) => pause::pause(&settings, &args).map(|()| 0),
+        Command::Ps(args) => ps::run(&settings, &args).map(|()| 0),
+        Command::Resume(args) => pause::resume(&settings, &args).map(|()| 0),
         Command::Run(args) => run::run(&settings, args),
         Command::Spec(args) => spec::run(&args).map(|()| 0),
         Command::Start(args) => start::run(&settings, &args).map(|()| 0),
         Command::State(args) => state::run(&settings, &args).map(|()| 0),
+        Command::Update(args) => update::run(&settings, &args).map(|()| 0),
     }
 }
 
