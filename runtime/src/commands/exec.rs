@@ -1,5 +1,7 @@
 //! `exec`.
 
+use std::os::fd::AsFd as _;
+
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
 use rung_spec::config;
 
@@ -45,6 +47,9 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     let finish = || -> Result<()> {
         if let (Some(socket), Some(console)) = (&args.console_socket, &started.console) {
             sockets::send_console(socket, console)?;
+        } else if let Some(console) = &started.console {
+            // Before the program writes its first line.
+            rung_sys::tty::clear_newline_translation(console.as_fd()).doing(|| "set the terminal up")?;
         }
         if let Some(socket) = &args.pidfd_socket {
             sockets::send_pidfd(socket, &started.pidfd, "setns")?;

@@ -1,6 +1,7 @@
 //! Making a container: everything up to, and not including, the exec of its program.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -96,7 +97,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             rootless: settings.rootless,
         };
         let started = launch::start_init(launch, &mut cgroup)?;
-        let outcome = finish(&started, &plan, &mut record, &cgroup, &entry, options);
+        let outcome = finish(&started, &mut record, &cgroup, &entry, options);
         outcome.inspect_err(|_| started.abort())?;
         Ok((started, record))
     };
@@ -109,18 +110,13 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     }
 }
 
-fn finish(
-    started: &Started,
-    plan: &InitPlan,
-    record: &mut Record,
-    cgroup: &Cgroup,
-    entry: &Entry,
-    options: &Options,
-) -> Result<()> {
-    started.set_limits(&plan.process.spec)?;
+fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry, options: &Options) -> Result<()> {
     if let Some(socket) = &options.console_socket {
         let console = started.console.as_ref().ok_or_else(|| Error::new(Kind::Internal, "no terminal was made"))?;
         sockets::send_console(socket, console)?;
+    } else if let Some(console) = &started.console {
+        // Before the program writes its first line.
+        rung_sys::tty::clear_newline_translation(console.as_fd()).doing(|| "set the terminal up")?;
     }
     if let Some(socket) = &options.pidfd_socket {
         sockets::send_pidfd(socket, &started.pidfd, "standard")?;

@@ -72,9 +72,7 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
     };
     let state = container.hook_state();
     let answers = Answers { hooks: None, state: &state, listener };
-    let started = start_exec(launch, &answers)?;
-    started.set_limits(&plan.spec).inspect_err(|_| started.abort())?;
-    Ok(started)
+    start_exec(launch, &answers)
 }
 
 /// The way into the container's cgroups. Where they are gone or cannot hold processes (a service manager inside has

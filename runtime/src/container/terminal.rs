@@ -25,7 +25,6 @@ const MAX_PENDING: usize = 64 * 1024;
 impl Terminal {
     /// Makes the caller's terminal raw, when there is one, and takes its size over.
     pub(super) fn attach(master: OwnedFd) -> Result<Self> {
-        tty::clear_newline_translation(master.as_fd()).doing(|| "set the terminal up")?;
         let stdin = std::io::stdin();
         let saved = if stdin.is_terminal() {
             Some(tty::make_raw(stdin.as_fd()).doing(|| "make the caller's terminal raw")?)

@@ -1,10 +1,10 @@
 //! The last step: the program.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, faccessat};
 use rung_sys::process::{CStringArray, exec};
 
 use crate::error::{Error, Kind, Result};
@@ -78,10 +78,8 @@ fn check(path: &Path) -> std::result::Result<(), Errno> {
     if found.is_dir() {
         return Err(Errno::EISDIR);
     }
-    if found.permissions().mode() & 0o111 == 0 {
-        return Err(Errno::EACCES);
-    }
-    access(path, AccessFlags::X_OK)
+    // With the effective ids: what counts is who executes, and with which capabilities.
+    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
 }
 
 /// What the kernel's answer hides: which other file is missing, or why the format is wrong.

@@ -35,9 +35,10 @@ mod stdio;
 mod sysctl;
 pub mod target;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use rung_sys::namespace::{self, Namespace};
+use rung_sys::process::Pid;
 use rung_sys::signal;
 
 use crate::cgroups::Entry;
@@ -133,20 +134,29 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
     set_names(plan)?;
     sysctl::write(plan)?;
     harden::apply(plan, &read_only_later)?;
-    finish(&plan.process, filter, sync)
+    // Both owners of descriptors end here: `finish` closes everything by number.
+    drop((root, read_only_later));
+    finish(&plan.process, filter, inherited, plan.ids.is_some() || plan.namespaces.joins(Namespace::User))
 }
 
 /// Steps 8 to 10, which an `exec` takes too.
-pub fn finish(
+fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
-    sync: &ChildEnd,
+    inherited: &Inherited,
+    in_user_namespace: bool,
 ) -> Result<exec::Program> {
     stdio::prepare(process)?;
+    let mut keep = vec![inherited.sync.as_fd()];
+    keep.extend(inherited.gate.as_ref().map(OwnedFd::as_fd));
+    rung_sys::process::close_others(process.preserve_fds.saturating_add(3), &keep)?;
     process::limit(process)?;
-    let program = credentials::become_user(process, filter, sync)?;
-    process::keep_descriptors(process.preserve_fds)?;
-    sync.ready()?;
+    if !in_user_namespace {
+        // In a user namespace the parent has done it: the capability to raise a limit is one of the host's.
+        process::set_limits(Pid::from_raw(0), &process.spec)?;
+    }
+    let program = credentials::become_user(process, filter, &inherited.sync)?;
+    inherited.sync.ready()?;
     Ok(program)
 }
 
@@ -172,7 +182,8 @@ pub fn run_exec(
         if process.terminal() {
             console::set_up_exec(process, &inherited.sync)?;
         }
-        Ok(finish(process, filter, &inherited.sync)?.execute())
+        let in_user_namespace = inherited.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
+        Ok(finish(process, filter, inherited, in_user_namespace)?.execute())
     };
     let error = attempt().unwrap_or_else(|error| error);
     inherited.sync.failed(&error);

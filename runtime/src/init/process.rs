@@ -1,8 +1,10 @@
 //! Attributes of the process that outlive its exec.
 
 use nix::sys::stat::{Mode, umask};
+use oci_spec::runtime::Process;
+use rung_sys::process::Pid;
 use rung_sys::sched::{self, NumberSet};
-use rung_sys::{keyring, personality};
+use rung_sys::{keyring, personality, rlimit};
 use serde::Serialize;
 
 use crate::error::{Doing as _, Error, Result};
@@ -83,7 +85,14 @@ fn lookup<N: Copy, W: Serialize>(table: &[(&str, N)], word: &W) -> Result<N> {
     found.map(|(_, number)| *number).ok_or_else(|| Error::unsupported(format!("{text}: not known to this build")))
 }
 
-/// Everything after the first three descriptors and those that are wanted is closed by the exec.
-pub fn keep_descriptors(preserved: u32) -> Result<()> {
-    Ok(rung_sys::process::close_on_exec_from(preserved.saturating_add(3))?)
+/// Sets the resource limits of a process; zero stands for the calling one.
+pub fn set_limits(pid: Pid, process: &Process) -> Result<()> {
+    for limit in process.rlimits().iter().flatten() {
+        let name = limit.typ().to_string();
+        let number =
+            rlimit::number(&name).ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
+        rlimit::set(pid.as_raw(), number, limit.soft(), limit.hard())
+            .doing(|| format!("error setting rlimits for {name}"))?;
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@ use super::sync;
 use super::{Answers, Started, announced, set_oom_score};
 use crate::cgroups::Entry;
 use crate::error::Result;
+use crate::init::process::set_limits;
 use crate::init::{self, Inherited};
 use crate::plan::process::ProcessPlan;
 use crate::seccomp::Filter;
@@ -59,7 +60,10 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };
-    let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless).and_then(|()| started.converse(answers));
+    let limits = || if joins_user { set_limits(pid, &launch.process.spec) } else { Ok(()) };
+    let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
+        .and_then(|()| limits())
+        .and_then(|()| started.converse(answers));
     match outcome {
         Ok(()) => Ok(started),
         Err(error) => {

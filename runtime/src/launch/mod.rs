@@ -9,10 +9,10 @@ pub mod sync;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use oci_spec::runtime::{Hooks, LinuxResources, PosixRlimit, Process};
+use oci_spec::runtime::{Hooks, LinuxResources, Process};
 use rung_sys::namespace::Namespace;
+use rung_sys::pidfd;
 use rung_sys::process::{Pid, Target};
-use rung_sys::{pidfd, rlimit};
 
 use crate::cgroups::Cgroup;
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -121,6 +121,9 @@ fn birth_flags(plan: &InitPlan) -> u64 {
 /// What the new process cannot do for itself.
 fn settle(started: &Started, plan: &InitPlan, rootless: bool) -> Result<()> {
     set_oom_score(started.pid, &plan.process.spec, rootless)?;
+    if plan.namespaces.has(Namespace::User) {
+        init::process::set_limits(started.pid, &plan.process.spec)?;
+    }
     if let Some(maps) = &plan.ids {
         idmap::write(started.pid, maps, rootless)?;
         started.sync.send(Order::Prepared)?;
@@ -210,19 +213,6 @@ impl Started {
         hooks::run("prestart", prestart.map(Vec::as_slice).unwrap_or_default(), answers.state, "creating", pid)?;
         let list = create_runtime.map(Vec::as_slice).unwrap_or_default();
         hooks::run("createRuntime", list, answers.state, "creating", pid)
-    }
-
-    /// Sets the resource limits from outside: some can only be raised by who has the capability on the host, and a
-    /// low one must not hinder the preparations.
-    pub fn set_limits(&self, process: &Process) -> Result<()> {
-        for limit in process.rlimits().iter().flatten() {
-            let name = limit.typ().to_string();
-            let number =
-                rlimit::number(&name).ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
-            let (soft, hard) = (PosixRlimit::soft(limit), PosixRlimit::hard(limit));
-            rlimit::set(self.pid.as_raw(), number, soft, hard).doing(|| format!("error setting rlimits for {name}"))?;
-        }
-        Ok(())
     }
 
     /// Lets the process go on to its exec (or to the gate).

@@ -132,6 +132,11 @@ impl ParentEnd {
 }
 
 impl ChildEnd {
+    /// The socket: the one descriptor a process keeps until it executes.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
     /// Waits for an order, and for no other one.
     pub fn expect(&self, order: Order) -> Result<()> {
         let mut buffer = [0; 8];

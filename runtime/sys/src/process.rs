@@ -246,6 +246,25 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     check(returned, "close_range", || format!("{first}, CLOSE_RANGE_CLOEXEC")).map(drop)
 }
 
+/// Closes every descriptor from `first` on but those in `keep`, for a process that is about to execute its program and
+/// until then must not hold a way to what it has used before. Objects that own a closed descriptor must not be dropped
+/// after new ones were opened; a forked child that only executes or exits drops none.
+pub fn close_others(first: u32, keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    let mut from = first;
+    for end in kept.into_iter().map(Some).chain([None]) {
+        let last = end.map_or(Some(u32::MAX), |end| end.checked_sub(1).filter(|last| *last >= from));
+        if let Some(last) = last {
+            // SAFETY: the call touches no memory; the doc comment says what it asks of the owners of descriptors.
+            let returned = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
+            check(returned, "close_range", || format!("{from}, {last}"))?;
+        }
+        from = end.map_or(u32::MAX, |end| end.saturating_add(1));
+    }
+    Ok(())
+}
+
 /// Makes descriptor `number` (0 to 2) refer to what `fd` refers to; it stays open over exec.
 pub fn replace_descriptor(fd: BorrowedFd<'_>, number: u8) -> Result<()> {
     let number = c_int::from(number.min(2));

@@ -46,10 +46,11 @@ const NAMES: &[(&str, i32)] = &[
 const REALTIME_FIRST: i32 = 34;
 const REALTIME_LAST: i32 = 64;
 
-/// `SIGTERM`, `term`, `15`, `RTMIN+2`: the number, or `None` for what is no signal.
+/// `SIGTERM`, `term`, `15`, `RTMIN+2`: the number, or `None` for what is no signal. Zero, which only asks whether a
+/// process is there, is one.
 pub fn parse(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=REALTIME_LAST).contains(&number).then_some(number);
+        return (0..=REALTIME_LAST).contains(&number).then_some(number);
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -176,7 +177,7 @@ mod tests {
         }
         assert_eq!(parse("RTMIN+3"), Some(37));
         assert_eq!(parse("SIGRTMAX-1"), Some(63));
-        for text in ["", "0", "65", "-1", "SIGFOO", "RTMIN+99", "SIG"] {
+        for text in ["", "65", "-1", "SIGFOO", "RTMIN+99", "SIG"] {
             assert_eq!(parse(text), None, "{text}");
         }
     }
