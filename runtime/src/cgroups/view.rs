@@ -80,7 +80,7 @@ impl Cgroup {
             let refuse = |reason: String| Error::invalid(format!("--cgroup {wish}"), reason);
             let inner = locate::clean(Path::new(path));
             if Path::new(path).components().any(|part| part == Component::ParentDir) {
-                return Err(refuse(format!("{path} is not a sub cgroup path")));
+                return Err(refuse(format!("bad sub cgroup path: {path}")));
             }
             if let Some(unknown) = controllers.iter().find(|name| !self.places.iter().any(|p| p.hierarchy.has(name))) {
                 return Err(refuse(format!("unknown controller {unknown} in SubCgroupPaths")));

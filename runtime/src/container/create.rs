@@ -78,13 +78,24 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref());
+    log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
     let state = hook_state(id, &bundle);
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
+    // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
+    let made = entry.save(&record).and_then(|()| {
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        cgroup.create(resources, None).map_err(launch::cgroup_error)
+    });
+    if let Err(error) = made {
+        // What it had made is gone again; what was there before, perhaps another container's, is not ours to touch.
+        if let Err(error) = entry.remove() {
+            log::warning(&error.to_string());
+        }
+        return Err(error);
+    }
     let attempt = || -> Result<(Started, Record)> {
         let mut record = record;
-        // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
-        entry.save(&record)?;
         let gate = if options.gated { Some(gate::make(&entry.fifo())?) } else { None };
         let launch = Launch {
             plan: &plan,
@@ -92,11 +103,10 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             listener,
             state: &state,
             hooks: bundle.spec.hooks().as_ref(),
-            resources: linux.and_then(|linux| linux.resources().as_ref()),
             gate,
             rootless: settings.rootless,
         };
-        let started = launch::start_init(launch, &mut cgroup)?;
+        let started = launch::start_init(launch, &cgroup)?;
         let outcome = finish(&started, &mut record, &cgroup, &entry, options);
         outcome.inspect_err(|_| started.abort())?;
         Ok((started, record))

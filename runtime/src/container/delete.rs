@@ -76,7 +76,10 @@ pub fn destroy(container: &Container) -> Result<()> {
         }
     };
     let cgroup = container.cgroup();
-    if cgroup.pids().is_ok_and(|pids| !pids.is_empty()) {
+    // Without a process the container was never finished: its own one ends by itself when its maker is gone, and any other
+    // in there belongs to somebody else.
+    let finished = container.record.init_process_pid != 0;
+    if finished && cgroup.pids().is_ok_and(|pids| !pids.is_empty()) {
         note(cgroup.kill().map_err(cgroup_error));
     }
     note(cgroup.remove(REMOVAL).map_err(cgroup_error));

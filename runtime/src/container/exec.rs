@@ -15,6 +15,7 @@ use crate::cgroups::Cgroup;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::launch::exec::{ExecLaunch, start_exec};
 use crate::launch::{Answers, Started, cgroup_error, clone};
+use crate::log;
 use crate::plan::Wishes;
 use crate::plan::process::ProcessPlan;
 
@@ -51,6 +52,7 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
         }
         _ => {}
     }
+    log::debug(|| format!("exec {:?} in {}", process.args().as_deref().unwrap_or_default(), container.record.id));
     let spec = container.record.spec()?;
     check_labels(&process)?;
     let wishes = Wishes { no_new_keyring: container.record.config.no_new_keyring, ..options.wishes };

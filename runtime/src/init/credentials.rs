@@ -116,8 +116,8 @@ impl Wanted {
         }
         capabilities::keep_over_setuid(false)?;
         let refused = capabilities::set_ambient(self.ambient).doing(|| "set ambient capabilities")?;
-        if !refused.is_empty() {
-            sync.warning(&format!("ambient capabilities {refused:?} cannot be granted"));
+        for name in refused.numbers().filter_map(|number| capabilities::NAMES.get(usize::from(number))) {
+            sync.warning(&format!("can't raise ambient capability {name}: operation not permitted"));
         }
         Ok(())
     }

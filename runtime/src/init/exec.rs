@@ -15,6 +15,8 @@ pub struct Program {
     path: PathBuf,
     argv: CStringArray,
     env: CStringArray,
+    /// The environment as text, for hooks that inherit it.
+    pub variables: Vec<String>,
 }
 
 /// Exit codes of a program that cannot be run, as shells have them.
@@ -27,7 +29,7 @@ impl Program {
         let name = args.first().map(String::as_str).unwrap_or_default();
         let search = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
         let path = look_up(name, search)?;
-        Ok(Self { path, argv: CStringArray::new(args)?, env: CStringArray::new(env)? })
+        Ok(Self { path, argv: CStringArray::new(args)?, env: CStringArray::new(env)?, variables: env.to_vec() })
     }
 
     /// Executes it; returns only the reason why that failed.

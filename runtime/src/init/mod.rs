@@ -99,7 +99,7 @@ fn behind_gate(gate: &OwnedFd, plan: &InitPlan, state: &HookState, program: &exe
 
 fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
     let hooks = &plan.start_container_hooks;
-    if let Err(error) = hooks::run_inside("startContainer", hooks, state, "created", Some(&plan.process.env)) {
+    if let Err(error) = hooks::run_inside("startContainer", hooks, state, "created", Some(&program.variables)) {
         return error;
     }
     program.execute()
@@ -114,6 +114,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
     if inherited.waits_for_parent {
         sync.expect(Order::Prepared)?;
     }
+    process::reset_affinity();
     join::namespaces(plan, inherited)?;
     rung_sys::process::new_session()?;
     if plan.process.keyring.is_some() {
@@ -169,11 +170,13 @@ pub fn run_exec(
 ) -> u8 {
     let attempt = || -> Result<Error> {
         process::begin()?;
+        process::set_affinity(process, true)?;
         if let Some(entry) = &inherited.cgroup {
             entry
                 .enter()
                 .map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
         }
+        process::set_affinity(process, false)?;
         join::all(&inherited.namespaces, own_user_namespace)?;
         rung_sys::process::new_session()?;
         if process.keyring.is_some() {

@@ -77,6 +77,34 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
     Ok(())
 }
 
+/// A start must not inherit the processors that its caller was bound to; the cgroup alone decides.
+pub fn reset_affinity() {
+    // A kernel that refuses (a cpuset of ours is being changed) leaves what there was, which is no failure of a start.
+    drop(sched::reset_affinity(0));
+}
+
+/// The processors of an `exec`: those for the way into the cgroup, then those for the program.
+pub fn set_affinity(process: &ProcessPlan, initial: bool) -> Result<()> {
+    let wanted = process.spec.exec_cpu_affinity().as_ref();
+    let given = |list: Option<&String>| list.filter(|list| !list.is_empty()).cloned();
+    let first = given(wanted.and_then(|wanted| wanted.initial().as_ref()));
+    let last = given(wanted.and_then(|wanted| wanted.cpu_affinity_final().as_ref()));
+    let list = match (initial, first, last) {
+        (true, first, _) => first,
+        (false, _, Some(last)) => Some(last),
+        // What the way in was bound to stays, unless nothing was said at all.
+        (false, Some(_), None) => None,
+        (false, None, None) => {
+            reset_affinity();
+            None
+        }
+    };
+    let Some(list) = list else { return Ok(()) };
+    let processors = NumberSet::parse(&list)
+        .ok_or_else(|| Error::invalid(format!("process.execCPUAffinity: {list:?} is no list of processors")))?;
+    sched::set_affinity(0, &processors).doing(|| format!("process.execCPUAffinity: bind to {list}"))
+}
+
 /// The kernel's number for a word of the configuration.
 fn lookup<N: Copy, W: Serialize>(table: &[(&str, N)], word: &W) -> Result<N> {
     let text = serde_json::to_value(word).unwrap_or_default();

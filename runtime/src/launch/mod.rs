@@ -9,7 +9,7 @@ pub mod sync;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use oci_spec::runtime::{Hooks, LinuxResources, Process};
+use oci_spec::runtime::{Hooks, Process};
 use rung_sys::namespace::Namespace;
 use rung_sys::pidfd;
 use rung_sys::process::{Pid, Target};
@@ -39,8 +39,6 @@ pub struct Launch<'a> {
     pub state: &'a HookState,
     /// The hooks of the runtime's side.
     pub hooks: Option<&'a Hooks>,
-    /// Its limits.
-    pub resources: Option<&'a LinuxResources>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
     /// Made without root.
@@ -60,11 +58,10 @@ pub struct Started {
 }
 
 /// Makes the first process of a container and takes it to the point where only the exec is left.
-pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
+pub fn start_init(launch: Launch<'_>, cgroup: &Cgroup) -> Result<Started> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
     let sources = open_sources(plan, &joined)?;
-    cgroup.create(launch.resources, None).map_err(cgroup_error)?;
     let (parent, child) = sync::pair()?;
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
@@ -276,5 +273,8 @@ pub fn cgroup_error(error: crate::cgroups::Error) -> Error {
         error if error.is_denied() => Kind::Permission,
         _ => Kind::Internal,
     };
-    Error::new(kind, format!("cgroup: {error}"))
+    match kind {
+        Kind::Invalid => Error::new(kind, format!("invalid configuration: {error}")),
+        _ => Error::new(kind, format!("cgroup: {error}")),
+    }
 }
