@@ -52,6 +52,8 @@ pub enum Command {
     Create(CreateArgs),
     /// Delete a container that has stopped, and what belongs to it
     Delete(DeleteArgs),
+    /// Print counters and out-of-memory events of a container as JSON lines
+    Events(EventsArgs),
     /// Run another process in a running container
     Exec(ExecArgs),
     /// Print what this build can do
@@ -318,6 +320,20 @@ pub struct UpdateArgs {
     /// Memory bandwidth schema of Intel RDT
     #[arg(long)]
     pub mem_bw_schema: Option<String>,
+    /// The container
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+}
+
+/// Flags of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Time between two sets of counters
+    #[arg(long, value_name = "DURATION", default_value = "5s", allow_hyphen_values = true)]
+    pub interval: String,
+    /// Print the counters once
+    #[arg(long)]
+    pub stats: bool,
     /// The container
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod kill;
@@ -37,6 +38,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
     match command {
         Command::Create(args) => create::run(&settings, args).map(|()| 0),
         Command::Delete(args) => delete::run(&settings, &args).map(|()| 0),
+        Command::Events(args) => events::run(&settings, &args).map(|()| 0),
         Command::Exec(args) => exec::run(&settings, args),
         Command::Features => features::run().map(|()| 0),
         Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),

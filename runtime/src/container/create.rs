@@ -106,7 +106,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             gate,
             rootless: settings.rootless,
         };
-        let started = launch::start_init(launch, &cgroup)?;
+        let started = launch::start_init(launch, &mut cgroup)?;
         let outcome = finish(&started, &mut record, &cgroup, &entry, options);
         outcome.inspect_err(|_| started.abort())?;
         Ok((started, record))

@@ -58,7 +58,7 @@ pub struct Started {
 }
 
 /// Makes the first process of a container and takes it to the point where only the exec is left.
-pub fn start_init(launch: Launch<'_>, cgroup: &Cgroup) -> Result<Started> {
+pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
     let sources = open_sources(plan, &joined)?;

@@ -1,0 +1,113 @@
+//! `events`: counters at intervals, and every time the container ran out of memory.
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rung_sys::pidfd;
+use serde::Serialize;
+
+use crate::cgroups::OomWatch;
+use crate::cli::EventsArgs;
+use crate::container::id::ContainerId;
+use crate::container::{Container, Settings};
+use crate::error::{Error, Kind, Result};
+use crate::launch::cgroup_error;
+
+#[derive(Serialize)]
+struct Event<'a, T> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<T>,
+}
+
+pub(super) fn run(settings: &Settings, args: &EventsArgs) -> Result<()> {
+    let interval = duration(&args.interval)?;
+    let container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
+    if !container.is_alive() {
+        return Err(Error::new(Kind::NotRunning, format!("container with id {} is not running", container.record.id)));
+    }
+    if args.stats {
+        return print_stats(&container);
+    }
+    let process = pidfd::open(container.pid())
+        .map_err(|_| Error::new(Kind::NotRunning, format!("container with id {} is not running", args.id)))?;
+    let mut memory = container.cgroup().watch_oom().map_err(cgroup_error)?;
+    let mut next = Instant::now() + interval;
+    loop {
+        let mut watched = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        watched.extend(memory.as_ref().map(|watch| PollFd::new(watch.descriptor(), watch.flags())));
+        let left = next.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut watched, timeout) {
+            Err(Errno::EINTR) => continue,
+            other => other?,
+        };
+        let woken = |index: usize| watched.get(index).and_then(PollFd::any).unwrap_or(false);
+        let (ended, short) = (woken(0), woken(1));
+        if short && happened(memory.as_mut())? {
+            print(&Event::<()> { kind: "oom", id: &container.record.id, data: None })?;
+        }
+        if ended {
+            return Ok(());
+        }
+        if Instant::now() >= next {
+            print_stats(&container)?;
+            next += interval;
+        }
+    }
+}
+
+fn happened(memory: Option<&mut OomWatch>) -> Result<bool> {
+    memory.map_or(Ok(false), |watch| watch.happened().map_err(cgroup_error))
+}
+
+fn print_stats(container: &Container) -> Result<()> {
+    let stats = container.cgroup().stats().map_err(cgroup_error)?;
+    print(&Event { kind: "stats", id: &container.record.id, data: Some(stats) })
+}
+
+fn print<T: Serialize>(event: &Event<'_, T>) -> Result<()> {
+    let text = serde_json::to_string(event).map_err(|error| Error::invalid(error.to_string()))?;
+    super::print(&(text + "\n"))
+}
+
+/// `5s`, `100ms`, `1m30s`: more than nothing.
+fn duration(text: &str) -> Result<Duration> {
+    let invalid = || Error::invalid(format!("duration interval must be greater than 0: {text:?}"));
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let number: u32 = rest[..digits].parse().map_err(|_| invalid())?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let one = match &rest[..unit] {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return Err(invalid()),
+        };
+        total = total.saturating_add(one.saturating_mul(number));
+        rest = &rest[unit..];
+    }
+    if total.is_zero() { Err(invalid()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("1m30s").expect("valid"), Duration::from_secs(90));
+        assert_eq!(duration("100ms").expect("valid"), Duration::from_millis(100));
+        for bad in ["", "0s", "5", "5x", "s", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
