@@ -5,9 +5,12 @@
 //! exits nobody claimed are held for it.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rung_sys::process::{self, Pid, Target};
 use tokio::sync::oneshot;
 
@@ -18,6 +21,22 @@ pub struct Exited {
     pub status: u32,
     /// When the shim collected it.
     pub at: SystemTime,
+}
+
+impl Exited {
+    /// The end of a process whose status nobody can know any more.
+    fn unseen() -> Self {
+        Self { status: UNSEEN, at: SystemTime::now() }
+    }
+}
+
+/// What containerd says for an unknown status.
+const UNSEEN: u32 = 255;
+
+/// True where the process is ours to collect.
+fn is_child(pidfd: BorrowedFd<'_>) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(waitid(Id::PIDFd(pidfd), flags), Err(Errno::ECHILD))
 }
 
 type Claim = Box<dyn FnOnce(Exited) + Send>;
@@ -63,22 +82,40 @@ impl Reaper {
     }
 
     /// Runs `claim` when `pid` has ended; at once where it has already.
+    ///
+    /// A process that is not a child of ours (a runtime may keep what it makes) is watched by its descriptor: that it
+    /// ended is then known, and its status is not.
     pub fn claim(&self, pid: i32, claim: impl FnOnce(Exited) + Send + 'static) {
         let _hold = self.expect();
         // Collect first: whoever has died by now is in `early`, and a number that is still taken afterwards belongs to
         // a living process, never to one in `early` that had the same number before.
         self.collect();
-        let alive = rung_sys::pidfd::open(Pid::from_raw(pid)).is_ok();
-        let mut state = self.lock();
-        match state.early.remove(&pid).filter(|_| !alive) {
-            Some(exited) => {
-                drop(state);
-                claim(exited);
-            }
-            None => {
-                state.claims.insert(pid, Box::new(claim));
+        let alive = rung_sys::pidfd::open(Pid::from_raw(pid));
+        let early = self.lock().early.remove(&pid);
+        match (alive, early) {
+            (Err(_), Some(exited)) => claim(exited),
+            (Err(_), None) => claim(Exited::unseen()),
+            (Ok(pidfd), _) => {
+                self.lock().claims.insert(pid, Box::new(claim));
+                if !is_child(pidfd.as_fd()) {
+                    self.watch(pid, pidfd);
+                }
             }
         }
+    }
+
+    fn watch(&self, pid: i32, pidfd: OwnedFd) {
+        tracing::warn!(pid, "the process is not a child of the shim; its exit status cannot be known");
+        let reaper = self.clone();
+        tokio::spawn(async move {
+            if let Ok(pidfd) = crate::io::watch(pidfd) {
+                let _ = pidfd.readable().await;
+            }
+            let claim = reaper.lock().claims.remove(&pid);
+            if let Some(claim) = claim {
+                claim(Exited::unseen());
+            }
+        });
     }
 
     /// The exit of a direct child that was just made.
