@@ -15,12 +15,14 @@ use gantry_proto::containerd::services::snapshots::v1::snapshots_server::Snapsho
 use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
 use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
 use gantry_proto::containerd::types::Platform;
+use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::config::{Config, Timeouts};
 use crate::content::Content;
+use crate::engine::{self, Engine};
 use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
 use crate::gc::{Gc, Schedule};
@@ -43,7 +45,7 @@ use crate::ttrpc::events::ForwardService;
 pub async fn run(config: Config) -> Result<()> {
     let _claim = serve::claim(&config)?;
     let stopping = CancellationToken::new();
-    let daemon = Daemon::build(&config)?;
+    let daemon = Daemon::build(&config, &stopping)?;
     // Shims may report from the moment they are looked for.
     let ttrpc = Socket::bind(&config.ttrpc.address, &config.grpc)?;
     let ttrpc = tokio::spawn(serve::ttrpc(ttrpc, ForwardService::new(daemon.tasks.clone()), stopping.clone()));
@@ -74,10 +76,11 @@ struct Daemon {
     events: Events,
     containers: Containers,
     tasks: Tasks,
+    engine: Engine,
 }
 
 impl Daemon {
-    fn build(config: &Config) -> Result<Self> {
+    fn build(config: &Config, stopping: &CancellationToken) -> Result<Self> {
         let events = Events::new();
         let db = Db::open(&config.root.join("meta.redb"))?;
         let snapshots = snapshotters(config, &db, &events)?;
@@ -103,13 +106,24 @@ impl Daemon {
             runtime: config.runtime.clone(),
             timeouts: config.timeouts.clone(),
         });
-        Ok(Self { snapshots, images, namespaces, gc, events, containers, tasks })
+        let engine = Engine::new(engine::Parts {
+            config: config.clone(),
+            containers: containers.clone(),
+            tasks: tasks.clone(),
+            images: images.clone(),
+            snapshotters: snapshots.clone(),
+            gc: gc.clone(),
+            stopping: stopping.clone(),
+        })?;
+        Ok(Self { snapshots, images, namespaces, gc, events, containers, tasks, engine })
     }
 
     /// Finds what an earlier daemon left running.
     async fn restore(&self) -> Result<()> {
-        let (report, _found) = mpsc::unbounded_channel();
-        self.tasks.restore(report).await
+        let (report, found) = mpsc::unbounded_channel();
+        self.engine.learn_names()?;
+        self.tasks.restore(report).await?;
+        self.engine.restore(found).await
     }
 
     fn routes(&self, config: &Config, stopping: &CancellationToken) -> Result<Routes> {
@@ -128,6 +142,7 @@ impl Daemon {
             ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
             ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
             DiffServer(grpc::diff::DiffService::new(self.images.clone())),
+            EngineServer(grpc::engine::EngineService::new(self.engine.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
             IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
             ImagesServer(grpc::images::ImagesService::new(self.images.records.clone(), gc.clone())),

@@ -13,6 +13,7 @@ pub mod config;
 pub mod content;
 pub mod context;
 pub mod diff;
+pub mod engine;
 pub mod error;
 pub mod events;
 pub mod failpoint;

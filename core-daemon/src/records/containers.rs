@@ -45,6 +45,15 @@ impl Containers {
         Ok(containers)
     }
 
+    /// The namespaces that there are.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn namespaces(&self) -> Result<Vec<Namespace>> {
+        let records = self.db.read(metadata::namespaces::list)?;
+        Ok(records.iter().filter_map(|record| Namespace::parse(&record.name).ok()).collect())
+    }
+
     /// Stores a new container, in one transaction with what `also` does, and announces it.
     ///
     /// # Errors

@@ -5,14 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use gantry_proto::containerd::services::containers::v1::Container;
 use gantry_proto::containerd::task::v3 as shim;
 use gantry_proto::containerd::types::Mount;
 use gantry_proto::namespace::Namespace;
 use prost_types::Any;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::{Bundle, Key, Slot, Task, Tasks};
 use crate::context::Context;
@@ -57,7 +57,7 @@ impl Tasks {
             let result = tasks.create_now(&context, &id, request).await;
             if let Err(Ok(task)) = sender.send(result) {
                 tracing::warn!(namespace = %context.namespace, %id, "task was created for a client that is gone");
-                tasks.abandon(&task).await;
+                tasks.discard(&task).await;
             }
         });
         answer.await.unwrap_or_else(|_| Err(Error::internal("creation of the task was cut short")))
@@ -109,17 +109,7 @@ impl Tasks {
                 return Err(error);
             }
         };
-        let task = Arc::new(Task {
-            namespace: namespace.clone(),
-            id: id.clone(),
-            bundle,
-            program,
-            shim,
-            pid: AtomicU32::new(0),
-            oom_killed: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            ended: watch::Sender::new(None),
-        });
+        let task = Arc::new(Task::new(key.clone(), bundle, program, shim));
         match create_in_shim(&task, request, rootfs, options).await {
             Ok(pid) => {
                 task.pid.store(pid, Ordering::Relaxed);

@@ -58,7 +58,7 @@ impl Tasks {
     }
 
     /// Kills and deletes a task that nobody wants any more.
-    pub(super) async fn abandon(&self, task: &Arc<Task>) {
+    pub async fn discard(&self, task: &Arc<Task>) {
         let kill = task.kill(None, 9, true).await;
         if kill.is_ok() {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task.wait(None)).await;

@@ -81,6 +81,9 @@ pub struct Task {
     shim: Shim,
     pid: AtomicU32,
     oom_killed: AtomicBool,
+    paused: AtomicBool,
+    /// Set once the shim has published the init process's exit, and with it everything before that.
+    reported: watch::Sender<bool>,
     /// Set before the shim is asked to leave, so that its going is not taken for a failure.
     leaving: AtomicBool,
     ended: watch::Sender<Option<Exit>>,
@@ -112,6 +115,11 @@ impl Tasks {
             Some(Slot::Live(task)) => Ok(task.clone()),
             _ => Err(Error::not_found(format!("task {id}: not found"))),
         }
+    }
+
+    /// Whether a container has a task, be it one that is being created or whose shim does not answer.
+    pub fn holds(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+        self.table().contains_key(&(namespace.clone(), id.clone()))
     }
 
     /// The tasks of a namespace, or of all of them, by id.
@@ -194,9 +202,37 @@ impl Task {
         self.oom_killed.load(Ordering::SeqCst)
     }
 
+    /// Whether it is frozen.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Returns once the shim has published the exit of the init process, and with it everything that came before.
+    pub async fn exit_reported(&self) {
+        let mut reported = self.reported.subscribe();
+        let _ = reported.wait_for(|reported| *reported).await;
+    }
+
     /// The directory in which its shim and runtime find it.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
+    }
+
+    fn new(key: Key, bundle: Bundle, program: PathBuf, shim: Shim) -> Self {
+        let (namespace, id) = key;
+        Self {
+            namespace,
+            id,
+            bundle,
+            program,
+            shim,
+            pid: AtomicU32::new(0),
+            oom_killed: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            reported: watch::Sender::new(false),
+            leaving: AtomicBool::new(false),
+            ended: watch::Sender::new(None),
+        }
     }
 
     fn key(&self) -> Key {

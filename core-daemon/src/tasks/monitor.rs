@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use gantry_proto::any;
-use gantry_proto::containerd::events::TaskOom;
+use gantry_proto::containerd::events::{TaskExit, TaskOom, TaskPaused, TaskResumed};
 use gantry_proto::containerd::types::Envelope;
 use gantry_proto::namespace::Namespace;
+use prost_types::Any;
 
 use super::Tasks;
 use crate::error::Result;
@@ -17,15 +18,32 @@ impl Tasks {
     /// # Errors
     /// `InvalidArgument` naming what the envelope lacks.
     pub fn observe(&self, envelope: Envelope) -> Result<()> {
-        // Shims report a memory kill before the exit it causes, so it is known when the exit is looked at.
-        if envelope.topic == "/tasks/oom"
-            && let Some(Ok(oom)) = envelope.event.as_ref().map(any::unpack::<TaskOom>)
-            && let (Ok(namespace), Ok(id)) =
-                (Namespace::parse(&envelope.namespace), ContainerId::parse(&oom.container_id))
-            && let Ok(task) = self.get(&namespace, &id)
-        {
-            task.oom_killed.store(true, Ordering::SeqCst);
+        if let (Ok(namespace), Some(event)) = (Namespace::parse(&envelope.namespace), &envelope.event) {
+            self.note(&namespace, event);
         }
         self.parts().events.forward(envelope)
+    }
+
+    /// Keeps what the daemon itself needs of an event.
+    fn note(&self, namespace: &Namespace, event: &Any) {
+        let task = |id: &str| self.get(namespace, &ContainerId::parse(id).ok()?).ok();
+        // Shims report a memory kill before the exit it causes, so it is known when the exit is looked at.
+        if let Ok(oom) = any::unpack::<TaskOom>(event) {
+            if let Some(task) = task(&oom.container_id) {
+                task.oom_killed.store(true, Ordering::SeqCst);
+            }
+        } else if let Ok(exit) = any::unpack::<TaskExit>(event) {
+            if let Some(task) = task(&exit.container_id).filter(|_| exit.id == exit.container_id) {
+                task.reported.send_replace(true);
+            }
+        } else if let Ok(paused) = any::unpack::<TaskPaused>(event) {
+            if let Some(task) = task(&paused.container_id) {
+                task.paused.store(true, Ordering::SeqCst);
+            }
+        } else if let Ok(resumed) = any::unpack::<TaskResumed>(event)
+            && let Some(task) = task(&resumed.container_id)
+        {
+            task.paused.store(false, Ordering::SeqCst);
+        }
     }
 }

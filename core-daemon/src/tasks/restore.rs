@@ -7,13 +7,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use gantry_proto::containerd::task::v3 as shim;
+use gantry_proto::containerd::v1::types::Status;
 use gantry_proto::namespace::Namespace;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::{Bundle, Exit, Slot, Task, Tasks};
 use crate::error::{Kind, Result};
@@ -108,21 +109,13 @@ impl Tasks {
                 return Found::Silent;
             }
         };
-        let task = Arc::new(Task {
-            namespace: namespace.clone(),
-            id: id.clone(),
-            bundle: bundle.clone(),
-            program: program.to_owned(),
-            shim,
-            pid: AtomicU32::new(0),
-            oom_killed: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            ended: watch::Sender::new(None),
-        });
+        let key = (namespace.clone(), id.clone());
+        let task = Arc::new(Task::new(key, bundle.clone(), program.to_owned(), shim));
         let request = shim::StateRequest { id: id.to_string(), exec_id: String::new() };
         match task.shim.call::<_, shim::StateResponse>("State", &request, Patience::Load).await {
             Ok(state) => {
                 task.pid.store(state.pid, Ordering::Relaxed);
+                task.paused.store(state.status() == Status::Paused, Ordering::SeqCst);
                 Found::Alive(task)
             }
             Err(error) if error.kind() == Kind::NotFound => Found::Empty(task),

@@ -1,0 +1,289 @@
+//! Making a container: name, image, specification, snapshot, record.
+//!
+//! Whatever was made before a step that fails is undone. The record comes last, so a container that is there is whole.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gantry_proto::any;
+use gantry_proto::containerd::services::containers::v1::{Container, container};
+use gantry_proto::gantry::engine::v1 as api;
+use oci_spec::runtime::{Capabilities, Spec};
+use rung_spec::builder::{self, Options};
+use rung_spec::platform::Platform;
+use rung_spec::reference::Reference;
+use rung_spec::user::User;
+
+use super::record::{Limits, Record};
+use super::{Engine, random_id, signals, users};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::ContainerId;
+use crate::image::{Credentials, Progress, PullOptions, Resolved};
+use crate::labels::{GC_ROOT, Labels};
+use crate::snapshots::Mount;
+
+/// A container that was just made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its name.
+    pub name: String,
+    /// What the person should know.
+    pub warnings: Vec<String>,
+}
+
+/// What this machine can give to containers, looked at once.
+pub(super) struct Host {
+    pub(super) capabilities: Option<Capabilities>,
+    pub(super) nofile: Option<u64>,
+}
+
+/// A container that is about to be recorded.
+struct Draft {
+    spec: Vec<u8>,
+    record: Record,
+}
+
+impl Engine {
+    /// Makes a container, pulling its image first where the request says so.
+    ///
+    /// # Errors
+    /// Names the wish that cannot be met; nothing is left behind.
+    pub async fn create(
+        &self,
+        context: &Context,
+        request: api::CreateRequest,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Created> {
+        let id = ContainerId::parse(&random_id::<32>()?)?;
+        let image = self.image(context, &request, progress).await?;
+        let (engine, context) = (self.clone(), context.clone());
+        // The rest is disk work, and not to be left half-way by a client that goes away.
+        blocking(move || engine.create_now(&context, &id, request, &image)).await
+    }
+
+    fn create_now(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: api::CreateRequest,
+        image: &Resolved,
+    ) -> Result<Created> {
+        let reserved = self.shared.names.reserve(&context.namespace, id, &request.name)?;
+        let runtime = match request.runtime.as_str() {
+            "" => self.parts().config.runtime.default.clone(),
+            name => name.to_owned(),
+        };
+        // A runtime that is not there is better known now than at the start.
+        self.parts().tasks.program(&runtime)?;
+        let snapshotter = self.parts().snapshotters.get("")?;
+        let parent = image.chain_id.as_ref().map_or("", |chain| chain.as_str());
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let labels = Labels::from([(GC_ROOT.to_owned(), since.to_string()), (OURS.to_owned(), String::from("yes"))]);
+        let mounts = snapshotter
+            .prepare(context, id.as_str(), parent, labels)
+            .doing(|| format!("root file system of image {}", image.name))?;
+        failpoint::hit("engine.snapshot");
+        let made = self.draft(context, id, &request, image, &mounts).and_then(|mut draft| {
+            reserved.name().clone_into(&mut draft.record.name);
+            let container = self.container(id, &request, image, &runtime, draft)?;
+            self.parts().containers.create(&context.namespace, container)
+        });
+        if let Err(error) = made {
+            if let Err(left) = snapshotter.remove(context, id.as_str()) {
+                tracing::warn!(%id, error = %left, "remove the snapshot of a container that could not be made");
+            }
+            return Err(error);
+        }
+        failpoint::hit("engine.record");
+        let name = reserved.name().to_owned();
+        reserved.keep();
+        Ok(Created { id: id.clone(), name, warnings: Vec::new() })
+    }
+
+    /// The image, pulled if the request wants that.
+    async fn image(
+        &self,
+        context: &Context,
+        request: &api::CreateRequest,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Resolved> {
+        let platform = parse_platform(&request.platform)?;
+        let policy = request.pull_policy();
+        if policy != api::PullPolicy::Always {
+            match self.find_image(context, &request.image, platform.as_ref()) {
+                Err(error) if error.kind() == Kind::NotFound && policy == api::PullPolicy::Missing => {}
+                found => return found,
+            }
+        }
+        let reference = Reference::parse(&request.image).map_err(|error| Error::invalid(error.to_string()))?;
+        let options = pull_options(platform.clone(), request.registry.clone());
+        let pulled = self.parts().images.pull(context, &reference, options, progress).await?;
+        self.parts().images.resolve(context, &pulled.name, platform.as_ref())
+    }
+
+    fn draft(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: &api::CreateRequest,
+        image: &Resolved,
+        mounts: &[Mount],
+    ) -> Result<Draft> {
+        let config = &image.config.config;
+        let user = users::resolve(builder::user_text(config, &request.user), mounts)?;
+        let options = self.options(context, id, request, user);
+        let invalid = |error: builder::InvalidOptions| Error::invalid(error.to_string());
+        let spec = builder::build(config, &options).map_err(invalid)?;
+        let stop_signal = [&request.stop_signal, &config.stop_signal].into_iter().find(|text| !text.is_empty());
+        let record = Record {
+            name: String::new(),
+            image: request.image.clone(),
+            image_id: image.config_digest.to_string(),
+            command: builder::command_line(config, &options).map_err(invalid)?,
+            terminal: request.terminal,
+            open_stdin: request.open_stdin,
+            auto_remove: request.auto_remove,
+            stop_signal: stop_signal.map_or(Ok(TERM), |text| signals::parse(text))?,
+            host_network: request.network() == api::Network::Host,
+            privileged: request.privileged,
+            binds: request.binds.iter().map(bind_text).collect(),
+            limits: request.limits.map(|limits| limits_of(&limits)).unwrap_or_default(),
+            ended: None,
+            error: String::new(),
+        };
+        Ok(Draft { spec: encode(&spec)?, record })
+    }
+
+    fn options(&self, context: &Context, id: &ContainerId, request: &api::CreateRequest, user: User) -> Options {
+        let limits = request.limits.unwrap_or_default();
+        let hostname = if request.hostname.is_empty() { super::names::short(id) } else { &request.hostname };
+        Options {
+            args: request.args.clone(),
+            entrypoint: request.entrypoint.clone().map(|entrypoint| entrypoint.args),
+            env: request.env.clone(),
+            workdir: Some(request.workdir.clone()).filter(|dir| !dir.is_empty()),
+            user,
+            hostname: Some(hostname.to_owned()),
+            terminal: request.terminal,
+            console_size: request.console_size.as_ref().and_then(size_of),
+            limits: builder::Limits {
+                memory: limits.memory,
+                memory_swap: limits.memory_swap,
+                nano_cpus: limits.nano_cpus,
+                pids: limits.pids,
+            },
+            binds: request
+                .binds
+                .iter()
+                .map(|bind| builder::Bind {
+                    source: bind.source.clone(),
+                    destination: bind.destination.clone(),
+                    read_only: bind.read_only,
+                    propagation: bind.propagation.clone(),
+                })
+                .collect(),
+            network: match request.network() {
+                api::Network::Private => builder::Network::Private,
+                api::Network::Host => builder::Network::Host,
+            },
+            read_only: request.read_only,
+            privileged: request.privileged,
+            cap_add: request.cap_add.clone(),
+            cap_drop: request.cap_drop.clone(),
+            available_capabilities: self.shared.host.capabilities.clone(),
+            nofile_ceiling: self.shared.host.nofile,
+            cgroups_path: Path::new("/gantry").join(context.namespace.as_str()).join(id.as_str()),
+            ..Options::default()
+        }
+    }
+
+    fn container(
+        &self,
+        id: &ContainerId,
+        request: &api::CreateRequest,
+        image: &Resolved,
+        runtime: &str,
+        draft: Draft,
+    ) -> Result<Container> {
+        let mut container = Container {
+            id: id.to_string(),
+            labels: request.labels.clone(),
+            image: image.name.clone(),
+            runtime: Some(container::Runtime { name: runtime.to_owned(), options: None }),
+            spec: Some(any::json(any::SPEC, draft.spec)),
+            snapshotter: self.parts().snapshotters.default_name().to_owned(),
+            snapshot_key: id.to_string(),
+            ..Container::default()
+        };
+        draft.record.put(&mut container)?;
+        Ok(container)
+    }
+}
+
+const TERM: u32 = 15;
+/// On a snapshot: it belongs to a container of the engine, or to one whose creation was cut short.
+pub(super) const OURS: &str = "gantry.engine/container";
+
+impl Host {
+    /// Looks at what the daemon itself has, which is the most it can give.
+    pub(super) fn look() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+        let bounding = bounding.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let capabilities = bounding.map(|bits| {
+            let all = rung_spec::defaults::capabilities::ALL.iter().copied();
+            all.zip(0_u32..).filter(|(_, number)| bits >> number & 1 == 1).map(|(capability, _)| capability).collect()
+        });
+        let nofile = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
+        Self { capabilities, nofile: nofile.map(|(_, hard)| hard) }
+    }
+}
+
+pub(super) fn encode(spec: &Spec) -> Result<Vec<u8>> {
+    serde_json::to_vec(spec).map_err(|error| Error::internal(format!("encode the specification: {error}")))
+}
+
+pub(super) fn size_of(size: &api::Size) -> Option<(u16, u16)> {
+    let (width, height) = (u16::try_from(size.width).ok()?, u16::try_from(size.height).ok()?);
+    (width > 0 && height > 0).then_some((width, height))
+}
+
+pub(super) fn parse_platform(text: &str) -> Result<Option<Platform>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Platform::parse(text).map(Some).map_err(|error| Error::invalid(error.to_string()))
+}
+
+pub(super) fn pull_options(platform: Option<Platform>, registry: Option<api::RegistryOptions>) -> PullOptions {
+    let registry = registry.unwrap_or_default();
+    let credentials = if !registry.identity_token.is_empty() {
+        Some(Credentials { username: String::new(), secret: registry.identity_token })
+    } else if !registry.username.is_empty() {
+        Some(Credentials { username: registry.username, secret: registry.password })
+    } else {
+        None
+    };
+    PullOptions {
+        platform,
+        plain_http: registry.plain_http,
+        skip_verify: registry.insecure,
+        credentials,
+        ..PullOptions::default()
+    }
+}
+
+fn bind_text(bind: &api::Bind) -> String {
+    let mode = if bind.read_only { ":ro" } else { "" };
+    format!("{}:{}{mode}", bind.source, bind.destination)
+}
+
+fn limits_of(limits: &api::Limits) -> Limits {
+    Limits { memory: limits.memory, memory_swap: limits.memory_swap, nano_cpus: limits.nano_cpus, pids: limits.pids }
+}

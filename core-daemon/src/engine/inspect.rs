@@ -1,0 +1,140 @@
+//! A container in the shape of `docker inspect`, which people's scripts read.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gantry_proto::gantry::engine::v1 as api;
+use gantry_proto::time;
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::list::Now;
+use super::{Engine, Known};
+use crate::context::Context;
+use crate::error::{Doing, Error, Result};
+
+impl Engine {
+    /// Everything known of a container, as JSON.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container.
+    pub fn inspect(&self, context: &Context, reference: &str) -> Result<String> {
+        let known = self.find(context, reference)?;
+        let now = self.now(&context.namespace, &known);
+        let spec = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
+        let spec: Spec = serde_json::from_slice(spec)
+            .map_err(|error| Error::internal(error.to_string()))
+            .doing(|| format!("specification of container {reference}"))?;
+        let log = self.log_path(&context.namespace, &known.id);
+        let mut document = general(&known, &now);
+        if let Value::Object(document) = &mut document {
+            document.insert("LogPath".to_owned(), json!(log.to_string_lossy()));
+            document.insert("HostConfig".to_owned(), self.host_config(&known, &spec));
+            document.insert("Config".to_owned(), config(&known, &spec));
+            document.insert("Mounts".to_owned(), mounts(&spec));
+        }
+        Ok(document.to_string())
+    }
+
+    fn host_config(&self, known: &Known, spec: &Spec) -> Value {
+        let record = &known.record;
+        let log = &self.parts().config.container_log;
+        let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default();
+        json!({
+            "Binds": record.binds,
+            "LogConfig": {
+                "Type": "json-file",
+                "Config": { "max-size": log.max_size.to_string(), "max-file": log.max_files.to_string() },
+            },
+            "NetworkMode": if record.host_network { "host" } else { "none" },
+            "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+            "AutoRemove": record.auto_remove,
+            "Memory": record.limits.memory,
+            "MemorySwap": record.limits.memory_swap,
+            "NanoCpus": record.limits.nano_cpus,
+            "PidsLimit": record.limits.pids,
+            "Privileged": record.privileged,
+            "ReadonlyRootfs": read_only,
+            "Runtime": known.container.runtime.as_ref().map(|runtime| runtime.name.clone()),
+            "CgroupParent": "/gantry",
+        })
+    }
+}
+
+fn general(known: &Known, now: &Now) -> Value {
+    let Known { container, record, .. } = known;
+    let (path, args) = record.command.split_first().map_or(("", &[][..]), |(path, args)| (path.as_str(), args));
+    let ended = now.ended;
+    json!({
+        "Id": container.id,
+        "Created": text(container.created_at.as_ref().map(time::system_time)),
+        "Path": path,
+        "Args": args,
+        "State": {
+            "Status": match now.state {
+                api::State::Running => "running",
+                api::State::Paused => "paused",
+                api::State::Exited => "exited",
+                api::State::Created | api::State::Unknown => "created",
+            },
+            "Running": matches!(now.state, api::State::Running | api::State::Paused),
+            "Paused": now.state == api::State::Paused,
+            "Restarting": false,
+            "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
+            "Dead": false,
+            "Pid": now.pid,
+            "ExitCode": ended.map_or(0, |ended| ended.code),
+            "Error": record.error,
+            "StartedAt": text(now.started_at),
+            "FinishedAt": text(ended.map(|ended| ended.at)),
+        },
+        "Image": record.image_id,
+        "Name": format!("/{}", record.name),
+        "RestartCount": 0,
+        "Driver": container.snapshotter,
+        "Platform": "linux",
+        "SnapshotKey": container.snapshot_key,
+    })
+}
+
+fn config(known: &Known, spec: &Spec) -> Value {
+    let Known { container, record, .. } = known;
+    let process = spec.process().as_ref();
+    let user = process.map(|process| (process.user().uid(), process.user().gid()));
+    let resolved = user.map(|(uid, gid)| format!("{uid}:{gid}"));
+    json!({
+        "Hostname": spec.hostname(),
+        "User": resolved,
+        "Tty": record.terminal,
+        "OpenStdin": record.open_stdin,
+        "Env": process.and_then(|process| process.env().clone()),
+        "Cmd": record.command,
+        "Image": record.image,
+        "WorkingDir": process.map(|process| process.cwd().to_string_lossy().into_owned()),
+        "Labels": container.labels,
+        "StopSignal": record.stop_signal.to_string(),
+    })
+}
+
+/// The binds among the mounts.
+fn mounts(spec: &Spec) -> Value {
+    let binds = spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind"));
+    let described = binds.map(|mount| {
+        let options: Vec<&str> = mount.options().iter().flatten().map(String::as_str).collect();
+        json!({
+            "Type": "bind",
+            "Source": mount.source(),
+            "Destination": mount.destination(),
+            "Mode": options.join(","),
+            "RW": !options.contains(&"ro"),
+            "Propagation": options.iter().find(|option| option.ends_with("private") || option.ends_with("shared")
+                || option.ends_with("slave")),
+        })
+    });
+    Value::Array(described.collect())
+}
+
+/// A time as docker writes it; its zero time where it is not known.
+pub(super) fn text(at: Option<SystemTime>) -> String {
+    let known = at.filter(|at| *at > UNIX_EPOCH).and_then(|at| jiff::Timestamp::try_from(at).ok());
+    known.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), |at| at.to_string())
+}

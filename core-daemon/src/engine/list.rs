@@ -1,0 +1,96 @@
+//! Listing containers. Nothing here asks a shim: what runs is known from the waits that are in place.
+
+use gantry_proto::gantry::engine::v1 as api;
+use gantry_proto::namespace::Namespace;
+use gantry_proto::time;
+
+use super::{Ended, Engine, Known, Live, Record, start};
+use crate::context::Context;
+use crate::error::Result;
+use crate::filter::Filter;
+use crate::id::ContainerId;
+
+/// How a container is now.
+pub(super) struct Now {
+    pub(super) state: api::State,
+    pub(super) pid: u32,
+    pub(super) started_at: Option<std::time::SystemTime>,
+    pub(super) ended: Option<Ended>,
+}
+
+impl Engine {
+    /// The running containers of a namespace, or all of them, newest first.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn list(&self, context: &Context, all: bool) -> Result<Vec<api::Container>> {
+        let mut listed = Vec::new();
+        for container in self.parts().containers.list(&context.namespace, &Filter::everything())? {
+            let record = match Record::of(&container) {
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(id = container.id, %error, "list containers");
+                    continue;
+                }
+            };
+            let known = Known { id: ContainerId::parse(&container.id)?, container, record };
+            let now = self.now(&context.namespace, &known);
+            // A container that is removed at its end is gone to people the moment it ends.
+            let going = now.state == api::State::Exited && known.record.auto_remove;
+            if !going && (all || matches!(now.state, api::State::Running | api::State::Paused)) {
+                listed.push(message(known, &now));
+            }
+        }
+        listed.sort_by_key(|container| std::cmp::Reverse(container.created_at.map(|at| (at.seconds, at.nanos))));
+        Ok(listed)
+    }
+
+    /// How a container is now.
+    pub(super) fn now(&self, namespace: &Namespace, known: &Known) -> Now {
+        let live = self.live().get(&(namespace.clone(), known.id.clone())).cloned();
+        let ended = |ended: Ended| Now {
+            state: api::State::Exited,
+            pid: 0,
+            started_at: Some(ended.started_at),
+            ended: Some(ended),
+        };
+        match live {
+            Some(live) => match *live.ended.borrow() {
+                None => running(&live),
+                Some(end) => ended(end),
+            },
+            None => match known.record.ended {
+                Some(end) => ended(end),
+                None => Now { state: api::State::Created, pid: 0, started_at: None, ended: None },
+            },
+        }
+    }
+}
+
+fn running(live: &Live) -> Now {
+    Now {
+        state: if start::is_paused(live) { api::State::Paused } else { api::State::Running },
+        pid: live.task.pid(),
+        started_at: Some(live.started_at),
+        ended: None,
+    }
+}
+
+fn message(known: Known, now: &Now) -> api::Container {
+    let Known { container, record, .. } = known;
+    api::Container {
+        id: container.id,
+        name: record.name,
+        image: record.image,
+        image_id: record.image_id,
+        command: record.command,
+        created_at: container.created_at,
+        state: now.state.into(),
+        pid: now.pid,
+        started_at: now.started_at.map(time::timestamp),
+        exit: now.ended.map(api::Exit::from),
+        labels: container.labels,
+        terminal: record.terminal,
+    }
+}

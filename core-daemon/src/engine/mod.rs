@@ -1,0 +1,183 @@
+//! What `gantry` asks for: containers with names, logs and exit codes, made from images in one step.
+//!
+//! A container is a container record like any other client's; what only the engine knows of it is an extension of that
+//! record. While it runs, the engine waits for its end in the shim, so an exit is never missed: not by a lost event, and
+//! not by a daemon that was away, because the shim keeps the exit until it is deleted.
+
+mod attach;
+mod create;
+mod exec;
+mod images;
+mod info;
+mod inspect;
+mod list;
+mod logs;
+mod names;
+mod record;
+mod remove;
+mod restore;
+mod run;
+mod signals;
+mod start;
+mod stop;
+mod users;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use gantry_proto::containerd::services::containers::v1::Container;
+use gantry_proto::namespace::Namespace;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use attach::{Input, Output};
+pub use create::Created;
+use names::Names;
+pub use record::Ended;
+use record::Record;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::gc::Gc;
+use crate::id::ContainerId;
+use crate::image::Images;
+use crate::records::Containers;
+use crate::snapshots::Snapshotters;
+use crate::tasks::{Task, Tasks};
+
+/// The engine; clones are the same.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What the engine is made of.
+pub struct Parts {
+    /// The daemon's configuration.
+    pub config: Config,
+    /// Container records.
+    pub containers: Containers,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// Images.
+    pub images: Images,
+    /// Where root file systems come from.
+    pub snapshotters: Snapshotters,
+    /// Frees what nothing refers to any more.
+    pub gc: Gc,
+    /// Cancelled when the daemon stops; sessions end then, containers do not.
+    pub stopping: CancellationToken,
+}
+
+struct Shared {
+    parts: Parts,
+    names: Names,
+    live: Mutex<HashMap<Key, Arc<Live>>>,
+    host: create::Host,
+}
+
+type Key = (Namespace, ContainerId);
+
+/// A container whose process runs, or has just ended.
+struct Live {
+    task: Arc<Task>,
+    started_at: SystemTime,
+    ended: watch::Sender<Option<Ended>>,
+    /// Set once everything that follows from the end is done.
+    settled: watch::Sender<bool>,
+}
+
+/// A container of the engine: its record, and the part only the engine reads.
+struct Known {
+    id: ContainerId,
+    container: Container,
+    record: Record,
+}
+
+impl Engine {
+    /// An engine that knows no containers yet; [`Engine::restore`] finds them.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(parts: Parts) -> Result<Self> {
+        let host = create::Host::look();
+        let engine = Self { shared: Arc::new(Shared { parts, names: Names::default(), live: Mutex::default(), host }) };
+        engine.make_directories()?;
+        Ok(engine)
+    }
+
+    fn make_directories(&self) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        for dir in [self.root(), self.sockets()] {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            crate::error::Doing::doing(made, || format!("make {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.shared.parts
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<Key, Arc<Live>>> {
+        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The container's run that is going on, if one is.
+    fn running(&self, namespace: &Namespace, id: &ContainerId) -> Option<Arc<Live>> {
+        let live = self.live().get(&(namespace.clone(), id.clone())).cloned()?;
+        let runs = live.ended.borrow().is_none();
+        runs.then_some(live)
+    }
+
+    /// Where what outlives a reboot is kept of containers, such as logs.
+    fn root(&self) -> PathBuf {
+        self.parts().config.root.join("engine")
+    }
+
+    fn directory(&self, namespace: &Namespace, id: &ContainerId) -> PathBuf {
+        self.root().join(namespace.as_str()).join(id.as_str())
+    }
+
+    /// The container's log.
+    fn log_path(&self, namespace: &Namespace, id: &ContainerId) -> PathBuf {
+        self.directory(namespace, id).join("log.json")
+    }
+
+    /// Where the sockets are on which shims let clients attach. The names are short, because a socket's path must be.
+    fn sockets(&self) -> PathBuf {
+        self.parts().config.state.join("attach")
+    }
+
+    /// The attach socket of a container's own process.
+    fn socket(&self, id: &ContainerId) -> PathBuf {
+        self.sockets().join(id.as_str().get(..SOCKET_NAME).unwrap_or(id.as_str()))
+    }
+
+    /// The container that `reference` names: by name, by id, or by a prefix of an id that fits no other.
+    fn find(&self, context: &Context, reference: &str) -> Result<Known> {
+        let id = self.shared.names.resolve(&context.namespace, reference)?;
+        let container = self.parts().containers.get(&context.namespace, &id).inspect_err(|error| {
+            // Another client removed it.
+            if error.kind() == crate::error::Kind::NotFound {
+                self.shared.names.forget(&context.namespace, &id);
+            }
+        })?;
+        let record =
+            Record::of(&container)?.ok_or_else(|| Error::not_found(format!("no such container: {reference}")))?;
+        Ok(Known { id, container, record })
+    }
+}
+
+/// Characters of an id in the name of its socket; ids are random, so these tell them apart.
+const SOCKET_NAME: usize = 16;
+
+/// A random identifier of 2 × `N` hexadecimal digits.
+fn random_id<const N: usize>() -> Result<String> {
+    let mut bytes = [0_u8; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("random number: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,73 @@
+//! Removing containers. Each step may be repeated, and the record goes last, so what an interruption leaves can be
+//! removed again.
+
+use gantry_proto::gantry::engine::v1 as api;
+use gantry_proto::namespace::Namespace;
+
+use super::Engine;
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::failpoint;
+use crate::id::ContainerId;
+
+impl Engine {
+    /// Removes a container, killing it first where the request says so, and returns its id.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it runs, unless forced.
+    pub async fn remove(&self, context: &Context, request: &api::RemoveRequest) -> Result<ContainerId> {
+        let known = self.find(context, &request.r#ref)?;
+        if self.running(&context.namespace, &known.id).is_some() {
+            if !request.force {
+                let name = &known.record.name;
+                return Err(Error::precondition(format!(
+                    "container {name}: is running; stop it first, or remove it by force"
+                )));
+            }
+            let stop = api::StopRequest { r#ref: known.id.to_string(), timeout: Some(0), signal: String::new() };
+            self.stop(context, &stop).await?;
+        }
+        let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
+        if let Some(live) = live {
+            live.settled().await;
+        }
+        match self.remove_now(&context.namespace, &known.id).await {
+            // It was to be removed at its end anyway.
+            Err(error) if error.kind() == Kind::NotFound && known.record.auto_remove => {}
+            removed => removed?,
+        }
+        Ok(known.id)
+    }
+
+    /// Removes a container that does not run.
+    pub(super) async fn remove_now(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let (engine, namespace, id) = (self.clone(), namespace.clone(), id.clone());
+        blocking(move || engine.remove_files(&namespace, &id)).await
+    }
+
+    pub(super) fn remove_files(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let container = self.parts().containers.get(namespace, id)?;
+        let context = Context::new(namespace.clone());
+        if !container.snapshot_key.is_empty() {
+            let snapshotter = self.parts().snapshotters.get(&container.snapshotter)?;
+            match snapshotter.remove(&context, &container.snapshot_key) {
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        failpoint::hit("engine.removed.snapshot");
+        let directory = self.directory(namespace, id);
+        if let Err(error) = rung_sys::beneath::remove(&directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(Error::from(error).context(format!("remove {}", directory.display())));
+        }
+        // The shim removes its socket; a dead one did not.
+        let _ = std::fs::remove_file(self.socket(id));
+        self.parts().containers.delete(namespace, id)?;
+        self.shared.names.forget(namespace, id);
+        self.parts().gc.changed();
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Finding the engine's containers again after a restart of the daemon.
+
+use std::time::Duration;
+
+use gantry_proto::namespace::Namespace;
+use tokio::sync::mpsc;
+
+use super::create::OURS;
+use super::start::read_started;
+use super::{Ended, Engine, Known, Record};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::Result;
+use crate::id::ContainerId;
+use crate::tasks::Restored;
+
+/// What a process is said to have ended with when nobody saw its end.
+const UNKNOWN: u32 = 255;
+
+impl Engine {
+    /// Learns the names of all containers. Comes before anything is asked of the engine.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn learn_names(&self) -> Result<()> {
+        for (namespace, known) in self.everything()? {
+            self.shared.names.learn(&namespace, &known.id, &known.record.name);
+        }
+        Ok(())
+    }
+
+    /// Takes over the runs that tasks were found for, and settles those that ended unseen. `found` has what
+    /// [`crate::tasks::Tasks::restore`] reported; what it reports later is dealt with in the background.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn restore(&self, mut found: mpsc::UnboundedReceiver<Restored>) -> Result<()> {
+        while let Ok(restored) = found.try_recv() {
+            self.take_over(restored).await;
+        }
+        let engine = self.clone();
+        blocking(move || engine.settle_unseen()).await?;
+        let engine = self.clone();
+        tokio::spawn(async move {
+            while let Some(restored) = found.recv().await {
+                engine.take_over(restored).await;
+            }
+        });
+        Ok(())
+    }
+
+    async fn take_over(&self, restored: Restored) {
+        match restored {
+            Restored::Alive(task) => {
+                let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
+                if known.is_ok() {
+                    let started_at = read_started(&task);
+                    self.supervise(task, started_at);
+                }
+            }
+            Restored::Dead(namespace, id, exit) => {
+                let ended = Ended { started_at: exit.at, at: exit.at, code: exit.status, oom_killed: false };
+                let engine = self.clone();
+                let settled = blocking(move || engine.end_unseen(&namespace, &id, ended)).await;
+                if let Err(error) = settled {
+                    tracing::warn!(%error, "settle a container whose shim died");
+                }
+            }
+        }
+    }
+
+    fn end_unseen(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> Result<()> {
+        // Containers of other clients are their own business.
+        if self.find(&Context::new(namespace.clone()), id.as_str()).is_err() {
+            return Ok(());
+        }
+        if self.record_end(namespace, id, ended)? {
+            self.remove_files(namespace, id)?;
+        }
+        Ok(())
+    }
+
+    /// Settles containers that ran when the machine went down: they have a log, but neither a task nor an end. And
+    /// removes snapshots of containers whose creation was cut short.
+    fn settle_unseen(&self) -> Result<()> {
+        for (namespace, known) in self.everything()? {
+            let log = self.log_path(&namespace, &known.id);
+            let Ok(written) = std::fs::metadata(&log).and_then(|metadata| metadata.modified()) else { continue };
+            // A log may get its last line a moment after the process was reaped.
+            let lost = known.record.ended.is_none_or(|ended| written > ended.at + LAST_LINE);
+            let running = self.parts().tasks.holds(&namespace, &known.id);
+            if lost && !running && known.record.error.is_empty() {
+                let ended = Ended { started_at: written, at: written, code: UNKNOWN, oom_killed: false };
+                if let Err(error) = self.end_unseen(&namespace, &known.id, ended) {
+                    tracing::warn!(%namespace, id = %known.id, %error, "settle a container that ended unseen");
+                }
+            }
+        }
+        self.sweep_snapshots()
+    }
+
+    fn sweep_snapshots(&self) -> Result<()> {
+        let snapshotter = self.parts().snapshotters.get("")?;
+        for namespace in self.parts().containers.namespaces()? {
+            let context = Context::new(namespace.clone());
+            for info in snapshotter.list(&context)? {
+                let Ok(id) = ContainerId::parse(&info.name) else { continue };
+                let orphan = info.labels.contains_key(OURS) && self.parts().containers.get(&namespace, &id).is_err();
+                if orphan && let Err(error) = snapshotter.remove(&context, &info.name) {
+                    tracing::warn!(%namespace, %id, %error, "remove the snapshot of a container that was never made");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The engine's containers of all namespaces.
+    fn everything(&self) -> Result<Vec<(Namespace, Known)>> {
+        let mut everything = Vec::new();
+        for namespace in self.parts().containers.namespaces()? {
+            for container in self.parts().containers.list(&namespace, &crate::filter::Filter::everything())? {
+                match Record::of(&container) {
+                    Ok(Some(record)) => {
+                        let id = ContainerId::parse(&container.id)?;
+                        everything.push((namespace.clone(), Known { id, container, record }));
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::error!(%namespace, id = container.id, %error, "read a container"),
+                }
+            }
+        }
+        Ok(everything)
+    }
+}
+
+/// How much later than a process's end its log may have been written.
+const LAST_LINE: Duration = Duration::from_secs(5);

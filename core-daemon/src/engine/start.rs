@@ -1,0 +1,263 @@
+//! Starting a container, and seeing its run through to what follows from its end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use gantry_proto::namespace::Namespace;
+use gantry_proto::stdio::{LogFormat, LogUri};
+use rung_sys::atomic_file;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use super::{Ended, Engine, Known, Live};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
+use crate::id::ContainerId;
+use crate::tasks::{CreateTask, Exit, Task};
+
+/// How long a killed process's end waits for the word whether memory was the reason.
+const OOM_WORD: Duration = Duration::from_secs(1);
+/// What a process killed by SIGKILL ends with.
+const KILLED: u32 = 137;
+/// File in the bundle that says when the process was started.
+const STARTED: &str = "started";
+
+impl Engine {
+    /// Starts a container that does not run, and returns its pid.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container, `FailedPrecondition` when it runs, else why its process cannot be started.
+    pub async fn start(&self, context: &Context, reference: &str) -> Result<u32> {
+        let known = self.find(context, reference)?;
+        let (engine, namespace) = (self.clone(), context.namespace.clone());
+        // A client that goes away must not leave a container between created and started.
+        let work = tokio::spawn(async move { engine.start_known(&namespace, &known, false).await });
+        let (live, _) = work.await.map_err(|error| Error::internal(format!("start {reference}: {error}")))??;
+        Ok(live.task.pid())
+    }
+
+    /// Starts a container and, where `attached`, connects to its streams before it has written anything.
+    pub(super) async fn start_known(
+        &self,
+        namespace: &Namespace,
+        known: &Known,
+        attached: bool,
+    ) -> Result<(Arc<Live>, Option<UnixStream>)> {
+        self.clear_earlier_run(namespace, &known.id).await?;
+        let context = Context::new(namespace.clone());
+        let request = self.task_request(namespace, known)?;
+        let task = self.parts().tasks.create(&context, &known.id, request).await;
+        let task = match task {
+            Ok(task) => task,
+            Err(error) => return Err(self.not_started(namespace, &known.id, error).await),
+        };
+        failpoint::hit("engine.created");
+        let started = async {
+            let stream = match attached {
+                true => Some(self.connect(&self.socket(&known.id)).await?),
+                false => None,
+            };
+            let started_at = SystemTime::now();
+            write_started(&task, started_at)?;
+            // The wait is in place before the start, so that there is no end it could miss.
+            let live = self.supervise(task.clone(), started_at);
+            task.start(None).await.inspect_err(|_| live.abandon())?;
+            Ok((live, stream))
+        };
+        match started.await {
+            Ok(started) => {
+                failpoint::hit("engine.started");
+                Ok(started)
+            }
+            Err(error) => {
+                self.live().remove(&(namespace.clone(), known.id.clone()));
+                self.parts().tasks.discard(&task).await;
+                Err(self.not_started(namespace, &known.id, error).await)
+            }
+        }
+    }
+
+    /// Refuses a container that runs, and waits for what follows from the end of one that has just ended.
+    async fn clear_earlier_run(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let live = self.live().get(&(namespace.clone(), id.clone())).cloned();
+        let Some(live) = live else { return Ok(()) };
+        if live.ended.borrow().is_none() {
+            return Err(Error::precondition(format!("container {}: is already running", super::names::short(id))));
+        }
+        let mut settled = live.settled.subscribe();
+        let _ = settled.wait_for(|settled| *settled).await;
+        Ok(())
+    }
+
+    fn task_request(&self, namespace: &Namespace, known: &Known) -> Result<CreateTask> {
+        let log = self.log_path(namespace, &known.id);
+        make_parents(&log)?;
+        let settings = &self.parts().config.container_log;
+        let uri = LogUri {
+            format: LogFormat::Json,
+            attach: self.socket(&known.id).to_string_lossy().into_owned(),
+            max_size: settings.max_size,
+            max_files: settings.max_files,
+            ..LogUri::new(log.to_string_lossy())
+        };
+        Ok(CreateTask {
+            stdin: if known.record.open_stdin { uri.to_string() } else { String::new() },
+            stdout: uri.to_string(),
+            terminal: known.record.terminal,
+            ..CreateTask::default()
+        })
+    }
+
+    /// Connects to an attach socket.
+    pub(super) async fn connect(&self, path: &std::path::Path) -> Result<UnixStream> {
+        UnixStream::connect(path).await.doing(|| format!("attach at {}", path.display()))
+    }
+
+    /// Records why a container did not start, and returns it.
+    async fn not_started(&self, namespace: &Namespace, id: &ContainerId, error: Error) -> Error {
+        let (engine, namespace, id, message) = (self.clone(), namespace.clone(), id.clone(), error.to_string());
+        let written = blocking(move || engine.edit_record(&namespace, &id, |record| record.error = message)).await;
+        if let Err(left) = written
+            && left.kind() != Kind::NotFound
+        {
+            tracing::warn!(error = %left, "record a failed start");
+        }
+        error
+    }
+
+    /// Waits for the end of a task from now on, and does what follows from it.
+    pub(super) fn supervise(&self, task: Arc<Task>, started_at: SystemTime) -> Arc<Live> {
+        let live = Arc::new(Live {
+            task: task.clone(),
+            started_at,
+            ended: watch::Sender::new(None),
+            settled: watch::Sender::new(false),
+        });
+        let key = (task.namespace().clone(), task.id().clone());
+        self.live().insert(key, live.clone());
+        let (engine, watched) = (self.clone(), live.clone());
+        tokio::spawn(async move {
+            let exit = watched.task.wait(None).await;
+            engine.run_ended(&watched, exit).await;
+        });
+        live
+    }
+
+    async fn run_ended(&self, live: &Arc<Live>, exit: Result<Exit>) {
+        let task = &live.task;
+        let exit = exit.unwrap_or_else(|error| {
+            tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "end of a container is unknown");
+            Exit { pid: task.pid(), status: 255, at: SystemTime::now() }
+        });
+        if exit.status == KILLED {
+            // The shim reports memory kills and then the exit, both on another connection than the one waited on.
+            let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
+        }
+        let ended =
+            Ended { started_at: live.started_at, at: exit.at, code: exit.status, oom_killed: task.oom_killed() };
+        if live.ended.borrow().is_some() {
+            return;
+        }
+        live.ended.send_replace(Some(ended));
+        failpoint::hit("engine.ended");
+        if let Err(error) = self.settle(task, ended).await {
+            tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "after the end of a container");
+        }
+        self.forget_live(live);
+        live.settled.send_replace(true);
+    }
+
+    /// Writes down how a run ended and takes down what held it. The shim goes last: until the end is on disk, it is
+    /// the one who knows it.
+    async fn settle(&self, task: &Arc<Task>, ended: Ended) -> Result<()> {
+        let (namespace, id) = (task.namespace().clone(), task.id().clone());
+        let engine = self.clone();
+        let of = (namespace.clone(), id.clone());
+        let auto_remove = blocking(move || engine.record_end(&of.0, &of.1, ended)).await?;
+        failpoint::hit("engine.recorded");
+        match self.parts().tasks.delete(&namespace, &id).await {
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ => {}
+        }
+        if auto_remove {
+            self.remove_now(&namespace, &id).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down how a run ended, unless the container is to be removed now anyway, which is the answer.
+    pub(super) fn record_end(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> Result<bool> {
+        let container = self.parts().containers.get(namespace, id)?;
+        let record = super::Record::of(&container)?.unwrap_or_default();
+        if !record.auto_remove {
+            self.edit_record(namespace, id, |record| {
+                record.ended = Some(ended);
+                record.error.clear();
+            })?;
+        }
+        Ok(record.auto_remove)
+    }
+
+    fn forget_live(&self, live: &Arc<Live>) {
+        let key = (live.task.namespace().clone(), live.task.id().clone());
+        let mut table = self.live();
+        if table.get(&key).is_some_and(|other| Arc::ptr_eq(other, live)) {
+            table.remove(&key);
+        }
+    }
+}
+
+impl Live {
+    /// The start failed, so the end of this run means nothing.
+    fn abandon(&self) {
+        let at = SystemTime::now();
+        self.ended.send_replace(Some(Ended { started_at: at, at, code: 255, oom_killed: false }));
+        self.settled.send_replace(true);
+    }
+
+    /// Waits for the end of the run.
+    pub(super) async fn end(&self) -> Result<Ended> {
+        let mut ended = self.ended.subscribe();
+        let end = ended.wait_for(Option::is_some).await;
+        end.ok().and_then(|end| *end).ok_or_else(|| Error::internal("the container's end is unknown"))
+    }
+
+    /// Waits until everything that follows from the end is done.
+    pub(super) async fn settled(&self) {
+        let mut settled = self.settled.subscribe();
+        let _ = settled.wait_for(|settled| *settled).await;
+    }
+}
+
+fn make_parents(path: &std::path::Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let Some(parent) = path.parent() else { return Ok(()) };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).doing(|| format!("make {}", parent.display()))
+}
+
+/// Notes in the bundle when the process was started. The bundle lives exactly as long as the run.
+fn write_started(task: &Task, at: SystemTime) -> Result<()> {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let path = task.bundle().path().join(STARTED);
+    let text = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
+    let written = atomic_file::write_volatile(&path, text.as_bytes(), 0o600);
+    written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))
+}
+
+/// When the process of a task was started, as an earlier daemon noted.
+pub(super) fn read_started(task: &Task) -> SystemTime {
+    let path = task.bundle().path().join(STARTED);
+    let parsed = std::fs::read_to_string(&path).ok().and_then(|text| {
+        let (seconds, nanos) = text.trim().split_once('.')?;
+        UNIX_EPOCH.checked_add(Duration::new(seconds.parse().ok()?, nanos.parse().ok()?))
+    });
+    let made = || std::fs::metadata(task.bundle().path()).and_then(|metadata| metadata.modified()).ok();
+    parsed.or_else(made).unwrap_or(UNIX_EPOCH)
+}
+
+/// Whether a process of this task is known to have been paused.
+pub(super) fn is_paused(live: &Live) -> bool {
+    live.task.paused()
+}

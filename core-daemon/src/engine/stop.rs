@@ -1,0 +1,89 @@
+//! Stopping, killing and waiting.
+
+use std::time::{Duration, SystemTime};
+
+use gantry_proto::gantry::engine::v1 as api;
+
+use super::attach::not_running;
+use super::{Ended, Engine, signals, start};
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+
+/// How long a container has to stop by itself, unless the request says.
+const GRACE: u32 = 10;
+/// How long a killed container may take to end.
+const AFTER_KILL: Duration = Duration::from_secs(30);
+const KILL: u32 = 9;
+
+impl Engine {
+    /// Asks a container to stop, and kills it if it does not in time. One that does not run is stopped already.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container, `DeadlineExceeded` when even SIGKILL does not end it.
+    pub async fn stop(&self, context: &Context, request: &api::StopRequest) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let signal = match request.signal.as_str() {
+            "" => known.record.stop_signal,
+            text => signals::parse(text)?,
+        };
+        let Some(live) = self.running(&context.namespace, &known.id) else { return Ok(()) };
+        if start::is_paused(&live) {
+            // A frozen process cannot answer a signal.
+            live.task.resume().await?;
+        }
+        let grace = Duration::from_secs(u64::from(request.timeout.unwrap_or(GRACE)));
+        if !grace.is_zero() {
+            tolerate_ended(live.task.kill(None, signal, false).await)?;
+            if tokio::time::timeout(grace, live.settled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        tolerate_ended(live.task.kill(None, KILL, true).await)?;
+        tokio::time::timeout(AFTER_KILL, live.settled()).await.map_err(|_| {
+            let (name, waited) = (&known.record.name, AFTER_KILL.as_secs());
+            Error::new(Kind::DeadlineExceeded, format!("stop container {name}: still there {waited} s after SIGKILL"))
+        })
+    }
+
+    /// Sends a signal to a container's process.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it does not run.
+    pub async fn kill(&self, context: &Context, request: &api::KillRequest) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let signal = match request.signal.as_str() {
+            "" => KILL,
+            text => signals::parse(text)?,
+        };
+        let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
+        match live.task.kill(None, signal, false).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(not_running(&known.record.name)),
+            killed => killed,
+        }
+    }
+
+    /// Waits until a container does not run, and says how its last run ended.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container, `Unavailable` when the daemon stops before it does.
+    pub async fn wait(&self, context: &Context, reference: &str) -> Result<Ended> {
+        let known = self.find(context, reference)?;
+        let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
+        let Some(live) = live else {
+            let never = Ended { started_at: SystemTime::now(), at: SystemTime::now(), code: 0, oom_killed: false };
+            return Ok(known.record.ended.unwrap_or(never));
+        };
+        tokio::select! {
+            ended = live.end() => ended,
+            () = self.parts().stopping.cancelled() => Err(Error::unavailable("the daemon is stopping; wait again later")),
+        }
+    }
+}
+
+/// A process that has ended needs no signal.
+fn tolerate_ended(killed: Result<()>) -> Result<()> {
+    match killed {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        killed => killed,
+    }
+}
