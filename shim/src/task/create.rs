@@ -117,6 +117,13 @@ impl Container {
 
     /// Opens the standard streams of a process of this container.
     pub(super) async fn open_io(&self, stdio: &Stdio) -> Result<Opened> {
+        let mut opened = self.open_streams(stdio)?;
+        opened.io.logger_ready().await.doing(|| "start output")?;
+        Ok(opened)
+    }
+
+    /// The same without waiting for a logger program.
+    pub(super) fn open_streams(&self, stdio: &Stdio) -> Result<Opened> {
         let owner = Owner {
             namespace: &self.shim.setting.namespace,
             id: &self.id,
@@ -125,8 +132,6 @@ impl Container {
             gid: self.options.io_gid,
             reaper: &self.shim.reaper,
         };
-        let mut opened = Io::open(stdio, &owner)?;
-        opened.io.logger_ready().await.doing(|| "start output")?;
-        Ok(opened)
+        Io::open(stdio, &owner)
     }
 }

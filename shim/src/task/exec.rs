@@ -9,6 +9,7 @@ use gantry_proto::any;
 use gantry_proto::containerd::events::{TaskExecAdded, TaskExecStarted};
 use gantry_proto::containerd::task::v3::ExecProcessRequest;
 use gantry_proto::namespace::check_identifier;
+use gantry_proto::stdio::LogUri;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::arguments;
@@ -37,7 +38,12 @@ impl Container {
             .map_err(|error| Error::invalid(format!("spec: the process is not JSON: {error}")))?;
         let stdio =
             Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
-        self.execs.insert(id.clone(), Process::new(&id, stdio, spec.to_vec()));
+        let mut process = Process::new(&id, stdio, spec.to_vec());
+        // Clients of a FIFO open it when they start the process; those of an attach socket connect to it before.
+        if LogUri::parse(&process.stdio.stdout).is_some() {
+            process.opened = Some(self.open_streams(&process.stdio)?);
+        }
+        self.execs.insert(id.clone(), process);
         let event = TaskExecAdded { container_id: self.id.clone(), exec_id: id };
         self.shim.events.publish("/tasks/exec-added", &event);
         Ok(())
@@ -55,7 +61,11 @@ impl Container {
         let process = self.process(id)?;
         process.state.require(&[State::Created], "start")?;
         let (stdio, spec) = (process.stdio.clone(), process.spec.clone());
-        let Opened { ends, console, mut io } = self.open_io(&stdio).await?;
+        let opened = match process.opened.take() {
+            Some(opened) => opened,
+            None => self.open_io(&stdio).await?,
+        };
+        let Opened { ends, console, mut io } = opened;
         io.before_start();
         let spec_file = memory_file(&spec)?;
         let pid_file = self.bundle.join(format!("{id}.pid"));

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-use crate::io::{Io, Stdio};
+use crate::io::{Io, Opened, Stdio};
 use crate::reaper::Exited;
 use crate::task::state::State;
 
@@ -19,6 +19,8 @@ pub struct Process {
     pub state: State,
     /// Our side of its standard streams.
     pub io: Option<Io>,
+    /// For an exec with an attach socket: its streams from before the start on, so that nobody misses the first byte.
+    pub opened: Option<Opened>,
     /// For an exec: the process as OCI JSON.
     pub spec: Vec<u8>,
     exit: watch::Sender<Option<Exited>>,
@@ -27,7 +29,8 @@ pub struct Process {
 impl Process {
     /// A process that does not exist yet.
     pub fn new(id: &str, stdio: Stdio, spec: Vec<u8>) -> Self {
-        Self { id: id.to_owned(), stdio, pid: 0, state: State::Created, io: None, spec, exit: watch::Sender::default() }
+        let exit = watch::Sender::default();
+        Self { id: id.to_owned(), stdio, pid: 0, state: State::Created, io: None, opened: None, spec, exit }
     }
 
     /// The number on the wire.
