@@ -34,9 +34,10 @@ impl Args {
 /// The name under which the image is recorded: an id stands for any of its names.
 async fn full_name(client: &mut crate::client::Client, source: &str, details: &serde_json::Value) -> Result<String> {
     let id = details.get("Id").and_then(serde_json::Value::as_str).unwrap_or_default();
-    let named = Reference::parse(source).map(|name| name.to_string()).unwrap_or_default();
+    // The list has the names as people write them; records have them in full.
+    let full = |name: &str| Reference::parse(name).map_or_else(|_| name.to_owned(), |name| name.to_string());
     let images = client.images().await?;
-    let same: Vec<_> = images.iter().filter(|image| image.id == id).collect();
-    let found = same.iter().find(|image| image.name == named).or(same.first());
-    found.map(|image| image.name.clone()).ok_or_else(|| Failure::new(format!("tag {source}: no such image")))
+    let same: Vec<String> = images.iter().filter(|image| image.id == id).map(|image| full(&image.name)).collect();
+    let found = same.iter().find(|name| **name == full(source)).or(same.first());
+    found.cloned().ok_or_else(|| Failure::new(format!("tag {source}: no such image")))
 }
