@@ -53,7 +53,14 @@ impl Bundle {
 /// Reads a configuration and warns of what was set aside.
 pub fn parse(text: &str, file: &Path) -> Result<Spec> {
     let parsed = config::parse(text.as_bytes())
-        .map_err(|error| Error::invalid(error.to_string()))
+        .map_err(|error| {
+            let field = error.path.strip_prefix("linux.memoryPolicy").map(|rest| match rest {
+                _ if rest.starts_with(".flags") => "invalid memory policy flag: ",
+                _ if rest.starts_with(".nodes") => "invalid memory policy node: ",
+                _ => "invalid memory policy mode: ",
+            });
+            Error::invalid(format!("{}{error}", field.unwrap_or_default()))
+        })
         .doing(|| format!("read {}", file.display()))?;
     for (path, name) in &parsed.unknown_capabilities {
         log::warning(&format!("{path}: unknown capability {name} is ignored"));

@@ -133,11 +133,25 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
     match exit {
         Some(Exit::Code(0)) => Ok(()),
         Some(Exit::Code(code)) => complain(format!("exit status {code}")),
-        Some(Exit::Signal(signal)) => complain(format!("signal: {}", rung_sys::signal::name(signal))),
+        Some(Exit::Signal(signal)) => {
+            complain(format!("signal: {} ({})", signal_text(signal), rung_sys::signal::name(signal)))
+        }
         None => {
             complain(format!("hook ran past specified timeout of {:.1}s", timeout.unwrap_or_default().as_secs_f64()))
                 .map_err(|error: Error| error.with_kind(Kind::Timeout))
         }
+    }
+}
+
+/// The words of a signal's usual meaning, where they tell more than its name.
+fn signal_text(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGSYS => "bad system call",
+        libc::SIGKILL => "killed",
+        libc::SIGTERM => "terminated",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGABRT => "aborted",
+        _ => "ended",
     }
 }
 

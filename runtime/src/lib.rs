@@ -11,6 +11,7 @@ pub mod clock;
 pub mod commands;
 pub mod container;
 pub mod error;
+pub mod exe;
 pub mod hooks;
 pub mod init;
 pub mod launch;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use rung::cli::Cli;
 use rung::error::Result;
-use rung::{commands, log};
+use rung::{commands, exe, log};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<u8> {
+    exe::refuse_inside_containers()?;
     let format = log::Format::parse(&cli.global.log_format)?;
     log::open(cli.global.log.as_deref(), format, cli.global.debug)?;
     commands::dispatch(&cli.global, cli.command)

@@ -12,6 +12,7 @@ use crate::container::foreground::Foreground;
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings, sockets};
 use crate::error::{Doing as _, Error, Result};
+use crate::exe;
 use crate::plan::Wishes;
 
 /// What a failure before the program runs ends with: programs themselves rarely do.
@@ -22,6 +23,7 @@ pub(super) fn run(settings: &Settings, args: ExecArgs) -> Result<u8> {
 }
 
 fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
+    exe::protect()?;
     let container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
     for number in 3..args.preserve_fds.saturating_add(3) {
         super::create::require_open(number)?;

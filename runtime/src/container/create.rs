@@ -18,6 +18,7 @@ use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
 use crate::clock;
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::exe;
 use crate::hooks::{self, HookState};
 use crate::launch::{self, Launch, Started, gate, notify};
 use crate::log;
@@ -72,6 +73,11 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let rootfs = bundle.rootfs()?;
     let plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
     check(&plan, options)?;
+    validate(&bundle.spec)?;
+    if !plan.namespaces.makes(Namespace::Pid) {
+        // Processes of others will see the new one.
+        exe::protect()?;
+    }
     let (filter, listener) = filter(&bundle.spec)?;
     let linux = bundle.spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
@@ -160,6 +166,14 @@ fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
     let poststop = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
     warn(hooks::run("poststop", poststop.map(Vec::as_slice).unwrap_or_default(), state, "stopped", None));
     warn(entry.remove());
+}
+
+/// Every rule of the specification that is not a matter of this host.
+fn validate(spec: &Spec) -> Result<()> {
+    rung_spec::validate::check(spec).map_err(|violations| {
+        let texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        Error::invalid(texts.join("; "))
+    })
 }
 
 fn check(plan: &InitPlan, options: &Options) -> Result<()> {

@@ -1,11 +1,11 @@
 //! Becoming the user the program runs as: filter, ids, groups, capabilities, working directory.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{fchdir, getcwd};
+use nix::unistd::{chdir, fchdir, getcwd};
 use oci_spec::runtime::Capabilities;
 use rung_sys::capabilities::{self, CapabilitySet};
 use rung_sys::credentials;
@@ -26,6 +26,7 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: 
     let mut env = process.env.clone();
     add_home(process, &mut env);
     set_labels(process)?;
+    let directory = find_directory(spec.cwd())?;
     let no_new_privileges = spec.no_new_privileges().unwrap_or(false);
     if no_new_privileges {
         capabilities::set_no_new_privileges()?;
@@ -35,10 +36,10 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: 
     let wanted = Wanted::of(process);
     capabilities::limit_bounding(wanted.bounding).doing(|| "limit capabilities")?;
     capabilities::keep_over_setuid(true)?;
-    let entered = enter_directory(spec.cwd(), true)?;
+    let entered = directory.is_some_and(|directory| fchdir(directory).is_ok());
     set_ids(process)?;
     if !entered {
-        enter_directory(spec.cwd(), false)?;
+        chdir(spec.cwd()).doing(|| what(spec.cwd()))?;
     }
     check_directory()?;
     wanted.apply(sync)?;
@@ -137,28 +138,23 @@ fn set_ids(process: &ProcessPlan) -> Result<()> {
     Ok(system::set_dumpable(false)?)
 }
 
-/// Goes to the working directory, by descriptor. `false` when this user may not enter it, so that the other may try.
-fn enter_directory(path: &Path, first_try: bool) -> Result<bool> {
+/// Opens the working directory, making it when it is missing; found before the filter is in force, which may forbid how
+/// it is looked for. `None` when this user may not go there, so that the program's own may try.
+fn find_directory(path: &Path) -> Result<Option<OwnedFd>> {
     let root = binds::current_root()?;
-    let found = match target::find(root.as_fd(), path, true) {
-        Err(Errno::ENOENT) if first_try => target::find_or_make(root.as_fd(), path, Make::Directory),
+    match target::find(root.as_fd(), path, true) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT) => target::find_or_make(root.as_fd(), path, Make::Directory).doing(|| what(path)).map(Some),
+        Err(Errno::EACCES) => Ok(None),
         Err(Errno::ELOOP) => {
-            return Err(Error::invalid(format!(
-                "process.cwd: {} is a link that leads out of the root",
-                path.display()
-            )));
+            Err(Error::invalid(format!("process.cwd: {} is a link that leads out of the root", path.display())))
         }
-        Err(Errno::EACCES) if first_try => return Ok(false),
-        other => other.map_err(Error::from),
-    };
-    let found = found.doing(|| format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string()))?;
-    match fchdir(&found) {
-        Ok(()) => Ok(true),
-        Err(Errno::EACCES | Errno::EPERM) if first_try => Ok(false),
-        Err(errno) => {
-            Err(errno).doing(|| format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string()))
-        }
+        Err(errno) => Err(errno).doing(|| what(path)),
     }
+}
+
+fn what(path: &Path) -> String {
+    format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string())
 }
 
 /// A working directory outside the root would be a way out of the container.

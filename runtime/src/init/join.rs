@@ -1,6 +1,6 @@
 //! Entering namespaces that exist, and the ids of a user namespace.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use rung_sys::credentials;
 use rung_sys::namespace::{self, Namespace};
@@ -11,27 +11,25 @@ use crate::plan::InitPlan;
 
 /// Joins what the configuration names, and makes the cgroup namespace, now that the process is in its cgroups.
 pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited) -> Result<()> {
-    all(&inherited.namespaces, false)?;
-    if plan.namespaces.has(Namespace::User) {
+    all(inherited)?;
+    if plan.namespaces.makes(Namespace::User) {
         become_root()?;
     }
     super::new_cgroup_namespace(plan)
 }
 
 /// Joins in the order of the list: the user namespace first, the mount namespace last.
-pub(super) fn all(list: &[(Namespace, OwnedFd)], user_namespace: bool) -> Result<()> {
-    for (kind, fd) in list {
-        // A process number namespace was joined by the parent: it only holds for children.
-        if *kind == Namespace::Pid {
-            continue;
+pub(super) fn all(inherited: &Inherited) -> Result<()> {
+    for (kind, fd) in &inherited.namespaces {
+        // A process number namespace was joined by the parent (it only holds for children), a user namespace perhaps
+        // by a process in between (it cannot be joined twice).
+        let is_joined = *kind == Namespace::Pid || (*kind == Namespace::User && inherited.in_user_namespace);
+        if !is_joined {
+            namespace::enter(fd.as_fd(), kind.flag()).doing(|| format!("join the {} namespace", kind.proc_name()))?;
         }
-        namespace::enter(fd.as_fd(), kind.flag()).doing(|| format!("join the {} namespace", kind.proc_name()))?;
         if *kind == Namespace::User {
             become_root()?;
         }
-    }
-    if user_namespace && list.is_empty() {
-        become_root()?;
     }
     Ok(())
 }

@@ -64,6 +64,8 @@ pub struct Inherited {
     pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
+    /// A process in between has joined the user namespace already.
+    pub in_user_namespace: bool,
     /// The parent has something to do before the process may go on.
     pub waits_for_parent: bool,
 }
@@ -162,12 +164,7 @@ fn finish(
 }
 
 /// Runs an `exec`ed program to its exec; returns only to report why it failed.
-pub fn run_exec(
-    process: &crate::plan::process::ProcessPlan,
-    inherited: &Inherited,
-    filter: Option<&Filter>,
-    own_user_namespace: bool,
-) -> u8 {
+pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherited, filter: Option<&Filter>) -> u8 {
     let attempt = || -> Result<Error> {
         process::begin()?;
         process::set_affinity(process, true)?;
@@ -177,7 +174,7 @@ pub fn run_exec(
                 .map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
         }
         process::set_affinity(process, false)?;
-        join::all(&inherited.namespaces, own_user_namespace)?;
+        join::all(inherited)?;
         rung_sys::process::new_session()?;
         if process.keyring.is_some() {
             process::join_keyring(process, &inherited.sync)?;

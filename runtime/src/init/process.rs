@@ -51,7 +51,8 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
         attributes.runtime = wanted.runtime().unwrap_or(0);
         attributes.deadline = wanted.deadline().unwrap_or(0);
         attributes.period = wanted.period().unwrap_or(0);
-        sched::set(0, &attributes).doing(|| "error setting scheduler")?;
+        sched::set(0, &attributes)
+            .doing(|| "error setting scheduler (process scheduler can't be used together with AllowedCPUs)")?;
     }
     if let Some(wanted) = spec.io_priority() {
         let level = u32::try_from(wanted.priority()).ok().filter(|level| *level < 8);
@@ -68,8 +69,9 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
         let flags = flags.map(|flag| lookup(&sched::MEMORY_FLAGS, flag)).sum::<Result<i32>>()?;
         let mode = lookup(&sched::MEMORY_MODES, &wanted.mode())?;
         let nodes = match wanted.nodes().as_deref().filter(|nodes| !nodes.is_empty()) {
-            Some(text) => NumberSet::parse(text)
-                .ok_or_else(|| Error::invalid(format!("linux.memoryPolicy.nodes: {text:?} is no list of nodes")))?,
+            Some(text) => NumberSet::parse(text).ok_or_else(|| {
+                Error::invalid(format!("invalid memory policy node: linux.memoryPolicy.nodes: {text:?}"))
+            })?,
             None => NumberSet::default(),
         };
         sched::set_memory_policy(mode, flags, &nodes).doing(|| "set memory policy")?;

@@ -45,6 +45,7 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         namespaces: launch.namespaces,
         sources: Vec::new(),
         gate: None,
+        in_user_namespace: through_user_namespace,
         waits_for_parent: false,
     };
     let birth = Birth {
@@ -54,9 +55,8 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         cgroup: launch.cgroup.as_ref().map(|dir| dir.as_fd()),
         through_user_namespace,
     };
-    let newborn = clone::give_birth(&birth, &inherited.sync, || {
-        init::run_exec(launch.process, &inherited, launch.filter, through_user_namespace)
-    })?;
+    let newborn =
+        clone::give_birth(&birth, &inherited.sync, || init::run_exec(launch.process, &inherited, launch.filter))?;
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };

@@ -72,6 +72,7 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         namespaces: joined,
         sources,
         gate: launch.gate,
+        in_user_namespace: through_user_namespace,
         waits_for_parent: plan.ids.is_some(),
     };
     let birth = Birth {

@@ -139,7 +139,14 @@ impl InitPlan {
 }
 
 fn paths(texts: Option<&Vec<String>>) -> Vec<PathBuf> {
-    texts.map(|texts| texts.iter().map(PathBuf::from).collect()).unwrap_or_default()
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in texts.into_iter().flatten().map(PathBuf::from) {
+        // A path named twice would be covered twice.
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
 }
 
 fn root_propagation(text: Option<&str>) -> Result<Option<(Propagation, bool)>> {
