@@ -1,8 +1,9 @@
 //! The command line, word for word runc's, so that every caller of runc can call this.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 /// Runs containers from bundles, as the Open Container Initiative specifies.
 #[derive(Debug, Parser)]
@@ -78,6 +79,42 @@ pub enum Command {
     State(OneContainer),
     /// Change the limits of a container
     Update(Box<UpdateArgs>),
+}
+
+impl Cli {
+    /// Reads a command line.
+    ///
+    /// Describing all commands to the parser costs more than the parsing, and a start uses one. So the commands of a
+    /// container's life are first read with a description of that command alone; whatever that does not understand,
+    /// help and mistakes included, is read again with the whole description.
+    pub fn read(arguments: &[OsString]) -> Result<Self, clap::Error> {
+        let known = arguments.iter().skip(1).find_map(|argument| match argument.to_str()? {
+            "create" => Some(one::<CreateArgs>("create", arguments, Command::Create)),
+            "delete" => Some(one::<DeleteArgs>("delete", arguments, Command::Delete)),
+            "exec" => Some(one::<ExecArgs>("exec", arguments, Command::Exec)),
+            "kill" => Some(one::<KillArgs>("kill", arguments, Command::Kill)),
+            "run" => Some(one::<RunArgs>("run", arguments, Command::Run)),
+            "start" => Some(one::<OneContainer>("start", arguments, Command::Start)),
+            "state" => Some(one::<OneContainer>("state", arguments, Command::State)),
+            _ => None,
+        });
+        match known {
+            Some(Ok(cli)) => Ok(cli),
+            _ => Self::try_parse_from(arguments),
+        }
+    }
+}
+
+fn one<A: Args + FromArgMatches>(
+    name: &'static str,
+    arguments: &[OsString],
+    wrap: fn(A) -> Command,
+) -> Result<Cli, clap::Error> {
+    let command = A::augment_args(clap::Command::new(name).disable_help_flag(true));
+    let program = clap::Command::new("rung").disable_help_flag(true).disable_version_flag(true);
+    let matches = Global::augment_args(program).subcommand(command).try_get_matches_from(arguments)?;
+    let inner = matches.subcommand_matches(name).map(A::from_arg_matches).transpose()?;
+    Ok(Cli { global: Global::from_arg_matches(&matches)?, command: inner.map(wrap) })
 }
 
 /// A command that takes a container and nothing else.
@@ -337,4 +374,30 @@ pub struct EventsArgs {
     /// The container
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn both_descriptions_read_alike() {
+        for line in [
+            "rung --root /r run -d --bundle /b web",
+            "rung exec -t -e A=1 --cwd / web sh -c x --tty",
+            "rung kill web -9",
+            "rung --root run state web",
+            "rung delete --force web",
+        ] {
+            let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let whole = Cli::try_parse_from(&arguments).expect(line);
+            assert_eq!(format!("{:?}", read(line).expect(line)), format!("{whole:?}"), "{line}");
+        }
+        assert!(read("rung run").is_err());
+        assert!(read("rung run --help").is_err());
+    }
 }

@@ -73,7 +73,6 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let rootfs = bundle.rootfs()?;
     let plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
     check(&plan, options)?;
-    validate(&bundle.spec)?;
     if !plan.namespaces.makes(Namespace::Pid) {
         // Processes of others will see the new one.
         exe::protect()?;
@@ -168,14 +167,6 @@ fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
     warn(entry.remove());
 }
 
-/// Every rule of the specification that is not a matter of this host.
-fn validate(spec: &Spec) -> Result<()> {
-    rung_spec::validate::check(spec).map_err(|violations| {
-        let texts: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        Error::invalid(texts.join("; "))
-    })
-}
-
 fn check(plan: &InitPlan, options: &Options) -> Result<()> {
     let terminal = plan.process.terminal();
     match (options.detached && terminal, &options.console_socket) {
@@ -220,6 +211,7 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
         status: "creating",
         init_pid: None,
     });
+    log::debug(|| format!("seccomp filter flags: {}", filter.flags | filter.optional_flags));
     Ok((Some(filter).filter(|filter| !filter.is_empty()), destination))
 }
 

@@ -10,21 +10,18 @@ use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
 /// Joins what the configuration names, and makes the cgroup namespace, now that the process is in its cgroups.
-pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited) -> Result<()> {
-    all(inherited)?;
+pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited, joined: &[Namespace]) -> Result<()> {
+    all(inherited, joined)?;
     if plan.namespaces.makes(Namespace::User) {
         become_root()?;
     }
     super::new_cgroup_namespace(plan)
 }
 
-/// Joins in the order of the list: the user namespace first, the mount namespace last.
-pub(super) fn all(inherited: &Inherited) -> Result<()> {
+/// Joins what is not `joined` yet, in the order of the list.
+pub(super) fn all(inherited: &Inherited, joined: &[Namespace]) -> Result<()> {
     for (kind, fd) in &inherited.namespaces {
-        // A process number namespace was joined by the parent (it only holds for children), a user namespace perhaps
-        // by a process in between (it cannot be joined twice).
-        let is_joined = *kind == Namespace::Pid || (*kind == Namespace::User && inherited.in_user_namespace);
-        if !is_joined {
+        if !joined.contains(kind) {
             namespace::enter(fd.as_fd(), kind.flag()).doing(|| format!("join the {} namespace", kind.proc_name()))?;
         }
         if *kind == Namespace::User {

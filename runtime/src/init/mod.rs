@@ -38,7 +38,6 @@ pub mod target;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rung_sys::namespace::{self, Namespace};
-use rung_sys::process::Pid;
 use rung_sys::signal;
 
 use crate::cgroups::Entry;
@@ -64,16 +63,20 @@ pub struct Inherited {
     pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
-    /// A process in between has joined the user namespace already.
-    pub in_user_namespace: bool,
     /// The parent has something to do before the process may go on.
     pub waits_for_parent: bool,
 }
 
 /// Runs the whole of it; returns only to report why it failed, and to end.
-pub fn run(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state: &HookState) -> u8 {
+pub fn run(
+    plan: &InitPlan,
+    inherited: &Inherited,
+    filter: Option<&Filter>,
+    state: &HookState,
+    joined: &[Namespace],
+) -> u8 {
     let sync = &inherited.sync;
-    match set_up(plan, inherited, filter, state) {
+    match set_up(plan, inherited, filter, state, joined) {
         Err(error) => {
             sync.failed(&error);
             1
@@ -107,7 +110,13 @@ fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
     program.execute()
 }
 
-fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state: &HookState) -> Result<exec::Program> {
+fn set_up(
+    plan: &InitPlan,
+    inherited: &Inherited,
+    filter: Option<&Filter>,
+    state: &HookState,
+    joined: &[Namespace],
+) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
     if let Some(entry) = &inherited.cgroup {
@@ -117,7 +126,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
         sync.expect(Order::Prepared)?;
     }
     process::reset_affinity();
-    join::namespaces(plan, inherited)?;
+    join::namespaces(plan, inherited, joined)?;
     rung_sys::process::new_session()?;
     if plan.process.keyring.is_some() {
         process::join_keyring(&plan.process, sync)?;
@@ -139,7 +148,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, filter: Option<&Filter>, state
     harden::apply(plan, &read_only_later)?;
     // Both owners of descriptors end here: `finish` closes everything by number.
     drop((root, read_only_later));
-    finish(&plan.process, filter, inherited, plan.ids.is_some() || plan.namespaces.joins(Namespace::User))
+    finish(&plan.process, filter, inherited)
 }
 
 /// Steps 8 to 10, which an `exec` takes too.
@@ -147,24 +156,25 @@ fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
     inherited: &Inherited,
-    in_user_namespace: bool,
 ) -> Result<exec::Program> {
     stdio::prepare(process)?;
     let mut keep = vec![inherited.sync.as_fd()];
     keep.extend(inherited.gate.as_ref().map(OwnedFd::as_fd));
     rung_sys::process::close_others(process.preserve_fds.saturating_add(3), &keep)?;
     process::limit(process)?;
-    if !in_user_namespace {
-        // In a user namespace the parent has done it: the capability to raise a limit is one of the host's.
-        process::set_limits(Pid::from_raw(0), &process.spec)?;
-    }
+    process::set_limits(&process.spec)?;
     let program = credentials::become_user(process, filter, &inherited.sync)?;
     inherited.sync.ready()?;
     Ok(program)
 }
 
 /// Runs an `exec`ed program to its exec; returns only to report why it failed.
-pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherited, filter: Option<&Filter>) -> u8 {
+pub fn run_exec(
+    process: &crate::plan::process::ProcessPlan,
+    inherited: &Inherited,
+    filter: Option<&Filter>,
+    joined: &[Namespace],
+) -> u8 {
     let attempt = || -> Result<Error> {
         process::begin()?;
         process::set_affinity(process, true)?;
@@ -174,7 +184,7 @@ pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherit
                 .map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
         }
         process::set_affinity(process, false)?;
-        join::all(inherited)?;
+        join::all(inherited, joined)?;
         rung_sys::process::new_session()?;
         if process.keyring.is_some() {
             process::join_keyring(process, &inherited.sync)?;
@@ -182,8 +192,7 @@ pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherit
         if process.terminal() {
             console::set_up_exec(process, &inherited.sync)?;
         }
-        let in_user_namespace = inherited.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
-        Ok(finish(process, filter, inherited, in_user_namespace)?.execute())
+        Ok(finish(process, filter, inherited)?.execute())
     };
     let error = attempt().unwrap_or_else(|error| error);
     inherited.sync.failed(&error);

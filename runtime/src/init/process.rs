@@ -115,14 +115,32 @@ fn lookup<N: Copy, W: Serialize>(table: &[(&str, N)], word: &W) -> Result<N> {
     found.map(|(_, number)| *number).ok_or_else(|| Error::unsupported(format!("{text}: not known to this build")))
 }
 
-/// Sets the resource limits of a process; zero stands for the calling one.
-pub fn set_limits(pid: Pid, process: &Process) -> Result<()> {
-    for limit in process.rlimits().iter().flatten() {
-        let name = limit.typ().to_string();
-        let number =
-            rlimit::number(&name).ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")))?;
-        rlimit::set(pid.as_raw(), number, limit.soft(), limit.hard())
-            .doing(|| format!("error setting rlimits for {name}"))?;
+/// Sets the resource limits of the calling process, which are at most what they were.
+pub fn set_limits(process: &Process) -> Result<()> {
+    for (name, number, soft, hard) in limits(process) {
+        rlimit::set(0, number?, soft, hard).doing(|| format!("error setting rlimits for {name}"))?;
     }
     Ok(())
+}
+
+/// Raises limits of a process that is about to lose the right to do it in a user namespace. Those that only fall are
+/// left to the process, which does not want them before its preparations are done.
+pub fn raise_limits(pid: Pid, process: &Process) -> Result<()> {
+    for (name, number, _, hard) in limits(process) {
+        let number = number?;
+        let (soft, before) = rlimit::get(pid.as_raw(), number).doing(|| format!("read the limit {name}"))?;
+        if hard > before {
+            rlimit::set(pid.as_raw(), number, soft, hard).doing(|| format!("error setting rlimits for {name}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn limits(process: &Process) -> impl Iterator<Item = (String, Result<u32>, u64, u64)> {
+    process.rlimits().iter().flatten().map(|limit| {
+        let name = limit.typ().to_string();
+        let number = rlimit::number(&name);
+        let number = number.ok_or_else(|| Error::invalid(format!("process.rlimits: unknown type {name}")));
+        (name, number, limit.soft(), limit.hard())
+    })
 }

@@ -11,7 +11,7 @@ use super::sync::ChildEnd;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::namespaces::NamespacePlan;
 
-/// Opens the namespaces that are joined by path and checks their kinds; user first, mount last.
+/// Opens the namespaces that are joined by path and checks their kinds.
 pub fn open_joined(plan: &NamespacePlan) -> Result<Vec<(Namespace, OwnedFd)>> {
     let mut opened = Vec::with_capacity(plan.join.len());
     for (kind, path) in &plan.join {
@@ -21,12 +21,13 @@ pub fn open_joined(plan: &NamespacePlan) -> Result<Vec<(Namespace, OwnedFd)>> {
     Ok(opened)
 }
 
-/// User first: it grants the right to join the others. Mount last: it takes every path away.
+/// The user namespace last: whoever has rights on the host may join the others however they are owned, and loses those
+/// rights inside. Who has none goes through [`in_two_steps`], where it comes first.
 pub fn sort(list: &mut [(Namespace, OwnedFd)]) {
     list.sort_by_key(|(kind, _)| match kind {
-        Namespace::User => 0,
-        Namespace::Mount => 2,
-        _ => 1,
+        Namespace::User => 2,
+        Namespace::Mount => 1,
+        _ => 0,
     });
 }
 
@@ -45,7 +46,7 @@ fn namespace_kind(fd: BorrowedFd<'_>) -> Option<Namespace> {
 }
 
 /// How to make the process.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Birth<'a> {
     /// New namespaces it is born into.
     pub flags: u64,
@@ -59,8 +60,8 @@ pub struct Birth<'a> {
     pub through_user_namespace: bool,
 }
 
-/// Makes the process, which runs `child` and ends with its code.
-pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8) -> Result<Newborn> {
+/// Makes the process, which runs `child` with the namespaces that it is in already, and ends with its code.
+pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
     if birth.through_user_namespace {
         return in_two_steps(birth, sync, child);
     }
@@ -68,7 +69,7 @@ pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8
     let request = CloneRequest { flags: birth.flags, into_cgroup: birth.cgroup };
     let forked = clone(&request).doing(|| "clone the container's process");
     if matches!(forked, Ok(Forked::Child)) {
-        exit_now(child());
+        exit_now(child(&[Namespace::Pid]));
     }
     for (kind, own) in back {
         namespace::enter(own.as_fd(), kind.flag())
@@ -112,25 +113,21 @@ fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<(Namespace, OwnedFd)>> {
     Ok(back)
 }
 
-/// A process in between joins the user namespace and makes the one that counts as its sibling.
-fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8) -> Result<Newborn> {
+/// A process in between joins the namespaces and makes the one that counts as its sibling.
+fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
     /// `CLONE_PARENT`: the new process is a child of our parent, not of ours.
     const SIBLING: u64 = 0x8000;
     match clone(&CloneRequest { flags: 0, into_cgroup: birth.cgroup }).doing(|| "clone a process in between")? {
         Forked::Parent { pid, .. } => Ok(Newborn::Announced(pid)),
         Forked::Child => {
-            let step = || -> Result<Forked> {
-                let user = birth.joined.iter().filter(|(kind, _)| *kind == Namespace::User);
-                for (kind, fd) in user {
-                    namespace::enter(fd.as_fd(), kind.flag()).doing(|| "join the user namespace")?;
-                }
-                enter_for_children(birth)?;
+            let step = || -> Result<(Forked, Vec<Namespace>)> {
+                let joined = join_in_between(birth)?;
                 let request = CloneRequest { flags: birth.flags | SIBLING, into_cgroup: None };
-                clone(&request).doing(|| "clone the container's process")
+                Ok((clone(&request).doing(|| "clone the container's process")?, joined))
             };
             match step() {
-                Ok(Forked::Child) => exit_now(child()),
-                Ok(Forked::Parent { pid, .. }) => exit_now(u8::from(sync.forked(pid.as_raw()).is_err())),
+                Ok((Forked::Child, joined)) => exit_now(child(&joined)),
+                Ok((Forked::Parent { pid, .. }, _)) => exit_now(u8::from(sync.forked(pid.as_raw()).is_err())),
                 Err(error) => {
                     sync.failed(&error);
                     exit_now(1)
@@ -138,6 +135,26 @@ fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce() -> u8) 
             }
         }
     }
+}
+
+/// Joins what the rights on the host allow, then the user namespace, then (for process numbers) what its rights allow.
+/// The rest is left to the process that counts, which has them too.
+fn join_in_between(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
+    let mut joined = Vec::new();
+    for (kind, fd) in birth.joined {
+        match namespace::enter(fd.as_fd(), kind.flag()) {
+            Ok(()) => joined.push(*kind),
+            Err(error) if error.errno() == libc::EPERM && *kind != Namespace::User => {}
+            Err(error) => return Err(error).doing(|| format!("join the {} namespace", kind.proc_name())),
+        }
+    }
+    if !joined.contains(&Namespace::Pid) {
+        enter_for_children(birth)?;
+        joined.push(Namespace::Pid);
+    } else if birth.time_offsets.is_some() {
+        enter_for_children(&Birth { joined: &[], ..*birth })?;
+    }
+    Ok(joined)
 }
 
 /// The process of an answer of [`give_birth`], and its descriptor.

@@ -10,7 +10,7 @@ use super::sync;
 use super::{Answers, Started, announced, set_oom_score};
 use crate::cgroups::Entry;
 use crate::error::Result;
-use crate::init::process::set_limits;
+use crate::init::process::raise_limits;
 use crate::init::{self, Inherited};
 use crate::plan::process::ProcessPlan;
 use crate::seccomp::Filter;
@@ -22,7 +22,7 @@ pub struct ExecLaunch<'a> {
     pub process: &'a ProcessPlan,
     /// Its filter.
     pub filter: Option<&'a Filter>,
-    /// The namespaces of the container, user first and mount last.
+    /// The namespaces of the container, in the order of [`clone::sort`].
     pub namespaces: Vec<(Namespace, OwnedFd)>,
     /// The way into the cgroups.
     pub entry: Option<Entry>,
@@ -45,7 +45,6 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         namespaces: launch.namespaces,
         sources: Vec::new(),
         gate: None,
-        in_user_namespace: through_user_namespace,
         waits_for_parent: false,
     };
     let birth = Birth {
@@ -55,12 +54,13 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         cgroup: launch.cgroup.as_ref().map(|dir| dir.as_fd()),
         through_user_namespace,
     };
-    let newborn =
-        clone::give_birth(&birth, &inherited.sync, || init::run_exec(launch.process, &inherited, launch.filter))?;
+    let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+        init::run_exec(launch.process, &inherited, launch.filter, joined)
+    })?;
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };
-    let limits = || if joins_user { set_limits(pid, &launch.process.spec) } else { Ok(()) };
+    let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())
         .and_then(|()| started.converse(answers));

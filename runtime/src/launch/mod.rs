@@ -72,7 +72,6 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         namespaces: joined,
         sources,
         gate: launch.gate,
-        in_user_namespace: through_user_namespace,
         waits_for_parent: plan.ids.is_some(),
     };
     let birth = Birth {
@@ -82,8 +81,9 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         cgroup: born_into,
         through_user_namespace,
     };
-    let newborn =
-        clone::give_birth(&birth, &inherited.sync, || init::run(plan, &inherited, launch.filter, launch.state))?;
+    let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+        init::run(plan, &inherited, launch.filter, launch.state, joined)
+    })?;
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };
@@ -120,7 +120,7 @@ fn birth_flags(plan: &InitPlan) -> u64 {
 fn settle(started: &Started, plan: &InitPlan, rootless: bool) -> Result<()> {
     set_oom_score(started.pid, &plan.process.spec, rootless)?;
     if plan.namespaces.has(Namespace::User) {
-        init::process::set_limits(started.pid, &plan.process.spec)?;
+        init::process::raise_limits(started.pid, &plan.process.spec)?;
     }
     if let Some(maps) = &plan.ids {
         idmap::write(started.pid, maps, rootless)?;
