@@ -26,6 +26,8 @@ pub enum Need {
     Nftables,
     /// A process may make a user namespace.
     Userns,
+    /// containerd and its `ctr` are installed.
+    Containerd,
     /// Not a property of the machine: no other test runs at the same time.
     Alone,
 }
@@ -53,6 +55,7 @@ impl Need {
         Self::Overlay,
         Self::Nftables,
         Self::Userns,
+        Self::Containerd,
         Self::Alone,
     ];
 
@@ -68,6 +71,10 @@ impl Need {
             Self::Overlay => (has_line("/proc/filesystems", "nodev\toverlay"), "the kernel has no overlay file system"),
             Self::Nftables => (succeeds("nft", &["list", "tables"]), "nft is missing or the kernel refuses it"),
             Self::Userns => (succeeds("unshare", &["--user", "true"]), "a user namespace cannot be made"),
+            Self::Containerd => (
+                succeeds("containerd", &["--version"]) && succeeds("ctr", &["--version"]),
+                "containerd is not installed",
+            ),
             Self::Alone => return None,
         };
         (!met).then(|| reason.to_owned())

@@ -9,6 +9,7 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod harness;
+mod shim_containerd;
 mod shim_exit_order;
 mod shim_io;
 mod shim_protocol;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         harness::TESTS,
+        shim_containerd::TESTS,
         shim_exit_order::TESTS,
         shim_io::TESTS,
         shim_protocol::TESTS,

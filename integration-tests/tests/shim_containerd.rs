@@ -1,0 +1,119 @@
+//! A stock containerd (the machine's own package) with our shim and runtime: `io.containerd.rung.v2`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use anyhow::Context;
+use integration_tests::bundle::busybox_root;
+use integration_tests::{Env, Ran, Result, Test, output, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_container_runs_under_stock_containerd [Root, Containerd],
+    tasks_survive_a_restart_of_stock_containerd [Root, Containerd],
+];
+
+const RUNTIME: &str = "io.containerd.rung.v2";
+
+/// A private containerd: everything of it is in the test's directory.
+struct Stock<'env> {
+    env: &'env Env,
+    child: Child,
+    rootfs: PathBuf,
+}
+
+impl<'env> Stock<'env> {
+    fn start(env: &'env Env) -> Result<Self> {
+        let rootfs = env.dir("rootfs")?;
+        busybox_root(&rootfs)?;
+        let root = env.root().display();
+        let config = format!(
+            "version = 2\nroot = \"{root}/r\"\nstate = \"{root}/st\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = \"{root}/c.sock\"\n[ttrpc]\naddress = \"{root}/c.sock.ttrpc\"\n"
+        );
+        fs::write(env.path("config.toml"), config)?;
+        let child = Self::spawn(env)?;
+        let stock = Self { env, child, rootfs };
+        stock.ready()?;
+        Ok(stock)
+    }
+
+    fn spawn(env: &Env) -> Result<Child> {
+        let mut command = Command::new("containerd");
+        env.prepare(&mut command);
+        let log = fs::File::options().create(true).append(true).open(env.path("containerd.log"))?;
+        command.arg("-c").arg(env.path("config.toml")).stdout(log.try_clone()?).stderr(log);
+        command.spawn().context("start containerd")
+    }
+
+    fn ready(&self) -> Result<()> {
+        let answers = || self.ctr(&["version"]).ok().filter(|ran| ran.code() == 0).map(drop);
+        wait::until_within(wait::seconds(20), "containerd to answer", answers)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = Self::spawn(self.env)?;
+        self.ready()
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<Ran> {
+        let mut command = Command::new("ctr");
+        self.env.prepare(&mut command);
+        command.arg("--address").arg(self.env.path("c.sock")).args(["--namespace", self.env.namespace()]).args(args);
+        output::run(command)
+    }
+
+    fn run(&self, flags: &[&str], id: &str, args: &[&str]) -> Result<Ran> {
+        let rootfs = self.rootfs.to_string_lossy().into_owned();
+        let cgroup = format!("/{}", self.env.id(id));
+        let fixed = ["run", "--rootfs", "--runtime", RUNTIME, "--cgroup", &cgroup];
+        let id = self.env.id(id);
+        self.ctr(&[&fixed[..], flags, &[&rootfs, &id], args].concat())
+    }
+}
+
+impl Drop for Stock<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn a_container_runs_under_stock_containerd(env: &Env) -> Result<()> {
+    let stock = Stock::start(env)?;
+    let ran = stock.run(&["--rm"], "short", &["/bin/sh", "-c", "echo said; echo complained >&2; exit 7"])?.exits(7)?;
+    assert_eq!((ran.text(), ran.stderr.trim()), ("said", "complained"));
+    let id = env.id("long");
+    stock.run(&["-d"], "long", &["/bin/sleep", "60"])?.ok()?;
+    assert_eq!(stock.ctr(&["task", "exec", "--exec-id", "one", &id, "/bin/echo", "inside"])?.ok()?.text(), "inside");
+    stock.ctr(&["task", "exec", "--exec-id", "two", &id, "/bin/sh", "-c", "exit 3"])?.exits(3)?;
+    assert!(stock.ctr(&["task", "metrics", &id])?.ok()?.text().contains("pids.current"));
+    assert!(stock.ctr(&["task", "ps", &id])?.ok()?.text().lines().count() == 2);
+    assert!(stock.ctr(&["task", "rm", &id])?.fails()?.contains("running"));
+    stock.ctr(&["task", "kill", "-s", "9", &id])?.ok()?;
+    let stopped = || stock.ctr(&["task", "ls"]).ok()?.text().contains("STOPPED").then_some(());
+    wait::until("the task to stop", stopped)?;
+    // ctr leaves with the task's own status.
+    stock.ctr(&["task", "rm", &id])?;
+    stock.ctr(&["container", "rm", &id])?.ok()?;
+    Ok(())
+}
+
+fn tasks_survive_a_restart_of_stock_containerd(env: &Env) -> Result<()> {
+    let mut stock = Stock::start(env)?;
+    let id = env.id("stays");
+    stock.run(&["-d"], "stays", &["/bin/sleep", "60"])?.ok()?;
+    let listed = stock.ctr(&["task", "ls"])?.ok()?;
+    stock.restart()?;
+    assert_eq!(stock.ctr(&["task", "ls"])?.ok()?.text(), listed.text());
+    assert_eq!(stock.ctr(&["task", "exec", "--exec-id", "one", &id, "/bin/echo", "again"])?.ok()?.text(), "again");
+    stock.ctr(&["task", "kill", "-s", "9", &id])?.ok()?;
+    let stopped = || stock.ctr(&["task", "ls"]).ok()?.text().contains("STOPPED").then_some(());
+    wait::until("the task to stop", stopped)?;
+    stock.ctr(&["task", "rm", &id])?;
+    stock.ctr(&["container", "rm", &id])?.ok()?;
+    Ok(())
+}
