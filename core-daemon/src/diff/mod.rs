@@ -13,6 +13,7 @@
 mod apply;
 mod attributes;
 mod compression;
+mod create;
 mod lowers;
 mod settle;
 pub mod tar;
@@ -21,5 +22,6 @@ mod whiteout;
 
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use compression::decompress;
+pub use create::{Changes, create};
 pub use settle::settle;
 pub use target::Target;

@@ -71,6 +71,15 @@ impl Target {
         mounts.iter().flat_map(of).collect()
     }
 
+    /// Where the changes from `left` to `right` lie apart: in the upper directory of an overlay over just what `left`
+    /// shows.
+    pub fn changes(left: &[Mount], right: &[Mount]) -> Option<PathBuf> {
+        let [mount] = right else { return None };
+        let upper = option(mount, "upperdir").filter(|_| mount.kind == "overlay")?;
+        let below = Self::directories(right).split_off(1);
+        (below == Self::directories(left)).then(|| upper.into())
+    }
+
     fn mounted(mounts: &[Mount]) -> Result<Self> {
         let mounted = Mounted::all(mounts)?;
         let path = mounted.dir.path().to_owned();

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::Error;
+use crate::image::layers::NewLayer;
 use crate::image::{Images, walk};
 use crate::snapshots::Mount;
 
@@ -39,11 +40,13 @@ impl Diff for DiffService {
 
     async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
         let ctx = Context::of(request.metadata())?;
-        let DiffRequest { left, right, .. } = request.into_inner();
+        let DiffRequest { left, right, media_type, r#ref: reference, labels, source_date_epoch } = request.into_inner();
+        let latest = source_date_epoch.map(|time| time.seconds);
+        let wanted = NewLayer { media_type, reference, labels, latest };
         let (left, right): (Vec<Mount>, Vec<Mount>) =
             (left.into_iter().map(Into::into).collect(), right.into_iter().map(Into::into).collect());
         let images = self.images.clone();
-        let diff = blocking(move || images.diff(&ctx, &left, &right)).await?;
+        let diff = blocking(move || images.diff(&ctx, &left, &right, &wanted)).await?;
         Ok(Response::new(DiffResponse { diff: Some(walk::to_wire(&diff)) }))
     }
 }

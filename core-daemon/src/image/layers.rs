@@ -1,17 +1,19 @@
 //! One layer between the content store and a snapshot's mounts, as the diff service has it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 
-use rung_spec::image::{Descriptor, media_types};
+use rung_spec::digest::{Algorithm, Digest, Hasher};
+use rung_spec::image::{Compression, Descriptor, Kind as MediaKind, media_types};
 use rung_sys::beneath::Root;
 
 use super::Images;
 use super::fetch::Place;
-use crate::content::Content;
+use crate::content::{Content, Ingest};
 use crate::context::Context;
-use crate::diff::{self, Applied, Target};
+use crate::diff::{self, Applied, Changes, Target};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
+use crate::records::leases::random;
 use crate::snapshots::Mount;
 
 /// How much larger than its stored form a layer may be: more than gzip can compress anything.
@@ -61,7 +63,7 @@ impl Images {
         let applied = diff::apply(target.open()?, plain, target.mode, limit).doing(doing)?;
         diff::settle(&target.open()?, &target.lowers, applied.deferred).doing(doing)?;
         if sync {
-            nix::unistd::syncfs(target.open()?).map_err(std::io::Error::from).doing(doing)?;
+            nix::unistd::syncfs(target.open()?).map_err(io::Error::from).doing(doing)?;
         }
         target.close().doing(doing)?;
         let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), applied.digest.to_string())]);
@@ -69,11 +71,126 @@ impl Images {
         Ok(Descriptor::new(media_types::OCI_LAYER, applied.digest, applied.size))
     }
 
-    /// Makes a layer of the difference between what two sets of mounts show.
+    /// Makes a layer of the difference between what two sets of mounts show, and stores it.
     ///
     /// # Errors
-    /// Not offered yet.
-    pub fn diff(&self, _ctx: &Context, _left: &[Mount], _right: &[Mount]) -> Result<Descriptor> {
-        Err(Error::unimplemented("diff: making layers is not in this build yet"))
+    /// `InvalidArgument` for a media type that is no layer's; what reading and storing fail with.
+    pub fn diff(&self, ctx: &Context, left: &[Mount], right: &[Mount], wanted: &NewLayer) -> Result<Descriptor> {
+        let media_type = if wanted.media_type.is_empty() { media_types::OCI_LAYER_GZIP } else { &wanted.media_type };
+        let MediaKind::Layer(kind) = MediaKind::of(media_type) else {
+            return Err(Error::invalid(format!("diff: media type {media_type:?} is no layer's")));
+        };
+        let reference = match wanted.reference.as_str() {
+            "" => format!("diff-{:016x}", random()?),
+            given => given.to_owned(),
+        };
+        let mut ingest = self.content.writer(ctx, &reference, 0, None)?;
+        ingest.truncate(0)?;
+        let made = write_changes(&mut ingest, left, right, kind.compression, wanted.latest);
+        let plain = match made {
+            Ok(plain) => plain,
+            Err(error) => {
+                ingest.abort();
+                return Err(error.context("diff"));
+            }
+        };
+        let (digest, size) = (ingest.digest(), ingest.offset());
+        let mut labels = wanted.labels.clone();
+        labels.insert(labels::UNCOMPRESSED.to_owned(), plain.to_string());
+        match ingest.commit(size, Some(&digest), labels) {
+            Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
+            _ => Ok(Descriptor::new(media_type, digest, size)),
+        }
+    }
+}
+
+/// A layer to be made.
+#[derive(Debug, Clone, Default)]
+pub struct NewLayer {
+    /// What it is to be; gzip where nothing is said.
+    pub media_type: String,
+    /// The reference it is written under.
+    pub reference: String,
+    /// Labels of the blob.
+    pub labels: Labels,
+    /// The latest time in it, in seconds.
+    pub latest: Option<i64>,
+}
+
+/// Writes the changes, compressed, and answers with the digest of the plain tar.
+fn write_changes(
+    ingest: &mut Ingest,
+    left: &[Mount],
+    right: &[Mount],
+    compression: Compression,
+    latest: Option<i64>,
+) -> Result<Digest> {
+    let stored = BufWriter::with_capacity(256 << 10, IngestWriter(ingest));
+    match compression {
+        Compression::None => changes(left, right, latest, stored).map(|(digest, _)| digest),
+        Compression::Gzip => {
+            let encoder = flate2::write::GzEncoder::new(stored, flate2::Compression::default());
+            let (digest, encoder) = changes(left, right, latest, encoder)?;
+            encoder.finish()?.flush()?;
+            Ok(digest)
+        }
+        Compression::Zstd => {
+            let encoder = zstd::stream::write::Encoder::new(stored, 3)?;
+            let (digest, encoder) = changes(left, right, latest, encoder)?;
+            encoder.finish()?.flush()?;
+            Ok(digest)
+        }
+    }
+}
+
+fn changes<W: Write>(left: &[Mount], right: &[Mount], latest: Option<i64>, to: W) -> Result<(Digest, W)> {
+    let to = Hashing { inner: to, hasher: Hasher::new(Algorithm::Sha256) };
+    let mut to = match Target::changes(left, right) {
+        Some(upper) => diff::create(&Changes::Upper(&Root::open(&upper)?), latest, to)?,
+        None if left.is_empty() => {
+            let after = Target::to_read(right)?;
+            let to = diff::create(&Changes::All(&after.open()?), latest, to)?;
+            after.close()?;
+            to
+        }
+        None => {
+            let (before, after) = (Target::to_read(left)?, Target::to_read(right)?);
+            let to = diff::create(&Changes::Between(&before.open()?, &after.open()?), latest, to)?;
+            before.close()?;
+            after.close()?;
+            to
+        }
+    };
+    to.flush()?;
+    Ok((to.hasher.finish(), to.inner))
+}
+
+struct Hashing<W> {
+    inner: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+struct IngestWriter<'a>(&'a mut Ingest);
+
+impl Write for IngestWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -7,6 +7,7 @@ mod header;
 mod pax;
 mod source;
 mod sparse;
+mod writer;
 
 use std::io::Read;
 
@@ -15,6 +16,7 @@ use rung_spec::digest::Digest;
 use crate::error::{Error, Result};
 use header::Header;
 use source::Source;
+pub use writer::Writer;
 
 /// Largest pax header or long name.
 const MAX_EXTENSION: u64 = 1 << 20;

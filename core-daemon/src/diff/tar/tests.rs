@@ -1,1 +1,85 @@
-//! Tests of the tar reader.
+use super::writer::Writer;
+use super::*;
+
+fn entry(path: &str, kind: Kind) -> Entry {
+    Entry {
+        path: path.into(),
+        link: Vec::new(),
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: (0, 0),
+        device: (0, 0),
+        xattrs: Vec::new(),
+        pieces: None,
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let long = format!("{}/{}", "d".repeat(120), "ü".repeat(60));
+    let entries = [
+        Entry { mode: 0o4755, uid: 3_000_000, gid: 7, size: 5, mtime: (1 << 33, 0), ..entry(&long, Kind::File) },
+        Entry { link: long.clone().into_bytes(), ..entry("s", Kind::Symlink) },
+        Entry { device: (8, 1), ..entry("b", Kind::Block) },
+        Entry {
+            mtime: (-5, 0),
+            xattrs: vec![(b"security.capability".to_vec(), vec![0, b'\n', 255])],
+            ..entry("d/", Kind::Directory)
+        },
+    ];
+    let mut writer = Writer::new(Vec::new());
+    for entry in &entries {
+        writer.entry(entry, &mut &b"hello"[..]).expect("write");
+    }
+    let bytes = writer.finish().expect("finish");
+    let mut reader = Reader::new(&bytes[..], 1 << 20);
+    for expected in &entries {
+        let read = reader.next_entry().expect("read").expect("entry");
+        assert_eq!(format!("{read:?}"), format!("{expected:?}"));
+    }
+    assert!(reader.next_entry().expect("end").is_none());
+    let (digest, size) = reader.finish().expect("finish");
+    assert_eq!((digest, size), (Digest::of(&bytes), bytes.len() as u64));
+}
+
+#[test]
+fn a_stream_that_ends_early_or_is_too_long_is_an_error() {
+    let mut writer = Writer::new(Vec::new());
+    writer.entry(&Entry { size: 2000, ..entry("f", Kind::File) }, &mut std::io::repeat(1)).expect("write");
+    let bytes = writer.finish().expect("finish");
+    let read = |bytes: &[u8], limit| -> Result<(Digest, u64)> {
+        let mut reader = Reader::new(bytes, limit);
+        while reader.next_entry()?.is_some() {}
+        reader.finish()
+    };
+    assert!(read(&bytes, 1 << 20).is_ok());
+    for end in [1, 511, 600, 2500] {
+        assert!(read(&bytes[..end], 1 << 20).is_err(), "{end}");
+    }
+    assert!(read(&bytes, 1000).is_err());
+    let mut broken = bytes.clone();
+    broken[0] ^= 1;
+    assert!(read(&broken, 1 << 20).is_err());
+}
+
+#[test]
+fn pax_sizes_and_sparse_maps_must_fit() {
+    assert!(sparse::check(&[(0, 5), (10, 5)], 20, 10).is_ok());
+    for (pieces, size, stored) in [
+        (vec![(10, 5), (0, 5)], 20, 10),
+        (vec![(0, 5), (3, 5)], 20, 10),
+        (vec![(0, 30)], 20, 30),
+        (vec![(0, 5)], 20, 6),
+        (vec![(u64::MAX, 2)], 20, 2),
+    ] {
+        assert!(sparse::check(&pieces, size, stored).is_err(), "{pieces:?}");
+    }
+    for records in ["", "x", "5 a=b", "0 a=b\n", "999 a=b\n", "4 =\n\n", "6 size\n", "10 size=-1\n", "8 uid=+1\n"] {
+        let parsed = pax::parse(records.as_bytes());
+        assert!(records.is_empty() || parsed.is_err(), "{records:?}");
+    }
+    assert_eq!(pax::parse(b"13 mtime=1.5\n").expect("mtime").mtime, Some((1, 500_000_000)));
+}
