@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Access;
+use super::hosts_file::{self, Configured};
 use super::transport::{Clients, Tls};
 use crate::error::{Error, Result};
 
@@ -33,11 +34,50 @@ impl Host {
 }
 
 /// The hosts of the registry `name`.
-pub(super) fn of(clients: &Arc<Clients>, _config_path: &Path, name: &str, access: &Access) -> Result<Vec<Host>> {
+pub(super) fn of(clients: &Arc<Clients>, config_path: &Path, name: &str, access: &Access) -> Result<Vec<Host>> {
+    let configured = hosts_file::read(config_path, name)?.unwrap_or_default();
+    let mut hosts = Vec::new();
+    for host in configured {
+        hosts.push(configured_host(clients, host, name, access)?);
+    }
+    // A file without a server names only what comes before the registry itself.
+    if !hosts.iter().any(|host| host.mirrors.is_none()) {
+        hosts.extend(own(clients, name, access)?);
+    }
+    Ok(hosts)
+}
+
+fn authority(name: &str) -> &str {
+    if name == "docker.io" { "registry-1.docker.io" } else { name }
+}
+
+fn configured_host(clients: &Clients, host: Configured, name: &str, access: &Access) -> Result<Host> {
+    let invalid =
+        |problem: &dyn std::fmt::Display| Error::invalid(format!("hosts.toml of {name}: {}: {problem}", host.url));
+    let mut base: reqwest::Url = host.url.parse().map_err(|error| invalid(&error))?;
+    if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+        return Err(invalid(&"is no address of http or https"));
+    }
+    let path = base.path().trim_end_matches('/').to_owned();
+    let ends = host.override_path || path.ends_with("/v2");
+    base.set_path(&if ends { format!("{path}/") } else { format!("{path}/v2/") });
+    let mut tls = host.tls;
+    tls.skip_verify |= access.skip_verify;
+    let mut all = access.headers.clone();
+    all.extend(host.headers);
+    let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let is_own = format!("{}{port}", base.host_str().unwrap_or_default()) == authority(name);
+    let mirrors = (!is_own).then(|| name.to_owned());
+    let (client, headers) = (clients.get(&tls)?, headers(&all)?);
+    Ok(Host { base, client, headers, mirrors, resolves: host.resolves, pulls: host.pulls })
+}
+
+/// The registry itself.
+fn own(clients: &Clients, name: &str, access: &Access) -> Result<Vec<Host>> {
     let headers = headers(&access.headers)?;
     let tls = Tls { skip_verify: access.skip_verify, ..Tls::default() };
     let client = clients.get(&tls)?;
-    let authority = if name == "docker.io" { "registry-1.docker.io" } else { name };
+    let authority = authority(name);
     let schemes: &[&str] = match (access.plain_http, is_loopback(authority)) {
         (true, _) => &["http"],
         (false, true) => &["https", "http"],

@@ -14,6 +14,7 @@ mod challenge;
 mod error;
 mod fetch;
 mod hosts;
+mod hosts_file;
 mod transport;
 
 use std::path::PathBuf;

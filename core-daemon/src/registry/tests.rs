@@ -172,6 +172,34 @@ async fn loopback_registries_without_tls_are_found() {
 }
 
 #[tokio::test]
+async fn a_mirror_is_tried_first_without_the_account_and_the_registry_after_it() {
+    let mirror = Fake::start(|asked| {
+        assert_eq!(asked.header("authorization"), "");
+        let ask = || Answer::new(401, "").with("www-authenticate", "Basic realm=x");
+        if asked.path.contains("manifests") { ask() } else { Answer::new(200, *b"blob") }
+    })
+    .await;
+    let fake = Fake::start(|asked| match asked.header("authorization") {
+        "Basic dTpw" => Answer::new(200, *b"m").with("content-type", media_types::OCI_MANIFEST),
+        _ => Answer::new(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let of_host = dir.path().join(&fake.address);
+    std::fs::create_dir(&of_host).expect("directory");
+    let text = format!("[host.\"http://{}/cache\"]\n", mirror.address);
+    std::fs::write(of_host.join("hosts.toml"), text).expect("file");
+    let access = Access { config_path: Some(dir.path().to_owned()), ..account() };
+    let repository = repository(&fake, &access);
+    repository.resolve("1").await.expect("resolve");
+    let blob = repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0).await.expect("blob");
+    assert_eq!(read(blob).await, b"blob");
+    let seen = mirror.seen();
+    assert!(seen[0].starts_with("HEAD /cache/v2/a/b/manifests/1?ns=127.0.0.1"), "{seen:?}");
+    assert!(!fake.seen().iter().any(|line| line.contains("/blobs/")), "{:?}", fake.seen());
+}
+
+#[tokio::test]
 async fn a_busy_registry_is_asked_again() {
     let tries = std::sync::atomic::AtomicU32::new(0);
     let fake = Fake::start(move |_| match tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {

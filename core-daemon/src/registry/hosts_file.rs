@@ -1,0 +1,225 @@
+//! `hosts.toml`: which addresses stand for a registry, as containerd's users write it.
+//!
+//! ```toml
+//! server = "https://registry-1.docker.io"
+//!
+//! [host."https://mirror.example"]
+//!   capabilities = ["pull", "resolve"]
+//!   ca = "mirror.pem"
+//! ```
+//!
+//! Hosts are tried in the order they are written, the server last. The file is `HOST/hosts.toml` below the configured
+//! directory, where `HOST` may have its port as `host:5000` or `host_5000_`, else `_default/hosts.toml`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::transport::Tls;
+use crate::error::{Doing, Error, Result};
+
+/// Largest file that is read.
+const MAX_SIZE: u64 = 1 << 20;
+
+/// One address, as the file has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Configured {
+    pub(super) url: String,
+    /// Whether the path is the whole path, without `/v2` behind it.
+    pub(super) override_path: bool,
+    pub(super) resolves: bool,
+    pub(super) pulls: bool,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) tls: Tls,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Block {
+    capabilities: Option<Vec<String>>,
+    ca: Option<Several<PathBuf>>,
+    client: Option<toml::Value>,
+    skip_verify: bool,
+    header: toml::Table,
+    override_path: bool,
+    dial_timeout: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Several<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+/// The addresses configured for the registry `name`; `None` where no file is about it.
+pub(super) fn read(directory: &Path, name: &str) -> Result<Option<Vec<Configured>>> {
+    for candidate in candidates(name) {
+        let path = directory.join(candidate).join("hosts.toml");
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX_SIZE => {
+                return Err(Error::invalid(format!("{}: larger than {MAX_SIZE} bytes", path.display())));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+        }
+        let text = std::fs::read_to_string(&path).doing(|| format!("read {}", path.display()))?;
+        let base = path.parent().unwrap_or(directory);
+        return parse(&text, base).map(Some).doing(|| path.display().to_string());
+    }
+    Ok(None)
+}
+
+fn candidates(name: &str) -> Vec<String> {
+    let mut candidates = vec![name.to_owned()];
+    if let Some((host, port)) = name.rsplit_once(':') {
+        candidates.push(format!("{host}_{port}_"));
+    }
+    candidates.push("_default".to_owned());
+    candidates
+}
+
+fn parse(text: &str, base: &Path) -> Result<Vec<Configured>> {
+    let invalid =
+        |error: &dyn std::fmt::Display| Error::invalid(error.to_string().replace('\n', " ").trim().to_owned());
+    // The order of tables is kept, and is the order hosts are tried in.
+    let mut file: toml::Table = text.parse().map_err(|error| invalid(&error))?;
+    let hosts = match file.remove("host") {
+        Some(toml::Value::Table(hosts)) => hosts,
+        Some(_) => return Err(Error::invalid("host must be a table of addresses")),
+        None => toml::Table::new(),
+    };
+    let server = match file.remove("server") {
+        Some(toml::Value::String(server)) => Some(server),
+        Some(_) => return Err(Error::invalid("server must be a text")),
+        None => None,
+    };
+    let mut order = order_of(text, hosts.keys());
+    let mut all = Vec::new();
+    for url in order.drain(..) {
+        let block = hosts[&url].clone().try_into().map_err(|error| invalid(&error))?;
+        all.push(configured(url, block, base)?);
+    }
+    if let Some(server) = server.filter(|server| !all.iter().any(|host| host.url == *server)) {
+        let block = toml::Value::Table(file).try_into().map_err(|error| invalid(&error))?;
+        all.push(configured(server, block, base)?);
+    }
+    Ok(all)
+}
+
+/// The keys in the order their headers stand in the text: a table sorts them by name.
+fn order_of<'a>(text: &str, keys: impl Iterator<Item = &'a String>) -> Vec<String> {
+    let place = |key: &String| {
+        let quoted = [format!("\"{key}\""), format!("'{key}'")];
+        quoted.iter().filter_map(|quoted| text.find(quoted.as_str())).min().unwrap_or(usize::MAX)
+    };
+    let mut ordered: Vec<String> = keys.cloned().collect();
+    ordered.sort_by_key(place);
+    ordered
+}
+
+fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
+    let url = if url.contains("://") { url } else { format!("https://{url}") };
+    let can = |what: &str| block.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
+    let (resolves, pulls) = (can("resolve"), can("pull"));
+    let authorities = match block.ca {
+        Some(Several::One(path)) => vec![base.join(path)],
+        Some(Several::Many(paths)) => paths.into_iter().map(|path| base.join(path)).collect(),
+        None => Vec::new(),
+    };
+    let connect = block.dial_timeout.as_deref().map(duration).transpose()?;
+    let tls = Tls { skip_verify: block.skip_verify, authorities, identity: identity(block.client, base)?, connect };
+    let mut headers = Vec::new();
+    for (name, value) in block.header {
+        match value {
+            toml::Value::String(value) => headers.push((name, value)),
+            toml::Value::Array(values) => {
+                let texts = values.iter().filter_map(|value| Some((name.clone(), value.as_str()?.to_owned())));
+                headers.extend(texts);
+            }
+            _ => return Err(Error::invalid(format!("header {name:?} must be a text or a list of texts"))),
+        }
+    }
+    Ok(Configured { url, override_path: block.override_path, resolves, pulls, headers, tls })
+}
+
+/// A certificate, with the key in the same file or in another.
+fn identity(client: Option<toml::Value>, base: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
+    let invalid = || Error::invalid("client must be a file, or a list of one pair of certificate and key");
+    let pair = match client {
+        None => return Ok(None),
+        Some(toml::Value::String(both)) => return Ok(Some((base.join(&both), base.join(&both)))),
+        Some(toml::Value::Array(list)) => list.into_iter().next().ok_or_else(invalid)?,
+        Some(_) => return Err(invalid()),
+    };
+    match pair {
+        toml::Value::String(both) => Ok(Some((base.join(&both), base.join(&both)))),
+        toml::Value::Array(pair) => match &pair[..] {
+            [toml::Value::String(certificate), toml::Value::String(key)] => {
+                Ok(Some((base.join(certificate), base.join(key))))
+            }
+            _ => Err(invalid()),
+        },
+        _ => Err(invalid()),
+    }
+}
+
+/// `30s`, `500ms`, `2m`.
+fn duration(text: &str) -> Result<Duration> {
+    let invalid = || Error::invalid(format!("dial_timeout {text:?}: write it as 500ms, 30s or 2m"));
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(invalid),
+        _ => Err(invalid()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_come_in_their_order_and_the_server_last() {
+        let text = r#"
+            server = "https://registry-1.docker.io"
+            [host."https://z.example"]
+              capabilities = ["pull"]
+              ca = ["a.pem", "/b.pem"]
+              client = [["c.cert", "c.key"]]
+              dial_timeout = "500ms"
+              [host."https://z.example".header]
+                x-a = ["1", "2"]
+            [host."http://a.example:5000/v2/cache"]
+              override_path = true
+              skip_verify = true
+        "#;
+        let all = parse(text, Path::new("/etc/h")).expect("parse");
+        let urls: Vec<&str> = all.iter().map(|host| host.url.as_str()).collect();
+        assert_eq!(urls, ["https://z.example", "http://a.example:5000/v2/cache", "https://registry-1.docker.io"]);
+        assert!(all[0].pulls && !all[0].resolves);
+        assert_eq!(all[0].tls.authorities, [PathBuf::from("/etc/h/a.pem"), PathBuf::from("/b.pem")]);
+        assert_eq!(all[0].tls.identity, Some(("/etc/h/c.cert".into(), "/etc/h/c.key".into())));
+        assert_eq!(all[0].tls.connect, Some(Duration::from_millis(500)));
+        assert_eq!(all[0].headers.len(), 2);
+        assert!(all[1].override_path && all[1].tls.skip_verify && all[1].resolves);
+        for bad in ["server = 1", "host = 1", "[host.\"x\"]\ndial_timeout = \"x\"", "[host.\"x\"]\nclient = 1", "]"] {
+            assert!(parse(bad, Path::new("/")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn directories_are_named_after_the_host() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(read(dir.path(), "h.io:5000").expect("none"), None);
+        for (name, url) in [("_default", "https://d"), ("h.io_5000_", "https://u"), ("h.io:5000", "https://c")] {
+            std::fs::create_dir(dir.path().join(name)).expect("directory");
+            std::fs::write(dir.path().join(name).join("hosts.toml"), format!("server = \"{url}\"")).expect("file");
+            assert_eq!(read(dir.path(), "h.io:5000").expect("read").expect("found")[0].url, url);
+        }
+    }
+}
