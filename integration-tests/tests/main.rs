@@ -9,6 +9,8 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod harness;
+mod rung_cgroups;
+mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
 mod shim_io;
@@ -22,6 +24,8 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         harness::TESTS,
+        rung_cgroups::TESTS,
+        rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,
         shim_io::TESTS,

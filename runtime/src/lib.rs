@@ -17,4 +17,5 @@ pub mod init;
 pub mod launch;
 pub mod log;
 pub mod plan;
+pub mod resctrl;
 pub mod seccomp;

@@ -86,6 +86,8 @@ pub struct Cgroup {
     lenient: bool,
     /// The unit, with the systemd driver.
     managed: Option<managed::Managed>,
+    /// It could not be made: what is at its place, if anything, is another's.
+    foreign: bool,
 }
 
 impl Cgroup {
@@ -102,7 +104,7 @@ impl Cgroup {
             let path = locate::container_dir(&hierarchy, cgroups_path, id)?;
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
-        Ok(Self { places, lenient: rootless && cgroups_path.is_none(), managed: None })
+        Ok(Self { places, lenient: rootless && cgroups_path.is_none(), managed: None, foreign: false })
     }
 
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
@@ -122,7 +124,7 @@ impl Cgroup {
                 }),
             }
         }
-        Self { places, lenient: false, managed: None }
+        Self { places, lenient: false, managed: None, foreign: false }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -140,7 +142,7 @@ impl Cgroup {
                 places.push(Place { hierarchy, path, dir: None, made: false });
             }
         }
-        Ok(Self { places, lenient: false, managed: None })
+        Ok(Self { places, lenient: false, managed: None, foreign: false })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
@@ -168,6 +170,7 @@ impl Cgroup {
         let outcome = self.make(resources, pid).and_then(|()| pid.map_or(Ok(()), |pid| self.join(pid)));
         if outcome.is_err() {
             self.undo();
+            self.foreign = true;
         }
         outcome
     }

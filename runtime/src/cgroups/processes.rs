@@ -221,11 +221,15 @@ impl Cgroup {
         Ok(found)
     }
 
-    /// Kills every process of the container, also those that fork meanwhile, and leaves it thawed.
+    /// Kills every process of the container, also those that fork meanwhile, and leaves it thawed. After a
+    /// [`Cgroup::create`] that failed there are none: what is there belongs to others.
     ///
     /// # Errors
     /// When the processes cannot be listed or signalled.
     pub fn kill(&self) -> Result<()> {
+        if self.foreign {
+            return Ok(());
+        }
         if let Some(dir) = self.v2_place().map(Place::open).transpose()?.flatten() {
             match dir.write("cgroup.kill", "1") {
                 Ok(()) => return self.thaw(),
@@ -271,6 +275,9 @@ impl Cgroup {
     /// # Errors
     /// When it still has processes at the deadline.
     pub fn remove(&self, deadline: Duration) -> Result<()> {
+        if self.foreign {
+            return Ok(());
+        }
         let started = Instant::now();
         let mut outcome = self.stop_unit();
         for place in &self.places {

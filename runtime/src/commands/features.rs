@@ -32,7 +32,7 @@ fn document() -> Value {
             "seccomp": seccomp(),
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {
                 "modes": rung_sys::sched::MEMORY_MODES.map(|(name, _)| name),
                 "flags": rung_sys::sched::MEMORY_FLAGS.map(|(name, _)| name),

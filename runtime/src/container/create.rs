@@ -24,6 +24,7 @@ use crate::launch::{self, Launch, Started, gate, notify};
 use crate::log;
 use crate::plan::namespaces::record_key;
 use crate::plan::{InitPlan, Wishes};
+use crate::resctrl::Resctrl;
 use crate::seccomp::{self, Filter};
 
 /// The flags of `create` and `run`.
@@ -84,6 +85,8 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref());
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
+    let resctrl = linux.and_then(|linux| linux.intel_rdt().as_ref()).map(|rdt| Resctrl::plan(rdt, id.as_str()));
+    let mut resctrl = resctrl.transpose()?;
     let state = hook_state(id, &bundle);
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
@@ -112,7 +115,8 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             rootless: settings.rootless,
         };
         let started = launch::start_init(launch, &mut cgroup)?;
-        let outcome = finish(&started, &mut record, &cgroup, &entry, options);
+        let outcome = enter_resctrl(resctrl.as_mut(), &started, &mut record)
+            .and_then(|()| finish(&started, &mut record, &cgroup, &entry, options));
         outcome.inspect_err(|_| started.abort())?;
         Ok((started, record))
     };
@@ -120,9 +124,20 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         Ok((started, record)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state }),
         Err(error) => {
             undo(&entry, &cgroup, &bundle.spec, &state);
+            if let Some(group) = &mut resctrl {
+                group.take_back();
+            }
             Err(error)
         }
     }
+}
+
+fn enter_resctrl(resctrl: Option<&mut Resctrl>, started: &Started, record: &mut Record) -> Result<()> {
+    if let Some(group) = resctrl {
+        record.intel_rdt_owned = group.enter(started.pid)?;
+        record.intel_rdt_path = group.path().display().to_string();
+    }
+    Ok(())
 }
 
 fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry, options: &Options) -> Result<()> {

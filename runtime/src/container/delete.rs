@@ -1,6 +1,7 @@
 //! Removing a container and everything that belongs to it.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rung_sys::pidfd;
@@ -83,6 +84,9 @@ pub fn destroy(container: &Container) -> Result<()> {
         note(cgroup.kill().map_err(cgroup_error));
     }
     note(cgroup.remove(REMOVAL).map_err(cgroup_error));
+    if container.record.intel_rdt_owned {
+        note(crate::resctrl::remove(Path::new(&container.record.intel_rdt_path)));
+    }
     if let Some(error) = failure {
         return Err(error);
     }

@@ -1,0 +1,239 @@
+//! Limits and devices of a container, as the kernel keeps them; and that nothing of a cgroup stays behind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use integration_tests::{Bundle, Env, Result, Test, tests};
+use serde_json::json;
+
+pub(crate) const TESTS: &[Test] = tests![
+    limits_are_in_the_files [Root],
+    every_process_is_in_the_cgroup [Root],
+    memory_limit_kills [Root],
+    pids_limit_holds [Root],
+    cpuset_is_kept [Root],
+    devices_are_denied [Root],
+    occupied_cgroup_is_refused [Root],
+    refused_limit_leaves_nothing [Root],
+    cgroups_below_are_removed_too [Root],
+    unified_is_refused_on_v1 [Root, CgroupV1],
+    unified_is_written [Root, CgroupV2],
+    systemd_knows_the_limits [Root, Systemd],
+    systemd_path_of_another_form_is_refused [Root],
+    statistics_are_in_the_known_form [Root],
+];
+
+/// Whether the host has nothing but v2.
+fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// The directory of a container's cgroup for a v1 controller, or its only one.
+fn directory(env: &Env, name: &str, controller: &str) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    if unified() { root.join(env.id(name)) } else { root.join(controller).join(env.id(name)) }
+}
+
+fn value(env: &Env, name: &str, controller: &str, v1: &str, v2: &str) -> Result<String> {
+    let file = directory(env, name, controller).join(if unified() { v2 } else { v1 });
+    Ok(fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?.trim().to_owned())
+}
+
+/// A container that sleeps, with `resources`; deleted by [`Sleeper::drop`].
+struct Sleeper<'a> {
+    env: &'a Env,
+    id: String,
+}
+
+impl<'a> Sleeper<'a> {
+    fn start(env: &'a Env, name: &str, resources: serde_json::Value) -> Result<Self> {
+        let mut bundle = Bundle::new(env, name, &["sleep", "600"])?;
+        bundle.set("/linux/resources", resources);
+        let id = env.id(name);
+        env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+        Ok(Self { env, id })
+    }
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        let _ = self.env.run_rung(&["delete", "--force", &self.id]);
+    }
+}
+
+fn limits_are_in_the_files(env: &Env) -> Result<()> {
+    let resources = json!({
+        "memory": {"limit": 50_331_648, "reservation": 25_165_824},
+        "cpu": {"shares": 512, "quota": 30_000, "period": 60_000},
+        "pids": {"limit": 77}
+    });
+    let _sleeper = Sleeper::start(env, "limits", resources)?;
+    let found = |controller, v1, v2| value(env, "limits", controller, v1, v2);
+    assert_eq!(found("memory", "memory.limit_in_bytes", "memory.max")?, "50331648");
+    assert_eq!(found("memory", "memory.soft_limit_in_bytes", "memory.low")?, "25165824");
+    assert_eq!(found("pids", "pids.max", "pids.max")?, "77");
+    if unified() {
+        assert_eq!(found("cpu", "", "cpu.max")?, "30000 60000");
+        assert_eq!(found("cpu", "", "cpu.weight")?, "59");
+    } else {
+        assert_eq!(found("cpu", "cpu.cfs_quota_us", "")?, "30000");
+        assert_eq!(found("cpu", "cpu.cfs_period_us", "")?, "60000");
+        assert_eq!(found("cpu", "cpu.shares", "")?, "512");
+    }
+    Ok(())
+}
+
+/// Also the one that is started later, and in every hierarchy that has a cgroup of the container.
+fn every_process_is_in_the_cgroup(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "inside", json!({}))?;
+    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &sleeper.id])?.ok()?.text())?;
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
+    let path = format!("/{}", sleeper.id);
+    let inside = table.lines().filter(|line| line.ends_with(&path)).count();
+    assert!(inside >= if unified() { 1 } else { 5 }, "{table}");
+    env.run_rung(&["exec", "--detach", &sleeper.id, "sleep", "500"])?.ok()?;
+    let pids = fs::read_to_string(directory(env, "inside", "pids").join("cgroup.procs"))?;
+    assert_eq!(pids.lines().count(), 2, "{pids}");
+    Ok(())
+}
+
+fn memory_limit_kills(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "oom", &["tail", "-c", "300m", "/dev/zero"])?;
+    bundle.set("/linux/resources", json!({"memory": {"limit": 20_971_520, "swap": 20_971_520}}));
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("oom")])?.exits(137)?;
+    Ok(())
+}
+
+fn pids_limit_holds(env: &Env) -> Result<()> {
+    let script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait";
+    let mut bundle = Bundle::new(env, "pids", &["sh", "-c", script])?;
+    bundle.set("/linux/resources", json!({"pids": {"limit": 4}}));
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("pids")])?;
+    assert!(ran.stderr.contains("can't fork"), "{} {}", ran.stdout, ran.stderr);
+    Ok(())
+}
+
+fn cpuset_is_kept(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "cpuset", &["grep", "Cpus_allowed_list", "/proc/self/status"])?;
+    bundle.set("/linux/resources", json!({"cpu": {"cpus": "0", "mems": "0"}}));
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cpuset")])?.ok()?;
+    assert_eq!(ran.text().split_whitespace().last(), Some("0"));
+    Ok(())
+}
+
+fn devices_are_denied(env: &Env) -> Result<()> {
+    // A node may be made, what it stands for may not be used.
+    let script =
+        "mknod /dev/mem2 c 1 1 && cat /dev/mem2 >/dev/null 2>/tmp/why; cat /tmp/why; head -c 2 /dev/zero | wc -c";
+    let mut bundle = Bundle::new(env, "devices", &["sh", "-c", script])?;
+    bundle.set("/root/readonly", false);
+    bundle.set("/linux/resources", json!({"devices": [{"allow": false, "access": "rwm"}]}));
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.push(&format!("/process/capabilities/{set}"), "CAP_MKNOD");
+    }
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("devices")])?.ok()?;
+    assert!(ran.text().contains("Operation not permitted"), "{} {}", ran.stdout, ran.stderr);
+    assert!(ran.text().ends_with('2'), "{}", ran.stdout);
+    Ok(())
+}
+
+fn occupied_cgroup_is_refused(env: &Env) -> Result<()> {
+    let first = Sleeper::start(env, "shared", json!({}))?;
+    let mut bundle = Bundle::new(env, "second", &["true"])?;
+    bundle.set("/linux/cgroupsPath", format!("/{}", first.id));
+    let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("second")])?.fails()?;
+    assert!(refused.contains("cgroup is not empty"), "{refused}");
+    // The first one is not hurt by the cleaning up after the second.
+    let state = env.run_rung(&["state", &first.id])?.ok()?;
+    assert!(state.text().contains("\"running\""), "{}", state.stdout);
+    Ok(())
+}
+
+fn refused_limit_leaves_nothing(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "refused", &["true"])?;
+    bundle.set("/linux/resources", json!({"cpu": {"cpus": "4000"}}));
+    let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("refused")])?.fails()?;
+    assert!(refused.contains("cpuset.cpus"), "{refused}");
+    for controller in ["pids", "memory", "cpuset", "devices"] {
+        assert!(!directory(env, "refused", controller).exists());
+    }
+    Ok(())
+}
+
+fn cgroups_below_are_removed_too(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "nested", json!({}))?;
+    let own = directory(env, "nested", "pids");
+    fs::create_dir_all(own.join("a/b"))?;
+    env.run_rung(&["delete", "--force", &sleeper.id])?.ok()?;
+    assert!(!own.exists());
+    // Twice is as good as once.
+    env.run_rung(&["delete", "--force", &sleeper.id])?.ok()?;
+    Ok(())
+}
+
+fn unified_is_refused_on_v1(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "unified", &["true"])?;
+    bundle.set("/linux/resources", json!({"unified": {"memory.high": "1000000"}}));
+    let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("unified")])?.fails()?;
+    assert!(refused.contains("linux.resources.unified"), "{refused}");
+    Ok(())
+}
+
+fn unified_is_written(env: &Env) -> Result<()> {
+    let resources = json!({"unified": {"memory.high": "30000000", "pids.max": "9"}});
+    let _sleeper = Sleeper::start(env, "unified", resources)?;
+    // The kernel counts pages.
+    assert_eq!(value(env, "unified", "", "", "memory.high")?, (30_000_000 / 4096 * 4096).to_string());
+    assert_eq!(value(env, "unified", "", "", "pids.max")?, "9");
+    Ok(())
+}
+
+fn systemd_knows_the_limits(env: &Env) -> Result<()> {
+    let id = env.id("unit");
+    let mut bundle = Bundle::new(env, "unit", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
+    bundle.set("/linux/resources", json!({"memory": {"limit": 50_331_648}, "pids": {"limit": 31}}));
+    bundle.set("/annotations", json!({"org.systemd.property.TimeoutStopUSec": "uint64 7000000"}));
+    env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let unit = format!("rung-{id}.scope");
+    let shown = env.run("systemctl", &["show", &unit])?.ok()?;
+    let memory = if unified() { "MemoryMax=50331648" } else { "MemoryLimit=50331648" };
+    for line in ["ActiveState=active", "Delegate=yes", "TasksMax=31", "TimeoutStopUSec=7s", memory] {
+        assert!(shown.stdout.lines().any(|found| found == line), "{line} is missing:\n{}", shown.stdout);
+    }
+    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
+    assert!(table.contains(&format!("system.slice/{unit}")), "{table}");
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let gone = env.run("systemctl", &["show", "--property=ActiveState", &unit])?.ok()?;
+    assert_eq!(gone.text(), "ActiveState=inactive");
+    Ok(())
+}
+
+fn systemd_path_of_another_form_is_refused(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "form", &["true"])?;
+    let refused = env.run_rung(&["--systemd-cgroup", "run", "--bundle", bundle.write()?, &env.id("form")])?.fails()?;
+    assert!(refused.contains("expected cgroupsPath to be of format"), "{refused}");
+    Ok(())
+}
+
+fn statistics_are_in_the_known_form(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "stats", json!({"pids": {"limit": 55}}))?;
+    let line = env.run_rung(&["events", "--stats", &sleeper.id])?.ok()?;
+    let event: serde_json::Value = serde_json::from_str(line.text())?;
+    assert_eq!(event["type"], "stats");
+    assert_eq!(event["id"], json!(sleeper.id));
+    let data = &event["data"];
+    assert_eq!(data["pids"], json!({"current": 1, "limit": 55}));
+    assert!(data["memory"]["usage"]["usage"].as_u64() > Some(0), "{data}");
+    assert!(data["cpu"]["usage"]["total"].as_u64() > Some(0), "{data}");
+    assert_eq!(data["network_interfaces"], serde_json::Value::Null);
+    env.run_rung(&["kill", &sleeper.id, "KILL"])?.ok()?;
+    integration_tests::wait::until("the container to stop", || {
+        let state = env.run_rung(&["state", &sleeper.id]).ok()?;
+        state.stdout.contains("\"stopped\"").then_some(())
+    })?;
+    let refused = env.run_rung(&["events", "--stats", &sleeper.id])?.fails()?;
+    assert!(refused.contains("is not running"), "{refused}");
+    Ok(())
+}

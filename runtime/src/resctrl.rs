@@ -1,0 +1,187 @@
+//! Intel resource control: the share of cache and memory bandwidth of a container, through the `resctrl` file system.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxIntelRdt;
+use rung_sys::process::Pid;
+
+use crate::error::{Doing as _, Error, Kind, Result};
+
+/// Where the kernel's documentation mounts it.
+const ROOT: &str = "/sys/fs/resctrl";
+
+/// The group of a container.
+#[derive(Debug)]
+pub struct Resctrl {
+    directory: PathBuf,
+    schemata: Vec<String>,
+    /// A group of its own name is the container's; a named class is only entered where it exists.
+    named: bool,
+    monitor: Option<String>,
+    made: bool,
+}
+
+impl Resctrl {
+    /// Decides what the configuration asks for.
+    pub fn plan(wanted: &LinuxIntelRdt, id: &str) -> Result<Self> {
+        Self::plan_below(Path::new(ROOT), wanted, id)
+    }
+
+    fn plan_below(root: &Path, wanted: &LinuxIntelRdt, id: &str) -> Result<Self> {
+        if !root.join("schemata").exists() {
+            return Err(Error::unsupported(format!(
+                "linux.intelRdt: {} is not mounted, or this processor has no resource control",
+                root.display()
+            )));
+        }
+        let class = wanted.clos_id().as_deref();
+        let directory = match class {
+            Some("/") => root.to_owned(),
+            other => root.join(other.unwrap_or(id)),
+        };
+        let monitor = (*wanted.enable_monitoring() == Some(true)).then(|| id.to_owned());
+        Ok(Self { directory, schemata: schemata(wanted), named: class.is_some(), monitor, made: false })
+    }
+
+    /// Where the group is.
+    pub fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Makes the group where it does not exist, and puts `pid` in. The answer is whether it was made.
+    ///
+    /// # Errors
+    /// When a named class exists with another share, or the kernel refuses.
+    pub fn enter(&mut self, pid: Pid) -> Result<bool> {
+        let made = match DirBuilder::new().create(&self.directory) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error).doing(|| format!("make {}", self.directory.display())),
+        };
+        self.made = made;
+        let outcome = self.fill(pid, made);
+        if outcome.is_err() {
+            self.take_back();
+        }
+        outcome.map(|()| made)
+    }
+
+    /// Removes what [`Self::enter`] made for a container that then could not start.
+    pub fn take_back(&mut self) {
+        if std::mem::take(&mut self.made) {
+            // The failure that led here is what is reported.
+            let _ = std::fs::remove_dir(&self.directory);
+        }
+    }
+
+    fn fill(&self, pid: Pid, made: bool) -> Result<()> {
+        if !made && self.named && !self.schemata.is_empty() {
+            self.require_same()?;
+        } else if !self.schemata.is_empty() {
+            write(&self.directory.join("schemata"), &format!("{}\n", self.schemata.join("\n")))?;
+        }
+        write(&self.directory.join("tasks"), &pid.to_string())?;
+        if let Some(id) = &self.monitor {
+            let group = self.directory.join("mon_groups").join(id);
+            DirBuilder::new().create(&group).doing(|| format!("make {}", group.display()))?;
+            write(&group.join("tasks"), &pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The class is shared: one container must not change the share of the others.
+    fn require_same(&self) -> Result<()> {
+        let file = self.directory.join("schemata");
+        let found = std::fs::read_to_string(&file).doing(|| format!("read {}", file.display()))?;
+        let present: Vec<String> = found.lines().map(normal).collect();
+        match self.schemata.iter().find(|line| !present.contains(&normal(line))) {
+            None => Ok(()),
+            Some(line) => {
+                let class = self.directory.display();
+                Err(Error::new(Kind::Invalid, format!("linux.intelRdt: {class} exists and does not have {line:?}")))
+            }
+        }
+    }
+}
+
+/// The lines to write; the newer field comes last, as the specification says.
+fn schemata(wanted: &LinuxIntelRdt) -> Vec<String> {
+    let lines = |text: &Option<String>| -> Vec<String> {
+        text.iter().flat_map(|text| text.lines()).map(str::to_owned).filter(|line| !line.is_empty()).collect()
+    };
+    let mut all = lines(wanted.l3_cache_schema());
+    // Bandwidth has its own field; a line of it here would be written twice.
+    all.retain(|line| !line.trim_start().starts_with("MB:"));
+    all.extend(lines(wanted.mem_bw_schema()));
+    all.extend(wanted.schemata().iter().flatten().cloned());
+    all
+}
+
+/// A line as it compares: the kernel pads with blanks.
+fn normal(line: &str) -> String {
+    line.chars().filter(|c| !c.is_whitespace()).collect()
+}
+
+fn write(file: &Path, value: &str) -> Result<()> {
+    let written = OpenOptions::new().write(true).open(file).and_then(|mut open| open.write_all(value.as_bytes()));
+    written.doing(|| {
+        // The kernel keeps its reason for the last refusal in a file.
+        let reason = std::fs::read_to_string(Path::new(ROOT).join("info/last_cmd_status")).unwrap_or_default();
+        let reason = reason.trim();
+        if reason.is_empty() || reason == "ok" {
+            format!("write {value:?} to {}", file.display())
+        } else {
+            format!("write {value:?} to {} ({reason})", file.display())
+        }
+    })
+}
+
+/// Removes a group that was made for a container.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(json: &str) -> LinuxIntelRdt {
+        serde_json::from_str(json).expect("valid JSON")
+    }
+
+    #[test]
+    fn lines_in_their_order() {
+        let all =
+            schemata(&wanted(r#"{"l3CacheSchema":"L3:0=f\nMB:0=20","memBwSchema":"MB:0=50","schemata":["L2:0=3"]}"#));
+        assert_eq!(all, ["L3:0=f", "MB:0=50", "L2:0=3"]);
+    }
+
+    #[test]
+    fn an_existing_class_must_have_the_share() {
+        let root = tempfile::tempdir().expect("temp");
+        for directory in ["", "gold"] {
+            let directory = root.path().join(directory);
+            std::fs::create_dir_all(&directory).expect("made");
+            std::fs::write(directory.join("schemata"), "    L3:0=ff;1=ff\n").expect("written");
+            std::fs::write(directory.join("tasks"), "").expect("written");
+        }
+        let enter =
+            |json: &str| Resctrl::plan_below(root.path(), &wanted(json), "web").and_then(|mut r| r.enter(Pid::this()));
+        assert!(!enter(r#"{"closID":"gold","schemata":["L3:0=ff;1=ff"]}"#).expect("the same share"));
+        let refused = enter(r#"{"closID":"gold","schemata":["L3:0=0f;1=ff"]}"#).expect_err("another share");
+        assert!(refused.to_string().contains("does not have \"L3:0=0f;1=ff\""), "{refused}");
+        assert!(!enter(r#"{"closID":"/"}"#).expect("the root class"));
+    }
+
+    #[test]
+    fn a_host_without_it_is_named() {
+        let root = tempfile::tempdir().expect("temp");
+        let refused = Resctrl::plan_below(root.path(), &wanted("{}"), "web").expect_err("not mounted");
+        assert!(refused.to_string().starts_with("linux.intelRdt:"), "{refused}");
+    }
+}
