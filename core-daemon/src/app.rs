@@ -177,6 +177,7 @@ fn launcher(config: &Config) -> Result<Launcher> {
         debug: config.log.level == "debug" || config.log.level == "trace",
         start_timeout: Timeouts::of(config.timeouts.shim_start),
         cleanup_timeout: Timeouts::of(config.timeouts.shim_cleanup),
+        old: Arc::default(),
     })
 }
 

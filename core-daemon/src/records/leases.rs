@@ -3,7 +3,6 @@
 use std::time::SystemTime;
 
 pub use gantry_proto::containerd::services::leases::v1::{Lease, Resource};
-use gantry_proto::namespace::check_identifier;
 
 use crate::content;
 use crate::context::Context;
@@ -31,7 +30,7 @@ impl Leases {
     /// # Errors
     /// `AlreadyExists`; `InvalidArgument` for the id or a label.
     pub fn create(&self, ctx: &Context, id: &str, labels: Labels) -> Result<Lease> {
-        check_identifier(id).map_err(|error| Error::invalid(format!("lease: {error}")))?;
+        check_id(id)?;
         labels::check(&labels)?;
         let lease = Lease { id: id.to_owned(), created_at: Some(SystemTime::now().into()), labels };
         self.db.write(|tx| {
@@ -134,6 +133,17 @@ impl Leases {
         }
     }
 }
+
+/// Clients name leases by random base64, which is not always an identifier.
+fn check_id(id: &str) -> Result<()> {
+    if id.is_empty() || id.len() > MAX_ID || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Error::invalid(format!("lease {id:?}: its id must be 1 to {MAX_ID} printable characters")));
+    }
+    Ok(())
+}
+
+/// Longest lease id.
+const MAX_ID: usize = 128;
 
 fn missing(id: &str) -> Error {
     Error::not_found(format!("lease {id:?}: not found"))

@@ -4,8 +4,10 @@
 //! runtime's name; standard input carries containerd 2.3's bootstrap parameters, while flags and environment say the same
 //! to older ones.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gantry_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, Extension, LogLevel};
@@ -36,6 +38,8 @@ pub struct Launcher {
     pub start_timeout: Duration,
     /// How long `delete` and `-info` may take.
     pub cleanup_timeout: Duration,
+    /// Shims that take nothing but runtime options on standard input.
+    pub old: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 /// Which shim is run, for which container.
@@ -74,6 +78,11 @@ pub fn locate(runtime: &str, daemon: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Whether a program is the shim of this project, which knows the bootstrap parameters.
+fn is_ours(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name == "containerd-shim-rung-v2")
+}
+
 fn program_name(runtime: &str) -> Option<String> {
     if runtime.contains('/') {
         return None;
@@ -86,15 +95,37 @@ fn program_name(runtime: &str) -> Option<String> {
 impl Launcher {
     /// Runs `start` and returns where the shim listens.
     ///
+    /// Shims older than containerd 2.3 take the bootstrap parameters on standard input for runtime options, and fail before
+    /// they have done anything; such a program is asked again in the old way, and remembered.
+    ///
     /// # Errors
     /// What the program printed when it fails or answers nonsense, `DeadlineExceeded` when it does not answer.
     pub async fn start(&self, instance: Instance<'_>, options: Option<&Any>) -> Result<Address> {
+        let old = || options.map(prost::Message::encode_to_vec).unwrap_or_default();
+        if self.lock_old().contains(instance.program) {
+            return self.start_with(instance, &old()).await;
+        }
+        match self.start_with(instance, &self.parameters(instance, options)).await {
+            Err(error) if error.kind() == Kind::Unknown && !is_ours(instance.program) => {
+                let address = self.start_with(instance, &old()).await?;
+                tracing::debug!(program = %instance.program.display(), %error, "shim of an old kind");
+                self.lock_old().insert(instance.program.to_owned());
+                Ok(address)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn start_with(&self, instance: Instance<'_>, input: &[u8]) -> Result<Address> {
         let mut command = self.command(instance);
         command.arg("start");
-        let output = run(command, &self.parameters(instance, options), self.start_timeout)
-            .await
-            .doing(|| format!("{} start", instance.program.display()))?;
-        Address::parse(&output).doing(|| format!("{} start", instance.program.display()))
+        let doing = || format!("{} start", instance.program.display());
+        let output = run(command, input, self.start_timeout).await.doing(doing)?;
+        Address::parse(&output).doing(doing)
+    }
+
+    fn lock_old(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.old.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `delete`, which cleans up after a shim that is gone, and returns how the container ended.

@@ -4,7 +4,9 @@
 mod address;
 mod client;
 mod launch;
+mod log;
 
 pub use address::Address;
 pub use client::{Patience, Shim};
 pub use launch::{Instance, Launcher, locate};
+pub use log::ShimLog;

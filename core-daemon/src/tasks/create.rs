@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
-use crate::shims::{Address, Instance, Patience, Shim};
+use crate::shims::{Address, Instance, Patience, Shim, ShimLog};
 
 /// What a task is created with, besides its container's record.
 #[derive(Debug, Clone, Default)]
@@ -74,8 +74,15 @@ impl Tasks {
         let bundle = self.parts().bundles.of(&context.namespace, id);
         bundle.create(&spec.value, &program)?;
         failpoint::hit("create.bundle");
+        // A shim that is shared has its log in the bundle it was started for.
+        let log = request
+            .shim
+            .is_none()
+            .then(|| ShimLog::open(bundle.path()))
+            .transpose()
+            .inspect_err(|_| bundle.remove())?;
         let task = self.launch(&key, &container, bundle, program, request, rootfs).await?;
-        self.adopt(task.clone());
+        self.adopt(task.clone(), log);
         reservation.fulfilled();
         failpoint::hit("create.done");
         Ok(task)

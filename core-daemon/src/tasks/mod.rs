@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::id::ContainerId;
 use crate::records::Containers;
-use crate::shims::{Instance, Launcher, Shim};
+use crate::shims::{Instance, Launcher, Shim, ShimLog};
 use crate::snapshots::Snapshotters;
 
 /// All tasks of the daemon; clones are the same.
@@ -159,10 +159,13 @@ impl Tasks {
     }
 
     /// Puts a task into the table and watches over its shim from now on.
-    fn adopt(&self, task: Arc<Task>) {
+    fn adopt(&self, task: Arc<Task>, log: Option<ShimLog>) {
         self.table().insert(task.key(), Slot::Live(task.clone()));
         let tasks = self.clone();
         tokio::spawn(async move {
+            if let Some(log) = log {
+                log.pass_on(&task.namespace, &task.id, task.shim.closed()).await;
+            }
             task.shim.closed().await;
             if !task.leaving.load(Ordering::SeqCst) {
                 tasks.shim_lost(&task).await;

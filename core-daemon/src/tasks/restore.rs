@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::{Bundle, Exit, Slot, Task, Tasks};
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
-use crate::shims::{Address, Instance, Patience, Shim};
+use crate::shims::{Address, Instance, Patience, Shim, ShimLog};
 
 /// Bundles that are looked at at the same time.
 const AT_ONCE: usize = 64;
@@ -128,7 +128,9 @@ impl Tasks {
     }
 
     fn welcome(&self, task: Arc<Task>, report: &Report) {
-        self.adopt(task.clone());
+        let log = ShimLog::open(task.bundle.path());
+        let log = log.inspect_err(|error| tracing::warn!(id = %task.id, %error, "read a shim's log again")).ok();
+        self.adopt(task.clone(), log);
         let _ = report.send(Restored::Alive(task));
     }
 

@@ -1,0 +1,62 @@
+//! What shims log: lines that come out of the FIFO `log` in their bundle and go into the daemon's log.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use gantry_proto::namespace::Namespace;
+use nix::sys::stat::Mode;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::unix::pipe;
+
+use crate::error::{Doing, Result};
+use crate::id::ContainerId;
+
+/// Longest line that is passed on whole.
+const MAX_LINE: u64 = 8 * 1024;
+
+/// The reading end of a shim's log.
+#[derive(Debug)]
+pub struct ShimLog(BufReader<pipe::Receiver>);
+
+impl ShimLog {
+    /// Opens the log in `bundle`, which is made if it is not there: shims open it when they start, and some insist on it.
+    ///
+    /// # Errors
+    /// When it cannot be made or opened.
+    pub fn open(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("log");
+        let doing = || format!("shim log {}", path.display());
+        match nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(error) => return Err(std::io::Error::from(error)).doing(doing),
+        }
+        // Open for both directions, it has no end while no shim has it open.
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&path).doing(doing)?;
+        Ok(Self(BufReader::with_capacity(512, receiver)))
+    }
+
+    /// Passes lines on until `until` is ready.
+    pub async fn pass_on(mut self, namespace: &Namespace, id: &ContainerId, until: impl Future<Output = ()>) {
+        tokio::pin!(until);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let mut limited = (&mut self.0).take(MAX_LINE);
+            let read = tokio::select! {
+                read = limited.read_until(b'\n', &mut line) => read,
+                () = &mut until => return,
+            };
+            match read {
+                Ok(_) => {
+                    let text = String::from_utf8_lossy(&line);
+                    tracing::debug!(target: "shim", %namespace, %id, "{}", text.trim_end());
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::warn!(%namespace, %id, %error, "read a shim's log");
+                    return;
+                }
+            }
+        }
+    }
+}
