@@ -14,6 +14,7 @@
 //! writes `0` into the `tasks` file of a v1 cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
 
 mod apply;
+mod counters;
 mod dbus;
 mod devices;
 mod error;
