@@ -40,9 +40,9 @@ impl Client {
         Ok(Duplex { input, output: self.engine.run(request).await?.into_inner() })
     }
 
-    /// Joins a container's streams.
-    pub async fn attach(&mut self, container: &str, stdin: bool) -> Result<Duplex<api::SessionOutput>> {
-        let attach = api::AttachRequest { r#ref: container.to_owned(), stdin };
+    /// Joins a container's streams; with `start`, of one that does not run yet.
+    pub async fn attach(&mut self, container: &str, stdin: bool, start: bool) -> Result<Duplex<api::SessionOutput>> {
+        let attach = api::AttachRequest { r#ref: container.to_owned(), stdin, start };
         let first = api::AttachInput { event: Some(attach_input::Event::Attach(attach)) };
         let wrap = |input| api::AttachInput { event: Some(attach_input::Event::Session(input)) };
         let (input, stream) = outgoing(first, wrap);

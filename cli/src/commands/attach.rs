@@ -32,7 +32,7 @@ impl Args {
         }
         let stdin = streams.stdin && !self.no_stdin;
         session::check_input_is_terminal(stdin, streams.terminal)?;
-        let Duplex { input, output } = client.attach(&self.container, stdin).await?;
+        let Duplex { input, output } = client.attach(&self.container, stdin, false).await?;
         let options = session::Options {
             terminal: streams.terminal,
             stdin,

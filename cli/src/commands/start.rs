@@ -46,11 +46,7 @@ impl Args {
         let streams = Streams::of(&mut client, container).await?;
         let stdin = self.interactive && streams.stdin;
         session::check_input_is_terminal(stdin, streams.terminal)?;
-        // Attached before the start, so that the first byte is seen.
-        let Duplex { input, output } = client.attach(container, stdin).await?;
-        if !streams.running {
-            client.start(container).await?;
-        }
+        let Duplex { input, output } = client.attach(container, stdin, true).await?;
         let options =
             session::Options { terminal: streams.terminal, stdin, signals: true, detach: self.detach_keys.clone() };
         match session::drive(options, input, output).await? {

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
-use super::{Ended, Engine, Live};
+use super::{Ended, Engine, Known, Live};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id::ExecId;
@@ -25,6 +25,8 @@ use crate::tasks::Task;
 
 /// How long output may go on after the process has ended: something else may hold its streams open.
 const OUTPUT_AFTER_END: Duration = Duration::from_secs(10);
+/// How long a client waits at most for a container that has ended to be gone.
+const REMOVAL: Duration = Duration::from_secs(10);
 /// Bytes of a frame before its payload.
 const HEADER: usize = 5;
 
@@ -48,10 +50,10 @@ pub(super) struct Process {
 }
 
 impl Engine {
-    /// Joins the streams of a running container until it ends or the client goes.
+    /// Joins the streams of a running container, or of one that is to be started, until it ends or the client goes.
     ///
     /// # Errors
-    /// `FailedPrecondition` when it does not run.
+    /// `FailedPrecondition` when it does not run and is not to be started, else why it cannot be.
     pub async fn attach<T>(
         &self,
         context: &Context,
@@ -60,25 +62,46 @@ impl Engine {
         output: Output<T>,
     ) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
-        let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
-        let socket = self.connect(&self.socket(&known.id)).await?;
+        let auto_remove = known.record.auto_remove;
+        let (live, socket) = match self.running(&context.namespace, &known.id) {
+            Some(live) => (live, self.connect(&self.socket(&known.id)).await?),
+            None if request.start => self.start_attached(context, known).await?,
+            None => return Err(not_running(&known.record.name)),
+        };
         let input = input.filter(|input| {
             let to_stdin = matches!(input.event, Some(In::Stdin(_) | In::CloseStdin(_)));
             std::future::ready(request.stdin || !to_stdin)
         });
-        self.container_session(&live, socket, input, output).await
+        self.container_session(&live, auto_remove, socket, input, output).await
     }
 
-    /// A session with a container's own process.
+    /// Starts a container to the end even if the client goes now: half a start is nobody's.
+    async fn start_attached(&self, context: &Context, known: Known) -> Result<(Arc<Live>, UnixStream)> {
+        let (engine, namespace) = (self.clone(), context.namespace.clone());
+        let start = tokio::spawn(async move { engine.start_known(&namespace, &known, true).await });
+        let (live, socket) = start.await.map_err(|error| Error::internal(format!("start: {error}")))??;
+        Ok((live, socket.ok_or_else(|| Error::internal("start: the container's streams are missing"))?))
+    }
+
+    /// A session with a container's own process. Of one that is removed at its end, the exit is told when it is gone,
+    /// so that its name is free for whoever waits.
     pub(super) async fn container_session<T>(
         &self,
         live: &Arc<Live>,
+        auto_remove: bool,
         socket: UnixStream,
         input: impl Input,
         output: Output<T>,
     ) -> Result<()> {
         let process = Process { task: live.task.clone(), exec: None };
-        self.session(&process, live.end(), socket, input, &output).await
+        let end = async {
+            let ended = live.end().await?;
+            if auto_remove {
+                let _ = tokio::time::timeout(REMOVAL, live.settled()).await;
+            }
+            Ok(ended)
+        };
+        self.session(&process, end, socket, input, &output).await
     }
 
     /// Passes input and output on until the process ends, the client goes, or the daemon stops.

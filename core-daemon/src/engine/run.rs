@@ -45,7 +45,7 @@ impl Engine {
             start.await.map_err(|error| crate::error::Error::internal(format!("start: {error}")))??;
         let _ = tell(Event::Started(api::Started { pid: live.task.pid() })).await;
         match socket {
-            Some(socket) => self.container_session(&live, socket, input, output).await,
+            Some(socket) => self.container_session(&live, auto_remove, socket, input, output).await,
             None => Ok(()),
         }
     }

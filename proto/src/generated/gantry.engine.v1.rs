@@ -449,6 +449,9 @@ pub struct AttachRequest {
     pub r#ref: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub stdin: bool,
+    /// Start the container where it does not run, attached before it writes its first byte.
+    #[prost(bool, tag = "3")]
+    pub start: bool,
 }
 impl ::prost::Name for AttachRequest {
     const NAME: &'static str = "AttachRequest";
@@ -1369,7 +1372,7 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Start"));
             self.inner.unary(req, path, codec).await
         }
-        /// Joins the standard streams of a running container. The first input names it.
+        /// Joins the standard streams of a running container, or of one that it starts. The first input names it.
         pub async fn attach(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::AttachInput>,
@@ -1762,7 +1765,7 @@ pub mod engine_server {
             >
             + std::marker::Send
             + 'static;
-        /// Joins the standard streams of a running container. The first input names it.
+        /// Joins the standard streams of a running container, or of one that it starts. The first input names it.
         async fn attach(
             &self,
             request: tonic::Request<tonic::Streaming<super::AttachInput>>,
