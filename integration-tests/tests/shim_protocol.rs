@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_sandbox_is_a_process_or_the_shim [Root],
     a_killed_shim_is_cleaned_up_after [Root],
     a_failed_create_leaves_nothing [Root],
+    a_create_nobody_waits_for_is_undone [Root],
     it_describes_itself [],
 ];
 
@@ -231,6 +232,36 @@ fn a_failed_create_leaves_nothing(env: &Env) -> Result<()> {
         assert_eq!(shim.state("").await.expect_err("gone").code, Code::NotFound);
         bundle.set("/process/cwd", "/").write()?;
         shim.create(&Stdio::default()).await?;
+        shim.finish().await
+    })
+}
+
+fn a_create_nobody_waits_for_is_undone(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "stuck", &["sleep", "60"])?;
+    let stuck = env.path("stuck-runtime");
+    std::fs::write(&stuck, "#!/bin/sh\ncase \"$*\" in *create*) exec sleep 1000;; esac\n")?;
+    std::fs::set_permissions(&stuck, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        let options = gantry_proto::containerd::runc::v1::Options {
+            binary_name: stuck.to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let request = CreateTaskRequest {
+            id: shim.id.clone(),
+            bundle: shim.bundle.to_string_lossy().into_owned(),
+            options: Some(any::pack(&options)),
+            ..CreateTaskRequest::default()
+        };
+        let context = Context::new().with_timeout(std::time::Duration::from_millis(300));
+        let create = shim.client.call::<_, CreateTaskResponse>("containerd.task.v3.Task", "Create", &request, &context);
+        assert_eq!(create.await.expect_err("stuck").code, Code::DeadlineExceeded);
+        // The identifier is free again as soon as the shim has cleaned up.
+        let limit = tokio::time::Instant::now() + wait::seconds(10);
+        while let Err(status) = shim.create(&Stdio::default()).await {
+            assert_eq!(status.code, Code::AlreadyExists);
+            assert!(tokio::time::Instant::now() < limit, "the identifier stays taken");
+        }
         shim.finish().await
     })
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How long a shim without containers waits for a client. A daemon that was killed between starting the shim and
+/// How long a shim without containers waits for its first client. A daemon that was killed between starting the shim and
 /// talking to it leaves nobody else who would end it.
-const LONELY: Duration = Duration::from_secs(30);
+const EXPECTANT: Duration = Duration::from_secs(30);
+/// How long it waits for another client after its last one left: nobody comes back for a shim without containers.
+const LONELY: Duration = Duration::from_secs(1);
 
 /// Counts what keeps the shim alive.
 #[derive(Debug, Clone)]
@@ -24,6 +26,8 @@ struct Inner {
 struct Counts {
     containers: usize,
     clients: usize,
+    /// There has been a client.
+    met: bool,
     stopping: bool,
 }
 
@@ -64,7 +68,10 @@ impl Lifetime {
     }
 
     fn hold(&self, client: bool) -> Hold {
-        self.inner.counts.send_modify(|counts| *counts.of(client) += 1);
+        self.inner.counts.send_modify(|counts| {
+            *counts.of(client) += 1;
+            counts.met |= client;
+        });
         Hold { inner: self.inner.clone(), client }
     }
 
@@ -93,12 +100,37 @@ impl Lifetime {
             }
             let changed = counts.changed();
             if now.containers == 0 && now.clients == 0 {
-                if tokio::time::timeout(LONELY, changed).await.is_err() {
+                let patience = if now.met { LONELY } else { EXPECTANT };
+                if tokio::time::timeout(patience, changed).await.is_err() {
                     return;
                 }
             } else if changed.await.is_err() {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_ends_when_the_last_client_has_left() {
+        let lifetime = Lifetime::default();
+        let (container, client) = (lifetime.container(), lifetime.client());
+        let early = tokio::time::timeout(LONELY * 2, lifetime.over()).await;
+        assert!(early.is_err(), "it ends although it has both");
+        drop(container);
+        drop(client);
+        tokio::time::timeout(LONELY * 5, lifetime.over()).await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn it_ends_when_it_is_told_to() {
+        let lifetime = Lifetime::default();
+        let _container = lifetime.container();
+        lifetime.stop();
+        tokio::time::timeout(LONELY, lifetime.over()).await.expect("it ends");
     }
 }

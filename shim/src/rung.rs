@@ -57,6 +57,18 @@ struct Line {
     kind: Option<String>,
 }
 
+/// A program that runs for a verb: ended where nobody waits for it any more.
+struct Running(Option<Pid>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // Not yet collected, so that the number is still its own.
+            let _ = rung_sys::signal::send(pid, nix::libc::SIGKILL);
+        }
+    }
+}
+
 impl Runtime {
     /// The runtime that `options` choose, for the container in `bundle`.
     pub fn new(options: &Options, namespace: &str, bundle: &Path, reaper: Reaper) -> Self {
@@ -130,16 +142,18 @@ impl Runtime {
         let child = command.spawn().doing(|| format!("start {}", self.program.display()))?;
         let pid = i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?;
         let exit = self.reaper.child(pid);
+        let mut running = Running(Some(Pid::from_raw(pid)));
         // The pipes and files of the command are the program's now; ours would keep its readers waiting.
         drop(command);
         let deadline =
             if matches!(verb, "create" | "exec" | "checkpoint" | "restore" | "start") { LONG } else { SHORT };
         match tokio::time::timeout(deadline, exit).await {
-            Ok(Ok(exited)) => Ok(exited.status),
-            Ok(Err(_)) => Err(Error::internal(format!("{} {verb}: its exit was lost", self.name()))),
+            Ok(exited) => {
+                running.0 = None;
+                let lost = |_| Error::internal(format!("{} {verb}: its exit was lost", self.name()));
+                exited.map(|exited| exited.status).map_err(lost)
+            }
             Err(_) => {
-                // Not yet collected, so that the number is still its own.
-                let _ = rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL);
                 let text = format!("{} {verb}: not done within {deadline:?}", self.name());
                 Err(Error::new(Kind::DeadlineExceeded, text))
             }

@@ -15,8 +15,9 @@ use crate::bootstrap::Setting;
 use crate::service::Services;
 use crate::{Doing, Result, log};
 
-/// How long the shim tries to deliver its last events before it ends.
-const LAST_EVENTS: Duration = Duration::from_secs(5);
+/// How long the shim tries to deliver its last events before it ends. A daemon that is not there to take them asks for the
+/// states of its containers when it comes back, and there is none left here.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Connections served at once.
 const MAX_CLIENTS: usize = 256;
 

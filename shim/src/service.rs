@@ -12,6 +12,7 @@ use gantry_proto::time::timestamp;
 use gantry_proto::ttrpc::server::{decode, unknown};
 use gantry_proto::ttrpc::{Context, Service};
 use prost::Message;
+use tokio::sync::oneshot;
 
 use crate::bootstrap::Setting;
 use crate::containers::Containers;
@@ -235,11 +236,25 @@ pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -
     let options = Options::from_any(request.options.as_ref())?;
     let mailbox = shim.containers.insert(&id, || Mailbox::start(shim.clone(), &id, bundle, options))?;
     let containers = shim.containers.clone();
-    // Forgetting a failed container is part of the job: the client may have stopped waiting for it.
-    let job = mailbox.ask(move |container| {
-        Box::pin(async move { container.create(request).await.inspect_err(|_| containers.remove(&id)) })
+    let (mut sender, answer) = oneshot::channel();
+    mailbox.tell(move |container| {
+        Box::pin(async move {
+            // A client that stops waiting for a Create wants it undone: it will use the identifier again.
+            let made = tokio::select! {
+                made = container.create(request) => Some(made),
+                () = sender.closed() => None,
+            };
+            if made.is_none() {
+                tracing::warn!(id, "nobody waits for this create any more; it is undone");
+                container.abandon().await;
+            }
+            if !matches!(made, Some(Ok(_))) {
+                containers.remove(&id);
+            }
+            let _ = sender.send(made.unwrap_or_else(|| Err(Error::internal("abandoned"))));
+        })
     });
-    job.await
+    answer.await.unwrap_or_else(|_| Err(Error::internal("the container's owner is gone")))
 }
 
 /// The task's state of a sandbox's container, for its status.

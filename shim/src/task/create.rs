@@ -60,6 +60,14 @@ impl Container {
         Ok(self.init.wire_pid())
     }
 
+    /// Undoes a Create that was stopped half-way: the client went away, or its time ran out.
+    pub async fn abandon(&mut self) {
+        self.init.io = None;
+        self.restore = None;
+        self.force_delete().await;
+        rootfs::unmount(&self.bundle.join("rootfs"));
+    }
+
     async fn make(&mut self, request: &CreateTaskRequest) -> Result<()> {
         self.private_pids = Config::read(&self.bundle)?.has_private_pids();
         self.options.save(&self.bundle)?;
