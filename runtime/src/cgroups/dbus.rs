@@ -216,7 +216,12 @@ pub(super) struct Connection {
     stream: UnixStream,
     serial: u32,
     deadline: Instant,
+    is_bus: bool,
 }
+
+/// The bus itself.
+const BUS: Target<'static> =
+    Target { destination: "org.freedesktop.DBus", path: "/org/freedesktop/DBus", interface: "org.freedesktop.DBus" };
 
 impl Connection {
     /// Connects to `address` and authenticates as `uid`. Everything on the connection ends within `limit`. On a bus
@@ -231,17 +236,21 @@ impl Connection {
             }
             None => UnixStream::connect(address),
         };
-        let mut connection = Self { stream: stream.map_err(failed)?, serial: 0, deadline: Instant::now() + limit };
+        let mut connection =
+            Self { stream: stream.map_err(failed)?, serial: 0, deadline: Instant::now() + limit, is_bus };
         connection.authenticate(uid)?;
         if is_bus {
-            let bus = Target {
-                destination: "org.freedesktop.DBus",
-                path: "/org/freedesktop/DBus",
-                interface: "org.freedesktop.DBus",
-            };
-            connection.call(bus, "Hello", Body::default())?;
+            connection.call(BUS, "Hello", Body::default())?;
         }
         Ok(connection)
+    }
+
+    /// Has the signals that `rule` describes delivered. Who is connected directly gets them all anyway.
+    pub(super) fn listen(&mut self, rule: &str) -> Result<()> {
+        if self.is_bus {
+            self.call(BUS, "AddMatch", Body::default().with(&Value::text(rule)))?;
+        }
+        Ok(())
     }
 
     /// Gives what follows `limit` from now, if it had more.

@@ -156,8 +156,7 @@ impl Systemd {
     pub(super) fn start(&mut self, unit: &Unit, id: &str, pid: Option<Pid>, list: &[(String, Value)]) -> Result<()> {
         let mut all = base_properties(unit, id, pid);
         all.extend(list.iter().cloned());
-        // Without a subscription systemd announces no jobs; one that exists already is fine.
-        self.bus.call(MANAGER, "Subscribe", Body::default())?;
+        self.subscribe()?;
         match self.start_once(unit, &all) {
             Err(Error::Systemd(text)) if text.contains("UnitExists") => {
                 // A scope of that name that failed before stays until it is reset.
@@ -166,6 +165,15 @@ impl Systemd {
             }
             other => other,
         }
+    }
+
+    /// Without a subscription systemd announces no jobs, and without a rule a bus does not deliver the announcement.
+    fn subscribe(&mut self) -> Result<()> {
+        self.bus.listen(
+            "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
+             interface='org.freedesktop.systemd1.Manager'",
+        )?;
+        self.bus.call(MANAGER, "Subscribe", Body::default()).map(drop)
     }
 
     fn start_once(&mut self, unit: &Unit, list: &[(String, Value)]) -> Result<()> {
@@ -217,7 +225,7 @@ impl Systemd {
         // What matters is that the processes are dead and the directories go, which does not take systemd.
         self.bus.limit(STOP_LIMIT * 5);
         let body = Body::default().with(&Value::text(&unit.name)).with(&Value::text("replace"));
-        self.bus.call(MANAGER, "Subscribe", Body::default())?;
+        self.subscribe()?;
         let serial = self.bus.post(MANAGER, "StopUnit", body)?;
         self.bus.limit(STOP_LIMIT);
         let stopped = self.wait_for_job(serial, unit, "StopUnit");
