@@ -10,6 +10,8 @@ mod cli_images;
 mod cli_run;
 mod harness;
 mod rung_cgroups;
+mod rung_escapes;
+mod rung_lifecycle;
 mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         cli_run::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
+        rung_escapes::TESTS,
+        rung_lifecycle::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
 use crate::error::{Doing as _, Error, Kind, Result};
 
@@ -86,6 +87,10 @@ fn walk(root: BorrowedFd<'_>, path: &Path, make: Make) -> Result<OwnedFd> {
                 return Err(Errno::ELOOP.into());
             }
             let target = PathBuf::from(readlinkat(&opened, "")?);
+            // A link of procfs with an absolute text is one of those that lead to an open file, whatever the text says.
+            if target.is_absolute() && fstatfs(&opened)?.filesystem_type() == PROC_SUPER_MAGIC {
+                return Err(Errno::ELOOP.into());
+            }
             if target.is_absolute() {
                 directories.clear();
             }

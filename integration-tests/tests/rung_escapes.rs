@@ -1,0 +1,211 @@
+//! Attacks of the past on runtimes, performed on ours. Each test names the advisory it repeats.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use integration_tests::{Bundle, Env, Result, Test, tests};
+use serde_json::json;
+
+pub(crate) const TESTS: &[Test] = tests![
+    the_executable_cannot_be_overwritten[Root],
+    a_container_cannot_run_the_runtime_as_its_program[Root],
+    working_directories_stay_inside[Root],
+    descriptors_of_the_host_do_not_leak[Root],
+    proc_and_sys_must_be_directories[Root],
+    dev_must_not_be_a_link[Root],
+    mount_targets_stay_inside[Root],
+    a_false_null_device_masks_nothing[Root],
+    settings_of_the_host_are_refused[Root],
+    capabilities_are_never_inherited[Root],
+    user_names_are_not_numbers[Root],
+];
+
+fn detached(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
+    let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, id])?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let code = command.status()?;
+    ensure!(code.success(), "run: {code}");
+    Ok(())
+}
+
+/// CVE-2019-5736: the file behind `/proc/<pid>/exe` of an exec, held open for reading and opened again for writing once
+/// nobody executes it any more.
+fn the_executable_cannot_be_overwritten(env: &Env) -> Result<()> {
+    let id = env.id("exe");
+    let program = env.program("rung")?;
+    let before = fs::metadata(&program)?;
+    let attack = "exec 9</proc/self/exe; sleep 1; echo x > /proc/self/fd/9";
+    let mut bundle = Bundle::new(env, "exe", &["sleep", "100"])?;
+    bundle.set("/root/readonly", false);
+    // A script whose interpreter is the runtime itself: the first container keeps what it can open of it.
+    let watcher = "while :; do for p in /proc/[0-9]*; do [ \"$(readlink $p/exe 2>/dev/null)\" = / ] && \
+                   { exec 9<$p/exe; while :; do echo x 2>/dev/null >/proc/self/fd/9 && touch /won; done; }; done; done";
+    bundle.set("/process/args", json!(["sh", "-c", watcher]));
+    detached(env, &bundle, &id)?;
+    for _ in 0..20 {
+        // The outcome of each does not matter; what the watcher can make of it does.
+        env.run_rung(&["exec", &id, "/proc/self/exe", "--version"])?;
+    }
+    env.run_rung(&["exec", &id, "sh", "-c", attack])?;
+    ensure!(!bundle.rootfs().join("won").exists(), "the executable was written to");
+    let after = fs::metadata(&program)?;
+    ensure!((before.len(), before.mtime(), before.ino()) == (after.len(), after.mtime(), after.ino()));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// CVE-2019-5736, the entry point: `/proc/self/exe` as the program of a container is the runtime.
+fn a_container_cannot_run_the_runtime_as_its_program(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "entry", &["/proc/self/exe", "--version"])?;
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("entry")])?;
+    ensure!(ran.code() != 0 && !ran.stdout.contains("version"), "it ran: {}", ran.text());
+    Ok(())
+}
+
+/// CVE-2024-21626: a working directory that leads through a descriptor of the runtime.
+fn working_directories_stay_inside(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "cwd", &["pwd"])?;
+    symlink("/proc/self/fd/7", bundle.rootfs().join("sneaky"))?;
+    for number in 3..24 {
+        bundle.set("/process/cwd", format!("/proc/self/fd/{number}"));
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cwd")])?.fails()?;
+    }
+    bundle.set("/process/cwd", "/sneaky");
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cwd")])?.fails()?;
+    Ok(())
+}
+
+/// CVE-2024-21626, CVE-2016-9962: what is open in a container is what it was given.
+fn descriptors_of_the_host_do_not_leak(env: &Env) -> Result<()> {
+    let id = env.id("fds");
+    let mut bundle = Bundle::new(env, "fds", &["sh", "-c", "for f in /proc/self/fd/*; do echo ${f##*/}; done"])?;
+    let seen = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.ok()?.stdout;
+    // One more is the directory that the shell reads.
+    ensure!(seen.split_whitespace().filter(|number| number.parse().is_ok_and(|n: u32| n > 3)).count() == 0, "{seen}");
+    bundle.set("/process/args", json!(["sleep", "100"]));
+    let mut command = env.rung(&["create", "--bundle", bundle.write()?, &id])?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    ensure!(command.status()?.success());
+    let state: serde_json::Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+    let waiting = format!("/proc/{}/fd", state["pid"]);
+    for entry in fs::read_dir(waiting)? {
+        let target = fs::read_link(entry?.path())?;
+        let text = target.to_str().context("UTF-8")?;
+        let fine =
+            ["/dev/null", "socket:", "pipe:"].iter().any(|good| text.starts_with(good)) || text.ends_with("exec.fifo");
+        ensure!(fine, "a waiting process holds {text}");
+    }
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// CVE-2019-16884, CVE-2023-28642: a link where the kernel's own file system belongs.
+fn proc_and_sys_must_be_directories(env: &Env) -> Result<()> {
+    for name in ["proc", "sys"] {
+        let bundle = Bundle::new(env, name, &["true"])?;
+        let place = bundle.rootfs().join(name);
+        fs::remove_dir(&place).ok();
+        symlink("/tmp", &place)?;
+        let told = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?.fails()?;
+        ensure!(told.contains("must be mounted on ordinary directory"), "{told}");
+    }
+    Ok(())
+}
+
+/// CVE-2026-41579: device nodes in a directory of the image's choice.
+fn dev_must_not_be_a_link(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "dev", &["true"])?;
+    let outside = env.dir("outside")?;
+    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+    let kept: Vec<_> = mounts
+        .into_iter()
+        .filter(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")))
+        .collect();
+    bundle.set("/mounts", kept);
+    fs::remove_dir(bundle.rootfs().join("dev")).ok();
+    symlink(&outside, bundle.rootfs().join("dev"))?;
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("dev")])?.fails()?;
+    ensure!(fs::read_dir(&outside)?.count() == 0, "something was made outside");
+    Ok(())
+}
+
+/// CVE-2021-30465, CVE-2024-45310: links on the way to a mount point, absolute, relative and dangling.
+fn mount_targets_stay_inside(env: &Env) -> Result<()> {
+    let outside = env.dir("victim")?;
+    for (name, target) in [("abs", outside.clone()), ("rel", "../../../../../../../../tmp/gantry-no-such".into())] {
+        let mut bundle = Bundle::new(env, name, &["true"])?;
+        symlink(&target, bundle.rootfs().join("volume"))?;
+        let options = json!(["nosuid"]);
+        bundle.push(
+            "/mounts",
+            json!({"destination": "/volume/made", "type": "tmpfs", "source": "tmpfs", "options": options}),
+        );
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?.ok()?;
+    }
+    ensure!(fs::read_dir(&outside)?.count() == 0, "a mount point was made outside");
+    ensure!(!std::path::Path::new("/tmp/gantry-no-such").exists());
+    Ok(())
+}
+
+/// CVE-2025-31133: a mask made of whatever the image calls `/dev/null`.
+fn a_false_null_device_masks_nothing(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "null", &["true"])?;
+    // The image's own /dev, with a link in the place of the device.
+    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+    let kept: Vec<_> = mounts
+        .into_iter()
+        .filter(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")))
+        .collect();
+    bundle.set("/mounts", kept);
+    let dev = bundle.rootfs().join("dev");
+    fs::create_dir_all(&dev)?;
+    symlink("/proc/sysrq-trigger", dev.join("null"))?;
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("null")])?.fails()?;
+    Ok(())
+}
+
+/// CVE-2022-0811: settings that are not the container's, or that smuggle others.
+fn settings_of_the_host_are_refused(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "sysctl", &["true"])?;
+    for key in ["kernel.core_pattern", "kernel.shm_rmid_forced=1+kernel.core_pattern", "net/../kernel/core_pattern"] {
+        bundle.config["linux"]["sysctl"] = json!({key: "|/bin/false"});
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("sysctl")])?.fails()?;
+    }
+    ensure!(!fs::read_to_string("/proc/sys/kernel/core_pattern")?.contains("/bin/false"));
+    Ok(())
+}
+
+/// CVE-2022-29162 and its kin: nothing inheritable, nothing ambient, in run and exec.
+fn capabilities_are_never_inherited(env: &Env) -> Result<()> {
+    let id = env.id("caps");
+    let bundle = Bundle::new(env, "caps", &["sleep", "100"])?;
+    detached(env, &bundle, &id)?;
+    for file in ["/proc/1/status", "/proc/self/status"] {
+        let status = env.run_rung(&["exec", &id, "cat", file])?.ok()?.stdout;
+        for line in status.lines().filter(|line| line.starts_with("CapInh") || line.starts_with("CapAmb")) {
+            ensure!(line.ends_with("0000000000000000"), "{file}: {line}");
+        }
+    }
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// CVE-2026-30892, CVE-2016-3697, CVE-2024-40635: user texts that become another user.
+fn user_names_are_not_numbers(env: &Env) -> Result<()> {
+    let id = env.id("users");
+    let mut bundle = Bundle::new(env, "users", &["sleep", "100"])?;
+    // An image whose list of users has numbers for names.
+    fs::create_dir_all(bundle.rootfs().join("etc"))?;
+    fs::write(bundle.rootfs().join("etc/passwd"), "1000:x:0:0::/:/bin/sh\n4294967296:x:0:0::/:/bin/sh\n")?;
+    bundle.set("/root/readonly", true);
+    detached(env, &bundle, &id)?;
+    let who = env.run_rung(&["exec", "--user", "1000", &id, "id", "-u"])?.ok()?.stdout;
+    ensure!(who.trim() == "1000", "{who}");
+    for bad in ["4294967296", "4294967295", "+0", "0x0", "root", "-1"] {
+        env.run_rung(&["exec", &format!("--user={bad}"), &id, "id", "-u"])?.exits(255)?;
+    }
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}

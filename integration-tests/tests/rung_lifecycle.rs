@@ -1,0 +1,154 @@
+//! The runtime alone: a container from its making to its removal, and what is left when it is killed on the way.
+
+use std::fs;
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use integration_tests::{Bundle, Env, Result, Test, tests};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    create_start_kill_delete[Root],
+    a_bad_program_fails_create[Root],
+    a_name_is_taken_once[Root],
+    exec_has_its_own_exit_code[Root],
+    hooks_see_the_states_of_the_specification[Root],
+    a_killed_runtime_leaves_what_delete_removes[Root],
+    a_failed_start_spares_the_cgroup_of_another[Root],
+    the_log_tells_the_kind[Root],
+];
+
+fn status(env: &Env, id: &str) -> Result<String> {
+    let state: Value = serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?;
+    Ok(state["status"].as_str().context("a status")?.to_owned())
+}
+
+/// `create` in a way that leaves no pipe of ours in the container's hands.
+fn create(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
+    let path = bundle.write()?;
+    let mut command = env.rung(&["create", "--bundle", path, id])?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let code = command.status()?;
+    ensure!(code.success(), "create: {code}");
+    Ok(())
+}
+
+fn create_start_kill_delete(env: &Env) -> Result<()> {
+    let id = env.id("life");
+    create(env, &Bundle::new(env, "life", &["sleep", "100"])?, &id)?;
+    ensure!(status(env, &id)? == "created");
+    env.run_rung(&["start", &id])?.ok()?;
+    ensure!(status(env, &id)? == "running");
+    ensure!(env.run_rung(&["start", &id])?.fails()?.contains("cannot start an already running container"));
+    ensure!(env.run_rung(&["delete", &id])?.fails()?.contains("that is not stopped: running"));
+    env.run_rung(&["kill", &id, "KILL"])?.ok()?;
+    integration_tests::wait::until("it stops", || (status(env, &id).ok()? == "stopped").then_some(()))?;
+    ensure!(env.run_rung(&["kill", &id])?.fails()?.contains("container not running"));
+    env.run_rung(&["delete", &id])?.ok()?;
+    ensure!(env.run_rung(&["delete", &id])?.fails()?.contains("does not exist"));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+fn a_bad_program_fails_create(env: &Env) -> Result<()> {
+    let id = env.id("bad");
+    let bundle = Bundle::new(env, "bad", &["/no/such/program"])?;
+    let told = env.run_rung(&["create", "--bundle", bundle.write()?, &id])?.exits(1)?;
+    ensure!(told.stderr.contains("no such file or directory"), "{}", told.stderr);
+    ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
+    Ok(())
+}
+
+fn a_name_is_taken_once(env: &Env) -> Result<()> {
+    let id = env.id("name");
+    let bundle = Bundle::new(env, "name", &["sleep", "100"])?;
+    create(env, &bundle, &id)?;
+    let told = env.run_rung(&["create", "--bundle", bundle.write()?, &id])?.fails()?;
+    ensure!(told.contains("container with given ID already exists"), "{told}");
+    ensure!(status(env, &id)? == "created", "the first one is untouched");
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
+    let id = env.id("exec");
+    create(env, &Bundle::new(env, "exec", &["sleep", "100"])?, &id)?;
+    env.run_rung(&["start", &id])?.ok()?;
+    env.run_rung(&["exec", &id, "sh", "-c", "exit 7"])?.exits(7)?;
+    env.run_rung(&["exec", &id, "no-such-program"])?.exits(255)?;
+    env.run_rung(&["exec", &id, "sh", "-c", "kill -TERM $$"])?.exits(143)?;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+fn hooks_see_the_states_of_the_specification(env: &Env) -> Result<()> {
+    let id = env.id("hooks");
+    let log = env.path("hooks.log");
+    let append = |point: &str| {
+        let line = format!("printf '%s ' {point} >> {0}; cat >> {0}; echo >> {0}", log.display());
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", line]}])
+    };
+    let mut bundle = Bundle::new(env, "hooks", &["true"])?;
+    for point in ["createRuntime", "createContainer", "poststart", "poststop"] {
+        bundle.set(&format!("/hooks/{point}"), append(point));
+    }
+    env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.ok()?;
+    let text = fs::read_to_string(&log)?;
+    let seen: Vec<(String, String)> = text
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(point, state)| {
+            let state: Value = serde_json::from_str(state).unwrap_or_default();
+            (point.to_owned(), state["status"].as_str().unwrap_or_default().to_owned())
+        })
+        .collect();
+    let expected = [
+        ("createRuntime", "creating"),
+        ("createContainer", "creating"),
+        ("poststart", "running"),
+        ("poststop", "stopped"),
+    ];
+    ensure!(seen == expected.map(|(point, status)| (point.to_owned(), status.to_owned())), "{seen:?}");
+    Ok(())
+}
+
+/// At many instants of a start the runtime is killed; `delete --force` then removes everything, and a second start with
+/// the same name works. That nothing else is left (process, mount, cgroup) is checked by the harness.
+fn a_killed_runtime_leaves_what_delete_removes(env: &Env) -> Result<()> {
+    let id = env.id("killed");
+    let bundle = Bundle::new(env, "killed", &["sleep", "100"])?;
+    let path = bundle.write()?;
+    for step in 0..40_u64 {
+        let mut command = env.rung(&["create", "--bundle", path, &id])?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn()?;
+        std::thread::sleep(std::time::Duration::from_micros(step * 500));
+        // It may have finished already, which is one of the instants.
+        child.kill().ok();
+        child.wait()?;
+        env.run_rung(&["delete", "--force", &id])?.ok()?;
+    }
+    env.run_rung(&["run", "--detach", "--bundle", path, &id])?.ok()?;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+fn a_failed_start_spares_the_cgroup_of_another(env: &Env) -> Result<()> {
+    let (first, second) = (env.id("first"), env.id("second"));
+    let bundle = Bundle::new(env, "first", &["sleep", "100"])?;
+    create(env, &bundle, &first)?;
+    let told = env.run_rung(&["run", "--bundle", bundle.write()?, &second])?.fails()?;
+    ensure!(told.contains("not empty"), "{told}");
+    ensure!(status(env, &first)? == "created", "the first one lives on");
+    env.run_rung(&["delete", "--force", &first])?.ok()?;
+    Ok(())
+}
+
+fn the_log_tells_the_kind(env: &Env) -> Result<()> {
+    let log = env.path("log.json");
+    let log = log.to_str().context("UTF-8")?;
+    env.run_rung(&["--log", log, "--log-format", "json", "state", "nobody"])?.exits(1)?;
+    let line: Value = serde_json::from_str(fs::read_to_string(log)?.lines().last().context("a line")?)?;
+    ensure!(line["level"] == "error" && line["kind"] == "not-found", "{line}");
+    Ok(())
+}
