@@ -112,6 +112,10 @@ impl From<std::io::Error> for Error {
             ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Kind::Unavailable,
             _ => Kind::Internal,
         };
+        if kind == Kind::ResourceExhausted {
+            let remedy = "free some, for example with `gantry system prune`, and try again";
+            return Self::new(kind, format!("no space left on device: {remedy}"));
+        }
         Self::new(kind, error.to_string())
     }
 }

@@ -174,6 +174,12 @@ impl Stack {
 
     /// Removes what was made room for, after a failure.
     pub(super) fn discard(&self) {
+        // Files first: on a full disk their space is what lets the records change.
+        for (_, place) in &self.places {
+            if let Err(error) = rung_sys::beneath::remove(&place.directory) {
+                tracing::debug!(%error, "left a layer's files for the collection");
+            }
+        }
         for (key, _) in &self.places {
             if let Err(error) = self.snapshotter.remove(&self.ctx, key) {
                 tracing::debug!(key, %error, "left a layer for the collection");

@@ -19,7 +19,7 @@ pub mod snapshots;
 mod tx;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use tx::{ReadTx, Tx, Visit, VisitAll, WriteTx};
 
@@ -28,9 +28,13 @@ use crate::error::{Doing, Error, Kind, Result};
 /// The open database. Clones share it.
 #[derive(Clone)]
 pub struct Db {
-    inner: Arc<redb::Database>,
+    /// Empty only while it is opened again.
+    inner: Arc<RwLock<Option<redb::Database>>>,
     path: Arc<PathBuf>,
 }
+
+/// Kept beside the database, and given up when the disk is full: what frees space must be recorded too.
+const RESERVE: u64 = 4 << 20;
 
 impl Db {
     /// Opens the database at `path`, making it where there is none.
@@ -40,8 +44,9 @@ impl Db {
     /// damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let inner = redb::Database::create(path).map_err(failed).doing(|| format!("open {}", path.display()))?;
-        let db = Self { inner: Arc::new(inner), path: Arc::new(path.to_owned()) };
+        let db = Self { inner: Arc::new(RwLock::new(Some(inner))), path: Arc::new(path.to_owned()) };
         db.prepare().doing(|| format!("open {}", path.display()))?;
+        db.make_reserve();
         Ok(db)
     }
 
@@ -77,7 +82,8 @@ impl Db {
     /// # Errors
     /// What `f` fails with, or when the database cannot be read.
     pub fn read<T>(&self, f: impl FnOnce(&ReadTx) -> Result<T>) -> Result<T> {
-        f(&ReadTx::begin(&self.inner)?)
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        f(&ReadTx::begin(inner.as_ref().ok_or_else(closed)?)?)
     }
 
     /// Changes it: all that `f` wrote is on disk when this returns, or none of it if `f` or the commit failed.
@@ -98,11 +104,56 @@ impl Db {
     }
 
     fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
-        let tx = WriteTx::begin(&self.inner, durability)?;
+        let result = self.try_change(durability, f);
+        if let Err(error) = &result
+            && matches!(error.kind(), Kind::ResourceExhausted | Kind::Aborted)
+        {
+            self.recover();
+        }
+        result
+    }
+
+    fn try_change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let tx = WriteTx::begin(inner.as_ref().ok_or_else(closed)?, durability)?;
         let value = f(&tx)?;
         tx.commit()?;
         Ok(value)
     }
+
+    fn reserve(&self) -> PathBuf {
+        self.path.with_extension("reserve")
+    }
+
+    /// Sets space aside, where there is some to spare.
+    fn make_reserve(&self) {
+        let make = || -> std::io::Result<()> {
+            let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(self.reserve())?;
+            let length = i64::try_from(RESERVE).unwrap_or(0);
+            Ok(nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length)?)
+        };
+        if let Err(error) = make() {
+            tracing::warn!(%error, "no space can be set aside for the metadata");
+            drop(std::fs::remove_file(self.reserve()));
+        }
+    }
+
+    /// After a failed write: gives up what was set aside, and opens the file again, which refuses to go on otherwise.
+    /// What was committed is as it was.
+    fn recover(&self) {
+        drop(std::fs::remove_file(self.reserve()));
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one must let go of its lock on the file first.
+        drop(inner.take());
+        match redb::Database::create(self.path.as_path()) {
+            Ok(database) => *inner = Some(database),
+            Err(error) => tracing::error!(%error, "metadata cannot be opened again"),
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(Kind::Aborted, "metadata could not be opened again after a failed write; free disk space and try again")
 }
 
 /// What a failure of redb means to a client.
@@ -110,6 +161,7 @@ fn failed(error: impl Into<redb::Error>) -> Error {
     let error = error.into();
     match error {
         redb::Error::Io(error) => error.into(),
+        redb::Error::PreviousIo => closed(),
         redb::Error::DatabaseAlreadyOpen => {
             Error::precondition("another gantryd has it open; stop that one, or give this one its own root with --root")
         }

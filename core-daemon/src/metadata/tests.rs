@@ -63,6 +63,18 @@ fn a_second_opener_is_refused_and_told_what_to_do() {
 }
 
 #[test]
+fn it_goes_on_after_a_failed_write() {
+    let (_dir, db) = db();
+    db.write(|tx| images::put(tx, "n", &Image { name: "a".into(), ..Image::default() })).expect("write");
+    assert!(db.reserve().exists());
+    let full: Result<()> = db.write(|_| Err(Error::new(Kind::ResourceExhausted, "no space left on device")));
+    assert_eq!(full.expect_err("full").kind(), Kind::ResourceExhausted);
+    assert!(!db.reserve().exists());
+    db.write(|tx| images::delete(tx, "n", "a")).expect("write after");
+    assert!(db.read(|tx| images::list(tx, "n")).expect("read").is_empty());
+}
+
+#[test]
 fn sequences_go_on_after_reopening() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let path = dir.path().join("meta.redb");

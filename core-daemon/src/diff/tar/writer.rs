@@ -89,7 +89,7 @@ fn records(entry: &Entry) -> Vec<u8> {
     if entry.size > MAX_SIZE {
         add(b"size", entry.size.to_string().as_bytes());
     }
-    if entry.mtime.0 < 0 {
+    if u64::try_from(entry.mtime.0).is_ok_and(|seconds| seconds > MAX_SIZE) || entry.mtime.0 < 0 {
         add(b"mtime", entry.mtime.0.to_string().as_bytes());
     }
     for (name, value) in &entry.xattrs {
@@ -112,7 +112,7 @@ fn entry_header(entry: &Entry, size: u64) -> [u8; BLOCK] {
     octal(&mut block[100..108], u64::from(entry.mode));
     octal(&mut block[108..116], u64::from(entry.uid.min(MAX_ID)));
     octal(&mut block[116..124], u64::from(entry.gid.min(MAX_ID)));
-    octal(&mut block[136..148], u64::try_from(entry.mtime.0).unwrap_or(0));
+    octal(&mut block[136..148], u64::try_from(entry.mtime.0).unwrap_or(0).min(MAX_SIZE));
     octal(&mut block[329..337], u64::from(entry.device.0));
     octal(&mut block[337..345], u64::from(entry.device.1));
     seal(&mut block);
