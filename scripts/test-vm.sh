@@ -38,7 +38,7 @@ boot() {
     TMPDIR=$work timeout --kill-after=5 "$limit" qemu-system-x86_64 \
         -nodefaults -no-user-config -no-reboot -display none -nic none -machine q35 "${accelerator[@]}" -smp 2 -m 2048 \
         -kernel "$image/vmlinuz" -initrd "$image/initramfs" \
-        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 $parameters" \
+        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off $parameters" \
         -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
         -drive "file=$work/tests.ext4,if=none,id=tests,format=raw,readonly=on" \
         -device virtio-blk-pci,drive=tests,serial=tests \

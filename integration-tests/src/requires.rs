@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+use crate::wait;
+
 /// Something a test needs of the machine it runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
@@ -28,6 +30,8 @@ pub enum Need {
     Userns,
     /// containerd and its `ctr` are installed.
     Containerd,
+    /// A machine that is not emulated: for tests that repeat something hundreds of times to catch a race.
+    Fast,
     /// Not a property of the machine: no other test runs at the same time.
     Alone,
 }
@@ -56,6 +60,7 @@ impl Need {
         Self::Nftables,
         Self::Userns,
         Self::Containerd,
+        Self::Fast,
         Self::Alone,
     ];
 
@@ -75,6 +80,7 @@ impl Need {
                 succeeds("containerd", &["--version"]) && succeeds("ctr", &["--version"]),
                 "containerd is not installed",
             ),
+            Self::Fast => (wait::patience() < 4, "this machine is too slow for a test of so many repetitions"),
             Self::Alone => return None,
         };
         (!met).then(|| reason.to_owned())

@@ -179,7 +179,7 @@ impl Run {
             command.stdout(said.try_clone()?).stderr(said.try_clone()?);
         }
         let mut child = command.spawn().context("start the test's process")?;
-        let ended = finish(&mut child, wait::seconds(DEADLINE_SECONDS));
+        let ended = finish(&mut child, Duration::from_secs(DEADLINE_SECONDS) * wait::patience().min(2));
         let left = leaks::settle_and_clear(token);
         let text = read_all(said)?;
         if let Err(reason) = ended {
