@@ -61,7 +61,10 @@ fn exit_codes_are_dockers(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     let run = |args: &[&str]| daemon.gantry(&[&["run", "--rm", &image], args].concat());
     run(&["sh", "-c", "exit 42"])?.exits(42)?;
-    run(&["sh", "-c", "kill -9 $$"])?.exits(137)?;
+    daemon.gantry(&["run", "-d", "--name", "killed", &image, "sleep", "1000"])?.ok()?;
+    daemon.gantry(&["kill", "killed"])?.ok()?;
+    assert_eq!(daemon.gantry(&["wait", "killed"])?.ok()?.text(), "137");
+    daemon.gantry(&["rm", "killed"])?.ok()?;
     let missing = run(&["no-such-program"])?.exits(127)?;
     assert!(missing.stderr.contains("no-such-program"), "{missing}");
     run(&["/etc/passwd"])?.exits(126)?;
