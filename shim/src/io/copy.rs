@@ -43,6 +43,9 @@ pub async fn output(source: AsyncFd<OwnedFd>, sink: Sink) {
         return;
     }
     loop {
+        // Waiting for what is ready already does not yield, and a process that never stops writing would then keep this
+        // thread from every request, the one to kill it included.
+        tokio::task::yield_now().await;
         let Ok(mut ready) = source.readable().await else { return };
         let step = SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(CHUNK, 0);
@@ -142,6 +145,7 @@ async fn splice_all(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>) -> bool 
     let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
     let mut moved = false;
     loop {
+        tokio::task::yield_now().await;
         let Ok(mut ready) = source.readable().await else { return true };
         match splice(source, None, sink, None, CHUNK, flags) {
             Ok(0) => return true,
@@ -168,6 +172,7 @@ async fn splice_all(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>) -> bool 
 /// Copies a client's FIFO to the process's standard input, then ends the input.
 pub async fn input(source: AsyncFd<OwnedFd>, input: Arc<Input>) {
     loop {
+        tokio::task::yield_now().await;
         let Ok(mut ready) = source.readable().await else { return };
         let chunk = SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(CHUNK, 0);
