@@ -31,6 +31,15 @@ impl Env {
 
     /// Starts `gantryd` with more arguments.
     pub fn daemon_with(&self, args: &[&str]) -> Result<Daemon<'_>> {
+        self.daemon_from(args, &[])
+    }
+
+    /// Starts a `gantryd` that dies at a failpoint, as if by SIGKILL. Debug builds have them.
+    pub fn daemon_dying_at(&self, failpoint: &str) -> Result<Daemon<'_>> {
+        self.daemon_from(&[], &[("GANTRYD_FAILPOINT", failpoint)])
+    }
+
+    fn daemon_from(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
         let child = self
@@ -42,6 +51,7 @@ impl Env {
             .arg("--state")
             .arg(self.path("state"))
             .args(args)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -99,6 +109,11 @@ impl Daemon<'_> {
         kill(self.raw_pid(), Signal::SIGTERM).context("send SIGTERM to gantryd")?;
         let ended = wait::until("gantryd ends after SIGTERM", || self.child.try_wait().transpose());
         ended.and_then(|status| Ok(status?)).map_err(|error| anyhow!("{error:#}\n--- its log\n{}", self.log()))
+    }
+
+    /// Waits until it has died by itself, at a failpoint. False if it did not within two seconds.
+    pub fn died(&mut self) -> bool {
+        wait::until_within(wait::seconds(2), "gantryd dies", || self.child.try_wait().ok().flatten()).is_ok()
     }
 
     /// Ends it as a crash does (SIGKILL).

@@ -8,6 +8,8 @@ use integration_tests::runner;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
+mod daemon_restart;
+mod daemon_tasks;
 mod harness;
 mod rung_cgroups;
 mod rung_escapes;
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        daemon_restart::TESTS,
+        daemon_tasks::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
         rung_escapes::TESTS,

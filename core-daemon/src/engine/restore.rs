@@ -1,6 +1,6 @@
 //! Finding the engine's containers again after a restart of the daemon.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gantry_proto::namespace::Namespace;
 use tokio::sync::mpsc;
@@ -58,10 +58,10 @@ impl Engine {
                     self.supervise(task, started_at);
                 }
             }
-            Restored::Dead(namespace, id, exit) => {
+            Restored::Dead { namespace, id, since, exit } => {
                 let ended = Ended { started_at: exit.at, at: exit.at, code: exit.status, oom_killed: false };
                 let engine = self.clone();
-                let settled = blocking(move || engine.end_unseen(&namespace, &id, ended)).await;
+                let settled = blocking(move || engine.end_unseen(&namespace, &id, since, ended)).await;
                 if let Err(error) = settled {
                     tracing::warn!(%error, "settle a container whose shim died");
                 }
@@ -69,13 +69,15 @@ impl Engine {
         }
     }
 
-    fn end_unseen(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> Result<()> {
+    /// Settles a container that ended while nobody looked. An end that was written down after `since` is its own.
+    fn end_unseen(&self, namespace: &Namespace, id: &ContainerId, since: SystemTime, ended: Ended) -> Result<()> {
         // Containers of other clients are their own business.
-        if self.find(&Context::new(namespace.clone()), id.as_str()).is_err() {
-            return Ok(());
+        let Ok(known) = self.find(&Context::new(namespace.clone()), id.as_str()) else { return Ok(()) };
+        if known.record.auto_remove {
+            return self.remove_files(namespace, id);
         }
-        if self.record_end(namespace, id, ended)? {
-            self.remove_files(namespace, id)?;
+        if known.record.ended.is_none_or(|seen| seen.at < since) {
+            self.record_end(namespace, id, ended)?;
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ impl Engine {
             let running = self.parts().tasks.holds(&namespace, &known.id);
             if lost && !running && known.record.error.is_empty() {
                 let ended = Ended { started_at: written, at: written, code: UNKNOWN, oom_killed: false };
-                if let Err(error) = self.end_unseen(&namespace, &known.id, ended) {
+                if let Err(error) = self.end_unseen(&namespace, &known.id, written, ended) {
                     tracing::warn!(%namespace, id = %known.id, %error, "settle a container that ended unseen");
                 }
             }

@@ -18,6 +18,7 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use gantry_proto::namespace::Namespace;
 use rung_sys::atomic_file;
@@ -190,6 +191,12 @@ impl Bundle {
     pub fn shim_program(&self) -> Option<PathBuf> {
         let text = fs::read_to_string(self.path.join("shim-binary-path")).ok()?;
         Some(PathBuf::from(text.trim_end())).filter(|path| path.is_absolute())
+    }
+
+    /// When it was made; now, where that is not known.
+    pub fn created_at(&self) -> SystemTime {
+        let written = fs::metadata(self.path.join("config.json")).and_then(|metadata| metadata.modified());
+        written.unwrap_or_else(|_| SystemTime::now())
     }
 
     /// Whether the container's specification is there.

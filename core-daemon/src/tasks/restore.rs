@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt as _, stream};
 use gantry_proto::containerd::task::v3 as shim;
@@ -33,8 +33,17 @@ pub type Report = mpsc::UnboundedSender<Restored>;
 pub enum Restored {
     /// Its shim still holds it.
     Alive(Arc<Task>),
-    /// Its shim is dead, and this is how its container ended.
-    Dead(Namespace, ContainerId, Exit),
+    /// Its shim is dead, and this is how its container ended, as far as can be told.
+    Dead {
+        /// The container's namespace.
+        namespace: Namespace,
+        /// The container.
+        id: ContainerId,
+        /// When the task was created: an end that was seen since is the true one.
+        since: SystemTime,
+        /// What cleaning up after the shim came to.
+        exit: Exit,
+    },
 }
 
 enum Found {
@@ -138,11 +147,12 @@ impl Tasks {
     async fn bury(&self, namespace: Namespace, id: ContainerId, bundle: &Bundle, program: &Path, report: &Report) {
         tracing::info!(%namespace, %id, "shim died while no daemon ran; cleaning up after it");
         let instance = Instance { program, namespace: &namespace, id: &id, bundle: bundle.path() };
+        let since = bundle.created_at();
         let exit = self.clean_up_dead(instance, 0).await;
         bundle.remove();
         self.announce_end(&namespace, &id, exit);
         // Nobody may want to know.
-        let _ = report.send(Restored::Dead(namespace, id, exit));
+        let _ = report.send(Restored::Dead { namespace, id, since, exit });
     }
 
     /// Keeps asking a shim that did not answer. Until it does, its container's name is taken.

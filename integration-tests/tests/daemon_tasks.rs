@@ -1,0 +1,131 @@
+//! Tasks for a client that knows nothing of Gantry: Debian's `ctr` 1.6.
+
+use std::process::{Child, Stdio};
+
+use anyhow::Context;
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_task_from_start_to_delete [Root, Overlay],
+    events_come_in_order [Root, Overlay],
+    clients_find_the_parts_they_look_for [Root],
+    refusals_have_the_codes_clients_branch_on [Root, Overlay],
+];
+
+const RUN: [&str; 3] = ["run", "--runtime", "io.containerd.rung.v2"];
+
+fn pulled(env: &Env, daemon: &Daemon<'_>) -> Result<(Registry, String)> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    daemon.ctr(&["images", "pull", "--plain-http", &image])?.ok()?;
+    Ok((registry, image))
+}
+
+fn a_task_from_start_to_delete(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let id = env.id("task");
+    daemon.ctr(&[&RUN[..], &["-d", &image, &id, "sleep", "1000"]].concat())?.ok()?;
+    let status = |wanted: &str| -> Result<()> {
+        let listed = daemon.ctr(&["tasks", "ls"])?.ok()?;
+        assert!(listed.stdout.lines().any(|line| line.contains(&id) && line.contains(wanted)), "{listed}");
+        Ok(())
+    };
+    status("RUNNING")?;
+    daemon.ctr(&["tasks", "pause", &id])?.ok()?;
+    status("PAUSED")?;
+    daemon.ctr(&["tasks", "resume", &id])?.ok()?;
+    status("RUNNING")?;
+    let exec = daemon.ctr(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", "echo $$; exit 5"])?;
+    assert_eq!(exec.code(), 5, "{exec}");
+    assert!(daemon.ctr(&["tasks", "ps", &id])?.ok()?.stdout.lines().count() >= 2);
+    assert!(daemon.ctr(&["tasks", "metrics", &id])?.ok()?.stdout.contains("memory"));
+    daemon.ctr(&["tasks", "kill", "-s", "KILL", &id])?.ok()?;
+    wait::until("the task stops", || daemon.ctr(&["tasks", "ls"]).ok()?.stdout.contains("STOPPED").then_some(()))?;
+    let deleted = daemon.ctr(&["tasks", "rm", &id])?;
+    assert!(deleted.stderr.contains("137"), "the exit code is told: {deleted}");
+    daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    assert!(!daemon.ctr(&["containers", "ls"])?.ok()?.stdout.contains(&id));
+    Ok(())
+}
+
+/// Ends the process when dropped.
+struct Listener(Child);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn events_come_in_order(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let log = env.path("events");
+    let mut command = std::process::Command::new("ctr");
+    env.prepare(&mut command);
+    command.arg("--address").arg(daemon.socket()).args(["--namespace", env.namespace(), "events"]);
+    let file = std::fs::File::create(&log).context("events")?;
+    let listener = Listener(command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()).spawn()?);
+    let id = env.id("events");
+    let seen = || std::fs::read_to_string(&log).unwrap_or_default();
+    // A subscription has no beginning that shows, so containers are run until one is seen whole.
+    wait::until("all events of a container", || {
+        daemon.ctr(&[&RUN[..], &["--rm", &image, &id, "true"]].concat()).ok()?.ok().ok()?;
+        seen().contains("/containers/delete").then_some(())
+    })?;
+    drop(listener);
+    let text = seen();
+    let wanted =
+        ["/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete"];
+    let last = text.rfind(wanted[0]).context("no container was created")?;
+    let places: Option<Vec<usize>> = wanted.iter().map(|topic| text[last..].find(topic)).collect();
+    let places = places.with_context(|| format!("events are missing:\n{text}"))?;
+    assert!(places.is_sorted(), "{text}");
+    Ok(())
+}
+
+fn clients_find_the_parts_they_look_for(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let plugins = daemon.ctr(&["plugins", "ls"])?.ok()?.stdout;
+    for (kind, id) in [
+        ("io.containerd.snapshotter.v1", "overlayfs"),
+        ("io.containerd.runtime.v2", "task"),
+        ("io.containerd.grpc.v1", "tasks"),
+        ("io.containerd.differ.v1", "walking"),
+    ] {
+        let found = plugins.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.first() == Some(&kind) && words.get(1) == Some(&id) && words.last() == Some(&"ok")
+        });
+        assert!(found, "{kind} {id} is not in\n{plugins}");
+    }
+    let first = daemon.ctr(&["version"])?.ok()?.stdout;
+    assert!(daemon.stop()?.success());
+    let second = env.daemon()?.ctr(&["version"])?.ok()?.stdout;
+    let uuid = |text: &str| text.lines().find(|line| line.contains("UUID")).map(str::to_owned);
+    assert!(uuid(&first).is_some());
+    assert_eq!(uuid(&first), uuid(&second), "the daemon's identity outlives it");
+    Ok(())
+}
+
+fn refusals_have_the_codes_clients_branch_on(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let id = env.id("twice");
+    daemon.ctr(&[&RUN[..], &["-d", &image, &id, "sleep", "1000"]].concat())?.ok()?;
+    let refused = |args: &[&str], word: &str| -> Result<()> {
+        let message = daemon.ctr(args)?.fails()?;
+        assert!(message.contains(word), "ctr {}: {message}", args.join(" "));
+        Ok(())
+    };
+    refused(&["tasks", "kill", "nobody"], "not found")?;
+    refused(&["containers", "info", "nobody"], "not found")?;
+    refused(&[&RUN[..], &["-d", &image, &id, "true"]].concat(), "already exists")?;
+    refused(&["tasks", "rm", &id], "failed precondition")?;
+    refused(&["tasks", "exec", "--exec-id", "e", &id, "no-such-program"], "no-such-program")?;
+    daemon.ctr(&["tasks", "rm", "-f", &id])?;
+    daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    Ok(())
+}
