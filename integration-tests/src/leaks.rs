@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::wait;
 
 /// Waits a moment for what is on its way out, then removes and reports the rest.
-pub(crate) fn settle_and_clear(token: &str) -> Vec<String> {
+pub fn settle_and_clear(token: &str) -> Vec<String> {
     remove_empty_parents(token);
     let limit = Instant::now() + Duration::from_secs(2) + Duration::from_secs(1) * wait::patience();
     let mut left = find(token);

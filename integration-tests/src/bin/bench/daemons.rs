@@ -36,8 +36,9 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
         }
         None => note("containerd or ctr is not installed: not measured"),
     }
-    for missing in ["podman", "docker"].iter().filter(|name| find(env, name).is_none()) {
-        note(&format!("{missing} is not installed: not measured"));
+    for name in ["podman", "docker"] {
+        let why = if find(env, name).is_some() { "this bench has no row for it yet" } else { "it is not installed" };
+        note(&format!("{name}: not measured, {why}"));
     }
     interleave(&mut subjects, rounds)?;
     table::print("run --rm true, image pulled", "ms", &mut subjects, "ctr run --rm (containerd, runc)");

@@ -28,7 +28,8 @@ fn measure(rounds: usize) -> Result<()> {
     let scratch = format!("gtbench{:06x}", std::process::id());
     let env = Env::new(&scratch)?;
     let measured = runtimes::measure(&env, rounds).and_then(|()| daemons::measure(&env, rounds.div_ceil(4)));
-    let cleared = std::fs::remove_dir_all(env.root());
+    let left = integration_tests::leaks::settle_and_clear(&scratch);
     measured?;
-    Ok(cleared?)
+    anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
+    Ok(())
 }
