@@ -113,7 +113,7 @@ impl From<std::io::Error> for Error {
             _ => Kind::Internal,
         };
         if kind == Kind::ResourceExhausted {
-            let remedy = "free some, for example with `gantry system prune`, and try again";
+            let remedy = "free some, for example with `gantry rmi` of an image that nothing uses, and try again";
             return Self::new(kind, format!("no space left on device: {remedy}"));
         }
         Self::new(kind, error.to_string())

@@ -10,6 +10,8 @@ mod cli_images;
 mod cli_run;
 mod daemon_restart;
 mod daemon_tasks;
+mod daemon_pull;
+mod daemon_registry;
 mod harness;
 mod rung_cgroups;
 mod rung_escapes;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
         cli_run::TESTS,
         daemon_restart::TESTS,
         daemon_tasks::TESTS,
+        daemon_pull::TESTS,
+        daemon_registry::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
         rung_escapes::TESTS,

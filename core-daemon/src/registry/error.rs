@@ -30,7 +30,8 @@ pub(super) fn of_answer(host: &str, status: StatusCode, body: &[u8]) -> Error {
     };
     match status {
         StatusCode::UNAUTHORIZED => {
-            told(Kind::Unauthenticated, "not logged in, or with a wrong account; give a user name and password")
+            let remedy = "log in with `docker login`, whose configuration is read";
+            told(Kind::Unauthenticated, &format!("wants a user name and password, or refused these; {remedy}"))
         }
         StatusCode::FORBIDDEN => told(Kind::PermissionDenied, "this account may not do that"),
         StatusCode::NOT_FOUND => told(Kind::NotFound, "not found"),
@@ -62,8 +63,9 @@ pub(super) fn of_transport(host: &str, error: &reqwest::Error) -> Error {
         return Error::new(Kind::DeadlineExceeded, format!("registry {host}: no answer in time ({cause}); try again"));
     }
     if is_certificate(&cause) {
-        let remedy = "install its authority's certificate, or name it in hosts.toml";
-        return Error::unavailable(format!("registry {host}: its certificate is not trusted ({cause}); {remedy}"));
+        // Not `Unavailable`: trying again does not help, and HTTP in its place would be less safe still.
+        let remedy = "name its authority in hosts.toml (ca), or do not check it with --insecure";
+        return Error::precondition(format!("registry {host}: its certificate is not trusted ({cause}); {remedy}"));
     }
     if error.is_connect() {
         let remedy = "check that it is running and that the address and port are right";

@@ -91,13 +91,17 @@ impl Repository {
         good: impl Fn(&Host) -> bool,
         mut ask: impl FnMut(Host) -> F,
     ) -> Result<T> {
-        let mut last = None;
+        let mut last: Option<Error> = None;
         for host in self.hosts.iter().filter(|host| good(host)) {
+            // It spoke TLS, and said no.
+            if host.stands_in && last.as_ref().is_some_and(|error| error.kind() != Kind::Unavailable) {
+                continue;
+            }
             match ask(host.clone()).await {
                 Ok(value) => return Ok(value),
                 Err(error) => {
                     tracing::debug!(host = host.name(), %error, "registry host failed");
-                    let replaced = last.as_ref().is_none_or(|before: &Error| before.kind() != Kind::NotFound);
+                    let replaced = last.as_ref().is_none_or(|before| before.kind() != Kind::NotFound);
                     if replaced || error.kind() == Kind::NotFound {
                         last = Some(error);
                     }

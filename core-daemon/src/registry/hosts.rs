@@ -20,6 +20,8 @@ pub(super) struct Host {
     pub(super) mirrors: Option<String>,
     pub(super) resolves: bool,
     pub(super) pulls: bool,
+    /// The same registry without TLS, for when nobody speaks TLS there.
+    pub(super) stands_in: bool,
 }
 
 impl Host {
@@ -69,7 +71,7 @@ fn configured_host(clients: &Clients, host: Configured, name: &str, access: &Acc
     let is_own = format!("{}{port}", base.host_str().unwrap_or_default()) == authority(name);
     let mirrors = (!is_own).then(|| name.to_owned());
     let (client, headers) = (clients.get(&tls)?, headers(&all)?);
-    Ok(Host { base, client, headers, mirrors, resolves: host.resolves, pulls: host.pulls })
+    Ok(Host { base, client, headers, mirrors, resolves: host.resolves, pulls: host.pulls, stands_in: false })
 }
 
 /// The registry itself.
@@ -87,7 +89,8 @@ fn own(clients: &Clients, name: &str, access: &Access) -> Result<Vec<Host>> {
         let base = format!("{scheme}://{authority}/v2/");
         let base = base.parse().map_err(|error| Error::invalid(format!("registry {name}: {error}")))?;
         let (client, headers) = (client.clone(), headers.clone());
-        Ok(Host { base, client, headers, mirrors: None, resolves: true, pulls: true })
+        let stands_in = *scheme != schemes[0];
+        Ok(Host { base, client, headers, mirrors: None, resolves: true, pulls: true, stands_in })
     };
     schemes.iter().map(host).collect()
 }

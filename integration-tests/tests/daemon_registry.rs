@@ -1,0 +1,180 @@
+//! Registries that are not simply there: with a certificate, with accounts, mirrored. All is read from one storage, which
+//! a plain registry beside them fills.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_configured_authority_is_trusted [Root, Overlay],
+    an_unknown_authority_is_refused_unless_told [Root, Overlay],
+    an_account_comes_from_dockers_configuration [Root, Overlay],
+    a_mirror_stands_in_for_a_registry_that_is_down [Root, Overlay],
+];
+
+/// Bcrypt of `open sesame` for the user `ali`, as `htpasswd -B` writes it.
+const ACCOUNT: &str = "ali:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n";
+
+/// Two registries over one storage: one to push to, and one with `extra` configuration to pull from.
+fn registries(env: &Env, extra: &str) -> Result<(Registry, Registry)> {
+    let plain = Registry::start(env)?;
+    Image::busybox()?.push(&plain, "test/busybox", "latest")?;
+    let special = Registry::start_with(env, "registry", extra)?;
+    Ok((plain, special))
+}
+
+fn openssl(env: &Env, args: &str) -> Result<()> {
+    env.run("openssl", &args.split(' ').collect::<Vec<_>>())?.ok()?;
+    Ok(())
+}
+
+/// An authority and a certificate of its for 127.0.0.1; gives the directory of `ca.pem`, `server.pem`, `server.key`.
+fn certificates(env: &Env) -> Result<PathBuf> {
+    let dir = env.dir("tls")?;
+    let at = dir.display();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    fs::write(dir.join("extensions"), "subjectAltName=IP:127.0.0.1\n")?;
+    openssl(env, &format!("req -x509 {key} -keyout {at}/ca.key -out {at}/ca.pem -subj /CN=authority -days 2"))?;
+    openssl(env, &format!("req {key} -keyout {at}/server.key -out {at}/server.csr -subj /CN=registry"))?;
+    openssl(
+        env,
+        &format!(
+            "x509 -req -in {at}/server.csr -CA {at}/ca.pem -CAkey {at}/ca.key -CAcreateserial -out {at}/server.pem \
+             -days 2 -extfile {at}/extensions"
+        ),
+    )?;
+    Ok(dir)
+}
+
+fn tls(dir: &Path) -> String {
+    let at = dir.display();
+    format!("  tls:\n    certificate: {at}/server.pem\n    key: {at}/server.key")
+}
+
+/// A daemon whose registries are configured below `certs.d`.
+fn daemon(env: &Env) -> Result<Daemon<'_>> {
+    let config = env.path("config.toml");
+    fs::write(&config, format!("[registry]\nconfig_path = \"{}\"\n", env.path("certs.d").display()))?;
+    env.daemon_with(&["--config", &config.display().to_string()])
+}
+
+fn hosts_toml(env: &Env, host: &str, text: &str) -> Result<()> {
+    let dir = env.dir("certs.d")?.join(host);
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("hosts.toml"), text)?;
+    Ok(())
+}
+
+fn prints_hi(daemon: &Daemon<'_>, options: &[&str], image: &str) -> Result<()> {
+    let ran = daemon.gantry(&[&["run", "--rm"], options, &[image, "echo", "hi"]].concat())?.ok()?;
+    assert_eq!(ran.text(), "hi", "{ran}");
+    Ok(())
+}
+
+/// The one line a pull failed with.
+fn refusal(ran: Ran) -> Result<String> {
+    let shown = ran.to_string();
+    let said = ran.fails()?;
+    assert_eq!(said.lines().filter(|line| line.starts_with("gantry: ")).count(), 1, "not one line: {shown}");
+    assert!(said.lines().count() <= 2, "more than a line and a hint: {shown}");
+    Ok(said)
+}
+
+fn a_configured_authority_is_trusted(env: &Env) -> Result<()> {
+    let dir = certificates(env)?;
+    let (_plain, secure) = registries(env, &tls(&dir))?;
+    let daemon = daemon(env)?;
+    let host = secure.host();
+    // Beside hosts.toml, as containerd's users put it.
+    hosts_toml(env, &host, &format!("server = \"https://{host}\"\nca = \"ca.pem\"\n"))?;
+    fs::copy(dir.join("ca.pem"), env.path("certs.d").join(&host).join("ca.pem"))?;
+    prints_hi(&daemon, &[], &format!("{host}/test/busybox:latest"))?;
+    // An authority that did not sign it, and a file that is not there.
+    fs::rename(dir.join("ca.pem"), dir.join("first.pem"))?;
+    certificates(env)?;
+    let other = format!("server = \"https://{host}\"\nca = \"{}\"\n", dir.join("ca.pem").display());
+    hosts_toml(env, &host, &other)?;
+    let said = refusal(daemon.gantry(&["pull", &format!("{host}/test/busybox:latest")])?)?;
+    assert!(said.contains("not trusted") && said.contains(&host), "{said}");
+    hosts_toml(env, &host, &format!("server = \"https://{host}\"\nca = \"missing.pem\"\n"))?;
+    let said = refusal(daemon.gantry(&["pull", &format!("{host}/test/busybox:latest")])?)?;
+    assert!(said.contains("missing.pem"), "{said}");
+    Ok(())
+}
+
+fn an_unknown_authority_is_refused_unless_told(env: &Env) -> Result<()> {
+    let dir = certificates(env)?;
+    let (_plain, secure) = registries(env, &tls(&dir))?;
+    let daemon = daemon(env)?;
+    let image = format!("{}/test/busybox:latest", secure.host());
+    let pulled = daemon.gantry(&["pull", &image])?;
+    assert!(pulled.took.as_secs() < 3, "what does not change was tried again: {pulled}");
+    let said = refusal(pulled)?;
+    for part in [&image, &secure.host(), "certificate is not trusted", "hosts.toml", "--insecure"] {
+        assert!(said.contains(part), "does not say {part:?}: {said}");
+    }
+    assert_eq!(daemon.gantry(&["images", "-q"])?.ok()?.text(), "");
+    prints_hi(&daemon, &["--insecure"], &image)?;
+    daemon.gantry(&["rmi", &image])?.ok()?;
+    daemon.gantry(&["pull", "-q", "--insecure", &image])?.ok()?;
+    // Once told is not told for ever.
+    refusal(daemon.gantry(&["pull", &image])?)?;
+    hosts_toml(env, &secure.host(), &format!("[host.\"https://{}\"]\nskip_verify = true\n", secure.host()))?;
+    daemon.gantry(&["pull", "-q", &image])?.ok()?;
+    Ok(())
+}
+
+/// `gantry pull` with a configuration of docker's that holds `auth` for `host`.
+fn pull_as(env: &Env, daemon: &Daemon<'_>, host: &str, account: Option<&str>) -> Result<Ran> {
+    let dir = env.dir("docker")?;
+    let auths = account.map_or_else(String::new, |account| format!("\"{host}\": {account}"));
+    fs::write(dir.join("config.json"), format!("{{\"auths\": {{{auths}}}}}"))?;
+    let mut command = daemon.gantry_command(&["pull", "-q", &format!("{host}/test/busybox:latest")])?;
+    command.env("DOCKER_CONFIG", dir);
+    output::run(command)
+}
+
+fn an_account_comes_from_dockers_configuration(env: &Env) -> Result<()> {
+    let accounts = env.path("accounts");
+    fs::write(&accounts, ACCOUNT)?;
+    let dir = certificates(env)?;
+    let auth = format!("auth:\n  htpasswd:\n    realm: test\n    path: {}", accounts.display());
+    let (_plain, guarded) = registries(env, &auth)?;
+    let secure = Registry::start_with(env, "registry", &format!("{}\n{auth}", tls(&dir)))?;
+    let daemon = daemon(env)?;
+    let trusted = format!("server = \"https://{}\"\nca = \"{}\"\n", secure.host(), dir.join("ca.pem").display());
+    hosts_toml(env, &secure.host(), &trusted)?;
+    for host in [guarded.host(), secure.host()] {
+        // `ali:wrong` and `ali:open sesame` in base64, as `docker login` leaves them.
+        for account in [None, Some("{\"auth\": \"YWxpOndyb25n\"}")] {
+            let ran = pull_as(env, &daemon, &host, account)?;
+            assert!(ran.took.as_secs() < 3, "what does not change was tried again: {ran}");
+            let said = refusal(ran)?;
+            for part in [host.as_str(), "test/busybox:latest", "password", "docker login"] {
+                assert!(said.contains(part), "does not say {part:?}: {said}");
+            }
+            assert_eq!(daemon.gantry(&["images", "-q"])?.ok()?.text(), "");
+        }
+        pull_as(env, &daemon, &host, Some("{\"auth\": \"YWxpOm9wZW4gc2VzYW1l\"}"))?.ok()?;
+        daemon.gantry(&["rmi", &format!("{host}/test/busybox:latest")])?.ok()?;
+        pull_as(env, &daemon, &host, Some("{\"username\": \"ali\", \"password\": \"open sesame\"}"))?.ok()?;
+        daemon.gantry(&["rmi", &format!("{host}/test/busybox:latest")])?.ok()?;
+    }
+    Ok(())
+}
+
+fn a_mirror_stands_in_for_a_registry_that_is_down(env: &Env) -> Result<()> {
+    let mirror = Registry::start(env)?;
+    Image::busybox()?.push(&mirror, "test/busybox", "latest")?;
+    let daemon = daemon(env)?;
+    // Bound and released: nobody listens.
+    let down = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let text = format!("server = \"http://{down}\"\n[host.\"http://{}\"]\n", mirror.host());
+    hosts_toml(env, &down.to_string(), &text)?;
+    prints_hi(&daemon, &[], &format!("{down}/test/busybox:latest"))?;
+    drop(mirror);
+    let said = refusal(daemon.gantry(&["pull", &format!("{down}/test/busybox:latest")])?)?;
+    assert!(said.contains(&down.to_string()) && said.contains("cannot connect"), "{said}");
+    Ok(())
+}
