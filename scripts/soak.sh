@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 end=$((SECONDS + ${SOAK_MINUTES:-10} * 60))

@@ -82,9 +82,11 @@ struct Daemon {
 impl Daemon {
     fn build(config: &Config, stopping: &CancellationToken) -> Result<Self> {
         let events = Events::new();
-        let db = Db::open(&config.root.join("meta.redb"))?;
-        let snapshots = snapshotters(config, &db, &events)?;
         let content = config.root.join("io.containerd.content.v1.content");
+        let overlay = config.root.join("io.containerd.snapshotter.v1.overlayfs");
+        let described = [content.join("blobs/sha256"), overlay.join("snapshots")];
+        let db = Db::open_beside(&config.root.join("meta.redb"), &described)?;
+        let snapshots = snapshotters(config, &db, &events)?;
         let content = Content::open(&content, db.clone(), events.clone())?;
         let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), events.clone());
         let images = Images::new(image::Parts {

@@ -32,6 +32,8 @@ pub enum Need {
     Containerd,
     /// A machine that is not emulated: for tests that repeat something hundreds of times to catch a race.
     Fast,
+    /// The `openssl` program is installed, for certificates.
+    Openssl,
     /// Not a property of the machine: no other test runs at the same time.
     Alone,
 }
@@ -61,6 +63,7 @@ impl Need {
         Self::Userns,
         Self::Containerd,
         Self::Fast,
+        Self::Openssl,
         Self::Alone,
     ];
 
@@ -81,6 +84,7 @@ impl Need {
                 "containerd is not installed",
             ),
             Self::Fast => (wait::patience() < 4, "this machine is too slow for a test of so many repetitions"),
+            Self::Openssl => (succeeds("openssl", &["version"]), "openssl is not installed"),
             Self::Alone => return None,
         };
         (!met).then(|| reason.to_owned())

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_configured_authority_is_trusted [Root, Overlay],
-    an_unknown_authority_is_refused_unless_told [Root, Overlay],
-    an_account_comes_from_dockers_configuration [Root, Overlay],
+    a_configured_authority_is_trusted [Root, Overlay, Openssl],
+    an_unknown_authority_is_refused_unless_told [Root, Overlay, Openssl],
+    an_account_comes_from_dockers_configuration [Root, Overlay, Openssl],
     a_mirror_stands_in_for_a_registry_that_is_down [Root, Overlay],
 ];
 

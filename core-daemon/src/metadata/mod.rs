@@ -43,6 +43,30 @@ impl Db {
     /// `FailedPrecondition` when another daemon has it open, or when a newer daemon wrote it; `DataLoss` when it is
     /// damaged.
     pub fn open(path: &Path) -> Result<Self> {
+        let opened = Self::try_open(path);
+        opened.map_err(|error| if error.kind() == Kind::DataLoss { say_remedy(&error, path) } else { error })
+    }
+
+    /// Opens the database at `path`, unless it is gone while one of `described`, directories of what it describes, is
+    /// not empty: a new one would have the collection remove all that is there, under running containers too.
+    ///
+    /// # Errors
+    /// As [`Db::open`]; `DataLoss` when the database is gone.
+    pub fn open_beside(path: &Path, described: &[PathBuf]) -> Result<Self> {
+        let is_gone = match std::fs::metadata(path) {
+            Ok(metadata) => metadata.len() == 0,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error).doing(|| format!("open {}", path.display())),
+        };
+        let holds = |directory: &&PathBuf| std::fs::read_dir(directory).is_ok_and(|mut all| all.next().is_some());
+        if is_gone && let Some(directory) = described.iter().find(holds) {
+            let text = format!("open {}: gone or empty, but {} is not", path.display(), directory.display());
+            return Err(say_remedy(&Error::new(Kind::DataLoss, text), path));
+        }
+        Self::open(path)
+    }
+
+    fn try_open(path: &Path) -> Result<Self> {
         let inner = redb::Database::create(path).map_err(failed).doing(|| format!("open {}", path.display()))?;
         let db = Self { inner: Arc::new(RwLock::new(Some(inner))), path: Arc::new(path.to_owned()) };
         db.prepare().doing(|| format!("open {}", path.display()))?;
@@ -152,6 +176,13 @@ impl Db {
     }
 }
 
+/// What to do where the metadata is lost.
+fn say_remedy(error: &Error, path: &Path) -> Error {
+    let root = path.parent().unwrap_or(path).display();
+    let remedy = format!("put it back from a backup, or move {root} away to begin anew and pull the images again");
+    Error::new(error.kind(), format!("{error}; {remedy}"))
+}
+
 fn closed() -> Error {
     Error::new(Kind::Aborted, "metadata could not be opened again after a failed write; free disk space and try again")
 }
@@ -160,6 +191,9 @@ fn closed() -> Error {
 fn failed(error: impl Into<redb::Error>) -> Error {
     let error = error.into();
     match error {
+        redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            Error::new(Kind::DataLoss, format!("damaged: {error}"))
+        }
         redb::Error::Io(error) => error.into(),
         redb::Error::PreviousIo => closed(),
         redb::Error::DatabaseAlreadyOpen => {

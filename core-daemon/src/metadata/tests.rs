@@ -83,3 +83,38 @@ fn sequences_go_on_after_reopening() {
         assert_eq!(db.write(|tx| tx.next("snapshot")).expect("next"), expected);
     }
 }
+
+#[test]
+fn damage_is_told_with_a_remedy_and_changes_nothing() {
+    let (dir, db) = db();
+    let path = dir.path().join("meta.redb");
+    drop(db);
+    let good = std::fs::read(&path).expect("read");
+    for (what, from, to) in [("magic", 0, 512), ("everything", 0, good.len())] {
+        let mut bytes = good.clone();
+        bytes[from..to].fill(0x5a);
+        std::fs::write(&path, &bytes).expect("damage");
+        let error = Db::open(&path).err().unwrap_or_else(|| panic!("{what}: opened"));
+        assert_eq!(error.kind(), Kind::DataLoss, "{what}: {error}");
+        assert!(error.to_string().contains("backup") && error.to_string().contains("meta.redb"), "{what}: {error}");
+        assert_eq!(std::fs::read(&path).expect("read"), bytes, "{what}");
+    }
+}
+
+#[test]
+fn what_a_lost_database_described_is_not_given_up() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (path, blobs) = (dir.path().join("meta.redb"), dir.path().join("blobs"));
+    std::fs::create_dir(&blobs).expect("directory");
+    let described = [dir.path().join("nothing"), blobs.clone()];
+    drop(Db::open_beside(&path, &described).expect("new"));
+    std::fs::write(blobs.join("one"), "").expect("blob");
+    drop(Db::open_beside(&path, &described).expect("again"));
+    for lose in [|path: &std::path::Path| std::fs::write(path, ""), |path: &std::path::Path| std::fs::remove_file(path)]
+    {
+        lose(&path).expect("lose");
+        let error = Db::open_beside(&path, &described).err().expect("lost");
+        assert_eq!(error.kind(), Kind::DataLoss);
+        assert!(error.to_string().contains("blobs is not; put it back"), "{error}");
+    }
+}

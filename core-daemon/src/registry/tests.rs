@@ -152,7 +152,7 @@ async fn failures_say_what_to_do() {
     for (object, kind, text) in [
         ("none", Kind::NotFound, "check the name"),
         ("secret", Kind::PermissionDenied, "not yours"),
-        ("login", Kind::Unauthenticated, "give a user name"),
+        ("login", Kind::Unauthenticated, "wants a user name"),
     ] {
         let error = repository.resolve(object).await.expect_err(object);
         assert_eq!(error.kind(), kind, "{error}");
