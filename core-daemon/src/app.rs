@@ -43,6 +43,8 @@ use crate::ttrpc::events::ForwardService;
 /// # Errors
 /// Names what cannot be opened, or which address is taken.
 pub async fn run(config: Config) -> Result<()> {
+    // First of all: before they are watched, these signals kill, and whoever gets an answer may send one.
+    let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
     let stopping = CancellationToken::new();
     let daemon = Daemon::build(&config, &stopping)?;
@@ -58,13 +60,12 @@ pub async fn run(config: Config) -> Result<()> {
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
     let stop = async {
-        let told = serve::told_to_stop().await;
+        signals.await;
         stopping.cancel();
-        told
     };
-    let (served, told) = tokio::join!(grpc, stop);
+    let (served, ()) = tokio::join!(grpc, stop);
     let _ = tokio::join!(ttrpc, gc);
-    served.and(told)
+    served
 }
 
 /// The daemon's parts, lowest first.

@@ -173,19 +173,20 @@ pub async fn ttrpc(mut socket: Socket, service: impl Service, stopping: Cancella
     }
 }
 
-/// Returns when the daemon is told to stop.
+/// Watches for SIGTERM and SIGINT from now on; what it gives ends with the first of them.
 ///
 /// # Errors
-/// When signals cannot be watched.
-pub async fn told_to_stop() -> Result<()> {
+/// When the signals cannot be watched.
+pub fn stop_signals() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).doing(|| "watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).doing(|| "watch for SIGINT")?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    };
-    tracing::info!(signal = name, "stopping; containers keep running");
-    Ok(())
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping; containers keep running");
+    })
 }
 
 /// Tells a service manager that waits for it that the daemon is ready.

@@ -110,8 +110,7 @@ fn what_a_lost_database_described_is_not_given_up() {
     drop(Db::open_beside(&path, &described).expect("new"));
     std::fs::write(blobs.join("one"), "").expect("blob");
     drop(Db::open_beside(&path, &described).expect("again"));
-    for lose in [|path: &std::path::Path| std::fs::write(path, ""), |path: &std::path::Path| std::fs::remove_file(path)]
-    {
+    for lose in [|path: &Path| std::fs::write(path, ""), |path: &Path| std::fs::remove_file(path)] {
         lose(&path).expect("lose");
         let error = Db::open_beside(&path, &described).err().expect("lost");
         assert_eq!(error.kind(), Kind::DataLoss);
