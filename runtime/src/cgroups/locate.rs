@@ -37,10 +37,15 @@ impl Hierarchy {
     }
 }
 
+/// Whether this host has v2 alone.
+pub(super) fn is_unified() -> bool {
+    cgroupfs::version_at(Path::new(ROOT)) == Some(Version::V2)
+}
+
 /// The hierarchies of this host, v1 controllers first. On a unified host there is one.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let root = Path::new(ROOT);
-    if cgroupfs::version_at(root) == Some(Version::V2) {
+    if is_unified() {
         return Ok(vec![Hierarchy { controllers: Vec::new(), mount: root.to_owned(), own: PathBuf::new() }]);
     }
     let table = read_proc("/proc/self/cgroup")?;
@@ -49,6 +54,8 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     for (controllers, own) in memberships(&table) {
         let mount = match usual_mount(root, &controllers) {
             Some(mount) => Some(mount),
+            // Every kernel has a line for v2, mounted or not. Beside v1 it is of use only where it usually is.
+            None if controllers.is_empty() => None,
             None => mounted_elsewhere(&controllers, &mut mounts)?,
         };
         if let Some(mount) = mount {
@@ -85,11 +92,10 @@ fn usual_mount(root: &Path, controllers: &[String]) -> Option<PathBuf> {
     candidates.into_iter().map(|name| root.join(name)).find(|path| cgroupfs::version_at(path) == Some(wanted))
 }
 
-/// One cgroup mount of the mount table.
+/// One v1 mount of the mount table.
 #[derive(Debug, Clone)]
 struct Mounted {
     at: PathBuf,
-    v2: bool,
     options: Vec<String>,
 }
 
@@ -97,10 +103,7 @@ fn mounted_elsewhere(controllers: &[String], mounts: &mut Option<Vec<Mounted>>) 
     if mounts.is_none() {
         *mounts = Some(cgroup_mounts(&read_proc("/proc/self/mountinfo")?));
     }
-    let serves = |mounted: &&Mounted| match controllers {
-        [] => mounted.v2,
-        names => !mounted.v2 && names.iter().all(|name| mounted.options.contains(name)),
-    };
+    let serves = |mounted: &&Mounted| controllers.iter().all(|name| mounted.options.contains(name));
     Ok(mounts.as_ref().and_then(|all| all.iter().find(serves)).map(|mounted| mounted.at.clone()))
 }
 
@@ -111,13 +114,11 @@ fn cgroup_mounts(table: &str) -> Vec<Mounted> {
             let (before, after) = line.split_once(" - ")?;
             let at = PathBuf::from(before.split(' ').nth(4)?);
             let mut fields = after.split(' ');
-            let v2 = match fields.next()? {
-                "cgroup" => false,
-                "cgroup2" => true,
-                _ => return None,
-            };
+            if fields.next()? != "cgroup" {
+                return None;
+            }
             let options = fields.nth(1)?.split(',').map(str::to_owned).collect();
-            Some(Mounted { at, v2, options })
+            Some(Mounted { at, options })
         })
         .collect()
 }
@@ -203,7 +204,6 @@ mod tests {
         let names = |list: &[&str]| list.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
         let at = |list: &[&str], mounts: &mut _| mounted_elsewhere(&names(list), mounts).unwrap();
         assert_eq!(at(&["cpu", "cpuacct"], &mut mounts), Some(PathBuf::from("/cg/both")));
-        assert_eq!(at(&[], &mut mounts), Some(PathBuf::from("/cg/two")));
         assert_eq!(at(&["pids"], &mut mounts), None);
     }
 }

@@ -111,6 +111,7 @@ impl Cgroup {
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
     #[must_use]
     pub fn from_paths(paths: &BTreeMap<String, PathBuf>) -> Self {
+        let unified = locate::is_unified();
         let mut places: Vec<Place> = Vec::new();
         for (name, path) in paths {
             let controllers = if name.is_empty() { Vec::new() } else { vec![name.clone()] };
@@ -118,7 +119,7 @@ impl Cgroup {
             match places.iter_mut().find(|place| place.path == *path) {
                 Some(place) => place.hierarchy.controllers.extend(controllers),
                 None => places.push(Place {
-                    hierarchy: Hierarchy { controllers, mount: mount_of(path), own: PathBuf::new() },
+                    hierarchy: Hierarchy { controllers, mount: mount_of(path, unified), own: PathBuf::new() },
                     path: path.clone(),
                     dir: None,
                     made: false,
@@ -464,13 +465,11 @@ impl Entry {
 }
 
 /// The mount point a recorded path is below.
-fn mount_of(path: &Path) -> PathBuf {
+fn mount_of(path: &Path, unified: bool) -> PathBuf {
     let root = Path::new(locate::ROOT);
     let Ok(inner) = path.strip_prefix(root) else { return root.to_owned() };
-    if rung_sys::cgroupfs::version_at(root) == Some(rung_sys::cgroupfs::Version::V2) {
-        return root.to_owned();
-    }
-    inner.components().next().map_or_else(|| root.to_owned(), |first| root.join(first))
+    let first = inner.components().next().filter(|_| !unified);
+    first.map_or_else(|| root.to_owned(), |first| root.join(first))
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
-    let made = entry.save(&record).and_then(|()| {
+    let made = entry.plan(&record).and_then(|()| {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
         cgroup.create(resources, None).map_err(launch::cgroup_error)
     });

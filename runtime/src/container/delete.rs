@@ -91,10 +91,10 @@ pub fn destroy(container: &Container) -> Result<()> {
         return Err(error);
     }
     let state = container.hook_state();
-    let hooks = container.record.spec().ok().and_then(|spec| spec.hooks().clone());
-    let poststop = hooks.and_then(|hooks| hooks.poststop().clone()).unwrap_or_default();
+    let hooks = container.record.hooks().unwrap_or_default();
+    let poststop = hooks.poststop().as_deref().unwrap_or_default();
     container.entry.remove()?;
-    for hook in &poststop {
+    for hook in poststop {
         // All of them run, whatever one of them says.
         if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &state, "stopped", None) {
             log::warning(&error.to_string());

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::{Hooks, Spec};
+use rung_spec::config;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::error::{Doing as _, Result};
+use crate::error::{Doing as _, Error, Result};
 
 /// The persisted record of one container.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,9 +93,20 @@ impl Record {
     }
 
     /// The configuration the container was created from.
-    pub fn spec(&self) -> Result<oci_spec::runtime::Spec> {
-        serde_json::from_str(self.config.spec.get())
-            .map_err(|error| crate::error::Error::invalid(error.to_string()))
-            .doing(|| "read the recorded configuration")
+    pub fn spec(&self) -> Result<Spec> {
+        let parsed = config::parse(self.config.spec.get().as_bytes());
+        let parsed = parsed.map_err(|error| Error::invalid(error.to_string()));
+        Ok(parsed.doing(|| "read the recorded configuration")?.value)
+    }
+
+    /// Its hooks; the rest of the configuration is not looked at, which is most of what reading it costs.
+    pub fn hooks(&self) -> Result<Hooks> {
+        #[derive(Deserialize)]
+        struct Hooked {
+            hooks: Option<Hooks>,
+        }
+        let read = serde_json::from_slice::<Hooked>(self.config.spec.get().as_bytes());
+        let read = read.map_err(|error| Error::invalid(error.to_string()));
+        Ok(read.doing(|| "read the recorded configuration")?.hooks.unwrap_or_default())
     }
 }

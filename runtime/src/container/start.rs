@@ -19,15 +19,14 @@ pub fn start(container: &Container) -> Result<()> {
         Status::Paused => return Err(Error::new(Kind::Paused, "cannot start a paused container: resume it first")),
         _ => return Err(Error::new(Kind::WrongState, "cannot start an already running container")),
     }
-    let spec = container.record.spec()?;
-    let hooks = spec.hooks().as_ref();
-    let waits = hooks.and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|list| !list.is_empty());
+    let hooks = container.record.hooks()?;
+    let waits = hooks.start_container().as_ref().is_some_and(|list| !list.is_empty());
     let path = container.entry.fifo();
     let opened = gate::open(&path, (!waits).then_some(PATIENCE));
     // Open or broken, it is a gate no more.
     std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
     opened?;
-    let poststart = hooks.and_then(|hooks| hooks.poststart().as_ref()).map(Vec::as_slice).unwrap_or_default();
+    let poststart = hooks.poststart().as_deref().unwrap_or_default();
     let pid = Some(container.pid().as_raw());
     hooks::run("poststart", poststart, &container.hook_state(), "running", pid).inspect_err(|_| {
         // A container whose poststart hook failed must not go on running.

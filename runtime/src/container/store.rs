@@ -3,7 +3,8 @@
 //! ```text
 //! <root>/                     0711
 //! └── <id>/                   0711, made first: its existence is the claim on the name
-//!     ├── state.json          the record; replaced whole by rename, never written in place
+//!     ├── planned.json        the record as it was before anything was made
+//!     ├── state.json          the record of what was made; replaced whole by rename, never written in place
 //!     ├── exec.fifo           there from `create` until `start` has let the program go
 //!     └── notify/notify.sock  only with NOTIFY_SOCKET
 //! ```
@@ -20,6 +21,7 @@ use super::record::Record;
 use crate::error::{Doing as _, Error, Kind, Result};
 
 const RECORD: &str = "state.json";
+const PLANNED: &str = "planned.json";
 const FIFO: &str = "exec.fifo";
 const TEMPORARY: &str = ".state.json.new";
 
@@ -107,19 +109,30 @@ impl Entry {
         self.path.join(FIFO)
     }
 
-    /// Reads the record.
+    /// Reads the record: the planned one while the container is being made.
     pub fn load(&self) -> Result<Record> {
-        let path = self.path.join(RECORD);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let message = format!("container does not exist: {} is missing", path.display());
-                return Err(Error::new(Kind::NotFound, message));
-            }
-            Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+        let read = |name: &str| match std::fs::read(self.path.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // Made a moment ago, and not written yet.
+            Ok(text) if text.is_empty() => Ok(None),
+            other => other.map(Some).doing(|| format!("read {}", self.path.join(name).display())),
         };
-        serde_json::from_str(&text)
-            .map_err(|error| Error::new(Kind::Internal, format!("read {}: {error}", path.display())))
+        let Some(text) = read(RECORD)?.map_or_else(|| read(PLANNED), |text| Ok(Some(text)))? else {
+            let message = format!("container does not exist: {} is missing", self.path.join(RECORD).display());
+            return Err(Error::new(Kind::NotFound, message));
+        };
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::new(Kind::Internal, format!("read the record of {}: {error}", self.path.display())))
+    }
+
+    /// Writes down what is about to be made, in a directory just claimed.
+    ///
+    /// It has a name of its own because the record that follows must not take the place of another file: ext4 writes
+    /// the data of a file to disk when it replaces one (`docs/decisions/0010-state-files.md`). In place, because half
+    /// of it says the same as nothing: nothing was made yet.
+    pub fn plan(&self, record: &Record) -> Result<()> {
+        let path = self.path.join(PLANNED);
+        write(&path, record).doing(|| format!("write {}", path.display()))
     }
 
     /// Replaces the record.
@@ -129,19 +142,13 @@ impl Entry {
     pub fn save(&self, record: &Record) -> Result<()> {
         let path = self.path.join(RECORD);
         let temporary = self.path.join(TEMPORARY);
-        let write = || -> std::io::Result<()> {
-            let text = serde_json::to_vec(record)?;
-            let mut file =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&text)?;
-            std::fs::rename(&temporary, &path)
-        };
-        write().doing(|| format!("write {}", path.display()))
+        let written = write(&temporary, record).and_then(|()| std::fs::rename(&temporary, &path));
+        written.doing(|| format!("write {}", path.display()))
     }
 
     /// Forgets the container. What is gone already is no error.
     pub fn remove(&self) -> Result<()> {
-        for name in [RECORD, FIFO, TEMPORARY, "notify/notify.sock"] {
+        for name in [RECORD, PLANNED, FIFO, TEMPORARY, "notify/notify.sock"] {
             gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
         for directory in [self.path.join("notify"), self.path.clone()] {
@@ -151,10 +158,44 @@ impl Entry {
     }
 }
 
+fn write(path: &Path, record: &Record) -> std::io::Result<()> {
+    let text = serde_json::to_vec(record)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&text)
+}
+
 /// What is gone already needs no removing.
 fn gone(outcome: std::io::Result<()>) -> std::io::Result<()> {
     match outcome {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_planned_record_counts_until_there_is_another() {
+        let root = tempfile::tempdir().unwrap();
+        let id = ContainerId::parse("web").unwrap();
+        let entry = Store::new(root.path()).claim(&id).unwrap();
+        assert_eq!(entry.load().unwrap_err().kind(), Kind::NotFound);
+        std::fs::write(entry.path().join(PLANNED), "").unwrap();
+        assert_eq!(entry.load().unwrap_err().kind(), Kind::NotFound);
+        let text = r#"{"id":"web","init_process_pid":0,"init_process_start":0,"created":"",
+                       "config":{"rootfs":"/r","spec":{"hooks":{"poststop":[{"path":"/bin/true"}]}}}}"#;
+        let mut record: Record = serde_json::from_str(text).unwrap();
+        entry.plan(&record).unwrap();
+        assert_eq!(entry.load().unwrap().init_process_pid, 0);
+        record.init_process_pid = 7;
+        entry.save(&record).unwrap();
+        let found = entry.load().unwrap();
+        assert_eq!(found.init_process_pid, 7);
+        // The rest of the configuration is not asked for, not even what is required.
+        assert_eq!(found.hooks().unwrap().poststop().as_ref().map(Vec::len), Some(1));
+        entry.remove().unwrap();
+        assert!(!entry.path().exists());
     }
 }
