@@ -11,6 +11,7 @@ use gantry_proto::containerd::services::images::v1::images_server::ImagesServer;
 use gantry_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use gantry_proto::containerd::services::leases::v1::leases_server::LeasesServer;
 use gantry_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
+use gantry_proto::containerd::services::sandbox::v1::store_server::StoreServer;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
 use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
@@ -29,7 +30,7 @@ use crate::gc::{Gc, Schedule};
 use crate::grpc;
 use crate::image::{self, Images};
 use crate::metadata::Db;
-use crate::records::{Containers, ImageRecords, Leases, Namespaces};
+use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
 use crate::shims::Launcher;
@@ -75,6 +76,7 @@ struct Daemon {
     namespaces: Namespaces,
     gc: Gc,
     events: Events,
+    sandboxes: Sandboxes,
     containers: Containers,
     tasks: Tasks,
     engine: Engine,
@@ -99,6 +101,7 @@ impl Daemon {
             wake: gc.waker(),
         });
         let namespaces = Namespaces::new(db.clone(), events.clone());
+        let sandboxes = Sandboxes::new(db.clone());
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
             containers: containers.clone(),
@@ -118,7 +121,7 @@ impl Daemon {
             gc: gc.clone(),
             stopping: stopping.clone(),
         })?;
-        Ok(Self { snapshots, images, namespaces, gc, events, containers, tasks, engine })
+        Ok(Self { snapshots, images, namespaces, gc, events, sandboxes, containers, tasks, engine })
     }
 
     /// Finds what an earlier daemon left running.
@@ -152,6 +155,7 @@ impl Daemon {
             LeasesServer(grpc::leases::LeasesService::new(self.images.leases.clone(), gc.clone())),
             NamespacesServer(grpc::namespaces::NamespacesService::new(self.namespaces.clone())),
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
+            StoreServer(grpc::sandboxes::SandboxStoreService::new(self.sandboxes.clone())),
             TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
             VersionServer(grpc::version::VersionService),
         );
