@@ -20,6 +20,7 @@ mod run;
 mod signals;
 mod start;
 mod stop;
+mod turns;
 mod users;
 
 use std::collections::HashMap;
@@ -76,6 +77,7 @@ struct Shared {
     parts: Parts,
     names: Names,
     live: Mutex<HashMap<Key, Arc<Live>>>,
+    turns: turns::Turns,
     host: create::Host,
 }
 
@@ -104,7 +106,8 @@ impl Engine {
     /// When its directories cannot be made.
     pub fn new(parts: Parts) -> Result<Self> {
         let host = create::Host::look();
-        let engine = Self { shared: Arc::new(Shared { parts, names: Names::default(), live: Mutex::default(), host }) };
+        let (names, live, turns) = (Names::default(), Mutex::default(), turns::Turns::default());
+        let engine = Self { shared: Arc::new(Shared { parts, names, live, turns, host }) };
         engine.make_directories()?;
         Ok(engine)
     }

@@ -18,6 +18,7 @@ impl Engine {
     /// `FailedPrecondition` while it runs, unless forced.
     pub async fn remove(&self, context: &Context, request: &api::RemoveRequest) -> Result<ContainerId> {
         let known = self.find(context, &request.r#ref)?;
+        let _turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
         if self.running(&context.namespace, &known.id).is_some() {
             if !request.force {
                 let name = &known.record.name;

@@ -45,7 +45,10 @@ impl Engine {
         known: &Known,
         attached: bool,
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
+        let _turn = self.shared.turns.take((namespace.clone(), known.id.clone())).await;
         self.clear_earlier_run(namespace, &known.id).await?;
+        // It may have been removed while this waited.
+        self.parts().containers.get(namespace, &known.id)?;
         let context = Context::new(namespace.clone());
         let request = self.task_request(namespace, known)?;
         let task = self.parts().tasks.create(&context, &known.id, request).await;
@@ -175,7 +178,11 @@ impl Engine {
         let (namespace, id) = (task.namespace().clone(), task.id().clone());
         let engine = self.clone();
         let of = (namespace.clone(), id.clone());
-        let auto_remove = blocking(move || engine.record_end(&of.0, &of.1, ended)).await?;
+        let auto_remove = match blocking(move || engine.record_end(&of.0, &of.1, ended)).await {
+            // Another client removed the record; the task has to go all the same.
+            Err(error) if error.kind() == Kind::NotFound => false,
+            recorded => recorded?,
+        };
         failpoint::hit("engine.recorded");
         match self.parts().tasks.delete(&namespace, &id).await {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
