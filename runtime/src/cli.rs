@@ -49,6 +49,9 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Not built yet: write a container's processes to disk
+    #[command(hide = true, disable_help_flag = true)]
+    Checkpoint(Anything),
     /// Create a container; `start` lets its program run
     Create(CreateArgs),
     /// Delete a container that has stopped, and what belongs to it
@@ -69,6 +72,9 @@ pub enum Command {
     Ps(PsArgs),
     /// Let the processes of a paused container go on
     Resume(OneContainer),
+    /// Not built yet: bring a container back from disk
+    #[command(hide = true, disable_help_flag = true)]
+    Restore(Anything),
     /// Create and start a container
     Run(RunArgs),
     /// Write a new config.json
@@ -115,6 +121,14 @@ fn one<A: Args + FromArgMatches>(
     let matches = Global::augment_args(program).subcommand(command).try_get_matches_from(arguments)?;
     let inner = matches.subcommand_matches(name).map(A::from_arg_matches).transpose()?;
     Ok(Cli { global: Global::from_arg_matches(&matches)?, command: inner.map(wrap) })
+}
+
+/// The arguments of a command that is not built yet: whatever they are, that is what has to be said.
+#[derive(Debug, Args)]
+pub struct Anything {
+    /// Not looked at
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<OsString>,
 }
 
 /// A command that takes a container and nothing else.

@@ -36,6 +36,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
     };
     let settings = settings(global)?;
     match command {
+        Command::Checkpoint(_) => Err(not_built("checkpoint")),
         Command::Create(args) => create::run(&settings, args).map(|()| 0),
         Command::Delete(args) => delete::run(&settings, &args).map(|()| 0),
         Command::Events(args) => events::run(&settings, &args).map(|()| 0),
@@ -45,6 +46,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
         Command::Pause(args) => pause::pause(&settings, &args).map(|()| 0),
         Command::Ps(args) => ps::run(&settings, &args).map(|()| 0),
+        Command::Restore(_) => Err(not_built("restore")),
         Command::Resume(args) => pause::resume(&settings, &args).map(|()| 0),
         Command::Run(args) => run::run(&settings, args),
         Command::Spec(args) => spec::run(&args).map(|()| 0),
@@ -52,6 +54,10 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::State(args) => state::run(&settings, &args).map(|()| 0),
         Command::Update(args) => update::run(&settings, &args).map(|()| 0),
     }
+}
+
+fn not_built(verb: &str) -> Error {
+    Error::unsupported(format!("{verb}: checkpoints are not built yet"))
 }
 
 fn settings(global: &Global) -> Result<Settings> {
@@ -120,7 +126,9 @@ pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     }
     let text = error.to_string();
     drop(print(&format!("Incorrect Usage.\n\n{text}")));
-    let line = text.lines().next().unwrap_or_default();
-    crate::log::error(&Error::invalid(line.strip_prefix("error: ").unwrap_or(line)));
+    // The first paragraph: what is missing stands in lines of its own below what is wrong.
+    let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let line = lines.join(" ");
+    crate::log::error(&Error::invalid(line.strip_prefix("error: ").unwrap_or(&line)));
     std::process::ExitCode::FAILURE
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{ContainerState, Spec};
 use rung_sys::namespace::Namespace;
 use serde_json::value::RawValue;
 
@@ -223,7 +223,7 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
     let destination = destination.map(|path| notify::Destination {
         path,
         metadata: profile.listener_metadata().clone().unwrap_or_default(),
-        status: "creating",
+        status: ContainerState::Creating,
         init_pid: None,
     });
     log::debug(|| format!("seccomp filter flags: {}", filter.flags | filter.optional_flags));

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{ContainerState, Process, Spec};
 use rung_sys::namespace::Namespace;
 
 use super::Container;
@@ -59,7 +59,7 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
     let plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
     let (filter, listener) = filter(&spec)?;
     let listener = listener.map(|mut listener| {
-        listener.status = "running";
+        listener.status = ContainerState::Running;
         listener.init_pid = Some(container.record.init_process_pid);
         listener
     });

@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
+/// The id names a directory, and that is the longest name of a file.
+const LONGEST: usize = 255;
+
 /// A name that is safe as one path component.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ContainerId(String);
@@ -18,6 +21,12 @@ impl ContainerId {
         if text == "." || text == ".." || !text.bytes().all(plain) {
             return Err(Error::invalid(format!(
                 "invalid container ID format: {text:?} (use letters, digits and _+.-)"
+            )));
+        }
+        if text.len() > LONGEST {
+            return Err(Error::invalid(format!(
+                "container id has {} characters, at most {LONGEST} are possible",
+                text.len()
             )));
         }
         Ok(Self(text.to_owned()))
@@ -44,6 +53,8 @@ mod tests {
         for good in ["a", "web-1", "A_b+c.d", ".hidden", "..."] {
             assert_eq!(ContainerId::parse(good).expect(good).as_str(), good);
         }
+        assert!(ContainerId::parse(&"a".repeat(255)).is_ok());
+        assert!(ContainerId::parse(&"a".repeat(256)).is_err());
         for bad in ["", ".", "..", "a/b", "a b", "ä", "a\0"] {
             assert!(ContainerId::parse(bad).is_err(), "{bad:?}");
         }

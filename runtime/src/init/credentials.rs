@@ -20,13 +20,27 @@ use crate::launch::sync::ChildEnd;
 use crate::plan::process::{ProcessPlan, replace};
 use crate::seccomp::Filter;
 
+/// What happens where the working directory is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Directory {
+    /// It is made: images name directories that no layer has.
+    Made,
+    /// It is an error: an exec must not change the container's files because of a slip of the pen.
+    Needed,
+}
+
 /// Gives up what the program is not to have, and finds the program as the user that will execute it.
-pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: &ChildEnd) -> Result<Program> {
+pub(super) fn become_user(
+    process: &ProcessPlan,
+    filter: Option<&Filter>,
+    directory: Directory,
+    sync: &ChildEnd,
+) -> Result<Program> {
     let spec = &process.spec;
     let mut env = process.env.clone();
     add_home(process, &mut env);
     set_labels(process)?;
-    let directory = find_directory(spec.cwd())?;
+    let directory = find_directory(spec.cwd(), directory)?;
     let no_new_privileges = spec.no_new_privileges().unwrap_or(false);
     if no_new_privileges {
         capabilities::set_no_new_privileges()?;
@@ -138,13 +152,15 @@ fn set_ids(process: &ProcessPlan) -> Result<()> {
     Ok(system::set_dumpable(false)?)
 }
 
-/// Opens the working directory, making it when it is missing; found before the filter is in force, which may forbid how
+/// Opens the working directory; found before the filter is in force, which may forbid how
 /// it is looked for. `None` when this user may not go there, so that the program's own may try.
-fn find_directory(path: &Path) -> Result<Option<OwnedFd>> {
+fn find_directory(path: &Path, missing: Directory) -> Result<Option<OwnedFd>> {
     let root = binds::current_root()?;
     match target::find(root.as_fd(), path, true) {
         Ok(found) => Ok(Some(found)),
-        Err(Errno::ENOENT) => target::find_or_make(root.as_fd(), path, Make::Directory).doing(|| what(path)).map(Some),
+        Err(Errno::ENOENT) if missing == Directory::Made => {
+            target::find_or_make(root.as_fd(), path, Make::Directory).doing(|| what(path)).map(Some)
+        }
         Err(Errno::EACCES) => Ok(None),
         Err(Errno::ELOOP) => {
             Err(Error::invalid(format!("process.cwd: {} is a link that leads out of the root", path.display())))

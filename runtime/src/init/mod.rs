@@ -47,6 +47,7 @@ use crate::launch::gate;
 use crate::launch::sync::{ChildEnd, Order};
 use crate::plan::InitPlan;
 use crate::seccomp::Filter;
+use credentials::Directory;
 
 /// What the parent opened for the child.
 #[derive(Debug)]
@@ -148,13 +149,14 @@ fn set_up(
     harden::apply(plan, &read_only_later)?;
     // Both owners of descriptors end here: `finish` closes everything by number.
     drop((root, read_only_later));
-    finish(&plan.process, filter, inherited)
+    finish(&plan.process, filter, Directory::Made, inherited)
 }
 
 /// Steps 8 to 10, which an `exec` takes too.
 fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
+    directory: Directory,
     inherited: &Inherited,
 ) -> Result<exec::Program> {
     stdio::prepare(process)?;
@@ -163,7 +165,7 @@ fn finish(
     rung_sys::process::close_others(process.preserve_fds.saturating_add(3), &keep)?;
     process::limit(process)?;
     process::set_limits(&process.spec)?;
-    let program = credentials::become_user(process, filter, &inherited.sync)?;
+    let program = credentials::become_user(process, filter, directory, &inherited.sync)?;
     inherited.sync.ready()?;
     Ok(program)
 }
@@ -192,7 +194,7 @@ pub fn run_exec(
         if process.terminal() {
             console::set_up_exec(process, &inherited.sync)?;
         }
-        Ok(finish(process, filter, inherited)?.execute())
+        Ok(finish(process, filter, Directory::Needed, inherited)?.execute())
     };
     let error = attempt().unwrap_or_else(|error| error);
     inherited.sync.failed(&error);

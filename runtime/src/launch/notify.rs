@@ -1,15 +1,13 @@
-//! Handing a seccomp listener to the agent that answers it.
+//! Which agent gets a seccomp listener, and what it is told of the container.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use rung_sys::fd_pass;
-use serde::Serialize;
-use serde_json::value::RawValue;
+use oci_spec::runtime::{ContainerState, StateBuilder};
 
 use super::Answers;
-use crate::error::{Doing as _, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::seccomp::notify;
 
 /// Where a listener goes.
 #[derive(Debug, Clone)]
@@ -19,20 +17,9 @@ pub struct Destination {
     /// Opaque text for the agent.
     pub metadata: String,
     /// `creating` for a container's first process, `running` for an exec.
-    pub status: &'static str,
+    pub status: ContainerState,
     /// The number of the container's first process, when it is another one.
     pub init_pid: Option<i32>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Message<'a> {
-    oci_version: &'a str,
-    fds: [&'a str; 1],
-    pid: i32,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    metadata: &'a str,
-    state: Box<RawValue>,
 }
 
 /// Sends the listener of process `pid` with the container's state.
@@ -40,17 +27,16 @@ pub fn send(answers: &Answers<'_>, pid: i32, listener: &OwnedFd) -> Result<()> {
     let Some(destination) = &answers.listener else {
         return Err(Error::invalid("linux.seccomp.listenerPath: a profile with SCMP_ACT_NOTIFY needs one"));
     };
-    let broken = |error: serde_json::Error| Error::new(Kind::Internal, error.to_string());
-    let state = answers.state.to_json(destination.status, Some(destination.init_pid.unwrap_or(pid)))?;
-    let message = Message {
-        oci_version: &answers.state.version,
-        fds: ["seccompFd"],
-        pid,
-        metadata: &destination.metadata,
-        state: RawValue::from_string(String::from_utf8_lossy(&state).into_owned()).map_err(broken)?,
-    };
-    let text = serde_json::to_vec(&message).map_err(broken)?;
-    let what = || format!("hand the seccomp listener to {}", destination.path.display());
-    let socket = UnixStream::connect(&destination.path).doing(what)?;
-    fd_pass::send(socket.as_fd(), &text, &[listener.as_fd()]).doing(what)
+    let container = answers.state;
+    let state = StateBuilder::default()
+        .version(container.version.clone())
+        .id(container.id.clone())
+        .status(destination.status)
+        .pid(destination.init_pid.unwrap_or(pid))
+        .bundle(container.bundle.clone())
+        .annotations(container.annotations.clone().into_iter().collect::<std::collections::HashMap<_, _>>())
+        .build()
+        .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
+    notify::hand_over(&destination.path, Some(&destination.metadata), state, pid, listener.as_fd())
+        .map_err(|error| Error::new(Kind::Internal, error.to_string()))
 }

@@ -98,6 +98,12 @@ impl InitPlan {
         if restricts && !has_mount_namespace {
             return Err(Error::invalid("unable to restrict sys entries without a private MNT namespace"));
         }
+        if linux.and_then(|linux| linux.net_devices().as_ref()).is_some_and(|devices| !devices.is_empty()) {
+            return Err(Error::unsupported(
+                "linux.netDevices: moving network devices into a container is not built yet; move them with a \
+                 createRuntime hook",
+            ));
+        }
         let own_uts = namespaces.has(Namespace::Uts);
         if !own_uts && spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) {
             return Err(Error::invalid("unable to set hostname without a private UTS namespace"));
