@@ -105,7 +105,7 @@ impl Runtime {
         if status == 0 {
             return Ok(());
         }
-        Err(self.explain(log_from, complaints, status).context(doing()))
+        Err(self.explain(log_from, complaints, status, &doing()))
     }
 
     /// Runs a verb and returns what it writes.
@@ -161,7 +161,7 @@ impl Runtime {
     }
 
     /// The last error in the log since `from`, else what the program wrote, else its exit status.
-    fn explain(&self, from: u64, complaints: Option<File>, status: u32) -> Error {
+    fn explain(&self, from: u64, complaints: Option<File>, status: u32, doing: &str) -> Error {
         let read = |mut file: File, from: u64| {
             let mut text = Vec::new();
             let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(1 << 20).read_to_end(&mut text));
@@ -170,15 +170,19 @@ impl Runtime {
         let log = File::open(&self.log).map(|file| read(file, from)).unwrap_or_default();
         let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
         if let Some(line) = lines.into_iter().find(|line| line.level == "error" && !line.msg.is_empty()) {
-            return failure(line.kind.as_deref().unwrap_or_default(), line.msg);
+            return match line.kind {
+                // Ours say themselves what they were doing.
+                Some(kind) => failure(&kind, line.msg),
+                None => failure("", line.msg).context(doing),
+            };
         }
         let complaint = complaints.map(|file| read(file, 0)).unwrap_or_default();
         let complaint = complaint.trim();
         if complaint.is_empty() {
-            return Error::new(Kind::Unknown, format!("exit status {status}"));
+            return Error::new(Kind::Unknown, format!("{doing}: exit status {status}"));
         }
         let short: String = complaint.chars().take(usize::try_from(MAX_COMPLAINT).unwrap_or(4096)).collect();
-        Error::new(Kind::Unknown, short.replace('\n', "; "))
+        Error::new(Kind::Unknown, short.replace('\n', "; ")).context(doing)
     }
 }
 

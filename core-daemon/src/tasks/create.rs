@@ -193,7 +193,9 @@ async fn create_in_shim(task: &Task, request: CreateTask, rootfs: Vec<Mount>, op
     response.map(|response| response.pid).map_err(|error| match error.kind() {
         // The connection ends when the shim dies, which says nothing about why.
         Kind::Unavailable => Error::new(Kind::Unknown, format!("create task {}: shim died: {error}", task.id)),
-        _ => error.context(format!("create task {}", task.id)),
+        Kind::DeadlineExceeded => error.context(format!("create task {}", task.id)),
+        // The shim says which container it could not create.
+        _ => error,
     })
 }
 

@@ -59,7 +59,12 @@ impl Task {
     pub async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         failpoint::hit("start.before");
         let request = shim::StartRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
-        let response: shim::StartResponse = self.change("Start", "start", &request, exec).await?;
+        let answer: Result<shim::StartResponse> = self.shim.call("Start", &request, Patience::Change).await;
+        let response = answer.map_err(|error| match error.kind() {
+            Kind::Unavailable | Kind::DeadlineExceeded => error.context(format!("start {}", self.process_name(exec))),
+            // The shim says which process it could not start.
+            _ => error,
+        })?;
         if exec.is_none() {
             self.pid.store(response.pid, Ordering::Relaxed);
         }
