@@ -16,6 +16,7 @@ mod harness;
 mod rung_cgroups;
 mod rung_escapes;
 mod rung_lifecycle;
+mod rung_refusals;
 mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         rung_cgroups::TESTS,
         rung_escapes::TESTS,
         rung_lifecycle::TESTS,
+        rung_refusals::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output, tests};
+use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, output, tests};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -17,6 +18,8 @@ pub(crate) const TESTS: &[Test] = tests![
     daemon_is_not_there [],
     socket_is_not_for_everyone [Root],
     container_is_unknown [Root],
+    errors_say_a_thing_once [Root, Overlay],
+    start_and_rm_take_turns [Root, Overlay],
 ];
 
 /// What a failed pull must say, and what it must not leave.
@@ -113,6 +116,49 @@ fn container_is_unknown(env: &Env) -> Result<()> {
         let ran = daemon.gantry(&[&[verb], tail].concat())?;
         let shown = ran.to_string();
         assert!(ran.fails()?.contains("no-such"), "{shown}");
+    }
+    Ok(())
+}
+
+/// An error passes through four programs, and each of them knows the container.
+fn errors_say_a_thing_once(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["pull", "IMAGE"])?.ok()?;
+    stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "sleep", "600"])?.ok()?;
+    for arguments in [&["run", "IMAGE", "no-such-program"][..], &["exec", "web", "no-such-program"]] {
+        let said = stack.gantry(arguments)?.exits(127)?.stderr;
+        assert_eq!(said.trim().lines().count(), 1, "{said}");
+        let mut ids: Vec<&str> = said
+            .split([' ', ':'])
+            .filter(|word| word.len() >= 32 && word.chars().all(|letter| letter.is_ascii_hexdigit()))
+            .collect();
+        let all = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(all, ids.len(), "names the same thing twice: {said}");
+        assert_eq!(said.matches("failed: ").count(), 1, "{said}");
+        assert!(said.contains("no-such-program"), "{said}");
+    }
+    Ok(())
+}
+
+/// Whichever comes first, no process may be left that nobody has a record of.
+fn start_and_rm_take_turns(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["pull", "IMAGE"])?.ok()?;
+    for round in 0..12_u64 {
+        let name = format!("web{round}");
+        stack.gantry(&["create", "--name", &name, "IMAGE", "sleep", "600"])?.ok()?;
+        let mut start = stack.command(&["start", &name])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        std::thread::sleep(Duration::from_millis(8 * round));
+        let removed = stack.gantry(&["rm", &name])?;
+        let started = start.wait()?;
+        assert!(started.success() != (removed.code() == 0), "start {started}, rm {removed}");
+    }
+    let containers = stack.gantry(&["ps", "-aq", "--no-trunc"])?.ok()?.stdout;
+    let tasks = stack.daemon.ctr(&["tasks", "ls", "-q"])?.ok()?.stdout;
+    for task in tasks.split_whitespace() {
+        assert!(containers.contains(task), "{task} runs without a container");
     }
     Ok(())
 }

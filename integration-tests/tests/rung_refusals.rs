@@ -1,0 +1,79 @@
+//! What the runtime refuses, in one clear line: nothing is ignored silently, and nothing is left behind.
+
+use std::fs;
+
+use integration_tests::{Bundle, Env, Result, Test, tests};
+use serde_json::json;
+
+pub(crate) const TESTS: &[Test] = tests![
+    what_is_not_built_says_so[],
+    missing_arguments_are_named[],
+    long_ids_are_refused[],
+    network_devices_are_refused [Root],
+    exec_makes_no_directory [Root],
+    bundles_without_their_parts_are_refused [Root],
+];
+
+fn what_is_not_built_says_so(env: &Env) -> Result<()> {
+    for arguments in [&["checkpoint", "--image-path", "/x", "c"][..], &["restore", "--bundle", "/x", "c"]] {
+        let said = env.run_rung(arguments)?.fails()?;
+        assert!(said.contains(arguments[0]) && said.contains("not built yet"), "{said}");
+    }
+    Ok(())
+}
+
+fn missing_arguments_are_named(env: &Env) -> Result<()> {
+    let said = env.run_rung(&["kill"])?.fails()?;
+    let logged = said.lines().find(|line| line.contains("level=error")).unwrap_or_default();
+    assert!(logged.contains("<CONTAINER-ID>"), "the logged line does not say what is missing: {said}");
+    Ok(())
+}
+
+fn long_ids_are_refused(env: &Env) -> Result<()> {
+    let id = "a".repeat(1000);
+    let said = env.run_rung(&["state", &id])?.fails()?;
+    assert!(said.contains("1000 characters") && !said.contains(&id), "{said}");
+    Ok(())
+}
+
+fn network_devices_are_refused(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "devices", &["true"])?;
+    bundle.set("/linux/netDevices", json!({"eth0": {}}));
+    let id = env.id("devices");
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
+    assert!(said.contains("linux.netDevices") && said.contains("not built yet"), "{said}");
+    assert!(env.run_rung(&["state", &id])?.fails()?.contains("does not exist"), "something is left");
+    Ok(())
+}
+
+/// A mistyped directory of an exec must not appear in the container's files.
+fn exec_makes_no_directory(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "cwd", &["sleep", "600"])?;
+    bundle.set("/root/readonly", false).set("/process/cwd", "/made/by/run");
+    let id = env.id("cwd");
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let said = env.run_rung(&["exec", "--cwd", "/mistyped", &id, "true"]);
+    let made = [bundle.rootfs().join("made/by/run").is_dir(), bundle.rootfs().join("mistyped").exists()];
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let said = said?.fails()?;
+    assert!(said.contains("/mistyped") && said.contains("no such file or directory"), "{said}");
+    assert_eq!(made, [true, false]);
+    Ok(())
+}
+
+fn bundles_without_their_parts_are_refused(env: &Env) -> Result<()> {
+    let (empty, broken, rootless) = (env.dir("empty")?, env.dir("broken")?, env.dir("rootless")?);
+    fs::write(broken.join("config.json"), "{\"ociVersion\":")?;
+    let mut whole = Bundle::new(env, "whole", &["true"])?;
+    whole.set("/root/path", "rootfs");
+    fs::copy(format!("{}/config.json", whole.write()?), rootless.join("config.json"))?;
+    for (bundle, named) in [(&empty, "config.json"), (&broken, "config.json"), (&rootless, "rootfs")] {
+        let id = env.id("refused");
+        let path = bundle.to_string_lossy();
+        let said = env.run_rung(&["run", "--bundle", &path, &id])?.fails()?;
+        assert!(said.contains(&*path) && said.contains(named), "{said}");
+        assert_eq!(said.trim().lines().count(), 1, "{said}");
+        assert!(env.run_rung(&["state", &id])?.fails()?.contains("does not exist"), "something is left of {path}");
+    }
+    Ok(())
+}
