@@ -61,7 +61,8 @@ enum Data {
     /// Bytes in the ingest's file, hashed so far.
     Own { file: File, hasher: Box<Hasher> },
     /// Nothing to write: the bytes are there already, from another namespace whose digest the client knows.
-    Shared(Digest),
+    /// Pending from before it was found, so that no collection takes it meanwhile.
+    Shared(Pending),
 }
 
 /// Bytes that are what they should be, for [`Content::publish`]. Dropped, they stay an ingest.
@@ -144,7 +145,7 @@ impl Ingest {
             started: seconds(SystemTime::now()),
         };
         let (about, data, offset) = match shared(content, &about)? {
-            Some((digest, size)) => (about, Data::Shared(digest), size),
+            Some((pending, size)) => (about, Data::Shared(pending), size),
             None => {
                 if ctx.lease.is_some() {
                     content.0.db.write_soon(|tx| leases::hold_for(tx, ctx, INGEST_RESOURCE, reference))?;
@@ -170,7 +171,7 @@ impl Ingest {
     pub fn digest(&self) -> Digest {
         match &self.data {
             Data::Own { hasher, .. } => Hasher::clone(hasher).finish(),
-            Data::Shared(digest) => digest.clone(),
+            Data::Shared(pending) => pending.digest.clone(),
         }
     }
 
@@ -181,7 +182,7 @@ impl Ingest {
     pub fn written(&self) -> Result<File> {
         let path = match &self.data {
             Data::Own { .. } => self.dir.join("data"),
-            Data::Shared(digest) => self.content.0.blob(digest),
+            Data::Shared(pending) => self.content.0.blob(&pending.digest),
         };
         File::open(&path).doing(|| format!("read {}", path.display()))
     }
@@ -316,7 +317,6 @@ impl Sealed {
                 .set_permissions(std::fs::Permissions::from_mode(0o444))
                 .and_then(|()| std::fs::rename(self.ingest.dir.join("data"), &target))
                 .doing(|| format!("store content {digest}")),
-            // It was collected before it was entered as pending.
             Data::Shared(_) => Err(Error::unavailable(format!("content {digest}: was removed meanwhile, write it"))),
         }
     }
@@ -398,15 +398,16 @@ impl Content {
 }
 
 /// Whether the bytes are there from another namespace, for a client that knows digest and length.
-fn shared(content: &Content, about: &About) -> Result<Option<(Digest, u64)>> {
+fn shared(content: &Content, about: &About) -> Result<Option<(Pending, u64)>> {
     let Some(expected) = about.expected.as_ref().filter(|_| about.total > 0) else { return Ok(None) };
     let recorded = content.0.db.read(|tx| table::get(tx, &about.namespace, expected.as_str()))?;
     if recorded.is_some() {
         // Recorded here but not whole, or the caller would have been told: it is to be written again.
         return Ok(None);
     }
+    let pending = Pending::new(&content.0, expected.clone());
     let blob = content.0.open_blob(expected)?;
-    Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (expected.clone(), blob.size)))
+    Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (pending, blob.size)))
 }
 
 fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64)> {

@@ -77,6 +77,19 @@ fn another_namespace_claims_a_blob_by_knowing_it() {
 }
 
 #[test]
+fn a_claimed_blob_is_not_collected_before_it_is_read() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    it.content.delete(&ctx("a"), &digest).expect("delete");
+    let claim = it.content.writer(&ctx("b"), "r", 5, Some(&digest)).expect("writer");
+    assert_eq!(claim.offset(), 5);
+    assert_eq!(it.content.reclaim(&digest).expect("claimed"), None);
+    claim.written().expect("the bytes are still there");
+    claim.commit(5, Some(&digest), labels::Labels::new()).expect("commit");
+    assert_eq!(it.content.read(&ctx("b"), &digest, 10).expect("read"), b"hello");
+}
+
+#[test]
 fn only_unrecorded_blobs_are_reclaimed() {
     let it = fixture();
     let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
