@@ -57,15 +57,6 @@ fn build(tls: &Tls) -> Result<Client> {
     // Fails only where somebody else installed one, which serves as well.
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
-    let mut builder = Client::builder()
-        .user_agent(USER_AGENT)
-        // Redirects carry credentials and lead anywhere: they are followed here, by our own rules.
-        .redirect(reqwest::redirect::Policy::none())
-        // Several connections are faster for several large blobs than one that all share.
-        .http1_only()
-        .connect_timeout(tls.connect.unwrap_or(CONNECT))
-        .read_timeout(STALL)
-        .tls_danger_accept_invalid_certs(tls.skip_verify);
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|error| Error::from(error).context(format!("read {}", path.display())))
     };
@@ -73,14 +64,39 @@ fn build(tls: &Tls) -> Result<Client> {
     for path in &tls.authorities {
         authorities.extend(reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|error| failed(&error))?);
     }
-    if !authorities.is_empty() {
-        builder = builder.tls_certs_merge(authorities);
-    }
+    let mut identity = None;
     if let Some((certificate, key)) = &tls.identity {
         let pem = [read(certificate)?, b"\n".to_vec(), read(key)?].concat();
-        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| failed(&error))?);
+        identity = Some(reqwest::Identity::from_pem(&pem).map_err(|error| failed(&error))?);
     }
-    builder.build().map_err(|error| failed(&error))
+    let configured = || {
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            // Redirects carry credentials and lead anywhere: they are followed here, by our own rules.
+            .redirect(reqwest::redirect::Policy::none())
+            // Several connections are faster for several large blobs than one that all share.
+            .http1_only()
+            .connect_timeout(tls.connect.unwrap_or(CONNECT))
+            .read_timeout(STALL)
+            .tls_danger_accept_invalid_certs(tls.skip_verify);
+        match &identity {
+            Some(identity) => builder.identity(identity.clone()),
+            None => builder,
+        }
+    };
+    let usual = match authorities.is_empty() {
+        true => configured(),
+        false => configured().tls_certs_merge(authorities.clone()),
+    };
+    usual.build().or_else(|error| {
+        // A machine without authorities of its own can still speak HTTP, and HTTPS to whom hosts.toml vouches for.
+        let client = configured().tls_certs_only(authorities.clone()).build().map_err(|_| failed(&error))?;
+        tracing::warn!(
+            error = root_cause(&error),
+            "this machine trusts no authority, so HTTPS registries are refused; install ca-certificates"
+        );
+        Ok(client)
+    })
 }
 
 /// A request without its credentials, so that it can be sent again.
