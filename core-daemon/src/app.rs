@@ -17,12 +17,15 @@ use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
 use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
 use gantry_proto::containerd::types::Platform;
 use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
+use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
+use gantry_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::config::{Config, Timeouts};
 use crate::content::Content;
+use crate::cri::{self, Cri};
 use crate::engine::{self, Engine};
 use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
@@ -36,7 +39,7 @@ use crate::serve::{self, Socket};
 use crate::shims::Launcher;
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::{Local, Snapshotter, Snapshotters};
-use crate::tasks::{Bundles, Parts, Tasks};
+use crate::tasks::{Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
 /// Runs the daemon until it is told to stop.
@@ -80,6 +83,7 @@ struct Daemon {
     containers: Containers,
     tasks: Tasks,
     engine: Engine,
+    cri: Cri,
 }
 
 impl Daemon {
@@ -121,15 +125,41 @@ impl Daemon {
             gc: gc.clone(),
             stopping: stopping.clone(),
         })?;
-        Ok(Self { snapshots, images, namespaces, gc, events, sandboxes, containers, tasks, engine })
+        let cri = Cri::new(cri::Parts {
+            config: config.clone(),
+            containers: containers.clone(),
+            sandboxes: sandboxes.clone(),
+            tasks: tasks.clone(),
+            images: images.clone(),
+            snapshotters: snapshots.clone(),
+            gc: gc.clone(),
+            events: events.clone(),
+            stopping: stopping.clone(),
+        })?;
+        Ok(Self { snapshots, images, namespaces, gc, events, sandboxes, containers, tasks, engine, cri })
     }
 
     /// Finds what an earlier daemon left running.
     async fn restore(&self) -> Result<()> {
-        let (report, found) = mpsc::unbounded_channel();
+        let (report, mut found) = mpsc::unbounded_channel();
+        let ((to_engine, for_engine), (to_cri, for_cri)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         self.engine.learn_names()?;
         self.tasks.restore(report).await?;
-        self.engine.restore(found).await
+        let pass_on = move |restored: Restored| {
+            let to = if restored.namespace().as_str() == cri::NAMESPACE { &to_cri } else { &to_engine };
+            // Nobody listens any more only when the daemon ends.
+            let _ = to.send(restored);
+        };
+        while let Ok(restored) = found.try_recv() {
+            pass_on(restored);
+        }
+        tokio::spawn(async move {
+            while let Some(restored) = found.recv().await {
+                pass_on(restored);
+            }
+        });
+        self.engine.restore(for_engine).await?;
+        self.cri.restore(for_cri).await
     }
 
     fn routes(&self, config: &Config, stopping: &CancellationToken) -> Result<Routes> {
@@ -151,9 +181,11 @@ impl Daemon {
             EngineServer(grpc::engine::EngineService::new(self.engine.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
             IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
+            ImageServiceServer(cri::ImageService::new(self.cri.clone())),
             ImagesServer(grpc::images::ImagesService::new(self.images.records.clone(), gc.clone())),
             LeasesServer(grpc::leases::LeasesService::new(self.images.leases.clone(), gc.clone())),
             NamespacesServer(grpc::namespaces::NamespacesService::new(self.namespaces.clone())),
+            RuntimeServiceServer(cri::RuntimeService::new(self.cri.clone())),
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
             StoreServer(grpc::sandboxes::SandboxStoreService::new(self.sandboxes.clone())),
             TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),

@@ -2,11 +2,14 @@
 //!
 //! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late.
 
+mod cri;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.
@@ -34,6 +37,8 @@ pub struct Config {
     pub container_log: ContainerLog,
     /// Registries.
     pub registry: Registry,
+    /// Kubernetes' container runtime interface.
+    pub cri: Cri,
 }
 
 /// The API's socket.
@@ -160,6 +165,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             container_log: ContainerLog::default(),
             registry: Registry::default(),
+            cri: Cri::default(),
         }
     }
 }
@@ -274,6 +280,7 @@ impl Config {
                 return Err(Error::invalid(format!("{key}: {path}: longer than {MAX_SOCKET_PATH} bytes")));
             }
         }
+        self.cri.check()?;
         if self.root == self.state {
             return Err(Error::invalid("root and state must be different directories"));
         }

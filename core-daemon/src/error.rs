@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 /// A failed operation of the daemon.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
     message: String,

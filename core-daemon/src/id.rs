@@ -56,6 +56,16 @@ impl ExecId {
     }
 }
 
+/// A random identifier of 2 × `N` hexadecimal digits.
+///
+/// # Errors
+/// When the kernel gives no random numbers.
+pub fn random<const N: usize>() -> Result<String> {
+    let mut bytes = [0_u8; N];
+    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("random number: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// The exec id as messages carry it, where init's is empty.
 pub fn exec_field(exec: Option<&ExecId>) -> String {
     exec.map(ExecId::to_string).unwrap_or_default()

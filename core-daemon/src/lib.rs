@@ -1,9 +1,9 @@
 //! gantryd: content, snapshots, images, containers and tasks behind containerd's gRPC API and Gantry's own.
 //!
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
-//! 0 `error`, `context`, `labels`, `id`, `filter`, `config`, `blocking`, `failpoint` · 1 `metadata`, `events` ·
-//! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `gc` ·
-//! 4 `grpc`, `engine`, `ttrpc` · 5 `app`, `serve`, `args`.
+//! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` · 1 `metadata`, `events` ·
+//! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
+//! 4 `grpc`, `engine`, `cri`, `ttrpc` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod app;
@@ -12,6 +12,7 @@ pub mod blocking;
 pub mod config;
 pub mod content;
 pub mod context;
+pub mod cri;
 pub mod diff;
 pub mod engine;
 pub mod error;
@@ -24,10 +25,12 @@ pub mod id;
 pub mod image;
 pub mod labels;
 pub mod metadata;
+pub mod net;
 pub mod records;
 pub mod registry;
 pub mod serve;
 pub mod shims;
+pub mod signals;
 pub mod snapshots;
 pub mod tasks;
 pub mod ttrpc;

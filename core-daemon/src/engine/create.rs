@@ -15,15 +15,16 @@ use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 use rung_spec::user::User;
 
+use super::Engine;
 use super::record::{Limits, Record};
-use super::{Engine, random_id, signals, users};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
-use crate::id::ContainerId;
-use crate::image::{Credentials, Progress, PullOptions, Resolved};
+use crate::id::{self, ContainerId};
+use crate::image::{Credentials, Progress, PullOptions, Resolved, users};
 use crate::labels::{GC_ROOT, Labels};
+use crate::signals;
 use crate::snapshots::Mount;
 
 /// A container that was just made.
@@ -60,7 +61,7 @@ impl Engine {
         request: api::CreateRequest,
         progress: Arc<dyn Progress>,
     ) -> Result<Created> {
-        let id = ContainerId::parse(&random_id::<32>()?)?;
+        let id = ContainerId::parse(&id::random::<32>()?)?;
         let image = self.image(context, &request, progress).await?;
         let (engine, context) = (self.clone(), context.clone());
         // The rest is disk work, and not to be left half-way by a client that goes away.

@@ -12,10 +12,11 @@ use rung_spec::builder;
 use tokio::sync::watch;
 
 use super::attach::{Input, Output, Process, exec_end, not_running};
-use super::{Ended, Engine, Known, create, random_id, users};
+use super::{Ended, Engine, Known, create};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
-use crate::id::ExecId;
+use crate::id::{self, ExecId};
+use crate::image::users;
 use crate::tasks::{ExecTask, Task};
 
 impl Engine {
@@ -35,7 +36,7 @@ impl Engine {
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
         let process = self.process(&known, &request, live.task.pid())?;
         let spec = serde_json::to_vec(&process).map_err(|error| Error::internal(format!("encode process: {error}")))?;
-        let exec = ExecId::parse(&random_id::<16>()?)?;
+        let exec = ExecId::parse(&id::random::<16>()?)?;
         let socket = (!request.detach).then(|| self.sockets().join(&exec.as_str()[..super::SOCKET_NAME]));
         let exec_task = exec_task(&request, spec, socket.as_ref());
         live.task.exec(&exec, exec_task).await?;

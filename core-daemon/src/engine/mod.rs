@@ -17,11 +17,9 @@ mod record;
 mod remove;
 mod restore;
 mod run;
-mod signals;
 mod start;
 mod stop;
 mod turns;
-mod users;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -177,10 +175,3 @@ impl Engine {
 
 /// Characters of an id in the name of its socket; ids are random, so these tell them apart.
 const SOCKET_NAME: usize = 16;
-
-/// A random identifier of 2 × `N` hexadecimal digits.
-fn random_id<const N: usize>() -> Result<String> {
-    let mut bytes = [0_u8; N];
-    getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("random number: {error}")))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}

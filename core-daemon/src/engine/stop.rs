@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use gantry_proto::gantry::engine::v1 as api;
 
 use super::attach::not_running;
-use super::{Ended, Engine, signals, start};
+use super::{Ended, Engine, start};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::signals;
 
 /// How long a container has to stop by itself, unless the request says.
 const GRACE: u32 = 10;

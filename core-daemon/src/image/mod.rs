@@ -7,6 +7,7 @@ mod fetch;
 pub mod layers;
 mod pull;
 mod unpack;
+pub mod users;
 pub mod walk;
 
 use std::collections::HashMap;

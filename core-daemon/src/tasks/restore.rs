@@ -46,6 +46,16 @@ pub enum Restored {
     },
 }
 
+impl Restored {
+    /// The container's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        match self {
+            Self::Alive(task) => task.namespace(),
+            Self::Dead { namespace, .. } => namespace,
+        }
+    }
+}
+
 enum Found {
     Alive(Arc<Task>),
     /// It answers, but has no container.

@@ -123,6 +123,11 @@ pub mod containerd {
     }
 }
 pub mod gantry {
+    pub mod cri {
+        pub mod v1 {
+            include!("gantry.cri.v1.rs");
+        }
+    }
     pub mod engine {
         pub mod v1 {
             include!("gantry.engine.v1.rs");

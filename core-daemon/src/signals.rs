@@ -12,7 +12,10 @@ const MAX: u32 = 64;
 const REAL_TIME: (u32, u32) = (34, 64);
 
 /// The number of a signal written as `TERM`, `SIGTERM`, `sigterm`, `RTMIN+1` or `15`.
-pub(super) fn parse(text: &str) -> Result<u32> {
+///
+/// # Errors
+/// `InvalidArgument` for a text that names no signal.
+pub fn parse(text: &str) -> Result<u32> {
     let invalid = || Error::invalid(format!("signal {text:?}: no such signal"));
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.parse().ok().filter(|number| (1..=MAX).contains(number)).ok_or_else(invalid);

@@ -18,7 +18,10 @@ use crate::snapshots::Mount;
 const MAX_FILE: u64 = 1 << 20;
 
 /// Looks `text` up in the root file system that `mounts` make.
-pub(super) fn resolve(text: &str, mounts: &[Mount]) -> Result<User> {
+///
+/// # Errors
+/// `InvalidArgument` for a user or group that is not there.
+pub fn resolve(text: &str, mounts: &[Mount]) -> Result<User> {
     let layers: Vec<PathBuf> = mounts.first().map(layers).unwrap_or_default();
     let read = |path: &str| layers.iter().find_map(|layer| read_beneath(layer, path).transpose()).transpose();
     let (passwd, group) = (read("etc/passwd")?.unwrap_or_default(), read("etc/group")?.unwrap_or_default());
@@ -26,7 +29,10 @@ pub(super) fn resolve(text: &str, mounts: &[Mount]) -> Result<User> {
 }
 
 /// Looks `text` up in the root file system of a running process.
-pub(super) fn resolve_running(text: &str, pid: u32) -> Result<User> {
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_running(text: &str, pid: u32) -> Result<User> {
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let read = |path: &str| read_beneath(&root, path).map(Option::unwrap_or_default);
     let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);

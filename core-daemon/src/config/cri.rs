@@ -1,0 +1,163 @@
+//! The part of the configuration that is about Kubernetes' container runtime interface.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How pods and their containers are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cri {
+    /// Handler of pods that name none.
+    pub default_runtime: String,
+    /// Runtime handlers by name, which a `RuntimeClass` may choose.
+    pub runtimes: BTreeMap<String, RuntimeHandler>,
+    /// Who makes the cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// Seccomp profile of containers that ask for none: `unconfined`, `runtime/default`, or `localhost/PATH`.
+    pub unset_seccomp_profile: String,
+    /// Pods with a network of their own may bind ports below 1024 without privilege.
+    pub unprivileged_ports: bool,
+    /// Pods with a network of their own may ping without privilege.
+    pub unprivileged_icmp: bool,
+    /// SELinux labels are set, where the kernel has SELinux.
+    pub selinux: bool,
+    /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
+    pub max_log_line: usize,
+    /// Seconds for which an `ExecSync` waits for output after its process has ended, because children may hold the stream.
+    pub exec_drain: u64,
+    /// Directories with descriptions of CDI devices.
+    pub cdi_dirs: Vec<PathBuf>,
+    /// Pods' networks.
+    pub cni: Cni,
+}
+
+/// A way to run pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeHandler {
+    /// Runtime, as containerd spells it; empty: the daemon's default.
+    pub runtime: String,
+    /// The runtime's own program, for a shim that can be told; empty: the shim's choice.
+    pub binary: String,
+    /// Patterns of pod annotations that become annotations of the runtime's configuration.
+    pub pod_annotations: Vec<String>,
+    /// The same of container annotations.
+    pub container_annotations: Vec<String>,
+    /// Privileged containers get the default devices only.
+    pub privileged_without_host_devices: bool,
+    /// Containers may write to their own cgroup.
+    pub cgroup_writable: bool,
+}
+
+/// Who makes the cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// Directories in the file system of cgroups.
+    Cgroupfs,
+    /// Scopes and slices of systemd.
+    Systemd,
+}
+
+/// Pods' networks, which plugins of the container network interface make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cni {
+    /// Directory of network configurations.
+    pub conf_dir: PathBuf,
+    /// Directories of plugins, searched in this order.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Where results are kept for the removal; empty: `cni` in the root directory. Not to be shared with another program.
+    pub cache_dir: PathBuf,
+    /// Where network namespaces are bound.
+    pub netns_dir: PathBuf,
+    /// How many of the configurations are used; 0: all.
+    pub max_networks: usize,
+    /// Networks are set up one after the other instead of at once.
+    pub serially: bool,
+    /// Which of a pod's addresses is its primary one.
+    pub ip_preference: IpPreference,
+    /// Template of a configuration, written when the kubelet says which addresses the node has; empty: none.
+    pub conf_template: PathBuf,
+    /// Seconds a plugin may take.
+    pub timeout: u64,
+}
+
+/// Which of a pod's addresses is its primary one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpPreference {
+    /// The first of version 4.
+    Ipv4,
+    /// The first of version 6.
+    Ipv6,
+    /// The first one that the plugins name.
+    Cni,
+}
+
+impl Default for Cri {
+    fn default() -> Self {
+        Self {
+            default_runtime: "rung".into(),
+            runtimes: BTreeMap::from([("rung".to_owned(), RuntimeHandler::default())]),
+            cgroup_driver: CgroupDriver::Cgroupfs,
+            unset_seccomp_profile: "unconfined".into(),
+            unprivileged_ports: true,
+            unprivileged_icmp: true,
+            selinux: false,
+            max_log_line: 16 << 10,
+            exec_drain: 5,
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            cni: Cni::default(),
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: PathBuf::new(),
+            netns_dir: "/run/netns".into(),
+            max_networks: 1,
+            serially: false,
+            ip_preference: IpPreference::Ipv4,
+            conf_template: PathBuf::new(),
+            timeout: 60,
+        }
+    }
+}
+
+impl Cri {
+    /// The handler called `name`, or the default one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is none of that name.
+    pub fn handler(&self, name: &str) -> Result<&RuntimeHandler> {
+        let name = if name.is_empty() { &self.default_runtime } else { name };
+        self.runtimes.get(name).ok_or_else(|| Error::invalid(format!("runtime_handler {name:?}: not configured")))
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if !self.runtimes.contains_key(&self.default_runtime) {
+            let name = &self.default_runtime;
+            return Err(Error::invalid(format!("cri.default_runtime: {name:?} is not among cri.runtimes")));
+        }
+        let cni = &self.cni;
+        let mut dirs = vec![("conf_dir", &cni.conf_dir), ("netns_dir", &cni.netns_dir)];
+        if !cni.cache_dir.as_os_str().is_empty() {
+            dirs.push(("cache_dir", &cni.cache_dir));
+        }
+        for (key, dir) in dirs.into_iter().chain(cni.bin_dirs.iter().map(|dir| ("bin_dirs", dir))) {
+            if !dir.is_absolute() {
+                return Err(Error::invalid(format!("cri.cni.{key}: {}: path must be absolute", dir.display())));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! Kubernetes' container runtime interface: what a kubelet asks for.
+//!
+//! A pod sandbox is a sandbox record, a container is a container record, both in containerd's namespace `k8s.io`; what
+//! only this module knows of them is an extension of the record (`gantry.cri.v1`). [`Store`] has all of them in memory, with
+//! what does not outlive the daemon. One file for each family of calls; `runtime.rs` and `image.rs` are the services.
+#![allow(dead_code, reason = "what uses it comes in the next commits")]
+
+mod container;
+mod events;
+mod exec;
+mod flights;
+mod image;
+mod labels;
+mod metrics;
+mod restore;
+mod runtime;
+mod sandbox;
+mod stats;
+mod status;
+mod store;
+mod streaming;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gantry_proto::namespace::Namespace;
+use tokio_util::sync::CancellationToken;
+
+pub use image::ImageService;
+pub use runtime::RuntimeService;
+pub use store::{Container, Sandbox, Store};
+
+use flights::Flights;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::Result;
+use crate::events::Events;
+use crate::gc::Gc;
+use crate::image::Images;
+use crate::net::cni::Cni;
+use crate::records::{Containers, Sandboxes};
+use crate::snapshots::Snapshotters;
+use crate::tasks::Tasks;
+
+/// containerd's namespace of pods, their containers and images.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// The container runtime interface; clones are the same.
+#[derive(Clone)]
+pub struct Cri {
+    shared: Arc<Shared>,
+}
+
+/// What [`Cri`] is made of.
+pub struct Parts {
+    /// The daemon's configuration.
+    pub config: Config,
+    /// Container records.
+    pub containers: Containers,
+    /// Sandbox records.
+    pub sandboxes: Sandboxes,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// Images.
+    pub images: Images,
+    /// Where root file systems come from.
+    pub snapshotters: Snapshotters,
+    /// Frees what nothing refers to any more.
+    pub gc: Gc,
+    /// What happens to tasks.
+    pub events: Events,
+    /// Cancelled when the daemon stops.
+    pub stopping: CancellationToken,
+}
+
+struct Shared {
+    parts: Parts,
+    context: Context,
+    store: Store,
+    flights: Flights,
+    cni: Cni,
+}
+
+impl Cri {
+    /// The interface over these parts; [`Cri::restore`] finds pods of an earlier daemon.
+    ///
+    /// # Errors
+    /// When its directories cannot be made.
+    pub fn new(parts: Parts) -> Result<Self> {
+        let namespace = Namespace::parse(NAMESPACE)
+            .map_err(|error| crate::error::Error::internal(format!("namespace {NAMESPACE}: {error}")))?;
+        let store = Store::new(namespace.clone(), parts.sandboxes.clone(), parts.containers.clone());
+        let mut cni = parts.config.cri.cni.clone();
+        if cni.cache_dir.as_os_str().is_empty() {
+            cni.cache_dir = parts.config.root.join("cni");
+        }
+        let (context, flights, cni) = (Context::new(namespace), Flights::default(), Cni::new(cni));
+        Ok(Self { shared: Arc::new(Shared { parts, context, store, flights, cni }) })
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.shared.parts
+    }
+
+    fn config(&self) -> &crate::config::Cri {
+        &self.shared.parts.config.cri
+    }
+
+    /// In whose name everything is done.
+    fn context(&self) -> &Context {
+        &self.shared.context
+    }
+
+    /// All sandboxes and containers.
+    fn store(&self) -> &Store {
+        &self.shared.store
+    }
+}
+
+impl Cri {
+    /// Does something to its end, whether or not the client stays.
+    async fn see_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let done = tokio::spawn(work).await;
+        done.map_err(|error| crate::error::Error::internal(format!("background work: {error}")))?
+    }
+}
+
+/// Whether labels have everything that a selector names.
+fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

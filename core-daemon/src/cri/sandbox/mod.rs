@@ -1,0 +1,13 @@
+//! Pod sandboxes: what the containers of a pod have in common.
+//!
+//! A sandbox is made of namespaces, a network and files; no process is needed to hold them, and no image. Only where the
+//! containers share one view of processes is there a first process, which is the shim's.
+
+pub(super) mod check;
+mod list;
+mod network;
+pub(super) mod places;
+mod resources;
+pub(super) mod run;
+mod status;
+mod stop;

@@ -1,0 +1,107 @@
+//! Stopping and removing pods. Each step may be repeated, and the record goes last.
+
+use std::sync::Arc;
+
+use gantry_proto::runtime::v1;
+
+use crate::blocking::blocking;
+use crate::cri::{Cri, Sandbox};
+use crate::error::{Doing as _, Kind, Result};
+use crate::failpoint;
+
+impl Cri {
+    pub(in crate::cri) async fn stop_pod_sandbox(
+        &self,
+        request: v1::StopPodSandboxRequest,
+    ) -> Result<v1::StopPodSandboxResponse> {
+        if let Some(sandbox) = self.sandbox_if_there(&request.pod_sandbox_id)? {
+            let cri = self.clone();
+            // A client that goes away must not leave half a pod.
+            self.see_through(async move { cri.stop_sandbox(&sandbox).await }).await?;
+        }
+        Ok(v1::StopPodSandboxResponse {})
+    }
+
+    pub(in crate::cri) async fn remove_pod_sandbox(
+        &self,
+        request: v1::RemovePodSandboxRequest,
+    ) -> Result<v1::RemovePodSandboxResponse> {
+        if let Some(sandbox) = self.sandbox_if_there(&request.pod_sandbox_id)? {
+            let cri = self.clone();
+            self.see_through(async move { cri.remove_sandbox(&sandbox).await }).await?;
+        }
+        Ok(v1::RemovePodSandboxResponse {})
+    }
+
+    /// The sandbox; none where there is none, which is no error for who wants it gone.
+    fn sandbox_if_there(&self, id: &str) -> Result<Option<Arc<Sandbox>>> {
+        match self.store().sandbox(id) {
+            Ok(sandbox) => Ok(Some(sandbox)),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn stop_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
+        let _turn = sandbox.turn.lock().await;
+        self.stop_sandbox_now(sandbox).await.doing(|| format!("stop pod sandbox {}", sandbox.id()))
+    }
+
+    async fn stop_sandbox_now(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
+        let record = sandbox.record();
+        if !record.stopped {
+            // From here on nothing is made in it.
+            self.edit_sandbox(sandbox, |record| record.stopped = true).await?;
+        }
+        failpoint::hit("cri.stopping");
+        for container in self.store().containers_of(sandbox.id().as_str()) {
+            self.stop_now(&container, 0).await?;
+        }
+        if let Some(task) = sandbox.task() {
+            self.parts().tasks.discard(&task).await;
+            sandbox.set_task(None);
+        }
+        if record.network.as_ref().is_some_and(|network| !network.removed) {
+            self.shared.cni.disconnect(sandbox.id().as_str()).await?;
+        }
+        let places = self.places(sandbox.id().as_str());
+        blocking(move || places.unmake()).await?;
+        if record.network.as_ref().is_some_and(|network| !network.removed) {
+            self.edit_sandbox(sandbox, |record| {
+                if let Some(network) = &mut record.network {
+                    network.removed = true;
+                }
+            })
+            .await?;
+        }
+        if !record.stopped {
+            self.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        Ok(())
+    }
+
+    async fn remove_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
+        let _turn = sandbox.turn.lock().await;
+        let doing = || format!("remove pod sandbox {}", sandbox.id());
+        self.stop_sandbox_now(sandbox).await.doing(doing)?;
+        for container in self.store().containers_of(sandbox.id().as_str()) {
+            self.remove_now(&container).await.doing(doing)?;
+        }
+        let places = self.places(sandbox.id().as_str());
+        blocking(move || places.remove()).await.doing(doing)?;
+        failpoint::hit("cri.removed");
+        let (cri, gone) = (self.clone(), sandbox.clone());
+        blocking(move || cri.store().remove_sandbox(&gone)).await.doing(doing)?;
+        self.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    pub(in crate::cri) async fn edit_sandbox(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        edit: impl FnOnce(&mut gantry_proto::gantry::cri::v1::SandboxRecord) + Send + 'static,
+    ) -> Result<()> {
+        let (cri, sandbox) = (self.clone(), sandbox.clone());
+        blocking(move || cri.store().edit_sandbox(&sandbox, edit)).await
+    }
+}

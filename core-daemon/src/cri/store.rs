@@ -1,0 +1,362 @@
+//! Sandboxes and containers in memory, beside their records on disk.
+//!
+//! The record is what outlives the daemon; every change of it is on disk before it is seen here. What only a running
+//! daemon knows, such as the task, is beside it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use gantry_proto::any;
+use gantry_proto::containerd::services::containers::v1 as containerd;
+use gantry_proto::containerd::types;
+use gantry_proto::gantry::cri::v1::{ContainerRecord, SandboxRecord};
+use gantry_proto::namespace::Namespace;
+use gantry_proto::runtime::v1::{ContainerState, PodSandboxState};
+use tokio::sync::watch;
+
+use crate::error::{Doing, Error, Result};
+use crate::filter::Filter;
+use crate::id::ContainerId;
+use crate::records::{Containers, Sandboxes};
+use crate::tasks::Task;
+
+/// Extension of a sandbox record, under the name containerd has for its own.
+pub(super) const SANDBOX_EXTENSION: &str = "io.cri-containerd.sandbox.metadata";
+/// Extension of a container record, likewise.
+pub(super) const CONTAINER_EXTENSION: &str = "io.cri-containerd.container.metadata";
+/// Fewest characters of an id that stand for it.
+const MIN_PREFIX: usize = 1;
+
+/// All sandboxes and containers.
+pub struct Store {
+    namespace: Namespace,
+    sandbox_records: Sandboxes,
+    container_records: Containers,
+    sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+}
+
+/// A pod sandbox.
+pub struct Sandbox {
+    id: ContainerId,
+    record: Mutex<Arc<SandboxRecord>>,
+    /// The process that holds its pid namespace, where it has one.
+    task: Mutex<Option<Arc<Task>>>,
+    /// Whoever stops or removes it has the turn.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+/// A container of a pod.
+pub struct Container {
+    id: ContainerId,
+    record: Mutex<Arc<ContainerRecord>>,
+    run: Mutex<Run>,
+    /// Set once the container has ended and everything that follows from it is done.
+    ended: watch::Sender<bool>,
+    /// Whoever starts, stops or removes it has the turn.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+/// What the daemon knows of a container's process.
+#[derive(Default, Clone)]
+pub(super) enum Run {
+    /// It was not started yet, or has ended: the record tells which.
+    #[default]
+    None,
+    /// It runs, since the time given.
+    Going {
+        /// Its task.
+        task: Arc<Task>,
+        /// When it was started, in nanoseconds since 1970.
+        started_at: i64,
+    },
+    /// Its shim is there but does not answer.
+    Unknown,
+}
+
+/// Nanoseconds since 1970, as this interface counts time.
+pub(super) fn nanos(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Now, likewise.
+pub(super) fn now() -> i64 {
+    nanos(SystemTime::now())
+}
+
+impl Store {
+    /// A store without anything in it.
+    pub(super) fn new(namespace: Namespace, sandbox_records: Sandboxes, container_records: Containers) -> Self {
+        let (sandboxes, containers) = (Mutex::default(), Mutex::default());
+        Self { namespace, sandbox_records, container_records, sandboxes, containers }
+    }
+
+    /// The sandbox with this id, or the one whose id begins with it.
+    ///
+    /// # Errors
+    /// `NotFound` without such a sandbox, `InvalidArgument` where the text fits several.
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
+        find(&lock(&self.sandboxes), "sandbox", id)
+    }
+
+    /// The container with this id, or the one whose id begins with it.
+    ///
+    /// # Errors
+    /// `NotFound` without such a container, `InvalidArgument` where the text fits several.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        find(&lock(&self.containers), "container", id)
+    }
+
+    /// All sandboxes, by id.
+    pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        lock(&self.sandboxes).values().cloned().collect()
+    }
+
+    /// All containers, by id.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.containers).values().cloned().collect()
+    }
+
+    /// The containers of a sandbox, by id.
+    pub fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
+        let containers = lock(&self.containers);
+        containers.values().filter(|container| container.record().sandbox_id == sandbox).cloned().collect()
+    }
+
+    /// Stores a new sandbox, on disk and here.
+    pub(super) fn add_sandbox(&self, mut sandbox: types::Sandbox, record: SandboxRecord) -> Result<Arc<Sandbox>> {
+        sandbox.extensions.insert(SANDBOX_EXTENSION.to_owned(), any::pack(&record));
+        let id = ContainerId::parse(&sandbox.sandbox_id)?;
+        self.sandbox_records.create(&self.namespace, sandbox)?;
+        let sandbox = Arc::new(Sandbox::new(id, record));
+        lock(&self.sandboxes).insert(sandbox.id.to_string(), sandbox.clone());
+        Ok(sandbox)
+    }
+
+    /// Stores a new container, on disk and here.
+    pub(super) fn add_container(
+        &self,
+        mut container: containerd::Container,
+        record: ContainerRecord,
+    ) -> Result<Arc<Container>> {
+        container.extensions.insert(CONTAINER_EXTENSION.to_owned(), any::pack(&record));
+        let id = ContainerId::parse(&container.id)?;
+        self.container_records.create(&self.namespace, container)?;
+        let container = Arc::new(Container::new(id, record));
+        lock(&self.containers).insert(container.id.to_string(), container.clone());
+        Ok(container)
+    }
+
+    /// Changes a sandbox's record.
+    pub(super) fn edit_sandbox(&self, sandbox: &Sandbox, edit: impl FnOnce(&mut SandboxRecord)) -> Result<()> {
+        let mut held = lock(&sandbox.record);
+        let mut record = SandboxRecord::clone(&held);
+        edit(&mut record);
+        let mut stored = self.sandbox_records.get(&self.namespace, sandbox.id.as_str())?;
+        stored.extensions.insert(SANDBOX_EXTENSION.to_owned(), any::pack(&record));
+        self.sandbox_records.update(&self.namespace, &stored, &[format!("extensions.{SANDBOX_EXTENSION}")])?;
+        *held = Arc::new(record);
+        Ok(())
+    }
+
+    /// Changes a container's record and, with it, the containerd record it is an extension of.
+    pub(super) fn edit_container(
+        &self,
+        container: &Container,
+        edit: impl FnOnce(&mut ContainerRecord, &mut containerd::Container) -> Result<()>,
+    ) -> Result<()> {
+        let mut held = lock(&container.record);
+        let mut record = ContainerRecord::clone(&held);
+        self.container_records.edit(&self.namespace, &container.id, |stored| {
+            edit(&mut record, stored)?;
+            stored.extensions.insert(CONTAINER_EXTENSION.to_owned(), any::pack(&record));
+            Ok(())
+        })?;
+        *held = Arc::new(record);
+        Ok(())
+    }
+
+    /// Forgets a sandbox, on disk and here.
+    pub(super) fn remove_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
+        gone_is_fine(self.sandbox_records.delete(&self.namespace, sandbox.id.as_str()))?;
+        lock(&self.sandboxes).remove(sandbox.id.as_str());
+        Ok(())
+    }
+
+    /// Forgets a container, on disk and here.
+    pub(super) fn remove_container(&self, container: &Container) -> Result<()> {
+        gone_is_fine(self.container_records.delete(&self.namespace, &container.id))?;
+        lock(&self.containers).remove(container.id.as_str());
+        Ok(())
+    }
+
+    /// Reads all records. One that cannot be read is logged and left out.
+    pub(super) fn load(&self) -> Result<()> {
+        let mut sandboxes = lock(&self.sandboxes);
+        for stored in self.sandbox_records.list(&self.namespace, &Filter::everything())? {
+            let Some(extension) = stored.extensions.get(SANDBOX_EXTENSION) else { continue };
+            match (ContainerId::parse(&stored.sandbox_id), any::unpack::<SandboxRecord>(extension)) {
+                (Ok(id), Ok(record)) => drop(sandboxes.insert(stored.sandbox_id, Arc::new(Sandbox::new(id, record)))),
+                (Err(error), _) => tracing::error!(id = stored.sandbox_id, %error, "read a sandbox"),
+                // Another program's sandbox.
+                (_, Err(error)) => tracing::debug!(id = stored.sandbox_id, %error, "read a sandbox"),
+            }
+        }
+        let mut containers = lock(&self.containers);
+        for stored in self.container_records.list(&self.namespace, &Filter::everything())? {
+            let Some(extension) = stored.extensions.get(CONTAINER_EXTENSION) else { continue };
+            match (ContainerId::parse(&stored.id), any::unpack::<ContainerRecord>(extension)) {
+                (Ok(id), Ok(record)) => drop(containers.insert(stored.id, Arc::new(Container::new(id, record)))),
+                (Err(error), _) => tracing::error!(id = stored.id, %error, "read a container"),
+                (_, Err(error)) => tracing::debug!(id = stored.id, %error, "read a container"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sandbox {
+    fn new(id: ContainerId, record: SandboxRecord) -> Self {
+        let (task, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { id, record: Mutex::new(Arc::new(record)), task, turn }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// What is known of it now.
+    pub fn record(&self) -> Arc<SandboxRecord> {
+        lock(&self.record).clone()
+    }
+
+    /// Whether containers can be made in it.
+    pub fn state(&self) -> PodSandboxState {
+        let record = self.record();
+        let process = !record.has_process || self.task().is_some();
+        match !record.stopped && process && record.boot_id == boot_id() {
+            true => PodSandboxState::SandboxReady,
+            false => PodSandboxState::SandboxNotready,
+        }
+    }
+
+    /// The process that holds its pid namespace, where it has one.
+    pub fn task(&self) -> Option<Arc<Task>> {
+        lock(&self.task).clone()
+    }
+
+    pub(super) fn set_task(&self, task: Option<Arc<Task>>) {
+        *lock(&self.task) = task;
+    }
+}
+
+impl Container {
+    fn new(id: ContainerId, record: ContainerRecord) -> Self {
+        let ended = watch::Sender::new(record.end.is_some());
+        Self {
+            id,
+            record: Mutex::new(Arc::new(record)),
+            run: Mutex::default(),
+            ended,
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// What is known of it now.
+    pub fn record(&self) -> Arc<ContainerRecord> {
+        lock(&self.record).clone()
+    }
+
+    /// Whether it runs.
+    pub fn state(&self) -> ContainerState {
+        match (&*lock(&self.run), self.record().end.is_some()) {
+            (_, true) => ContainerState::ContainerExited,
+            (Run::None, false) => ContainerState::ContainerCreated,
+            (Run::Going { .. }, false) => ContainerState::ContainerRunning,
+            (Run::Unknown, false) => ContainerState::ContainerUnknown,
+        }
+    }
+
+    /// Its task, while it runs.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it does not.
+    pub fn task(&self) -> Result<Arc<Task>> {
+        match &*lock(&self.run) {
+            Run::Going { task, .. } if self.record().end.is_none() => Ok(task.clone()),
+            _ => Err(Error::precondition(format!("container {}: is not running", self.id))),
+        }
+    }
+
+    /// When it was started, in nanoseconds since 1970; 0: it was not.
+    pub fn started_at(&self) -> i64 {
+        match (&*lock(&self.run), &self.record().end) {
+            (_, Some(end)) => end.started_at,
+            (Run::Going { started_at, .. }, None) => *started_at,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn set_run(&self, run: Run) {
+        *lock(&self.run) = run;
+    }
+
+    /// Tells whoever waits that it has ended.
+    pub(super) fn set_ended(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Returns once it has ended and its record says how.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+}
+
+/// The run of the machine that this is, which no other has.
+pub(super) fn boot_id() -> &'static str {
+    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    BOOT.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        text.map(|text| text.trim().to_owned()).unwrap_or_default()
+    })
+}
+
+fn find<T>(all: &BTreeMap<String, Arc<T>>, what: &str, id: &str) -> Result<Arc<T>> {
+    if let Some(found) = all.get(id) {
+        return Ok(found.clone());
+    }
+    let missing = || Error::not_found(format!("{what} {id}: not found"));
+    if id.len() < MIN_PREFIX {
+        return Err(missing());
+    }
+    let mut fitting = all
+        .range::<str, _>((Bound::Included(id), Bound::Unbounded))
+        .take_while(|(whole, _)| whole.starts_with(id))
+        .map(|(_, found)| found);
+    match (fitting.next(), fitting.next()) {
+        (Some(found), None) => Ok(found.clone()),
+        (Some(_), Some(_)) => Err(Error::invalid(format!("{what} {id}: fits several; write more of the id"))),
+        (None, _) => Err(missing()),
+    }
+}
+
+fn gone_is_fine(deleted: Result<()>) -> Result<()> {
+    match deleted {
+        Err(error) if error.kind() == crate::error::Kind::NotFound => Ok(()),
+        deleted => deleted.doing(|| "remove the record"),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,116 @@
+//! The order of calls and what plugins are told, with plugins that write it down.
+
+use super::*;
+
+struct Machine {
+    dir: tempfile::TempDir,
+    cni: Cni,
+}
+
+/// A plugin that adds a line to `log` for each call, keeps its input, and fails where a file `fail-NAME-COMMAND` is.
+const PLUGIN: &str = r#"#!/bin/sh
+here=$(dirname "$0"); name=$(basename "$0")
+echo "$name $CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME netns=$CNI_NETNS" >> "$here/log"
+cat > "$here/in-$name-$CNI_COMMAND"
+if [ -e "$here/fail-$name-$CNI_COMMAND" ]; then echo '{"code":7,"msg":"no"}'; exit 1; fi
+[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.1.0","ips":[{"address":"10.9.0.2/24"}]}'
+exit 0
+"#;
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("directory");
+        let (bin, conf) = (dir.path().join("bin"), dir.path().join("conf"));
+        for made in [&bin, &conf] {
+            std::fs::create_dir(made).expect("make");
+        }
+        for name in ["one", "two"] {
+            std::fs::write(bin.join(name), PLUGIN).expect("write");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(bin.join(name), mode).expect("mode");
+        }
+        let list = r#"{"cniVersion":"1.1.0","name":"net","plugins":[{"type":"one","capabilities":{"portMappings":true}},
+            {"type":"two"}]}"#;
+        std::fs::write(conf.join("10-net.conflist"), list).expect("write");
+        let config = config::Cni {
+            conf_dir: conf,
+            bin_dirs: vec![bin],
+            cache_dir: dir.path().join("cache"),
+            ..config::Cni::default()
+        };
+        Self { dir, cni: Cni::new(config) }
+    }
+
+    fn bin(&self, name: &str) -> PathBuf {
+        self.dir.path().join("bin").join(name)
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.bin("log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn input(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.bin(&format!("in-{name}"))).expect("input")).expect("JSON")
+    }
+}
+
+fn attachment(container: &str) -> Attachment {
+    let capabilities = json!({"portMappings": [{"hostPort": 80}], "dns": {}});
+    Attachment {
+        container: container.to_owned(),
+        netns: "/none/netns".into(),
+        args: "IgnoreUnknown=1;K8S_POD_NAME=p".to_owned(),
+        capabilities: capabilities.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+#[tokio::test]
+async fn a_chain_there_and_back() {
+    let machine = Machine::new();
+    let addresses = machine.cni.connect(&attachment("c1")).await.expect("connect");
+    assert_eq!(addresses, ["10.9.0.2"]);
+    // Each is told what it can do something about, and what the one before answered.
+    assert_eq!(machine.input("one-ADD")["runtimeConfig"], json!({"portMappings": [{"hostPort": 80}]}));
+    assert!(machine.input("two-ADD").get("runtimeConfig").is_none());
+    assert_eq!(machine.input("two-ADD")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
+    machine.cni.check("c1").await.expect("check");
+    // The configuration is gone and the namespace too; what was connected is disconnected all the same.
+    std::fs::remove_file(machine.dir.path().join("conf/10-net.conflist")).expect("remove");
+    machine.cni.disconnect("c1").await.expect("disconnect");
+    assert_eq!(machine.input("two-DEL")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
+    let calls = machine.calls();
+    assert_eq!(calls[4..], ["two DEL c1 eth0 netns=", "one DEL c1 eth0 netns="], "{calls:?}");
+    machine.cni.disconnect("c1").await.expect("again");
+    assert_eq!(machine.calls().len(), calls.len());
+    assert_eq!(machine.cni.connect(&attachment("c2")).await.expect_err("unconfigured").kind(), Kind::Unavailable);
+    assert_eq!(machine.cni.status().await.expect_err("unconfigured").kind(), Kind::Unavailable);
+}
+
+#[tokio::test]
+async fn what_fails_is_taken_back_and_what_cannot_be_is_kept() {
+    let machine = Machine::new();
+    std::fs::write(machine.bin("fail-two-ADD"), "").expect("write");
+    std::fs::write(machine.bin("fail-one-DEL"), "").expect("write");
+    let error = machine.cni.connect(&attachment("c1")).await.expect_err("fails");
+    assert!(error.to_string().contains("no (code 7)"), "{error}");
+    // The removal failed in part: a repeat finds it.
+    std::fs::remove_file(machine.bin("fail-one-DEL")).expect("remove");
+    machine.cni.disconnect("c1").await.expect("repeat");
+    let deleted = machine.calls().iter().filter(|call| call.contains("DEL")).count();
+    assert_eq!(deleted, 4, "{:?}", machine.calls());
+}
+
+#[tokio::test]
+async fn what_belongs_to_nobody_is_collected() {
+    let machine = Machine::new();
+    machine.cni.connect(&attachment("kept")).await.expect("connect");
+    machine.cni.connect(&attachment("stale")).await.expect("connect");
+    machine.cni.collect(&BTreeSet::from(["kept".to_owned()])).await.expect("collect");
+    let calls = machine.calls();
+    assert!(calls.iter().any(|call| call.starts_with("one DEL stale")), "{calls:?}");
+    assert!(!calls.iter().any(|call| call.contains("DEL kept")), "{calls:?}");
+    let told = machine.input("one-GC");
+    assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "kept", "ifname": "eth0"}]));
+    machine.cni.status().await.expect("ready");
+}
