@@ -123,7 +123,7 @@ impl From<tonic::Status> for Failure {
 }
 
 /// Whether the status was made here, of a broken connection, and not by the daemon.
-fn is_transport(status: &tonic::Status) -> bool {
+pub(crate) fn is_transport(status: &tonic::Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 

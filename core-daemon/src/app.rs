@@ -11,6 +11,7 @@ use gantry_proto::containerd::services::images::v1::images_server::ImagesServer;
 use gantry_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use gantry_proto::containerd::services::leases::v1::leases_server::LeasesServer;
 use gantry_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
+use gantry_proto::containerd::services::sandbox::v1::controller_server::ControllerServer;
 use gantry_proto::containerd::services::sandbox::v1::store_server::StoreServer;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
@@ -39,7 +40,7 @@ use crate::serve::{self, Socket};
 use crate::shims::Launcher;
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::{Local, Snapshotter, Snapshotters};
-use crate::tasks::{Bundles, Parts, Restored, Tasks};
+use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
 /// Runs the daemon until it is told to stop.
@@ -177,6 +178,10 @@ impl Daemon {
         serve!(
             ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
             ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
+            ControllerServer(grpc::sandbox_controller::SandboxControllerService::new(
+                tasks::Sandboxes::new(tasks.clone()),
+                stopping.clone(),
+            )),
             DiffServer(grpc::diff::DiffService::new(self.images.clone())),
             EngineServer(grpc::engine::EngineService::new(self.engine.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),

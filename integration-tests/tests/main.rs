@@ -11,6 +11,7 @@ mod cli_run;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
+mod daemon_sandboxes;
 mod daemon_tasks;
 mod harness;
 mod rung_cgroups;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         daemon_restart::TESTS,
+        daemon_sandboxes::TESTS,
         daemon_tasks::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,

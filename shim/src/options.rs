@@ -56,6 +56,11 @@ impl Options {
         Ok(Self::from_message(any::unpack(value).map_err(unreadable)?))
     }
 
+    /// Whether the value is one of the two option messages.
+    pub fn understands(value: &Any) -> bool {
+        any::is::<generic::Options>(value) || any::is::<runc::Options>(value)
+    }
+
     fn from_message(message: runc::Options) -> Self {
         Self {
             no_pivot_root: message.no_pivot_root,

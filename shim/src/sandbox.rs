@@ -1,7 +1,8 @@
 //! The Sandbox service: a group of containers whose supervisor this shim is.
 //!
 //! A sandbox whose bundle has a configuration has a process of its own (the pod's pause container), run like every other
-//! container under the sandbox's identifier. One without is the shim itself: it runs until it is stopped.
+//! container under the sandbox's identifier; where no root file system comes with it, its own is the pause program alone.
+//! A sandbox without a configuration is the shim itself: it runs until it is stopped.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,11 +22,13 @@ use tokio::sync::watch;
 
 use crate::error::Kind;
 use crate::lifetime::Hold;
+use crate::options::Options;
 use crate::reaper::Exited;
 use crate::service;
 use crate::task::Shim;
 use crate::task::delete::delete;
-use crate::{Error, Result};
+use crate::task::kill::kill;
+use crate::{Doing, Error, Result};
 
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
@@ -102,6 +105,9 @@ impl Sandboxes {
         if let Some(there) = &*one {
             return Err(Error::already_exists(format!("sandbox {} already exists", there.request.sandbox_id)));
         }
+        if request.rootfs.is_empty() && Path::new(&request.bundle_path).join("config.json").exists() {
+            install_pause(Path::new(&request.bundle_path))?;
+        }
         *one = Some(Sandbox {
             request,
             created_at: SystemTime::now(),
@@ -141,7 +147,8 @@ impl Sandboxes {
             id: id.clone(),
             bundle: request.bundle_path,
             rootfs: request.rootfs,
-            options: request.options,
+            // What comes for other kinds of shims is not the runtime's business.
+            options: request.options.filter(Options::understands),
             ..CreateTaskRequest::default()
         };
         service::create(&self.shim, create).await?;
@@ -189,8 +196,7 @@ impl Sandboxes {
         };
         for (signal, patience) in [(libc::SIGTERM, grace), (libc::SIGKILL, GRACE)] {
             let signal = signal.unsigned_abs();
-            let sent = mailbox.ask(move |container| Box::pin(async move { container.kill("", signal, false).await }));
-            match sent.await {
+            match kill(&mailbox, String::new(), signal, false).await {
                 Err(error) if error.kind() != Kind::NotFound => return Err(error),
                 _ => {}
             }
@@ -254,8 +260,22 @@ impl Sandboxes {
     async fn metrics(&self, payload: &[u8]) -> Result<sandbox::SandboxMetricsResponse> {
         let sandbox::SandboxMetricsRequest { sandbox_id: id } = decode(payload)?;
         self.with(&id, |_| ())?;
-        let data = self.shim.containers.get(&id)?.look(|container| container.stats()).await?;
+        let data = self.shim.containers.get(&id)?.peek(|container| container.stats()).await?;
         let metrics = Metric { timestamp: Some(now()), id, data: Some(data) };
         Ok(sandbox::SandboxMetricsResponse { metrics: Some(metrics) })
     }
+}
+
+/// Fills an empty root file system, so that a sandbox needs no image.
+fn install_pause(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join("rootfs");
+    match std::fs::read_dir(&rootfs).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir(&rootfs).doing(|| format!("create {}", rootfs.display()))?;
+        }
+        Err(error) => return Err(error).doing(|| format!("read {}", rootfs.display())),
+    }
+    rung_sys::pause::install(&rootfs).doing(|| format!("pause program in {}", rootfs.display()))
 }

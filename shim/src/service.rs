@@ -22,6 +22,7 @@ use crate::options::Options;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandboxes;
 use crate::task::delete::delete;
+use crate::task::kill::kill;
 use crate::task::{Mailbox, Shim};
 use crate::{Error, Result};
 
@@ -118,7 +119,7 @@ impl Services {
 
     async fn state(&self, payload: &[u8]) -> Answer {
         let task::StateRequest { id, exec_id } = decode(payload)?;
-        answer(&self.mailbox(&id)?.look(move |container| container.state(&exec_id)).await?)
+        answer(&self.mailbox(&id)?.peek(move |container| container.state(&exec_id)).await?)
     }
 
     async fn delete(&self, payload: &[u8]) -> Answer {
@@ -129,7 +130,10 @@ impl Services {
     async fn pids(&self, payload: &[u8]) -> Answer {
         let task::PidsRequest { id } = decode(payload)?;
         let mailbox = self.mailbox(&id)?;
-        let processes = mailbox.ask(|container| Box::pin(async move { container.pids().await })).await?;
+        let processes = match mailbox.peek(|container| container.pids()).await? {
+            Some(processes) => processes,
+            None => mailbox.ask(|container| Box::pin(async move { container.pids_by_runtime().await })).await?,
+        };
         answer(&task::PidsResponse { processes })
     }
 
@@ -153,9 +157,7 @@ impl Services {
 
     async fn kill(&self, payload: &[u8]) -> Answer {
         let task::KillRequest { id, exec_id, signal, all } = decode(payload)?;
-        let mailbox = self.mailbox(&id)?;
-        let kill = mailbox.ask(move |container| Box::pin(async move { container.kill(&exec_id, signal, all).await }));
-        answer(&kill.await?)
+        answer(&kill(&self.mailbox(&id)?, exec_id, signal, all).await?)
     }
 
     async fn exec(&self, payload: &[u8]) -> Answer {
@@ -165,7 +167,7 @@ impl Services {
 
     async fn resize(&self, payload: &[u8]) -> Answer {
         let task::ResizePtyRequest { id, exec_id, width, height } = decode(payload)?;
-        answer(&self.mailbox(&id)?.look(move |container| container.resize(&exec_id, width, height)).await?)
+        answer(&self.mailbox(&id)?.peek(move |container| container.resize(&exec_id, width, height)).await?)
     }
 
     async fn close_io(&self, payload: &[u8]) -> Answer {
@@ -174,7 +176,7 @@ impl Services {
         let close = move |container: &mut crate::task::Container| {
             if stdin { container.close_stdin(&exec_id) } else { Ok(()) }
         };
-        answer(&mailbox.look(close).await?)
+        answer(&mailbox.peek(close).await?)
     }
 
     async fn update(&self, payload: &[u8]) -> Answer {
@@ -186,7 +188,7 @@ impl Services {
     async fn wait(&self, payload: &[u8]) -> Answer {
         let task::WaitRequest { id, exec_id } = decode(payload)?;
         let mailbox = self.mailbox(&id)?;
-        let mut waiter = mailbox.look(move |container| Ok(container.process(&exec_id)?.waiter())).await?;
+        let mut waiter = mailbox.peek(move |container| Ok(container.process(&exec_id)?.waiter())).await?;
         // The mailbox would keep the container's owner alive for as long as somebody waits.
         drop(mailbox);
         let exited = waiter.wait_for(Option::is_some).await.ok().and_then(|exited| *exited);
@@ -196,14 +198,14 @@ impl Services {
 
     async fn stats(&self, payload: &[u8]) -> Answer {
         let task::StatsRequest { id } = decode(payload)?;
-        let stats = self.mailbox(&id)?.look(|container| container.stats()).await?;
+        let stats = self.mailbox(&id)?.peek(|container| container.stats()).await?;
         answer(&task::StatsResponse { stats: Some(stats) })
     }
 
     async fn connect(&self, payload: &[u8]) -> Answer {
         let task::ConnectRequest { id } = decode(payload)?;
         let task_pid = match self.mailbox(&id) {
-            Ok(mailbox) => mailbox.look(|container| Ok(container.process("")?.wire_pid())).await?,
+            Ok(mailbox) => mailbox.peek(|container| Ok(container.process("")?.wire_pid())).await?,
             // A shim without that container is still a shim.
             Err(_) => 0,
         };
@@ -221,7 +223,7 @@ impl Services {
 
     async fn reopen_log(&self, payload: &[u8]) -> Answer {
         let ReopenLogRequest { id, exec_id } = decode(payload)?;
-        answer(&self.mailbox(&id)?.look(move |container| container.reopen_log(&exec_id)).await?)
+        answer(&self.mailbox(&id)?.peek(move |container| container.reopen_log(&exec_id)).await?)
     }
 }
 
@@ -259,7 +261,7 @@ pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -
 
 /// The task's state of a sandbox's container, for its status.
 pub(crate) async fn status(shim: &Shim, id: &str) -> Result<(TaskStatus, task::StateResponse)> {
-    let state = shim.containers.get(id)?.look(|container| container.state("")).await?;
+    let state = shim.containers.get(id)?.peek(|container| container.state("")).await?;
     Ok((state.status(), state))
 }
 

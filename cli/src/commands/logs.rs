@@ -1,12 +1,16 @@
 //! `gantry logs`: what a container has written, and writes.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use gantry_proto::gantry::engine::v1::{LogRecord, LogsRequest};
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
+use tonic::Streaming;
 
 use super::Context;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, Result, is_transport, warn};
 use crate::exit::Code;
 use crate::output;
 use crate::parse::time::point;
@@ -47,6 +51,10 @@ fn tail(text: &str) -> Result<Tail, String> {
 
 /// Written at once at most.
 const BATCH: usize = 64 << 10;
+/// How long a log that is followed waits for a daemon that is being restarted.
+const AWAY: Duration = Duration::from_secs(60);
+/// How often it looks.
+const AGAIN: Duration = Duration::from_millis(200);
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
@@ -56,15 +64,16 @@ impl Args {
             let time = point(text, now).map_err(Failure::new)?;
             Ok(Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }))
         };
-        let request = LogsRequest {
+        let mut request = LogsRequest {
             r#ref: self.container.clone(),
             follow: self.follow,
             tail: self.tail.0,
             since: time(&self.since)?,
             until: time(&self.until)?,
         };
-        let mut records = context.connect().await?.logs(request).await?;
+        let mut records = context.connect().await?.logs(request.clone()).await?;
         let mut lines = Lines { timestamps: self.timestamps, ..Lines::default() };
+        let mut place = Place::default();
         loop {
             // What is there is gathered; once nothing more is, it is shown.
             let next = match records.next().now_or_never() {
@@ -75,7 +84,14 @@ impl Args {
                 }
             };
             match next {
-                Some(Ok(record)) => lines.add(&record)?,
+                Some(Ok(record)) if place.is_new(&record) => lines.add(&record)?,
+                Some(Ok(_)) => {}
+                // The daemon is being restarted, which is nothing to the container.
+                Some(Err(status)) if self.follow && is_gone(&status) => {
+                    lines.flush()?;
+                    place.resume(&mut request);
+                    records = come_back(context, &request).await?;
+                }
                 Some(Err(status)) => {
                     lines.flush()?;
                     return Err(status.into());
@@ -85,6 +101,61 @@ impl Args {
         }
         lines.flush()?;
         Ok(Code::SUCCESS)
+    }
+}
+
+/// Whether the daemon has left, or is about to.
+fn is_gone(status: &tonic::Status) -> bool {
+    is_transport(status) || status.code() == tonic::Code::Unavailable
+}
+
+/// Asks again until the daemon is back.
+async fn come_back(context: &Context, request: &LogsRequest) -> Result<Streaming<LogRecord>> {
+    warn("lost the connection to gantryd; waiting for it to come back");
+    let limit = Instant::now() + AWAY;
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        let asked = match context.connect().await {
+            Ok(mut client) => client.logs(request.clone()).await,
+            Err(failure) => Err(failure),
+        };
+        match asked {
+            Err(failure) if failure.is_not_found() || Instant::now() >= limit => return Err(failure),
+            Err(_) => {}
+            asked => return asked,
+        }
+    }
+}
+
+/// How far a log has been read: the time of its last record, and how many records of that time came.
+#[derive(Debug, Default)]
+struct Place {
+    at: Option<prost_types::Timestamp>,
+    count: usize,
+    /// Records of that time that come again after a resumption.
+    again: usize,
+}
+
+impl Place {
+    /// Counts a record; `false` where it has come before.
+    fn is_new(&mut self, record: &LogRecord) -> bool {
+        if record.at != self.at {
+            (self.at, self.count, self.again) = (record.at, 0, 0);
+        }
+        if self.again > 0 {
+            self.again -= 1;
+            return false;
+        }
+        self.count += 1;
+        true
+    }
+
+    /// Has the log sent from here on.
+    fn resume(&mut self, request: &mut LogsRequest) {
+        if self.at.is_some() {
+            (request.since, request.tail) = (self.at, None);
+            self.again = self.count;
+        }
     }
 }
 
@@ -147,6 +218,19 @@ mod tests {
         }
         let expected = "1970-01-01T00:00:00.000000005Z one line\n1970-01-01T00:00:00.000000005Z two\n";
         assert_eq!(String::from_utf8_lossy(&lines.gathered), expected);
+    }
+
+    #[test]
+    fn a_resumed_log_repeats_nothing() {
+        let record =
+            |nanos| LogRecord { at: Some(prost_types::Timestamp { seconds: 1, nanos }), ..LogRecord::default() };
+        let mut place = Place::default();
+        assert!([1, 2, 2].into_iter().all(|nanos| place.is_new(&record(nanos))));
+        let mut request = LogsRequest { tail: Some(1), ..LogsRequest::default() };
+        place.resume(&mut request);
+        assert_eq!((request.tail, request.since), (None, record(2).at));
+        let new: Vec<bool> = [2, 2, 2, 3].into_iter().map(|nanos| place.is_new(&record(nanos))).collect();
+        assert_eq!(new, [false, false, true, true]);
     }
 
     #[test]

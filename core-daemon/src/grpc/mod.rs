@@ -10,6 +10,7 @@ pub mod images;
 pub mod introspection;
 pub mod leases;
 pub mod namespaces;
+pub mod sandbox_controller;
 pub mod sandboxes;
 pub mod snapshots;
 pub mod tasks;

@@ -6,6 +6,7 @@
 //!     rootfs/               where the shim mounts the root file system
 //!     work                  link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
 //!     shim-binary-path      the shim's program
+//!     sandbox               the sandbox it is in, or is
 //!     bootstrap.json        where the shim listens; written once it has answered
 //!     …                     what the shim itself keeps: address, init.pid, log.json
 //! <state>/io.containerd.runtime.v2.task/<namespace>/.<id>     being removed
@@ -131,11 +132,11 @@ impl Bundle {
         &self.path
     }
 
-    /// Makes the bundle with the container's specification in it.
+    /// Makes the bundle with the container's specification in it; a sandbox may have none.
     ///
     /// # Errors
     /// `AlreadyExists` when it is there; otherwise nothing of it is left behind.
-    pub fn create(&self, spec: &[u8], shim: &Path) -> Result<()> {
+    pub fn create(&self, spec: Option<&[u8]>, shim: &Path) -> Result<()> {
         self.make_directory().doing(|| format!("make bundle {}", self.path.display()))?;
         self.fill(spec, shim).inspect_err(|_| self.remove()).doing(|| format!("make bundle {}", self.path.display()))
     }
@@ -162,10 +163,12 @@ impl Bundle {
         Ok(())
     }
 
-    fn fill(&self, spec: &[u8], shim: &Path) -> Result<()> {
+    fn fill(&self, spec: Option<&[u8]>, shim: &Path) -> Result<()> {
         fs::DirBuilder::new().mode(0o711).create(self.path.join("rootfs"))?;
         std::os::unix::fs::symlink(&self.work, self.path.join("work"))?;
-        self.write("config.json", spec)?;
+        if let Some(spec) = spec {
+            self.write("config.json", spec)?;
+        }
         self.write("shim-binary-path", shim.as_os_str().as_encoded_bytes())
     }
 
@@ -187,6 +190,20 @@ impl Bundle {
         written.doing(|| format!("write {}", path.display()))
     }
 
+    /// Notes the sandbox that the bundle's container is in, or is itself.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn mark_sandbox(&self, sandbox: &str) -> Result<()> {
+        self.write("sandbox", sandbox.as_bytes())
+    }
+
+    /// Whether it is a sandbox's own, not a container's.
+    pub fn is_sandbox(&self) -> bool {
+        let name = self.path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
+        name == fs::read(self.path.join("sandbox")).ok().as_deref()
+    }
+
     /// The shim's program, where it was recorded.
     pub fn shim_program(&self) -> Option<PathBuf> {
         let text = fs::read_to_string(self.path.join("shim-binary-path")).ok()?;
@@ -195,7 +212,7 @@ impl Bundle {
 
     /// When it was made; now, where that is not known.
     pub fn created_at(&self) -> SystemTime {
-        let written = fs::metadata(self.path.join("config.json")).and_then(|metadata| metadata.modified());
+        let written = fs::metadata(self.path.join("shim-binary-path")).and_then(|metadata| metadata.modified());
         written.unwrap_or_else(|_| SystemTime::now())
     }
 
@@ -256,11 +273,11 @@ mod tests {
         let bundles = Bundles::open(&dir.path().join("state"), &dir.path().join("root")).expect("bundles");
         let (namespace, id) = (Namespace::parse("n").expect("namespace"), ContainerId::parse("c").expect("id"));
         let bundle = bundles.of(&namespace, &id);
-        bundle.create(b"{}", Path::new("/bin/shim")).expect("create");
+        bundle.create(Some(b"{}"), Path::new("/bin/shim")).expect("create");
         assert!(bundle.has_config());
         assert_eq!(bundle.shim_program(), Some(PathBuf::from("/bin/shim")));
         assert_eq!(
-            bundle.create(b"{}", Path::new("/bin/shim")).expect_err("twice").kind(),
+            bundle.create(Some(b"{}"), Path::new("/bin/shim")).expect_err("twice").kind(),
             crate::error::Kind::AlreadyExists
         );
         assert!(bundle.has_config(), "a failed second creation leaves the first alone");

@@ -72,8 +72,10 @@ impl Tasks {
         let program = self.program(runtime)?;
         let spec = container.spec.as_ref().ok_or_else(|| Error::invalid(format!("container {id}: has no spec")))?;
         let bundle = self.parts().bundles.of(&context.namespace, id);
-        bundle.create(&spec.value, &program)?;
+        bundle.create(Some(&spec.value), &program)?;
         failpoint::hit("create.bundle");
+        let request =
+            self.in_sandbox(&context.namespace, &container, &bundle, request).inspect_err(|_| bundle.remove())?;
         // A shim that is shared has its log in the bundle it was started for.
         let log = request
             .shim
@@ -86,6 +88,25 @@ impl Tasks {
         reservation.fulfilled();
         failpoint::hit("create.done");
         Ok(task)
+    }
+
+    /// A container of a sandbox is created in the sandbox's shim, where that one takes it without being started again.
+    fn in_sandbox(
+        &self,
+        namespace: &Namespace,
+        container: &Container,
+        bundle: &Bundle,
+        request: CreateTask,
+    ) -> Result<CreateTask> {
+        if container.sandbox.is_empty() {
+            return Ok(request);
+        }
+        bundle.mark_sandbox(&container.sandbox)?;
+        let shim = match request.shim {
+            Some(shim) => Some(shim),
+            None => self.sandbox_endpoint(namespace, &container.sandbox)?,
+        };
+        Ok(CreateTask { shim, ..request })
     }
 
     /// The root file system's mounts: the request's, else those of the container's snapshot.

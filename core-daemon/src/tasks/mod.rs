@@ -11,6 +11,7 @@ mod list;
 mod monitor;
 mod process;
 mod restore;
+mod sandboxes;
 mod wait;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ pub use bundle::{Bundle, Bundles};
 pub use create::CreateTask;
 pub use process::{ExecTask, ProcessState};
 pub use restore::{Report, Restored};
+pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status as SandboxStatus};
 
 use crate::config::{Runtime, Timeouts};
 use crate::error::{Error, Result};
@@ -62,6 +64,7 @@ pub struct Parts {
 struct Shared {
     parts: Parts,
     table: Mutex<HashMap<Key, Slot>>,
+    sandboxes: Mutex<HashMap<Key, sandboxes::Slot>>,
 }
 
 type Key = (Namespace, ContainerId);
@@ -103,7 +106,7 @@ pub struct Exit {
 impl Tasks {
     /// No tasks yet; [`Tasks::restore`] finds those of an earlier daemon.
     pub fn new(parts: Parts) -> Self {
-        Self { shared: Arc::new(Shared { parts, table: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { parts, table: Mutex::default(), sandboxes: Mutex::default() }) }
     }
 
     /// The task of a container.
@@ -156,6 +159,10 @@ impl Tasks {
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
         self.shared.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sandboxes(&self) -> MutexGuard<'_, HashMap<Key, sandboxes::Slot>> {
+        self.shared.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a task into the table and watches over its shim from now on.

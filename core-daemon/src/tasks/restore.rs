@@ -16,7 +16,7 @@ use gantry_proto::containerd::v1::types::Status;
 use gantry_proto::namespace::Namespace;
 use tokio::sync::mpsc;
 
-use super::{Bundle, Exit, Slot, Task, Tasks};
+use super::{Bundle, Exit, Sandboxes, Slot, Task, Tasks};
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
 use crate::shims::{Address, Instance, Patience, Shim, ShimLog};
@@ -91,6 +91,9 @@ impl Tasks {
             bundle.remove();
             return;
         };
+        if bundle.is_sandbox() {
+            return Sandboxes::new(self.clone()).restore(namespace, id, bundle, program).await;
+        }
         match self.look(&namespace, &id, &bundle, &program).await {
             Found::Alive(task) => self.welcome(task, &report),
             Found::Empty(task) => {

@@ -53,7 +53,7 @@ pub(super) fn become_user(
     let entered = directory.is_some_and(|directory| fchdir(directory).is_ok());
     set_ids(process)?;
     if !entered {
-        chdir(spec.cwd()).doing(|| what(spec.cwd()))?;
+        chdir(spec.cwd()).map_err(|errno| no_directory(spec.cwd(), errno))?;
     }
     check_directory()?;
     wanted.apply(sync)?;
@@ -158,19 +158,21 @@ fn find_directory(path: &Path, missing: Directory) -> Result<Option<OwnedFd>> {
     let root = binds::current_root()?;
     match target::find(root.as_fd(), path, true) {
         Ok(found) => Ok(Some(found)),
-        Err(Errno::ENOENT) if missing == Directory::Made => {
-            target::find_or_make(root.as_fd(), path, Make::Directory).doing(|| what(path)).map(Some)
-        }
+        Err(Errno::ENOENT) if missing == Directory::Made => target::find_or_make(root.as_fd(), path, Make::Directory)
+            .map(Some)
+            .map_err(|error| no_directory(path, error)),
         Err(Errno::EACCES) => Ok(None),
         Err(Errno::ELOOP) => {
             Err(Error::invalid(format!("process.cwd: {} is a link that leads out of the root", path.display())))
         }
-        Err(errno) => Err(errno).doing(|| what(path)),
+        Err(errno) => Err(no_directory(path, errno)),
     }
 }
 
-fn what(path: &Path) -> String {
-    format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string())
+/// A program without its working directory cannot be run, which is not the runtime's failure.
+fn no_directory(path: &Path, cause: impl Into<Error>) -> Error {
+    let what = format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string());
+    cause.into().while_doing(what).with_kind(Kind::CannotExecute)
 }
 
 /// A working directory outside the root would be a way out of the container.

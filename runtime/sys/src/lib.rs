@@ -22,6 +22,7 @@ pub mod mount;
 pub mod mount_options;
 pub mod namespace;
 pub mod network;
+pub mod pause;
 pub mod personality;
 pub mod pidfd;
 pub mod poll;

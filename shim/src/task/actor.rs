@@ -1,6 +1,7 @@
 //! The owner of one container and its mailbox.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -18,7 +19,7 @@ use crate::lifetime::{Hold, Lifetime};
 use crate::oom;
 use crate::options::Options;
 use crate::reaper::{Exited, Reaper};
-use crate::rung::Runtime;
+use crate::rung::{Ends, Runtime};
 use crate::stats::cgroup::Cgroup;
 use crate::task::create::Restore;
 use crate::task::process::Process;
@@ -27,6 +28,7 @@ use crate::{Error, Result};
 /// A future of a job on a container.
 pub type JobFuture<'a, R> = Pin<Box<dyn Future<Output = R> + Send + 'a>>;
 type Job = Box<dyn for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send>;
+type Peek = Box<dyn FnOnce(&mut Container) + Send>;
 
 /// What all containers of a shim share.
 #[derive(Debug)]
@@ -48,6 +50,7 @@ pub struct Shim {
 #[derive(Clone)]
 pub struct Mailbox {
     jobs: mpsc::UnboundedSender<Job>,
+    peeks: mpsc::UnboundedSender<Peek>,
 }
 
 impl fmt::Debug for Mailbox {
@@ -60,6 +63,7 @@ impl Mailbox {
     /// Starts the owner of a container that is yet to be created.
     pub fn start(shim: Arc<Shim>, id: &str, bundle: PathBuf, options: Options) -> Self {
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        let (peeks, peeked) = mpsc::unbounded_channel::<Peek>();
         let runtime = Runtime::new(&options, &shim.setting.namespace, &bundle, shim.reaper.clone());
         let mut container = Container {
             hold: shim.lifetime.container(),
@@ -75,14 +79,22 @@ impl Mailbox {
             cgroup: None,
             oom: None,
             held_exit: None,
-            mailbox: jobs.downgrade(),
+            mailbox: (jobs.downgrade(), peeks.downgrade()),
+            peeked,
         };
         tokio::spawn(async move {
-            while let Some(job) = queue.recv().await {
-                job(&mut container).await;
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(peek) = container.peeked.recv() => peek(&mut container),
+                    job = queue.recv() => match job {
+                        Some(job) => job(&mut container).await,
+                        None => return,
+                    },
+                }
             }
         });
-        Self { jobs }
+        Self { jobs, peeks }
     }
 
     /// Asks the container's owner to do `job`, after everything that was asked before. It is done even where the asker
@@ -114,6 +126,28 @@ impl Mailbox {
         self.ask(move |container| Box::pin(std::future::ready(job(container)))).await
     }
 
+    /// Asks what does not have to wait for its turn: it is done at once, in the middle of a job whose runtime call is
+    /// under way. For what only looks, and for what must get through where the runtime hangs.
+    ///
+    /// # Errors
+    /// As [`Mailbox::ask`].
+    pub async fn peek<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Container) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let (sender, answer) = oneshot::channel();
+        self.interrupt(move |container| {
+            let _ = sender.send(look(container));
+        });
+        answer.await.unwrap_or_else(|_| Err(Error::not_found("the container is gone")))
+    }
+
+    /// As [`Mailbox::peek`], without waiting for it.
+    pub fn interrupt(&self, look: impl FnOnce(&mut Container) + Send + 'static) {
+        // Fails only where the owner is gone.
+        let _ = self.peeks.send(Box::new(look));
+    }
+
     /// Leaves a job without waiting for it.
     pub fn tell(&self, job: impl for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send + 'static) {
         // Fails only where the owner is gone, and with it what the job is about.
@@ -139,7 +173,8 @@ pub struct Container {
     pub(super) oom: Option<oom::Watch>,
     /// The first process's exit while it waits for the exits of execs to be announced.
     pub(super) held_exit: Option<Exited>,
-    mailbox: mpsc::WeakUnboundedSender<Job>,
+    mailbox: (mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>),
+    peeked: mpsc::UnboundedReceiver<Peek>,
     #[allow(dead_code, reason = "what it does is to be dropped with the container")]
     hold: Hold,
 }
@@ -174,11 +209,15 @@ impl Container {
 
     /// Has exits of `pid` delivered to this mailbox, as those of `exec_id`.
     pub(super) fn claim(&self, exec_id: &str, pid: i32) {
-        let Some(jobs) = self.mailbox.upgrade() else { return };
-        let mailbox = Mailbox { jobs };
+        let Some(mailbox) = upgrade(&self.mailbox) else { return };
         let exec_id = exec_id.to_owned();
         self.shim.reaper.claim(pid, move |exited| {
-            mailbox.tell(move |container| Box::pin(async move { container.exited(&exec_id, exited).await }));
+            if exec_id.is_empty() {
+                mailbox.tell(move |container| Box::pin(async move { container.init_exited(exited).await }));
+            } else {
+                // Nothing that is under way changes what is told of an exec that was started before.
+                mailbox.interrupt(move |container| container.exec_exited(&exec_id, exited));
+            }
         });
     }
 
@@ -188,32 +227,62 @@ impl Container {
         delay: std::time::Duration,
         job: impl for<'a> FnOnce(&'a mut Container) -> JobFuture<'a, ()> + Send + 'static,
     ) {
-        let weak = self.mailbox.clone();
+        let mailbox = self.mailbox.clone();
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            if let Some(jobs) = weak.upgrade() {
-                Mailbox { jobs }.tell(job);
+            if let Some(mailbox) = upgrade(&mailbox) {
+                mailbox.tell(job);
             }
         });
     }
 
-    /// Every process in the container; those that the shim started by name carry it.
+    /// Runs a verb of the runtime, and answers meanwhile what need not wait for it.
     ///
     /// # Errors
-    /// Where neither the cgroup nor the runtime can tell.
-    pub async fn pids(&self) -> Result<Vec<ProcessInfo>> {
-        let pids = match &self.cgroup {
-            Some(cgroup) => cgroup.processes()?,
-            None => {
-                let text = self.runtime.output(&["ps", "--format", "json", &self.id]).await?;
-                serde_json::from_slice(&text).map_err(|error| Error::internal(format!("read process list: {error}")))?
+    /// As [`Runtime::run`].
+    pub(super) async fn run<S: AsRef<OsStr>>(&mut self, arguments: &[S], ends: Ends) -> Result<()> {
+        let runtime = self.runtime.clone();
+        let call = runtime.run(arguments, ends);
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut call => return done,
+                Some(peek) = self.peeked.recv() => peek(self),
             }
-        };
+        }
+    }
+
+    /// Every process in the container; none where only the runtime can tell.
+    ///
+    /// # Errors
+    /// Where the cgroup is gone.
+    pub fn pids(&self) -> Result<Option<Vec<ProcessInfo>>> {
+        let pids = self.cgroup.as_ref().map(Cgroup::processes).transpose()?;
+        Ok(pids.map(|pids| self.named(pids)))
+    }
+
+    /// The same by the runtime.
+    ///
+    /// # Errors
+    /// Where it cannot tell.
+    pub async fn pids_by_runtime(&self) -> Result<Vec<ProcessInfo>> {
+        let text = self.runtime.output(&["ps", "--format", "json", &self.id]).await?;
+        let pids = serde_json::from_slice(&text);
+        pids.map(|pids| self.named(pids)).map_err(|error| Error::internal(format!("read process list: {error}")))
+    }
+
+    /// Processes that the shim started by name carry it.
+    fn named(&self, pids: Vec<u32>) -> Vec<ProcessInfo> {
         let info = |pid: u32| {
             let exec = self.execs.values().find(|exec| exec.wire_pid() == pid);
             let details = exec.map(|exec| any::pack(&ProcessDetails { exec_id: exec.id.clone() }));
             ProcessInfo { pid, info: details }
         };
-        Ok(pids.into_iter().map(info).collect())
+        pids.into_iter().map(info).collect()
     }
+}
+
+fn upgrade((jobs, peeks): &(mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>)) -> Option<Mailbox> {
+    Some(Mailbox { jobs: jobs.upgrade()?, peeks: peeks.upgrade()? })
 }

@@ -48,7 +48,7 @@ impl Container {
             arguments.extend(arguments!["--parent-path", &options.parent_path]);
         }
         arguments.push(OsString::from(&self.id));
-        self.runtime.run(&arguments, Ends::default()).await.map_err(|error| {
+        self.run(&arguments, Ends::default()).await.map_err(|error| {
             error.context(format_args!("checkpoint container {} (criu's log is in {})", self.id, work.display()))
         })?;
         let event = TaskCheckpointed { container_id: self.id.clone(), checkpoint: image };

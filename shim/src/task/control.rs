@@ -46,7 +46,7 @@ impl Container {
     /// Where the container does not run, and what the runtime says.
     pub async fn pause(&mut self) -> Result<()> {
         self.init.state.require(&[State::Running], "pause")?;
-        self.runtime.run(&["pause", &self.id], Ends::default()).await?;
+        self.run(&["pause", &self.id.clone()], Ends::default()).await?;
         self.init.state = State::Paused;
         self.shim.events.publish("/tasks/paused", &TaskPaused { container_id: self.id.clone() });
         Ok(())
@@ -58,7 +58,7 @@ impl Container {
     /// Where the container is not paused, and what the runtime says.
     pub async fn resume(&mut self) -> Result<()> {
         self.init.state.require(&[State::Paused], "resume")?;
-        self.runtime.run(&["resume", &self.id], Ends::default()).await?;
+        self.run(&["resume", &self.id.clone()], Ends::default()).await?;
         self.init.state = State::Running;
         self.shim.events.publish("/tasks/resumed", &TaskResumed { container_id: self.id.clone() });
         Ok(())
@@ -77,7 +77,7 @@ impl Container {
         input.write_all(limits)?;
         input.seek(SeekFrom::Start(0))?;
         let ends = Ends { stdin: Some(input.into()), ..Ends::default() };
-        self.runtime.run(&["update", "--resources", "-", &self.id], ends).await
+        self.run(&["update", "--resources", "-", &self.id.clone()], ends).await
     }
 
     /// The cgroup's counters.

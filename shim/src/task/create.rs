@@ -87,7 +87,10 @@ impl Container {
         let mut arguments = arguments!["create"];
         self.init_arguments(&mut arguments, console.as_ref());
         arguments.push(OsString::from(&self.id));
-        self.runtime.run(&arguments, ends).await?;
+        self.init.starting = true;
+        let made = self.run(&arguments, ends).await;
+        self.init.starting = false;
+        made?;
         let taken = self.take_init(console);
         if taken.is_err() {
             self.force_delete().await;

@@ -90,24 +90,33 @@ impl Container {
 
     /// Has the runtime forget the container. Forced, because that is what makes it repeatable: it ends what is left and
     /// does not mind what is gone.
-    async fn delete_by_runtime(&self) -> Result<()> {
-        let Err(error) = self.runtime.run(&["delete", "--force", &self.id], Ends::default()).await else {
+    async fn delete_by_runtime(&mut self) -> Result<()> {
+        let id = self.id.clone();
+        let Err(error) = self.run(&["delete", "--force", &id], Ends::default()).await else {
             return Ok(());
         };
         if error.kind() == Kind::NotFound {
             return Ok(());
         }
         // Not every runtime says in a way for programs that there is nothing to delete; whether there is can be asked.
-        match self.runtime.run(&["state", &self.id], Ends::default()).await {
+        match self.run(&["state", &id], Ends::default()).await {
             Ok(()) => Err(error),
             Err(_) => Ok(()),
         }
     }
 
-    pub(super) async fn force_delete(&self) {
+    pub(super) async fn force_delete(&mut self) {
         if let Err(error) = self.delete_by_runtime().await {
             tracing::warn!(id = self.id, %error, "delete a container that could not be created");
         }
+    }
+}
+
+impl Container {
+    /// Whether the first process has ended, be it that its exit waits to be looked at.
+    pub(super) fn init_has_ended(&self) -> bool {
+        self.shim.reaper.collect();
+        self.held_exit.is_some() || self.init.state == State::Stopped || gone(self.init.pid)
     }
 }
 

@@ -53,7 +53,7 @@ impl Container {
         // An exit of the first process that is held back counts: whatever is started now would not live.
         let gone = self.held_exit.is_some() || self.init.state == State::Stopped || self.init.pid == 0;
         if gone {
-            return Err(Error::precondition("the container's init process is not running"));
+            return Err(not_running());
         }
         if self.init.state == State::Paused {
             return Err(Error::precondition("the container is paused"));
@@ -76,7 +76,9 @@ impl Container {
             arguments.extend(arguments!["--console-socket", console.path()]);
         }
         arguments.push(OsString::from(&self.id));
-        let ran = self.runtime.run(&arguments, ends).await;
+        self.process(id)?.starting = true;
+        let ran = self.run(&arguments, ends).await;
+        self.process(id)?.starting = false;
         let taken = ran.and_then(|()| take(console, &mut io, &pid_file));
         let _ = std::fs::remove_file(&pid_file);
         let pid = match taken {
@@ -85,6 +87,10 @@ impl Container {
                 // A failed start is final: who waits for this exec must be told, and there will be no exit to tell.
                 let exited = crate::reaper::Exited { status: 255, at: std::time::SystemTime::now() };
                 self.process(id)?.stop(exited);
+                // Whatever the runtime stumbled over while the container ended around it.
+                if self.init_has_ended() {
+                    return Err(not_running().context(error));
+                }
                 return Err(error);
             }
         };
@@ -98,6 +104,10 @@ impl Container {
         self.claim(id, pid);
         Ok(wire_pid)
     }
+}
+
+fn not_running() -> Error {
+    Error::precondition("the container's init process is not running")
 }
 
 /// Takes over what the runtime has made.

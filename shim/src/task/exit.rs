@@ -18,15 +18,16 @@ use crate::task::state::State;
 const HOLD: Duration = Duration::from_secs(5);
 
 impl Container {
-    /// A process has ended.
-    pub(super) async fn exited(&mut self, exec_id: &str, exited: Exited) {
-        if !exec_id.is_empty() {
-            self.announce(exec_id, exited);
-            if self.held_exit.is_some() && !self.has_running_execs() {
-                self.release_exit();
-            }
-            return;
+    /// An exec has ended.
+    pub(super) fn exec_exited(&mut self, exec_id: &str, exited: Exited) {
+        self.announce(exec_id, exited);
+        if self.held_exit.is_some() && !self.has_running_execs() {
+            self.release_exit();
         }
+    }
+
+    /// The first process has ended.
+    pub(super) async fn init_exited(&mut self, exited: Exited) {
         self.held_exit = Some(exited);
         if !self.private_pids {
             self.end_the_rest().await;
@@ -44,7 +45,8 @@ impl Container {
         if left.is_some_and(|left| left.is_empty()) {
             return;
         }
-        if let Err(error) = self.runtime.run(&["kill", "--all", &self.id, "KILL"], Ends::default()).await {
+        let kill = ["kill", "--all", &self.id.clone(), "KILL"];
+        if let Err(error) = self.run(&kill, Ends::default()).await {
             tracing::warn!(id = self.id, %error, "end the processes that the first one left");
         }
     }

@@ -4,10 +4,61 @@ use nix::libc;
 use rung_sys::process::Pid;
 
 use crate::reaper::Exited;
-use crate::rung::Ends;
-use crate::task::Container;
+use crate::rung::{Ends, Runtime};
 use crate::task::state::State;
+use crate::task::{Container, Mailbox};
 use crate::{Error, Result};
+
+/// What became of a signal.
+#[derive(Debug)]
+pub enum Signalled {
+    /// It is sent.
+    Sent,
+    /// Only the runtime can send it.
+    ByRuntime(RuntimeKill),
+    /// It has to wait until the process is there.
+    Later,
+}
+
+/// A signal for the runtime to send; it waits for nothing that the container does.
+#[derive(Debug)]
+pub struct RuntimeKill {
+    runtime: Runtime,
+    id: String,
+    signal: i32,
+    all: bool,
+}
+
+/// Sends `signal` to the process of `exec_id`, or with `all` to every process of the container.
+///
+/// # Errors
+/// `NotFound` where the process has ended already.
+pub async fn kill(mailbox: &Mailbox, exec_id: String, signal: u32, all: bool) -> Result<()> {
+    let id = exec_id.clone();
+    let mut signalled = mailbox.peek(move |container| container.signal(&id, signal, all)).await?;
+    if let Signalled::Later = signalled {
+        signalled = mailbox.look(move |container| container.signal(&exec_id, signal, all)).await?;
+    }
+    let Signalled::ByRuntime(kill) = signalled else { return Ok(()) };
+    let sent = kill.send().await;
+    // Whether there was anybody to signal is asked of the kernel, not read out of the runtime's words.
+    if sent.is_err() && !mailbox.peek(|container| Ok(container.exists())).await? {
+        return Err(finished());
+    }
+    sent
+}
+
+impl RuntimeKill {
+    async fn send(&self) -> Result<()> {
+        let signal = self.signal.to_string();
+        let mut arguments = vec!["kill"];
+        if self.all {
+            arguments.push("--all");
+        }
+        arguments.extend([self.id.as_str(), signal.as_str()]);
+        self.runtime.run(&arguments, Ends::default()).await
+    }
+}
 
 impl Container {
     /// Sends `signal` to the process of `exec_id`, or with `all` to every process of the container.
@@ -17,46 +68,35 @@ impl Container {
     ///
     /// # Errors
     /// `NotFound` where the process has ended already.
-    pub async fn kill(&mut self, exec_id: &str, signal: u32, all: bool) -> Result<()> {
+    fn signal(&mut self, exec_id: &str, signal: u32, all: bool) -> Result<Signalled> {
         let number = i32::try_from(signal).ok().filter(|signal| (0..=64).contains(signal));
         let number = number.ok_or_else(|| Error::invalid(format!("signal {signal} does not exist")))?;
         if exec_id.is_empty() && (all || self.init.state == State::Paused) {
-            return self.kill_by_runtime(number, all).await;
+            if self.init.state == State::Stopped && !all {
+                return Err(finished());
+            }
+            let (runtime, id) = (self.runtime.clone(), self.id.clone());
+            return Ok(Signalled::ByRuntime(RuntimeKill { runtime, id, signal: number, all }));
         }
         let held = self.held_exit.is_some() && exec_id.is_empty();
         let process = self.process(exec_id)?;
         if process.state == State::Stopped || held {
             return Err(finished());
         }
+        if process.starting {
+            return Ok(Signalled::Later);
+        }
         if process.pid == 0 {
             // Announced, not started: it will not be. Nobody was told of a start, so that nobody is told of an exit.
             let status = 128_u32.saturating_add(signal);
             process.stop(Exited { status, at: std::time::SystemTime::now() });
-            return Ok(());
+            return Ok(Signalled::Sent);
         }
         match rung_sys::signal::send(Pid::from_raw(process.pid), number) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(Signalled::Sent),
             Err(error) if error.errno() == libc::ESRCH => Err(finished()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    async fn kill_by_runtime(&mut self, signal: i32, all: bool) -> Result<()> {
-        if self.init.state == State::Stopped && !all {
-            return Err(finished());
-        }
-        let signal = signal.to_string();
-        let mut arguments = vec!["kill"];
-        if all {
-            arguments.push("--all");
-        }
-        arguments.extend([self.id.as_str(), signal.as_str()]);
-        let sent = self.runtime.run(&arguments, Ends::default()).await;
-        // Whether there was anybody to signal is asked of the kernel, not read out of the runtime's words.
-        if sent.is_err() && !self.exists() {
-            return Err(finished());
-        }
-        sent
     }
 
     fn exists(&self) -> bool {

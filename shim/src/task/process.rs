@@ -21,6 +21,8 @@ pub struct Process {
     pub io: Option<Io>,
     /// For an exec with an attach socket: its streams from before the start on, so that nobody misses the first byte.
     pub opened: Option<Opened>,
+    /// The runtime is about to make it.
+    pub starting: bool,
     /// For an exec: the process as OCI JSON.
     pub spec: Vec<u8>,
     exit: watch::Sender<Option<Exited>>,
@@ -30,7 +32,17 @@ impl Process {
     /// A process that does not exist yet.
     pub fn new(id: &str, stdio: Stdio, spec: Vec<u8>) -> Self {
         let exit = watch::Sender::default();
-        Self { id: id.to_owned(), stdio, pid: 0, state: State::Created, io: None, opened: None, spec, exit }
+        Self {
+            id: id.to_owned(),
+            stdio,
+            pid: 0,
+            state: State::Created,
+            io: None,
+            opened: None,
+            starting: false,
+            spec,
+            exit,
+        }
     }
 
     /// The number on the wire.

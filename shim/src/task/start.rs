@@ -29,7 +29,7 @@ impl Container {
         if self.restore.is_some() {
             self.start_restored().await?;
         } else {
-            self.runtime.run(&["start", &self.id], Ends::default()).await?;
+            self.run(&["start", &self.id.clone()], Ends::default()).await?;
         }
         self.init.state = State::Running;
         let pid = self.init.wire_pid();
@@ -48,7 +48,10 @@ impl Container {
         arguments
             .extend(arguments!["--work-path", if work.is_empty() { self.bundle.join("work") } else { work.into() }]);
         arguments.push(OsString::from(&self.id));
-        self.runtime.run(&arguments, restore.ends).await?;
+        self.init.starting = true;
+        let made = self.run(&arguments, restore.ends).await;
+        self.init.starting = false;
+        made?;
         if let Err(error) = self.take_init(restore.console) {
             self.force_delete().await;
             return Err(error);
