@@ -17,6 +17,7 @@ mod harness;
 mod rung_cgroups;
 mod rung_escapes;
 mod rung_lifecycle;
+mod rung_mounts;
 mod rung_refusals;
 mod rung_seccomp;
 mod shim_containerd;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         rung_cgroups::TESTS,
         rung_escapes::TESTS,
         rung_lifecycle::TESTS,
+        rung_mounts::TESTS,
         rung_refusals::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,

@@ -16,6 +16,9 @@ pub(crate) const TESTS: &[Test] = tests![
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_failed_start_spares_the_cgroup_of_another[Root],
     the_log_tells_the_kind[Root],
+    debug_messages_tell_the_phases[Root],
+    a_program_that_cannot_run_is_told_in_one_line[Root],
+    the_program_has_the_name_it_is_called_by[],
 ];
 
 fn status(env: &Env, id: &str) -> Result<String> {
@@ -150,5 +153,57 @@ fn the_log_tells_the_kind(env: &Env) -> Result<()> {
     env.run_rung(&["--log", log, "--log-format", "json", "state", "nobody"])?.exits(1)?;
     let line: Value = serde_json::from_str(fs::read_to_string(log)?.lines().last().context("a line")?)?;
     ensure!(line["level"] == "error" && line["kind"] == "not-found", "{line}");
+    Ok(())
+}
+
+/// The phases have the names of runc's log.
+fn debug_messages_tell_the_phases(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "phases", &["sleep", "100"])?;
+    bundle.set("/process/execCPUAffinity", json!({"initial": "0"}));
+    let id = env.id("phases");
+    let log = env.path("log");
+    let log = log.to_str().context("UTF-8")?;
+    let phases = |args: &[&str], expected: &[&str]| -> Result<()> {
+        env.run_rung(&[&["--debug", "--log", log], args].concat())?.ok()?;
+        let text = fs::read_to_string(log)?;
+        ensure!(expected.iter().all(|phase| text.contains(phase)), "{text}");
+        Ok(fs::remove_file(log)?)
+    };
+    let (born, inside) = ("nsexec container setup", "child process in init()");
+    let ready = "init: closing the pipe to signal completion";
+    phases(&["run", "--detach", "--bundle", bundle.write()?, &id], &[born, inside, ready])?;
+    let about = "setns_init: about to exec";
+    let execed = phases(&["exec", &id, "true"], &[born, "affinity: 0x1", inside, about]);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    execed
+}
+
+/// As a shell would: what reads the container's output finds nothing else in it.
+fn a_program_that_cannot_run_is_told_in_one_line(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "script", &["/script"])?;
+    bundle.set("/process/capabilities/ambient", json!([]));
+    let script = bundle.rootfs().join("script");
+    fs::write(&script, "#!/nowhere\n")?;
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let path = bundle.write()?;
+    let told = env.run_rung(&["run", "--bundle", path, &env.id("script")])?.exits(1)?;
+    assert_eq!(told.stderr.trim_end(), "exec /script: no such file or directory");
+    let log = env.path("log");
+    let log = log.to_str().context("UTF-8")?;
+    env.run_rung(&["--log", log, "run", "--bundle", path, &env.id("script")])?.exits(1)?;
+    let text = fs::read_to_string(log)?;
+    ensure!(text.contains("interpreter") && text.contains("/nowhere"), "{text}");
+    Ok(())
+}
+
+fn the_program_has_the_name_it_is_called_by(env: &Env) -> Result<()> {
+    let runc = env.path("runc");
+    std::os::unix::fs::symlink(env.program("rung")?, &runc)?;
+    let runc = runc.to_str().context("UTF-8")?;
+    ensure!(env.run(runc, &["--version"])?.ok()?.stdout.starts_with("runc version "));
+    ensure!(env.run_rung(&["--version"])?.ok()?.stdout.starts_with("rung version "));
+    let help = env.run(runc, &["kill", "--help"])?.ok()?.stdout;
+    ensure!(help.starts_with("NAME:\n   runc kill - "), "{help}");
+    ensure!(env.run(runc, &["dance", "-h"])?.fails()?.contains("No help topic for 'dance'"));
     Ok(())
 }

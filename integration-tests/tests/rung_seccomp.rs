@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     condition_on_an_argument[Root],
     without_new_privileges_too[Root],
     default_profile_runs_programs[Root],
+    an_old_profile_hides_no_program[Root],
     exec_is_filtered[Root],
     listener_gets_the_descriptor[Root],
     listener_that_is_not_there_is_named[Root],
@@ -54,6 +55,13 @@ fn condition_on_an_argument(env: &Env) -> Result<()> {
     let script = "trap : USR1 USR2; kill -USR2 $$ && echo usr2; kill -USR1 $$ || echo refused";
     let ran = run(env, "argument", script, profile)?.ok()?;
     assert_eq!(ran.text(), "usr2\nrefused");
+    Ok(())
+}
+
+/// Profiles older than these calls forbid them, and programs are looked up under the filter.
+fn an_old_profile_hides_no_program(env: &Env) -> Result<()> {
+    let ran = run(env, "old", "echo on", refusing(&["statx", "faccessat2"], "SCMP_ACT_ERRNO"))?.ok()?;
+    assert_eq!(ran.text(), "on");
     Ok(())
 }
 

@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand};
 
-/// Runs containers from bundles, as the Open Container Initiative specifies.
+/// Open Container Initiative runtime: runs containers from bundles
 #[derive(Debug, Parser)]
 #[command(name = "rung", disable_version_flag = true, disable_help_subcommand = true)]
 pub struct Cli {
@@ -106,9 +106,29 @@ impl Cli {
         });
         match known {
             Some(Ok(cli)) => Ok(cli),
-            _ => Self::try_parse_from(arguments),
+            _ => Self::from_arg_matches(&Self::whole().try_get_matches_from(arguments)?),
         }
     }
+
+    /// The whole description, with help laid out as runc's.
+    pub fn whole() -> clap::Command {
+        let page = |title: &str| {
+            format!("NAME:\n   {title} - {{about}}\n\nUSAGE:\n   {{usage}}\n\n{{all-args}}{{after-help}}")
+        };
+        let program = program();
+        let described = Self::command().bin_name(program.clone()).help_template(page(&program));
+        described.mut_subcommands(|command| {
+            let title = format!("{program} {}", command.get_name());
+            command.help_template(page(&title))
+        })
+    }
+}
+
+/// The name this program was called by: installed as `runc`, it is runc.
+pub fn program() -> String {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_ref().and_then(|path| path.file_name()).and_then(|name| name.to_str());
+    name.unwrap_or("rung").to_owned()
 }
 
 fn one<A: Args + FromArgMatches>(

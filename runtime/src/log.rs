@@ -4,7 +4,7 @@
 //! `kind` beside the text, so that nobody has to match on words.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -38,6 +38,7 @@ struct Log {
     file: Option<std::fs::File>,
     format: Format,
     debug: bool,
+    hints: bool,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -57,8 +58,10 @@ pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<()> {
                 .doing(|| format!("open log file {}", path.display()))?,
         ),
     };
+    // Asked here: what is stderr to the process of a container may be a terminal of its own.
+    let hints = file.is_some() || std::io::stderr().is_terminal();
     // A second call keeps the first log: there is one log a run.
-    let _ = LOG.set(Log { file, format, debug });
+    let _ = LOG.set(Log { file, format, debug, hints });
     Ok(())
 }
 
@@ -68,6 +71,17 @@ pub fn error(error: &Error) {
     if LOG.get().is_some_and(|log| log.file.is_some()) {
         to_stderr(&line(Format::Text, "error", &error.to_string(), None));
     }
+}
+
+/// Reports that the program of a container could not be executed, to whoever reads its output: the bare line that a
+/// shell would print there.
+pub fn program_error(error: &Error) {
+    to_stderr(&format!("{error}\n"));
+}
+
+/// Whether an error goes where a person or a log of its own is, and may be longer than the kernel's answer.
+pub fn takes_hints() -> bool {
+    LOG.get().is_some_and(|log| log.hints)
 }
 
 /// Something that was ignored and perhaps should not have been.

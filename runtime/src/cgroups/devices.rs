@@ -65,6 +65,7 @@ fn access(text: &str) -> Option<Access> {
             'r' => Access::READ,
             'w' => Access::WRITE,
             'm' => Access::MKNOD,
+            'a' => Access::NONE,
             _ => return None,
         });
     }
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn deny_all_leaves_the_defaults() {
-        let list = writes(r#"[{"allow":false,"access":"rwm"}]"#);
+        let list = writes(r#"[{"allow":false,"access":"rwma"}]"#);
         assert_eq!(list[0], "devices.deny a");
         assert_eq!(list[1], "devices.allow c *:* m");
         assert!(list.contains(&"devices.allow c 136:* rwm".to_owned()));

@@ -93,7 +93,8 @@ impl Cgroup {
         }
         for place in &self.places {
             if !place.path.is_dir() {
-                return Err(Error::invalid("--cgroup", format!("{} does not exist", place.path.display())));
+                let reason = format!("adding pid to cgroups: {}: no such file or directory", place.path.display());
+                return Err(Error::invalid("--cgroup", reason));
             }
         }
         self.open_entry()

@@ -31,7 +31,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         return version::run().map(|()| 0);
     }
     let Some(command) = command else {
-        let help = <crate::cli::Cli as clap::CommandFactory>::command().render_help();
+        let help = crate::cli::Cli::whole().render_help();
         return print(&help.to_string()).map(|()| 0);
     };
     let settings = settings(global)?;
@@ -118,11 +118,15 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
 
 /// What the argument parser has to say: help and version on stdout with success, anything else as an error of ours.
 pub fn usage(error: &clap::Error) -> std::process::ExitCode {
-    use clap::error::ErrorKind;
+    use clap::error::{ContextKind, ErrorKind};
     // A closed stdout is no reason for another error.
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         drop(print(&error.to_string()));
         return std::process::ExitCode::SUCCESS;
+    }
+    if let (ErrorKind::InvalidSubcommand, Some(name)) = (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        crate::log::error(&Error::invalid(format!("unknown command: No help topic for '{name}'")));
+        return std::process::ExitCode::FAILURE;
     }
     let text = error.to_string();
     drop(print(&format!("Incorrect Usage.\n\n{text}")));

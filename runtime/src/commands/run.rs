@@ -8,8 +8,8 @@ use crate::container::create::{self, Made};
 use crate::container::foreground::Foreground;
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings, delete};
-use crate::error::{Doing as _, Result};
-use crate::hooks;
+use crate::error::{Doing as _, Kind, Result};
+use crate::{hooks, log};
 
 pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     let id = ContainerId::parse(&args.create.id)?;
@@ -20,11 +20,14 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
         let mut made = create::make(settings, &id, &options)?;
         let begun = begin(&made);
         let Some(foreground) = foreground.filter(|_| begun.is_ok()) else {
-            if let Err(error) = begun {
-                made.started.abort();
-                return Err(finish(made, true).err().unwrap_or(error));
+            let Err(error) = begun else { return Ok(0) };
+            made.started.abort();
+            finish(made, true)?;
+            if matches!(error.kind(), Kind::ProgramNotFound | Kind::CannotExecute) && !log::takes_hints() {
+                log::program_error(&error);
+                return Ok(1);
             }
-            return Ok(0);
+            return Err(error);
         };
         let exit = foreground.stay(&mut made.started)?;
         finish(made, !args.keep)?;

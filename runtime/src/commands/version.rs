@@ -3,7 +3,8 @@
 use crate::error::Result;
 
 pub(super) fn run() -> Result<()> {
-    super::print(&format!("rung version {}\ncommit: {}\nspec: {}\n", VERSION, VERSION, super::features::SPEC_VERSION))
+    let program = crate::cli::program();
+    super::print(&format!("{program} version {VERSION}\ncommit: {VERSION}\nspec: {}\n", super::features::SPEC_VERSION))
 }
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

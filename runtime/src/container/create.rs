@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::{ContainerState, Spec};
 use rung_sys::namespace::Namespace;
+use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
 use serde_json::value::RawValue;
 
 use super::alive::ProcessStat;
 use super::id::ContainerId;
 use super::record::{CgroupConfig, Config, Record};
 use super::store::Entry;
-use super::{Settings, sockets};
+use super::{Settings, host_root, sockets};
 use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
 use crate::clock;
@@ -89,6 +90,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut resctrl = resctrl.transpose()?;
     let state = hook_state(id, &bundle);
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
+    let host_mount = record.host_mount;
     let entry = settings.store.claim(id)?;
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
     let made = entry.plan(&record).and_then(|()| {
@@ -124,6 +126,9 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         Ok((started, record)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state }),
         Err(error) => {
             undo(&entry, &cgroup, &bundle.spec, &state);
+            if let Some(Err(error)) = host_mount.map(|before| host_root::release(&plan.root.path, before)) {
+                log::warning(&error.to_string());
+            }
             if let Some(group) = &mut resctrl {
                 group.take_back();
             }
@@ -226,7 +231,11 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
         status: ContainerState::Creating,
         init_pid: None,
     });
-    log::debug(|| format!("seccomp filter flags: {}", filter.flags | filter.optional_flags));
+    log::debug(|| {
+        // Without the flag that says nothing about a process of one thread; runc does not count it either.
+        let flags = (filter.flags | filter.optional_flags) & !(FLAG_TSYNC | FLAG_TSYNC_ESRCH);
+        format!("seccomp filter flags: {flags}")
+    });
     Ok((Some(filter).filter(|filter| !filter.is_empty()), destination))
 }
 
@@ -248,6 +257,7 @@ fn first_record(
     cgroup: &Cgroup,
     cgroups_path: Option<&Path>,
 ) -> Result<Record> {
+    let has_mounts = plan.namespaces.has(Namespace::Mount);
     let mut labels: Vec<String> =
         bundle.spec.annotations().iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
     labels.sort();
@@ -276,6 +286,7 @@ fn first_record(
         external_descriptors: Vec::new(),
         intel_rdt_path: String::new(),
         intel_rdt_owned: false,
+        host_mount: if has_mounts { None } else { Some(host_root::mount_id(&plan.root.path)?) },
     })
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use rung_sys::pidfd;
 
-use super::Container;
 use super::create::REMOVAL;
 use super::id::ContainerId;
 use super::status::Status;
 use super::store::Store;
+use super::{Container, host_root};
 use crate::error::{Error, Kind, Result};
 use crate::hooks;
 use crate::launch::cgroup_error;
@@ -84,6 +84,9 @@ pub fn destroy(container: &Container) -> Result<()> {
         note(cgroup.kill().map_err(cgroup_error));
     }
     note(cgroup.remove(REMOVAL).map_err(cgroup_error));
+    if let Some(before) = container.record.host_mount {
+        note(host_root::release(&container.record.config.rootfs, before));
+    }
     if container.record.intel_rdt_owned {
         note(crate::resctrl::remove(Path::new(&container.record.intel_rdt_path)));
     }

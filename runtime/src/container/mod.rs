@@ -5,6 +5,7 @@ pub mod create;
 pub mod delete;
 pub mod exec;
 pub mod foreground;
+mod host_root;
 pub mod id;
 pub mod kill;
 pub mod record;

@@ -42,6 +42,9 @@ pub struct Record {
     /// Whether that directory is the container's own, to be removed with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub intel_rdt_owned: bool,
+    /// Without a mount namespace of its own: the mount that its root was mounted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_mount: Option<u64>,
 }
 
 /// The part of the record that does not change.

@@ -11,11 +11,25 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::mount_options::MountOptions;
 
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::mounts::MountPlan;
 
+/// On whose behalf the source of a bind mount is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behalf {
+    /// This process's own: the kernel knows what it may change.
+    Own,
+    /// A container with a user namespace, whose root has fewer rights than this process.
+    UserNamespace,
+}
+
 /// Clones the source of a bind mount and gives it its attributes.
-pub fn open_source(plan: &MountPlan, source: &Path, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+pub fn open_source(
+    plan: &MountPlan,
+    source: &Path,
+    user_namespace: Option<BorrowedFd<'_>>,
+    behalf: Behalf,
+) -> Result<OwnedFd> {
     let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     flags.set(OFlag::O_NOFOLLOW, plan.options.source_nofollow);
     let place = open(source, flags, Mode::empty()).doing(|| format!("open bind source {}", source.display()))?;
@@ -31,13 +45,66 @@ pub fn open_source(plan: &MountPlan, source: &Path, user_namespace: Option<Borro
     let tree = mount::open_tree(place.as_fd(), Path::new(""), plan.options.recursive_bind)
         .doing(|| format!("clone bind source {}", source.display()))?;
     if let Some(user_namespace) = user_namespace {
-        let recursive = plan.options.idmap == Some(true);
-        let change = Change { set: attribute::IDMAP, user_namespace: Some(user_namespace), ..Change::default() };
-        mount::set_attributes(tree.as_fd(), recursive, &change)
+        translate(tree.as_fd(), user_namespace, plan.options.idmap == Some(true))
             .doing(|| format!("map the ids of {}", source.display()))?;
     }
-    set_attributes(tree.as_fd(), &plan.options).doing(|| format!("bind {}", source.display()))?;
+    set_bind_attributes(tree.as_fd(), &plan.options, behalf).doing(|| format!("bind {}", source.display()))?;
     Ok(tree)
+}
+
+/// What a bind mount may have beside its access times.
+const PLAIN: u64 =
+    attribute::RDONLY | attribute::NOSUID | attribute::NODEV | attribute::NOEXEC | attribute::NOSYMFOLLOW;
+
+/// Those of them that a user namespace cannot take off a mount that came from outside.
+const LOCKABLE: u64 = PLAIN & !attribute::NOSYMFOLLOW;
+
+/// As runc does, and unlike mount(8): when any attribute is named, those that are not are cleared. Access times alone
+/// stay what they were unless a kind of them is asked for.
+fn set_bind_attributes(tree: BorrowedFd<'_>, options: &MountOptions, behalf: Behalf) -> Result<()> {
+    if options.names_attributes {
+        let clear = PLAIN | if options.asks_atime() { attribute::ATIME | attribute::NODIRATIME } else { 0 };
+        let change = Change { set: options.set, clear: clear & !options.set | options.clear, ..Change::default() };
+        let attempt = match behalf {
+            Behalf::Own => mount::set_attributes(tree, false, &change),
+            Behalf::UserNamespace => set_where_unlocked(tree, options, change)?,
+        };
+        match attempt {
+            Err(error) if error.errno() == libc::EPERM && behalf == Behalf::Own => {
+                set_where_unlocked(tree, options, change)??;
+            }
+            other => other?,
+        }
+    }
+    set_recursive_attributes(tree, options)?;
+    set_propagation(tree, &options.propagation)
+}
+
+/// Keeps what the mount has and a user namespace may not clear; what the configuration clears by name, or another kind
+/// of access times, is refused.
+fn set_where_unlocked(
+    tree: BorrowedFd<'_>,
+    options: &MountOptions,
+    mut change: Change<'_>,
+) -> Result<rung_sys::Result<()>> {
+    let found = mount::attributes(tree)?;
+    let times = attribute::ATIME | attribute::NODIRATIME;
+    let kept = found & LOCKABLE;
+    if kept & options.clear != 0 || (options.asks_atime() && options.set & times != found & times) {
+        let cause = "cannot clear locked flags of its source in a user namespace: operation not permitted";
+        return Err(Error::new(Kind::Permission, cause));
+    }
+    change.set |= kept;
+    change.clear &= !(kept | times);
+    change.set &= !times;
+    Ok(mount::set_attributes(tree, false, &change))
+}
+
+/// Lets the ids of a detached tree go through the maps of a user namespace. Only who has rights over the file system
+/// may do that: root of the host, not root of a container.
+pub fn translate(tree: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let change = Change { set: attribute::IDMAP, user_namespace: Some(user_namespace), ..Change::default() };
+    Ok(mount::set_attributes(tree, recursive, &change)?)
 }
 
 /// Gives a mount what the option words ask for.
@@ -46,11 +113,16 @@ pub fn set_attributes(tree: BorrowedFd<'_>, options: &MountOptions) -> Result<()
         let change = Change { set: options.set, clear: options.clear, ..Change::default() };
         mount::set_attributes(tree, false, &change)?;
     }
+    set_recursive_attributes(tree, options)?;
+    set_propagation(tree, &options.propagation)
+}
+
+fn set_recursive_attributes(tree: BorrowedFd<'_>, options: &MountOptions) -> Result<()> {
     if options.changes_recursively() {
         let change = Change { set: options.set_recursive, clear: options.clear_recursive, ..Change::default() };
         mount::set_attributes(tree, true, &change)?;
     }
-    set_propagation(tree, &options.propagation)
+    Ok(())
 }
 
 /// Applies propagation words in their order.

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, faccessat};
 use rung_sys::process::{CStringArray, exec};
 
 use crate::error::{Error, Kind, Result};
+use crate::log;
 
 /// A program that was found, ready to be executed.
 #[derive(Debug)]
@@ -36,7 +38,7 @@ impl Program {
     pub fn execute(&self) -> Error {
         let error = exec(&self.path, &self.argv, &self.env);
         let code = if error.errno() == libc::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
-        let hint = hint(&self.path, error.errno());
+        let hint = if log::takes_hints() { hint(&self.path, error.errno()) } else { String::new() };
         let message = format!("exec {}: {}{hint}", self.path.display(), error.cause());
         Error::new(kind(code), message).with_exit_code(code)
     }
@@ -76,12 +78,18 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
 }
 
 fn check(path: &Path) -> std::result::Result<(), Errno> {
-    let found = std::fs::metadata(path).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    if found.is_dir() {
+    // The container's filter may be in force, and an old one forbids statx(2), which the standard library would use.
+    let found = stat(path)?;
+    if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR {
         return Err(Errno::EISDIR);
     }
     // With the effective ids: what counts is who executes, and with which capabilities.
-    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
+    match faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
+        // So does a filter answer that is older than faccessat2(2). The exec itself decides in the end.
+        Err(Errno::EPERM | Errno::ENOSYS) if found.st_mode & 0o111 != 0 => Ok(()),
+        Err(Errno::EPERM | Errno::ENOSYS) => Err(Errno::EACCES),
+        other => other,
+    }
 }
 
 /// What the kernel's answer hides: which other file is missing, or why the format is wrong.

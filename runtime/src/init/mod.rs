@@ -26,7 +26,7 @@ pub mod devices;
 pub mod exec;
 mod harden;
 mod join;
-mod mounts;
+pub mod mounts;
 mod network;
 mod pivot;
 pub mod process;
@@ -44,6 +44,7 @@ use crate::cgroups::Entry;
 use crate::error::{Doing as _, Error, Result};
 use crate::hooks::{self, HookState};
 use crate::launch::gate;
+use crate::launch::sources::Source;
 use crate::launch::sync::{ChildEnd, Order};
 use crate::plan::InitPlan;
 use crate::seccomp::Filter;
@@ -58,8 +59,8 @@ pub struct Inherited {
     pub cgroup: Option<Entry>,
     /// Namespaces to join, by descriptor.
     pub namespaces: Vec<(Namespace, OwnedFd)>,
-    /// Bind sources that only the parent can open, in the order of the mounts.
-    pub sources: Vec<Option<OwnedFd>>,
+    /// Where the sources of bind mounts come from, in the order of the mounts.
+    pub sources: Vec<Source>,
     /// The hierarchies as the container will see them.
     pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
@@ -120,14 +121,14 @@ fn set_up(
 ) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
-    if let Some(entry) = &inherited.cgroup {
-        entry.enter().map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
-    }
+    sync.debug(|| "nsexec container setup".into());
+    enter_cgroups(inherited)?;
     if inherited.waits_for_parent {
         sync.expect(Order::Prepared)?;
     }
     process::reset_affinity();
     join::namespaces(plan, inherited, joined)?;
+    sync.debug(|| "child process in init()".into());
     rung_sys::process::new_session()?;
     if plan.process.keyring.is_some() {
         process::join_keyring(&plan.process, sync)?;
@@ -139,6 +140,10 @@ fn set_up(
     if plan.stops_for_runtime_hooks {
         sync.at_hooks()?;
     }
+    if !plan.create_container_hooks.is_empty() {
+        // Where such a hook has to put things, and all it knows of where the root is.
+        nix::unistd::fchdir(&root).doing(|| "change to the root for hooks")?;
+    }
     hooks::run_inside("createContainer", &plan.create_container_hooks, state, "creating", None)?;
     pivot::change_root(plan, &root)?;
     if plan.process.terminal() {
@@ -149,7 +154,19 @@ fn set_up(
     harden::apply(plan, &read_only_later)?;
     // Both owners of descriptors end here: `finish` closes everything by number.
     drop((root, read_only_later));
-    finish(&plan.process, filter, Directory::Made, inherited)
+    let program = finish(&plan.process, filter, Directory::Made, inherited)?;
+    sync.debug(|| "init: closing the pipe to signal completion".into());
+    sync.ready()?;
+    Ok(program)
+}
+
+/// Goes into the cgroups. The kernel's answer is told as runc tells it: callers look for these words.
+fn enter_cgroups(inherited: &Inherited) -> Result<()> {
+    let Some(entry) = &inherited.cgroup else { return Ok(()) };
+    entry.enter().map_err(|(path, errno)| {
+        let pid = nix::unistd::getpid();
+        Error::from(errno).while_doing(format!("error adding pid {pid} to cgroups: {}", path.display()))
+    })
 }
 
 /// Steps 8 to 10, which an `exec` takes too.
@@ -165,9 +182,7 @@ fn finish(
     rung_sys::process::close_others(process.preserve_fds.saturating_add(3), &keep)?;
     process::limit(process)?;
     process::set_limits(&process.spec)?;
-    let program = credentials::become_user(process, filter, directory, &inherited.sync)?;
-    inherited.sync.ready()?;
-    Ok(program)
+    credentials::become_user(process, filter, directory, &inherited.sync)
 }
 
 /// Runs an `exec`ed program to its exec; returns only to report why it failed.
@@ -178,23 +193,26 @@ pub fn run_exec(
     joined: &[Namespace],
 ) -> u8 {
     let attempt = || -> Result<Error> {
+        let sync = &inherited.sync;
         process::begin()?;
+        sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
-        if let Some(entry) = &inherited.cgroup {
-            entry
-                .enter()
-                .map_err(|(path, errno)| Error::from(errno).while_doing(format!("join {}", path.display())))?;
-        }
+        sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));
+        enter_cgroups(inherited)?;
         process::set_affinity(process, false)?;
         join::all(inherited, joined)?;
+        sync.debug(|| "child process in init()".into());
         rung_sys::process::new_session()?;
         if process.keyring.is_some() {
-            process::join_keyring(process, &inherited.sync)?;
+            process::join_keyring(process, sync)?;
         }
         if process.terminal() {
-            console::set_up_exec(process, &inherited.sync)?;
+            console::set_up_exec(process, sync)?;
         }
-        Ok(finish(process, filter, Directory::Needed, inherited)?.execute())
+        let program = finish(process, filter, Directory::Needed, inherited)?;
+        sync.ready()?;
+        sync.debug(|| "setns_init: about to exec".into());
+        Ok(program.execute())
     };
     let error = attempt().unwrap_or_else(|error| error);
     inherited.sync.failed(&error);

@@ -7,10 +7,12 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use rung_sys::mount::{self, FileSystem, attribute};
 
+use super::binds::Behalf;
 use super::rootfs::Root;
 use super::target::{self, Make};
 use super::{Inherited, binds, cgroup_mount, copy_up};
 use crate::error::{Doing as _, Error, Result};
+use crate::launch::sources::Source;
 use crate::plan::InitPlan;
 use crate::plan::mounts::{MountKind, MountPlan};
 
@@ -24,33 +26,48 @@ pub(super) fn mount_all(plan: &InitPlan, inherited: &Inherited, root: &Root) -> 
     for (index, step) in plan.mounts.iter().enumerate() {
         let mounted = match &step.kind {
             MountKind::Bind { source } => {
-                bind(step, source, inherited.sources.get(index).and_then(Option::as_ref), root).map(|()| None)
+                let opened = inherited.sources.get(index).unwrap_or(&Source::Own);
+                bind(step, source, opened, inherited, root).map(|()| None)
             }
             MountKind::Cgroup => cgroup_mount::mount(step, inherited, plan, root).map(|()| None),
             MountKind::FileSystem { name, source } => file_system(step, name, source, plan, root),
         };
-        read_only_later.extend(mounted.doing(|| format!("mount {}", describe(step)))?);
+        read_only_later.extend(mounted.doing(|| describe(step))?);
     }
     Ok(read_only_later)
 }
 
-fn describe(step: &MountPlan) -> String {
-    match &step.kind {
-        MountKind::Bind { source } => format!("{} to {}", source.display(), step.destination.display()),
-        MountKind::Cgroup => format!("cgroup to {}", step.destination.display()),
-        MountKind::FileSystem { name, .. } => format!("{name} to {}", step.destination.display()),
-    }
+/// What a failed mount is told as, in runc's words: callers look for them.
+pub fn describe(step: &MountPlan) -> String {
+    let what = match &step.kind {
+        MountKind::Bind { source } => source.display().to_string(),
+        MountKind::Cgroup => "cgroup".to_owned(),
+        MountKind::FileSystem { name, .. } => name.clone(),
+    };
+    let place = step.destination.display().to_string();
+    format!(
+        "unable to start container process: error during container init: error mounting {what:?} to rootfs at {place:?}"
+    )
 }
 
-fn bind(step: &MountPlan, source: &Path, opened: Option<&OwnedFd>, root: &Root) -> Result<()> {
+fn bind(step: &MountPlan, source: &Path, opened: &Source, inherited: &Inherited, root: &Root) -> Result<()> {
     if step.options.copy_symlink && copy_symlink(step, source, root)? {
         return Ok(());
     }
     let own;
     let tree = match opened {
-        Some(tree) => tree,
-        None => {
-            own = binds::open_source(step, source, None)?;
+        Source::Opened(tree) => tree,
+        Source::Own => {
+            own = binds::open_source(step, source, None, Behalf::Own)?;
+            &own
+        }
+        Source::Translated(namespace) => {
+            own = binds::open_source(step, source, None, Behalf::Own)?;
+            let recursive = step.options.idmap == Some(true);
+            inherited
+                .sync
+                .translate(own.as_fd(), namespace.as_fd(), recursive)
+                .doing(|| format!("map the ids of {}", source.display()))?;
             &own
         }
     };

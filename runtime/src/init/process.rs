@@ -107,6 +107,11 @@ pub fn set_affinity(process: &ProcessPlan, initial: bool) -> Result<()> {
     sched::set_affinity(0, &processors).doing(|| format!("process.execCPUAffinity: bind to {list}"))
 }
 
+/// The processors this process is bound to, for the log.
+pub fn affinity_mask() -> u64 {
+    sched::affinity(0).map(|processors| processors.low_bits()).unwrap_or_default()
+}
+
 /// The kernel's number for a word of the configuration.
 fn lookup<N: Copy, W: Serialize>(table: &[(&str, N)], word: &W) -> Result<N> {
     let text = serde_json::to_value(word).unwrap_or_default();

@@ -29,7 +29,7 @@ pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
         open(path, flags, Mode::empty()).doing(|| format!("open {}", path.display()))
     };
     if !plan.namespaces.has(Namespace::Mount) {
-        return open_directory(path).map(Root);
+        return mount_on_itself(path, open_directory(path)?);
     }
     let host = open_directory(Path::new("/"))?;
     // Slave: mounts of the host still arrive (a volume plugin may be late), none of ours leave.
@@ -44,8 +44,12 @@ pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
     } else {
         mount::set_attributes(host.as_fd(), recursive, &change).doing(|| "cut the mount tree off from the host's")?;
     }
+    mount_on_itself(path, open_directory(path)?)
+}
+
+/// Without a mount namespace too: one unmount takes all the container's mounts away then.
+fn mount_on_itself(path: &Path, place: OwnedFd) -> Result<Root> {
     let tree = mount::open_tree_at_path(path, true).doing(|| format!("bind {}", path.display()))?;
-    let place = open_directory(path)?;
     mount::attach(tree.as_fd(), place.as_fd()).doing(|| format!("bind {} on itself", path.display()))?;
     Ok(Root(tree))
 }

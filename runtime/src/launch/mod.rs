@@ -5,6 +5,7 @@ pub mod exec;
 pub mod gate;
 pub mod idmap;
 pub mod notify;
+pub mod sources;
 pub mod sync;
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -20,8 +21,6 @@ use crate::hooks::{self, HookState};
 use crate::init::{self, Inherited, binds};
 use crate::log;
 use crate::plan::InitPlan;
-use crate::plan::ids::IdMaps;
-use crate::plan::mounts::{Idmap, MountKind};
 use crate::seccomp::Filter;
 use clone::Birth;
 use sync::{Order, ParentEnd, Report};
@@ -61,7 +60,7 @@ pub struct Started {
 pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
-    let sources = open_sources(plan, &joined)?;
+    let sources = sources::open(plan, &joined)?;
     let (parent, child) = sync::pair()?;
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
@@ -98,10 +97,15 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
 }
 
 fn announced(parent: &ParentEnd) -> Result<i32> {
-    match parent.receive()? {
-        Some(Report::Forked(pid)) => Ok(pid),
-        Some(Report::Failed(error)) => Err(error),
-        _ => Err(Error::new(Kind::Internal, "the process in between ended without a word")),
+    loop {
+        match parent.receive()? {
+            Some(Report::Forked(pid)) => return Ok(pid),
+            Some(Report::Failed(error)) => return Err(error),
+            // The process that counts may be faster than the one that tells of it.
+            Some(Report::Warning(text)) => log::warning(&text),
+            Some(Report::Debug(text)) => log::debug(|| text),
+            _ => return Err(Error::new(Kind::Internal, "the process in between ended without a word")),
+        }
     }
 }
 
@@ -129,43 +133,6 @@ fn settle(started: &Started, plan: &InitPlan, rootless: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sources of bind mounts that the container's root could not reach from inside its user namespace, and those whose ids
-/// are translated, are opened here.
-fn open_sources(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Option<OwnedFd>>> {
-    let in_user_namespace = plan.namespaces.has(Namespace::User);
-    let mut sources = Vec::new();
-    for step in &plan.mounts {
-        let MountKind::Bind { source } = &step.kind else {
-            sources.push(None);
-            continue;
-        };
-        let translated = match &step.idmap {
-            None => None,
-            Some(Idmap::Ranges { uids, gids }) => {
-                Some(idmap::empty_namespace(&IdMaps { uids: uids.clone(), gids: gids.clone() })?)
-            }
-            Some(Idmap::Container) => match (&plan.ids, joined.iter().find(|(kind, _)| *kind == Namespace::User)) {
-                (Some(maps), _) => Some(idmap::empty_namespace(maps)?),
-                (None, Some((_, namespace))) => Some(namespace.try_clone()?),
-                (None, None) => return Err(Error::invalid("idmap without mappings needs a user namespace")),
-            },
-        };
-        if translated.is_none() && !in_user_namespace {
-            sources.push(None);
-            continue;
-        }
-        let namespace = translated.as_ref().map(OwnedFd::as_fd);
-        let tree = binds::open_source(step, source, namespace)
-            .doing(|| format!("mount {} to {}", source.display(), step.destination.display()))?;
-        sources.push(Some(tree));
-    }
-    // Trailing nothings say nothing.
-    while sources.last().is_some_and(Option::is_none) {
-        sources.pop();
-    }
-    Ok(sources)
-}
-
 /// How the parent answers what the process asks.
 #[derive(Debug)]
 pub struct Answers<'a> {
@@ -185,10 +152,15 @@ impl Started {
                 Some(Report::Ready) => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
                 Some(Report::Warning(text)) => log::warning(&text),
+                Some(Report::Debug(text)) => log::debug(|| text),
                 Some(Report::Console(master)) => self.console = Some(master),
                 Some(Report::AtHooks) => {
                     self.run_hooks(answers)?;
                     self.sync.send(Order::HooksDone)?;
+                }
+                Some(Report::Translate { tree, namespace, recursive }) => {
+                    binds::translate(tree.as_fd(), namespace.as_fd(), recursive)?;
+                    self.sync.send(Order::Translated)?;
                 }
                 Some(Report::Listener(number)) => {
                     let fd = pidfd::get_fd(self.pidfd.as_fd(), number).doing(|| "take the seccomp listener")?;
@@ -225,6 +197,7 @@ impl Started {
                 None => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
                 Some(Report::Warning(text)) => log::warning(&text),
+                Some(Report::Debug(text)) => log::debug(|| text),
                 Some(_) => return Err(Error::new(Kind::Internal, "container process: message out of turn")),
             }
         }

@@ -5,6 +5,8 @@
 //!    │ ── clone ───────────────────────────────▶ │
 //!    │ (writes id maps, moves network devices)   │ waits, if there are any
 //!    │ ── Prepared ────────────────────────────▶ │ mounts
+//!    │ ◀──────────────── Translate + mount, maps │ only with id-mapped mounts of what is in the root itself
+//!    │ ── Translated ──────────────────────────▶ │
 //!    │ ◀────────────────────────────── AtHooks ─ │ only with prestart or createRuntime hooks
 //!    │ ── HooksDone ───────────────────────────▶ │ changes its root, becomes the container's user
 //!    │ ◀────────────────────── Console + master ─ │ only with a terminal
@@ -26,6 +28,7 @@ use rung_sys::fd_pass;
 use rung_sys::poll::{self, Interest};
 
 use crate::error::{Error, Kind, Result};
+use crate::log;
 
 /// From the runtime to the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub enum Order {
     ListenerTaken = 3,
     /// The record is written.
     Go = 4,
+    /// The ids of a mount are translated.
+    Translated = 5,
 }
 
 /// From the process to the runtime.
@@ -46,6 +51,15 @@ pub enum Order {
 pub enum Report {
     /// A process in between tells the number of the one that counts.
     Forked(i32),
+    /// It waits for the ids of a detached mount to go through the maps of a user namespace.
+    Translate {
+        /// The mount.
+        tree: OwnedFd,
+        /// The user namespace.
+        namespace: OwnedFd,
+        /// With all below it.
+        recursive: bool,
+    },
     /// It waits for the hooks of the runtime.
     AtHooks,
     /// The master of its terminal.
@@ -58,6 +72,8 @@ pub enum Report {
     Failed(Error),
     /// Something was ignored.
     Warning(String),
+    /// How far it is, with `--debug`.
+    Debug(String),
 }
 
 const FORKED: u8 = 1;
@@ -67,6 +83,8 @@ const LISTENER: u8 = 4;
 const READY: u8 = 5;
 const FAILED: u8 = 6;
 const WARNING: u8 = 7;
+const DEBUG: u8 = 8;
+const TRANSLATE: u8 = 9;
 
 /// Longer texts are cut: the socket takes no message beyond its buffer.
 const MAX_TEXT: usize = 4000;
@@ -108,6 +126,11 @@ impl ParentEnd {
             (Some(FORKED), 5) => number().map(Report::Forked),
             (Some(AT_HOOKS), 1) => Some(Report::AtHooks),
             (Some(CONSOLE), 1) => fds.pop().map(Report::Console),
+            (Some(TRANSLATE), 2) => fds.pop().zip(fds.pop()).map(|(namespace, tree)| Report::Translate {
+                tree,
+                namespace,
+                recursive: buffer[1] != 0,
+            }),
             (Some(LISTENER), 5) => number().map(Report::Listener),
             (Some(READY), 1) => Some(Report::Ready),
             (Some(FAILED), 3..) => {
@@ -115,6 +138,7 @@ impl ParentEnd {
                 Some(Report::Failed(Error::new(kind, text(3)).with_exit_code(buffer[2])))
             }
             (Some(WARNING), _) => Some(Report::Warning(text(1))),
+            (Some(DEBUG), _) => Some(Report::Debug(text(1))),
             _ => None,
         };
         report.map(Some).ok_or_else(|| Error::new(Kind::Internal, "container process: message out of turn"))
@@ -158,6 +182,12 @@ impl ChildEnd {
         self.send_number(FORKED, pid)
     }
 
+    /// Waits until the ids of a mount are translated, which only the runtime may do.
+    pub fn translate(&self, tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+        fd_pass::send(self.0.as_fd(), &[TRANSLATE, u8::from(recursive)], &[tree, namespace])?;
+        self.expect(Order::Translated)
+    }
+
     /// Waits until the hooks of the runtime have run.
     pub fn at_hooks(&self) -> Result<()> {
         self.write(&[AT_HOOKS])?;
@@ -190,7 +220,19 @@ impl ChildEnd {
 
     /// Reports something that was ignored.
     pub fn warning(&self, text: &str) {
-        let mut message = vec![WARNING];
+        self.send_text(WARNING, text);
+    }
+
+    /// Tells how far the process is, with `--debug`; the text is not made otherwise. The phases have the names they
+    /// have in runc's log, where people and tests look for them.
+    pub fn debug(&self, text: impl FnOnce() -> String) {
+        if log::is_debug() {
+            self.send_text(DEBUG, &text());
+        }
+    }
+
+    fn send_text(&self, tag: u8, text: &str) {
+        let mut message = vec![tag];
         message.extend(text.bytes().take(MAX_TEXT));
         drop(self.write(&message));
     }

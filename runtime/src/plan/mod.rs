@@ -112,7 +112,7 @@ impl InitPlan {
             return Err(Error::invalid("unable to set domainname without a private UTS namespace"));
         }
         let ids = IdMaps::new(linux, &namespaces)?;
-        let mounts = mounts::plan(spec, bundle, &namespaces, wishes)?;
+        let mounts = mounts::plan(spec, bundle, &rootfs, &namespaces, wishes)?;
         let devices = devices::plan(linux, &mounts)?;
         let hooks = spec.hooks().as_ref();
         #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]

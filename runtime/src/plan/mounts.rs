@@ -74,11 +74,17 @@ const BELOW_PROC: &[&str] = &[
 ];
 
 /// Plans every mount of the configuration, in its order.
-pub fn plan(spec: &Spec, bundle: &Path, namespaces: &NamespacePlan, wishes: Wishes) -> Result<Vec<MountPlan>> {
+pub fn plan(
+    spec: &Spec,
+    bundle: &Path,
+    rootfs: &Path,
+    namespaces: &NamespacePlan,
+    wishes: Wishes,
+) -> Result<Vec<MountPlan>> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut planned = Vec::with_capacity(mounts.len() + 1);
     for (index, mount) in mounts.iter().enumerate() {
-        planned.push(one(mount, bundle, namespaces).doing(|| format!("mounts[{index}]"))?);
+        planned.push(one(mount, bundle, rootfs, namespaces).doing(|| format!("mounts[{index}]"))?);
     }
     if wishes.notify_socket {
         planned.push(MountPlan {
@@ -91,9 +97,9 @@ pub fn plan(spec: &Spec, bundle: &Path, namespaces: &NamespacePlan, wishes: Wish
     Ok(planned)
 }
 
-fn one(mount: &Mount, bundle: &Path, namespaces: &NamespacePlan) -> Result<MountPlan> {
+fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) -> Result<MountPlan> {
     let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
-    let destination = destination(mount.destination())?;
+    let destination = destination(mount.destination(), rootfs)?;
     let type_name = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let kind = if options.bind || type_name == "bind" {
@@ -144,8 +150,9 @@ fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, namespaces: &N
     Ok(Some(planned))
 }
 
-/// Makes a destination absolute and lexically clean; links are resolved inside the root later.
-fn destination(path: &Path) -> Result<PathBuf> {
+/// Makes a destination absolute and lexically clean; links are resolved inside the root later. As runc does, one that
+/// repeats the path that the root has on the host is taken for what it means.
+fn destination(path: &Path, rootfs: &Path) -> Result<PathBuf> {
     let mut clean = PathBuf::from("/");
     for part in path.components() {
         match part {
@@ -155,6 +162,9 @@ fn destination(path: &Path) -> Result<PathBuf> {
             }
             Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
+    }
+    if let Ok(inside) = clean.strip_prefix(rootfs) {
+        clean = Path::new("/").join(inside);
     }
     if clean.as_os_str() == "/" {
         return Err(Error::invalid(
@@ -186,7 +196,7 @@ mod tests {
 
     fn plan_one(json: &str) -> Result<MountPlan> {
         let mount: Mount = serde_json::from_str(json).expect("valid JSON");
-        one(&mount, Path::new("/bundle"), &NamespacePlan::default())
+        one(&mount, Path::new("/bundle"), Path::new("/bundle/rootfs"), &NamespacePlan::default())
     }
 
     #[test]
@@ -194,6 +204,15 @@ mod tests {
         let plan = plan_one(r#"{"destination":"data/../x","source":"vol","options":["rbind","ro"]}"#).expect("plan");
         assert_eq!(plan.destination, Path::new("/x"));
         assert_eq!(plan.kind, MountKind::Bind { source: "/bundle/vol".into() });
+    }
+
+    #[test]
+    fn a_destination_may_repeat_the_path_of_the_root() {
+        let plan = plan_one(r#"{"destination":"/bundle/rootfs/mnt/x","type":"tmpfs"}"#).expect("plan");
+        assert_eq!(plan.destination, Path::new("/mnt/x"));
+        let plan = plan_one(r#"{"destination":"/bundle/rootfs2","type":"tmpfs"}"#).expect("plan");
+        assert_eq!(plan.destination, Path::new("/bundle/rootfs2"));
+        assert!(plan_one(r#"{"destination":"/bundle/rootfs","type":"tmpfs"}"#).is_err());
     }
 
     #[test]

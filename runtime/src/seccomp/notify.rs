@@ -20,13 +20,15 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When nobody listens there, or the message cannot be delivered.
 pub fn hand_over(path: &Path, metadata: Option<&str>, state: State, pid: i32, listener: BorrowedFd<'_>) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Error::new("linux.seccomp.listenerPath", format!("hand the notify descriptor to {}: {e}", path.display()))
+    let failed = |what: &str, e: &io::Error| {
+        let cause = e.raw_os_error().map_or_else(|| e.to_string(), rung_sys::error::describe);
+        Error::new("linux.seccomp.listenerPath", format!("{what} {}: {cause}", path.display()))
     };
-    let message = message(metadata, state, pid).map_err(|e| failed(&e))?;
-    let socket = UnixStream::connect(path).map_err(|e| failed(&e))?;
-    socket.set_write_timeout(Some(DEADLINE)).map_err(|e| failed(&e))?;
-    send(&socket, &message, listener).map_err(|e| failed(&e))
+    let hand = "hand the notify descriptor to";
+    let message = message(metadata, state, pid).map_err(|e| failed(hand, &e))?;
+    let socket = UnixStream::connect(path).map_err(|e| failed("failed to connect with seccomp agent", &e))?;
+    socket.set_write_timeout(Some(DEADLINE)).map_err(|e| failed(hand, &e))?;
+    send(&socket, &message, listener).map_err(|e| failed(hand, &e))
 }
 
 /// The `ContainerProcessState` of one descriptor.

@@ -20,6 +20,8 @@ pub mod attribute {
     pub const NOEXEC: u64 = 0x8;
     /// The mask of the access time kinds; zero is relatime.
     pub const ATIME: u64 = 0x70;
+    /// Access times are kept now and then.
+    pub const RELATIME: u64 = 0;
     /// Access times are not kept.
     pub const NOATIME: u64 = 0x10;
     /// Access times are kept exactly.
@@ -68,6 +70,25 @@ pub struct Change<'fd> {
     pub propagation: Option<Propagation>,
     /// With [`attribute::IDMAP`] in `set`: the user namespace whose maps translate.
     pub user_namespace: Option<BorrowedFd<'fd>>,
+}
+
+/// The attributes of a mount, except whether it follows symbolic links.
+pub fn attributes(mount: BorrowedFd<'_>) -> Result<u64> {
+    use nix::sys::statvfs::{FsFlags, fstatvfs};
+    let found = fstatvfs(mount).map_err(|errno| Error::new("fstatvfs", describe_fd(mount), errno as i32))?.flags();
+    let plain = [
+        (FsFlags::ST_RDONLY, attribute::RDONLY),
+        (FsFlags::ST_NOSUID, attribute::NOSUID),
+        (FsFlags::ST_NODEV, attribute::NODEV),
+        (FsFlags::ST_NOEXEC, attribute::NOEXEC),
+        (FsFlags::ST_NODIRATIME, attribute::NODIRATIME),
+    ];
+    let times = match found {
+        _ if found.contains(FsFlags::ST_NOATIME) => attribute::NOATIME,
+        _ if found.contains(FsFlags::ST_RELATIME) => attribute::RELATIME,
+        _ => attribute::STRICTATIME,
+    };
+    Ok(plain.iter().filter(|(flag, _)| found.contains(*flag)).fold(times, |all, (_, attribute)| all | attribute))
 }
 
 /// Makes a detached copy of the mount at `path` below `directory` (an empty path means the descriptor itself).

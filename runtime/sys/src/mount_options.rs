@@ -9,6 +9,8 @@ pub struct MountOptions {
     pub set: u64,
     /// Attributes to clear on the mount.
     pub clear: u64,
+    /// Whether a word named an attribute of the mount, be it only to clear one that was not set.
+    pub names_attributes: bool,
     /// Attributes to set on the mount and everything below it.
     pub set_recursive: u64,
     /// Attributes to clear on the mount and everything below it.
@@ -44,6 +46,7 @@ enum Word {
     Set(u64),
     Clear(u64),
     Atime(u64),
+    NoAtime(u64),
     SetRecursive(u64),
     ClearRecursive(u64),
     AtimeRecursive(u64),
@@ -59,11 +62,11 @@ enum Word {
     DestinationNofollow,
 }
 
-use attribute::{NOATIME, NODEV, NODIRATIME, NOEXEC, NOSUID, NOSYMFOLLOW, RDONLY, STRICTATIME};
+use attribute::{NOATIME, NODEV, NODIRATIME, NOEXEC, NOSUID, NOSYMFOLLOW, RDONLY, RELATIME, STRICTATIME};
 
 const WORDS: &[(&str, Word)] = &[
     ("async", Word::NoSuperblock("sync")),
-    ("atime", Word::Atime(0)),
+    ("atime", Word::NoAtime(NOATIME)),
     ("bind", Word::Bind(false)),
     ("copy-symlink", Word::CopySymlink),
     ("defaults", Word::Nothing),
@@ -84,8 +87,8 @@ const WORDS: &[(&str, Word)] = &[
     ("noiversion", Word::NoSuperblock("iversion")),
     ("nolazytime", Word::NoSuperblock("lazytime")),
     ("nomand", Word::NoSuperblock("mand")),
-    ("norelatime", Word::Atime(0)),
-    ("nostrictatime", Word::Atime(0)),
+    ("norelatime", Word::NoAtime(RELATIME)),
+    ("nostrictatime", Word::NoAtime(STRICTATIME)),
     ("nosuid", Word::Set(NOSUID)),
     ("nosymfollow", Word::Set(NOSYMFOLLOW)),
     ("private", Word::Propagate(Propagation::Private, false)),
@@ -93,7 +96,7 @@ const WORDS: &[(&str, Word)] = &[
     ("rbind", Word::Bind(true)),
     ("rdev", Word::ClearRecursive(NODEV)),
     ("rdiratime", Word::ClearRecursive(NODIRATIME)),
-    ("relatime", Word::Atime(0)),
+    ("relatime", Word::Atime(RELATIME)),
     ("remount", Word::Remount),
     ("rexec", Word::ClearRecursive(NOEXEC)),
     ("ridmap", Word::Idmap(true)),
@@ -154,12 +157,18 @@ impl MountOptions {
         (self.set | self.clear) != 0
     }
 
+    /// Whether a kind of access times is asked for; words such as `atime` only take one back.
+    pub fn asks_atime(&self) -> bool {
+        self.clear & attribute::ATIME != 0 || self.set & NODIRATIME != 0
+    }
+
     /// Whether any attribute is to be changed recursively.
     pub fn changes_recursively(&self) -> bool {
         (self.set_recursive | self.clear_recursive) != 0
     }
 
     fn take(&mut self, word: Word) {
+        self.names_attributes |= matches!(word, Word::Set(_) | Word::Clear(_) | Word::Atime(_) | Word::NoAtime(_));
         match word {
             Word::Nothing => {}
             Word::Set(flag) => (self.set, self.clear) = (self.set | flag, self.clear & !flag),
@@ -168,6 +177,11 @@ impl MountOptions {
                 self.set = (self.set & !attribute::ATIME) | kind;
                 self.clear |= attribute::ATIME;
             }
+            Word::NoAtime(kind) if self.clear & attribute::ATIME != 0 && self.set & attribute::ATIME == kind => {
+                self.set &= !attribute::ATIME;
+                self.clear &= !attribute::ATIME;
+            }
+            Word::NoAtime(_) => {}
             Word::SetRecursive(flag) => {
                 self.set_recursive |= flag;
                 self.clear_recursive &= !flag;
@@ -216,6 +230,17 @@ mod tests {
         assert_eq!(options.set, NOSUID | STRICTATIME);
         assert_eq!(options.clear, RDONLY | attribute::ATIME);
         assert!(MountOptions::parse(["sync", "async"]).superblock.is_empty());
+    }
+
+    #[test]
+    fn kinds_of_access_times_are_asked_for_and_taken_back() {
+        let options = MountOptions::parse(["relatime"]);
+        assert!(options.asks_atime() && options.set == 0 && options.clear == attribute::ATIME);
+        for words in [&["atime"][..], &["noatime", "atime"], &["relatime", "norelatime"], &["nostrictatime"]] {
+            let options = MountOptions::parse(words);
+            assert!(!options.asks_atime() && options.names_attributes, "{words:?}");
+        }
+        assert_eq!(MountOptions::parse(["noatime", "nostrictatime"]).set, NOATIME);
     }
 
     #[test]

@@ -136,6 +136,12 @@ impl NumberSet {
         self.0.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
+    /// The numbers below 64 as bits, for messages.
+    #[must_use]
+    pub fn low_bits(&self) -> u64 {
+        self.0.first().copied().unwrap_or(0)
+    }
+
     fn bytes(&self) -> usize {
         self.0.len() * 8
     }

@@ -101,7 +101,7 @@ fn read<T: DeserializeOwned>(text: &[u8], doubtful: fn(&T) -> bool, repair: Repa
     }
 }
 
-/// Takes unknown capabilities out, and gives the one flag the types spell wrongly a spelling they take.
+/// Takes unknown capabilities out, and gives the flags the types spell wrongly a spelling they take.
 fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, String)>) {
     if let Some(Value::Object(sets)) = process.get_mut("capabilities") {
         for (set, names) in sets {
@@ -118,8 +118,13 @@ fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, Stri
         }
     }
     if let Some(Value::Array(flags)) = process.pointer_mut("/scheduler/flags") {
-        for flag in flags.iter_mut().filter(|flag| *flag == "SCHED_FLAG_DL_OVERRUN") {
-            *flag = serde_json::to_value(super::LinuxSchedulerFlag::SchedFlagDLOverrun).unwrap_or(Value::Null);
+        for flag in flags {
+            let known = match flag.as_str() {
+                Some("SCHED_FLAG_DL_OVERRUN") => super::LinuxSchedulerFlag::SchedFlagDLOverrun,
+                Some("SCHED_FLAG_RESET_ON_FORK") => super::LinuxSchedulerFlag::SchedResetOnFork,
+                _ => continue,
+            };
+            *flag = serde_json::to_value(known).unwrap_or(Value::Null);
         }
     }
     if let Value::Object(process) = process {
@@ -174,10 +179,12 @@ mod tests {
 
     #[test]
     fn the_overrun_flag() {
-        let text = config(r#","scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_DL_OVERRUN"]}"#, "");
+        let flags = r#"["SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_RESET_ON_FORK"]"#;
+        let text = config(&format!(r#","scheduler":{{"policy":"SCHED_DEADLINE","flags":{flags}}}"#), "");
         let parsed = parse(text.as_bytes()).unwrap().value;
         let flags = parsed.process().as_ref().unwrap().scheduler().as_ref().unwrap().flags().clone().unwrap();
-        assert_eq!(flags, [crate::config::LinuxSchedulerFlag::SchedFlagDLOverrun]);
+        use crate::config::LinuxSchedulerFlag as Flag;
+        assert_eq!(flags, [Flag::SchedFlagDLOverrun, Flag::SchedResetOnFork]);
     }
 
     #[test]

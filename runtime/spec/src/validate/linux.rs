@@ -69,11 +69,14 @@ fn nodes_fit_mode(policy: &LinuxMemoryPolicy, found: &mut Found) {
     let path = "linux.memoryPolicy.nodes";
     match policy.mode() {
         Mode::MpolDefault | Mode::MpolLocal if !nodes.is_empty() => {
-            found.push(Violation::new(path, format!("{} takes no nodes", policy.mode())));
+            let count = count_numbers(nodes);
+            found.push(Violation::new(path, format!("{}: mode requires 0 nodes but got {count}", policy.mode())));
         }
         Mode::MpolDefault | Mode::MpolLocal | Mode::MpolPreferred if nodes.is_empty() => {}
         mode if nodes.is_empty() => found.push(Violation::new(path, format!("{mode} needs nodes"))),
-        _ if !is_number_list(nodes) => found.push(Violation::new(path, format!("{nodes:?} is not a list like 0-3,7"))),
+        _ if !is_number_list(nodes) => {
+            found.push(Violation::new(path, format!("invalid memory policy node: {nodes:?} is not a list like 0-3,7")));
+        }
         _ => {}
     }
 }
@@ -91,6 +94,13 @@ fn flags_fit_mode(policy: &LinuxMemoryPolicy, found: &mut Found) {
     if !flags.is_empty() && matches!(policy.mode(), Mode::MpolDefault | Mode::MpolLocal) {
         found.push(Violation::new(path, format!("{} takes no flags", policy.mode())));
     }
+}
+
+/// How many numbers a list such as `0-3,7` has; what is none counts as one.
+fn count_numbers(list: &str) -> u64 {
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let count = |part: &str| part.split_once('-').and_then(|(first, last)| number(last)?.checked_sub(number(first)?));
+    list.split(',').map(|part| count(part).unwrap_or(0).saturating_add(1)).fold(0, u64::saturating_add)
 }
 
 /// Whether `list` is numbers and ranges of numbers, such as `0-3,7`.

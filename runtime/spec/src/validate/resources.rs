@@ -23,8 +23,9 @@ pub(super) fn check(resources: &LinuxResources, at: &str, found: &mut Found) {
 fn device_rules_are_complete(resources: &LinuxResources, at: &str, found: &mut Found) {
     for (index, rule) in resources.devices().iter().flatten().enumerate() {
         let path = |field: &str| format!("{at}.devices[{index}].{field}");
+        // An `a` beside them means nothing, and is found in the wild because the kernel has a rule of that name.
         if let Some(access) = rule.access()
-            && (access.is_empty() || access.chars().any(|c| !"rwm".contains(c)))
+            && (access.trim_matches('a').is_empty() || access.chars().any(|c| !"rwma".contains(c)))
         {
             found.push(Violation::new(path("access"), format!("{access:?} is not of r, w and m")));
         }

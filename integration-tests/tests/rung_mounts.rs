@@ -1,0 +1,156 @@
+//! Mounts of a container, as callers of runc know them.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::ensure;
+use integration_tests::{Bundle, Env, Result, Test, output, tests};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_source_may_be_an_earlier_mount[Root],
+    a_source_in_the_root_of_a_user_namespace[Root, Userns],
+    named_attributes_replace_those_of_the_source[Root],
+    a_user_namespace_keeps_locked_attributes[Root, Userns],
+    hooks_in_the_container_start_in_its_root[Root],
+    without_a_mount_namespace_nothing_stays_mounted[Root],
+];
+
+fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
+    json!({"source": source, "destination": destination, "type": "bind", "options": options})
+}
+
+/// The root file system belongs to the root of the new user namespace.
+fn add_user_namespace(env: &Env, bundle: &mut Bundle) -> Result<()> {
+    bundle.push("/linux/namespaces", json!({"type": "user"}));
+    for ids in ["/linux/uidMappings", "/linux/gidMappings"] {
+        bundle.push(ids, json!({"containerID": 0, "hostID": 100_000, "size": 65_536}));
+    }
+    env.run("chown", &["-hR", "100000:100000", &bundle.rootfs().to_string_lossy()])?.ok()?;
+    for path in [env.root(), &bundle.path] {
+        env.run("chmod", &["a+x", &path.to_string_lossy()])?.ok()?;
+    }
+    Ok(())
+}
+
+/// Three directories; the second is mounted in the first, and what that makes is mounted as a whole.
+fn chain(env: &Env, bundle: &mut Bundle, options: &[&str]) -> Result<()> {
+    let sources = env.dir("sources")?;
+    for name in ["a", "b"] {
+        fs::create_dir_all(sources.join(name).join("sub"))?;
+        fs::write(sources.join(name).join("file"), name)?;
+    }
+    for place in ["mnt", "final"] {
+        fs::create_dir(bundle.rootfs().join(place))?;
+    }
+    bundle.push("/mounts", bind(&sources.join("a"), "/mnt", &["bind"]));
+    bundle.push("/mounts", bind(&sources.join("b"), "/mnt/sub", &["bind"]));
+    // Both the source and the place are told by the path that the root has on the host.
+    let place = bundle.rootfs().join("final");
+    let mut whole = bind(&bundle.rootfs().join("mnt"), &place.to_string_lossy(), options);
+    if options.contains(&"idmap") {
+        for ids in ["uidMappings", "gidMappings"] {
+            whole[ids] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        }
+    }
+    bundle.push("/mounts", whole);
+    Ok(())
+}
+
+fn a_source_may_be_an_earlier_mount(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "chain", &["cat", "/final/file", "/final/sub/file"])?;
+    chain(env, &mut bundle, &["rbind"])?;
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("chain")])?.ok()?;
+    assert_eq!(ran.text(), "ab");
+    Ok(())
+}
+
+fn a_source_in_the_root_of_a_user_namespace(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "mapped", &["sh", "-c", "cat /final/file /final/sub/file; stat -c :%u /final"])?;
+    chain(env, &mut bundle, &["rbind", "idmap"])?;
+    add_user_namespace(env, &mut bundle)?;
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("mapped")])?.ok()?;
+    // Owned by root of the host; as the mount maps it, by root of the container.
+    assert_eq!(ran.text(), "ab:0");
+    Ok(())
+}
+
+/// Runs a container with one bind mount whose source is a tmpfs with `attributes`; the answer is what `/mnt` has there.
+fn attributes(env: &Env, attributes: &str, options: &[&str], user_namespace: bool) -> Result<output::Ran> {
+    let source = env.path("tmpfs");
+    fs::create_dir_all(&source)?;
+    let path = source.to_string_lossy().into_owned();
+    env.run("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", &path])?.ok()?;
+    let attempt = || -> Result<output::Ran> {
+        env.run("mount", &["-o", &format!("remount,bind,{attributes}"), &path])?.ok()?;
+        let name = "attributes";
+        if env.path(name).exists() {
+            fs::remove_dir_all(env.path(name))?;
+        }
+        let mut bundle = Bundle::new(env, name, &["sh", "-c", "grep ' /mnt ' /proc/self/mounts | cut -d' ' -f4"])?;
+        fs::create_dir(bundle.rootfs().join("mnt"))?;
+        if user_namespace {
+            add_user_namespace(env, &mut bundle)?;
+        }
+        bundle.push("/mounts", bind(&source, "/mnt", options));
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])
+    };
+    let ran = attempt();
+    env.run("umount", &[&path])?.ok()?;
+    ran
+}
+
+/// Whether all of the first are there, and none of the second.
+fn check(ran: &output::Ran, has: &[&str], lacks: &[&str]) -> Result<()> {
+    let text = ran.text();
+    let words: Vec<&str> = text.split(',').collect();
+    ensure!(has.iter().all(|word| words.contains(word)), "{text} lacks one of {has:?}");
+    ensure!(!lacks.iter().any(|word| words.contains(word)), "{text} has one of {lacks:?}");
+    Ok(())
+}
+
+fn named_attributes_replace_those_of_the_source(env: &Env) -> Result<()> {
+    let source = "ro,nosuid,noexec,noatime";
+    let without = attributes(env, source, &["bind"], false)?.ok()?;
+    check(&without, &["ro", "nosuid", "noexec", "noatime"], &["nodev"])?;
+    let named = attributes(env, source, &["bind", "nodev"], false)?.ok()?;
+    check(&named, &["rw", "nodev", "noatime"], &["ro", "nosuid", "noexec"])?;
+    // A word that takes back what was not asked for changes nothing; a kind of access times replaces the other.
+    check(&attributes(env, source, &["bind", "atime"], false)?.ok()?, &["rw", "noatime"], &[])?;
+    check(&attributes(env, source, &["bind", "relatime"], false)?.ok()?, &["relatime"], &["noatime"])
+}
+
+fn a_user_namespace_keeps_locked_attributes(env: &Env) -> Result<()> {
+    let source = "nosuid,nodev,noatime";
+    check(&attributes(env, source, &["bind", "ro"], true)?.ok()?, &["ro", "nosuid", "nodev", "noatime"], &[])?;
+    for words in [&["bind", "dev"][..], &["bind", "relatime"]] {
+        let refused = attributes(env, source, words, true)?.fails()?;
+        ensure!(refused.contains("error mounting") && refused.contains("operation not permitted"), "{refused}");
+    }
+    Ok(())
+}
+
+fn hooks_in_the_container_start_in_its_root(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "hook", &["cat", "/made"])?;
+    bundle.set("/root/readonly", false);
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo here >made"]});
+    bundle.push("/hooks/createContainer", hook);
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("hook")])?.ok()?;
+    assert_eq!(ran.text(), "here");
+    Ok(())
+}
+
+fn without_a_mount_namespace_nothing_stays_mounted(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "host", &["true"])?;
+    let kinds = bundle.config["linux"]["namespaces"].as_array().into_iter().flatten();
+    let kinds: Vec<Value> = kinds.filter(|kind| kind["type"] != "mount").cloned().collect();
+    bundle.set("/linux/namespaces", kinds).set("/linux/maskedPaths", json!([])).set("/linux/readonlyPaths", json!([]));
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("host")])?.ok()?;
+    let mounts = || -> Result<bool> { Ok(fs::read_to_string("/proc/self/mounts")?.contains(env.token())) };
+    ensure!(!mounts()?, "the mounts of a container are left");
+    // Nor after a start that failed when they were made already.
+    bundle.set("/process/args/0", "no-such-program");
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("host")])?.fails()?;
+    ensure!(!mounts()?, "the mounts of a container that never ran are left");
+    Ok(())
+}

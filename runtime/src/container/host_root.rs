@@ -1,0 +1,33 @@
+//! The root of a container without a mount namespace: its mounts are made where the runtime is, and go with it.
+
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use rung_sys::mount;
+
+use crate::error::{Doing as _, Error, Kind, Result};
+
+/// The number of the mount that a directory is on, which is another one once a root is mounted on it.
+pub(super) fn mount_id(path: &Path) -> Result<u64> {
+    find(path).doing(|| format!("look at {}", path.display()))
+}
+
+fn find(path: &Path) -> Result<u64> {
+    let place = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_raw_fd()))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    number.ok_or_else(|| Error::new(Kind::Internal, "the kernel does not tell its mount"))
+}
+
+/// Detaches the root and everything that is mounted below it. `before` is the mount it was made on; where nothing is
+/// mounted any more, or not yet, nothing is done.
+pub(super) fn release(path: &Path, before: u64) -> Result<()> {
+    let place = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+    if place.is_err_and(|errno| errno == Errno::ENOENT) || mount_id(path)? == before {
+        return Ok(());
+    }
+    mount::detach(path).doing(|| format!("detach {}", path.display()))
+}

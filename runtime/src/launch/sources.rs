@@ -1,0 +1,67 @@
+//! The sources of bind mounts: which of them the runtime opens, and which are left to the new process.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rung_sys::namespace::Namespace;
+
+use super::idmap;
+use crate::error::{Doing as _, Error, Result};
+use crate::init::binds::{self, Behalf};
+use crate::init::mounts;
+use crate::plan::InitPlan;
+use crate::plan::ids::IdMaps;
+use crate::plan::mounts::{Idmap, MountKind};
+
+/// Where the source of a mount comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// The process opens it, if it is a bind mount at all.
+    Own,
+    /// The runtime has opened it, and translated its ids.
+    Opened(OwnedFd),
+    /// The process opens it, and its ids go through this user namespace.
+    Translated(OwnedFd),
+}
+
+/// Opens what the container's root could not reach from inside its user namespace, and what has its ids translated.
+///
+/// What lies in the container's own root is left to the process: an earlier mount of the list may be what is meant, and
+/// nobody but the process sees that.
+pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Source>> {
+    let in_user_namespace = plan.namespaces.has(Namespace::User);
+    let mut sources = Vec::new();
+    for step in &plan.mounts {
+        let MountKind::Bind { source } = &step.kind else {
+            sources.push(Source::Own);
+            continue;
+        };
+        let translated = step.idmap.as_ref().map(|idmap| namespace(idmap, plan, joined)).transpose()?;
+        let inside = source.starts_with(&plan.root.path);
+        sources.push(match translated {
+            Some(namespace) if inside => Source::Translated(namespace),
+            None if inside || !in_user_namespace => Source::Own,
+            translated => {
+                let behalf = if in_user_namespace { Behalf::UserNamespace } else { Behalf::Own };
+                let tree = binds::open_source(step, source, translated.as_ref().map(OwnedFd::as_fd), behalf);
+                Source::Opened(tree.doing(|| mounts::describe(step))?)
+            }
+        });
+    }
+    // Trailing nothings say nothing.
+    while matches!(sources.last(), Some(Source::Own)) {
+        sources.pop();
+    }
+    Ok(sources)
+}
+
+/// The user namespace whose maps translate.
+fn namespace(idmap: &Idmap, plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<OwnedFd> {
+    match idmap {
+        Idmap::Ranges { uids, gids } => idmap::empty_namespace(&IdMaps { uids: uids.clone(), gids: gids.clone() }),
+        Idmap::Container => match (&plan.ids, joined.iter().find(|(kind, _)| *kind == Namespace::User)) {
+            (Some(maps), _) => idmap::empty_namespace(maps),
+            (None, Some((_, namespace))) => Ok(namespace.try_clone()?),
+            (None, None) => Err(Error::invalid("idmap without mappings needs a user namespace")),
+        },
+    }
+}
