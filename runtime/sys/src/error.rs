@@ -94,7 +94,12 @@ pub(crate) fn check(
     arguments: impl FnOnce() -> String,
 ) -> Result<c_long> {
     let returned = returned.into();
-    if returned < 0 { Err(Error::new(call, arguments(), Errno::last_raw())) } else { Ok(returned) }
+    if returned >= 0 {
+        return Ok(returned);
+    }
+    // First of all: describing the arguments makes calls of its own, which may fail too.
+    let errno = Errno::last_raw();
+    Err(Error::new(call, arguments(), errno))
 }
 
 /// A descriptor as `7</path>`: the number alone would mean nothing to a reader.
@@ -109,6 +114,13 @@ pub fn describe_fd(fd: BorrowedFd<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn describing_the_arguments_does_not_change_the_error() {
+        Errno::EINVAL.set();
+        let describe = || std::fs::read_to_string("/does/not/exist").unwrap_or_default();
+        assert!(check(-1, "call", describe).unwrap_err().is(&[libc::EINVAL]));
+    }
 
     #[test]
     fn reads_like_strace() {

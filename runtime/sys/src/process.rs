@@ -207,7 +207,8 @@ pub fn exec(path: &std::path::Path, argv: &CStringArray, env: &CStringArray) -> 
     let (argv, env) = (argv.pointers(), env.pointers());
     // SAFETY: both arrays end in null, and they and the strings they point to outlive the call.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-    Error::new("execve", format!("{path:?}"), nix::errno::Errno::last_raw())
+    let errno = nix::errno::Errno::last_raw();
+    Error::new("execve", format!("{path:?}"), errno)
 }
 
 /// Replaces this program by an opened one; returns only on failure.
@@ -224,7 +225,8 @@ pub fn exec_fd(program: BorrowedFd<'_>, argv: &CStringArray, env: &CStringArray)
             libc::AT_EMPTY_PATH,
         )
     };
-    Error::new("execveat", crate::error::describe_fd(program), nix::errno::Errno::last_raw())
+    let errno = nix::errno::Errno::last_raw();
+    Error::new("execveat", crate::error::describe_fd(program), errno)
 }
 
 /// Ends this process without running exit handlers: what a forked child must use.
