@@ -10,25 +10,20 @@ use futures_util::{Stream, StreamExt as _};
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::session_input::Event as In;
 use gantry_proto::gantry::engine::v1::session_output::Event as Out;
-use gantry_proto::stdio::{FrameKind, MAX_FRAME};
+use gantry_proto::stdio::FrameKind;
 use gantry_proto::time;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
 use super::{Ended, Engine, Known, Live};
 use crate::context::Context;
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::tasks::Task;
+use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
 
-/// How long output may go on after the process has ended: something else may hold its streams open.
-const OUTPUT_AFTER_END: Duration = Duration::from_secs(10);
 /// How long a client waits at most for a container that has ended to be gone.
 const REMOVAL: Duration = Duration::from_secs(10);
-/// Bytes of a frame before its payload.
-const HEADER: usize = 5;
 
 /// What a client sends to a process.
 pub trait Input: Stream<Item = api::SessionInput> + Send + Unpin {}
@@ -113,9 +108,9 @@ impl Engine {
         input: impl Input,
         output: &Output<T>,
     ) -> Result<()> {
-        let (read, write) = socket.into_split();
+        let (read, write) = streams::split(socket);
         let conversation = async {
-            let ended = until_end(forward_output(read, output), end).await?;
+            let ended = until_end(forward_output(read, output), end, OUTPUT_AFTER_END).await?;
             output.send(Out::Exit(ended.into())).await;
             Ok(())
         };
@@ -145,22 +140,6 @@ impl From<Ended> for api::Exit {
     }
 }
 
-/// Waits for the end and for the last output, which may come in either order.
-async fn until_end(output: impl Future<Output = ()>, end: impl Future<Output = Result<Ended>>) -> Result<Ended> {
-    tokio::pin!(output, end);
-    let mut drained = false;
-    let ended = loop {
-        tokio::select! {
-            () = &mut output, if !drained => drained = true,
-            ended = &mut end => break ended?,
-        }
-    };
-    if !drained {
-        let _ = tokio::time::timeout(OUTPUT_AFTER_END, output).await;
-    }
-    Ok(ended)
-}
-
 impl<T> Output<T> {
     /// Sends to the client, waiting until it takes more. A client that has gone is noticed elsewhere.
     async fn send(&self, event: Out) {
@@ -169,10 +148,9 @@ impl<T> Output<T> {
 }
 
 /// Passes frames on until the shim closes the connection.
-async fn forward_output<T>(read: OwnedReadHalf, output: &Output<T>) {
-    let mut read = BufReader::with_capacity(HEADER + 4096, read);
+async fn forward_output<T>(mut read: streams::Output, output: &Output<T>) {
     loop {
-        match read_frame(&mut read).await {
+        match read.next().await {
             Ok(Some((FrameKind::Stdout, payload))) => output.send(Out::Stdout(payload.into())).await,
             Ok(Some((FrameKind::Stderr, payload))) => output.send(Out::Stderr(payload.into())).await,
             Ok(Some(_)) => {}
@@ -185,28 +163,13 @@ async fn forward_output<T>(read: OwnedReadHalf, output: &Output<T>) {
     }
 }
 
-async fn read_frame(read: &mut BufReader<OwnedReadHalf>) -> Result<Option<(FrameKind, Vec<u8>)>> {
-    let mut header = [0; HEADER];
-    match read.read_exact(&mut header).await {
-        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => other.doing(|| "read a frame")?,
-    };
-    let [kind, length @ ..] = header;
-    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    let kind = FrameKind::from_byte(kind).filter(|_| length <= MAX_FRAME);
-    let kind = kind.ok_or_else(|| Error::new(Kind::DataLoss, format!("malformed frame header {header:?}")))?;
-    let mut payload = vec![0; length];
-    read.read_exact(&mut payload).await.doing(|| "read a frame")?;
-    Ok(Some((kind, payload)))
-}
-
 /// Passes the client's input on until it ends.
-async fn forward_input(mut write: OwnedWriteHalf, mut input: impl Input, process: &Process) {
+async fn forward_input(mut write: streams::Input, mut input: impl Input, process: &Process) {
     let exec = process.exec.as_ref();
     while let Some(message) = input.next().await {
         let done = match message.event {
-            Some(In::Stdin(bytes)) => write_frames(&mut write, &bytes).await,
-            Some(In::CloseStdin(_)) => write_frame(&mut write, FrameKind::CloseStdin, &[]).await,
+            Some(In::Stdin(bytes)) => write.write(&bytes).await,
+            Some(In::CloseStdin(_)) => write.close().await,
             Some(In::Resize(size)) => process.task.resize(exec, size.width, size.height).await,
             Some(In::Signal(signal)) => process.task.kill(exec, signal, false).await,
             None => Ok(()),
@@ -218,58 +181,7 @@ async fn forward_input(mut write: OwnedWriteHalf, mut input: impl Input, process
     }
 }
 
-async fn write_frames(write: &mut OwnedWriteHalf, bytes: &[u8]) -> Result<()> {
-    for chunk in bytes.chunks(MAX_FRAME) {
-        write_frame(write, FrameKind::Stdin, chunk).await?;
-    }
-    Ok(())
-}
-
-async fn write_frame(write: &mut OwnedWriteHalf, kind: FrameKind, payload: &[u8]) -> Result<()> {
-    let length = u32::try_from(payload.len()).map_err(|_| Error::internal("frame is too long"))?;
-    let mut frame = Vec::with_capacity(HEADER + payload.len());
-    frame.push(kind as u8);
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(payload);
-    write.write_all(&frame).await.doing(|| "write a frame")
-}
-
 /// The end of an exec, in the form of a container's.
 pub(super) fn exec_end(exit: crate::tasks::Exit, started_at: SystemTime) -> Ended {
     Ended { started_at, at: exit.at, code: exit.status, oom_killed: false }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn frames_survive_the_socket_and_malformed_ones_are_refused() {
-        let (near, far) = UnixStream::pair().expect("sockets");
-        let (_, mut write) = near.into_split();
-        let (read, _keep) = far.into_split();
-        let mut read = BufReader::new(read);
-        let long = vec![7; MAX_FRAME + 1];
-        write_frames(&mut write, &long[..MAX_FRAME]).await.expect("write");
-        assert_eq!(read_frame(&mut read).await.expect("frame").expect("frame").1.len(), MAX_FRAME);
-        write_frame(&mut write, FrameKind::CloseStdin, &[]).await.expect("write");
-        assert_eq!(read_frame(&mut read).await.expect("frame"), Some((FrameKind::CloseStdin, Vec::new())));
-        write.write_all(&[1, 0xff, 0, 0, 0]).await.expect("write");
-        assert_eq!(read_frame(&mut read).await.expect_err("too long").kind(), Kind::DataLoss);
-    }
-
-    #[tokio::test]
-    async fn the_end_comes_after_the_last_output() {
-        let at = SystemTime::now();
-        let ended = Ended { started_at: at, at, code: 3, oom_killed: false };
-        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
-        let output = async move {
-            let _ = receiver.await;
-        };
-        let whole = tokio::spawn(until_end(output, std::future::ready(Ok(ended))));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert!(!whole.is_finished());
-        sender.send(()).expect("drain");
-        assert_eq!(whole.await.expect("join").expect("end").code, 3);
-    }
 }

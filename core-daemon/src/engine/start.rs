@@ -115,7 +115,7 @@ impl Engine {
 
     /// Connects to an attach socket.
     pub(super) async fn connect(&self, path: &std::path::Path) -> Result<UnixStream> {
-        UnixStream::connect(path).await.doing(|| format!("attach at {}", path.display()))
+        crate::tasks::streams::join(path).await
     }
 
     /// Records why a container did not start, and returns it.

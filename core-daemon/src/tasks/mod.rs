@@ -12,6 +12,7 @@ mod monitor;
 mod process;
 mod restore;
 mod sandboxes;
+pub mod streams;
 mod wait;
 
 use std::collections::HashMap;
