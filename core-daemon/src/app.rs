@@ -34,6 +34,7 @@ use crate::gc::{Gc, Schedule};
 use crate::grpc;
 use crate::image::{self, Images};
 use crate::metadata::Db;
+use crate::observe::{self, Observer};
 use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
@@ -57,11 +58,16 @@ pub async fn run(config: Config) -> Result<()> {
     let ttrpc = Socket::bind(&config.ttrpc.address, &config.grpc)?;
     let ttrpc = tokio::spawn(serve::ttrpc(ttrpc, ForwardService::new(daemon.tasks.clone()), stopping.clone()));
     daemon.restore().await?;
+    daemon.cri.listen().await?;
     let grpc = Socket::bind(&config.grpc.address, &config.grpc)?;
     let routes = daemon.routes(&config, &stopping)?;
+    let observer = Observer::new(&config)?;
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
-    let grpc = serve::grpc(grpc, routes, stopping.clone(), &config.timeouts);
+    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer).await? {
+        tokio::spawn(metrics.run(stopping.clone()));
+    }
+    let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config.timeouts);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
     let stop = async {
@@ -69,7 +75,7 @@ pub async fn run(config: Config) -> Result<()> {
         stopping.cancel();
     };
     let (served, ()) = tokio::join!(grpc, stop);
-    let _ = tokio::join!(ttrpc, gc);
+    let _ = tokio::join!(ttrpc, gc, observer.flush());
     served
 }
 

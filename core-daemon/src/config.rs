@@ -3,13 +3,15 @@
 //! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late.
 
 mod cri;
+mod observe;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler};
+pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
+pub use self::observe::{Metrics, Tracing};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.
@@ -39,6 +41,10 @@ pub struct Config {
     pub registry: Registry,
     /// Kubernetes' container runtime interface.
     pub cri: Cri,
+    /// Counters of calls.
+    pub metrics: Metrics,
+    /// Traces of calls.
+    pub tracing: Tracing,
 }
 
 /// The API's socket.
@@ -166,6 +172,8 @@ impl Default for Config {
             container_log: ContainerLog::default(),
             registry: Registry::default(),
             cri: Cri::default(),
+            metrics: Metrics::default(),
+            tracing: Tracing::default(),
         }
     }
 }

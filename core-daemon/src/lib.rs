@@ -3,7 +3,7 @@
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
 //! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` · 1 `metadata`, `events` ·
 //! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
-//! 4 `grpc`, `engine`, `cri`, `ttrpc` · 5 `app`, `serve`, `args`.
+//! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod app;
@@ -26,6 +26,7 @@ pub mod image;
 pub mod labels;
 pub mod metadata;
 pub mod net;
+pub mod observe;
 pub mod records;
 pub mod registry;
 pub mod serve;

@@ -20,6 +20,7 @@ use tonic::transport::Server;
 
 use crate::config::{Config, Grpc, Timeouts};
 use crate::error::{Doing, Error, Result};
+use crate::observe::Observer;
 
 /// Connections of shims that are served at once.
 const MAX_SHIM_CONNECTIONS: usize = 4096;
@@ -111,12 +112,19 @@ fn remove_stale(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the socket fails.
-pub async fn grpc(mut socket: Socket, routes: Routes, stopping: CancellationToken, timeouts: &Timeouts) -> Result<()> {
+pub async fn grpc(
+    mut socket: Socket,
+    routes: Routes,
+    observer: &Observer,
+    stopping: CancellationToken,
+    timeouts: &Timeouts,
+) -> Result<()> {
     let incoming = UnixListenerStream::new(socket.listener()?);
     let server = Server::builder()
         // Uploads of content would otherwise wait for the client every 64 KiB.
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
+        .layer(observer.clone())
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     let drained = async {

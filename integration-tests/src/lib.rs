@@ -13,6 +13,7 @@ pub mod http;
 pub mod image;
 pub mod leaks;
 pub mod output;
+pub mod pods;
 pub mod pty;
 pub mod registry;
 pub mod requires;

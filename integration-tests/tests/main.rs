@@ -8,6 +8,7 @@ use integration_tests::runner;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
+mod cri_images;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        cri_images::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_tasks::TESTS,

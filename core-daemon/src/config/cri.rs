@@ -33,6 +33,8 @@ pub struct Cri {
     pub cdi_dirs: Vec<PathBuf>,
     /// Pods' networks.
     pub cni: Cni,
+    /// The server of exec, attach and port forwarding.
+    pub streaming: Streaming,
 }
 
 /// A way to run pods.
@@ -99,6 +101,34 @@ pub enum IpPreference {
     Cni,
 }
 
+/// The server of exec, attach and port forwarding. Whoever can reach it and has a URL of it may use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Address and port; port 0 is one that is free.
+    pub address: String,
+    /// Certificate, to speak TLS; empty: none.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Seconds without a byte after which a connection is ended.
+    pub idle_timeout: u64,
+    /// Seconds a client may take to open the streams it announced.
+    pub creation_timeout: u64,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1:0".into(),
+            certificate: PathBuf::new(),
+            key: PathBuf::new(),
+            idle_timeout: 4 * 60 * 60,
+            creation_timeout: 30,
+        }
+    }
+}
+
 impl Default for Cri {
     fn default() -> Self {
         Self {
@@ -113,6 +143,7 @@ impl Default for Cri {
             exec_drain: 5,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             cni: Cni::default(),
+            streaming: Streaming::default(),
         }
     }
 }

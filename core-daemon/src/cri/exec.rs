@@ -1,12 +1,77 @@
 //! `ExecSync`: one more process in a container, with its output in the answer.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use gantry_proto::runtime::v1;
+use gantry_proto::stdio::FrameKind;
+use nix::sys::signal::Signal;
 
 use super::Cri;
-use crate::error::{Error, Result};
+use super::process::{Started, Wanted};
+use crate::error::{Error, Kind, Result};
+use crate::id::ExecId;
+use crate::tasks::Task;
+use crate::tasks::streams::{self, until_end};
+
+/// Most bytes of a stream that are answered with; the rest is read and dropped, so that the process can go on.
+const MAX_OUTPUT: usize = 16 << 20;
 
 impl Cri {
-    pub(super) async fn exec_sync(&self, _request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse> {
-        Err(Error::unimplemented("exec sync: not built yet"))
+    pub(super) async fn exec_sync(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse> {
+        if request.cmd.is_empty() {
+            return Err(Error::invalid("cmd: a command is required"));
+        }
+        let container = self.store().container(&request.container_id)?;
+        let wanted = Wanted { command: request.cmd, terminal: false, stdin: false };
+        let started = self.start_process(&container, wanted).await?;
+        let mut held = Held::of(&started);
+        let mut answer = v1::ExecSyncResponse::default();
+        let ended = started.ended();
+        let (mut output, _input) = streams::split(started.socket);
+        let collecting = async {
+            while let Ok(Some((kind, bytes))) = output.next().await {
+                let all = if kind == FrameKind::Stderr { &mut answer.stderr } else { &mut answer.stdout };
+                let room = MAX_OUTPUT.saturating_sub(all.len()).min(bytes.len());
+                all.extend_from_slice(&bytes[..room]);
+            }
+        };
+        let whole = until_end(collecting, ended, Duration::from_secs(self.config().exec_drain));
+        let exit = match u64::try_from(request.timeout) {
+            Ok(seconds) if seconds > 0 => tokio::time::timeout(Duration::from_secs(seconds), whole)
+                .await
+                .map_err(|_| Error::new(Kind::DeadlineExceeded, format!("exec: still ran after {seconds} s")))?,
+            _ => whole.await,
+        };
+        answer.exit_code = i32::try_from(exit?.status).unwrap_or(i32::MAX);
+        held.let_go();
+        Ok(answer)
+    }
+}
+
+/// A process that ends with the call that it was started for: with its time, or with the client.
+struct Held {
+    process: Option<(Arc<Task>, ExecId)>,
+}
+
+impl Held {
+    fn of(started: &Started) -> Self {
+        Self { process: Some((started.task.clone(), started.id.clone())) }
+    }
+
+    fn let_go(&mut self) {
+        self.process = None;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some((task, exec)) = self.process.take() else { return };
+        tokio::spawn(async move {
+            let kill = u32::try_from(Signal::SIGKILL as i32).unwrap_or_default();
+            if let Err(error) = task.kill(Some(&exec), kill, false).await {
+                tracing::debug!(id = %task.id(), %exec, %error, "kill a process whose time is over");
+            }
+        });
     }
 }

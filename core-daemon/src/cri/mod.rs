@@ -10,18 +10,21 @@ mod events;
 mod exec;
 mod flights;
 mod image;
+mod inside;
 mod labels;
 mod metrics;
+mod process;
 mod restore;
 mod runtime;
 mod sandbox;
+mod session;
 mod stats;
 mod status;
 mod store;
 mod streaming;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use gantry_proto::namespace::Namespace;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +83,10 @@ struct Shared {
     store: Store,
     flights: Flights,
     cni: Cni,
+    images: image::Known,
+    stats: stats::Stats,
+    subscribers: events::Subscribers,
+    streaming: OnceLock<streaming::Streaming>,
 }
 
 impl Cri {
@@ -95,8 +102,18 @@ impl Cri {
         if cni.cache_dir.as_os_str().is_empty() {
             cni.cache_dir = parts.config.root.join("cni");
         }
-        let (context, flights, cni) = (Context::new(namespace), Flights::default(), Cni::new(cni));
-        Ok(Self { shared: Arc::new(Shared { parts, context, store, flights, cni }) })
+        let shared = Shared {
+            parts,
+            context: Context::new(namespace),
+            store,
+            flights: Flights::default(),
+            cni: Cni::new(cni),
+            images: image::Known::default(),
+            stats: stats::Stats::default(),
+            subscribers: events::Subscribers::default(),
+            streaming: OnceLock::new(),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     fn parts(&self) -> &Parts {
@@ -110,6 +127,18 @@ impl Cri {
     /// In whose name everything is done.
     fn context(&self) -> &Context {
         &self.shared.context
+    }
+
+    fn known_images(&self) -> &image::Known {
+        &self.shared.images
+    }
+
+    fn stats(&self) -> &stats::Stats {
+        &self.shared.stats
+    }
+
+    fn subscribers(&self) -> &events::Subscribers {
+        &self.shared.subscribers
     }
 
     /// All sandboxes and containers.

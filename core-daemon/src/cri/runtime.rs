@@ -12,6 +12,19 @@ use super::Cri;
 /// What a streaming call answers with.
 pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Items in one message of a stream: far below what a message may hold.
+const BATCH: usize = 64;
+
+/// Items in messages of a stream, each item once.
+pub(super) fn stream<T: Send + 'static, M: Send + 'static>(items: Vec<T>, message: fn(Vec<T>) -> M) -> Answers<M> {
+    let mut items = items.into_iter();
+    let batches = std::iter::from_fn(move || {
+        let batch: Vec<T> = items.by_ref().take(BATCH).collect();
+        (!batch.is_empty()).then(|| Ok(message(batch)))
+    });
+    Box::pin(futures_util::stream::iter(batches))
+}
+
 /// The service.
 pub struct RuntimeService {
     cri: Cri,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use rung_spec::reference::Reference;
 
 pub use fetch::{BlobStream, Resolved};
-pub use transport::USER_AGENT;
+pub use transport::{USER_AGENT, client};
 
 use crate::error::Result;
 use auth::Tokens;

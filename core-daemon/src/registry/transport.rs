@@ -52,10 +52,24 @@ impl Clients {
     }
 }
 
-fn build(tls: &Tls) -> Result<Client> {
+/// A client for something else than a registry, which may take `patience` for an answer.
+///
+/// # Errors
+/// When this machine's certificates cannot be read.
+pub fn client(patience: Duration) -> Result<Client> {
+    provide();
+    let failed = |error: reqwest::Error| Error::internal(format!("HTTP client: {}", root_cause(&error)));
+    Client::builder().user_agent(USER_AGENT).timeout(patience).build().map_err(failed)
+}
+
+fn provide() {
     static PROVIDER: Once = Once::new();
     // Fails only where somebody else installed one, which serves as well.
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+}
+
+fn build(tls: &Tls) -> Result<Client> {
+    provide();
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|error| Error::from(error).context(format!("read {}", path.display())))

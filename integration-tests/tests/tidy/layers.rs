@@ -12,7 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["metadata", "events"],
     &["registry", "diff", "snapshots", "content"],
     &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
-    &["grpc", "engine", "ttrpc", "cri"],
+    &["grpc", "engine", "ttrpc", "cri", "observe"],
     &["main", "lib", "args", "app", "serve"],
 ];
 

@@ -9,5 +9,5 @@ mod network;
 pub(super) mod places;
 mod resources;
 pub(super) mod run;
-mod status;
+pub(super) mod status;
 mod stop;

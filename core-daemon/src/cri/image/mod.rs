@@ -1,0 +1,218 @@
+//! `runtime.v1.ImageService`: images as a kubelet knows them, by the digest of their configuration.
+//!
+//! A pulled image has a record for its tag, one for its digest and one for its id, as containerd writes them; whatever
+//! name another client gave an image in this namespace is one of it as well.
+
+mod auth;
+mod known;
+
+use std::sync::Arc;
+
+use gantry_proto::containerd::services::images::v1::Image as Record;
+use gantry_proto::runtime::v1;
+use gantry_proto::runtime::v1::image_service_server::ImageService as Service;
+use rung_spec::reference::Reference;
+use tonic::{Request, Response, Status};
+
+pub(super) use known::Known;
+
+use super::Cri;
+use super::runtime::{Answers, stream};
+use crate::blocking::blocking;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::image::{PullOptions, Quiet, Resolved, walk};
+use crate::labels::Labels;
+
+/// Fewest characters of an id that stand for an image.
+const MIN_PREFIX: usize = 4;
+
+/// The service.
+pub struct ImageService {
+    cri: Cri,
+}
+
+impl ImageService {
+    /// The service over `cri`.
+    pub fn new(cri: Cri) -> Self {
+        Self { cri }
+    }
+}
+
+/// One method each.
+macro_rules! service {
+    ($($method:ident($request:ident) -> $response:ident;)*) => {
+        #[tonic::async_trait]
+        impl Service for ImageService {
+            type StreamImagesStream = Answers<v1::StreamImagesResponse>;
+
+            async fn stream_images(
+                &self,
+                request: Request<v1::StreamImagesRequest>,
+            ) -> Result<Response<Self::StreamImagesStream>, Status> {
+                Ok(Response::new(self.cri.stream_images(request.into_inner()).await?))
+            }
+
+            $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<v1::$response>, Status> {
+                Ok(Response::new(self.cri.$method(request.into_inner()).await?))
+            })*
+        }
+    };
+}
+
+service! {
+    list_images(ListImagesRequest) -> ListImagesResponse;
+    image_status(ImageStatusRequest) -> ImageStatusResponse;
+    pull_image(PullImageRequest) -> PullImageResponse;
+    remove_image(RemoveImageRequest) -> RemoveImageResponse;
+    image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+}
+
+impl Cri {
+    async fn list_images(&self, request: v1::ListImagesRequest) -> Result<v1::ListImagesResponse> {
+        let images = self.images_passing(request.filter).await?;
+        Ok(v1::ListImagesResponse { images })
+    }
+
+    async fn stream_images(&self, request: v1::StreamImagesRequest) -> Result<Answers<v1::StreamImagesResponse>> {
+        let images = self.images_passing(request.filter).await?;
+        Ok(stream(images, |images| v1::StreamImagesResponse { images }))
+    }
+
+    async fn images_passing(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>> {
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
+        let cri = self.clone();
+        blocking(move || {
+            let all = cri.known_images().all(&cri.parts().images, cri.context())?;
+            if wanted.is_empty() {
+                return Ok(all.into_values().map(|image| image.wire).collect());
+            }
+            let id = cri.image_id(&wanted)?;
+            Ok(all.into_iter().filter(|(key, _)| Some(key) == id.as_ref()).map(|(_, image)| image.wire).collect())
+        })
+        .await
+    }
+
+    async fn image_status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse> {
+        let wanted = named(request.image)?;
+        let cri = self.clone();
+        blocking(move || {
+            let Some(id) = cri.image_id(&wanted)? else { return Ok(v1::ImageStatusResponse::default()) };
+            let mut all = cri.known_images().all(&cri.parts().images, cri.context())?;
+            let Some(image) = all.remove(&id) else { return Ok(v1::ImageStatusResponse::default()) };
+            let info = match image.records.first().filter(|_| request.verbose) {
+                Some(name) => [("info".to_owned(), cri.image_info(name)?)].into(),
+                None => Default::default(),
+            };
+            Ok(v1::ImageStatusResponse { image: Some(image.wire), info })
+        })
+        .await
+    }
+
+    fn image_info(&self, record: &str) -> Result<String> {
+        let image = self.parts().images.resolve(self.context(), record, None)?;
+        let chain_id = image.chain_id.as_ref().map(ToString::to_string).unwrap_or_default();
+        Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": image.config }).to_string())
+    }
+
+    /// The id of the image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
+    fn image_id(&self, text: &str) -> Result<Option<String>> {
+        let (images, context) = (&self.parts().images, self.context());
+        let mut names = vec![text.to_owned()];
+        names.extend(parse(text).ok().map(|reference| reference.to_string()));
+        for name in names {
+            match images.records.get(context, &name) {
+                Ok(record) => return self.known_images().id_of(images, context, &record),
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.len() < MIN_PREFIX || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let all = self.known_images().all(images, context)?;
+        let fits = |id: &&String| id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(hex));
+        let mut found = all.keys().filter(fits);
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::invalid(format!("image {text:?}: fits several ids; write more of it"))),
+            (id, _) => Ok(id.cloned()),
+        }
+    }
+
+    /// The image that `text` names, with everything needed to make a container of it. It waits for the disk.
+    ///
+    /// # Errors
+    /// `NotFound` without such an image.
+    pub(super) fn find_image(&self, text: &str) -> Result<Resolved> {
+        let missing = || Error::not_found(format!("image {text:?}: not found; pull it first"));
+        let id = self.image_id(text)?.ok_or_else(missing)?;
+        let all = self.known_images().all(&self.parts().images, self.context())?;
+        let name = all.get(&id).and_then(|image| image.records.first()).ok_or_else(missing)?;
+        self.parts().images.resolve(self.context(), name, None)
+    }
+
+    async fn pull_image(&self, request: v1::PullImageRequest) -> Result<v1::PullImageResponse> {
+        let wanted = named(request.image)?;
+        let reference = parse(&wanted).map_err(|error| error.context("image"))?;
+        let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
+        let options = PullOptions { credentials, labels: managed(), ..PullOptions::default() };
+        let (images, context) = (&self.parts().images, self.context());
+        let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await?;
+        let cri = self.clone();
+        let id = blocking(move || {
+            let (images, context) = (&cri.parts().images, cri.context());
+            let image = images.resolve_target(context, &pulled.name, pulled.target.clone(), None)?;
+            let id = image.config_digest.to_string();
+            for name in [reference.at(pulled.target.digest.clone()).to_string(), id.clone()] {
+                let target = Some(walk::to_wire(&pulled.target));
+                images.records.set(context, Record { name, labels: managed(), target, ..Record::default() })?;
+            }
+            Ok(id)
+        });
+        Ok(v1::PullImageResponse { image_ref: id.await.doing(|| format!("pull {wanted}"))? })
+    }
+
+    async fn remove_image(&self, request: v1::RemoveImageRequest) -> Result<v1::RemoveImageResponse> {
+        let wanted = named(request.image)?;
+        let cri = self.clone();
+        blocking(move || {
+            let Some(id) = cri.image_id(&wanted)? else { return Ok(()) };
+            let (images, context) = (&cri.parts().images, cri.context());
+            let Some(image) = cri.known_images().all(images, context)?.remove(&id) else { return Ok(()) };
+            for name in image.records {
+                match images.records.delete(context, &name, None) {
+                    // Somebody else removed it at the same time.
+                    Err(error) if error.kind() == Kind::NotFound => {}
+                    deleted => deleted.doing(|| format!("remove image {wanted}"))?,
+                }
+            }
+            cri.parts().gc.changed();
+            Ok(())
+        })
+        .await?;
+        Ok(v1::RemoveImageResponse {})
+    }
+
+    async fn image_fs_info(&self, _: v1::ImageFsInfoRequest) -> Result<v1::ImageFsInfoResponse> {
+        let usage = vec![self.file_system_usage().await?];
+        Ok(v1::ImageFsInfoResponse { image_filesystems: usage.clone(), container_filesystems: usage })
+    }
+}
+
+fn managed() -> Labels {
+    Labels::from([(known::MANAGED.0.to_owned(), known::MANAGED.1.to_owned())])
+}
+
+fn named(image: Option<v1::ImageSpec>) -> Result<String> {
+    let name = image.map(|image| image.image).unwrap_or_default();
+    if name.is_empty() { Err(Error::invalid("image: a name or an id is required")) } else { Ok(name) }
+}
+
+/// A full name. Of one with a tag and a digest, the digest decides and the tag is no name of what comes.
+fn parse(text: &str) -> Result<Reference> {
+    let mut reference = Reference::parse(text).map_err(|error| Error::invalid(error.to_string()))?;
+    if reference.digest.is_some() {
+        reference.tag = None;
+    }
+    Ok(reference)
+}

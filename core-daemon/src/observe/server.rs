@@ -1,0 +1,87 @@
+//! The address at which counters are collected.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::Observer;
+use super::metrics::Metrics;
+use crate::error::{Doing, Result};
+
+/// Collectors that are answered at once.
+const MAX_CONNECTIONS: usize = 32;
+/// How long one may take for its request.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// A listening address.
+pub struct Listener {
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+}
+
+impl Listener {
+    /// Listens at the configured address; `None` where none is configured.
+    ///
+    /// # Errors
+    /// Names the address that is taken.
+    pub async fn bind(address: &str, observer: &Observer) -> Result<Option<Self>> {
+        let Some(metrics) = observer.metrics.clone() else { return Ok(None) };
+        let listener = TcpListener::bind(address).await.doing(|| format!("listen for metrics at {address}"))?;
+        Ok(Some(Self { listener, metrics }))
+    }
+
+    /// Answers until the daemon stops.
+    pub async fn run(self, stopping: CancellationToken) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(slot) = room.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted,
+                () = stopping.cancelled() => return,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let (metrics, stopping) = (self.metrics.clone(), stopping.clone());
+            tokio::spawn(async move {
+                let _slot = slot;
+                let service = service_fn(|request| {
+                    let answer = answer(&metrics, &request);
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                let served = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(REQUEST)
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::select! {
+                    _ = served => {}
+                    () = stopping.cancelled() => {}
+                }
+            });
+        }
+    }
+}
+
+fn answer(metrics: &Metrics, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
+    let known = matches!(request.uri().path(), "/v1/metrics" | "/metrics") && *request.method() == Method::GET;
+    let text = if known { metrics.text() } else { "not found\n".to_owned() };
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    if known {
+        let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    } else {
+        *answer.status_mut() = StatusCode::NOT_FOUND;
+    }
+    answer
+}
