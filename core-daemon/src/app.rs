@@ -39,8 +39,11 @@ use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
 use crate::shims::Launcher;
+use crate::snapshots::erofs::Erofs;
+use crate::snapshots::native::Native;
 use crate::snapshots::overlay::Overlay;
-use crate::snapshots::{Local, Snapshotter, Snapshotters};
+use crate::snapshots::proxy::Proxy;
+use crate::snapshots::{Driver, Local, Snapshotter, Snapshotters};
 use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
@@ -180,7 +183,7 @@ impl Daemon {
             };
         }
         let (tasks, gc) = (self.tasks.clone(), &self.gc);
-        let plugins = grpc::introspection::plugins(&config.root, &platform(), &self.snapshotter_names());
+        let plugins = grpc::introspection::plugins(&platform(), &self.snapshots);
         serve!(
             ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
             ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
@@ -206,17 +209,39 @@ impl Daemon {
         routes.add_service(health);
         Ok(routes.routes())
     }
-
-    fn snapshotter_names(&self) -> Vec<String> {
-        self.snapshots.iter().map(|(name, _)| name.to_owned()).collect()
-    }
 }
 
+/// Every snapshotter that this machine can have. One that it cannot have is listed with the reason, and is an error only
+/// for whoever asks for it.
 fn snapshotters(config: &Config, db: &Db, events: &Events) -> Result<Snapshotters> {
-    let name = "overlayfs";
-    let overlay = Overlay::open(&config.root.join(format!("io.containerd.snapshotter.v1.{name}")))?;
-    let overlay: Arc<dyn Snapshotter> = Arc::new(Local::open(name, overlay, db.clone(), events.clone())?);
-    Snapshotters::new(BTreeMap::from([(name.to_owned(), overlay)]), &config.runtime.snapshotter)
+    let root = |name: &str| config.root.join(format!("io.containerd.snapshotter.v1.{name}"));
+    let settings = &config.snapshotters.overlayfs;
+    let overlay = Overlay::open(&root("overlayfs"));
+    let overlay = overlay.map(|it| it.volatile(settings.volatile).upperdir_label(settings.upperdir_label));
+    let opened = [
+        ("overlayfs", local("overlayfs", overlay, db, events)),
+        ("native", local("native", Native::open(&root("native")), db, events)),
+        ("erofs", local("erofs", Erofs::open(&root("erofs")), db, events)),
+    ];
+    let proxies = config
+        .proxy_plugins
+        .iter()
+        .map(|(name, plugin)| (name.as_str(), local(name, Proxy::open(&root(name), name, plugin), db, events)));
+    let (mut all, mut failed) = (BTreeMap::new(), BTreeMap::new());
+    for (name, snapshotter) in opened.into_iter().chain(proxies) {
+        match snapshotter {
+            Ok(snapshotter) => drop(all.insert(name.to_owned(), snapshotter)),
+            Err(error) => {
+                tracing::info!(snapshotter = name, %error, "not available");
+                failed.insert(name.to_owned(), error.to_string());
+            }
+        }
+    }
+    Snapshotters::with_failed(all, failed, &config.runtime.snapshotter)
+}
+
+fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &Events) -> Result<Arc<dyn Snapshotter>> {
+    Ok(Arc::new(Local::open(name, driver?, db.clone(), events.clone())?))
 }
 
 fn launcher(config: &Config) -> Result<Launcher> {

@@ -4,7 +4,9 @@
 
 mod cri;
 mod observe;
+mod snapshotters;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,6 +47,10 @@ pub struct Config {
     pub metrics: Metrics,
     /// Traces of calls.
     pub tracing: Tracing,
+    /// Snapshotters that are part of the daemon.
+    pub snapshotters: Snapshotters,
+    /// Programs that are plugins, by name, as containerd configures them.
+    pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
 }
 
 /// The API's socket.
@@ -174,6 +180,8 @@ impl Default for Config {
             cri: Cri::default(),
             metrics: Metrics::default(),
             tracing: Tracing::default(),
+            snapshotters: Snapshotters::default(),
+            proxy_plugins: BTreeMap::new(),
         }
     }
 }
@@ -297,6 +305,15 @@ impl Config {
         }
         if self.runtime.shim_calls == 0 {
             return Err(Error::invalid("runtime.shim_calls: must be at least 1"));
+        }
+        for (name, plugin) in &self.proxy_plugins {
+            if plugin.kind != "snapshot" {
+                let kind = &plugin.kind;
+                return Err(Error::invalid(format!("proxy_plugins.{name}.type: {kind:?}: only \"snapshot\" is there")));
+            }
+            if !plugin.address.is_absolute() {
+                return Err(Error::invalid(format!("proxy_plugins.{name}.address: path must be absolute")));
+            }
         }
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));

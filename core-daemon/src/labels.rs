@@ -27,6 +27,8 @@ pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 /// On a snapshot to prepare: the committed snapshot which it is meant to become.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// On a snapshot: nobody needs it after a crash of the machine, so that nothing of it has to be flushed.
+pub const SHORT_LIVED: &str = "gantry.snapshot/short-lived";
 /// On a namespace: the snapshotter used where none is named.
 pub const DEFAULT_SNAPSHOTTER: &str = "containerd.io/defaults/snapshotter";
 

@@ -1,7 +1,8 @@
 //! gantryd: content, snapshots, images, containers and tasks behind containerd's gRPC API and Gantry's own.
 //!
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
-//! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` · 1 `metadata`, `events` ·
+//! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` ·
+//! 1 `metadata`, `events`, `erofs` ·
 //! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
 //! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
@@ -15,6 +16,7 @@ pub mod context;
 pub mod cri;
 pub mod diff;
 pub mod engine;
+pub mod erofs;
 pub mod error;
 pub mod events;
 pub mod failpoint;

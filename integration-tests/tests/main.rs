@@ -13,6 +13,7 @@ mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
 mod daemon_sandboxes;
+mod daemon_snapshots;
 mod daemon_tasks;
 mod harness;
 mod rung_cgroups;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         cri_images::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
+        daemon_snapshots::TESTS,
         daemon_tasks::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use gantry_proto::containerd::types::Mount;
 use nix::libc;
-use rung_sys::mount::{self, Change, FileSystem};
+use rung_sys::mount::{self, Change};
 use rung_sys::mount_options::MountOptions;
+use rung_sys::mount_words;
 
 use crate::{Doing, Error, Result};
 
@@ -60,22 +61,14 @@ pub fn unmount(rootfs: &Path) {
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     let target = target(one, rootfs)?;
     let options = MountOptions::parse(&one.options);
-    let tree = if options.bind || matches!(one.r#type.as_str(), "bind" | "rbind") {
-        mount::open_tree_at_path(Path::new(&one.source), options.recursive_bind || one.r#type == "rbind")?
-    } else {
-        match new_file_system(one, &options) {
-            Ok(tree) => tree,
-            // Kernels before 6.5 know no `lowerdir+`; some file systems do not know fsconfig at all.
-            Err(error) if error.is(&[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]) && fits(&options) => {
-                return old_mount(one, &options, &target, &error);
-            }
-            Err(error) => return Err(error.into()),
+    let tree = match mount_words::make(&one.r#type, &one.source, &options) {
+        Ok(tree) => tree,
+        // Kernels before 6.5 know no `lowerdir+`; some file systems do not know fsconfig at all.
+        Err(error) if error.is(&[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]) && is_old(one, &options) => {
+            return old_mount(one, &options, &target, &error);
         }
+        Err(error) => return Err(error.into()),
     };
-    if options.bind && options.changes_attributes() {
-        let change = Change { set: options.set, clear: options.clear, ..Change::default() };
-        mount::set_attributes(tree.as_fd(), options.recursive_bind, &change)?;
-    }
     mount::attach(tree.as_fd(), target.as_fd())?;
     for (propagation, recursive) in &options.propagation {
         let change = Change { propagation: Some(*propagation), ..Change::default() };
@@ -99,56 +92,12 @@ fn target(one: &Mount, rootfs: &Path) -> Result<OwnedFd> {
     Ok(opened.doing(|| format!("open {}", path.display()))?.into())
 }
 
-fn new_file_system(one: &Mount, options: &MountOptions) -> rung_sys::Result<OwnedFd> {
-    let context = FileSystem::open(&one.r#type)?;
-    if !one.source.is_empty() {
-        context.set("source", &one.source)?;
-    }
-    for word in &options.superblock {
-        context.set_flag(word)?;
-    }
-    for word in &options.data {
-        match word.strip_prefix("lowerdir=").filter(|_| one.r#type == "overlay") {
-            // One option a layer: together they may be longer than any option can be.
-            Some(layers) => {
-                for layer in split_layers(layers) {
-                    context.set("lowerdir+", &layer)?;
-                }
-            }
-            None => context.set_word(word)?,
-        }
-    }
-    context.mount(options.set)
-}
-
-/// Splits at colons; `\:` is a colon of a path.
-fn split_layers(text: &str) -> Vec<String> {
-    let mut layers = vec![String::new()];
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            ':' => layers.push(String::new()),
-            '\\' => layers.extend_last(characters.next()),
-            other => layers.extend_last(Some(other)),
-        }
-    }
-    layers
-}
-
-trait ExtendLast {
-    fn extend_last(&mut self, character: Option<char>);
-}
-
-impl ExtendLast for Vec<String> {
-    fn extend_last(&mut self, character: Option<char>) {
-        if let (Some(last), Some(character)) = (self.last_mut(), character) {
-            last.push(character);
-        }
-    }
-}
-
-fn fits(options: &MountOptions) -> bool {
-    options.data.iter().map(|word| word.len() + 1).sum::<usize>() <= MAX_DATA
+/// Whether mount(2) could do it too: its options fit, and are all the kernel's own.
+fn is_old(one: &Mount, options: &MountOptions) -> bool {
+    let is_ours = |word: &String| word.starts_with("uidmap=") || word.starts_with("gidmap=");
+    !mount_words::is_bind(&one.r#type, options)
+        && !options.data.iter().any(is_ours)
+        && options.data.iter().map(|word| word.len() + 1).sum::<usize>() <= MAX_DATA
 }
 
 /// mount(2) on the opened directory. Where it fails too, the newer call's error is the better one.
@@ -166,15 +115,4 @@ fn old_mount(one: &Mount, options: &MountOptions, target: &OwnedFd, newer: &rung
         tracing::debug!(error = %old, "mount(2) after fsconfig failed");
         newer.clone().into()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers() {
-        assert_eq!(split_layers("/a:/b\\:c:/d\\\\e"), ["/a", "/b:c", "/d\\e"]);
-        assert_eq!(split_layers("/a"), ["/a"]);
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -18,6 +19,9 @@ use crate::metadata::{content as table, leases};
 
 /// How long an ingest that nobody writes and no lease holds is kept for resuming.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is written goes on to the disk in pieces of this size, so that flushing all of it does not take long in the end.
+const EARLY: u64 = 8 << 20;
 
 /// What is known of an ingest, beside its data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -208,6 +212,10 @@ impl Ingest {
         }
         hasher.update(bytes);
         self.offset += bytes.len() as u64;
+        let (before, piece) = (self.offset - bytes.len() as u64, self.offset / EARLY);
+        if piece > before / EARLY {
+            rung_sys::writeback::start(file.as_fd(), (piece - 1) * EARLY, EARLY);
+        }
         Ok(())
     }
 

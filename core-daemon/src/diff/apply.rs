@@ -17,6 +17,7 @@ use rung_spec::digest::Digest;
 use rung_sys::beneath::{self, Root};
 
 use super::attributes;
+use super::image::Unfinished;
 use super::tar::{Entry, Kind, Reader};
 use super::whiteout::{self, Meaning};
 use crate::error::{Doing, Error, Result};
@@ -24,7 +25,11 @@ use crate::error::{Doing, Error, Result};
 /// Most entries of a layer.
 const MAX_ENTRIES: u64 = 10_000_000;
 /// Longest path, as the kernel has it.
-const MAX_PATH: usize = 4096;
+pub(super) const MAX_PATH: usize = 4096;
+
+/// Files from this size on are on their way to the disk while the rest of the layer comes in: flushing them all in the end
+/// would be the longest part of a pull.
+const EARLY: u64 = 128 << 10;
 
 /// What the directory is, and so how removals are written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub struct Applied {
     pub size: u64,
     /// What the layers below decide.
     pub deferred: Deferred,
+    /// Where it became an image: what is still to be written of it.
+    pub image: Option<Unfinished>,
 }
 
 /// What a layer leaves open until the layers below it are known.
@@ -79,7 +86,7 @@ pub fn apply(root: Root, tar: impl Read, mode: Mode, limit: u64) -> Result<Appli
     }
     let (digest, size) = reader.finish()?;
     layer.set_times()?;
-    Ok(Applied { digest, size, deferred: layer.deferred })
+    Ok(Applied { digest, size, deferred: layer.deferred, image: None })
 }
 
 struct Layer {
@@ -142,13 +149,20 @@ impl Layer {
         path: &Path,
         name: &OsStr,
     ) -> Result<bool> {
-        let (cleared, replaced) = self.clear(entry, parent, path, name)?;
+        // Most files are new: what is in the way of one is looked for only when it cannot be made.
+        let made = if entry.kind == Kind::File { create_file(parent, name)? } else { None };
+        let (cleared, replaced) = if made.is_some() { (false, false) } else { self.clear(entry, parent, path, name)? };
         if self.mode == Mode::Direct {
             self.made.extend(path.ancestors().map(Path::to_owned));
         }
         match entry.kind {
             Kind::Directory => self.directory(entry, parent, path, name, replaced)?,
-            Kind::File => write_file(reader, entry, parent, name)?,
+            Kind::File => {
+                let made = made.map_or_else(|| create_file(parent, name), |made| Ok(Some(made)))?;
+                let mut file = made.ok_or_else(|| io::Error::from(Errno::EEXIST))?;
+                write_file(reader, entry, &mut file)?;
+                attributes::set_of_file(parent, name, &file, entry)?;
+            }
             Kind::HardLink => self.hard_link(entry, parent, path, name)?,
             Kind::Symlink => symlinkat(OsStr::from_bytes(&entry.link), parent, name).map_err(io::Error::from)?,
             Kind::Character => make_node(entry, parent, name, SFlag::S_IFCHR)?,
@@ -157,7 +171,7 @@ impl Layer {
             Kind::Other => return Ok(true),
         }
         // A link's attributes are those of the file, which has had its own entry.
-        if !matches!(entry.kind, Kind::HardLink) {
+        if !matches!(entry.kind, Kind::HardLink | Kind::File) {
             attributes::set(parent, name, entry)?;
         }
         Ok(!cleared)
@@ -323,12 +337,23 @@ pub(super) fn set_times(root: &Root, times: &[(PathBuf, (i64, u32))]) -> Result<
     Ok(())
 }
 
-fn write_file<R: Read>(reader: &mut Reader<R>, entry: &Entry, parent: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+/// A new file; `None` where the name is taken.
+fn create_file(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<File>> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let fd = openat(parent, name, flags, Bits::from_bits_truncate(0o600)).map_err(io::Error::from)?;
-    let mut file = File::from(fd);
+    match openat(parent, name, flags, Bits::from_bits_truncate(0o600)) {
+        Ok(fd) => Ok(Some(fd.into())),
+        Err(Errno::EEXIST) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn write_file<R: Read>(reader: &mut Reader<R>, entry: &Entry, file: &mut File) -> Result<()> {
     let Some(pieces) = &entry.pieces else {
-        return reader.data(entry.size, &mut |bytes| Ok(file.write_all(bytes)?));
+        reader.data(entry.size, &mut |bytes| Ok(file.write_all(bytes)?))?;
+        if entry.size >= EARLY {
+            rung_sys::writeback::start(file.as_fd(), 0, 0);
+        }
+        return Ok(());
     };
     file.set_len(entry.size)?;
     for (offset, length) in pieces {

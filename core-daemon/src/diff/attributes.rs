@@ -2,14 +2,15 @@
 //! clears set-id bits and capabilities, and any change of contents the times.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat};
+use nix::unistd::{Gid, Uid, fchown, fchownat};
 use rung_sys::xattr;
 
 use super::tar::{Entry, Kind};
@@ -33,6 +34,18 @@ pub(super) fn set(directory: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io:
     Ok(())
 }
 
+/// The same for a regular file that is open: by its descriptor, where there is a call for that.
+pub(super) fn set_of_file(directory: BorrowedFd<'_>, name: &OsStr, file: &File, entry: &Entry) -> io::Result<()> {
+    fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+    for (key, value) in &entry.xattrs {
+        set_xattr(directory, name, key, value, entry.kind)?;
+    }
+    fchmod(file, Mode::from_bits_truncate(entry.mode))?;
+    let (seconds, nanoseconds) = within_range(entry.mtime);
+    let time = TimeSpec::new(seconds, i64::from(nanoseconds));
+    Ok(futimens(file, &time, &time)?)
+}
+
 pub(super) fn own(directory: BorrowedFd<'_>, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
     Ok(fchownat(directory, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?)
 }
@@ -42,12 +55,18 @@ pub(super) fn permit(directory: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::
     Ok(fchmodat(directory, name, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?)
 }
 
-pub(super) fn set_mtime(directory: BorrowedFd<'_>, name: &OsStr, (seconds, nanoseconds): (i64, u32)) -> io::Result<()> {
-    let time = match seconds {
-        ..EARLIEST => TimeSpec::new(EARLIEST, 0),
-        EARLIEST..=LATEST => TimeSpec::new(seconds, i64::from(nanoseconds)),
-        _ => TimeSpec::new(LATEST, 0),
-    };
+/// The nearest time that every file system can hold.
+pub(super) fn within_range((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
+    match seconds {
+        ..EARLIEST => (EARLIEST, 0),
+        EARLIEST..=LATEST => (seconds, nanoseconds),
+        _ => (LATEST, 0),
+    }
+}
+
+pub(super) fn set_mtime(directory: BorrowedFd<'_>, name: &OsStr, mtime: (i64, u32)) -> io::Result<()> {
+    let (seconds, nanoseconds) = within_range(mtime);
+    let time = TimeSpec::new(seconds, i64::from(nanoseconds));
     Ok(utimensat(directory.as_fd(), name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
 }
 

@@ -14,7 +14,7 @@ use rung_sys::beneath::{self, Root};
 use super::whiteout;
 
 /// As many links as the kernel follows.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 /// Directories of layers, newest first.
 pub(super) struct Lowers {
@@ -126,7 +126,7 @@ fn covers(layer: &Root, directory: &Path) -> io::Result<Cover> {
     Ok(Cover::Directory { parent: last, opaque })
 }
 
-fn parts(path: &Path) -> VecDeque<OsString> {
+pub(super) fn parts(path: &Path) -> VecDeque<OsString> {
     let part = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some(OsString::from("..")),

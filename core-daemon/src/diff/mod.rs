@@ -8,20 +8,25 @@
 //! ```
 //!
 //! Layers are applied apart from each other, each to its own directory. What needs the layers below, such as the
-//! attributes of a directory that the tar does not mention, waits in [`Deferred`] for [`settle`].
+//! attributes of a directory that the tar does not mention, waits in [`Deferred`] for [`settle`]. A layer can also become
+//! an EROFS image instead of files ([`convert`]); what waits then is in [`Unfinished`].
 
 mod apply;
 mod attributes;
 mod compression;
 mod create;
+mod image;
 mod lowers;
 mod settle;
 pub mod tar;
 mod target;
+#[cfg(test)]
+mod tests;
 mod whiteout;
 
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use compression::decompress;
 pub use create::{Changes, create};
+pub use image::{Unfinished, convert};
 pub use settle::settle;
 pub use target::Target;

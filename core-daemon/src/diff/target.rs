@@ -1,10 +1,12 @@
 //! Where a snapshot's mounts let a layer be applied: in the directory itself where that is enough, mounted for the
 //! time it takes where it is not.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use rung_sys::beneath::Root;
 use rung_sys::mount_options::MountOptions;
+use rung_sys::mount_words;
 
 use super::apply::Mode;
 use crate::error::{Doing, Error, Result};
@@ -134,17 +136,11 @@ impl Mounted {
         if !mount.target.is_empty() {
             return Err(Error::unimplemented("a mount below another"));
         }
-        let options = MountOptions::parse(&mount.options);
-        let source = Path::new(&mount.source);
-        let data = (!options.data.is_empty()).then(|| options.data.join(","));
-        // Read-only, nosuid, nodev and noexec are the same bits for both kinds of call; the others do not matter here.
-        let mut flags = options.set & 0xf;
-        if is_bind(mount) {
-            flags = nix::mount::MsFlags::MS_BIND.bits() | nix::mount::MsFlags::MS_REC.bits();
-        }
-        let kind = (!is_bind(mount)).then_some(mount.kind.as_str());
-        rung_sys::mount::mount(Some(source), self.dir.path(), kind, flags, data.as_deref())
-            .map_err(std::io::Error::from)?;
+        let failed = std::io::Error::from;
+        let tree =
+            mount_words::make(&mount.kind, &mount.source, &MountOptions::parse(&mount.options)).map_err(failed)?;
+        let target = std::fs::File::open(self.dir.path())?;
+        rung_sys::mount::attach(tree.as_fd(), target.as_fd()).map_err(failed)?;
         self.count += 1;
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode as Bits, SFlag, mknodat};
@@ -57,12 +58,20 @@ pub(super) fn hide(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 
 /// Marks a directory as hiding what is below it.
 pub(super) fn make_opaque(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    xattr::set(directory, name, b"trusted.overlay.opaque", b"y")
+    xattr::set(directory, name, opaque_key(), b"y")
+}
+
+/// Where the mark is kept: a user namespace other than the first has its own place for it (`userxattr`).
+pub(super) fn opaque_key() -> &'static [u8] {
+    static KEY: LazyLock<&[u8]> = LazyLock::new(|| {
+        if rung_sys::namespace::in_user_namespace() { b"user.overlay.opaque" } else { b"trusted.overlay.opaque" }
+    });
+    &KEY
 }
 
 /// Whether a directory hides what is below it.
 pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> io::Result<bool> {
-    let value = xattr::get(directory, OsStr::new(""), b"trusted.overlay.opaque")?;
+    let value = xattr::get(directory, OsStr::new(""), opaque_key())?;
     Ok(value.is_some_and(|value| value == b"y"))
 }
 

@@ -23,7 +23,7 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{self, ContainerId};
 use crate::image::{Credentials, Progress, PullOptions, Resolved, users};
-use crate::labels::{GC_ROOT, Labels};
+use crate::labels::{GC_ROOT, Labels, SHORT_LIVED};
 use crate::signals;
 use crate::snapshots::Mount;
 
@@ -85,7 +85,11 @@ impl Engine {
         let snapshotter = self.parts().snapshotters.get("")?;
         let parent = image.chain_id.as_ref().map_or("", |chain| chain.as_str());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let labels = Labels::from([(GC_ROOT.to_owned(), since.to_string()), (OURS.to_owned(), String::from("yes"))]);
+        let mut labels =
+            Labels::from([(GC_ROOT.to_owned(), since.to_string()), (OURS.to_owned(), String::from("yes"))]);
+        if request.auto_remove {
+            labels.insert(SHORT_LIVED.to_owned(), String::from("yes"));
+        }
         let mounts = snapshotter
             .prepare(context, id.as_str(), parent, labels)
             .doing(|| format!("root file system of image {}", image.name))?;

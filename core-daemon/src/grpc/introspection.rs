@@ -14,8 +14,10 @@ use tonic::{Request, Response, Status};
 
 use crate::error::{Doing, Error, Kind, Result};
 use crate::filter::Filter;
+use crate::snapshots::Snapshotters;
 use crate::tasks::Tasks;
 
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
 
 /// The service.
@@ -68,8 +70,7 @@ fn random_uuid() -> Result<String> {
 
 /// The parts of the daemon, as containerd names its own, which clients look for before they use a feature. Only what is
 /// served is listed.
-pub fn plugins(root: &Path, platform: &Platform, snapshotters: &[String]) -> Vec<Plugin> {
-    let snapshotter_names = snapshotters.iter().map(String::as_str);
+pub fn plugins(platform: &Platform, snapshotters: &Snapshotters) -> Vec<Plugin> {
     let plain = [
         ("io.containerd.content.v1", "content"),
         ("io.containerd.event.v1", "exchange"),
@@ -103,11 +104,16 @@ pub fn plugins(root: &Path, platform: &Platform, snapshotters: &[String]) -> Vec
         [("io.containerd.differ.v1", "walking"), ("io.containerd.monitor.task.v1", "cgroups"), (RUNTIME, "task")];
     let mut plugins: Vec<Plugin> = plain.into_iter().map(|(kind, id)| plugin(kind, id, None)).collect();
     plugins.extend(on_platform.into_iter().map(|(kind, id)| plugin(kind, id, Some(platform))));
-    for name in snapshotter_names {
-        let mut snapshotter = plugin("io.containerd.snapshotter.v1", name, Some(platform));
-        let path = root.join(format!("io.containerd.snapshotter.v1.{name}"));
-        snapshotter.exports.insert("root".to_owned(), path.to_string_lossy().into_owned());
+    for (name, it) in snapshotters.iter() {
+        let mut snapshotter = plugin(SNAPSHOTTER, name, Some(platform));
+        snapshotter.exports.extend(it.exports());
+        snapshotter.capabilities = it.capabilities();
         plugins.push(snapshotter);
+    }
+    for (name, why) in snapshotters.failed() {
+        let code = i32::from(tonic::Code::Unavailable);
+        let status = gantry_proto::google::rpc::Status { code, message: why.to_owned(), details: Vec::new() };
+        plugins.push(Plugin { init_err: Some(status), ..plugin(SNAPSHOTTER, name, Some(platform)) });
     }
     plugins
 }
@@ -186,7 +192,7 @@ mod tests {
     #[test]
     fn clients_find_what_they_look_for() {
         let platform = Platform { os: "linux".into(), architecture: "amd64".into(), ..Platform::default() };
-        let plugins = plugins(Path::new("/r"), &platform, &["overlayfs".into()]);
+        let plugins = plugins(&platform, &snapshotters());
         let find = |filter: &str| {
             let filter = Filter::parse(&[filter.to_owned()]).expect("filter");
             plugins.iter().filter(|plugin| filter.matches(|path| field(plugin, path))).count()
@@ -194,5 +200,20 @@ mod tests {
         assert_eq!(find("type==io.containerd.snapshotter.v1,id==overlayfs"), 1);
         assert_eq!(find("type==io.containerd.runtime.v2,platforms==linux/amd64"), 1);
         assert_eq!(find("type==io.containerd.grpc.v1,id==tasks"), 1);
+        let failed = plugins.iter().find(|plugin| plugin.id == "erofs").expect("listed");
+        assert_eq!(failed.init_err.as_ref().map(|status| status.message.as_str()), Some("needs a kernel"));
+        let overlay = plugins.iter().find(|plugin| plugin.id == "overlayfs").expect("listed");
+        assert!(overlay.capabilities.contains(&"rebase".to_owned()) && overlay.exports.contains_key("root"));
+    }
+
+    fn snapshotters() -> Snapshotters {
+        let dir = tempfile::tempdir().expect("directory");
+        let db = crate::metadata::Db::open(&dir.path().join("db")).expect("metadata");
+        let overlay = crate::snapshots::overlay::Overlay::open(dir.path()).expect("overlay");
+        let local =
+            crate::snapshots::Local::open("overlayfs", overlay, db, crate::events::Events::new()).expect("local");
+        let local: std::sync::Arc<dyn crate::snapshots::Snapshotter> = std::sync::Arc::new(local);
+        let failed = [("erofs".to_owned(), "needs a kernel".to_owned())].into();
+        Snapshotters::with_failed([("overlayfs".to_owned(), local)].into(), failed, "overlayfs").expect("snapshotters")
     }
 }

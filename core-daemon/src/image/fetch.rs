@@ -8,7 +8,7 @@
 //! stored of a layer that could not be finished stays, and the next pull goes on from there.
 
 use std::io::{self, BufRead, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
@@ -45,10 +45,27 @@ pub(super) struct Job {
 /// Where a layer is applied.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    pub(super) directory: PathBuf,
+    pub(super) form: Form,
     pub(super) mode: Mode,
     /// What its plain tar must be.
     pub(super) diff_id: Digest,
+}
+
+/// What a layer becomes.
+#[derive(Debug, Clone)]
+pub(super) enum Form {
+    /// Files in this directory.
+    Directory(PathBuf),
+    /// This file, an EROFS image.
+    Image(PathBuf),
+}
+
+impl Form {
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        let (Self::Directory(path) | Self::Image(path)) = self;
+        path
+    }
 }
 
 /// A fetched layer.

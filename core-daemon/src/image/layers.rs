@@ -7,7 +7,7 @@ use rung_spec::image::{Compression, Descriptor, Kind as MediaKind, media_types};
 use rung_sys::beneath::Root;
 
 use super::Images;
-use super::fetch::Place;
+use super::fetch::{Form, Place};
 use crate::content::{Content, Ingest};
 use crate::context::Context;
 use crate::diff::{self, Applied, Changes, Target};
@@ -38,8 +38,18 @@ pub(super) fn apply_stored(content: &Content, ctx: &Context, layer: &Descriptor,
 pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufRead + Send) -> Result<Applied> {
     let doing = || format!("unpack layer {}", layer.digest);
     let (plain, _) = diff::decompress(stored).doing(doing)?;
-    let root = Root::open(&place.directory).doing(doing)?;
-    let applied = diff::apply(root, plain, place.mode, unpacked_limit(layer.size)).doing(doing)?;
+    let limit = unpacked_limit(layer.size);
+    let applied = match &place.form {
+        Form::Directory(path) => {
+            Root::open(path).map_err(Error::from).and_then(|root| diff::apply(root, plain, place.mode, limit))
+        }
+        Form::Image(path) => {
+            // What a broken connection left of it was to be thrown away.
+            rung_sys::beneath::remove(path).doing(doing)?;
+            diff::convert(path, plain, place.mode, limit)
+        }
+    };
+    let applied = applied.doing(doing)?;
     if applied.digest != place.diff_id {
         let (is, should) = (&applied.digest, &place.diff_id);
         let text = format!("layer {} unpacks to {is}, but the image's configuration says {should}", layer.digest);

@@ -13,15 +13,15 @@ use rung_spec::image::{Descriptor, ImageConfig, Manifest, chain_ids};
 use rung_spec::platform::Platform;
 use rung_sys::beneath::Root;
 
-use super::fetch::Place;
+use super::fetch::{Form, Place};
 use super::{Images, layers};
 use crate::content::Content;
 use crate::context::Context;
-use crate::diff::{self, Applied, Mode, Target};
+use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
 use crate::records::leases::random;
-use crate::snapshots::{Kind as SnapshotKind, Layer, Snapshotter, Unpacking};
+use crate::snapshots::{Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
 
 /// An image's layers on their way into a snapshotter.
 pub(super) struct Stack {
@@ -33,7 +33,7 @@ pub(super) struct Stack {
     chain: Vec<Digest>,
     /// How many of the lowest layers are there already.
     present: usize,
-    /// With [`Unpacking::Apart`]: where each of the others is.
+    /// Without [`Unpacking::Stacked`]: where each of the others is.
     places: Vec<(String, Place)>,
 }
 
@@ -63,7 +63,7 @@ impl Stack {
             present,
             places: Vec::new(),
         };
-        if stack.snapshotter.unpacking() == Unpacking::Apart {
+        if stack.snapshotter.unpacking() != Unpacking::Stacked {
             stack.make_places()?;
         }
         Ok(stack)
@@ -77,7 +77,9 @@ impl Stack {
                 return Err(Error::internal(format!("snapshotter {}: gives no plain directory", self.name)));
             };
             let mode = if index == 0 { Mode::Lowest } else { Mode::Overlay };
-            let place = Place { directory: PathBuf::from(&mount.source), mode, diff_id: self.diff_ids[index].clone() };
+            let path = PathBuf::from(&mount.source);
+            let form = if mount.kind == "erofs" { Form::Image(path) } else { Form::Directory(path) };
+            let place = Place { form, mode, diff_id: self.diff_ids[index].clone() };
             self.places.push((key, place));
         }
         Ok(())
@@ -106,17 +108,38 @@ impl Stack {
 
     /// Makes the layers fit those below them.
     pub(super) fn settle(&self, applied: Vec<Option<Applied>>) -> Result<()> {
-        let open = applied.iter().flatten().any(|applied| !applied.deferred.is_empty());
-        let base = if open && self.present > 0 { self.base_directories()? } else { Vec::new() };
+        let is_open = |applied: &Applied| {
+            !applied.deferred.is_empty() || applied.image.as_ref().is_some_and(Unfinished::needs_lowers)
+        };
+        let last_open = applied.iter().rposition(|applied| applied.as_ref().is_some_and(is_open));
+        let base = if last_open.is_some() && self.present > 0 { self.base_directories()? } else { Vec::new() };
         let mut lowers = base;
-        for ((_, place), applied) in self.places.iter().zip(applied.into_iter().skip(self.present)) {
-            if let Some(applied) = applied {
-                let root = Root::open(&place.directory).doing(|| "open a layer")?;
-                diff::settle(&root, &lowers, applied.deferred)?;
+        // Images of this image's own layers, mounted as long as a layer above has something to look up in them.
+        let mut mounted = Vec::new();
+        for (index, applied) in applied.into_iter().enumerate().skip(self.present) {
+            let Some((_, place)) = self.places.get(index - self.present) else { break };
+            match (&place.form, applied) {
+                (Form::Directory(path), Some(applied)) => {
+                    let root = Root::open(path).doing(|| "open a layer")?;
+                    diff::settle(&root, &lowers, applied.deferred)?;
+                }
+                (Form::Image(_), Some(Applied { image: Some(image), .. })) => image.finish(&lowers)?,
+                _ => {}
             }
-            lowers.insert(0, place.directory.clone());
+            if last_open.is_some_and(|last| last > index) {
+                let shown = match &place.form {
+                    Form::Directory(path) => path.clone(),
+                    Form::Image(path) => {
+                        let target = Target::to_read(&[image_mount(path)])?;
+                        let shown = target.path.clone();
+                        mounted.push(target);
+                        shown
+                    }
+                };
+                lowers.insert(0, shown);
+            }
         }
-        Ok(())
+        mounted.into_iter().try_for_each(Target::close)
     }
 
     /// The directories of the layers that were there, newest first: a view of them says.
@@ -141,7 +164,7 @@ impl Stack {
 
     /// With [`Unpacking::Stacked`]: applies the layers, which are in the content store, one onto the other.
     pub(super) fn apply_stacked(&self, images: &Images) -> Result<()> {
-        if self.snapshotter.unpacking() == Unpacking::Apart {
+        if self.snapshotter.unpacking() != Unpacking::Stacked {
             return Ok(());
         }
         for index in self.present..self.chain.len() {
@@ -168,7 +191,8 @@ impl Stack {
     /// Flushes the layers' files, and those of the content store, with as few calls as there are file systems.
     pub(super) fn flush(&self, content: &Content) -> Result<()> {
         let mut roots = vec![content.root().to_owned()];
-        roots.extend(self.places.first().map(|(_, place)| place.directory.clone()));
+        let first = self.places.first().and_then(|(_, place)| place.form.path().parent());
+        roots.extend(first.map(Path::to_owned));
         flush(&roots)
     }
 
@@ -176,7 +200,7 @@ impl Stack {
     pub(super) fn discard(&self) {
         // Files first: on a full disk their space is what lets the records change.
         for (_, place) in &self.places {
-            if let Err(error) = rung_sys::beneath::remove(&place.directory) {
+            if let Err(error) = rung_sys::beneath::remove(place.form.path()) {
                 tracing::debug!(%error, "left a layer's files for the collection");
             }
         }
@@ -186,6 +210,11 @@ impl Stack {
             }
         }
     }
+}
+
+fn image_mount(path: &Path) -> Mount {
+    let source = path.to_string_lossy().into_owned();
+    Mount { kind: "erofs".into(), source, target: String::new(), options: vec!["ro".into()] }
 }
 
 fn is_committed(snapshotter: &dyn Snapshotter, ctx: &Context, chain_id: &Digest) -> Result<bool> {

@@ -3,7 +3,7 @@
 //! Files come first and go last: a directory is made before its record is written and removed after its record is
 //! gone, so a crash leaves at most a directory without a record, which `cleanup` removes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,14 +32,25 @@ pub trait Driver: Send + Sync {
         self.root().join("snapshots").join(number.to_string())
     }
 
-    /// Makes a snapshot's files. What it made before a failure is removed by the caller.
+    /// Makes a snapshot's files, or finds that it is there whole. What it made before a failure is removed by the caller.
     ///
     /// # Errors
     /// When the files cannot be made, or a label that it understands is malformed.
-    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<()>;
+    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
 
     /// The mounts that show a snapshot.
-    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Vec<Mount>;
+    ///
+    /// # Errors
+    /// When what they need cannot be made ready.
+    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>>;
+
+    /// The mounts that show a snapshot without parents which a layer is unpacked into.
+    ///
+    /// # Errors
+    /// As [`Driver::mounts`].
+    fn layer(&self, number: u64, labels: &Labels) -> Result<Vec<Mount>> {
+        self.mounts(number, Kind::Active, &[], labels)
+    }
 
     /// What a snapshot takes.
     ///
@@ -51,14 +62,54 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// When that fails.
-    fn commit(&self, _number: u64, _parents: &[u64]) -> Result<()> {
+    fn commit(&self, _number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
         Ok(())
+    }
+
+    /// Removes a snapshot's files, whatever there is of them.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    fn remove(&self, number: u64) -> Result<()> {
+        remove(&self.dir(number))
+    }
+
+    /// Labels that tell clients of a snapshot's files.
+    fn labels(&self, _number: u64, _kind: Kind) -> Labels {
+        Labels::new()
     }
 
     /// See [`Snapshotter::unpacking`].
     fn unpacking(&self) -> Unpacking {
         Unpacking::Stacked
     }
+
+    /// Frees what is not a snapshot's.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// See [`Snapshotter::capabilities`].
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// See [`Snapshotter::exports`].
+    fn exports(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([("root".to_owned(), self.root().to_string_lossy().into_owned())])
+    }
+}
+
+/// What [`Driver::create`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// A new snapshot.
+    Fresh,
+    /// The committed snapshot that the label `containerd.io/snapshot.ref` names: the driver had it.
+    Committed,
 }
 
 /// A snapshot to be made.
@@ -138,31 +189,74 @@ impl<D: Driver> Local<D> {
         let parents = self.db.read(|tx| {
             self.check_new(tx, ctx, key, &labels)?;
             self.chain(tx, ctx, parent)
-        })?;
+        });
+        let parents = match parents {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.hold_existing(ctx, key, &labels)?;
+                return Err(error);
+            }
+            other => other?,
+        };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.busy().insert(number);
-        let made = self.driver.create(number, kind, &parents, &labels).and_then(|()| {
+        let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
+            let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
+            let (name, kind) = target.map_or((key, kind), |target| (target.as_str(), Kind::Committed));
+            let usage = if target.is_some() { self.driver.usage(number)? } else { Usage::default() };
             let record = |tx: &WriteTx| {
                 // Another may have taken the key, or removed the parent, since the look above.
                 self.check_new(tx, ctx, key, &labels)?;
                 self.chain(tx, ctx, parent)?;
-                self.hold(tx, ctx, key)?;
-                let info = new_info(key, parent, kind, labels.clone());
-                table::put(tx, ctx.namespace.as_str(), &self.name, &Record { info, number, size: 0, inodes: 0 })
+                self.hold(tx, ctx, name)?;
+                let info = new_info(name, parent, kind, labels.clone());
+                let record = Record { info, number, size: usage.size, inodes: usage.inodes };
+                table::put(tx, ctx.namespace.as_str(), &self.name, &record)
             };
-            if lasting { self.db.write(record) } else { self.db.write_soon(record) }
+            if lasting { self.db.write(record) } else { self.db.write_soon(record) }?;
+            Ok(target)
         });
         if made.is_err() {
             self.discard(number);
         }
         self.busy().remove(&number);
-        made.doing(|| format!("snapshot {key}"))?;
+        if let Some(target) = made.doing(|| format!("snapshot {key}"))? {
+            return Err(Error::already_exists(format!("target snapshot {target} from snapshotter")));
+        }
         self.events.announce(
             &ctx.namespace,
             "/snapshot/prepare",
             &SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() },
         );
-        Ok(self.driver.mounts(number, kind, &parents, &labels))
+        if lasting {
+            return self.driver.mounts(number, kind, &parents, &labels);
+        }
+        self.driver.layer(number, &labels)
+    }
+
+    /// Puts what a caller is told exists already under its lease, so that it can go on with it.
+    fn hold_existing(&self, ctx: &Context, key: &str, labels: &Labels) -> Result<()> {
+        if ctx.lease.is_none() {
+            return Ok(());
+        }
+        let candidates = [labels.get(labels::SNAPSHOT_REF).map(String::as_str), Some(key)];
+        self.db.write_soon(|tx| {
+            for name in candidates.into_iter().flatten() {
+                if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
+                    return self.hold(tx, ctx, name);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What clients see of a record.
+    fn shown(&self, record: Record) -> Info {
+        let mut info = record.info;
+        let added = self.driver.labels(record.number, info.kind());
+        for (key, value) in added {
+            info.labels.entry(key).or_insert(value);
+        }
+        info
     }
 
     fn hold(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
@@ -171,7 +265,7 @@ impl<D: Driver> Local<D> {
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
     fn discard(&self, number: u64) {
-        if let Err(error) = remove(&self.driver.dir(number)) {
+        if let Err(error) = self.driver.remove(number) {
             tracing::warn!(snapshotter = self.name, number, %error, "left a removed snapshot's files for the next cleanup");
         }
     }
@@ -212,7 +306,7 @@ impl<D: Driver> Local<D> {
 
 impl<D: Driver> Snapshotter for Local<D> {
     fn stat(&self, ctx: &Context, key: &str) -> Result<Info> {
-        self.db.read(|tx| self.find(tx, ctx, key)).map(|record| record.info)
+        self.db.read(|tx| self.find(tx, ctx, key)).map(|record| self.shown(record))
     }
 
     fn prepare(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
@@ -224,7 +318,7 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn mounts(&self, ctx: &Context, key: &str) -> Result<Vec<Mount>> {
-        self.db.read(|tx| {
+        let (record, kind, parents) = self.db.read(|tx| {
             let record = self.find(tx, ctx, key)?;
             let kind = record.info.kind();
             if !matches!(kind, Kind::Active | Kind::View) {
@@ -233,8 +327,9 @@ impl<D: Driver> Snapshotter for Local<D> {
                 )));
             }
             let parents = self.chain(tx, ctx, &record.info.parent)?;
-            Ok(self.driver.mounts(record.number, kind, &parents, &record.info.labels))
-        })
+            Ok((record, kind, parents))
+        })?;
+        self.driver.mounts(record.number, kind, &parents, &record.info.labels)
     }
 
     fn commit(&self, ctx: &Context, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
@@ -242,8 +337,13 @@ impl<D: Driver> Snapshotter for Local<D> {
         labels::check(&labels)?;
         let record = self.db.read(|tx| self.committable(tx, ctx, name, key))?;
         let parent = chosen_parent(&record.info, parent)?;
+        if record.info.parent != parent && !self.driver.capabilities().iter().any(|name| name == super::REBASE) {
+            let text =
+                format!("snapshot {key} was made without a parent, and snapshotter {} cannot give it one", self.name);
+            return Err(Error::precondition(text));
+        }
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
-        self.driver.commit(record.number, &parents).doing(|| format!("commit snapshot {key}"))?;
+        self.driver.commit(record.number, &parents, &labels).doing(|| format!("commit snapshot {key}"))?;
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
@@ -258,7 +358,7 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {
         let prepared = |layer: &Layer| {
             let record = self.db.read(|tx| self.find(tx, ctx, &layer.key))?;
-            self.driver.commit(record.number, &[])?;
+            self.driver.commit(record.number, &[], &layer.labels)?;
             self.driver.usage(record.number)
         };
         let usages: Vec<Usage> = layers.iter().map(prepared).collect::<Result<_>>()?;
@@ -300,7 +400,7 @@ impl<D: Driver> Snapshotter for Local<D> {
 
     fn list(&self, ctx: &Context) -> Result<Vec<Info>> {
         let records = self.db.read(|tx| table::list(tx, ctx.namespace.as_str(), &self.name))?;
-        Ok(records.into_iter().map(|record| record.info).collect())
+        Ok(records.into_iter().map(|record| self.shown(record)).collect())
     }
 
     fn usage(&self, ctx: &Context, key: &str) -> Result<Usage> {
@@ -319,7 +419,7 @@ impl<D: Driver> Snapshotter for Local<D> {
             })?;
             record.info.updated_at = Some(SystemTime::now().into());
             table::put(tx, ctx.namespace.as_str(), &self.name, &record)?;
-            Ok(record.info)
+            Ok(self.shown(record))
         })
     }
 
@@ -335,7 +435,7 @@ impl<D: Driver> Snapshotter for Local<D> {
         for number in orphans {
             self.discard(number);
         }
-        Ok(())
+        self.driver.cleanup()
     }
 
     fn unpacking(&self) -> Unpacking {
@@ -344,6 +444,14 @@ impl<D: Driver> Snapshotter for Local<D> {
 
     fn root(&self) -> Option<PathBuf> {
         Some(self.driver.root().to_owned())
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        self.driver.capabilities()
+    }
+
+    fn exports(&self) -> BTreeMap<String, String> {
+        self.driver.exports()
     }
 }
 

@@ -5,12 +5,35 @@
 //!   view(key, parent)    ─► view, never committed
 //! ```
 //!
-//! A snapshotter never mounts anything: it answers with the mounts that show a snapshot, and whoever asked mounts them.
-//! Names are per namespace. [`Local`] keeps the records, which all drivers share; a [`Driver`] keeps the files.
-//! Calls block on the disk.
+//! A snapshotter answers with the mounts that show a snapshot, and whoever asked mounts them. Words:
+//!
+//! - *Key* and *name* are one space: a key names what is being worked on, a name what is committed. Both are per
+//!   namespace; nobody sees another namespace's.
+//! - A *parent* is always committed, and stays as long as it has children. What is committed never changes again, but
+//!   for its labels.
+//! - *Labels* of an active snapshot end with it: a commit keeps only those that it is given. Those under
+//!   `containerd.io/snapshot/` are for the snapshotter itself.
+//! - The label `containerd.io/snapshot.ref` on a prepare names what the snapshot is to become. Where that is there
+//!   already, the answer is `AlreadyExists` and the caller looks at it instead of making it again.
+//! - *Usage* of an active snapshot is measured when asked, of a committed one when it was committed; parents and second
+//!   names of a file do not count.
+//! - A snapshotter that can *rebase* takes the parent at the commit, so that all layers of an image can be unpacked at
+//!   once; one that can *remap ids* answers to id maps in labels.
+//!
+//! Three keep their files on this machine: `overlayfs` stacks directories, `native` copies them, `erofs` stacks images
+//! that a layer is converted to once. [`Local`] keeps the records, which they share; a [`Driver`] keeps the files.
+//! [`proxy`] asks another program over gRPC. `tests` has the rules as tests, which all of them pass. Calls block on
+//! the disk.
 
+mod copy;
+pub mod erofs;
 mod local;
+pub mod native;
 pub mod overlay;
+pub mod proxy;
+mod quota;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -18,7 +41,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use gantry_proto::containerd::services::snapshots::v1::{Info, Kind};
-pub use local::{Driver, Local};
+pub use local::{Driver, Local, Made};
 pub use usage::{Usage, disk_usage};
 
 use crate::context::Context;
@@ -27,6 +50,10 @@ use crate::labels::Labels;
 
 /// The snapshotter used where nothing else is said.
 pub const DEFAULT: &str = "overlayfs";
+/// A capability: the parent may be named at the commit.
+pub const REBASE: &str = "rebase";
+/// A capability: id maps in labels are obeyed.
+pub const REMAP_IDS: &str = "remap-ids";
 
 /// One mount to make; several are made in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +98,9 @@ pub struct Layer {
 pub enum Unpacking {
     /// Each layer into a snapshot without parent, all at once; the parent is named at the commit.
     Apart,
+    /// The same, but each layer becomes an EROFS image: the source of the one mount that [`Snapshotter::prepare_layer`]
+    /// answers with is the file to be made.
+    Converted,
     /// Each layer onto a snapshot of the one below.
     Stacked,
 }
@@ -171,12 +201,25 @@ pub trait Snapshotter: Send + Sync {
     fn root(&self) -> Option<PathBuf> {
         None
     }
+
+    /// What it can do beyond the contract, as clients of containerd know it.
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What it tells clients of itself, by name.
+    fn exports(&self) -> BTreeMap<String, String> {
+        let root = self.root().map(|root| ("root".to_owned(), root.to_string_lossy().into_owned()));
+        root.into_iter().collect()
+    }
 }
 
 /// The snapshotters of this daemon by name.
 #[derive(Clone)]
 pub struct Snapshotters {
     all: Arc<BTreeMap<String, Arc<dyn Snapshotter>>>,
+    /// Those that this machine cannot have, and why.
+    failed: Arc<BTreeMap<String, String>>,
     default: Arc<str>,
 }
 
@@ -186,6 +229,21 @@ impl Snapshotters {
     /// # Errors
     /// `InvalidArgument` where the default is not among them.
     pub fn new(all: BTreeMap<String, Arc<dyn Snapshotter>>, default: &str) -> Result<Self> {
+        Self::with_failed(all, BTreeMap::new(), default)
+    }
+
+    /// The same, remembering those that could not be opened, so that whoever asks for one is told why.
+    ///
+    /// # Errors
+    /// As [`Snapshotters::new`].
+    pub fn with_failed(
+        all: BTreeMap<String, Arc<dyn Snapshotter>>,
+        failed: BTreeMap<String, String>,
+        default: &str,
+    ) -> Result<Self> {
+        if let Some(why) = failed.get(default) {
+            return Err(Error::invalid(format!("default snapshotter {default:?}: {why}")));
+        }
         if !all.contains_key(default) {
             let names: Vec<&str> = all.keys().map(String::as_str).collect();
             return Err(Error::invalid(format!(
@@ -193,16 +251,24 @@ impl Snapshotters {
                 names.join(", ")
             )));
         }
-        Ok(Self { all: Arc::new(all), default: default.into() })
+        Ok(Self { all: Arc::new(all), failed: Arc::new(failed), default: default.into() })
     }
 
     /// The snapshotter of that name; the default for an empty one.
     ///
     /// # Errors
-    /// `InvalidArgument`, as containerd answers, where there is none.
+    /// `InvalidArgument`, as containerd answers, where there is none; with the reason where it could not be opened.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Snapshotter>> {
         let name = self.name_or_default(name);
-        self.all.get(name).cloned().ok_or_else(|| Error::invalid(format!("snapshotter not loaded: {name}")))
+        self.all.get(name).cloned().ok_or_else(|| {
+            let why = self.failed.get(name).map(|why| format!(": {why}")).unwrap_or_default();
+            Error::invalid(format!("snapshotter not loaded: {name}{why}"))
+        })
+    }
+
+    /// Those that could not be opened, and why.
+    pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.failed.iter().map(|(name, why)| (name.as_str(), why.as_str()))
     }
 
     /// `name`, or the default's where it is empty.

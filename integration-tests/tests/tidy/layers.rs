@@ -9,7 +9,7 @@ use crate::{assert_none, sources};
 /// Top-level modules of `core-daemon/src` from the ground up.
 const LAYERS: &[&[&str]] = &[
     &["error", "context", "labels", "id", "signals", "filter", "config", "blocking", "failpoint"],
-    &["metadata", "events"],
+    &["metadata", "events", "erofs"],
     &["registry", "diff", "snapshots", "content"],
     &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
     &["grpc", "engine", "ttrpc", "cri", "observe"],

@@ -1,12 +1,14 @@
 //! Writing the id maps of a user namespace.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::error::{Error, Result};
-use crate::process::Pid;
+use crate::error::{Error, Result, check};
+use crate::namespace::Namespace;
+use crate::process::{Pid, pid_of};
 
 /// One range: ids from `inside` on, as seen in the namespace, are the ids from `outside` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,18 @@ pub struct Range {
     pub outside: u32,
     /// How many.
     pub count: u32,
+}
+
+impl Range {
+    /// Reads ranges as mount options have them: `inside:outside:count`, joined by commas.
+    pub fn parse_all(text: &str) -> Option<Vec<Self>> {
+        let one = |range: &str| {
+            let mut numbers = range.split(':').map(|part| part.parse::<u32>().ok());
+            let range = Self { inside: numbers.next()??, outside: numbers.next()??, count: numbers.next()?? };
+            (numbers.next().is_none() && range.count > 0).then_some(range)
+        };
+        text.split(',').map(one).collect()
+    }
 }
 
 /// The kernel takes at most this many ranges.
@@ -41,6 +55,40 @@ pub fn write_gids(pid: Pid, ranges: &[Range]) -> Result<()> {
     write(pid, "gid_map", &to_text(ranges))
 }
 
+/// A user namespace with these maps and nobody in it, for mounts that translate ids. Works in a process with threads.
+pub fn empty_namespace(uids: &[Range], gids: &[Range]) -> Result<OwnedFd> {
+    // SAFETY: `clone_args` is plain integers, for which all zeroes is a value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // Without an exit signal the child is invisible to whoever waits for this process's other children.
+    args.flags = Namespace::User.flag();
+    // SAFETY: CLONE_VM is not set, so the child has its own memory; until it ends it only makes the two calls below,
+    // which touch no memory that another thread of this process may have left locked or half-written.
+    let returned = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    let pid = pid_of(check(returned, "clone3", || "CLONE_NEWUSER".into())?);
+    if returned == 0 {
+        // SAFETY: both take numbers only; the first makes the child end with its maker, whatever happens to that.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        loop {
+            // SAFETY: pause takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    let opened = write_uids(pid, uids).and_then(|()| write_gids(pid, gids)).and_then(|()| {
+        let path = format!("/proc/{pid}/ns/user");
+        File::open(&path).map(OwnedFd::from).map_err(|error| Error::from_io("open", format!("{path:?}"), &error))
+    });
+    // SAFETY: the child is ours and not waited for, so its number is still its own; a null status is allowed.
+    unsafe {
+        libc::kill(pid.as_raw(), libc::SIGKILL);
+        while libc::waitpid(pid.as_raw(), std::ptr::null_mut(), libc::__WALL) < 0 && last_was_interrupted() {}
+    }
+    opened
+}
+
+fn last_was_interrupted() -> bool {
+    std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
+}
+
 /// Takes setgroups(2) away from a user namespace, which an unprivileged group map demands.
 pub fn deny_setgroups(pid: Pid) -> Result<()> {
     write(pid, "setgroups", "deny")
@@ -52,4 +100,18 @@ fn write(pid: Pid, name: &'static str, text: &str) -> Result<()> {
     let written =
         OpenOptions::new().write(true).open(Path::new(&path)).and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| Error::from_io("write", format!("{path:?}, {text:?}"), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_whole_or_not_at_all() {
+        let range = |inside, outside, count| Range { inside, outside, count };
+        assert_eq!(Range::parse_all("0:1000:1,1:100000:5"), Some(vec![range(0, 1000, 1), range(1, 100_000, 5)]));
+        for wrong in ["", "0:1", "0:1:0", "0:1:2:3", "a:1:1", "0:1:1,", "-1:0:1"] {
+            assert_eq!(Range::parse_all(wrong), None, "{wrong}");
+        }
+    }
 }

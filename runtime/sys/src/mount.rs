@@ -182,6 +182,25 @@ impl FileSystem {
         self.configure(FSCONFIG_SET_FLAG, Some(&name), None, || key.to_owned())
     }
 
+    /// Sets an option that is an open file or directory.
+    pub fn set_fd(&self, key: &str, value: BorrowedFd<'_>) -> Result<()> {
+        let name = c_text(key, "fsconfig")?;
+        let (context, number) = (self.context.as_raw_fd(), value.as_raw_fd());
+        // SAFETY: the name is a C string that outlives the call; this command takes no value but the descriptor.
+        let returned = unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                context,
+                FSCONFIG_SET_FD,
+                name.as_ptr(),
+                std::ptr::null::<libc::c_void>(),
+                number,
+            )
+        };
+        let what = || format!("{}, {key}={}{}", self.kind, describe_fd(value), self.complaint());
+        check(returned, "fsconfig", what).map(drop)
+    }
+
     /// Takes one word of a mount option string: `key=value` or `key`.
     pub fn set_word(&self, word: &str) -> Result<()> {
         match word.split_once('=') {
@@ -228,6 +247,7 @@ const FSOPEN_CLOEXEC: c_int = 1;
 const FSMOUNT_CLOEXEC: c_int = 1;
 const FSCONFIG_SET_FLAG: c_int = 0;
 const FSCONFIG_SET_STRING: c_int = 1;
+const FSCONFIG_SET_FD: c_int = 5;
 const FSCONFIG_CMD_CREATE: c_int = 6;
 
 /// mount(2): for what the newer calls cannot do.

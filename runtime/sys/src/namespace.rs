@@ -69,6 +69,13 @@ impl Namespace {
     }
 }
 
+/// Whether this process is in a user namespace other than the machine's first.
+pub fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    // The first one maps every id to itself; a kernel without user namespaces has no file.
+    !map.is_empty() && map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
 /// Enters namespaces: one by its own descriptor, or those in `flags` of the process behind a process descriptor.
 pub fn enter(fd: BorrowedFd<'_>, flags: u64) -> Result<()> {
     let number = libc::c_int::try_from(flags).unwrap_or(0);

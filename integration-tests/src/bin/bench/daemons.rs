@@ -54,13 +54,13 @@ fn ctr_run(env: &Env, daemon: &Daemon<'_>, image: &str) -> Result<Command> {
 }
 
 /// Debian's containerd with state of its own.
-struct Containerd {
+pub(crate) struct Containerd {
     child: Child,
     address: String,
 }
 
 impl Containerd {
-    fn start(env: &Env) -> Result<Option<Self>> {
+    pub(crate) fn start(env: &Env) -> Result<Option<Self>> {
         if find(env, "containerd").is_none() {
             return Ok(None);
         }
@@ -86,7 +86,7 @@ impl Containerd {
         Ok(Some(containerd))
     }
 
-    fn ctr(&self, env: &Env, args: &[&str]) -> Command {
+    pub(crate) fn ctr(&self, env: &Env, args: &[&str]) -> Command {
         let mut command = Command::new("ctr");
         env.prepare(&mut command);
         command.args(["--address", &self.address, "--namespace", env.namespace()]).args(args);

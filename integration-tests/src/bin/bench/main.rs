@@ -5,7 +5,9 @@
 #![allow(clippy::disallowed_methods)]
 
 mod daemons;
+mod pulls;
 mod runtimes;
+mod stores;
 mod table;
 
 use std::io::Write;
@@ -27,7 +29,10 @@ fn main() -> ExitCode {
 fn measure(rounds: usize) -> Result<()> {
     let scratch = format!("gtbench{:06x}", std::process::id());
     let env = Env::new(&scratch)?;
-    let measured = runtimes::measure(&env, rounds).and_then(|()| daemons::measure(&env, rounds.div_ceil(4)));
+    let measured = runtimes::measure(&env, rounds)
+        .and_then(|()| daemons::measure(&env, rounds.div_ceil(4)))
+        .and_then(|()| pulls::measure(&env, rounds.div_ceil(30)))
+        .and_then(|()| stores::measure(&env, rounds));
     let left = integration_tests::leaks::settle_and_clear(&scratch);
     measured?;
     anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));

@@ -1,0 +1,443 @@
+//! A layer's tar made into an EROFS image in one pass, by the same rules by which it is applied to a directory.
+//!
+//! The contents of files go to the image as they come. Names and attributes are kept in memory, because a later entry may
+//! change them and the layers below may have something to say; [`Unfinished::finish`] writes them in the end.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode as Bits, SFlag, makedev};
+use rung_sys::beneath;
+use rung_sys::xattr;
+
+use super::apply::{Applied, Deferred, MAX_PATH, Mode};
+use super::attributes;
+use super::lowers::{Found, Lowers, MAX_LINKS, parts};
+use super::tar::{Entry, Kind, Reader};
+use super::whiteout::Meaning;
+use crate::erofs::{self, Content, Id, Image, Node, Tree};
+use crate::error::{self, Doing, Error, Result};
+
+/// Most files of a layer, all of which are in memory at once.
+const MAX_FILES: usize = 2_000_000;
+/// Most bytes of all names, targets and attributes.
+const MAX_TEXT: usize = 256 << 20;
+
+/// Makes the new file `path` an image of what `tar` makes, of which not more than `limit` bytes are accepted.
+///
+/// # Errors
+/// As applying a layer to a directory.
+pub fn convert(path: &Path, tar: impl Read, mode: Mode, limit: u64) -> Result<Applied> {
+    let mut reader = Reader::new(tar, limit);
+    let mut layer = Layer {
+        tree: Tree::new(),
+        image: Image::create(path)?,
+        mode,
+        implicit: BTreeSet::new(),
+        links: Vec::new(),
+        parent: None,
+        text: 0,
+    };
+    while let Some(entry) = reader.next_entry()? {
+        layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
+    }
+    let (digest, size) = reader.finish()?;
+    Ok(Applied { digest, size, deferred: Deferred::default(), image: Some(Unfinished(layer)) })
+}
+
+/// An image whose files are all there, and what is said of them not yet.
+#[derive(Debug)]
+pub struct Unfinished(Layer);
+
+#[derive(Debug)]
+struct Layer {
+    tree: Tree,
+    image: Image,
+    mode: Mode,
+    /// Directories that were made because something is in them, without an entry of their own.
+    implicit: BTreeSet<Id>,
+    /// Hard links to files that are not in this layer: directory, name and target.
+    links: Vec<(Id, Vec<u8>, PathBuf)>,
+    /// The directory of the entry before, which is most often that of the next.
+    parent: Option<(PathBuf, Id)>,
+    text: usize,
+}
+
+impl Layer {
+    fn entry<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
+        if entry.path.contains(&0) || entry.path.len() > MAX_PATH || entry.link.len() > MAX_PATH {
+            return Err(Error::invalid("its path is malformed"));
+        }
+        let xattrs: usize = entry.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.text += entry.path.len() + entry.link.len() + xattrs;
+        if self.tree.count() > MAX_FILES || self.text > MAX_TEXT {
+            let text = format!("layer of more than {MAX_FILES} files, or {MAX_TEXT} bytes of names and attributes");
+            return Err(Error::new(error::Kind::ResourceExhausted, format!("{text}: use another snapshotter")));
+        }
+        let path = beneath::lexical(Path::new(OsStr::from_bytes(&entry.path)));
+        let Some(name) = path.file_name() else {
+            if entry.kind == Kind::Directory {
+                describe(self.tree.node_mut(Tree::ROOT), entry);
+            }
+            return Ok(());
+        };
+        if entry.kind == Kind::Other {
+            return Ok(());
+        }
+        let within = path.parent().unwrap_or(Path::new(""));
+        match Meaning::of(name) {
+            Meaning::Nothing => {}
+            Meaning::Opaque if self.mode == Mode::Lowest => {}
+            Meaning::Whiteout(_) if self.mode == Mode::Lowest => {}
+            Meaning::Opaque => {
+                let directory = self.parent(within)?;
+                make_opaque(self.tree.node_mut(directory));
+            }
+            Meaning::Whiteout(hidden) => {
+                let directory = self.parent(within)?;
+                self.hide(directory, hidden.as_bytes());
+            }
+            Meaning::File => {
+                let directory = self.parent(within)?;
+                self.file(reader, entry, directory, name.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks a name as removed. What this layer itself has there stays: a directory hides what is below it instead.
+    fn hide(&mut self, directory: Id, name: &[u8]) {
+        match self.tree.child(directory, name) {
+            None => {
+                let id = self.tree.add(Node::new(SFlag::S_IFCHR.bits(), Content::Special(0)));
+                self.tree.insert(directory, name, id);
+            }
+            Some(id) if self.tree.node(id).is_directory() => make_opaque(self.tree.node_mut(id)),
+            Some(_) => {}
+        }
+    }
+
+    fn file<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
+        let there = self.tree.child(directory, name);
+        if entry.kind == Kind::HardLink {
+            return self.hard_link(entry, directory, name);
+        }
+        if let (Kind::Directory, Some(id)) = (entry.kind, there)
+            && self.tree.node(id).is_directory()
+        {
+            self.implicit.remove(&id);
+            describe(self.tree.node_mut(id), entry);
+            return Ok(());
+        }
+        if there.is_some() {
+            // What was removed may have been the next entry's own way.
+            self.parent = None;
+        }
+        let device = makedev(u64::from(entry.device.0), u64::from(entry.device.1));
+        let (kind, content) = match entry.kind {
+            Kind::File => (SFlag::S_IFREG, self.contents(reader, entry)?),
+            Kind::Directory => (SFlag::S_IFDIR, Content::Directory(BTreeMap::new())),
+            Kind::Symlink => (SFlag::S_IFLNK, Content::Link(entry.link.as_slice().into())),
+            Kind::Character => (SFlag::S_IFCHR, Content::Special(device)),
+            Kind::Block => (SFlag::S_IFBLK, Content::Special(device)),
+            Kind::Fifo => (SFlag::S_IFIFO, Content::Special(0)),
+            Kind::HardLink | Kind::Other => return Ok(()),
+        };
+        let mut node = Node::new(kind.bits(), content);
+        describe(&mut node, entry);
+        if there.is_some() && node.is_directory() && self.mode == Mode::Overlay {
+            make_opaque(&mut node);
+        }
+        let id = self.tree.add(node);
+        self.tree.insert(directory, name, id);
+        Ok(())
+    }
+
+    fn contents<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<Content> {
+        let start = self.image.begin()?;
+        let image = &mut self.image;
+        match &entry.pieces {
+            None => reader.data(entry.size, &mut |bytes| image.append(bytes))?,
+            Some(pieces) => {
+                let mut end = 0;
+                for (offset, length) in pieces {
+                    image.hole(offset - end)?;
+                    reader.data(*length, &mut |bytes| image.append(bytes))?;
+                    end = offset + length;
+                }
+                image.hole(entry.size - end)?;
+            }
+        }
+        Ok(Content::File { start, size: entry.size })
+    }
+
+    fn hard_link(&mut self, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
+        let target = beneath::lexical(Path::new(OsStr::from_bytes(&entry.link)));
+        let Some(target_name) = target.file_name() else { return Err(Error::invalid("hard link to the root")) };
+        let within = self.find(target.parent().unwrap_or(Path::new("")))?;
+        let here = within.and_then(|within| self.tree.child(within, target_name.as_bytes()));
+        let is_whiteout = |id: &Id| is_whiteout(self.tree.node(*id));
+        match here {
+            Some(id) if self.tree.node(id).is_directory() => Err(Error::invalid("hard link to a directory")),
+            Some(id) if !is_whiteout(&id) => {
+                self.tree.insert(directory, name, id);
+                Ok(())
+            }
+            None if self.mode == Mode::Overlay => {
+                self.tree.remove(directory, name);
+                self.links.push((directory, name.to_vec(), target));
+                Ok(())
+            }
+            _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),
+        }
+    }
+
+    /// The directory an entry is in, made where it is missing.
+    fn parent(&mut self, path: &Path) -> Result<Id> {
+        if let Some((known, id)) = &self.parent
+            && known == path
+        {
+            return Ok(*id);
+        }
+        let id = self.walk(path, true)?.ok_or_else(|| Error::internal("a made directory is not there"))?;
+        self.parent = Some((path.to_owned(), id));
+        Ok(id)
+    }
+
+    /// The directory that a path leads to in this layer, if it does.
+    fn find(&mut self, path: &Path) -> Result<Option<Id>> {
+        self.walk(path, false)
+    }
+
+    /// Goes down a path, following links as if the layer were all there is; with `make`, makes what is missing.
+    fn walk(&mut self, path: &Path, make: bool) -> Result<Option<Id>> {
+        let mut waiting: VecDeque<OsString> = parts(path);
+        let mut way = vec![Tree::ROOT];
+        let mut links = 0;
+        while let Some(part) = waiting.pop_front() {
+            if part == OsStr::new("..") {
+                way.truncate(way.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let at = way.last().copied().unwrap_or(Tree::ROOT);
+            let Some(id) = self.tree.child(at, part.as_bytes()) else {
+                if !make {
+                    return Ok(None);
+                }
+                way.push(self.implicit_directory(at, part.as_bytes()));
+                continue;
+            };
+            match &self.tree.node(id).content {
+                Content::Directory(_) => way.push(id),
+                Content::Link(target) => {
+                    links += 1;
+                    if links > MAX_LINKS || waiting.len() > MAX_PATH {
+                        return Err(std::io::Error::from(nix::errno::Errno::ELOOP).into());
+                    }
+                    if target.starts_with(b"/") {
+                        way.truncate(1);
+                    }
+                    for part in parts(Path::new(OsStr::from_bytes(target))).into_iter().rev() {
+                        waiting.push_front(part);
+                    }
+                }
+                // Something below a name that this layer removed: a directory that hides the one below.
+                Content::Special(_) if make && is_whiteout(self.tree.node(id)) => {
+                    let made = self.implicit_directory(at, part.as_bytes());
+                    self.implicit.remove(&made);
+                    make_opaque(self.tree.node_mut(made));
+                    way.push(made);
+                }
+                _ if make => return Err(std::io::Error::from(nix::errno::Errno::ENOTDIR).into()),
+                _ => return Ok(None),
+            }
+        }
+        Ok(way.last().copied())
+    }
+
+    fn implicit_directory(&mut self, within: Id, name: &[u8]) -> Id {
+        let mode = SFlag::S_IFDIR.bits() | 0o755;
+        let id = self.tree.add(Node::new(mode, Content::Directory(BTreeMap::new())));
+        self.tree.insert(within, name, id);
+        self.implicit.insert(id);
+        id
+    }
+}
+
+/// Gives a file the attributes of its entry; its type stays.
+fn describe(node: &mut Node, entry: &Entry) {
+    node.mode = (node.mode & SFlag::S_IFMT.bits()) | (entry.mode & 0o7777);
+    if entry.kind == Kind::Symlink {
+        node.mode |= 0o777;
+    }
+    (node.uid, node.gid, node.mtime) = (entry.uid, entry.gid, attributes::within_range(entry.mtime));
+    for (key, value) in &entry.xattrs {
+        let is_misplaced = key.starts_with(b"user.") && !matches!(entry.kind, Kind::File | Kind::Directory);
+        // What overlayfs itself keeps in attributes is not for a layer to say.
+        if !attributes::is_overlay(key) && !is_misplaced && erofs::has_place(key) {
+            node.set_xattr(key, value);
+        }
+    }
+}
+
+fn make_opaque(node: &mut Node) {
+    node.set_xattr(super::whiteout::opaque_key(), b"y");
+}
+
+fn is_whiteout(node: &Node) -> bool {
+    node.mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && matches!(node.content, Content::Special(0))
+}
+
+impl Unfinished {
+    /// Whether the layers below have something to say.
+    pub fn needs_lowers(&self) -> bool {
+        !self.0.implicit.is_empty() || !self.0.links.is_empty()
+    }
+
+    /// Makes the layer fit those below it, newest first, and the image whole. It is not flushed.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a hard link to what no layer has; when the image cannot be written.
+    pub fn finish(self, lowers: &[PathBuf]) -> Result<()> {
+        let Self(mut layer) = self;
+        if !layer.implicit.is_empty() || !layer.links.is_empty() {
+            let lowers = Lowers::open(lowers).doing(|| "open the layers below")?;
+            layer.settle_directories(&lowers, Tree::ROOT, Path::new(""))?;
+            for (directory, name, target) in std::mem::take(&mut layer.links) {
+                layer.copy_up(&lowers, directory, &name, &target).doing(|| format!("settle link to {target:?}"))?;
+            }
+        }
+        layer.image.finish(&layer.tree).map(drop)
+    }
+}
+
+impl Layer {
+    /// Gives implicit directories the attributes that they have below; where a link is below, what is in them moves to
+    /// where it leads.
+    fn settle_directories(&mut self, lowers: &Lowers, directory: Id, path: &Path) -> Result<()> {
+        let children: Vec<(OsString, Id)> =
+            self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
+        for (name, id) in children {
+            if !self.tree.node(id).is_directory() {
+                continue;
+            }
+            let path = path.join(&name);
+            if self.implicit.remove(&id)
+                && let Some(found) = lowers.find(&path, false)?
+            {
+                match beneath::file_type(&found.stat) {
+                    SFlag::S_IFDIR => self.inherit(id, &found)?,
+                    SFlag::S_IFLNK => {
+                        let Some(target) = lowers.find(&path, true)? else { continue };
+                        if beneath::file_type(&target.stat) == SFlag::S_IFDIR && !target.path.starts_with(&path) {
+                            let to = self.like_below(lowers, &target.path)?;
+                            self.tree.remove(directory, name.as_bytes());
+                            self.merge(id, to);
+                            self.settle_directories(lowers, to, &target.path)?;
+                            continue;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.settle_directories(lowers, id, &path)?;
+        }
+        Ok(())
+    }
+
+    /// The directory at a path without links, made with the attributes that the layers below show.
+    fn like_below(&mut self, lowers: &Lowers, path: &Path) -> Result<Id> {
+        let id = self.walk(path, true)?.ok_or_else(|| Error::internal("a made directory is not there"))?;
+        for ancestor in path.ancestors() {
+            if let Some(id) = self.walk(ancestor, false)?.filter(|id| self.implicit.contains(id))
+                && let Some(found) = lowers.find(ancestor, false)?
+                && beneath::file_type(&found.stat) == SFlag::S_IFDIR
+            {
+                self.implicit.remove(&id);
+                self.inherit(id, &found)?;
+            }
+        }
+        Ok(id)
+    }
+
+    fn inherit(&mut self, id: Id, below: &Found) -> Result<()> {
+        let name = below.path.file_name().unwrap_or(OsStr::new("."));
+        copy_attributes(self.tree.node_mut(id), below, name)
+    }
+
+    /// Moves everything in `from` to `to`; what comes replaces what is there, except that directories are merged.
+    fn merge(&mut self, from: Id, to: Id) {
+        let moved: Vec<(Vec<u8>, Id)> = self.tree.children(from).map(|(name, id)| (name.to_vec(), id)).collect();
+        for (name, id) in moved {
+            let there = self.tree.child(to, &name).filter(|there| self.tree.node(*there).is_directory());
+            match there {
+                Some(there) if self.tree.node(id).is_directory() => self.merge(id, there),
+                _ => self.tree.insert(to, &name, id),
+            }
+        }
+    }
+
+    /// A file that only a hard link mentions: it comes up from below, under both names.
+    fn copy_up(&mut self, lowers: &Lowers, directory: Id, name: &[u8], target: &Path) -> Result<()> {
+        let missing = || Error::invalid(format!("hard link to {target:?}, which is in no layer"));
+        let found = lowers.find(target, false)?.ok_or_else(missing)?;
+        let target_name = found.path.file_name().ok_or_else(missing)?;
+        let within = self.like_below(lowers, found.path.parent().unwrap_or(Path::new("")))?;
+        let id = match self.tree.child(within, target_name.as_bytes()) {
+            Some(id) => id,
+            None => {
+                let id = self.copied(&found, target_name)?;
+                self.tree.insert(within, target_name.as_bytes(), id);
+                id
+            }
+        };
+        // A later entry of the layer may have taken the name.
+        if self.tree.child(directory, name).is_none() {
+            self.tree.insert(directory, name, id);
+        }
+        Ok(())
+    }
+
+    fn copied(&mut self, found: &Found, name: &OsStr) -> Result<Id> {
+        if beneath::file_type(&found.stat) != SFlag::S_IFREG {
+            return Err(Error::invalid(format!("hard link to {:?}, which is no file", found.path)));
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&found.parent, name, flags, Bits::empty()).map_err(std::io::Error::from)?);
+        let (start, mut size) = (self.image.begin()?, 0);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            self.image.append(&buffer[..count])?;
+            size += count as u64;
+        }
+        let mut node = Node::new(found.stat.st_mode, Content::File { start, size });
+        copy_attributes(&mut node, found, name)?;
+        Ok(self.tree.add(node))
+    }
+}
+
+fn copy_attributes(node: &mut Node, found: &Found, name: &OsStr) -> Result<()> {
+    use std::os::fd::AsFd;
+    let stat = &found.stat;
+    node.mode = (node.mode & SFlag::S_IFMT.bits()) | (stat.st_mode & 0o7777);
+    (node.uid, node.gid) = (stat.st_uid, stat.st_gid);
+    node.mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    for key in xattr::list(found.parent.as_fd(), name)? {
+        if !attributes::is_overlay(&key)
+            && erofs::has_place(&key)
+            && let Some(value) = xattr::get(found.parent.as_fd(), name, &key)?
+        {
+            node.set_xattr(&key, &value);
+        }
+    }
+    Ok(())
+}

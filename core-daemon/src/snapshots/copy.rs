@@ -1,0 +1,121 @@
+//! A whole copy of a tree: files with their contents, holes and names, links, devices, owners, attributes and times.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, Whence, fchownat, linkat, lseek, symlinkat};
+use rung_sys::beneath::{self, Root};
+use rung_sys::xattr;
+
+use crate::error::{Doing, Result};
+
+/// Copies what is in the directory `from` into the empty directory `to`, and the attributes of `from` itself.
+///
+/// # Errors
+/// Names the file that cannot be copied.
+pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    let (source, root) = (Root::open(from)?, Root::open(to)?);
+    let mut copy = Copy { root: &root, links: HashMap::new() };
+    copy.inside(source.as_fd(), root.as_fd(), Path::new(""))
+        .and_then(|()| {
+            let here = OsStr::new(".");
+            let stat = beneath::stat(source.as_fd(), here)?.ok_or_else(|| io::Error::from(Errno::ENOENT))?;
+            attributes(source.as_fd(), root.as_fd(), here, &stat)
+        })
+        .doing(|| format!("copy {}", from.display()))
+}
+
+struct Copy<'a> {
+    root: &'a Root,
+    /// Files of several names: device and inode to the name that is copied.
+    links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Copy<'_> {
+    fn inside(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+        for name in beneath::entries(from)? {
+            let path = path.join(&name);
+            let Some(stat) = beneath::stat(from, &name)? else { continue };
+            self.one(from, to, &path, &name, &stat)?;
+        }
+        Ok(())
+    }
+
+    fn one(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        path: &Path,
+        name: &OsStr,
+        stat: &FileStat,
+    ) -> io::Result<()> {
+        let kind = beneath::file_type(stat);
+        if kind != SFlag::S_IFDIR && stat.st_nlink > 1 {
+            let inode = (stat.st_dev, stat.st_ino);
+            if let Some(first) = self.links.get(&inode) {
+                // The tree that is made is ours alone, and the path has no link in it.
+                return Ok(linkat(self.root, first.as_path(), to, name, AtFlags::empty())?);
+            }
+            self.links.insert(inode, path.to_owned());
+        }
+        match kind {
+            SFlag::S_IFDIR => {
+                mkdirat(to, name, Mode::S_IRWXU)?;
+                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let (source, copy) =
+                    (openat(from, name, flags, Mode::empty())?, openat(to, name, flags, Mode::empty())?);
+                self.inside(source.as_fd(), copy.as_fd(), path)?;
+            }
+            SFlag::S_IFREG => contents(from, to, name, stat)?,
+            SFlag::S_IFLNK => symlinkat(readlinkat(from, name)?.as_os_str(), to, name)?,
+            special => mknodat(to, name, special, Mode::S_IRUSR | Mode::S_IWUSR, stat.st_rdev)?,
+        }
+        attributes(from, to, name, stat)
+    }
+}
+
+/// The data of a file, piece by piece between its holes; a file system that can shares the blocks.
+fn contents(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, stat: &FileStat) -> io::Result<()> {
+    let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut source = File::from(openat(from, name, read, Mode::empty())?);
+    let mut copy = File::from(openat(to, name, write, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    copy.set_len(u64::try_from(stat.st_size).unwrap_or(0))?;
+    let mut at = 0;
+    loop {
+        let start = match lseek(&source, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(&source, start, Whence::SeekHole)?;
+        lseek(&source, start, Whence::SeekSet)?;
+        lseek(&copy, start, Whence::SeekSet)?;
+        let length = u64::try_from(at - start).unwrap_or(0);
+        io::copy(&mut io::Read::take(&mut source, length), &mut copy)?;
+    }
+}
+
+/// Owner, attributes, permissions and times, in the order that keeps them.
+fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, stat: &FileStat) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+    fchownat(to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    for key in xattr::list(from, name)? {
+        if let Some(value) = xattr::get(from, name, &key)? {
+            xattr::set(to, name, &key, &value)?;
+        }
+    }
+    if beneath::file_type(stat) != SFlag::S_IFLNK {
+        fchmodat(to, name, Mode::from_bits_truncate(stat.st_mode & 0o7777), FchmodatFlags::FollowSymlink)?;
+    }
+    let time = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
+    Ok(utimensat(to, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
+}

@@ -1,0 +1,155 @@
+//! The EROFS snapshotter: a committed snapshot is one image file, which the kernel mounts; overlay stacks the mounts.
+//!
+//! ```text
+//! <root>/snapshots/<number>/layer.erofs   the image, once committed
+//!                          /fs            the changes while active; the image is mounted here once committed
+//!                          /work          overlay's, while active
+//! ```
+//!
+//! Clients of containerd can mount directories and overlays, but not files. So the daemon mounts the images of parents
+//! itself, when somebody asks for mounts that need them, and takes them down with the snapshot. A layer that is pulled is
+//! never unpacked into files: it is written as an image while it comes in.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rung_sys::mount_options::MountOptions;
+use rung_sys::{mount, mount_words};
+
+use super::overlay::{look_like, make, overlay_options, stacked};
+use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
+use crate::erofs;
+use crate::error::{Doing, Result};
+use crate::labels::Labels;
+
+const IMAGE: &str = "layer.erofs";
+
+/// Keeps snapshots as EROFS images.
+pub struct Erofs {
+    root: PathBuf,
+    /// Options that every overlay mount gets.
+    options: Vec<String>,
+    /// Held while an image is mounted, so that it is mounted once.
+    mounting: Mutex<()>,
+}
+
+impl Erofs {
+    /// Keeps its files below `root`, which is made.
+    ///
+    /// # Errors
+    /// `Unavailable` where the kernel does not mount such images; when the directory cannot be made.
+    pub fn open(root: &Path) -> Result<Self> {
+        let snapshots = root.join("snapshots");
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&snapshots).doing(|| format!("make {}", snapshots.display()))?;
+        erofs::probe(root)?;
+        Ok(Self { root: root.to_owned(), options: overlay_options(), mounting: Mutex::new(()) })
+    }
+
+    /// The directory that shows a committed snapshot, mounted where it is not yet.
+    fn shown(&self, number: u64) -> Result<PathBuf> {
+        let dir = self.dir(number);
+        let (fs, image) = (dir.join("fs"), dir.join(IMAGE));
+        let doing = || format!("mount {}", image.display());
+        let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_mounted(&dir, &fs)? {
+            return Ok(fs);
+        }
+        let options = MountOptions::parse(["ro"]);
+        let tree = mount_words::make("erofs", &image.to_string_lossy(), &options).map_err(std::io::Error::from);
+        let (tree, target) = (tree.doing(doing)?, std::fs::File::open(&fs).doing(doing)?);
+        mount::attach(tree.as_fd(), target.as_fd()).map_err(std::io::Error::from).doing(doing)?;
+        Ok(fs)
+    }
+}
+
+fn is_mounted(dir: &Path, fs: &Path) -> Result<bool> {
+    let device = |path: &Path| std::fs::metadata(path).map(|it| it.dev()).doing(|| format!("read {}", path.display()));
+    Ok(device(dir)? != device(fs)?)
+}
+
+/// What uses an image has a mount of its own: those of an ended daemon are only in the way.
+impl Drop for Erofs {
+    fn drop(&mut self) {
+        let Ok(entries) = std::fs::read_dir(self.root.join("snapshots")) else { return };
+        for dir in entries.flatten().map(|entry| entry.path()) {
+            let fs = dir.join("fs");
+            if is_mounted(&dir, &fs).unwrap_or(false) {
+                let _ = mount::detach(&fs);
+            }
+        }
+    }
+}
+
+impl Driver for Erofs {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made> {
+        let dir = self.dir(number);
+        make(&dir, 0o700)?;
+        quota::apply(&dir, number, labels)?;
+        let fs = dir.join("fs");
+        make(&fs, 0o755)?;
+        if kind == Kind::Active {
+            make(&dir.join("work"), 0o711)?;
+        }
+        let below = parents.first().map(|parent| self.shown(*parent)).transpose()?;
+        look_like(&fs, below.as_deref(), labels)?;
+        Ok(Made::Fresh)
+    }
+
+    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>> {
+        let parents = parents.iter().map(|parent| self.shown(*parent)).collect::<Result<Vec<_>>>()?;
+        Ok(stacked(&self.dir(number), kind, &parents, labels, self.options.iter().cloned()))
+    }
+
+    fn layer(&self, number: u64, _labels: &Labels) -> Result<Vec<Mount>> {
+        let source = self.dir(number).join(IMAGE).to_string_lossy().into_owned();
+        Ok(vec![Mount { kind: "erofs".into(), source, target: String::new(), options: vec!["ro".into()] }])
+    }
+
+    fn commit(&self, number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
+        let dir = self.dir(number);
+        let (fs, image, partial) = (dir.join("fs"), dir.join(IMAGE), dir.join("partial.erofs"));
+        if !image.exists() {
+            let remove = |path: &Path| rung_sys::beneath::remove(path).doing(|| format!("remove {}", path.display()));
+            remove(&partial)?;
+            erofs::from_directory(&fs, &partial)?;
+            std::fs::rename(&partial, &image).doing(|| format!("store {}", image.display()))?;
+            rung_sys::atomic_file::sync_directory(&dir).map_err(std::io::Error::from).doing(|| "store an image")?;
+            remove(&fs)?;
+            remove(&dir.join("work"))?;
+            make(&fs, 0o755)?;
+        }
+        Ok(())
+    }
+
+    fn usage(&self, number: u64) -> Result<Usage> {
+        let dir = self.dir(number);
+        match std::fs::metadata(dir.join(IMAGE)) {
+            Ok(image) => Ok(Usage { size: image.blocks() * 512, inodes: 1 }),
+            Err(_) => disk_usage(&dir.join("fs")),
+        }
+    }
+
+    fn remove(&self, number: u64) -> Result<()> {
+        let dir = self.dir(number);
+        let fs = dir.join("fs");
+        if fs.exists() && is_mounted(&dir, &fs)? {
+            mount::detach(&fs).map_err(std::io::Error::from).doing(|| format!("unmount {}", fs.display()))?;
+        }
+        rung_sys::beneath::remove(&dir).doing(|| format!("remove {}", dir.display()))
+    }
+
+    fn unpacking(&self) -> Unpacking {
+        Unpacking::Converted
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        vec![REMAP_IDS.to_owned(), REBASE.to_owned()]
+    }
+}

@@ -1,0 +1,177 @@
+//! Snapshotters other than the default: containers run on each of them, and nothing of them is left.
+
+use std::fs::{self, File};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, ensure};
+use gantry_proto::containerd::services::snapshots::v1::PrepareSnapshotRequest;
+use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use integration_tests::image::Packing;
+use integration_tests::tar::{Kind, Meta, Tar};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, output, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    layers_run_as_erofs_images [Root, Overlay],
+    containers_run_on_copies [Root],
+    another_program_keeps_the_snapshots [Root, Containerd],
+    plugins_say_what_they_can_do [Root, Containerd],
+    a_writable_layer_has_its_size [Root, Overlay],
+];
+
+/// A daemon whose default snapshotter is `name`, with more lines of configuration.
+fn daemon<'env>(env: &'env Env, name: &str, more: &str) -> Result<Daemon<'env>> {
+    let config = env.path("gantryd.toml");
+    fs::write(&config, format!("[runtime]\nsnapshotter = {name:?}\n{more}"))?;
+    env.daemon_with(&["--config", &config.display().to_string()])
+}
+
+fn image(registry: &Registry) -> Result<String> {
+    let tool = Meta { mode: 0o4755, uid: 5, gid: 6, mtime: 1_000_000_000, ..Meta::default() };
+    Image::busybox()?
+        .layer(Tar::new().dir("app").file("app/old", "1").file("gone", "1").file("kept", "low"), Packing::Zstd)?
+        // Nothing but a link leads to the file below, and the opaque mark comes after what it must not hide.
+        .layer(
+            Tar::new()
+                .file("app/new", "2")
+                .file("app/.wh..wh..opq", "")
+                .file(".wh.gone", "")
+                .entry("same", Kind::Hardlink("kept".into()), &Meta::default())
+                .entry("tool", Kind::File(b"x".to_vec()), &tool),
+            Packing::Gzip,
+        )?
+        .push(registry, "test/layers", "v1")
+}
+
+const LOOK: &str = "ls app; ls gone 2>/dev/null; cat kept same; echo; stat -c '%h' same; stat -c '%a %u:%g %Y' tool; \
+                    touch app/x && rm app/new && ls app";
+const SEEN: &str = "new\nlowlow\n2\n4755 5:6 1000000000\nx\n";
+
+fn layers_run_as_erofs_images(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = image(&registry)?;
+    let it = daemon(env, "erofs", "")?;
+    let ran = it.gantry(&["run", "--rm", &image, "sh", "-c", LOOK])?.ok()?;
+    ensure!(ran.stdout == SEEN, "{ran}");
+    let snapshots = env.path("root/io.containerd.snapshotter.v1.erofs/snapshots");
+    let layers = fs::read_dir(&snapshots)?.flatten().filter(|it| it.path().join("layer.erofs").is_file()).count();
+    ensure!(layers == 3, "{layers} images in {}", snapshots.display());
+    // A layer that a client unpacks itself becomes an image at the commit.
+    it.gantry(&["rmi", &image])?.ok()?;
+    it.ctr(&["images", "pull", "--plain-http", "--snapshotter", "erofs", &image])?.ok()?;
+    let id = env.id("erofs");
+    let runtime = ["run", "--rm", "--snapshotter", "erofs", "--runtime", "io.containerd.rung.v2"];
+    let ran = it.ctr(&[&runtime[..], &[&image, &id, "sh", "-c", LOOK]].concat())?.ok()?;
+    ensure!(ran.stdout == SEEN, "{ran}");
+    it.stop()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains(env.token()), "a stopped daemon leaves its images mounted");
+    Ok(())
+}
+
+fn containers_run_on_copies(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = image(&registry)?;
+    let it = daemon(env, "native", "")?;
+    let ran = it.gantry(&["run", "--rm", &image, "sh", "-c", LOOK])?.ok()?;
+    ensure!(ran.stdout == SEEN, "{ran}");
+    Ok(())
+}
+
+/// Debian's containerd, for its snapshot service.
+struct Other(Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn another_program_keeps_the_snapshots(env: &Env) -> Result<()> {
+    let root = env.dir("other")?;
+    let shown = root.display();
+    let config = format!(
+        "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\ndisabled_plugins = \
+         [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{shown}/sock\"\n[ttrpc]\naddress = \"{shown}/sock.ttrpc\"\n"
+    );
+    fs::write(root.join("config.toml"), config)?;
+    let log = File::create(root.join("log"))?;
+    let mut command = Command::new("containerd");
+    env.prepare(&mut command);
+    command.arg("-c").arg(root.join("config.toml")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let _other = Other(command.spawn().context("start containerd")?);
+    let address = root.join("sock").display().to_string();
+    wait::until_within(wait::seconds(20), "containerd answers", || {
+        let mut asked = Command::new("ctr");
+        asked.args(["--address", &address, "version"]);
+        output::run(asked).ok()?.ok().ok()
+    })?;
+    let registry = Registry::start(env)?;
+    let image = image(&registry)?;
+    let it = daemon(env, "native", &format!("[proxy_plugins.native]\ntype = \"snapshot\"\naddress = {address:?}\n"))?;
+    let ran = it.gantry(&["run", "--rm", &image, "sh", "-c", LOOK])?.ok()?;
+    ensure!(ran.stdout == SEEN, "{ran}");
+    let theirs = root.join("root/io.containerd.snapshotter.v1.native/snapshots");
+    ensure!(fs::read_dir(&theirs)?.count() == 3, "the layers are not there");
+    it.gantry(&["rmi", &image])?.ok()?;
+    wait::until("the layers are gone", || (fs::read_dir(&theirs).ok()?.count() == 0).then_some(()))
+}
+
+fn plugins_say_what_they_can_do(env: &Env) -> Result<()> {
+    let it = daemon(env, "overlayfs", "")?;
+    let listed = it.ctr(&["plugins", "ls", "--detailed", "type==io.containerd.snapshotter.v1"])?.ok()?;
+    for wanted in ["overlayfs", "native", "erofs", "rebase", "remap-ids", "io.containerd.snapshotter.v1.overlayfs"] {
+        ensure!(listed.stdout.contains(wanted), "{wanted}: {listed}");
+    }
+    let refused = it.ctr(&["snapshots", "--snapshotter", "btrfs", "ls"])?.fails()?;
+    ensure!(refused.contains("snapshotter not loaded: btrfs"), "{refused}");
+    it.ctr(&["snapshots", "--snapshotter", "native", "prepare", "key"])?.ok()?;
+    let none = it.ctr(&["snapshots", "ls"])?.ok()?;
+    let one = it.ctr(&["snapshots", "--snapshotter", "native", "ls"])?.ok()?;
+    ensure!(!none.stdout.contains("key") && one.stdout.contains("key"), "{none} {one}");
+    Ok(())
+}
+
+/// On a file system of its own that keeps project quotas, where this kernel has one; elsewhere the limit is refused.
+fn a_writable_layer_has_its_size(env: &Env) -> Result<()> {
+    let (file, root) = (env.path("disk"), env.dir("root")?);
+    File::create(&file)?.set_len(256 << 20)?;
+    let (file, root) = (file.display().to_string(), root.display().to_string());
+    env.run("mkfs.ext4", &["-q", "-O", "quota,project", "-E", "quotatype=prjquota", &file])?.ok()?;
+    let has_quotas = env.run("mount", &["-o", "loop,prjquota", &file, &root])?.ok().is_ok();
+    let tried = daemon(env, "overlayfs", "").and_then(|it| limited(env, &it, has_quotas));
+    if has_quotas {
+        env.run("umount", &["--lazy", &root])?.ok()?;
+    }
+    tried
+}
+
+fn limited(env: &Env, daemon: &Daemon<'_>, has_quotas: bool) -> Result<()> {
+    let request = |size: &str| {
+        let labels = [("containerd.io/snapshot/max-size".to_owned(), size.to_owned())].into();
+        let (snapshotter, key) = ("overlayfs".into(), "limited".into());
+        let mut request =
+            tonic::Request::new(PrepareSnapshotRequest { snapshotter, key, labels, ..Default::default() });
+        request.metadata_mut().insert("containerd-namespace", env.namespace().parse()?);
+        anyhow::Ok(request)
+    };
+    let (wrong, right) = integration_tests::daemon::runtime()?.block_on(async {
+        let mut client = SnapshotsClient::new(daemon.channel().await?);
+        let wrong = client.prepare(request("much")?).await;
+        anyhow::Ok((wrong, client.prepare(request("8MiB")?).await))
+    })?;
+    ensure!(wrong.as_ref().is_err_and(|status| status.code() == tonic::Code::InvalidArgument), "{wrong:?}");
+    if !has_quotas {
+        let status = right.err().context("a limit that nobody keeps is accepted")?;
+        ensure!(status.code() == tonic::Code::FailedPrecondition && status.message().contains("prjquota"), "{status}");
+        return Ok(());
+    }
+    right?;
+    let snapshots = env.path("root/io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let dir = fs::read_dir(&snapshots)?.flatten().next().context("the snapshot is not there")?.path().join("fs");
+    fs::write(dir.join("small"), vec![1; 4 << 20])?;
+    let error = fs::write(dir.join("large"), vec![1; 8 << 20]).err().context("4 MiB and 8 MiB fit into 8 MiB")?;
+    let number = error.raw_os_error();
+    ensure!(number == Some(nix::libc::EDQUOT) || number == Some(nix::libc::ENOSPC), "{error}");
+    Ok(())
+}

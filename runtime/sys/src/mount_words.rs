@@ -1,0 +1,206 @@
+//! A file system or bind mount made from words as in fstab, detached, whatever the words do not fit into.
+//!
+//! Two things in it are more than the kernel's own option strings: an overlay may have more layers than fit into one page,
+//! and `uidmap=`/`gidmap=` (ranges as `inside:outside:count`, joined by commas) translate the ids of what is mounted; of an
+//! overlay those of its lower layers.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::idmap::{self, Range};
+use crate::loop_device;
+use crate::mount::{self, Change, FileSystem, attribute};
+use crate::mount_options::MountOptions;
+
+/// Makes the mount that `kind`, `source` and `options` describe. The attributes of the mount itself are set, propagation is
+/// the caller's, because only an attached mount has any.
+pub fn make(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd> {
+    let (ids, words) = take_id_maps(&options.data)?;
+    if is_bind(kind, options) {
+        return bind(kind, source, options, ids.as_ref());
+    }
+    if kind != "overlay" {
+        let tree = match file_system(kind, source, options, &words, |_| Ok(())) {
+            // The source is a file, and the kernel or the file system wants a device.
+            Err(error) if error.is(&[libc::ENOTBLK]) => {
+                let file = std::fs::File::open(source)
+                    .map_err(|error| Error::from_io("open", format!("{source:?}"), &error))?;
+                let device = loop_device::attach(file.as_fd())?;
+                file_system(kind, &device.path.to_string_lossy(), options, &words, |_| Ok(()))?
+            }
+            other => other?,
+        };
+        if let Some(ids) = &ids {
+            translate(tree.as_fd(), false, ids)?;
+        }
+        return Ok(tree);
+    }
+    let is_lower = |word: &&String| word.starts_with("lowerdir=");
+    let layers: Vec<String> = words.iter().filter(is_lower).flat_map(|word| split_layers(&word[9..])).collect();
+    let others: Vec<String> = words.iter().filter(|word| !is_lower(word)).cloned().collect();
+    let Some(ids) = ids else {
+        // One option a layer: together they may be longer than any option can be.
+        return file_system(kind, source, options, &others, |context| {
+            layers.iter().try_for_each(|layer| context.set("lowerdir+", layer))
+        });
+    };
+    let translated = layers.iter().map(|layer| {
+        let tree = mount::open_tree_at_path(Path::new(layer), false)?;
+        translate(tree.as_fd(), false, &ids)?;
+        Ok(tree)
+    });
+    let translated = translated.collect::<Result<Vec<_>>>()?;
+    let by_descriptor = file_system(kind, source, options, &others, |context| {
+        translated.iter().try_for_each(|tree| context.set_fd("lowerdir+", tree.as_fd()))
+    });
+    match by_descriptor {
+        // Kernels before 6.15 take no layers that are mounted nowhere.
+        Err(error) if error.is(&[libc::EINVAL]) => {
+            let places = Places::attach(&translated)?;
+            file_system(kind, source, options, &others, |context| {
+                places.paths.iter().try_for_each(|path| context.set("lowerdir+", &path.to_string_lossy()))
+            })
+        }
+        other => other,
+    }
+}
+
+/// Whether the words ask for a bind mount.
+pub fn is_bind(kind: &str, options: &MountOptions) -> bool {
+    options.bind || matches!(kind, "bind" | "rbind")
+}
+
+/// Splits the layers of an overlay at colons; `\:` is a colon of a path.
+pub fn split_layers(text: &str) -> Vec<String> {
+    let mut layers = vec![String::new()];
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        let taken = match character {
+            ':' => {
+                layers.push(String::new());
+                continue;
+            }
+            '\\' => characters.next(),
+            other => Some(other),
+        };
+        if let (Some(last), Some(character)) = (layers.last_mut(), taken) {
+            last.push(character);
+        }
+    }
+    layers.retain(|layer| !layer.is_empty());
+    layers
+}
+
+fn bind(kind: &str, source: &str, options: &MountOptions, ids: Option<&OwnedFd>) -> Result<OwnedFd> {
+    let recursive = options.recursive_bind || kind == "rbind";
+    let tree = mount::open_tree_at_path(Path::new(source), recursive)?;
+    if let Some(ids) = ids {
+        translate(tree.as_fd(), recursive, ids)?;
+    }
+    if options.changes_attributes() {
+        let change = Change { set: options.set, clear: options.clear, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), recursive, &change)?;
+    }
+    Ok(tree)
+}
+
+fn file_system(
+    kind: &str,
+    source: &str,
+    options: &MountOptions,
+    words: &[String],
+    layers: impl FnOnce(&FileSystem) -> Result<()>,
+) -> Result<OwnedFd> {
+    let context = FileSystem::open(kind)?;
+    if !source.is_empty() {
+        context.set("source", source)?;
+    }
+    for word in &options.superblock {
+        context.set_flag(word)?;
+    }
+    if options.set & attribute::RDONLY != 0 {
+        context.set_flag("ro")?;
+    }
+    layers(&context)?;
+    for word in words {
+        context.set_word(word)?;
+    }
+    context.mount(options.set)
+}
+
+/// Takes `uidmap=` and `gidmap=` out of the words, as a user namespace with these maps.
+fn take_id_maps(words: &[String]) -> Result<(Option<OwnedFd>, Vec<String>)> {
+    let find = |name: &str| words.iter().find_map(|word| word.strip_prefix(name));
+    let ids = match (find("uidmap="), find("gidmap=")) {
+        (None, None) => return Ok((None, words.to_vec())),
+        (Some(uids), Some(gids)) => idmap::empty_namespace(&ranges(uids)?, &ranges(gids)?)?,
+        (one, other) => {
+            let given = one.or(other).unwrap_or_default();
+            return Err(Error::new("mount_setattr", format!("only one of uidmap and gidmap: {given}"), libc::EINVAL));
+        }
+    };
+    let rest = words.iter().filter(|word| !word.starts_with("uidmap=") && !word.starts_with("gidmap=")).cloned();
+    Ok((Some(ids), rest.collect()))
+}
+
+fn ranges(text: &str) -> Result<Vec<Range>> {
+    Range::parse_all(text).ok_or_else(|| Error::new("mount_setattr", format!("id map {text:?}"), libc::EINVAL))
+}
+
+fn translate(tree: BorrowedFd<'_>, recursive: bool, ids: &OwnedFd) -> Result<()> {
+    let change = Change { set: attribute::IDMAP, user_namespace: Some(ids.as_fd()), ..Change::default() };
+    mount::set_attributes(tree, recursive, &change)
+}
+
+/// Where layers are attached while an overlay is made of them, for kernels that know layers only by path.
+struct Places {
+    dir: PathBuf,
+    paths: Vec<PathBuf>,
+}
+
+impl Places {
+    fn attach(layers: &[OwnedFd]) -> Result<Self> {
+        let template = std::env::temp_dir().join("layers-XXXXXX");
+        let failed = |path: &Path, errno: nix::errno::Errno| Error::new("mkdir", format!("{path:?}"), errno as i32);
+        let dir = nix::unistd::mkdtemp(&template).map_err(|errno| failed(&template, errno))?;
+        let mut places = Self { dir, paths: Vec::new() };
+        for (number, layer) in layers.iter().enumerate() {
+            let path = places.dir.join(number.to_string());
+            std::fs::create_dir(&path).map_err(|error| Error::from_io("mkdir", format!("{path:?}"), &error))?;
+            let target =
+                std::fs::File::open(&path).map_err(|error| Error::from_io("open", format!("{path:?}"), &error))?;
+            places.paths.push(path);
+            mount::attach(layer.as_fd(), target.as_fd())?;
+        }
+        Ok(places)
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            // The overlay has clones of its own; what cannot be removed is an empty directory.
+            let _ = mount::detach(path);
+            let _ = std::fs::remove_dir(path);
+        }
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers() {
+        assert_eq!(split_layers("/a:/b\\:c:/d\\\\e"), ["/a", "/b:c", "/d\\e"]);
+        assert_eq!(split_layers("/a"), ["/a"]);
+    }
+
+    #[test]
+    fn half_an_id_map_is_refused() {
+        let options = MountOptions::parse(["uidmap=0:1:1"]);
+        assert!(make("bind", "/", &options).is_err());
+    }
+}
