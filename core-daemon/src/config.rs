@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
 pub use self::observe::{Metrics, Tracing};
+pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.

@@ -6,7 +6,8 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest, chain_ids};
@@ -283,16 +284,33 @@ impl Images {
     }
 
     fn fill(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<()> {
-        let mut applied = Vec::new();
-        for (index, layer) in manifest.layers.iter().enumerate() {
-            applied.push(match stack.place(index) {
-                Some(place) => Some(layers::apply_stored(&self.content, ctx, layer, &place)?),
-                None => None,
-            });
-        }
+        let applied = self.apply_all(ctx, manifest, stack)?;
         stack.settle(applied)?;
         stack.apply_stacked(self)?;
         stack.flush(&self.content)?;
         stack.commit()
+    }
+
+    /// Applies every layer that has a place, as many at once as there are processors.
+    fn apply_all(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<Vec<Option<Applied>>> {
+        let next = AtomicUsize::new(0);
+        let results: Vec<Mutex<Option<Result<Applied>>>> = manifest.layers.iter().map(|_| Mutex::default()).collect();
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(layer) = manifest.layers.get(index) else { return };
+                if let Some(place) = stack.place(index) {
+                    let applied = layers::apply_stored(&self.content, ctx, layer, &place);
+                    if applied.is_err() {
+                        // What the others have not begun is of no use any more.
+                        next.store(manifest.layers.len(), Ordering::Relaxed);
+                    }
+                    *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(applied);
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(manifest.layers.len());
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        results.into_iter().map(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner).transpose()).collect()
     }
 }

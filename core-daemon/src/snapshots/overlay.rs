@@ -6,7 +6,8 @@
 //!                          /boot   which boot of the machine a volatile snapshot belongs to
 //! ```
 
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rung_sys::idmap::Range;
@@ -115,8 +116,12 @@ impl Driver for Overlay {
         if kind == Kind::Active {
             make(&dir.join("work"), 0o711)?;
             if self.is_volatile(labels) {
-                rung_sys::atomic_file::write(&dir.join("boot"), boot_id()?.as_bytes(), 0o600)
-                    .map_err(std::io::Error::from)
+                // Not flushed: what loses it is what it is about.
+                let boot = boot_id()?;
+                let mut options = std::fs::OpenOptions::new();
+                let noted = options.write(true).create_new(true).mode(0o600).open(dir.join("boot"));
+                noted
+                    .and_then(|mut file| file.write_all(boot.as_bytes()))
                     .doing(|| "note the boot of a volatile snapshot")?;
             }
         }
