@@ -30,6 +30,10 @@ pub enum Need {
     Userns,
     /// containerd and its `ctr` are installed.
     Containerd,
+    /// podman is installed.
+    Podman,
+    /// dockerd, its client and containerd are installed.
+    Dockerd,
     /// A machine that is not emulated: for tests that repeat something hundreds of times to catch a race.
     Fast,
     /// The `openssl` program is installed, for certificates.
@@ -62,6 +66,8 @@ impl Need {
         Self::Nftables,
         Self::Userns,
         Self::Containerd,
+        Self::Podman,
+        Self::Dockerd,
         Self::Fast,
         Self::Openssl,
         Self::Alone,
@@ -82,6 +88,11 @@ impl Need {
             Self::Containerd => (
                 succeeds("containerd", &["--version"]) && succeeds("ctr", &["--version"]),
                 "containerd is not installed",
+            ),
+            Self::Podman => (succeeds("podman", &["--version"]), "podman is not installed"),
+            Self::Dockerd => (
+                ["dockerd", "docker", "containerd"].iter().all(|program| succeeds(program, &["--version"])),
+                "dockerd is not installed",
             ),
             Self::Fast => (wait::patience() < 4, "this machine is too slow for a test of so many repetitions"),
             Self::Openssl => (succeeds("openssl", &["version"]), "openssl is not installed"),

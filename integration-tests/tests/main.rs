@@ -17,6 +17,7 @@ mod daemon_snapshots;
 mod daemon_tasks;
 mod harness;
 mod rung_cgroups;
+mod rung_engines;
 mod rung_escapes;
 mod rung_lifecycle;
 mod rung_mounts;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         daemon_registry::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
+        rung_engines::TESTS,
         rung_escapes::TESTS,
         rung_lifecycle::TESTS,
         rung_mounts::TESTS,

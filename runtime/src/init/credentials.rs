@@ -55,7 +55,7 @@ pub(super) fn become_user(
     if !entered {
         chdir(spec.cwd()).map_err(|errno| no_directory(spec.cwd(), errno))?;
     }
-    check_directory()?;
+    check_directory(entered)?;
     wanted.apply(sync)?;
     umask(Mode::from_bits_truncate(spec.user().umask().unwrap_or(0o022)));
     let program = Program::find(&process.args, &env)?;
@@ -175,14 +175,16 @@ fn no_directory(path: &Path, cause: impl Into<Error>) -> Error {
     cause.into().while_doing(what).with_kind(Kind::CannotExecute)
 }
 
-/// A working directory outside the root would be a way out of the container.
-fn check_directory() -> Result<()> {
+/// A working directory outside the root would be a way out of the container. One that was `entered` by the descriptor
+/// that was found inside the root is none, so that a filter which forbids the question does not matter then.
+fn check_directory(entered: bool) -> Result<()> {
     match getcwd() {
         Ok(path) if path.is_absolute() => Ok(()),
         Ok(_) | Err(Errno::ENOENT) => Err(Error::new(
             Kind::Permission,
             "current working directory is outside of container mount namespace root -- possible container breakout detected",
         )),
+        Err(_) if entered => Ok(()),
         Err(errno) => Err(errno).doing(|| "verify the working directory"),
     }
 }

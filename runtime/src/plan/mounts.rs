@@ -11,6 +11,7 @@ use super::Wishes;
 use super::ids;
 use super::namespaces::NamespacePlan;
 use crate::error::{Doing as _, Error, Result};
+use crate::log;
 
 /// One mount.
 #[derive(Debug)]
@@ -104,10 +105,12 @@ fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) 
     let source = mount.source().clone().unwrap_or_default();
     let kind = if options.bind || type_name == "bind" {
         if !options.data.is_empty() {
-            let words = options.data.join(",");
-            return Err(Error::invalid(format!(
-                "options: bind mounts cannot have any filesystem-specific options applied: {words}"
-            )));
+            // The specification hands them to mount(2), which has no use for them here.
+            log::warning(&format!(
+                "options of {}: a bind mount has none of a file system: {} is ignored",
+                destination.display(),
+                options.data.join(",")
+            ));
         }
         if source.as_os_str().is_empty() {
             return Err(Error::invalid(format!("source: a bind mount needs one ({})", destination.display())));
@@ -222,7 +225,6 @@ mod tests {
             (r#"{"destination":"/a/..","type":"tmpfs"}"#, "over the root"),
             (r#"{"destination":"/proc/self/attr","type":"tmpfs"}"#, "inside /proc"),
             (r#"{"destination":"/proc","type":"tmpfs"}"#, "only a proc"),
-            (r#"{"destination":"/x","source":"/y","options":["bind","size=1"]}"#, "filesystem-specific"),
             (r#"{"destination":"/x","options":["bind"]}"#, "needs one"),
             (r#"{"destination":"/x","source":"/y","options":["bind","idmap"]}"#, "user namespace"),
             (
@@ -233,6 +235,7 @@ mod tests {
             let error = plan_one(json).expect_err(json).to_string();
             assert!(error.contains(text), "{json}: {error}");
         }
+        assert!(plan_one(r#"{"destination":"/x","source":"/y","options":["bind","size=1"]}"#).is_ok());
         assert!(plan_one(r#"{"destination":"/proc/uptime","source":"/u","options":["bind"]}"#).is_ok());
     }
 }
