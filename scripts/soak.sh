@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the integration tests over and over for SOAK_MINUTES (10) and stops at the first failure.
+# Tries what depends on chance SOAK_ROUNDS (20) times more often than `make test`, then runs the integration tests over and
+# over for SOAK_MINUTES (10). Stops at the first failure.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
@@ -7,6 +8,10 @@ set -euo pipefail
 scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
+for subject in faults racing daemon_restart; do
+    echo "== $subject, ${SOAK_ROUNDS:=20} times as often"
+    GANTRY_TEST_ROUNDS=$SOAK_ROUNDS GANTRY_TEST_PATIENCE=$SOAK_ROUNDS "$integration" "$subject"
+done
 end=$((SECONDS + ${SOAK_MINUTES:-10} * 60))
 for ((round = 1; SECONDS < end; round++)); do
     echo "== round $round"

@@ -152,7 +152,7 @@ impl<'env> Supervisor<'env> {
 
     /// As [`Supervisor::start`], by identifier and directory.
     pub async fn start_at(env: &'env Env, id: &str, bundle: &Path) -> Result<Self> {
-        let socket = env.path(&format!("{}.ev", &id[id.len().saturating_sub(12)..]));
+        let socket = events_socket(env, id);
         let events = Events::serve(&socket)?;
         let params = BootstrapParams {
             instance_id: id.to_owned(),
@@ -264,6 +264,11 @@ impl<'env> Supervisor<'env> {
         Ok(())
     }
 
+    /// Removes the socket for events, so that another shim of the same name may be started.
+    pub fn forget_events(&self) -> Result<()> {
+        Ok(std::fs::remove_file(events_socket(self.env, &self.id))?)
+    }
+
     /// Kills, deletes and shuts down whatever is left: the end of tests that are not about ends.
     pub async fn finish(&self) -> Result<()> {
         let _ = self.kill("", 9).await;
@@ -282,6 +287,10 @@ impl<'env> Supervisor<'env> {
         }
         Ok(DeleteResponse::decode(ran.stdout.as_slice())?)
     }
+}
+
+fn events_socket(env: &Env, id: &str) -> PathBuf {
+    env.path(&format!("{}.ev", &id[id.len().saturating_sub(12)..]))
 }
 
 fn shim_command(env: &Env, id: &str, bundle: &Path) -> Result<Command> {

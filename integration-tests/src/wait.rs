@@ -12,6 +12,12 @@ pub fn patience() -> u32 {
     std::env::var("GANTRY_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
 }
 
+/// How often a test of chances tries them: `usual` times, or `GANTRY_TEST_ROUNDS` times as often.
+pub fn rounds(usual: usize) -> usize {
+    let times = std::env::var("GANTRY_TEST_ROUNDS").ok().and_then(|text| text.parse::<usize>().ok());
+    usual * times.unwrap_or(1).max(1)
+}
+
 /// `seconds` on an ordinary machine, longer where patience is asked for.
 pub fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * patience()

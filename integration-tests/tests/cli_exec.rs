@@ -45,6 +45,7 @@ fn exec_has_its_own_exit_codes(env: &Env) -> Result<()> {
     let missing = stack.gantry(&["exec", "web", "no-such-program"])?.exits(127)?;
     assert!(missing.stderr.contains("no-such-program"), "{}", missing.stderr);
     stack.gantry(&["exec", "web", "/etc/passwd"])?.exits(126)?;
+    stack.gantry(&["exec", "-w", "/missing", "web", "true"])?.exits(126)?;
     stack.gantry(&["exec", "nobody", "true"])?.exits(1)?;
     stack.gantry(&["stop", "-t", "0", "web"])?.ok()?;
     let stopped = stack.gantry(&["exec", "web", "true"])?.exits(1)?;

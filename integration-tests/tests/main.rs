@@ -25,6 +25,7 @@ mod rung_refusals;
 mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
+mod shim_faults;
 mod shim_io;
 mod shim_protocol;
 mod stack_failures;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,
+        shim_faults::TESTS,
         shim_io::TESTS,
         shim_protocol::TESTS,
         stack_failures::TESTS,

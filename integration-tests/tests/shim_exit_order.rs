@@ -3,7 +3,7 @@
 use gantry_proto::containerd::events::{TaskExecStarted, TaskExit, TaskOom, TaskStart};
 use gantry_proto::status::Code;
 use integration_tests::supervisor::{Stdio, Supervisor};
-use integration_tests::{Bundle, Env, Result, Test, daemon, tests};
+use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -27,7 +27,7 @@ fn a_process_that_ends_at_once_was_started_first(env: &Env) -> Result<()> {
             shim.events.until("delete", 1).await?;
             assert_eq!(shim.events.topics(), ["create", "start", "exit", "delete"]);
             shim.shutdown().await?;
-            std::fs::remove_file(env.path(&format!("{}.ev", &shim.id[shim.id.len().saturating_sub(12)..])))?;
+            shim.forget_events()?;
         }
         Ok(())
     })
@@ -44,14 +44,21 @@ fn execs_racing_the_end_without_a_namespace_all_end(env: &Env) -> Result<()> {
 /// Fifty execs are started while the first process is killed. Every Wait returns, every exec that started ends before
 /// the first process does, and nobody is left.
 fn race(env: &Env, private_pids: bool) -> Result<()> {
-    const EXECS: usize = 50;
     let mut bundle = Bundle::new(env, "race", &["sleep", "60"])?;
     if !private_pids {
         let namespaces = bundle.config.pointer_mut("/linux/namespaces").and_then(|list| list.as_array_mut());
         namespaces.expect("namespaces").retain(|namespace| namespace["type"] != "pid");
     }
+    for _ in 0..wait::rounds(1) {
+        race_once(env, &bundle)?;
+    }
+    Ok(())
+}
+
+fn race_once(env: &Env, bundle: &Bundle) -> Result<()> {
+    const EXECS: usize = 50;
     daemon::runtime()?.block_on(async {
-        let shim = Supervisor::start(env, &bundle).await?;
+        let shim = Supervisor::start(env, bundle).await?;
         shim.create(&Stdio::default()).await?;
         shim.start_process("").await?;
         let (mut started, mut ended) = (Vec::new(), Vec::new());
@@ -92,7 +99,8 @@ fn race(env: &Env, private_pids: bool) -> Result<()> {
         for exit in &exits {
             assert!(!std::path::Path::new(&format!("/proc/{}", exit.pid)).exists(), "{exit:?} is still there");
         }
-        shim.shutdown().await
+        shim.shutdown().await?;
+        shim.forget_events()
     })
 }
 
@@ -136,7 +144,7 @@ fn many_short_execs_leave_no_zombie(env: &Env) -> Result<()> {
             let count = pids.split_whitespace().count();
             (count == 1).then_some(())
         };
-        integration_tests::wait::until("the shim to have one child", zombies)?;
+        wait::until("the shim to have one child", zombies)?;
         let exits = shim.events.of::<TaskExit>();
         assert!(exits.iter().all(|exit| exit.id.starts_with('e')));
         shim.finish().await

@@ -238,8 +238,9 @@ fn failure(kind: &str, message: String) -> Error {
         "unsupported" => Kind::Unimplemented,
         "timeout" => Kind::DeadlineExceeded,
         "internal" => Kind::Internal,
-        "program-not-found" => return Error::invalid(message).with_exit_code(exit::NOT_FOUND),
-        "cannot-execute" => return Error::invalid(message).with_exit_code(exit::CANNOT_RUN),
+        // Clients of containerd know such failures by the code of all that a runtime says.
+        "program-not-found" => return Error::new(Kind::Unknown, message).with_exit_code(exit::NOT_FOUND),
+        "cannot-execute" => return Error::new(Kind::Unknown, message).with_exit_code(exit::CANNOT_RUN),
         _ => Kind::Unknown,
     };
     Error::new(code, message)

@@ -79,6 +79,7 @@ impl Mailbox {
             cgroup: None,
             oom: None,
             held_exit: None,
+            init_is_gone: false,
             mailbox: (jobs.downgrade(), peeks.downgrade()),
             peeked,
         };
@@ -173,6 +174,8 @@ pub struct Container {
     pub(super) oom: Option<oom::Watch>,
     /// The first process's exit while it waits for the exits of execs to be announced.
     pub(super) held_exit: Option<Exited>,
+    /// The first process has been collected; what follows from that may wait for its turn.
+    pub(super) init_is_gone: bool,
     mailbox: (mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>),
     peeked: mpsc::UnboundedReceiver<Peek>,
     #[allow(dead_code, reason = "what it does is to be dropped with the container")]
@@ -213,6 +216,7 @@ impl Container {
         let exec_id = exec_id.to_owned();
         self.shim.reaper.claim(pid, move |exited| {
             if exec_id.is_empty() {
+                mailbox.interrupt(|container| container.init_is_gone = true);
                 mailbox.tell(move |container| Box::pin(async move { container.init_exited(exited).await }));
             } else {
                 // Nothing that is under way changes what is told of an exec that was started before.
@@ -241,6 +245,16 @@ impl Container {
     /// # Errors
     /// As [`Runtime::run`].
     pub(super) async fn run<S: AsRef<OsStr>>(&mut self, arguments: &[S], ends: Ends) -> Result<()> {
+        self.run_while(arguments, ends, |_| true).await
+    }
+
+    /// The same of a verb that makes no sense any more once `wanted` is false; then it is ended.
+    pub(super) async fn run_while<S: AsRef<OsStr>>(
+        &mut self,
+        arguments: &[S],
+        ends: Ends,
+        wanted: fn(&Self) -> bool,
+    ) -> Result<()> {
         let runtime = self.runtime.clone();
         let call = runtime.run(arguments, ends);
         tokio::pin!(call);
@@ -249,6 +263,9 @@ impl Container {
                 biased;
                 done = &mut call => return done,
                 Some(peek) = self.peeked.recv() => peek(self),
+            }
+            if !wanted(self) {
+                return Err(Error::precondition("the container ended"));
             }
         }
     }

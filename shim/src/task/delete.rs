@@ -116,7 +116,7 @@ impl Container {
     /// Whether the first process has ended, be it that its exit waits to be looked at.
     pub(super) fn init_has_ended(&self) -> bool {
         self.shim.reaper.collect();
-        self.held_exit.is_some() || self.init.state == State::Stopped || gone(self.init.pid)
+        self.init_is_gone || self.init.state == State::Stopped || gone(self.init.pid)
     }
 }
 

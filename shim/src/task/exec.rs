@@ -51,7 +51,7 @@ impl Container {
 
     pub(super) async fn start_exec(&mut self, id: &str) -> Result<u32> {
         // An exit of the first process that is held back counts: whatever is started now would not live.
-        let gone = self.held_exit.is_some() || self.init.state == State::Stopped || self.init.pid == 0;
+        let gone = self.init_is_gone || self.init.state == State::Stopped || self.init.pid == 0;
         if gone {
             return Err(not_running());
         }
@@ -77,7 +77,8 @@ impl Container {
         }
         arguments.push(OsString::from(&self.id));
         self.process(id)?.starting = true;
-        let ran = self.run(&arguments, ends).await;
+        // A runtime that hangs may not keep the end of the container from being announced.
+        let ran = self.run_while(&arguments, ends, |container| !container.init_is_gone).await;
         self.process(id)?.starting = false;
         let taken = ran.and_then(|()| take(console, &mut io, &pid_file));
         let _ = std::fs::remove_file(&pid_file);

@@ -1,0 +1,107 @@
+//! Shims when something around them fails: a runtime that hangs, memory that runs out everywhere at once.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use anyhow::Context as _;
+use gantry_proto::any;
+use gantry_proto::containerd::events::{TaskExit, TaskOom};
+use gantry_proto::containerd::runc::v1::Options;
+use gantry_proto::containerd::task::v3::*;
+use gantry_proto::status::Code;
+use integration_tests::supervisor::{Stdio, Supervisor};
+use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
+use serde_json::json;
+
+pub(crate) const TESTS: &[Test] =
+    tests![a_runtime_that_hangs_holds_up_nothing_else[Root], memory_kills_in_many_containers_are_all_announced[Root],];
+
+/// A runtime that never finishes an exec.
+fn hanging_runtime(env: &Env) -> Result<String> {
+    let path = env.path("hanging");
+    let rung = env.program("rung")?;
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in exec) exec sleep 1000;; esac; done\nexec {} \"$@\"\n",
+        rung.display()
+    );
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "hangs", &["sleep", "60"])?;
+    let binary_name = hanging_runtime(env)?;
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        let root = env.path("runtime").to_string_lossy().into_owned();
+        let request = CreateTaskRequest {
+            id: shim.id.clone(),
+            bundle: shim.bundle.to_string_lossy().into_owned(),
+            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
+            ..CreateTaskRequest::default()
+        };
+        shim.call::<_, CreateTaskResponse>("Create", &request).await?;
+        shim.start_process("").await?;
+        shim.exec("e1", &["true"], &Stdio::default()).await?;
+        shim.exec("e2", &["true"], &Stdio::default()).await?;
+        let others = async {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            shim.state("").await?;
+            shim.state("e1").await?;
+            let id = shim.id.clone();
+            let pids: PidsResponse = shim.call("Pids", &PidsRequest { id: id.clone() }).await?;
+            assert_eq!(pids.processes.len(), 1);
+            shim.call::<_, StatsResponse>("Stats", &StatsRequest { id: id.clone() }).await?;
+            shim.call::<_, ConnectResponse>("Connect", &ConnectRequest { id }).await?;
+            shim.kill("e2", 9).await?;
+            assert_eq!(shim.wait("e2").await?, 137, "an exec that waits for its start");
+            shim.kill("", 9).await?;
+            shim.wait("").await
+        };
+        let (started, ended) = tokio::join!(shim.start_process("e1"), others);
+        assert_eq!(ended?, 137);
+        assert_eq!(started.expect_err("the container ended around it").code, Code::FailedPrecondition);
+        assert_eq!(shim.wait("e1").await?, 255);
+        shim.delete("").await?;
+        shim.shutdown().await
+    })
+}
+
+const EATERS: usize = 8;
+
+fn memory_kills_in_many_containers_are_all_announced(env: &Env) -> Result<()> {
+    for _ in 0..wait::rounds(1) {
+        daemon::runtime()?.block_on(async {
+            let mut shims = Vec::new();
+            for number in 0..EATERS {
+                let eat = "x=a; while true; do x=$x$x$x$x; done";
+                let name = format!("eat{number}");
+                if env.path(&name).exists() {
+                    fs::remove_dir_all(env.path(&name)).context("the bundle of the last round")?;
+                }
+                let mut bundle = Bundle::new(env, &name, &["sh", "-c", eat])?;
+                bundle.set("/linux/resources/memory", json!({ "limit": 16 << 20, "swap": 16 << 20 }));
+                let shim = Supervisor::start(env, &bundle).await?;
+                shim.create(&Stdio::default()).await?;
+                shims.push(shim);
+            }
+            for shim in &shims {
+                shim.start_process("").await?;
+            }
+            for shim in &shims {
+                assert_eq!(shim.wait("").await?, 137);
+                shim.events.until("exit", 1).await?;
+                assert!(!shim.events.of::<TaskOom>().is_empty(), "{}: {:?}", shim.id, shim.events.topics());
+                assert_eq!(shim.events.of::<TaskExit>().len(), 1);
+                let topics = shim.events.topics();
+                let place = |topic: &str| topics.iter().position(|seen| seen == topic);
+                assert!(place("oom") < place("exit"), "{topics:?}");
+                shim.finish().await?;
+                shim.forget_events()?;
+            }
+            anyhow::Ok(())
+        })?;
+    }
+    Ok(())
+}
