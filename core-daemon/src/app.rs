@@ -70,6 +70,7 @@ pub async fn run(config: Config) -> Result<()> {
     if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer).await? {
         tokio::spawn(metrics.run(stopping.clone()));
     }
+    tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));
     let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config.timeouts);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");

@@ -106,6 +106,8 @@ pub struct Runtime {
     pub snapshotter: String,
     /// Calls a shim may have to answer at once; more wait for their turn.
     pub shim_calls: usize,
+    /// Seconds between two looks at containers whose labels want them restarted.
+    pub restart_interval: u64,
 }
 
 /// What the daemon waits for, in seconds.
@@ -201,7 +203,12 @@ impl Default for Log {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { default: "io.containerd.rung.v2".into(), snapshotter: "overlayfs".into(), shim_calls: 32 }
+        Self {
+            default: "io.containerd.rung.v2".into(),
+            snapshotter: "overlayfs".into(),
+            shim_calls: 32,
+            restart_interval: 10,
+        }
     }
 }
 

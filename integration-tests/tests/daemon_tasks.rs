@@ -10,6 +10,8 @@ pub(crate) const TESTS: &[Test] = tests![
     events_come_in_order [Root, Overlay],
     clients_find_the_parts_they_look_for [Root],
     refusals_have_the_codes_clients_branch_on [Root, Overlay],
+    another_shim_holds_tasks_too [Root, Overlay, Containerd],
+    labels_keep_a_container_running [Root, Overlay],
 ];
 
 const RUN: [&str; 3] = ["run", "--runtime", "io.containerd.rung.v2"];
@@ -126,6 +128,54 @@ fn refusals_have_the_codes_clients_branch_on(env: &Env) -> Result<()> {
     refused(&["tasks", "rm", &id], "failed precondition")?;
     refused(&["tasks", "exec", "--exec-id", "e", &id, "no-such-program"], "no-such-program")?;
     daemon.ctr(&["tasks", "rm", "-f", &id])?;
+    daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    Ok(())
+}
+
+/// containerd's own shim, with runc.
+fn another_shim_holds_tasks_too(env: &Env) -> Result<()> {
+    const RUNC: [&str; 3] = ["run", "--runtime", "io.containerd.runc.v2"];
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let (id, short) = (env.id("runc"), env.id("short"));
+    let cgroup = format!("/{}", env.id("runc"));
+    let fixed = [&RUNC[..], &["--cgroup", &cgroup]].concat();
+    let ran = daemon.ctr(&[&fixed[..], &["--rm", &image, &short, "sh", "-c", "echo hi; exit 4"]].concat())?.exits(4)?;
+    assert_eq!(ran.text(), "hi");
+    daemon.ctr(&[&fixed[..], &["-d", &image, &id, "sleep", "1000"]].concat())?.ok()?;
+    daemon.crash()?;
+    let daemon = env.daemon()?;
+    assert!(daemon.ctr(&["tasks", "ls"])?.ok()?.stdout.contains("RUNNING"), "found again after a crash");
+    daemon.ctr(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", "exit 5"])?.exits(5)?;
+    assert!(daemon.ctr(&["tasks", "metrics", &id])?.ok()?.stdout.contains("pids.current"));
+    daemon.ctr(&["tasks", "kill", "-s", "KILL", &id])?.ok()?;
+    wait::until("the task stops", || daemon.ctr(&["tasks", "ls"]).ok()?.stdout.contains("STOPPED").then_some(()))?;
+    daemon.ctr(&["tasks", "rm", &id])?;
+    daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    Ok(())
+}
+
+/// What nerdctl's `--restart` stands on.
+fn labels_keep_a_container_running(env: &Env) -> Result<()> {
+    let config = env.path("config.toml");
+    std::fs::write(&config, "[runtime]\nrestart_interval = 1\n")?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let (id, log) = (env.id("kept"), env.path("kept.log"));
+    let labels = [
+        "--label=containerd.io/restart.status=running".to_owned(),
+        "--label=containerd.io/restart.policy=on-failure:2".to_owned(),
+        format!("--label=containerd.io/restart.loguri=file://{}", log.display()),
+    ];
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let args = [&RUN[..], &labels, &["-d", "--null-io", &image, &id, "sh", "-c", "echo once more; exit 3"]].concat();
+    daemon.ctr(&args)?.ok()?;
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    wait::until_within(wait::seconds(60), "two restarts", || (lines() == 2).then_some(()))?;
+    let info = daemon.ctr(&["containers", "info", &id])?.ok()?.stdout;
+    assert!(info.contains("\"containerd.io/restart.count\": \"2\""), "{info}");
+    daemon.ctr(&["containers", "label", &id, "containerd.io/restart.status=stopped"])?.ok()?;
+    daemon.ctr(&["tasks", "rm", &id])?;
     daemon.ctr(&["containers", "rm", &id])?.ok()?;
     Ok(())
 }

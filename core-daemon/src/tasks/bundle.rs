@@ -1,7 +1,7 @@
 //! Bundles: the directories in which shims and runtimes find a container.
 //!
 //! ```text
-//! <state>/io.containerd.runtime.v2.task/<namespace>/<id>/     0700
+//! <state>/io.containerd.runtime.v2.task/<namespace>/<id>/     0700, 0710 where root is mapped
 //!     config.json           the container's OCI specification
 //!     rootfs/               where the shim mounts the root file system
 //!     work                  link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
@@ -17,7 +17,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -168,8 +168,22 @@ impl Bundle {
         std::os::unix::fs::symlink(&self.work, self.path.join("work"))?;
         if let Some(spec) = spec {
             self.write("config.json", spec)?;
+            self.admit_mapped_root(spec)?;
         }
         self.write("shim-binary-path", shim.as_os_str().as_encoded_bytes())
+    }
+
+    /// The root user of a container with a user namespace passes through the bundle to its root file system: as the
+    /// bundle's group, where its own group is another outside.
+    fn admit_mapped_root(&self, spec: &[u8]) -> Result<()> {
+        let mapped = serde_json::from_slice::<serde_json::Value>(spec).ok();
+        let mapped = mapped.as_ref().and_then(|spec| spec.pointer("/linux/gidMappings")?.as_array());
+        let number = |mapping: &serde_json::Value, key: &str| mapping.get(key).and_then(serde_json::Value::as_u64);
+        let root = mapped.and_then(|all| all.iter().find(|one| number(one, "containerID") == Some(0)));
+        let Some(group) = root.and_then(|one| u32::try_from(number(one, "hostID")?).ok()) else { return Ok(()) };
+        std::os::unix::fs::chown(&self.path, None, Some(group))?;
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o710))?;
+        Ok(())
     }
 
     /// Writes down where the shim listens, for the daemon's next life.

@@ -10,6 +10,7 @@ mod delete;
 mod list;
 mod monitor;
 mod process;
+mod restart;
 mod restore;
 mod sandboxes;
 pub mod streams;
