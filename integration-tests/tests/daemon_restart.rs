@@ -17,6 +17,10 @@ pub(crate) const TESTS: &[Test] = tests![
     a_crash_at_any_step_of_an_end_is_made_good [Root, Overlay],
     two_daemons_do_not_share_a_root [Root],
     many_containers_live_through_many_restarts [Root, Overlay],
+    a_crash_at_any_step_of_an_exec_harms_nothing [Root, Overlay],
+    a_followed_log_goes_on_after_a_restart [Root, Overlay],
+    stopped_shims_hold_up_nobody_else [Root, Overlay],
+    policies_say_what_is_started_again [Root, Overlay],
 ];
 
 fn pushed(env: &Env) -> Result<(Registry, String)> {
@@ -116,6 +120,131 @@ fn a_crash_at_any_step_of_a_run_leaves_nothing_behind(env: &Env) -> Result<()> {
     Ok(())
 }
 
+fn policies_say_what_is_started_again(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    let daemon = env.daemon()?;
+    let run = |policy: &str, name: &str, script: &str| {
+        let args = ["run", "-d", "--restart", policy, "--name", name, &image, "sh", "-c", script];
+        daemon.gantry(&args)?.ok()
+    };
+    run("on-failure:2", "fails", "echo once; exit 3")?;
+    let count = |daemon: &integration_tests::Daemon<'_>, name: &str| {
+        let ran = daemon.gantry(&["inspect", "--format", "{{.RestartCount}} {{.State.Running}}", name]).ok()?;
+        Some(ran.text().to_owned())
+    };
+    wait::until("two restarts", || (count(&daemon, "fails")? == "2 false").then_some(()))?;
+    assert_eq!(daemon.gantry(&["logs", "fails"])?.ok()?.stdout, "once\nonce\nonce\n");
+    run("always", "always", "sleep 1000")?;
+    run("unless-stopped", "unless", "sleep 1000")?;
+    run("unless-stopped", "stays", "sleep 1000")?;
+    for name in ["always", "unless"] {
+        daemon.gantry(&["stop", "-t", "0", name])?.ok()?;
+        assert_eq!(count(&daemon, name).as_deref(), Some("0 false"), "{name} was stopped by hand");
+    }
+    daemon.gantry(&["restart", "-t", "0", "stays"])?.ok()?;
+    assert_eq!(count(&daemon, "stays").as_deref(), Some("0 true"));
+    let refused = daemon.gantry(&["run", "--rm", "--restart", "always", &image, "true"])?.fails()?;
+    assert!(refused.contains("--restart"), "{refused}");
+    daemon.crash()?;
+    for pid in shim_pids(env) {
+        kill(pid, Signal::SIGKILL)?;
+    }
+    let daemon = env.daemon()?;
+    for (name, running) in [("always", true), ("stays", true), ("unless", false), ("fails", false)] {
+        let wanted = format!("{running}");
+        let state = || (count(&daemon, name)?.ends_with(&wanted)).then_some(());
+        wait::until(&format!("{name} is {running} after a restart of the daemon"), state)?;
+    }
+    daemon.gantry(&["rm", "-f", "always", "stays", "unless", "fails"])?.ok()?;
+    Ok(())
+}
+
+/// Steps of running one more process.
+const STEPS_OF_AN_EXEC: &[&str] = &["exec.before", "exec.after", "start.before:2", "start.after:2"];
+
+fn a_crash_at_any_step_of_an_exec_harms_nothing(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    for step in STEPS_OF_AN_EXEC {
+        let mut daemon = env.daemon_dying_at(step)?;
+        daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
+        daemon.gantry(&["exec", "web", "sleep", "1"])?.fails()?;
+        assert!(daemon.died(), "the daemon never came to {step}");
+        let daemon = env.daemon()?;
+        let said = daemon.gantry(&["exec", "web", "echo", "again"])?.ok().context(*step)?;
+        assert_eq!(said.text(), "again");
+        wait::until(&format!("the exec is over after {step}"), || {
+            let listed = daemon.gantry(&["top", "web"]).ok()?.stdout;
+            (listed.lines().count() == 2).then_some(())
+        })?;
+        daemon.gantry(&["rm", "-f", "web"])?.ok().context(*step)?;
+        wait::until(&format!("no shim is left after {step}"), || shim_pids(env).is_empty().then_some(()))?;
+    }
+    Ok(())
+}
+
+fn a_followed_log_goes_on_after_a_restart(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    let daemon = env.daemon()?;
+    let count = "i=0; while test $i -lt 40; do echo $i; i=$((i+1)); sleep 0.1; done";
+    daemon.gantry(&["run", "-d", "--name", "web", &image, "sh", "-c", count])?.ok()?;
+    let (output, log) = (env.path("followed"), env.path("complaints"));
+    let mut follow = daemon.gantry_command(&["logs", "-f", "web"])?;
+    let mut follow = follow.stdout(fs::File::create(&output)?).stderr(fs::File::create(&log)?).spawn()?;
+    let read = || fs::read_to_string(&output).unwrap_or_default();
+    wait::until("the first lines", || read().contains("3\n").then_some(()))?;
+    daemon.crash()?;
+    let daemon = env.daemon()?;
+    let ended = wait::until_within(wait::seconds(60), "the log to end", || follow.try_wait().transpose());
+    let complaints = fs::read_to_string(&log)?;
+    assert!(ended??.success(), "{complaints}");
+    let wanted: String = (0..40).map(|number| format!("{number}\n")).collect();
+    assert_eq!(read(), wanted, "{complaints}");
+    assert!(complaints.contains("waiting for it to come back"), "{complaints}");
+    daemon.gantry(&["rm", "web"])?.ok()?;
+    Ok(())
+}
+
+/// Resident memory of a process, in KiB.
+fn resident(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    let daemon = env.daemon()?;
+    let names: Vec<String> = (0..6).map(|number| format!("c{number}")).collect();
+    for name in &names {
+        daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "1000"])?.ok()?;
+    }
+    let stopped: Vec<Pid> = shim_pids(env).into_iter().take(2).collect();
+    for pid in &stopped {
+        kill(*pid, Signal::SIGSTOP)?;
+    }
+    let before = resident(daemon.pid())?;
+    let outcome = (0..wait::rounds(2)).try_for_each(|_| -> Result<()> {
+        let listed = daemon.ctr(&["tasks", "ls"])?.ok()?.stdout;
+        assert_eq!(listed.matches("RUNNING").count(), names.len() - stopped.len(), "{listed}");
+        assert_eq!(listed.lines().count(), names.len() + 1, "those that do not answer are listed too: {listed}");
+        let stats = daemon.gantry(&["stats", "--no-stream", "--format", "{{.Name}}"])?.ok()?.stdout;
+        assert!(stats.lines().count() >= names.len() - stopped.len(), "{stats}");
+        daemon.gantry(&["run", "--rm", &image, "true"])?.ok()?;
+        Ok(())
+    });
+    let after = resident(daemon.pid())?;
+    for pid in &stopped {
+        kill(*pid, Signal::SIGCONT)?;
+    }
+    outcome?;
+    assert!(after < before + (20 << 10), "the daemon grew from {before} to {after} KiB");
+    let listed = daemon.ctr(&["tasks", "ls"])?.ok()?.stdout;
+    assert_eq!(listed.matches("RUNNING").count(), names.len(), "{listed}");
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    daemon.gantry(&[&["rm", "-f"], &names[..]].concat())?.ok()?;
+    Ok(())
+}
+
 /// Steps that follow from the end of a container, and of its removal.
 const STEPS_OF_AN_END: &[&str] = &[
     "kill.before",
@@ -172,7 +301,7 @@ fn many_containers_live_through_many_restarts(env: &Env) -> Result<()> {
             .collect()
     };
     let before = pids(&daemon)?;
-    for round in 0..5 {
+    for round in 0..wait::rounds(5) {
         if round % 2 == 0 {
             daemon.crash()?
         } else {

@@ -14,6 +14,7 @@ pub mod options;
 pub mod pause;
 pub mod ps;
 pub mod pull;
+pub mod restart;
 pub mod rm;
 pub mod rmi;
 pub mod run;
@@ -48,6 +49,8 @@ pub enum Command {
     Logs(logs::Args),
     /// Stop running containers
     Stop(stop::Args),
+    /// Stop containers and start them again
+    Restart(restart::Args),
     /// Send a signal to running containers
     Kill(kill::Args),
     /// Remove containers
@@ -114,6 +117,8 @@ pub enum ContainerCommand {
     Logs(logs::Args),
     /// Stop running containers
     Stop(stop::Args),
+    /// Stop containers and start them again
+    Restart(restart::Args),
     /// Send a signal to running containers
     Kill(kill::Args),
     /// Remove containers
@@ -179,6 +184,7 @@ impl Command {
             Self::Ps(args) | Self::Container(ContainerCommand::Ls(args)) => args.run(context).await,
             Self::Logs(args) | Self::Container(ContainerCommand::Logs(args)) => args.run(context).await,
             Self::Stop(args) | Self::Container(ContainerCommand::Stop(args)) => args.run(context).await,
+            Self::Restart(args) | Self::Container(ContainerCommand::Restart(args)) => args.run(context).await,
             Self::Kill(args) | Self::Container(ContainerCommand::Kill(args)) => args.run(context).await,
             Self::Rm(args) | Self::Container(ContainerCommand::Rm(args)) => args.run(context).await,
             Self::Create(args) | Self::Container(ContainerCommand::Create(args)) => args.run(context).await,

@@ -133,6 +133,9 @@ pub struct Options {
     /// Signal that stops the container first
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
+    /// When to start it again: no, always, unless-stopped or on-failure[:TIMES]
+    #[arg(long, value_name = "POLICY", conflicts_with = "rm")]
+    restart: Option<String>,
     /// Runtime, as containerd names it
     #[arg(long, value_name = "NAME")]
     runtime: Option<String>,
@@ -206,6 +209,7 @@ impl Options {
                 _ => Some(self.registry.options(&self.image).await?),
             },
             runtime: text(&self.runtime),
+            restart: text(&self.restart),
         })
     }
 

@@ -17,6 +17,7 @@ use rung_spec::user::User;
 
 use super::Engine;
 use super::record::{Limits, Record};
+use super::restart::Policy;
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -61,6 +62,11 @@ impl Engine {
         request: api::CreateRequest,
         progress: Arc<dyn Progress>,
     ) -> Result<Created> {
+        if Policy::parse(&request.restart)? != Policy::No && request.auto_remove {
+            return Err(Error::invalid(
+                "a container that is removed at its end cannot be restarted: leave out one of the two",
+            ));
+        }
         let id = ContainerId::parse(&id::random::<32>()?)?;
         let image = self.image(context, &request, progress).await?;
         let (engine, context) = (self.clone(), context.clone());
@@ -159,6 +165,9 @@ impl Engine {
             privileged: request.privileged,
             binds: request.binds.iter().map(bind_text).collect(),
             limits: request.limits.map(|limits| limits_of(&limits)).unwrap_or_default(),
+            restart: Policy::parse(&request.restart)?,
+            restarts: 0,
+            stopped: false,
             ended: None,
             error: String::new(),
         };

@@ -15,6 +15,7 @@ mod logs;
 mod names;
 mod record;
 mod remove;
+mod restart;
 mod restore;
 mod run;
 mod start;

@@ -6,6 +6,7 @@ use gantry_proto::containerd::services::containers::v1::Container;
 use prost_types::Any;
 use serde::{Deserialize, Serialize};
 
+use super::restart::Policy;
 use crate::error::{Error, Kind, Result};
 
 /// Name of the extension.
@@ -32,6 +33,15 @@ pub(super) struct Record {
     pub(super) binds: Vec<String>,
     #[serde(default)]
     pub(super) limits: Limits,
+    /// When it is started again.
+    #[serde(default)]
+    pub(super) restart: Policy,
+    /// How often it was started again since somebody started it.
+    #[serde(default)]
+    pub(super) restarts: u32,
+    /// Somebody stopped it.
+    #[serde(default)]
+    pub(super) stopped: bool,
     /// How the last run ended; none before the first.
     pub(super) ended: Option<Ended>,
     /// Why the last start failed; empty if it did not.

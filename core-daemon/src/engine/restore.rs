@@ -40,6 +40,7 @@ impl Engine {
         }
         let engine = self.clone();
         blocking(move || engine.settle_unseen()).await?;
+        self.restart_after_restore()?;
         let engine = self.clone();
         tokio::spawn(async move {
             while let Some(restored) = found.recv().await {
@@ -117,7 +118,7 @@ impl Engine {
     }
 
     /// The engine's containers of all namespaces.
-    fn everything(&self) -> Result<Vec<(Namespace, Known)>> {
+    pub(super) fn everything(&self) -> Result<Vec<(Namespace, Known)>> {
         let mut everything = Vec::new();
         for namespace in self.parts().containers.namespaces()? {
             for container in self.parts().containers.list(&namespace, &crate::filter::Filter::everything())? {

@@ -47,6 +47,7 @@ impl Engine {
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let _turn = self.shared.turns.take((namespace.clone(), known.id.clone())).await;
         self.clear_earlier_run(namespace, &known.id).await?;
+        self.mark_started(namespace, known).await?;
         // It may have been removed while this waited.
         self.parts().containers.get(namespace, &known.id)?;
         let context = Context::new(namespace.clone());
@@ -170,6 +171,7 @@ impl Engine {
         }
         self.forget_live(live);
         live.settled.send_replace(true);
+        self.restart_later(task.namespace(), task.id(), ended);
     }
 
     /// Writes down how a run ended and takes down what held it. The shim goes last: until the end is on disk, it is
@@ -189,7 +191,7 @@ impl Engine {
             _ => {}
         }
         if auto_remove {
-            self.remove_now(&namespace, &id).await?;
+            return self.remove_now(&namespace, &id).await;
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ impl Engine {
             "" => known.record.stop_signal,
             text => signals::parse(text)?,
         };
+        self.mark_stopped(&context.namespace, &known).await?;
         let Some(live) = self.running(&context.namespace, &known.id) else { return Ok(()) };
         if start::is_paused(&live) {
             // A frozen process cannot answer a signal.
@@ -57,6 +58,7 @@ impl Engine {
             text => signals::parse(text)?,
         };
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
+        self.mark_stopped(&context.namespace, &known).await?;
         match live.task.kill(None, signal, false).await {
             Err(error) if error.kind() == Kind::NotFound => Err(not_running(&known.record.name)),
             killed => killed,

@@ -66,6 +66,9 @@ pub struct CreateRequest {
     /// Runtime name as containerd spells it; empty: io.containerd.rung.v2.
     #[prost(string, tag = "25")]
     pub runtime: ::prost::alloc::string::String,
+    /// "no", "always", "unless-stopped", "on-failure" or "on-failure:TIMES"; empty: no.
+    #[prost(string, tag = "26")]
+    pub restart: ::prost::alloc::string::String,
 }
 impl ::prost::Name for CreateRequest {
     const NAME: &'static str = "CreateRequest";

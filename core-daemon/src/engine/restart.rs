@@ -1,0 +1,214 @@
+//! Restart policies: what follows when a container has ended by itself.
+
+use std::time::{Duration, SystemTime};
+
+use gantry_proto::namespace::Namespace;
+use serde::{Deserialize, Serialize};
+
+use super::{Ended, Engine, Known};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::id::ContainerId;
+
+/// The pause before the first restart; every further one doubles it.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A run of this length was a good one: the pauses begin anew.
+const GOOD_RUN: Duration = Duration::from_secs(10);
+
+/// When a container is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Policy {
+    /// Never.
+    #[default]
+    No,
+    /// Whenever it has ended by itself, and when the daemon starts.
+    Always,
+    /// The same, but for one that somebody has stopped.
+    UnlessStopped,
+    /// Where it has failed, so many times; 0 is without a limit.
+    OnFailure(u32),
+}
+
+impl Policy {
+    /// Reads docker's `no`, `always`, `unless-stopped` and `on-failure[:N]`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for anything else.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let (name, limit) = text.split_once(':').unwrap_or((text, ""));
+        match (name, limit) {
+            ("" | "no", "") => Ok(Self::No),
+            ("always", "") => Ok(Self::Always),
+            ("unless-stopped", "") => Ok(Self::UnlessStopped),
+            ("on-failure", "") => Ok(Self::OnFailure(0)),
+            ("on-failure", limit) => limit
+                .parse()
+                .map(Self::OnFailure)
+                .map_err(|_| Error::invalid(format!("restart policy {text:?}: {limit:?} is not a number"))),
+            _ => Err(Error::invalid(format!(
+                "restart policy {text:?}: expected no, always, unless-stopped or on-failure[:N]"
+            ))),
+        }
+    }
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Always => "always",
+            Self::UnlessStopped => "unless-stopped",
+            Self::OnFailure(_) => "on-failure",
+        }
+    }
+
+    /// How often it may restart; 0 is without a limit.
+    pub(super) fn limit(self) -> u32 {
+        if let Self::OnFailure(limit) = self { limit } else { 0 }
+    }
+
+    /// Whether a run that ended with `code`, after so many restarts, is followed by another.
+    fn wants(self, code: u32, restarts: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::Always | Self::UnlessStopped => true,
+            Self::OnFailure(limit) => code != 0 && (limit == 0 || restarts < limit),
+        }
+    }
+}
+
+fn pause(ended: &Ended, restarts: u32) -> Duration {
+    let ran = ended.at.duration_since(ended.started_at).unwrap_or_default();
+    if ran >= GOOD_RUN {
+        return FIRST_PAUSE;
+    }
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(restarts)).min(LONGEST_PAUSE)
+}
+
+impl Engine {
+    /// Starts a container again some time after its end, where its policy says so.
+    pub(super) fn restart_later(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) {
+        let Ok(known) = self.find(&Context::new(namespace.clone()), id.as_str()) else { return };
+        let record = &known.record;
+        if record.stopped || !record.restart.wants(ended.code, record.restarts) {
+            return;
+        }
+        let pause = pause(&ended, record.restarts);
+        let (engine, namespace, id) = (self.clone(), namespace.clone(), id.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = engine.parts().stopping.cancelled() => return,
+            }
+            engine.restart_now(&namespace, &id).await;
+        });
+    }
+
+    async fn restart_now(&self, namespace: &Namespace, id: &ContainerId) {
+        match self.try_restart(namespace, id).await {
+            // It was removed, or somebody was faster.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}
+            Err(error) => {
+                tracing::warn!(%namespace, %id, %error, "restart a container");
+                let at = SystemTime::now();
+                self.restart_later(namespace, id, Ended { started_at: at, at, code: 127, oom_killed: false });
+            }
+            Ok(()) => {}
+        }
+    }
+
+    async fn try_restart(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let mut known = self.find(&Context::new(namespace.clone()), id.as_str())?;
+        if known.record.stopped || self.running(namespace, id).is_some() {
+            return Ok(());
+        }
+        let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+        blocking(move || {
+            engine.edit_record(&of.0, &of.1, |record| record.restarts = record.restarts.saturating_add(1))
+        })
+        .await?;
+        // This start is not by hand, which would begin the count anew.
+        (known.record.restarts, known.record.stopped) = (0, false);
+        self.start_known(namespace, &known, false).await.map(drop)
+    }
+
+    /// Notes that somebody wants the container stopped, which a restart policy respects.
+    pub(super) async fn mark_stopped(&self, namespace: &Namespace, known: &Known) -> Result<()> {
+        if known.record.restart == Policy::No || known.record.stopped {
+            return Ok(());
+        }
+        let (engine, of) = (self.clone(), (namespace.clone(), known.id.clone()));
+        blocking(move || engine.edit_record(&of.0, &of.1, |record| record.stopped = true)).await
+    }
+
+    /// Notes a start by hand: policies begin anew.
+    pub(super) async fn mark_started(&self, namespace: &Namespace, known: &Known) -> Result<()> {
+        if known.record.restarts == 0 && !known.record.stopped {
+            return Ok(());
+        }
+        let (engine, of) = (self.clone(), (namespace.clone(), known.id.clone()));
+        let edit = |record: &mut super::Record| (record.restarts, record.stopped) = (0, false);
+        blocking(move || engine.edit_record(&of.0, &of.1, edit)).await
+    }
+
+    /// Starts what ran before the daemon and its machine went down, where the policies say so.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub(super) fn restart_after_restore(&self) -> Result<()> {
+        for (namespace, known) in self.everything()? {
+            let record = &known.record;
+            let wanted = match record.restart {
+                Policy::Always => true,
+                Policy::UnlessStopped => !record.stopped,
+                Policy::No | Policy::OnFailure(_) => false,
+            };
+            let idle = !self.parts().tasks.holds(&namespace, &known.id);
+            if wanted && record.ended.is_some() && idle {
+                let (engine, stopped) = (self.clone(), record.stopped);
+                tokio::spawn(async move {
+                    if stopped && let Err(error) = engine.mark_started(&namespace, &known).await {
+                        tracing::warn!(%namespace, id = %known.id, %error, "restart a container");
+                    }
+                    engine.restart_now(&namespace, &known.id).await;
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_docker_s() {
+        for (text, policy) in [
+            ("", Policy::No),
+            ("no", Policy::No),
+            ("always", Policy::Always),
+            ("unless-stopped", Policy::UnlessStopped),
+            ("on-failure", Policy::OnFailure(0)),
+            ("on-failure:3", Policy::OnFailure(3)),
+        ] {
+            assert_eq!(Policy::parse(text).expect(text), policy);
+        }
+        for text in ["sometimes", "always:3", "on-failure:x"] {
+            assert_eq!(Policy::parse(text).expect_err(text).kind(), Kind::InvalidArgument);
+        }
+        assert!(Policy::OnFailure(2).wants(1, 1) && !Policy::OnFailure(2).wants(1, 2));
+        assert!(!Policy::OnFailure(0).wants(0, 0) && Policy::Always.wants(0, 100));
+    }
+
+    #[test]
+    fn pauses_grow_until_a_run_is_good() {
+        let now = SystemTime::now();
+        let short = Ended { started_at: now, at: now, code: 1, oom_killed: false };
+        assert_eq!((pause(&short, 0), pause(&short, 3)), (FIRST_PAUSE, FIRST_PAUSE * 8));
+        assert_eq!(pause(&short, 40), LONGEST_PAUSE);
+        assert_eq!(pause(&Ended { at: now + GOOD_RUN, ..short }, 40), FIRST_PAUSE);
+    }
+}
