@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl strace criu
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 for subject in faults racing daemon_restart; do

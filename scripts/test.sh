@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl e2fsprogs podman docker.io
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl e2fsprogs podman docker.io strace criu
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -38,6 +38,10 @@ pub enum Need {
     Fast,
     /// The `openssl` program is installed, for certificates.
     Openssl,
+    /// The `strace` program is installed, and may trace.
+    Strace,
+    /// The `criu` program is installed and works with this kernel.
+    Criu,
     /// Not a property of the machine: no other test runs at the same time.
     Alone,
 }
@@ -70,6 +74,8 @@ impl Need {
         Self::Dockerd,
         Self::Fast,
         Self::Openssl,
+        Self::Criu,
+        Self::Strace,
         Self::Alone,
     ];
 
@@ -96,6 +102,10 @@ impl Need {
             ),
             Self::Fast => (wait::patience() < 4, "this machine is too slow for a test of so many repetitions"),
             Self::Openssl => (succeeds("openssl", &["version"]), "openssl is not installed"),
+            Self::Criu => (succeeds("criu", &["check"]), "criu is missing or does not work with this kernel"),
+            Self::Strace => {
+                (succeeds("strace", &["-qq", "-o", "/dev/null", "true"]), "strace is missing or may not trace")
+            }
             Self::Alone => return None,
         };
         (!met).then(|| reason.to_owned())

@@ -17,10 +17,15 @@ mod daemon_snapshots;
 mod daemon_tasks;
 mod harness;
 mod rung_cgroups;
+mod rung_checkpoint;
 mod rung_engines;
 mod rung_escapes;
+mod rung_killed;
 mod rung_lifecycle;
 mod rung_mounts;
+mod rung_network;
+mod rung_races;
+mod rung_readiness;
 mod rung_refusals;
 mod rung_seccomp;
 mod shim_containerd;
@@ -45,10 +50,15 @@ fn main() -> ExitCode {
         daemon_registry::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
+        rung_checkpoint::TESTS,
         rung_engines::TESTS,
         rung_escapes::TESTS,
+        rung_killed::TESTS,
         rung_lifecycle::TESTS,
         rung_mounts::TESTS,
+        rung_network::TESTS,
+        rung_races::TESTS,
+        rung_readiness::TESTS,
         rung_refusals::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,

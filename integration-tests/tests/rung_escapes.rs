@@ -5,12 +5,14 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Bundle, Env, Result, Test, tests};
+use integration_tests::{Bundle, Env, Result, Test, output, tests};
+use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     the_executable_cannot_be_overwritten[Root],
     a_container_cannot_run_the_runtime_as_its_program[Root],
+    a_read_only_disk_makes_the_runtime_no_program[Root],
     working_directories_stay_inside[Root],
     descriptors_of_the_host_do_not_leak[Root],
     proc_and_sys_must_be_directories[Root],
@@ -20,6 +22,13 @@ pub(crate) const TESTS: &[Test] = tests![
     settings_of_the_host_are_refused[Root],
     capabilities_are_never_inherited[Root],
     user_names_are_not_numbers[Root],
+    an_exec_stays_inside_too[Root],
+    a_console_that_is_a_link_is_refused[Root],
+    a_null_device_that_is_a_link_gives_nothing_away[Root],
+    a_false_proc_does_not_keep_the_root_writable[Root],
+    long_texts_are_no_messages[Root],
+    groups_that_deny_count_for_the_primary_one[Root],
+    nothing_is_mounted_over_proc[Root],
 ];
 
 fn detached(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
@@ -61,6 +70,24 @@ fn a_container_cannot_run_the_runtime_as_its_program(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "entry", &["/proc/self/exe", "--version"])?;
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("entry")])?;
     ensure!(ran.code() != 0 && !ran.stdout.contains("version"), "it ran: {}", ran.text());
+    Ok(())
+}
+
+/// The same with the runtime on a disk that cannot be written: harmless, and still nothing a container may run.
+fn a_read_only_disk_makes_the_runtime_no_program(env: &Env) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    env.run("mount", &["--make-rprivate", "/"])?.ok()?;
+    let (program, disk) = (env.program("rung")?, env.dir("disk")?);
+    let directory = program.parent().and_then(std::path::Path::to_str).context("a path")?;
+    let place = disk.to_str().context("a path")?;
+    env.run("mount", &["--bind", directory, place])?.ok()?;
+    env.run("mount", &["-o", "remount,bind,ro", place])?.ok()?;
+    let bundle = Bundle::new(env, "disk-entry", &["/proc/self/exe", "--version"])?;
+    let mut command = std::process::Command::new(disk.join("rung"));
+    command.arg("--root").arg(env.path("rung")).args(["run", "--bundle", bundle.write()?, &env.id("disk-entry")]);
+    let ran = output::run(command)?;
+    ensure!(ran.code() != 0 && !ran.stdout.contains("version"), "it ran: {}", ran.text());
+    ensure!(ran.stderr.contains("refused"), "{}", ran.stderr);
     Ok(())
 }
 
@@ -207,5 +234,135 @@ fn user_names_are_not_numbers(env: &Env) -> Result<()> {
         env.run_rung(&["exec", &format!("--user={bad}"), &id, "id", "-u"])?.exits(255)?;
     }
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// CVE-2024-21626, by `exec`.
+fn an_exec_stays_inside_too(env: &Env) -> Result<()> {
+    let id = env.id("inside");
+    let bundle = Bundle::new(env, "inside", &["sleep", "100"])?;
+    symlink("/proc/self/fd/7", bundle.rootfs().join("sneaky"))?;
+    detached(env, &bundle, &id)?;
+    let outcome = || -> Result<()> {
+        for directory in (3..24).map(|number| format!("/proc/self/fd/{number}")).chain(["/sneaky".to_owned()]) {
+            let ran = env.run_rung(&["exec", "--cwd", &directory, &id, "pwd"])?;
+            ensure!(ran.code() != 0, "{directory}: {}", ran.text());
+        }
+        Ok(())
+    }();
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    outcome
+}
+
+/// CVE-2026-88264, CVE-2025-52565: the place of the console, or of the terminals, is a link to a file of the host.
+fn a_console_that_is_a_link_is_refused(env: &Env) -> Result<()> {
+    let victim = env.path("victim");
+    fs::write(&victim, "unharmed")?;
+    for name in ["console", "pts"] {
+        let mut bundle = Bundle::new(env, name, &["sh", "-c", "echo attack > /dev/console"])?;
+        let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+        let kept: Vec<_> = mounts
+            .into_iter()
+            .filter(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")))
+            .collect();
+        bundle.set("/mounts", kept).set("/process/terminal", true).set("/root/readonly", false);
+        fs::create_dir_all(bundle.rootfs().join("dev"))?;
+        symlink(&victim, bundle.rootfs().join("dev").join(name))?;
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?.fails()?;
+    }
+    ensure!(fs::read_to_string(&victim)? == "unharmed");
+    Ok(())
+}
+
+/// CVE-2026-88265: the image's null device is a link to a mounted file of the host, and the streams are the null device.
+fn a_null_device_that_is_a_link_gives_nothing_away(env: &Env) -> Result<()> {
+    let victim = env.path("victim");
+    fs::write(&victim, "unharmed")?;
+    let mut bundle = Bundle::new(env, "stdio", &["sh", "-c", "echo attack; echo attack >&2; cat > /dev/null"])?;
+    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+    let kept: Vec<_> = mounts
+        .into_iter()
+        .filter(|mount| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev")))
+        .collect();
+    bundle.set("/mounts", kept).set("/process/user/uid", 1000).set("/linux/maskedPaths", json!([]));
+    bundle.push("/mounts", json!({"destination": "/host", "source": victim, "options": ["bind", "ro"]}));
+    fs::create_dir_all(bundle.rootfs().join("dev"))?;
+    symlink("/host", bundle.rootfs().join("dev/null"))?;
+    let mut command = env.rung(&["run", "--bundle", bundle.write()?, &env.id("stdio")])?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    ensure!(fs::read_to_string(&victim)? == "unharmed");
+    ensure!(fs::metadata(&victim)?.uid() == 0, "a file of the host changed its owner");
+    Ok(())
+}
+
+/// CVE-2026-115521: what is made read-only is found through the image's own idea of `/proc/self/fd`.
+fn a_false_proc_does_not_keep_the_root_writable(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "proc", &["touch", "/written"])?;
+    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+    let kept: Vec<_> = mounts.into_iter().filter(|mount| mount["destination"] != "/proc").collect();
+    bundle.set("/mounts", kept).set("/root/readonly", true).set("/linux/maskedPaths", json!([]));
+    bundle.set("/linux/readonlyPaths", json!(["/etc"]));
+    let elsewhere = bundle.rootfs().join("elsewhere");
+    fs::create_dir_all(&elsewhere)?;
+    fs::create_dir_all(bundle.rootfs().join("proc/self/fd"))?;
+    fs::create_dir_all(bundle.rootfs().join("etc"))?;
+    for number in 0..64 {
+        symlink("/elsewhere", bundle.rootfs().join(format!("proc/self/fd/{number}")))?;
+    }
+    for file in ["/written", "/etc/written"] {
+        bundle.set("/process/args", json!(["touch", file]));
+        let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("proc")])?.fails()?;
+        ensure!(said.contains("Read-only file system"), "{file}: {said}");
+    }
+    Ok(())
+}
+
+/// CVE-2021-43784: a text as long as a narrow length field wraps at.
+fn long_texts_are_no_messages(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "long", &["true"])?;
+    bundle.push("/mounts", json!({"destination": "/x", "source": "", "options": ["bind"]}));
+    let last = bundle.config["mounts"].as_array().map_or(0, Vec::len) - 1;
+    for length in [4095, 65_535, 65_536 + 16, 1 << 20] {
+        bundle.set(&format!("/mounts/{last}/source"), format!("/{}", "a".repeat(length)));
+        let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("long")])?.fails()?;
+        ensure!(
+            said.contains("name too long") || said.contains("no such file"),
+            "{length}: {}",
+            &said[..300.min(said.len())]
+        );
+    }
+    Ok(())
+}
+
+/// CVE-2023-25173, CVE-2022-36109 and their kin: what a group may not do, its members may not do through other groups.
+fn groups_that_deny_count_for_the_primary_one(env: &Env) -> Result<()> {
+    let id = env.id("groups");
+    let mut bundle = Bundle::new(env, "groups", &["sleep", "100"])?;
+    bundle.set("/process/user", json!({"uid": 1000, "gid": 7, "additionalGids": [5]}));
+    detached(env, &bundle, &id)?;
+    let own = env.run_rung(&["exec", &id, "grep", "Groups", "/proc/self/status"])?.ok()?.stdout;
+    let first = env.run_rung(&["exec", &id, "grep", "Groups", "/proc/1/status"])?.ok()?.stdout;
+    let added = env.run_rung(&["exec", "--additional-gids", "9", &id, "id", "-G"])?.ok()?.stdout;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    for groups in [own, first, added] {
+        ensure!(groups.split_whitespace().any(|group| group == "7"), "{groups}");
+    }
+    Ok(())
+}
+
+/// CVE-2019-16884, CVE-2025-52881: a volume where labels and settings are written through.
+fn nothing_is_mounted_over_proc(env: &Env) -> Result<()> {
+    let volume = env.dir("volume")?;
+    let mut bundle = Bundle::new(env, "over", &["true"])?;
+    bundle.push("/mounts", json!({"destination": "", "source": volume, "options": ["bind"]}));
+    let last = bundle.config["mounts"].as_array().map_or(0, Vec::len) - 1;
+    // The last one is a link of the image's.
+    symlink("/proc/self/attr", bundle.rootfs().join("attr"))?;
+    for destination in ["/proc", "/proc/self/attr", "/proc/sys", "/proc/self", "/proc/../proc/self/attr/exec", "/attr"]
+    {
+        bundle.set(&format!("/mounts/{last}/destination"), destination);
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("over")])?.fails()?;
+    }
+    ensure!(fs::read_dir(&volume)?.count() == 0);
     Ok(())
 }

@@ -3,24 +3,13 @@
 use std::fs;
 
 use integration_tests::{Bundle, Env, Result, Test, tests};
-use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
-    what_is_not_built_says_so[],
     missing_arguments_are_named[],
     long_ids_are_refused[],
-    network_devices_are_refused [Root],
     exec_makes_no_directory [Root],
     bundles_without_their_parts_are_refused [Root],
 ];
-
-fn what_is_not_built_says_so(env: &Env) -> Result<()> {
-    for arguments in [&["checkpoint", "--image-path", "/x", "c"][..], &["restore", "--bundle", "/x", "c"]] {
-        let said = env.run_rung(arguments)?.fails()?;
-        assert!(said.contains(arguments[0]) && said.contains("not built yet"), "{said}");
-    }
-    Ok(())
-}
 
 fn missing_arguments_are_named(env: &Env) -> Result<()> {
     let said = env.run_rung(&["kill"])?.fails()?;
@@ -33,16 +22,6 @@ fn long_ids_are_refused(env: &Env) -> Result<()> {
     let id = "a".repeat(1000);
     let said = env.run_rung(&["state", &id])?.fails()?;
     assert!(said.contains("1000 characters") && !said.contains(&id), "{said}");
-    Ok(())
-}
-
-fn network_devices_are_refused(env: &Env) -> Result<()> {
-    let mut bundle = Bundle::new(env, "devices", &["true"])?;
-    bundle.set("/linux/netDevices", json!({"eth0": {}}));
-    let id = env.id("devices");
-    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
-    assert!(said.contains("linux.netDevices") && said.contains("not built yet"), "{said}");
-    assert!(env.run_rung(&["state", &id])?.fails()?.contains("does not exist"), "something is left");
     Ok(())
 }
 

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand};
 
+mod images;
+
+pub use images::{CheckpointArgs, ImageArgs, RestoreArgs};
+
 /// Open Container Initiative runtime: runs containers from bundles
 #[derive(Debug, Parser)]
 #[command(name = "rung", disable_version_flag = true, disable_help_subcommand = true)]
@@ -49,9 +53,10 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Not built yet: write a container's processes to disk
-    #[command(hide = true, disable_help_flag = true)]
-    Checkpoint(Anything),
+    /// Write the processes of a container to disk, with criu
+    Checkpoint(Box<CheckpointArgs>),
+    /// Print the script that completes command lines in a shell
+    Completion(CompletionArgs),
     /// Create a container; `start` lets its program run
     Create(CreateArgs),
     /// Delete a container that has stopped, and what belongs to it
@@ -66,15 +71,16 @@ pub enum Command {
     Kill(KillArgs),
     /// List the containers below --root
     List(ListArgs),
+    /// Write man pages, one for each command
+    Man(ManArgs),
     /// Freeze the processes of a container
     Pause(OneContainer),
     /// List the processes of a container
     Ps(PsArgs),
     /// Let the processes of a paused container go on
     Resume(OneContainer),
-    /// Not built yet: bring a container back from disk
-    #[command(hide = true, disable_help_flag = true)]
-    Restore(Anything),
+    /// Bring a container back from disk, with criu
+    Restore(Box<RestoreArgs>),
     /// Create and start a container
     Run(RunArgs),
     /// Write a new config.json
@@ -143,12 +149,21 @@ fn one<A: Args + FromArgMatches>(
     Ok(Cli { global: Global::from_arg_matches(&matches)?, command: inner.map(wrap) })
 }
 
-/// The arguments of a command that is not built yet: whatever they are, that is what has to be said.
+/// Flags of `completion`.
 #[derive(Debug, Args)]
-pub struct Anything {
-    /// Not looked at
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<OsString>,
+#[command(after_help = "For bash: rung completion bash > /usr/share/bash-completion/completions/rung")]
+pub struct CompletionArgs {
+    /// Shell to complete in
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// Flags of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Directory to write the pages to, one for each command
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
 }
 
 /// A command that takes a container and nothing else.

@@ -57,10 +57,14 @@ pub fn refuse_inside_containers() -> Result<()> {
     if std::fs::metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
         return Ok(());
     }
-    let read_only = open(SELF, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-        .and_then(fstatvfs)
-        .is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
-    if read_only {
+    // Where `protect` goes on from: a mount of the file alone, whose path is that of its own root. A read-only disk is
+    // no such place.
+    let read_only = || {
+        open(SELF, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+            .and_then(fstatvfs)
+            .is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+    };
+    if path == Path::new("/") && read_only() {
         return Ok(());
     }
     Err(Error::new(Kind::Permission, "refused: this executable is outside of the root it was started in"))

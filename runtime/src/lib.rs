@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod container;
+pub mod criu;
 pub mod error;
 pub mod exe;
 pub mod hooks;

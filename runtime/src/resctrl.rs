@@ -1,5 +1,7 @@
 //! Intel resource control: the share of cache and memory bandwidth of a container, through the `resctrl` file system.
 
+pub mod stats;
+
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -55,6 +57,11 @@ impl Resctrl {
     /// # Errors
     /// When a named class exists with another share, or the kernel refuses.
     pub fn enter(&mut self, pid: Pid) -> Result<bool> {
+        if self.named && self.schemata.is_empty() && !self.directory.is_dir() {
+            // Whoever names a class and says nothing of its share means one that somebody has set up.
+            let message = format!("linux.intelRdt.closID: {} does not exist", self.directory.display());
+            return Err(Error::new(Kind::Invalid, message));
+        }
         let made = match DirBuilder::new().create(&self.directory) {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
@@ -138,12 +145,23 @@ fn write(file: &Path, value: &str) -> Result<()> {
     })
 }
 
-/// Removes a group that was made for a container.
-pub fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("remove {}", path.display())),
+/// Removes what was made for a container: its class when it is `owned`, and where its use is counted in another's.
+pub fn remove(path: &Path, id: &str, owned: bool) -> Result<()> {
+    let own = if owned { path.to_owned() } else { path.join("mon_groups").join(id) };
+    match std::fs::remove_dir(&own) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).doing(|| format!("remove {}", own.display())),
         _ => Ok(()),
     }
+}
+
+/// Gives the group of a container another share of cache (`l3`) or memory bandwidth.
+pub fn update(path: &Path, l3: Option<&str>, bandwidth: Option<&str>) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::unsupported("updating a non-existent Intel RDT configuration is not supported"));
+    }
+    let mut wanted = LinuxIntelRdt::default();
+    wanted.set_l3_cache_schema(l3.map(str::to_owned)).set_mem_bw_schema(bandwidth.map(str::to_owned));
+    write(&path.join("schemata"), &format!("{}\n", schemata(&wanted).join("\n")))
 }
 
 #[cfg(test)]
@@ -176,6 +194,14 @@ mod tests {
         let refused = enter(r#"{"closID":"gold","schemata":["L3:0=0f;1=ff"]}"#).expect_err("another share");
         assert!(refused.to_string().contains("does not have \"L3:0=0f;1=ff\""), "{refused}");
         assert!(!enter(r#"{"closID":"/"}"#).expect("the root class"));
+        let missing = enter(r#"{"closID":"silver"}"#).expect_err("no such class");
+        assert!(missing.to_string().contains("silver does not exist"), "{missing}");
+        update(&root.path().join("gold"), Some("L3:0=3"), Some("MB:0=30")).expect("updated");
+        assert_eq!(
+            std::fs::read_to_string(root.path().join("gold/schemata")).expect("read").lines().next(),
+            Some("L3:0=3")
+        );
+        assert!(update(Path::new(""), Some("L3:0=3"), None).is_err());
     }
 
     #[test]

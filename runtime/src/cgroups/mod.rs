@@ -16,6 +16,7 @@
 mod apply;
 mod counters;
 mod dbus;
+mod delegate;
 mod devices;
 mod error;
 mod legacy;

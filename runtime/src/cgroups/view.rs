@@ -58,6 +58,16 @@ impl Cgroup {
 }
 
 impl Cgroup {
+    /// As [`Cgroup::views`], for cgroups that were made by an earlier run.
+    #[must_use]
+    pub fn existing_views(mut self) -> Vec<View> {
+        for place in &mut self.places {
+            // One that is gone is shown nowhere.
+            place.dir = place.open().ok().flatten();
+        }
+        self.views()
+    }
+
     /// As [`Cgroup::entry`], for cgroups that were made by an earlier run.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use crate::cli::CreateArgs;
 use crate::container::Settings;
 use crate::container::create::{self, Options};
 use crate::container::id::ContainerId;
+use crate::container::readiness;
 use crate::error::{Doing as _, Error, Result};
 use crate::plan::Wishes;
 
@@ -23,13 +24,7 @@ pub(super) fn options(args: CreateArgs) -> Result<Options> {
     for number in 3..preserve_fds.saturating_add(3) {
         require_open(number)?;
     }
-    let wishes = Wishes {
-        no_pivot: args.no_pivot,
-        no_new_keyring: args.no_new_keyring,
-        preserve_fds,
-        listen_fds,
-        notify_socket: false,
-    };
+    let wishes = Wishes { no_pivot: args.no_pivot, no_new_keyring: args.no_new_keyring, preserve_fds, listen_fds };
     Ok(Options {
         bundle: args.bundle,
         config: args.config,
@@ -37,14 +32,19 @@ pub(super) fn options(args: CreateArgs) -> Result<Options> {
         pidfd_socket: args.pidfd_socket,
         pid_file: args.pid_file,
         wishes,
+        readiness: readiness::manager(),
         detached: false,
         gated: false,
     })
 }
 
-/// Sockets that a service manager opened for us.
+/// Sockets that a service manager opened for us. Those that it says are for another process are not passed on: the
+/// variables were inherited, the descriptors were not.
 fn listen_fds() -> Result<Option<u32>> {
     let Ok(text) = std::env::var("LISTEN_FDS") else { return Ok(None) };
+    if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
+        return Ok(None);
+    }
     let count = text.parse().map_err(|_| Error::invalid(format!("LISTEN_FDS={text}: no number")))?;
     Ok(Some(count).filter(|count| *count > 0))
 }

@@ -1,6 +1,7 @@
 //! `events`: counters at intervals, and every time the container ran out of memory.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -66,7 +67,11 @@ fn happened(memory: Option<&mut OomWatch>) -> Result<bool> {
 }
 
 fn print_stats(container: &Container) -> Result<()> {
-    let stats = container.cgroup().stats().map_err(cgroup_error)?;
+    let mut stats = container.cgroup().stats().map_err(cgroup_error)?;
+    let record = &container.record;
+    if !record.intel_rdt_path.is_empty() {
+        stats.intel_rdt = crate::resctrl::stats::read(Path::new(&record.intel_rdt_path), &record.id);
+    }
     print(&Event { kind: "stats", id: &container.record.id, data: Some(stats) })
 }
 

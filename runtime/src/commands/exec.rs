@@ -68,7 +68,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     }
     match foreground {
         None => Ok(0),
-        Some(foreground) => Ok(foreground.stay(&mut started)?.shell_code()),
+        Some(foreground) => Ok(foreground.stay(&mut started, None)?.shell_code()),
     }
 }
 

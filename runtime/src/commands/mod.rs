@@ -1,5 +1,7 @@
 //! One file a command: arguments in, one call, output.
 
+mod checkpoint;
+mod completion;
 mod create;
 mod delete;
 mod events;
@@ -9,6 +11,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -36,7 +39,8 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
     };
     let settings = settings(global)?;
     match command {
-        Command::Checkpoint(_) => Err(not_built("checkpoint")),
+        Command::Checkpoint(args) => checkpoint::run(&settings, &args).map(|()| 0),
+        Command::Completion(args) => completion::completion(&args).map(|()| 0),
         Command::Create(args) => create::run(&settings, args).map(|()| 0),
         Command::Delete(args) => delete::run(&settings, &args).map(|()| 0),
         Command::Events(args) => events::run(&settings, &args).map(|()| 0),
@@ -44,9 +48,10 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::Features => features::run().map(|()| 0),
         Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),
         Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
+        Command::Man(args) => completion::man(&args).map(|()| 0),
         Command::Pause(args) => pause::pause(&settings, &args).map(|()| 0),
         Command::Ps(args) => ps::run(&settings, &args).map(|()| 0),
-        Command::Restore(_) => Err(not_built("restore")),
+        Command::Restore(args) => restore::run(&settings, *args),
         Command::Resume(args) => pause::resume(&settings, &args).map(|()| 0),
         Command::Run(args) => run::run(&settings, args),
         Command::Spec(args) => spec::run(&args).map(|()| 0),
@@ -54,10 +59,6 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::State(args) => state::run(&settings, &args).map(|()| 0),
         Command::Update(args) => update::run(&settings, &args).map(|()| 0),
     }
-}
-
-fn not_built(verb: &str) -> Error {
-    Error::unsupported(format!("{verb}: checkpoints are not built yet"))
 }
 
 fn settings(global: &Global) -> Result<Settings> {

@@ -1,5 +1,7 @@
 //! `run`.
 
+use std::os::fd::AsFd as _;
+
 use rung_sys::process::{Exit, Target};
 
 use super::create::options;
@@ -19,8 +21,7 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     let attempt = || -> Result<u8> {
         let mut made = create::make(settings, &id, &options)?;
         let begun = begin(&made);
-        let Some(foreground) = foreground.filter(|_| begun.is_ok()) else {
-            let Err(error) = begun else { return Ok(0) };
+        if let Err(error) = begun {
             made.started.abort();
             finish(made, true)?;
             if matches!(error.kind(), Kind::ProgramNotFound | Kind::CannotExecute) && !log::takes_hints() {
@@ -28,8 +29,13 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
                 return Ok(1);
             }
             return Err(error);
+        }
+        let Some(foreground) = foreground else {
+            let pid = made.started.pid.as_raw();
+            let told = made.readiness.as_ref().map(|ready| ready.proxy(made.started.pidfd.as_fd(), pid));
+            return told.transpose().map(|_| 0);
         };
-        let exit = foreground.stay(&mut made.started)?;
+        let exit = foreground.stay(&mut made.started, made.readiness.as_ref())?;
         finish(made, !args.keep)?;
         Ok(exit.shell_code())
     };
@@ -44,7 +50,7 @@ fn begin(made: &Made) -> Result<()> {
     hooks::run("poststart", poststart.map(Vec::as_slice).unwrap_or_default(), &made.state, "running", pid)
 }
 
-fn finish(made: Made, remove: bool) -> Result<()> {
+pub(super) fn finish(made: Made, remove: bool) -> Result<()> {
     // Reaped already in the foreground; after a failure it may still be there.
     let _: Option<(rung_sys::process::Pid, Exit)> =
         rung_sys::process::wait(Target::Pid(made.started.pid), false).unwrap_or_default();

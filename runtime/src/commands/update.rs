@@ -11,13 +11,11 @@ use crate::container::id::ContainerId;
 use crate::container::{Container, Settings};
 use crate::error::{Doing as _, Error, Result};
 use crate::launch::cgroup_error;
+use crate::resctrl;
 
 pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
     let mut container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
     container.require_alive()?;
-    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
-        return Err(Error::unsupported("Intel RDT: updating a schema is not built in"));
-    }
     let mut document: Value = serde_json::from_str(container.record.config.spec.get())
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| "read the recorded configuration")?;
@@ -31,10 +29,18 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         rung_spec::config::parse_resources(text.as_bytes()).map_err(|error| Error::invalid(error.to_string()))?;
     let mut cgroup = container.cgroup();
     cgroup.apply(&resources).map_err(cgroup_error)?;
+    let (l3, bandwidth) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
+    let schemata = [("l3CacheSchema", l3), ("memBwSchema", bandwidth)];
+    if l3.is_some() || bandwidth.is_some() {
+        resctrl::update(Path::new(&container.record.intel_rdt_path), l3, bandwidth)?;
+    }
     let mut merged = current;
     merge(&mut merged, wanted);
     if let Some(linux) = document.get_mut("linux").and_then(Value::as_object_mut) {
         linux.insert("resources".into(), merged);
+        for (key, schema) in schemata.into_iter().filter_map(|(key, schema)| Some((key, schema?))) {
+            linux["intelRdt"][key] = schema.into();
+        }
     }
     container.record.config.spec =
         RawValue::from_string(document.to_string()).map_err(|error| Error::invalid(error.to_string()))?;

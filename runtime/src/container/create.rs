@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use oci_spec::runtime::{ContainerState, Spec};
 use rung_sys::namespace::Namespace;
+use rung_sys::process::Pid;
 use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
 use serde_json::value::RawValue;
 
 use super::alive::ProcessStat;
 use super::id::ContainerId;
+use super::readiness::{self, Readiness};
 use super::record::{CgroupConfig, Config, Record};
 use super::store::Entry;
 use super::{Settings, host_root, sockets};
@@ -43,6 +45,8 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     /// What the plan has to respect.
     pub wishes: Wishes,
+    /// The socket of the service manager that waits for the program to be ready.
+    pub readiness: Option<PathBuf>,
     /// The caller does not stay with the container.
     pub detached: bool,
     /// The process waits for `start`.
@@ -64,6 +68,8 @@ pub struct Made {
     pub spec: Spec,
     /// What hooks are told.
     pub state: HookState,
+    /// What the program says to the service manager; of a gated one, `start` listens.
+    pub readiness: Option<Readiness>,
 }
 
 /// How long removing the cgroup of a container may take.
@@ -73,8 +79,8 @@ pub const REMOVAL: Duration = Duration::from_secs(10);
 pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<Made> {
     let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
     let rootfs = bundle.rootfs()?;
-    let plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
-    check(&plan, options)?;
+    let mut plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
+    check(&plan, options, settings.rootless)?;
     if !plan.namespaces.makes(Namespace::Pid) {
         // Processes of others will see the new one.
         exe::protect()?;
@@ -104,8 +110,12 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         }
         return Err(error);
     }
-    let attempt = || -> Result<(Started, Record)> {
+    let attempt = || -> Result<(Started, Record, Option<Readiness>)> {
         let mut record = record;
+        let readiness = prepare_readiness(&entry, &mut plan, options)?;
+        if let Some(owner) = plan.cgroup_owner() {
+            delegate(&cgroup, owner, settings.rootless)?;
+        }
         let gate = if options.gated { Some(gate::make(&entry.fifo())?) } else { None };
         let launch = Launch {
             plan: &plan,
@@ -120,10 +130,12 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         let outcome = enter_resctrl(resctrl.as_mut(), &started, &mut record)
             .and_then(|()| finish(&started, &mut record, &cgroup, &entry, options));
         outcome.inspect_err(|_| started.abort())?;
-        Ok((started, record))
+        Ok((started, record, readiness))
     };
     match attempt() {
-        Ok((started, record)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state }),
+        Ok((started, record, readiness)) => {
+            Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness })
+        }
         Err(error) => {
             undo(&entry, &cgroup, &bundle.spec, &state);
             if let Some(Err(error)) = host_mount.map(|before| host_root::release(&plan.root.path, before)) {
@@ -134,6 +146,24 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             }
             Err(error)
         }
+    }
+}
+
+/// The socket must be there before the program is; a gated program waits for `start` to make it.
+fn prepare_readiness(entry: &Entry, plan: &mut InitPlan, options: &Options) -> Result<Option<Readiness>> {
+    let Some(manager) = &options.readiness else { return Ok(None) };
+    let directory = entry.readiness();
+    readiness::make_directory(&directory)?;
+    let bound = (!options.gated).then(|| Readiness::bind(&directory, manager.clone())).transpose()?;
+    plan.show_readiness(directory);
+    Ok(bound)
+}
+
+/// Who has no rights over other ids can give nothing away, and the container's user can then make no cgroups.
+fn delegate(cgroup: &Cgroup, owner: u32, rootless: bool) -> Result<()> {
+    match cgroup.delegate(owner) {
+        Err(error) if rootless && error.is_denied() => Ok(()),
+        other => other.map_err(launch::cgroup_error),
     }
 }
 
@@ -159,13 +189,7 @@ fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry
     let pid = started.pid;
     let stat = ProcessStat::read(pid)
         .ok_or_else(|| Error::new(Kind::Internal, "the container's process is gone before it was ready"))?;
-    record.init_process_pid = pid.as_raw();
-    record.init_process_start = stat.start_time;
-    record.cgroup_paths = cgroup.paths();
-    record.namespace_paths = Namespace::ALL
-        .iter()
-        .map(|kind| (record_key(*kind).to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{}", kind.proc_name()))))
-        .collect();
+    complete(record, pid, stat.start_time, cgroup);
     entry.save(record)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, pid.as_raw())?;
@@ -173,8 +197,21 @@ fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry
     started.go()
 }
 
+/// Adds to a record what is known once the first process is there.
+pub(super) fn complete(record: &mut Record, pid: Pid, start_time: u64, cgroup: &Cgroup) {
+    record.init_process_pid = pid.as_raw();
+    record.init_process_start = start_time;
+    record.cgroup_paths = cgroup.paths();
+    record.namespace_paths = Namespace::ALL
+        .iter()
+        .map(|kind| (record_key(*kind).to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{}", kind.proc_name()))))
+        .collect();
+    let described = |number: u8| std::fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap_or_default();
+    record.external_descriptors = (0..3).map(|number| described(number).to_string_lossy().into_owned()).collect();
+}
+
 /// Takes back what a failed start has made. The failure itself is what is reported; these are only warned of.
-fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
+pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
     let warn = |outcome: Result<()>| {
         if let Err(error) = outcome {
             log::warning(&error.to_string());
@@ -187,7 +224,11 @@ fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
     warn(entry.remove());
 }
 
-fn check(plan: &InitPlan, options: &Options) -> Result<()> {
+/// What a plan and the flags must have in common.
+pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Result<()> {
+    if rootless && !plan.net_devices.is_empty() {
+        return Err(Error::invalid("linux.netDevices: network devices are not supported for rootless containers"));
+    }
     let terminal = plan.process.terminal();
     match (options.detached && terminal, &options.console_socket) {
         (true, None) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),
@@ -239,7 +280,8 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
     Ok((Some(filter).filter(|filter| !filter.is_empty()), destination))
 }
 
-fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
+/// What hooks of a container that is being made are told.
+pub(super) fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();
     HookState {
         version: bundle.spec.version().clone(),
@@ -249,7 +291,8 @@ fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
     }
 }
 
-fn first_record(
+/// The record of a container of which nothing was made yet.
+pub(super) fn first_record(
     settings: &Settings,
     id: &ContainerId,
     bundle: &Bundle,

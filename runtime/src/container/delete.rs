@@ -1,10 +1,12 @@
 //! Removing a container and everything that belongs to it.
 
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use rung_sys::pidfd;
+use rung_sys::process::Pid;
 
 use super::create::REMOVAL;
 use super::id::ContainerId;
@@ -64,6 +66,17 @@ fn end(container: &Container) -> Result<()> {
     Ok(())
 }
 
+/// Whether a process is this program on its way to become the first one of container `id`: then it has the command line
+/// of the run that made it. It ends by itself when that run is gone, but a hook of the container may keep it.
+fn is_unfinished(pid: Pid, id: &str) -> bool {
+    let (Ok(own), Ok(its)) = (std::fs::metadata("/proc/self/exe"), std::fs::metadata(format!("/proc/{pid}/exe")))
+    else {
+        return false;
+    };
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    (own.dev(), own.ino()) == (its.dev(), its.ino()) && line.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+}
+
 /// Removes what is left of a container whose first process is gone: all of it is tried, the first failure is reported.
 pub fn destroy(container: &Container) -> Result<()> {
     let mut failure = None;
@@ -77,18 +90,20 @@ pub fn destroy(container: &Container) -> Result<()> {
         }
     };
     let cgroup = container.cgroup();
-    // Without a process the container was never finished: its own one ends by itself when its maker is gone, and any other
-    // in there belongs to somebody else.
+    // Of a container that was never finished nobody knows whether the cgroup was its own: what is in there may belong to
+    // somebody else, unless one of it is the process that was to become the container's.
     let finished = container.record.init_process_pid != 0;
-    if finished && cgroup.pids().is_ok_and(|pids| !pids.is_empty()) {
+    let pids = cgroup.pids().unwrap_or_default();
+    if !pids.is_empty() && (finished || pids.iter().any(|pid| is_unfinished(*pid, &container.record.id))) {
         note(cgroup.kill().map_err(cgroup_error));
     }
     note(cgroup.remove(REMOVAL).map_err(cgroup_error));
     if let Some(before) = container.record.host_mount {
         note(host_root::release(&container.record.config.rootfs, before));
     }
-    if container.record.intel_rdt_owned {
-        note(crate::resctrl::remove(Path::new(&container.record.intel_rdt_path)));
+    let record = &container.record;
+    if !record.intel_rdt_path.is_empty() {
+        note(crate::resctrl::remove(Path::new(&record.intel_rdt_path), &record.id, record.intel_rdt_owned));
     }
     if let Some(error) = failure {
         return Err(error);

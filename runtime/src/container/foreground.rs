@@ -4,9 +4,10 @@ use std::os::fd::AsFd as _;
 
 use rung_sys::pidfd;
 use rung_sys::poll::{self, Interest};
-use rung_sys::process::{Exit, Target, wait};
+use rung_sys::process::{Exit, Pid, Target, wait};
 use rung_sys::signal::Signals;
 
+use super::readiness::Readiness;
 use super::terminal::Terminal;
 use crate::error::{Error, Result};
 use crate::launch::Started;
@@ -27,8 +28,9 @@ impl Foreground {
         Ok(Self { signals: Signals::open()? })
     }
 
-    /// Stays until the process has ended.
-    pub fn stay(&self, started: &mut Started) -> Result<Exit> {
+    /// Stays until the process has ended. What it says through `readiness` is told on.
+    pub fn stay(&self, started: &mut Started, readiness: Option<&Readiness>) -> Result<Exit> {
+        let mut readiness = readiness;
         let mut terminal = started.console.take().map(Terminal::attach).transpose()?;
         loop {
             if let Some(exit) = self.handle_signals(started, terminal.as_ref())? {
@@ -37,19 +39,29 @@ impl Foreground {
                 }
                 return Ok(exit);
             }
-            self.wait_and_copy(terminal.as_mut())?;
+            self.wait_and_copy(terminal.as_mut(), readiness)?;
+            if let Some((ready, line)) = readiness.and_then(|ready| Some((ready, ready.ready_line()?))) {
+                // We are what the manager watches, for we leave with the program's exit code; and as we stay, nobody has
+                // to wait at the barrier.
+                ready.tell(&line, Pid::this().as_raw())?;
+                readiness = None;
+            }
         }
     }
 
     /// Waits until there is something to do, and copies what there is to copy.
-    fn wait_and_copy(&self, terminal: Option<&mut Terminal>) -> Result<()> {
+    fn wait_and_copy(&self, terminal: Option<&mut Terminal>, readiness: Option<&Readiness>) -> Result<()> {
+        let mut watched = vec![(self.signals.as_fd(), Interest::Read)];
+        let mut roles = vec![Role::Other];
+        if let Some(readiness) = readiness {
+            watched.push((readiness.as_fd(), Interest::Read));
+            roles.push(Role::Other);
+        }
         let Some(terminal) = terminal else {
-            poll::wait(&[(self.signals.as_fd(), Interest::Read)], None)?;
+            poll::wait(&watched, None)?;
             return Ok(());
         };
         let stdin = std::io::stdin();
-        let mut watched = vec![(self.signals.as_fd(), Interest::Read)];
-        let mut roles = vec![Role::Signals];
         if terminal.is_open() {
             watched.push((terminal.master(), if terminal.has_pending() { Interest::Both } else { Interest::Read }));
             roles.push(Role::Master);
@@ -61,7 +73,7 @@ impl Foreground {
         let ready = poll::wait(&watched, None)?;
         for entry in ready {
             match roles[entry.index] {
-                Role::Signals => {}
+                Role::Other => {}
                 Role::Master => {
                     terminal.flush();
                     terminal.copy_output();
@@ -91,7 +103,8 @@ impl Foreground {
 
 #[derive(Clone, Copy)]
 enum Role {
-    Signals,
+    /// Looked at by the caller.
+    Other,
     Master,
     Input,
 }

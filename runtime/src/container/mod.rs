@@ -1,6 +1,7 @@
 //! Containers: their names, states and records, and what can be done with them.
 
 pub mod alive;
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub mod exec;
@@ -8,7 +9,9 @@ pub mod foreground;
 mod host_root;
 pub mod id;
 pub mod kill;
+pub mod readiness;
 pub mod record;
+pub mod restore;
 pub mod sockets;
 pub mod start;
 pub mod status;

@@ -1,12 +1,17 @@
 //! Letting a created container's program go.
 
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use rung_sys::pidfd;
+
 use super::Container;
+use super::readiness::{self, Readiness};
 use super::status::Status;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks;
 use crate::launch::gate;
+use crate::log;
 
 /// An exec needs no time; only startContainer hooks may take theirs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,6 +25,7 @@ pub fn start(container: &Container) -> Result<()> {
         _ => return Err(Error::new(Kind::WrongState, "cannot start an already running container")),
     }
     let hooks = container.record.hooks()?;
+    let readiness = bind_readiness(container)?;
     let waits = hooks.start_container().as_ref().is_some_and(|list| !list.is_empty());
     let path = container.entry.fifo();
     let opened = gate::open(&path, (!waits).then_some(PATIENCE));
@@ -31,5 +37,22 @@ pub fn start(container: &Container) -> Result<()> {
     hooks::run("poststart", poststart, &container.hook_state(), "running", pid).inspect_err(|_| {
         // A container whose poststart hook failed must not go on running.
         drop(rung_sys::signal::send(container.pid(), libc::SIGKILL));
-    })
+    })?;
+    let Some(readiness) = readiness else { return Ok(()) };
+    match pidfd::open(container.pid()) {
+        Ok(process) if container.is_alive() => readiness.proxy(process.as_fd(), container.pid().as_raw()),
+        // It has ended already: what it said before still counts.
+        _ => readiness.ready_line().map_or(Ok(()), |line| readiness.tell(&line, container.pid().as_raw()).map(drop)),
+    }
+}
+
+/// The socket that `create` has shown to the program, when a service manager waits for `start`.
+fn bind_readiness(container: &Container) -> Result<Option<Readiness>> {
+    let Some(manager) = readiness::manager() else { return Ok(None) };
+    let directory = container.entry.readiness();
+    if !directory.is_dir() {
+        log::warning("NOTIFY_SOCKET: the container was created without it, so its program cannot say that it is ready");
+        return Ok(None);
+    }
+    Readiness::bind(&directory, manager).map(Some)
 }

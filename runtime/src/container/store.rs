@@ -6,7 +6,8 @@
 //!     ├── planned.json        the record as it was before anything was made
 //!     ├── state.json          the record of what was made; replaced whole by rename, never written in place
 //!     ├── exec.fifo           there from `create` until `start` has let the program go
-//!     └── notify/notify.sock  only with NOTIFY_SOCKET
+//!     ├── notify/notify.sock  only with NOTIFY_SOCKET
+//!     └── criu-root/          empty; while a container is restored
 //! ```
 //!
 //! A run that is killed at any instant leaves the directory, and in it a record that names the cgroups before the first
@@ -17,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::id::ContainerId;
+use super::readiness::SOCKET;
 use super::record::Record;
 use crate::error::{Doing as _, Error, Kind, Result};
 
@@ -24,6 +26,8 @@ const RECORD: &str = "state.json";
 const PLANNED: &str = "planned.json";
 const FIFO: &str = "exec.fifo";
 const TEMPORARY: &str = ".state.json.new";
+const READINESS: &str = "notify";
+const CRIU_ROOT: &str = "criu-root";
 
 /// All containers of one `--root`.
 #[derive(Debug, Clone)]
@@ -109,6 +113,16 @@ impl Entry {
         self.path.join(FIFO)
     }
 
+    /// Where the root is bound while criu restores the container, in a mount namespace that ends with criu.
+    pub fn criu_root(&self) -> PathBuf {
+        self.path.join(CRIU_ROOT)
+    }
+
+    /// The directory of the socket through which the program says that it is ready.
+    pub fn readiness(&self) -> PathBuf {
+        self.path.join(READINESS)
+    }
+
     /// Reads the record: the planned one while the container is being made.
     pub fn load(&self) -> Result<Record> {
         let read = |name: &str| match std::fs::read(self.path.join(name)) {
@@ -148,10 +162,11 @@ impl Entry {
 
     /// Forgets the container. What is gone already is no error.
     pub fn remove(&self) -> Result<()> {
-        for name in [RECORD, PLANNED, FIFO, TEMPORARY, "notify/notify.sock"] {
+        gone(std::fs::remove_file(self.readiness().join(SOCKET))).doing(|| format!("remove {SOCKET}"))?;
+        for name in [RECORD, PLANNED, FIFO, TEMPORARY] {
             gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
-        for directory in [self.path.join("notify"), self.path.clone()] {
+        for directory in [self.readiness(), self.criu_root(), self.path.clone()] {
             gone(std::fs::remove_dir(&directory)).doing(|| format!("remove {}", directory.display()))?;
         }
         Ok(())

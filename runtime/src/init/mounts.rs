@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use rung_sys::mount::{self, FileSystem, attribute};
 
 use super::binds::Behalf;
@@ -78,7 +79,17 @@ fn bind(step: &MountPlan, source: &Path, opened: &Source, inherited: &Inherited,
     } else {
         target::find_or_make(root.as_fd(), &step.destination, make)?
     };
+    refuse_in_proc(step, &place)?;
     Ok(mount::attach(tree.as_fd(), place.as_fd())?)
+}
+
+/// A link of the image may lead into `/proc`, where the configuration's own words were looked at already.
+fn refuse_in_proc(step: &MountPlan, place: &OwnedFd) -> Result<()> {
+    if step.destination.starts_with("/proc") || fstatfs(place)?.filesystem_type() != PROC_SUPER_MAGIC {
+        return Ok(());
+    }
+    let destination = step.destination.display();
+    Err(Error::invalid(format!("{destination} cannot be mounted because it is inside /proc")))
 }
 
 /// Makes a link at the source again at the destination; `false` when the source is no link.
@@ -97,6 +108,7 @@ fn copy_symlink(step: &MountPlan, source: &Path, root: &Root) -> Result<bool> {
 fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, root: &Root) -> Result<Option<OwnedFd>> {
     let shows_kernel = matches!(name, "proc" | "sysfs");
     let (place, existed) = place(step, root, shows_kernel)?;
+    refuse_in_proc(step, &place)?;
     if step.options.remount {
         binds::set_attributes(place.as_fd(), &step.options)?;
         return Ok(None);

@@ -65,13 +65,16 @@ pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Names
     if birth.through_user_namespace {
         return in_two_steps(birth, sync, child);
     }
-    let back = enter_for_children(birth)?;
+    let entered = enter_for_children(birth)?;
     let request = CloneRequest { flags: birth.flags, into_cgroup: birth.cgroup };
     let forked = clone(&request).doing(|| "clone the container's process");
     if matches!(forked, Ok(Forked::Child)) {
         exit_now(child(&[Namespace::Pid]));
     }
-    for (kind, own) in back {
+    for kind in entered {
+        // Opened only now: the new process must not have a descriptor of a namespace of the host.
+        let path = format!("/proc/self/ns/{}", kind.proc_name());
+        let own = File::open(&path).doing(|| format!("open {path}"))?;
         namespace::enter(own.as_fd(), kind.flag())
             .doing(|| format!("return from the {} namespace", kind.proc_name()))?;
     }
@@ -90,27 +93,24 @@ pub enum Newborn {
     Announced(Pid),
 }
 
-/// Joins what holds for children only; the answer leads back.
-fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<(Namespace, OwnedFd)>> {
-    let mut back = Vec::new();
-    let own = |kind: Namespace| -> Result<(Namespace, OwnedFd)> {
-        let path = format!("/proc/self/ns/{}", kind.proc_name());
-        Ok((kind, File::open(&path).doing(|| format!("open {path}"))?.into()))
-    };
+/// Joins what holds for children only; the answer says from where this process has to return, in which it still is
+/// itself.
+fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
+    let mut entered = Vec::new();
     if let Some((_, pid_namespace)) = birth.joined.iter().find(|(kind, _)| *kind == Namespace::Pid) {
-        back.push(own(Namespace::Pid)?);
         namespace::enter(pid_namespace.as_fd(), Namespace::Pid.flag()).doing(|| "join the pid namespace")?;
+        entered.push(Namespace::Pid);
     }
     if let Some(offsets) = birth.time_offsets {
-        back.push(own(Namespace::Time)?);
         namespace::leave(Namespace::Time.flag()).doing(|| "make a time namespace")?;
+        entered.push(Namespace::Time);
         let path = "/proc/self/timens_offsets";
         let written = std::fs::OpenOptions::new().write(true).open(path);
         written
             .and_then(|mut file| std::io::Write::write_all(&mut file, offsets.as_bytes()))
             .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))?;
     }
-    Ok(back)
+    Ok(entered)
 }
 
 /// A process in between joins the namespaces and makes the one that counts as its sibling.

@@ -55,6 +55,7 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         through_user_namespace,
     };
     let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+        parent.close_copy();
         init::run_exec(launch.process, &inherited, launch.filter, joined)
     })?;
     drop(inherited);

@@ -4,6 +4,7 @@ pub mod clone;
 pub mod exec;
 pub mod gate;
 pub mod idmap;
+pub mod network;
 pub mod notify;
 pub mod sources;
 pub mod sync;
@@ -61,6 +62,7 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
     let sources = sources::open(plan, &joined)?;
+    let network = network_for_devices(plan, &joined)?;
     let (parent, child) = sync::pair()?;
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
@@ -71,7 +73,7 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         namespaces: joined,
         sources,
         gate: launch.gate,
-        waits_for_parent: plan.ids.is_some(),
+        waits_for_parent: plan.ids.is_some() || !plan.net_devices.is_empty(),
     };
     let birth = Birth {
         flags: birth_flags(plan),
@@ -81,13 +83,14 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         through_user_namespace,
     };
     let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+        parent.close_copy();
         init::run(plan, &inherited, launch.filter, launch.state, joined)
     })?;
     drop(inherited);
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent };
     let answers = Answers { hooks: launch.hooks, state: launch.state, listener: launch.listener };
-    let outcome = settle(&started, plan, launch.rootless).and_then(|()| started.converse(&answers));
+    let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| started.converse(&answers));
     if let Err(error) = outcome {
         started.abort();
         return Err(error);
@@ -120,14 +123,26 @@ fn birth_flags(plan: &InitPlan) -> u64 {
     plan.namespaces.make.iter().filter(by_clone).fold(0, |flags, kind| flags | kind.flag())
 }
 
+/// The joined network namespace, when there are devices to move into it.
+fn network_for_devices(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Option<OwnedFd>> {
+    let found = joined.iter().find(|(kind, _)| *kind == Namespace::Network && !plan.net_devices.is_empty());
+    Ok(found.map(|(_, namespace)| namespace.try_clone()).transpose()?)
+}
+
 /// What the new process cannot do for itself.
-fn settle(started: &Started, plan: &InitPlan, rootless: bool) -> Result<()> {
+fn settle(started: &Started, plan: &InitPlan, network: Option<OwnedFd>, rootless: bool) -> Result<()> {
     set_oom_score(started.pid, &plan.process.spec, rootless)?;
     if plan.namespaces.has(Namespace::User) {
         init::process::raise_limits(started.pid, &plan.process.spec)?;
     }
     if let Some(maps) = &plan.ids {
         idmap::write(started.pid, maps, rootless)?;
+    }
+    if !plan.net_devices.is_empty() {
+        let namespace = network::namespace_of(plan, network, started.pid)?;
+        network::move_devices(plan, namespace.as_fd())?;
+    }
+    if plan.ids.is_some() || !plan.net_devices.is_empty() {
         started.sync.send(Order::Prepared)?;
     }
     Ok(())
@@ -145,6 +160,11 @@ pub struct Answers<'a> {
 }
 
 impl Started {
+    /// A process that runs already, and of which nothing is left to be said.
+    pub fn adopted(pid: Pid, pidfd: OwnedFd, console: Option<OwnedFd>) -> Result<Self> {
+        Ok(Self { pid, pidfd, console, sync: sync::pair()?.0 })
+    }
+
     /// Answers until the process is ready.
     pub fn converse(&mut self, answers: &Answers<'_>) -> Result<()> {
         loop {

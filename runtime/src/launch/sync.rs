@@ -21,7 +21,7 @@
 //! In place of any of its messages the process may send `Failed`, and then it ends. The end of the socket at any other
 //! point means that the other side is gone. A message out of turn is an error.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rung_sys::fd_pass;
@@ -104,6 +104,13 @@ pub fn pair() -> Result<(ParentEnd, ChildEnd)> {
 }
 
 impl ParentEnd {
+    /// In the process: closes its copy of this end. Else it would keep its own conversation open, and wait for ever for
+    /// a runtime that was killed.
+    pub fn close_copy(&self) {
+        // A forked child that executes or exits: the value that owns the number is never dropped here.
+        let _ = nix::unistd::close(self.0.as_raw_fd());
+    }
+
     /// Tells the process to go on. That it is gone is found when its next report is read.
     pub fn send(&self, order: Order) -> Result<()> {
         match fd_pass::send(self.0.as_fd(), &[order as u8], &[]) {
@@ -214,7 +221,7 @@ impl ChildEnd {
     /// Reports why the process gives up. Nobody is left to tell when that fails too.
     pub fn failed(&self, error: &Error) {
         let mut message = vec![FAILED, error.kind().code(), error.exit_code()];
-        message.extend(error.to_string().into_bytes().into_iter().take(MAX_TEXT));
+        message.extend(shortened(&error.to_string()));
         drop(self.write(&message));
     }
 
@@ -233,7 +240,7 @@ impl ChildEnd {
 
     fn send_text(&self, tag: u8, text: &str) {
         let mut message = vec![tag];
-        message.extend(text.bytes().take(MAX_TEXT));
+        message.extend(shortened(text));
         drop(self.write(&message));
     }
 
@@ -248,6 +255,16 @@ impl ChildEnd {
     fn write(&self, message: &[u8]) -> Result<()> {
         Ok(nix::unistd::write(&self.0, message).map(drop)?)
     }
+}
+
+/// A text that fits: what is left out is in the middle, for the cause is at the end.
+fn shortened(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    if bytes.len() <= MAX_TEXT {
+        return bytes.to_vec();
+    }
+    let half = MAX_TEXT / 2 - 2;
+    [&bytes[..half], b"...", &bytes[bytes.len() - half..]].concat()
 }
 
 #[cfg(test)]
@@ -267,6 +284,15 @@ mod tests {
         );
         drop(child);
         assert!(parent.receive().expect("end").is_none());
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_cause() {
+        let (parent, child) = pair().expect("pair");
+        child.failed(&Error::invalid(format!("mount {}: no such file", "a".repeat(100_000))));
+        let Some(Report::Failed(error)) = parent.receive().expect("report") else { panic!("no failure") };
+        let text = error.to_string();
+        assert!(text.starts_with("mount aaa") && text.ends_with("no such file"));
     }
 
     #[test]

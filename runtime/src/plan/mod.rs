@@ -12,14 +12,15 @@ pub mod sysctl;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Spec};
-use rung_sys::mount::Propagation;
+use oci_spec::runtime::{Hook, Linux, Spec};
+use rung_sys::mount::{Propagation, attribute};
 use rung_sys::namespace::Namespace;
 
+use crate::container::readiness;
 use crate::error::{Error, Result};
 use devices::DevicePlan;
 use ids::IdMaps;
-use mounts::MountPlan;
+use mounts::{MountKind, MountPlan};
 use namespaces::NamespacePlan;
 use process::ProcessPlan;
 
@@ -42,6 +43,8 @@ pub struct InitPlan {
     pub read_only: Vec<PathBuf>,
     /// Kernel settings: path below `/proc/sys`, value.
     pub sysctl: Vec<(String, String)>,
+    /// Network devices to move: name on the host, name in the container.
+    pub net_devices: Vec<(String, String)>,
     /// The host name.
     pub hostname: Option<String>,
     /// The NIS domain name.
@@ -71,6 +74,27 @@ pub struct RootPlan {
     pub no_pivot: bool,
 }
 
+impl InitPlan {
+    /// The user, as the host counts, who may make cgroups below the container's: that of the program, where it has a
+    /// cgroup namespace of its own and can write to the file system that shows it.
+    pub fn cgroup_owner(&self) -> Option<u32> {
+        let writable = |step: &MountPlan| {
+            step.kind == MountKind::Cgroup
+                && step.destination == Path::new("/sys/fs/cgroup")
+                && step.options.set & attribute::RDONLY == 0
+        };
+        if !self.namespaces.makes(Namespace::Cgroup) || !self.mounts.iter().any(writable) {
+            return None;
+        }
+        let user = self.process.spec.user().uid();
+        match &self.ids {
+            Some(ids) => ids.host_uid(user),
+            None if self.namespaces.joins(Namespace::User) => None,
+            None => Some(user),
+        }
+    }
+}
+
 /// What the command line adds to the configuration.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Wishes {
@@ -82,8 +106,6 @@ pub struct Wishes {
     pub preserve_fds: u32,
     /// The systemd socket protocol was used: the container's LISTEN_PID becomes 1.
     pub listen_fds: Option<u32>,
-    /// A socket for readiness messages is bound at `/run/notify`.
-    pub notify_socket: bool,
 }
 
 impl InitPlan {
@@ -98,12 +120,6 @@ impl InitPlan {
         if restricts && !has_mount_namespace {
             return Err(Error::invalid("unable to restrict sys entries without a private MNT namespace"));
         }
-        if linux.and_then(|linux| linux.net_devices().as_ref()).is_some_and(|devices| !devices.is_empty()) {
-            return Err(Error::unsupported(
-                "linux.netDevices: moving network devices into a container is not built yet; move them with a \
-                 createRuntime hook",
-            ));
-        }
         let own_uts = namespaces.has(Namespace::Uts);
         if !own_uts && spec.hostname().as_ref().is_some_and(|name| !name.is_empty()) {
             return Err(Error::invalid("unable to set hostname without a private UTS namespace"));
@@ -112,7 +128,7 @@ impl InitPlan {
             return Err(Error::invalid("unable to set domainname without a private UTS namespace"));
         }
         let ids = IdMaps::new(linux, &namespaces)?;
-        let mounts = mounts::plan(spec, bundle, &rootfs, &namespaces, wishes)?;
+        let mounts = mounts::plan(spec, bundle, &rootfs, &namespaces)?;
         let devices = devices::plan(linux, &mounts)?;
         let hooks = spec.hooks().as_ref();
         #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]
@@ -139,9 +155,31 @@ impl InitPlan {
             create_container_hooks: list(hooks.and_then(|hooks| hooks.create_container().as_ref())),
             start_container_hooks: list(hooks.and_then(|hooks| hooks.start_container().as_ref())),
             stops_for_runtime_hooks: [prestart, create_runtime].into_iter().flatten().any(|list| !list.is_empty()),
+            net_devices: net_devices(linux),
             namespaces,
         })
     }
+}
+
+impl InitPlan {
+    /// Shows the container a directory with a socket, and tells its program of it.
+    pub fn show_readiness(&mut self, directory: PathBuf) {
+        self.mounts.push(MountPlan::shown(directory, readiness::DIRECTORY));
+        let socket = format!("{}/{}", readiness::DIRECTORY, readiness::SOCKET);
+        process::replace(&mut self.process.env, "NOTIFY_SOCKET", &socket);
+    }
+}
+
+fn net_devices(linux: Option<&Linux>) -> Vec<(String, String)> {
+    let devices = linux.and_then(|linux| linux.net_devices().as_ref()).into_iter().flatten();
+    let renamed = devices.map(|(name, device)| {
+        let new = device.name().clone().filter(|new| !new.is_empty());
+        (name.clone(), new.unwrap_or_else(|| name.clone()))
+    });
+    let mut list: Vec<_> = renamed.collect();
+    // The order of a map says nothing; that of templated names should.
+    list.sort();
+    list
 }
 
 fn paths(texts: Option<&Vec<String>>) -> Vec<PathBuf> {

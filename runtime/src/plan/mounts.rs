@@ -7,7 +7,6 @@ use rung_sys::idmap::Range;
 use rung_sys::mount_options::MountOptions;
 use rung_sys::namespace::Namespace;
 
-use super::Wishes;
 use super::ids;
 use super::namespaces::NamespacePlan;
 use crate::error::{Doing as _, Error, Result};
@@ -75,27 +74,26 @@ const BELOW_PROC: &[&str] = &[
 ];
 
 /// Plans every mount of the configuration, in its order.
-pub fn plan(
-    spec: &Spec,
-    bundle: &Path,
-    rootfs: &Path,
-    namespaces: &NamespacePlan,
-    wishes: Wishes,
-) -> Result<Vec<MountPlan>> {
+pub fn plan(spec: &Spec, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) -> Result<Vec<MountPlan>> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
+    // One more for the readiness socket.
     let mut planned = Vec::with_capacity(mounts.len() + 1);
     for (index, mount) in mounts.iter().enumerate() {
         planned.push(one(mount, bundle, rootfs, namespaces).doing(|| format!("mounts[{index}]"))?);
     }
-    if wishes.notify_socket {
-        planned.push(MountPlan {
-            destination: "/run/notify".into(),
-            kind: MountKind::Bind { source: PathBuf::from(super::process::NOTIFY_SOURCE) },
+    Ok(planned)
+}
+
+impl MountPlan {
+    /// Shows a directory of the host, in which nothing can be made or executed.
+    pub fn shown(source: PathBuf, destination: &str) -> Self {
+        Self {
+            destination: destination.into(),
+            kind: MountKind::Bind { source },
             options: MountOptions::parse(["bind", "nosuid", "noexec", "nodev", "ro"]),
             idmap: None,
-        });
+        }
     }
-    Ok(planned)
 }
 
 fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) -> Result<MountPlan> {

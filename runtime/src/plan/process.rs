@@ -5,9 +5,6 @@ use oci_spec::runtime::{Linux, LinuxMemoryPolicy, LinuxPersonality, Process, Spe
 use super::Wishes;
 use crate::error::{Error, Result};
 
-/// Stands for the directory of the readiness socket until the state directory is known.
-pub const NOTIFY_SOURCE: &str = "/run/notify";
-
 /// Everything about the program.
 #[derive(Debug)]
 pub struct ProcessPlan {
@@ -52,9 +49,6 @@ impl ProcessPlan {
         if let Some(count) = wishes.listen_fds {
             replace(&mut env, "LISTEN_FDS", &count.to_string());
             replace(&mut env, "LISTEN_PID", "1");
-        }
-        if wishes.notify_socket {
-            replace(&mut env, "NOTIFY_SOCKET", "/run/notify/notify.sock");
         }
         Ok(Self {
             args,

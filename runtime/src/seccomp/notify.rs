@@ -99,7 +99,7 @@ mod tests {
         assert!(
             refused
                 .to_string()
-                .starts_with("linux.seccomp.listenerPath: hand the notify descriptor to /nonexistent/socket")
+                .starts_with("linux.seccomp.listenerPath: failed to connect with seccomp agent /nonexistent/socket")
         );
     }
 }

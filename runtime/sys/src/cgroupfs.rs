@@ -253,18 +253,18 @@ impl CgroupDir {
         Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
     }
 
-    /// Changes the owner of the directory (`file` = None) or of one of its files.
+    /// Changes the owner, not the group, of the directory (`file` = None) or of one of its files.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn chown(&self, file: Option<&str>, uid: u32, gid: u32) -> Result<()> {
-        let (uid, gid) = (Some(nix::unistd::Uid::from_raw(uid)), Some(nix::unistd::Gid::from_raw(gid)));
+    pub fn give(&self, file: Option<&str>, uid: u32) -> Result<()> {
+        let uid = Some(nix::unistd::Uid::from_raw(uid));
         let flags = nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW | nix::fcntl::AtFlags::AT_EMPTY_PATH;
         let at = |errno| {
             let path = file.map_or_else(|| self.path.clone(), |name| self.path.join(name));
             failed("fchownat", path, errno)
         };
-        nix::unistd::fchownat(&self.fd, file.unwrap_or(""), uid, gid, flags).map_err(at)
+        nix::unistd::fchownat(&self.fd, file.unwrap_or(""), uid, None, flags).map_err(at)
     }
 }
 

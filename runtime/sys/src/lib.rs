@@ -23,6 +23,7 @@ pub mod mount;
 pub mod mount_options;
 pub mod mount_words;
 pub mod namespace;
+pub mod netlink;
 pub mod network;
 pub mod pause;
 pub mod personality;

@@ -1,4 +1,4 @@
-//! The loopback device, and moving network devices between namespaces.
+//! The loopback device.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

@@ -1,0 +1,200 @@
+//! The runtime, killed before each of its system calls in turn. Whatever it had done by then, `delete --force` removes it
+//! all: the harness looks for processes, mounts, cgroups and files that are left.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+use integration_tests::{Bundle, Env, Result, Test, tests, wait};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_create_can_be_killed_anywhere[Root, Strace],
+    a_run_can_be_killed_anywhere[Root, Strace],
+    a_start_can_be_killed_anywhere[Root, Strace],
+    a_delete_can_be_killed_anywhere[Root, Strace],
+    a_pause_can_be_killed_anywhere[Root, Strace],
+    an_exec_can_be_killed_anywhere[Root, Strace],
+    force_is_enough_for_anything_in_the_state_directory[Root],
+];
+
+/// A system call and its how-many-eth it is.
+type Instant = (String, usize);
+
+/// How many instants one test tries: all of them take too long for every day, so each run takes others.
+const INSTANTS: usize = 24;
+
+struct Killer<'a> {
+    env: &'a Env,
+    args: Vec<String>,
+}
+
+impl<'a> Killer<'a> {
+    fn new(env: &'a Env, args: &[&str]) -> Self {
+        Self { env, args: args.iter().map(|arg| (*arg).to_owned()).collect() }
+    }
+
+    fn strace(&self, options: &[&str]) -> Result<Command> {
+        let mut command = Command::new("strace");
+        self.env.prepare(&mut command);
+        command.args(options).arg(self.env.program("rung")?).arg("--root").arg(self.env.path("rung")).args(&self.args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(command)
+    }
+
+    /// The calls of an undisturbed run, a sample of them.
+    fn instants(&self) -> Result<Vec<Instant>> {
+        let trace = self.env.path("trace");
+        let name = trace.to_str().context("a path")?;
+        self.strace(&["--quiet=all", "-o", name])?.status()?;
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut all = Vec::new();
+        for line in fs::read_to_string(&trace)?.lines() {
+            let Some((call, _)) = line.split_once('(') else { continue };
+            if call.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+                let count = seen.entry(call.to_owned()).or_default();
+                *count += 1;
+                all.push((call.to_owned(), *count));
+            }
+        }
+        ensure!(all.len() > 20, "only {} system calls were seen", all.len());
+        let step = all.len().div_ceil(INSTANTS).max(1);
+        let offset = usize::from(self.env.token().bytes().fold(0_u8, u8::wrapping_add)) % step;
+        Ok(all.into_iter().skip(offset).step_by(step).collect())
+    }
+
+    /// Runs it and kills it on the way into this call.
+    fn kill_at(&self, (call, nth): &Instant) -> Result<()> {
+        let inject = format!("inject={call}:signal=KILL:when={nth}");
+        let trace = format!("trace={call}");
+        self.strace(&["--quiet=all", "-o", "/dev/null", "-e", &trace, "-e", &inject])?.status()?;
+        Ok(())
+    }
+}
+
+fn bundle(env: &Env, name: &str) -> Result<Bundle> {
+    let mut bundle = Bundle::new(env, name, &["sleep", "600"])?;
+    bundle.set("/linux/resources/pids/limit", 50);
+    bundle.push("/hooks/createRuntime", json!({"path": "/bin/true"}));
+    Ok(bundle)
+}
+
+/// `delete --force`, twice, with the container's name free again after it.
+fn delete(env: &Env, id: &str, after: &Instant) -> Result<()> {
+    for round in ["first", "second"] {
+        let ran = env.run_rung(&["delete", "--force", id])?;
+        ensure!(ran.code() == 0, "{round} delete after {after:?}: {}", ran.stderr);
+    }
+    ensure!(!env.path("rung").join(id).exists(), "the directory is left after {after:?}");
+    wait::until(&format!("no process is left after {after:?}"), || no_process(id).then_some(()))?;
+    let left = cgroups(id)?;
+    ensure!(left.is_empty(), "cgroups are left after {after:?}: {left:?}");
+    Ok(())
+}
+
+/// Whether any process is in a cgroup with this name, or was started as `sleep 600` of it.
+fn no_process(id: &str) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    !processes
+        .flatten()
+        .any(|process| fs::read_to_string(process.path().join("cgroup")).is_ok_and(|text| text.contains(id)))
+}
+
+fn cgroups(id: &str) -> Result<Vec<std::path::PathBuf>> {
+    let mut roots = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+    Ok(roots.into_iter().map(|root| root.join(id)).filter(|path| path.exists()).collect())
+}
+
+fn status(env: &Env, id: &str) -> Result<String> {
+    let state: Value = serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?;
+    Ok(state["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// What is made must be made anew for each instant.
+fn making(env: &Env, name: &str, verb: &[&str]) -> Result<()> {
+    let id = env.id(name);
+    let bundle = bundle(env, name)?;
+    let mut args = verb.to_vec();
+    args.extend(["--bundle", bundle.write()?, &id]);
+    let killer = Killer::new(env, &args);
+    let instants = killer.instants()?;
+    delete(env, &id, &("the undisturbed run".to_owned(), 0))?;
+    for instant in &instants {
+        killer.kill_at(instant)?;
+        delete(env, &id, instant)?;
+    }
+    // And the name is free for a container that works.
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    delete(env, &id, &("the end".to_owned(), 0))
+}
+
+/// What is done to a container that exists, which `prepare` makes.
+fn doing(env: &Env, name: &str, first: &[&str], verb: &[&str]) -> Result<()> {
+    let id = env.id(name);
+    let bundle = bundle(env, name)?;
+    let path = bundle.write()?.to_owned();
+    let prepare = || -> Result<()> {
+        let mut command = env.rung(first)?;
+        command.args(["--bundle", &path, &id]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        ensure!(command.status()?.success(), "{first:?} failed");
+        Ok(())
+    };
+    let args: Vec<&str> = verb.iter().map(|word| if *word == "ID" { id.as_str() } else { word }).collect();
+    let killer = Killer::new(env, &args);
+    prepare()?;
+    let instants = killer.instants()?;
+    delete(env, &id, &("the undisturbed run".to_owned(), 0))?;
+    for instant in &instants {
+        prepare()?;
+        killer.kill_at(instant)?;
+        // Whatever it is by now, it can be asked, unless it is gone.
+        if env.path("rung").join(&id).join("state.json").exists() {
+            let found = status(env, &id)?;
+            ensure!(["created", "running", "paused", "stopped"].contains(&found.as_str()), "{instant:?}: {found:?}");
+        }
+        delete(env, &id, instant)?;
+    }
+    Ok(())
+}
+
+fn a_create_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    making(env, "create", &["create"])
+}
+
+fn a_run_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    making(env, "run", &["run", "--detach"])
+}
+
+fn a_start_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    doing(env, "start", &["create"], &["start", "ID"])
+}
+
+fn a_delete_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    doing(env, "delete", &["run", "--detach"], &["delete", "--force", "ID"])
+}
+
+fn a_pause_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    doing(env, "pause", &["run", "--detach"], &["pause", "ID"])
+}
+
+fn an_exec_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    doing(env, "exec", &["run", "--detach"], &["exec", "--detach", "ID", "sleep", "600"])
+}
+
+/// Half-written, empty, damaged, or not even a directory of ours: `delete --force` ends with nothing there.
+fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> {
+    let root = env.dir("rung")?;
+    for (name, content) in [("empty", None), ("half", Some("{\"id\":\"ha")), ("null", Some("null")), ("zero", Some(""))]
+    {
+        let id = env.id(name);
+        fs::create_dir_all(root.join(&id).join("notify"))?;
+        if let Some(content) = content {
+            fs::write(root.join(&id).join("state.json"), content)?;
+        }
+        fs::write(root.join(&id).join(".state.json.new"), "x")?;
+        delete(env, &id, &(name.to_owned(), 0))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! Attacks that need another container at the same time: one that shares a volume and changes it between two looks of the
+//! runtime. A thread of the test is that container.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, ensure};
+use integration_tests::{Bundle, Env, Result, Test, output, tests};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_swapped_mount_target_stays_inside[Root, Fast],
+    a_swapped_null_device_masks_nothing[Root, Fast],
+    a_swapped_console_leads_nowhere[Root, Fast],
+    a_swapped_working_directory_makes_nothing_outside[Root, Fast],
+    an_exec_shows_no_descriptor_of_the_host[Root, Fast],
+];
+
+/// Starts of a container that one race is tried with.
+const ROUNDS: usize = 60;
+
+/// Exchanges two names, again and again, until it is dropped.
+struct Swapper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Swapper {
+    fn start(one: PathBuf, other: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                // Either name may be busy, or gone, for a moment.
+                let _ = renameat2(AT_FDCWD, &one, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Everything in a directory and below, with sizes: a picture to compare with a later one.
+fn picture(path: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut seen = Vec::new();
+    let mut pending = vec![path.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            seen.push((entry.path(), found.len()));
+            if found.is_dir() {
+                pending.push(entry.path());
+            }
+        }
+    }
+    seen.sort();
+    Ok(seen)
+}
+
+/// The mounts of the host, which must be the same after every attack.
+fn host_mounts() -> Result<usize> {
+    Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().count())
+}
+
+/// CVE-2021-30465, CVE-2019-19921: a component of a mount target becomes a link between the look and the mount.
+fn a_swapped_mount_target_stays_inside(env: &Env) -> Result<()> {
+    let (volume, victim) = (env.dir("volume")?, env.dir("victim")?);
+    fs::write(victim.join("canary"), "unharmed")?;
+    fs::create_dir(volume.join("dir"))?;
+    symlink(&victim, volume.join("link"))?;
+    let mut bundle = Bundle::new(env, "target", &["sh", "-c", "cat /volume/dir/made/canary /volume/link/made/canary"])?;
+    bundle.push("/mounts", json!({"destination": "/volume", "source": volume, "options": ["bind"]}));
+    bundle.push("/mounts", json!({"destination": "/volume/dir/made", "type": "tmpfs", "source": "tmpfs"}));
+    let (path, before, mounts) = (bundle.write()?, picture(&victim)?, host_mounts()?);
+    let swapper = Swapper::start(volume.join("dir"), volume.join("link"));
+    for round in 0..ROUNDS {
+        // Whether it starts does not matter; where it mounts does.
+        let ran = env.run_rung(&["run", "--bundle", path, &env.id(&format!("target{round}"))])?;
+        ensure!(!ran.stdout.contains("unharmed"), "a container read a file of the host");
+    }
+    drop(swapper);
+    ensure!(picture(&victim)? == before, "a mount point was made outside");
+    ensure!(host_mounts()? == mounts, "a mount is left on the host");
+    Ok(())
+}
+
+/// CVE-2025-31133: the device that masks are made of is exchanged for a link to what they hide.
+fn a_swapped_null_device_masks_nothing(env: &Env) -> Result<()> {
+    let dev = env.dir("dev")?;
+    let null = dev.join("null");
+    env.run("mknod", &["-m", "666", null.to_str().context("a path")?, "c", "1", "3"])?.ok()?;
+    symlink("/proc/sys/kernel/core_pattern", dev.join("link"))?;
+    let script = "grep -q x /proc/timer_list && echo seen; echo '|/attack' > /proc/timer_list; exit 0";
+    let mut bundle = Bundle::new(env, "null", &["sh", "-c", script])?;
+    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
+    let other = |mount: &Value| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev"));
+    let mut kept: Vec<Value> = mounts.into_iter().filter(other).collect();
+    kept.push(json!({"destination": "/dev", "source": dev, "options": ["bind"]}));
+    bundle.set("/mounts", kept);
+    let path = bundle.write()?;
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
+    let swapper = Swapper::start(null, dev.join("link"));
+    for round in 0..ROUNDS {
+        let mut command = env.rung(&["run", "--bundle", path, &env.id(&format!("null{round}"))])?;
+        command.stdin(Stdio::null());
+        let ran = output::run(command)?;
+        ensure!(!ran.stdout.contains("seen"), "a mask was left out");
+        ensure!(fs::read_to_string("/proc/sys/kernel/core_pattern")? == pattern, "a mask became a way to a setting");
+    }
+    drop(swapper);
+    Ok(())
+}
+
+/// CVE-2025-52565, CVE-2026-88264: what the terminal is bound to is exchanged for a link.
+fn a_swapped_console_leads_nowhere(env: &Env) -> Result<()> {
+    let victim = env.path("victim");
+    fs::write(&victim, "unharmed")?;
+    let dev = env.dir("dev")?;
+    fs::write(dev.join("console"), "")?;
+    symlink(&victim, dev.join("link"))?;
+    let mut bundle = Bundle::new(env, "console", &["sh", "-c", "echo attack > /dev/console"])?;
+    bundle.set("/process/terminal", true);
+    for mount in bundle.config["mounts"].as_array_mut().context("mounts")? {
+        if mount["destination"] == "/dev" {
+            *mount = json!({"destination": "/dev", "source": dev, "options": ["bind"]});
+        }
+    }
+    fs::create_dir_all(dev.join("pts"))?;
+    for name in ["shm", "mqueue"] {
+        fs::create_dir_all(dev.join(name))?;
+    }
+    let (path, mounts) = (bundle.write()?, host_mounts()?);
+    let swapper = Swapper::start(dev.join("console"), dev.join("link"));
+    for round in 0..ROUNDS {
+        env.run_rung(&["run", "--bundle", path, &env.id(&format!("console{round}"))])?;
+        ensure!(fs::read_to_string(&victim)? == "unharmed", "the terminal led to a file of the host");
+    }
+    drop(swapper);
+    ensure!(host_mounts()? == mounts, "a mount is left on the host");
+    Ok(())
+}
+
+/// CVE-2026-55686 and its kin: a working directory that is made where a link leads.
+fn a_swapped_working_directory_makes_nothing_outside(env: &Env) -> Result<()> {
+    let victim = env.dir("victim")?;
+    let mut bundle = Bundle::new(env, "workdir", &["pwd"])?;
+    bundle.set("/root/readonly", false).set("/process/cwd", "/work/a/b");
+    fs::create_dir(bundle.rootfs().join("work"))?;
+    symlink(&victim, bundle.rootfs().join("link"))?;
+    let path = bundle.write()?;
+    let swapper = Swapper::start(bundle.rootfs().join("work"), bundle.rootfs().join("link"));
+    for round in 0..ROUNDS {
+        env.run_rung(&["run", "--bundle", path, &env.id(&format!("workdir{round}"))])?;
+        ensure!(fs::read_dir(&victim)?.count() == 0, "a directory was made outside");
+    }
+    drop(swapper);
+    Ok(())
+}
+
+/// CVE-2016-9962: root of the container looks at every process that joins, for a descriptor of the host, and for one that
+/// it may trace.
+fn an_exec_shows_no_descriptor_of_the_host(env: &Env) -> Result<()> {
+    let id = env.id("spy");
+    let watcher = "for n in /proc/1/ns/*; do own=\"$own $(readlink $n)\"; done; while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] && continue; \
+                   for f in $p/fd/*; do t=$(readlink $f 2>/dev/null) || continue; \
+                   case $t in /|/dev/null|pipe:*|socket:*|anon_inode:*|/proc/*|/bin/*|*/$ID/*) continue;; esac; \
+                   case $own in *\"$t\"*) ;; *) echo $p $f $t >> /seen;; esac; \
+                   done; done; done";
+    let mut bundle = Bundle::new(env, "spy", &["sh", "-c", watcher])?;
+    bundle.push("/process/env", json!(format!("ID={id}")));
+    bundle.set("/root/readonly", false).push("/process/capabilities/bounding", json!("CAP_SYS_PTRACE"));
+    bundle.push("/process/capabilities/effective", json!("CAP_SYS_PTRACE"));
+    bundle.push("/process/capabilities/permitted", json!("CAP_SYS_PTRACE"));
+    let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    ensure!(command.status()?.success());
+    for _ in 0..ROUNDS {
+        let mut command = env.rung(&["exec", &id, "true"])?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
+    }
+    let seen = fs::read_to_string(bundle.rootfs().join("seen")).unwrap_or_default();
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(seen.is_empty(), "a container saw what the runtime has open:\n{seen}");
+    Ok(())
+}

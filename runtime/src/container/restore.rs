@@ -1,0 +1,292 @@
+//! Bringing a container back from disk.
+//!
+//! criu makes the processes as children of this program and holds them until it has looked at them. Everything that
+//! criu needs to see mounted is mounted in a mount namespace that ends with it, so that nothing is left on the host
+//! whatever happens.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use rung_sys::mount::{self, Change, Propagation};
+use rung_sys::namespace::{self, Namespace};
+use rung_sys::process::Pid;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::alive::ProcessStat;
+use super::checkpoint::{external_name, has_external_form};
+use super::create::{self, Made, Options};
+use super::id::ContainerId;
+use super::readiness;
+use super::record::Record;
+use super::store::Entry;
+use super::{Settings, sockets};
+use crate::bundle::Bundle;
+use crate::cgroups::Cgroup;
+use crate::criu::options::{self, Directories, FIRST_INHERITED, inherited};
+use crate::criu::session::{Notification, Session, Verb};
+use crate::criu::wire::Message;
+use crate::criu::{external, images, verify};
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::hooks::{self, HookState};
+use crate::launch::{self, Started};
+use crate::plan::InitPlan;
+
+const LOG: &str = "restore.log";
+
+/// What is asked of a restore beyond the flags of `create`.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// What checkpoints have too.
+    pub common: options::Options,
+    /// `TYPE:NAME` of another profile than the one in the images.
+    pub lsm_profile: Option<String>,
+    /// Another SELinux label of mounts than the one in the images.
+    pub lsm_mount_context: Option<String>,
+}
+
+/// A restore under way.
+struct Restore<'a> {
+    bundle: Bundle,
+    plan: InitPlan,
+    state: HookState,
+    entry: Entry,
+    cgroup: Cgroup,
+    options: &'a Options,
+    record: Record,
+    pid: Option<Pid>,
+    console: Option<OwnedFd>,
+}
+
+/// `restore`. On failure nothing of the container is left.
+pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted: &Wanted) -> Result<Made> {
+    let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
+    let plan = InitPlan::new(id.as_str(), &bundle.path, bundle.rootfs()?, &bundle.spec, options.wishes)?;
+    create::check(&plan, options, settings.rootless)?;
+    let cgroups_path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+    let cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
+        .map_err(launch::cgroup_error)?
+        .with_annotations(bundle.spec.annotations().as_ref());
+    let state = create::hook_state(id, &bundle);
+    let record = create::first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
+    let entry = settings.store.claim(id)?;
+    let mut restore = Restore { bundle, plan, state, entry, cgroup, options, record, pid: None, console: None };
+    match restore.attempt(wanted) {
+        Ok(started) => {
+            let Restore { bundle, state, entry, cgroup, record, .. } = restore;
+            Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness: None })
+        }
+        Err(error) => {
+            create::undo(&restore.entry, &restore.cgroup, &restore.bundle.spec, &restore.state);
+            Err(error)
+        }
+    }
+}
+
+impl Restore<'_> {
+    fn attempt(&mut self, wanted: &Wanted) -> Result<Started> {
+        self.entry.plan(&self.record)?;
+        readiness::make_directory(&self.entry.readiness())?;
+        let root = self.entry.criu_root();
+        let away = Away::begin()?;
+        let begun = self.begin(&root, wanted);
+        away.end()?;
+        let (directories, message, mut session) = begun?;
+        let resources = self.bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        self.cgroup.create(resources, Some(session.pid())).map_err(launch::cgroup_error)?;
+        let message = self.place(message.text(13, &root.to_string_lossy()), session.pid())?;
+        let request = Message::default().message(2, &message);
+        session.ask(Verb::Restore, &request, |notification| self.notified(notification)).inspect_err(|_| {
+            directories.quote_errors();
+            // What criu had made it takes back, unless it is gone itself.
+            if let Some(pid) = self.pid {
+                drop(rung_sys::signal::send(pid, libc::SIGKILL));
+            }
+        })?;
+        session.finish()?;
+        self.finish()
+    }
+
+    /// What is done in criu's mount namespace: it works in the directories it is given, so they are opened there, and looked
+    /// at there.
+    fn begin(&self, root: &Path, wanted: &Wanted) -> Result<(Directories, Message, Session)> {
+        let directories = Directories::open(&wanted.common, LOG, false)?;
+        images::check(directories.images.as_fd(), &wanted.common.images)?;
+        let mut message = wanted.common.request(&directories, LOG, &self.bundle.spec).flag(6, true).flag(26, true);
+        for (field, value) in [(53, &wanted.lsm_profile), (63, &wanted.lsm_mount_context)] {
+            message = value.iter().fold(message, |message, value| message.text(field, value));
+        }
+        let (mut message, joined) = self.join_namespaces(message)?;
+        for (number, name) in (0..).zip(images::descriptors(directories.images.as_fd(), &wanted.common.images)?) {
+            if name.contains("pipe:") {
+                message = inherited(message, &name, number);
+            }
+        }
+        self.prepare_root(root)?;
+        let fds: Vec<_> = joined.iter().map(File::as_fd).collect();
+        Ok((directories, message, Session::start(&fds)?))
+    }
+
+    /// Namespaces that are joined by path: criu gets the descriptors of some, and the paths of others.
+    fn join_namespaces(&self, mut message: Message) -> Result<(Message, Vec<File>)> {
+        let mut joined = Vec::new();
+        for (kind, path) in &self.plan.namespaces.join {
+            match kind {
+                kind if has_external_form(*kind) => {
+                    let number = FIRST_INHERITED + i32::try_from(joined.len()).unwrap_or_default();
+                    joined.push(File::open(path).doing(|| format!("open {}", path.display()))?);
+                    message = inherited(message, external_name(*kind), number);
+                }
+                Namespace::Cgroup | Namespace::Time => {
+                    let name = kind.proc_name();
+                    return Err(Error::unsupported(format!("criu cannot restore into a {name} namespace that exists")));
+                }
+                kind => {
+                    let inner = Message::default().text(1, kind.proc_name()).text(2, &path.to_string_lossy());
+                    message = message.message(39, &inner);
+                }
+            }
+        }
+        Ok((message, joined))
+    }
+
+    /// criu wants a root that is a mount point of its own. Mount points below it are made as `create` makes them, in a
+    /// first tree that goes again, for criu puts the mounts there itself.
+    fn prepare_root(&self, root: &Path) -> Result<()> {
+        std::fs::create_dir(root).doing(|| format!("make {}", root.display()))?;
+        let bind = || -> Result<OwnedFd> {
+            let tree = mount::open_tree_at_path(&self.plan.root.path, true)?;
+            let place = open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+            mount::attach(tree.as_fd(), place.as_fd())?;
+            Ok(tree)
+        };
+        let first = bind().doing(|| format!("bind the root at {}", root.display()))?;
+        external::make_mount_points(&first, &self.plan)?;
+        drop(first);
+        mount::detach(root).doing(|| format!("unmount {}", root.display()))?;
+        bind().map(drop).doing(|| format!("bind the root at {}", root.display()))
+    }
+
+    /// What of the host the container gets, and in which cgroups it is.
+    fn place(&self, message: Message, criu: Pid) -> Result<Message> {
+        let list = external::all(&self.plan, &self.cgroup.views(), &self.entry.readiness());
+        let mut message = external::supply_all(message, &list)?;
+        let path = format!("/proc/{criu}/cgroup");
+        for line in std::fs::read_to_string(&path).doing(|| format!("read {path}"))?.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            if let (Some(controller), Some(inner)) = (parts.next(), parts.next()) {
+                message = message.message(25, &Message::default().text(1, controller).text(2, inner));
+            }
+        }
+        Ok(message)
+    }
+
+    fn notified(&mut self, notification: Notification) -> Result<()> {
+        match notification.point.as_str() {
+            "setup-namespaces" => {
+                let hooks = self.bundle.spec.hooks().as_ref();
+                #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]
+                let prestart = hooks.and_then(|hooks| hooks.prestart().as_deref()).unwrap_or_default();
+                let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_deref()).unwrap_or_default();
+                let pid = Some(notification.pid);
+                hooks::run("prestart", prestart, &self.state, "creating", pid)?;
+                hooks::run("createRuntime", create_runtime, &self.state, "creating", pid)
+            }
+            "orphan-pts-master" => {
+                self.console = notification.fds.into_iter().next();
+                Ok(())
+            }
+            "post-restore" => self.restored(Pid::from_raw(notification.pid)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The processes are there, and held.
+    fn restored(&mut self, pid: Pid) -> Result<()> {
+        self.pid = Some(pid);
+        let others = self.cgroup.pids().map_err(launch::cgroup_error)?;
+        let inside: Vec<Pid> = others.into_iter().filter(|other| descends(*other, pid)).collect();
+        verify::check(&self.plan, &self.bundle.spec, pid, &inside)?;
+        let stat = ProcessStat::read(pid).ok_or_else(|| Error::new(Kind::Internal, "the restored process is gone"))?;
+        create::complete(&mut self.record, pid, stat.start_time, &self.cgroup);
+        self.note_time_namespace(pid)?;
+        self.entry.save(&self.record)
+    }
+
+    /// criu keeps the clocks going with a time namespace, which a later `exec` has to join.
+    fn note_time_namespace(&mut self, pid: Pid) -> Result<()> {
+        let identity = |path: String| nix::sys::stat::stat(path.as_str()).map(|found| found.st_ino).ok();
+        let made = identity(format!("/proc/{pid}/ns/time")) != identity("/proc/self/ns/time".to_owned());
+        if !made || self.plan.namespaces.has(Namespace::Time) {
+            return Ok(());
+        }
+        let wrong = |error: serde_json::Error| Error::invalid(error.to_string());
+        let mut document: serde_json::Value = serde_json::from_str(self.record.config.spec.get()).map_err(wrong)?;
+        if let Some(list) = document.pointer_mut("/linux/namespaces").and_then(serde_json::Value::as_array_mut) {
+            list.push(json!({"type": "time"}));
+        }
+        self.record.config.spec = RawValue::from_string(document.to_string()).map_err(wrong)?;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Started> {
+        let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
+        let pidfd = rung_sys::pidfd::open(pid).doing(|| "open the restored process")?;
+        std::fs::remove_dir(self.entry.criu_root()).doing(|| "remove the directory of the root")?;
+        let mut console = self.console.take();
+        if let (Some(socket), Some(master)) = (&self.options.console_socket, &console) {
+            sockets::send_console(socket, master)?;
+            console = None;
+        }
+        if let Some(path) = &self.options.pid_file {
+            create::write_pid_file(path, pid.as_raw())?;
+        }
+        Started::adopted(pid, pidfd, console)
+    }
+}
+
+/// Whether `pid` is a child, or a child's child, of `ancestor`; or the same.
+fn descends(pid: Pid, ancestor: Pid) -> bool {
+    let mut current = pid.as_raw();
+    for _ in 0..4096 {
+        if current == ancestor.as_raw() {
+            return true;
+        }
+        let status = std::fs::read_to_string(format!("/proc/{current}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
+        match parent {
+            Some(parent) if parent > 1 => current = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// This program, in a mount namespace that nobody else sees.
+struct Away {
+    namespace: File,
+    directory: OwnedFd,
+}
+
+impl Away {
+    fn begin() -> Result<Self> {
+        let namespace = File::open("/proc/self/ns/mnt").doing(|| "open /proc/self/ns/mnt")?;
+        let directory = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        namespace::leave(Namespace::Mount.flag()).doing(|| "make a mount namespace for criu")?;
+        let away = Self { namespace, directory };
+        let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let change = Change { propagation: Some(Propagation::Slave), ..Change::default() };
+        match mount::set_attributes(root.as_fd(), true, &change).doing(|| "cut the mount tree off from the host's") {
+            Ok(()) => Ok(away),
+            Err(error) => away.end().and(Err(error)),
+        }
+    }
+
+    fn end(self) -> Result<()> {
+        namespace::enter(self.namespace.as_fd(), Namespace::Mount.flag()).doing(|| "return from criu's mounts")?;
+        nix::unistd::fchdir(&self.directory).doing(|| "return to the working directory")
+    }
+}

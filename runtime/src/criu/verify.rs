@@ -1,0 +1,246 @@
+//! What must be true of processes that came back, before they run.
+//!
+//! Images say who a process is and what it sees. Whoever made them could have asked for any capability, another
+//! namespace, or a `/proc` without its masks. So the result is held against the bundle while criu still holds it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, stat};
+use oci_spec::runtime::Spec;
+use rung_sys::capabilities::CapabilitySet;
+use rung_sys::mount::attribute;
+use rung_sys::namespace::Namespace;
+use rung_sys::process::Pid;
+
+use super::external::{Mounted, Table, mounted_at};
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::plan::InitPlan;
+use crate::plan::ids::IdMaps;
+
+/// `CAP_SYS_ADMIN`: a container that has it may mount what it likes.
+const SYS_ADMIN: u8 = 21;
+
+/// File systems that show nothing but what their owner has put into them.
+const HARMLESS: [&str; 4] = ["tmpfs", "mqueue", "devpts", "ramfs"];
+
+/// Holds all processes of a restored container against its configuration.
+pub fn check(plan: &InitPlan, spec: &Spec, init: Pid, others: &[Pid]) -> Result<()> {
+    let refuse =
+        |error: Error| error.while_doing("the checkpoint does not match the bundle").with_kind(Kind::Permission);
+    namespaces(plan, init).map_err(refuse)?;
+    if let Some(maps) = &plan.ids {
+        id_maps(maps, init).map_err(refuse)?;
+    }
+    for pid in std::iter::once(init).chain(others.iter().copied().filter(|pid| *pid != init)) {
+        process(plan, spec, init, pid).map_err(refuse)?;
+    }
+    if plan.namespaces.makes(Namespace::Mount) {
+        mounts(plan, init).map_err(refuse)?;
+    }
+    Ok(())
+}
+
+fn mismatch(what: impl Into<String>) -> Error {
+    Error::new(Kind::Permission, what)
+}
+
+/// The inode of a namespace, which is its identity.
+fn identity(pid: &str, kind: Namespace) -> Result<u64> {
+    let path = format!("/proc/{pid}/ns/{}", kind.proc_name());
+    Ok(stat(path.as_str()).doing(|| format!("look at {path}"))?.st_ino)
+}
+
+fn namespaces(plan: &InitPlan, init: Pid) -> Result<()> {
+    let pid = init.to_string();
+    for kind in Namespace::ALL {
+        let (own, found) = (identity("self", kind)?, identity(&pid, kind)?);
+        let joined = plan.namespaces.join.iter().find(|(joined, _)| *joined == kind);
+        let right = match joined {
+            Some((_, path)) => stat(path).doing(|| format!("look at {}", path.display()))?.st_ino == found,
+            None if plan.namespaces.makes(kind) => own != found,
+            // criu puts what it restores into time namespaces, to keep the clocks going.
+            None => own == found || kind == Namespace::Time,
+        };
+        if !right {
+            return Err(mismatch(format!("process {pid} is in another {} namespace", kind.proc_name())));
+        }
+    }
+    Ok(())
+}
+
+fn id_maps(maps: &IdMaps, init: Pid) -> Result<()> {
+    for (file, ranges) in [("uid_map", &maps.uids), ("gid_map", &maps.gids)] {
+        let path = format!("/proc/{init}/{file}");
+        let text = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+        let numbers: Vec<u32> = text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let mut found: Vec<&[u32]> = numbers.chunks(3).collect();
+        let wanted: Vec<[u32; 3]> = ranges.iter().map(|range| [range.inside, range.outside, range.count]).collect();
+        let mut wanted: Vec<&[u32]> = wanted.iter().map(<[u32; 3]>::as_slice).collect();
+        found.sort_unstable();
+        wanted.sort_unstable();
+        if found != wanted {
+            return Err(mismatch(format!("{path} is not as configured")));
+        }
+    }
+    Ok(())
+}
+
+/// What one process may do.
+fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
+    let number = pid.to_string();
+    for kind in [Namespace::Pid, Namespace::Mount, Namespace::User, Namespace::Network, Namespace::Ipc] {
+        if plan.namespaces.has(kind) && identity("self", kind)? == identity(&number, kind)? {
+            return Err(mismatch(format!("process {pid} is in the {} namespace of the host", kind.proc_name())));
+        }
+    }
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+    let status = Status(&status);
+    // In a user namespace that it made itself, a process has all rights, and none of them counts outside.
+    if identity(&number, Namespace::User)? == identity(&init.to_string(), Namespace::User)? {
+        let allowed = bounding(plan);
+        for field in ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            let has = status.capabilities(field);
+            if !has.without(allowed).is_empty() {
+                return Err(mismatch(format!(
+                    "process {pid} has capabilities that the configuration does not give ({field})"
+                )));
+            }
+        }
+    }
+    let process = &plan.process.spec;
+    if process.no_new_privileges() == Some(true) && status.number("NoNewPrivs") != Some(1) {
+        return Err(mismatch(format!("process {pid} may gain privileges")));
+    }
+    let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+    if filtered && crate::container::create::filter(spec)?.0.is_some() && status.number("Seccomp") != Some(2) {
+        return Err(mismatch(format!("process {pid} has no seccomp filter")));
+    }
+    Ok(())
+}
+
+fn bounding(plan: &InitPlan) -> CapabilitySet {
+    let names = plan.process.spec.capabilities().as_ref().and_then(|sets| sets.bounding().as_ref());
+    let numbers = names.into_iter().flatten().filter_map(|name| rung_sys::capabilities::number(&name.to_string()));
+    numbers.fold(CapabilitySet::EMPTY, CapabilitySet::with)
+}
+
+/// `/proc/<pid>/status`.
+struct Status<'a>(&'a str);
+
+impl Status<'_> {
+    fn field(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.field(name)?.parse().ok()
+    }
+
+    /// What is missing or cannot be read counts as everything.
+    fn capabilities(&self, name: &str) -> CapabilitySet {
+        let bits = self.field(name).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(u64::MAX);
+        (0..64).filter(|number| bits >> number & 1 == 1).fold(CapabilitySet::EMPTY, CapabilitySet::with)
+    }
+}
+
+/// What the first process sees: nothing that the configuration does not have, and all that it hides hidden.
+fn mounts(plan: &InitPlan, init: Pid) -> Result<()> {
+    let path = format!("/proc/{init}/root");
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open(path.as_str(), flags, Mode::empty()).doing(|| format!("open {path}"))?;
+    let table = Table::of(init)?;
+    let seen = Seen { root, table: &table };
+    if plan.root.read_only && !seen.top("/").is_some_and(is_read_only) {
+        return Err(mismatch("the root file system is writable"));
+    }
+    for step in plan.mounts.iter().filter(|step| step.options.set & attribute::RDONLY != 0) {
+        if seen.at(&step.destination)?.is_some_and(|mount| !is_read_only(mount)) {
+            return Err(mismatch(format!("{} is writable", step.destination.display())));
+        }
+    }
+    for path in &plan.read_only {
+        if seen.exists(path) && !seen.at(path)?.is_some_and(is_read_only) {
+            return Err(mismatch(format!("{} is not read-only", path.display())));
+        }
+    }
+    for path in &plan.masked {
+        if seen.exists(path) && !seen.at(path)?.is_some_and(is_mask) {
+            return Err(mismatch(format!("{} is not masked", path.display())));
+        }
+    }
+    if bounding(plan).has(SYS_ADMIN) { Ok(()) } else { unexpected(plan, &seen) }
+}
+
+/// A second `/proc` would be one without masks, and a file system of the host one without limits.
+fn unexpected(plan: &InitPlan, seen: &Seen<'_>) -> Result<()> {
+    let nodes = plan.devices.iter().flat_map(|devices| devices.nodes.iter().map(|node| node.path.as_path()));
+    let configured = plan.mounts.iter().map(|step| step.destination.as_path());
+    let hidden = plan.masked.iter().chain(&plan.read_only).map(PathBuf::as_path);
+    let own = ["/dev/console", crate::container::readiness::DIRECTORY].map(Path::new);
+    let mut known = vec![PathBuf::from("/")];
+    for path in configured.chain(nodes).chain(hidden).chain(own) {
+        known.extend(seen.at(path)?.map(|mount| mount.point.clone()));
+    }
+    // What was bound with all that is mounted below it comes with that.
+    let mut trees = Vec::new();
+    for step in plan.mounts.iter().filter(|step| step.options.recursive_bind) {
+        trees.extend(seen.at(&step.destination)?.map(|mount| mount.point.clone()));
+    }
+    let stranger = seen.table.0.iter().find(|mount| {
+        let explained = known.contains(&mount.point) || trees.iter().any(|tree| mount.point.starts_with(tree));
+        !explained && !HARMLESS.contains(&mount.kind.as_str())
+    });
+    match stranger {
+        None => Ok(()),
+        Some(mount) => Err(mismatch(format!("a {} is mounted at {}", mount.kind, mount.point.display()))),
+    }
+}
+
+/// A process's view of its mounts.
+struct Seen<'a> {
+    root: OwnedFd,
+    table: &'a Table,
+}
+
+impl<'a> Seen<'a> {
+    fn top(&self, point: &str) -> Option<&'a Mounted> {
+        self.table.0.iter().rev().find(|mount| mount.point == Path::new(point))
+    }
+
+    fn at(&self, path: &Path) -> Result<Option<&'a Mounted>> {
+        let id = mounted_at(self.root.as_fd(), path)?;
+        Ok(id.and_then(|id| self.table.0.iter().find(|mount| mount.id == id)))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        crate::init::target::find(self.root.as_fd(), path, true).is_ok()
+    }
+}
+
+fn is_read_only(mount: &Mounted) -> bool {
+    mount.options.iter().any(|option| option == "ro")
+}
+
+/// An empty file system, or a null device.
+fn is_mask(mount: &Mounted) -> bool {
+    let null = mount.root == Path::new("/null") && matches!(mount.kind.as_str(), "devtmpfs" | "tmpfs");
+    null || (HARMLESS.contains(&mount.kind.as_str()) && is_read_only(mount))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_everything() {
+        let status = Status("Name:\tx\nCapBnd:\t0000000000200000\nNoNewPrivs:\t1\n");
+        assert!(status.capabilities("CapBnd").has(SYS_ADMIN));
+        assert!(!status.capabilities("CapBnd").has(0));
+        assert!(status.capabilities("CapPrm").has(0));
+        assert_eq!(status.number("NoNewPrivs"), Some(1));
+        assert_eq!(status.number("Seccomp"), None);
+    }
+}
