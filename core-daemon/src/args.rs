@@ -28,6 +28,18 @@ pub enum Command {
         #[arg(long, short)]
         namespace: String,
     },
+    /// Make the namespaces that the flags name and keep them until the input ends; the daemon runs this for pods
+    #[command(name = crate::net::namespaces::HOLD, hide = true)]
+    HoldNamespaces {
+        /// Flags of the kernel
+        flags: u64,
+    },
+    /// Print where a path leads; the daemon runs this where the path may not answer
+    #[command(name = crate::cri::host::LOOK, hide = true)]
+    LookAtPath {
+        /// Path
+        path: std::path::PathBuf,
+    },
     /// Print the configuration
     Config {
         /// Which configuration

@@ -52,6 +52,15 @@ pub const CONTAINERD_VERSION: &str = "v2.3.0";
 
 /// Does what the command line asks.
 pub fn run(args: Args) -> ExitCode {
+    // These serve the daemon, whose configuration is none of their business.
+    let served = match &args.command {
+        Some(Command::HoldNamespaces { flags }) => Some(net::namespaces::hold(*flags)),
+        Some(Command::LookAtPath { path }) => Some(cri::host::look_at_path(path)),
+        _ => None,
+    };
+    if let Some(served) = served {
+        return said(served);
+    }
     let config = Config::load(&args.daemon);
     let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
     if let Err(error) = start_log(&log).and(config).and_then(|config| dispatch(config, args.command)) {
@@ -61,9 +70,22 @@ pub fn run(args: Args) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What the daemon reads of a process that serves it.
+fn said(served: Result<()>) -> ExitCode {
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
     match command {
-        None => runtime()?.block_on(app::run(config)),
+        None | Some(Command::HoldNamespaces { .. } | Command::LookAtPath { .. }) => {
+            runtime()?.block_on(app::run(config))
+        }
         Some(Command::Publish { topic, namespace }) => {
             runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic))
         }

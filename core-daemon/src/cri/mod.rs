@@ -3,12 +3,13 @@
 //! A pod sandbox is a sandbox record, a container is a container record, both in containerd's namespace `k8s.io`; what
 //! only this module knows of them is an extension of the record (`gantry.cri.v1`). [`Store`] has all of them in memory, with
 //! what does not outlive the daemon. One file for each family of calls; `runtime.rs` and `image.rs` are the services.
-#![allow(dead_code, reason = "what uses it comes in the next commits")]
 
+mod apparmor;
 mod container;
 mod events;
 mod exec;
 mod flights;
+pub mod host;
 mod image;
 mod inside;
 mod labels;
@@ -18,6 +19,7 @@ mod restore;
 mod runtime;
 mod sandbox;
 mod session;
+mod spec;
 mod stats;
 mod status;
 mod store;
@@ -87,6 +89,7 @@ struct Shared {
     stats: stats::Stats,
     subscribers: events::Subscribers,
     streaming: OnceLock<streaming::Streaming>,
+    host: host::Host,
 }
 
 impl Cri {
@@ -108,6 +111,7 @@ impl Cri {
             store,
             flights: Flights::default(),
             cni: Cni::new(cni),
+            host: host::Host::look(),
             images: image::Known::default(),
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),

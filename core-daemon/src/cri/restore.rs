@@ -1,21 +1,139 @@
-//! Finding pods and containers again after a restart of the daemon.
+//! Finding pods and containers again after a restart of the daemon, or of the machine.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
-use super::Cri;
+use super::container::{OURS, lost, read_started, unseen};
+use super::sandbox::places::NETNS;
+use super::store::{Run, boot_id, now};
+use super::{Container, Cri};
 use crate::blocking::blocking;
-use crate::error::Result;
+use crate::error::{Doing as _, Result};
 use crate::tasks::Restored;
 
+/// Containers that are settled at the same time.
+const AT_ONCE: usize = 32;
+/// How long one of them may keep the daemon from being ready.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Cri {
-    /// Reads the records, and takes over the tasks that `found` names; those it names later, in the background.
+    /// Reads the records, takes over the tasks that `found` names, and settles containers that ended unseen. Tasks that are
+    /// named later are dealt with in the background, and so is what pods left behind that are none.
     ///
     /// # Errors
     /// When the records cannot be read.
     pub async fn restore(&self, mut found: mpsc::UnboundedReceiver<Restored>) -> Result<()> {
         let cri = self.clone();
         blocking(move || cri.store().load()).await?;
-        while found.try_recv().is_ok() {}
+        let mut reported = BTreeMap::new();
+        while let Ok(restored) = found.try_recv() {
+            reported.insert(restored.id().to_string(), restored);
+        }
+        let work = self.store().containers().into_iter().map(|container| {
+            let restored = reported.remove(container.id().as_str());
+            (container, restored)
+        });
+        let settle = |(container, restored): (std::sync::Arc<Container>, Option<Restored>)| async move {
+            let id = container.id().clone();
+            if tokio::time::timeout(PATIENCE, self.take_over(&container, restored)).await.is_err() {
+                tracing::warn!(%id, "container is not settled yet");
+            }
+        };
+        stream::iter(work).for_each_concurrent(AT_ONCE, settle).await;
+        let cri = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = cri.sweep().await {
+                tracing::warn!(%error, "remove what pods left behind that are gone");
+            }
+            while let Some(restored) = found.recv().await {
+                if let Ok(container) = cri.store().container(restored.id().as_str()) {
+                    cri.take_over(&container, Some(restored)).await;
+                }
+            }
+        });
         Ok(())
     }
+
+    async fn take_over(&self, container: &std::sync::Arc<Container>, restored: Option<Restored>) {
+        let record = container.record();
+        match restored {
+            Some(Restored::Alive(task)) if record.end.is_none() => match read_started(&task) {
+                Some(started_at) => self.supervise(container, task, started_at),
+                // It was being started when the daemon went, and nobody was told that it had.
+                None => self.parts().tasks.discard(&task).await,
+            },
+            // Its end is written down; only the task was left.
+            Some(Restored::Alive(task)) => self.parts().tasks.discard(&task).await,
+            Some(Restored::Dead { exit, .. }) if record.end.is_none() => {
+                let end = lost(record.created_at, exit);
+                self.settle(container, None, end).await;
+            }
+            Some(Restored::Dead { .. }) => {}
+            None if record.end.is_some() => {}
+            // A shim that does not answer yet will be reported later.
+            None if self.parts().tasks.holds(&self.context().namespace, container.id()) => {
+                container.set_run(Run::Unknown);
+            }
+            None => {
+                // The namespaces of another run of the machine are gone, and what was in them.
+                let pod = self.store().sandbox(&record.sandbox_id);
+                if pod.is_ok_and(|pod| pod.record().boot_id != boot_id()) {
+                    self.settle(container, None, unseen(0, now())).await;
+                }
+            }
+        }
+    }
+
+    /// Removes what belongs to no pod or container: the daemon was ended while it made or removed them.
+    async fn sweep(&self) -> Result<()> {
+        let cri = self.clone();
+        blocking(move || cri.sweep_now()).await?;
+        let ready = self.store().sandboxes().into_iter().filter(|pod| {
+            let record = pod.record();
+            record.network.as_ref().is_some_and(|network| !network.removed) && record.boot_id == boot_id()
+        });
+        let valid: BTreeSet<String> = ready.map(|pod| pod.id().to_string()).collect();
+        self.shared.cni.collect(&valid).await.doing(|| "networks")
+    }
+
+    fn sweep_now(&self) -> Result<()> {
+        let pods: BTreeSet<String> = self.store().sandboxes().iter().map(|pod| pod.id().to_string()).collect();
+        let netns = names(&self.config().cni.netns_dir)?.into_iter();
+        let netns = netns.filter_map(|name| name.strip_prefix(NETNS).filter(|id| is_id(id)).map(str::to_owned));
+        let left: BTreeSet<String> = names(&self.pods_dir())?.into_iter().chain(netns).collect();
+        for id in left.difference(&pods) {
+            tracing::info!(id, "pod that was never whole; removing it");
+            let places = self.places(id);
+            places.unmake().and_then(|()| places.remove())?;
+        }
+        let known = |id: &str| self.store().container(id).is_ok_and(|container| container.id().as_str() == id);
+        for id in names(&self.containers_dir())?.iter().filter(|id| !known(id)) {
+            self.remove_container_dir(id)?;
+        }
+        let snapshotter = self.parts().snapshotters.get("")?;
+        for info in snapshotter.list(self.context())?.iter().filter(|info| info.labels.contains_key(OURS)) {
+            let of_pod = info.name.split('-').next().is_some_and(|id| id != info.name && pods.contains(id));
+            if !of_pod && !known(&info.name) {
+                snapshotter.remove(self.context(), &info.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names in a directory that may not be there.
+fn names(dir: &std::path::Path) -> Result<Vec<String>> {
+    match std::fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).doing(|| format!("read {}", dir.display())),
+    }
+}
+
+/// Whether a name is one that this daemon gives to pods.
+fn is_id(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

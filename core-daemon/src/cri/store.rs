@@ -249,6 +249,11 @@ impl Sandbox {
         lock(&self.task).clone()
     }
 
+    /// Pid of that process.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.task().map(|task| task.pid())
+    }
+
     pub(super) fn set_task(&self, task: Option<Arc<Task>>) {
         *lock(&self.task) = task;
     }

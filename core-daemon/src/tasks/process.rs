@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use gantry_proto::containerd::task::v3 as shim;
 use gantry_proto::containerd::v1::types::{ProcessInfo, Status};
+use gantry_proto::gantry::shim::v1::ReopenLogRequest;
 use gantry_proto::time;
 use prost_types::Any;
 
@@ -14,6 +15,9 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{ExecId, exec_field};
 use crate::shims::Patience;
+
+/// How long opening a file may take.
+const REOPEN: Duration = Duration::from_secs(10);
 
 /// What a shim says of a process.
 #[derive(Debug, Clone, PartialEq)]
@@ -197,6 +201,16 @@ impl Task {
     pub async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
         let request = shim::CheckpointTaskRequest { id: self.id.to_string(), path: path.to_owned(), options };
         self.change("Checkpoint", "checkpoint", &request, None).await
+    }
+
+    /// Has the shim open the log of the init process again under its path.
+    ///
+    /// # Errors
+    /// What the shim says; `Unimplemented` from a shim of another kind.
+    pub async fn reopen_log(&self) -> Result<()> {
+        let request = ReopenLogRequest { id: self.id.to_string(), exec_id: String::new() };
+        let answer = self.shim.call_service("gantry.shim.v1.Shim", "ReopenLog", &request, Some(REOPEN)).await;
+        answer.doing(|| format!("reopen the log of task {}", self.id))
     }
 
     async fn change<Req: prost::Message, Resp: prost::Message + Default>(

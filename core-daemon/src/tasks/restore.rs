@@ -54,6 +54,14 @@ impl Restored {
             Self::Dead { namespace, .. } => namespace,
         }
     }
+
+    /// The container.
+    pub fn id(&self) -> &ContainerId {
+        match self {
+            Self::Alive(task) => task.id(),
+            Self::Dead { id, .. } => id,
+        }
+    }
 }
 
 enum Found {

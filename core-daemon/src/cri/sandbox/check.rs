@@ -3,6 +3,7 @@
 use gantry_proto::runtime::v1;
 use rung_sys::idmap::Range;
 
+use crate::cri::spec;
 use crate::error::{Error, Result};
 
 /// Longest name of a machine that the kernel takes.
@@ -82,6 +83,16 @@ pub(super) fn config(config: &v1::PodSandboxConfig) -> Result<Namespaces> {
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let options = context.and_then(|context| context.namespace_options.as_ref());
     let namespaces = namespaces(options)?;
+    if let Some(context) = context {
+        spec::check_security(context)?;
+    }
+    for (field, resources) in
+        config.linux.iter().flat_map(|linux| [("overhead", &linux.overhead), ("resources", &linux.resources)])
+    {
+        if let Some(resources) = resources {
+            spec::check_resources(&format!("config.linux.{field}"), resources)?;
+        }
+    }
     let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
     if parent.split('/').any(|part| part == "..") {
         return Err(Error::invalid(format!("config.linux.cgroup_parent: {parent:?} has '..' in it")));

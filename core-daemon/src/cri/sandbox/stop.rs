@@ -65,7 +65,8 @@ impl Cri {
             self.shared.cni.disconnect(sandbox.id().as_str()).await?;
         }
         let places = self.places(sandbox.id().as_str());
-        blocking(move || places.unmake()).await?;
+        let (cri, id) = (self.clone(), sandbox.id().to_string());
+        blocking(move || places.unmake().and_then(|()| cri.release_images(&id))).await?;
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.edit_sandbox(sandbox, |record| {
                 if let Some(network) = &mut record.network {

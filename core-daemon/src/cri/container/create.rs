@@ -1,0 +1,368 @@
+//! `CreateContainer`: image, root file system, volumes, configuration; the record comes last, so a container that is there
+//! is whole.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1::Options as RuncOptions;
+use gantry_proto::containerd::services::containers::v1::{Container as Stored, container};
+use gantry_proto::gantry::cri::v1::{ContainerRecord, SandboxRecord};
+use gantry_proto::runtime::v1;
+use prost::Message as _;
+
+use crate::blocking::blocking;
+use crate::config::CgroupDriver;
+use crate::cri::flights::Stage;
+use crate::cri::sandbox::check::{self, Namespaces};
+use crate::cri::spec::{self, Making, Volume};
+use crate::cri::store::now;
+use crate::cri::{Cri, Sandbox, host, labels};
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::failpoint;
+use crate::id;
+use crate::image::Resolved;
+use crate::labels::{GC_ROOT, Labels};
+use crate::signals;
+use crate::snapshots::Mount as SnapshotMount;
+
+/// On a snapshot: it belongs to a container of a pod, or to one whose creation was cut short.
+pub(in crate::cri) const OURS: &str = "gantry.cri/container";
+/// On a snapshot: whose ids those of its files are outside of the container.
+const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
+const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
+/// What asks a container to stop whose image and configuration say nothing.
+const TERM: u32 = 15;
+
+/// A container that is about to be made.
+struct Draft {
+    id: String,
+    name: String,
+    sandbox: Arc<Sandbox>,
+    record: Arc<SandboxRecord>,
+    config: v1::ContainerConfig,
+    namespaces: Namespaces,
+    image: Resolved,
+    sources: Vec<Option<PathBuf>>,
+    volumes: Vec<Volume>,
+    pid_of: Option<u32>,
+}
+
+impl Cri {
+    pub(in crate::cri) async fn create_container(
+        &self,
+        request: v1::CreateContainerRequest,
+    ) -> Result<v1::CreateContainerResponse> {
+        let config = request.config.clone().ok_or_else(|| Error::invalid("config: is required"))?;
+        let metadata = config.metadata.clone().ok_or_else(|| Error::invalid("config.metadata: is required"))?;
+        check::part("config.metadata.name", &metadata.name, true)?;
+        check::line("config.log_path", &config.log_path)?;
+        let sandbox = self.store().sandbox(&request.pod_sandbox_id)?;
+        let pod = sandbox.record().name.clone();
+        let name = format!("{}_{}_{pod}", metadata.name, metadata.attempt);
+        let (cri, asked, reserved) = (self.clone(), request.encode_to_vec(), name.clone());
+        let work = |stage| async move { cri.create_named(reserved, sandbox, config, stage).await };
+        let container_id = self.shared.flights.join(&format!("container/{name}"), &asked, work).await?;
+        Ok(v1::CreateContainerResponse { container_id })
+    }
+
+    async fn create_named(
+        &self,
+        name: String,
+        sandbox: Arc<Sandbox>,
+        config: v1::ContainerConfig,
+        stage: Stage,
+    ) -> Result<String> {
+        let there = self.store().containers_of(sandbox.id().as_str()).into_iter();
+        if let Some(there) = there.into_iter().find(|container| container.record().name == name) {
+            let same = there.record().config.as_ref() == Some(&config);
+            // The answer to an earlier request was lost.
+            if same && there.state() == v1::ContainerState::ContainerCreated {
+                return Ok(there.id().to_string());
+            }
+            return Err(Error::already_exists(format!("name {name}: is the container {}", there.id())));
+        }
+        let shown = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+        let id = id::random::<32>()?;
+        let made = self.make_container(id.clone(), name, sandbox, config, &stage).await;
+        if let Err(error) = made {
+            return Err(error.context(format!("create container {shown}")));
+        }
+        self.announce(&id, v1::ContainerEventType::ContainerCreatedEvent);
+        Ok(id)
+    }
+
+    async fn make_container(
+        &self,
+        id: String,
+        name: String,
+        sandbox: Arc<Sandbox>,
+        config: v1::ContainerConfig,
+        stage: &Stage,
+    ) -> Result<()> {
+        let record = sandbox.record();
+        let (pod_namespaces, namespaces) = self.agreed_namespaces(&sandbox, &record, &config)?;
+        stage.enter("image")?;
+        let wanted = config.image.clone().unwrap_or_default().image;
+        let (cri, text) = (self.clone(), wanted.clone());
+        let image = blocking(move || cri.find_image(&text)).await.doing(|| format!("image {wanted:?}"))?;
+        stage.enter("host paths")?;
+        let sources = stage.unless_cancelled(self.host_paths(&config)).await?;
+        stage.enter("process to share with")?;
+        let pid_of = self.pid_to_join(&sandbox, &namespaces, &config)?;
+        stage.enter("volumes")?;
+        let volumes = self.image_mounts(&sandbox, &config).await?;
+        let draft = Draft { id, name, sandbox, record, config, namespaces, image, sources, volumes, pid_of };
+        stage.enter("root file system")?;
+        let cri = self.clone();
+        // Whoever stops the pod meanwhile takes the turn after this, and finds the container.
+        let sandbox = draft.sandbox.clone();
+        let _turn = sandbox.turn.lock().await;
+        ready(&sandbox)?;
+        blocking(move || cri.make_now(&draft)).await
+    }
+
+    fn make_now(&self, draft: &Draft) -> Result<()> {
+        let snapshotter = self.parts().snapshotters.get("")?;
+        let parent = draft.image.chain_id.as_ref().map_or("", |chain| chain.as_str());
+        let prepared = snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(draft));
+        let rootfs = prepared.doing(|| format!("root file system of image {}", draft.image.name))?;
+        failpoint::hit("cri.snapshot");
+        let made = self.record_now(draft, &rootfs);
+        if made.is_err() {
+            if let Err(left) = snapshotter.remove(self.context(), &draft.id) {
+                tracing::warn!(id = draft.id, error = %left, "remove the snapshot of a container that could not be made");
+            }
+            if let Err(left) = self.remove_container_dir(&draft.id) {
+                tracing::warn!(id = draft.id, error = %left, "remove the files of a container that could not be made");
+            }
+        }
+        made
+    }
+
+    fn record_now(&self, draft: &Draft, rootfs: &[SnapshotMount]) -> Result<()> {
+        let mut volumes = draft.volumes.clone();
+        volumes.extend(self.image_volumes(&draft.id, &draft.image, &draft.config, rootfs, &draft.namespaces)?);
+        let handler = self.config().handler(&draft.record.runtime_handler)?;
+        let places = self.places(draft.sandbox.id().as_str());
+        let pod = draft.record.config.clone().unwrap_or_default();
+        let made = spec::make(&Making {
+            id: &draft.id,
+            sandbox_id: draft.sandbox.id().as_str(),
+            config: &draft.config,
+            sandbox: &draft.record,
+            pod: &pod,
+            namespaces: &draft.namespaces,
+            places: &places,
+            image: &draft.image,
+            rootfs,
+            sources: &draft.sources,
+            volumes: &volumes,
+            handler,
+            settings: self.config(),
+            pid_of: draft.pid_of,
+            host: &self.shared.host,
+        })?;
+        let document = serde_json::to_vec(&made.spec)
+            .map_err(|error| Error::internal(format!("encode the configuration: {error}")))?;
+        let user = v1::LinuxContainerUser {
+            uid: made.user.uid.into(),
+            gid: made.user.gid.into(),
+            supplemental_groups: made.user.additional_gids.iter().map(|group| i64::from(*group)).collect(),
+        };
+        let record = ContainerRecord {
+            name: draft.name.clone(),
+            sandbox_id: draft.sandbox.id().to_string(),
+            config: Some(draft.config.clone()),
+            image_id: draft.image.config_digest.to_string(),
+            log_path: log_path(&pod, &draft.config)?,
+            created_at: now(),
+            stop_signal: stop_signal(&draft.config, &draft.image)?,
+            mounts: self.reported_mounts(&draft.config)?,
+            user: Some(user),
+            resources: draft.config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+            ..ContainerRecord::default()
+        };
+        let stored = Stored {
+            id: draft.id.clone(),
+            labels: labels::of(&draft.config.labels, labels::CONTAINER),
+            image: draft.image.name.clone(),
+            runtime: Some(self.runtime(handler)),
+            spec: Some(any::json(any::SPEC, document)),
+            snapshotter: self.parts().snapshotters.default_name().to_owned(),
+            snapshot_key: draft.id.clone(),
+            sandbox: draft.sandbox.id().to_string(),
+            ..Stored::default()
+        };
+        self.store().add_container(stored, record).map(drop)?;
+        failpoint::hit("cri.container");
+        Ok(())
+    }
+
+    /// The runtime of a handler, and its options.
+    pub(in crate::cri) fn runtime(&self, handler: &crate::config::RuntimeHandler) -> container::Runtime {
+        let name = match handler.runtime.as_str() {
+            "" => self.parts().config.runtime.default.clone(),
+            name => name.to_owned(),
+        };
+        let systemd = self.config().cgroup_driver == CgroupDriver::Systemd;
+        let options = (systemd || !handler.binary.is_empty()).then(|| {
+            any::pack(&RuncOptions {
+                systemd_cgroup: systemd,
+                binary_name: handler.binary.clone(),
+                ..RuncOptions::default()
+            })
+        });
+        container::Runtime { name, options }
+    }
+
+    /// The pod's namespaces and the container's, which are the pod's but for its view of processes.
+    fn agreed_namespaces(
+        &self,
+        sandbox: &Sandbox,
+        record: &SandboxRecord,
+        config: &v1::ContainerConfig,
+    ) -> Result<(Namespaces, Namespaces)> {
+        ready(sandbox)?;
+        let pod_context = record.config.as_ref().and_then(|pod| pod.linux.as_ref()?.security_context.as_ref());
+        let pod = check::namespaces(pod_context.and_then(|context| context.namespace_options.as_ref()))?;
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        if context.is_some_and(|context| context.privileged) && !pod_context.is_some_and(|pod| pod.privileged) {
+            return Err(Error::invalid("config.linux.security_context.privileged: its pod is not privileged"));
+        }
+        let Some(options) = context.and_then(|context| context.namespace_options.as_ref()) else {
+            return Ok((pod.clone(), Namespaces { pid: v1::NamespaceMode::Container, ..pod }));
+        };
+        let own = check::namespaces(Some(options))?;
+        if options.userns_options.is_some() && own.user != pod.user {
+            let field = "config.linux.security_context.namespace_options.userns_options";
+            return Err(Error::invalid(format!("{field}: is not that of its pod")));
+        }
+        let (host_network, host_ipc, user) = (pod.host_network, pod.host_ipc, pod.user.clone());
+        Ok((pod, Namespaces { host_network, host_ipc, user, pid: own.pid }))
+    }
+
+    async fn host_paths(&self, config: &v1::ContainerConfig) -> Result<Vec<Option<PathBuf>>> {
+        let mut sources = Vec::with_capacity(config.mounts.len());
+        for mount in &config.mounts {
+            if mount.image.is_some() {
+                sources.push(None);
+                continue;
+            }
+            let path = mount.host_path.as_str();
+            if !path.starts_with('/') || path.contains('\0') {
+                return Err(Error::invalid(format!("config.mounts.host_path: {path:?} is not an absolute path")));
+            }
+            sources.push(Some(host::resolve(Path::new(path), &self.parts().tasks.launcher().daemon).await?));
+        }
+        Ok(sources)
+    }
+
+    /// The process whose view of processes the container shares.
+    fn pid_to_join(
+        &self,
+        sandbox: &Sandbox,
+        namespaces: &Namespaces,
+        config: &v1::ContainerConfig,
+    ) -> Result<Option<u32>> {
+        match namespaces.pid {
+            v1::NamespaceMode::Pod => Ok(sandbox.pid()),
+            v1::NamespaceMode::Target => {
+                let field = "config.linux.security_context.namespace_options.target_id";
+                let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+                let options = context.and_then(|context| context.namespace_options.as_ref());
+                let target = self.store().container(options.map_or("", |options| options.target_id.as_str()))?;
+                if target.record().sandbox_id != sandbox.id().as_str() {
+                    return Err(Error::invalid(format!("{field}: {} is not in this pod", target.id())));
+                }
+                Ok(Some(target.task().doing(|| field)?.pid()))
+            }
+            v1::NamespaceMode::Container | v1::NamespaceMode::Node => Ok(None),
+        }
+    }
+}
+
+/// A pod in which containers can be made.
+pub(super) fn ready(sandbox: &Sandbox) -> Result<()> {
+    match sandbox.state() {
+        v1::PodSandboxState::SandboxReady => Ok(()),
+        v1::PodSandboxState::SandboxNotready => {
+            Err(Error::new(Kind::FailedPrecondition, format!("pod sandbox {}: is not ready", sandbox.id())))
+        }
+    }
+}
+
+fn snapshot_labels(draft: &Draft) -> Labels {
+    let mut labels =
+        Labels::from([(GC_ROOT.to_owned(), (now() / 1_000_000_000).to_string()), (OURS.to_owned(), "yes".to_owned())]);
+    if let Some((users, groups)) = &draft.namespaces.user {
+        for (label, ranges) in [(UID_MAPPING, users), (GID_MAPPING, groups)] {
+            let ranges: Vec<String> =
+                ranges.iter().map(|range| format!("{}:{}:{}", range.inside, range.outside, range.count)).collect();
+            labels.insert(label.to_owned(), ranges.join(","));
+        }
+    }
+    labels
+}
+
+/// Where the container's log is; empty: none.
+fn log_path(pod: &v1::PodSandboxConfig, config: &v1::ContainerConfig) -> Result<String> {
+    if pod.log_directory.is_empty() || config.log_path.is_empty() {
+        return Ok(String::new());
+    }
+    let path = Path::new(&config.log_path);
+    let plain = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
+    if !path.components().all(plain) {
+        let shown = path.display();
+        return Err(Error::invalid(format!("config.log_path: {shown}: leads out of the pod's directory")));
+    }
+    Ok(Path::new(&pod.log_directory).join(path).to_string_lossy().into_owned())
+}
+
+/// What asks the container to stop: the configuration's signal, else the image's.
+fn stop_signal(config: &v1::ContainerConfig, image: &Resolved) -> Result<u32> {
+    let wished = v1::Signal::try_from(config.stop_signal)
+        .map_err(|_| Error::invalid(format!("config.stop_signal: {} is unknown", config.stop_signal)))?;
+    if wished != v1::Signal::RuntimeDefault {
+        return signals::parse(&signal_name(wished));
+    }
+    match image.config.config.stop_signal.as_str() {
+        "" => Ok(TERM),
+        // An image that names no signal that there is does not keep its containers from being stopped.
+        text => Ok(signals::parse(text).unwrap_or(TERM)),
+    }
+}
+
+/// `SIGNAL_SIGRTMINPLUS3` is `RTMIN+3`.
+pub(super) fn signal_name(signal: v1::Signal) -> String {
+    let name = signal.as_str_name().trim_start_matches("SIGNAL_SIG");
+    match name {
+        "CLD" => "CHLD".to_owned(),
+        "POLL" => "IO".to_owned(),
+        name => name.replace("PLUS", "+").replace("MINUS", "-"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_of_the_interface_is_known() {
+        for number in 1..=65 {
+            let signal = v1::Signal::try_from(number).expect("number");
+            assert!(signals::parse(&signal_name(signal)).is_ok(), "{}", signal.as_str_name());
+        }
+        assert_eq!(signals::parse(&signal_name(v1::Signal::Sigrtminplus3)).expect("plus"), 37);
+        assert_eq!(signals::parse(&signal_name(v1::Signal::Sigrtmaxminus1)).expect("minus"), 63);
+    }
+
+    #[test]
+    fn logs_stay_in_the_pods_directory() {
+        let pod = v1::PodSandboxConfig { log_directory: "/var/log/pods/x".into(), ..Default::default() };
+        let config = |path: &str| v1::ContainerConfig { log_path: path.into(), ..Default::default() };
+        assert_eq!(log_path(&pod, &config("web/0.log")).expect("path"), "/var/log/pods/x/web/0.log");
+        assert_eq!(log_path(&pod, &config("")).expect("none"), "");
+        assert!(log_path(&pod, &config("../0.log")).is_err() && log_path(&pod, &config("/etc/x")).is_err());
+    }
+}

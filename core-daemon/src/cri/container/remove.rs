@@ -1,0 +1,52 @@
+//! Removing containers. Each step may be repeated, and the record goes last.
+
+use std::sync::Arc;
+
+use gantry_proto::runtime::v1;
+
+use crate::blocking::blocking;
+use crate::cri::{Container, Cri};
+use crate::error::{Doing as _, Kind, Result};
+use crate::failpoint;
+
+impl Cri {
+    pub(in crate::cri) async fn remove_container(
+        &self,
+        request: v1::RemoveContainerRequest,
+    ) -> Result<v1::RemoveContainerResponse> {
+        match self.store().container(&request.container_id) {
+            Ok(container) => {
+                let cri = self.clone();
+                self.see_through(async move { cri.remove_now(&container).await }).await?;
+            }
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(v1::RemoveContainerResponse {})
+    }
+
+    /// Removes a container, killing it first where it runs. Its log is left to the kubelet.
+    pub(in crate::cri) async fn remove_now(&self, container: &Arc<Container>) -> Result<()> {
+        let _turn = container.turn.lock().await;
+        self.stop_now(container, 0).await?;
+        let (cri, gone) = (self.clone(), container.clone());
+        blocking(move || cri.remove_files(&gone)).await.doing(|| format!("remove container {}", container.id()))?;
+        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    fn remove_files(&self, container: &Container) -> Result<()> {
+        let id = container.id().as_str();
+        match self.parts().snapshotters.get("")?.remove(self.context(), id) {
+            Err(error) if error.kind() != Kind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.remove_container_dir(id)?;
+        // The shim removes its socket; a dead one did not.
+        let _ = std::fs::remove_file(self.attach_socket(id));
+        failpoint::hit("cri.removed.files");
+        self.store().remove_container(container)?;
+        self.parts().gc.changed();
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Starting a container, and seeing its run through to what follows from its end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use gantry_proto::gantry::cri::v1::End;
+use gantry_proto::runtime::v1;
+use gantry_proto::stdio::{LogFormat, LogUri};
+use rung_sys::atomic_file;
+
+use super::create::ready;
+use crate::blocking::blocking;
+use crate::cri::store::{Run, nanos, now};
+use crate::cri::{Container, Cri};
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::failpoint;
+use crate::tasks::{CreateTask, Exit, Task};
+
+/// How long a killed process's end waits for the word whether memory was the reason.
+const OOM_WORD: Duration = Duration::from_secs(1);
+/// What a process killed by SIGKILL ends with.
+const KILLED: u32 = 137;
+/// What a container ends with that could not be started.
+const NOT_STARTED: i32 = 128;
+/// What a container is said to have ended with when nobody saw its end.
+const UNKNOWN: i32 = 255;
+/// File in the bundle that says when the process was started.
+const STARTED: &str = "started";
+
+impl Cri {
+    pub(in crate::cri) async fn start_container(
+        &self,
+        request: v1::StartContainerRequest,
+    ) -> Result<v1::StartContainerResponse> {
+        let container = self.store().container(&request.container_id)?;
+        let cri = self.clone();
+        // A client that goes away must not leave a container between created and started.
+        self.see_through(async move { cri.start_now(&container).await }).await?;
+        Ok(v1::StartContainerResponse {})
+    }
+
+    async fn start_now(&self, container: &Arc<Container>) -> Result<()> {
+        let _turn = container.turn.lock().await;
+        let record = container.record();
+        match container.state() {
+            v1::ContainerState::ContainerCreated => {}
+            // The answer to an earlier request was lost.
+            v1::ContainerState::ContainerRunning => return Ok(()),
+            state => {
+                let state = state.as_str_name().trim_start_matches("CONTAINER_").to_lowercase();
+                return Err(Error::precondition(format!("start container {}: is {state}", container.id())));
+            }
+        }
+        let sandbox = self.store().sandbox(&record.sandbox_id)?;
+        ready(&sandbox)?;
+        self.load_apparmor().await?;
+        let started = self.run(container).await;
+        if let Err(error) = &started {
+            self.not_started(container, error).await;
+        }
+        started.doing(|| format!("start container {}", container.id()))
+    }
+
+    async fn run(&self, container: &Arc<Container>) -> Result<()> {
+        let tasks = &self.parts().tasks;
+        let task = tasks.create(self.context(), container.id(), self.task_request(container)?).await?;
+        failpoint::hit("cri.created");
+        let started_at = SystemTime::now();
+        let started = async {
+            write_started(&task, started_at)?;
+            task.start(None).await
+        };
+        if let Err(error) = started.await {
+            tasks.discard(&task).await;
+            return Err(error);
+        }
+        failpoint::hit("cri.started");
+        // Before its end can be seen.
+        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerStartedEvent);
+        self.supervise(container, task, nanos(started_at));
+        Ok(())
+    }
+
+    fn task_request(&self, container: &Container) -> Result<CreateTask> {
+        let record = container.record();
+        let config = record.config.clone().unwrap_or_default();
+        if let Some(parent) = std::path::Path::new(&record.log_path).parent() {
+            std::fs::create_dir_all(parent).doing(|| format!("make {}", parent.display()))?;
+        }
+        let uri = LogUri {
+            format: LogFormat::Cri,
+            attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
+            ..LogUri::new(record.log_path.clone())
+        };
+        Ok(CreateTask {
+            stdin: if config.stdin { uri.to_string() } else { String::new() },
+            stdout: uri.to_string(),
+            terminal: config.tty,
+            ..CreateTask::default()
+        })
+    }
+
+    /// Waits for the end of a container's process from now on, and does what follows from it.
+    pub(in crate::cri) fn supervise(&self, container: &Arc<Container>, task: Arc<Task>, started_at: i64) {
+        container.set_run(Run::Going { task: task.clone(), started_at });
+        let (cri, container) = (self.clone(), container.clone());
+        tokio::spawn(async move {
+            let exit = task.wait(None).await.unwrap_or_else(|error| {
+                tracing::warn!(id = %container.id(), %error, "end of a container is unknown");
+                Exit { pid: task.pid(), status: UNKNOWN.unsigned_abs(), at: SystemTime::now() }
+            });
+            if exit.status == KILLED {
+                // The shim reports memory kills and then the exit, both on another connection than the one waited on.
+                let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
+            }
+            let end = End {
+                started_at,
+                finished_at: nanos(exit.at),
+                exit_code: i32::try_from(exit.status).unwrap_or(UNKNOWN),
+                reason: reason(exit.status, task.oom_killed()).to_owned(),
+                message: String::new(),
+            };
+            cri.settle(&container, Some(&task), end).await;
+        });
+    }
+
+    /// Writes down how a container ended and takes down what held it. The shim goes last: until the end is on disk, it is
+    /// the one who knows it. What fails is tried again, because a kubelet waits for this.
+    pub(in crate::cri) async fn settle(&self, container: &Arc<Container>, task: Option<&Arc<Task>>, end: End) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let (cri, ended, written) = (self.clone(), container.clone(), end.clone());
+            let edit = move || {
+                cri.store().edit_container(&ended, |record, _| {
+                    record.end = Some(written);
+                    Ok(())
+                })
+            };
+            match blocking(edit).await {
+                Ok(()) => break,
+                // Removed meanwhile.
+                Err(error) if error.kind() == Kind::NotFound => break,
+                Err(error) => tracing::error!(id = %container.id(), %error, "record the end of a container"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+        failpoint::hit("cri.ended");
+        if let Some(task) = task {
+            match self.parts().tasks.delete(task.namespace(), task.id()).await {
+                Err(error) if error.kind() != Kind::NotFound => {
+                    tracing::warn!(id = %container.id(), %error, "delete the task of a container that ended");
+                }
+                _ => {}
+            }
+        }
+        container.set_run(Run::None);
+        container.set_ended();
+        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+    }
+
+    /// A container that could not be started has ended, and says why.
+    async fn not_started(&self, container: &Arc<Container>, error: &Error) {
+        let end = End {
+            started_at: 0,
+            finished_at: now(),
+            exit_code: NOT_STARTED,
+            reason: "StartError".to_owned(),
+            message: error.to_string(),
+        };
+        self.settle(container, None, end).await;
+    }
+}
+
+/// The end of a container that nobody saw.
+pub(in crate::cri) fn unseen(started_at: i64, finished_at: i64) -> End {
+    End { started_at, finished_at, exit_code: UNKNOWN, reason: "Unknown".to_owned(), message: String::new() }
+}
+
+/// The end of a container whose shim died, and what cleaning up after it came to.
+pub(in crate::cri) fn lost(started_at: i64, exit: Exit) -> End {
+    End {
+        started_at,
+        finished_at: nanos(exit.at),
+        exit_code: i32::try_from(exit.status).unwrap_or(UNKNOWN),
+        reason: reason(exit.status, false).to_owned(),
+        message: String::new(),
+    }
+}
+
+fn reason(status: u32, oom_killed: bool) -> &'static str {
+    match status {
+        _ if oom_killed => "OOMKilled",
+        0 => "Completed",
+        _ => "Error",
+    }
+}
+
+/// Notes in the bundle when the process was started. The bundle lives exactly as long as the run.
+fn write_started(task: &Task, at: SystemTime) -> Result<()> {
+    let path = task.bundle().path().join(STARTED);
+    let written = atomic_file::write_volatile(&path, nanos(at).to_string().as_bytes(), 0o600);
+    written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))
+}
+
+/// When the process of a task was started, as an earlier daemon noted; `None`: it was not.
+pub(in crate::cri) fn read_started(task: &Task) -> Option<i64> {
+    let text = std::fs::read_to_string(task.bundle().path().join(STARTED)).ok()?;
+    let nanos: u64 = text.trim().parse().ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).map(crate::cri::store::nanos)
+}

@@ -1,0 +1,180 @@
+//! Directories beside the root file system: volumes that the image declares, and images mounted as volumes.
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use gantry_proto::runtime::v1;
+use nix::fcntl::OFlag;
+use rung_sys::beneath::{self, Root};
+use rung_sys::mount;
+
+use super::create::OURS;
+use super::tree;
+use crate::blocking::blocking;
+use crate::cri::sandbox::check::Namespaces;
+use crate::cri::spec::Volume;
+use crate::cri::{Cri, Sandbox};
+use crate::error::{Doing as _, Error, Kind, Result};
+use crate::image::Resolved;
+use crate::labels::{GC_ROOT, Labels};
+use crate::snapshots::Mount as SnapshotMount;
+
+impl Cri {
+    /// What outlives a reboot of a container, besides its record and root file system.
+    pub(in crate::cri) fn container_dir(&self, id: &str) -> PathBuf {
+        self.containers_dir().join(id)
+    }
+
+    /// Where all containers have that.
+    pub(in crate::cri) fn containers_dir(&self) -> PathBuf {
+        self.parts().config.root.join("cri/containers")
+    }
+
+    pub(in crate::cri) fn remove_container_dir(&self, id: &str) -> Result<()> {
+        let dir = self.container_dir(id);
+        match beneath::remove(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).doing(|| format!("remove {}", dir.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Volumes that the image declares and the kubelet has nothing for, with what the image has there.
+    pub(super) fn image_volumes(
+        &self,
+        id: &str,
+        image: &Resolved,
+        config: &v1::ContainerConfig,
+        rootfs: &[SnapshotMount],
+        namespaces: &Namespaces,
+    ) -> Result<Vec<Volume>> {
+        let clean = |path: &str| Path::new("/").join(beneath::lexical(Path::new(path)));
+        let taken: Vec<PathBuf> = config.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+        let mut volumes = Vec::new();
+        for (number, declared) in image.config.config.volumes.keys().enumerate() {
+            let destination = clean(declared);
+            if taken.contains(&destination) || destination == Path::new("/") {
+                continue;
+            }
+            let source = self.container_dir(id).join("volumes").join(number.to_string());
+            let doing = || format!("volume {declared:?} of the image");
+            std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&source).doing(doing)?;
+            tree::copy_from_layers(rootfs, &destination, &source).doing(doing)?;
+            volumes.push(Volume {
+                source,
+                destination: destination.to_string_lossy().into_owned(),
+                read_only: false,
+                map_ids: namespaces.user.is_some(),
+            });
+        }
+        Ok(volumes)
+    }
+
+    /// Mounts the images that the kubelet wants as volumes, each once for a pod.
+    pub(super) async fn image_mounts(&self, sandbox: &Sandbox, config: &v1::ContainerConfig) -> Result<Vec<Volume>> {
+        let mut volumes = Vec::new();
+        for wanted in config.mounts.iter().filter(|mount| mount.image.is_some()) {
+            let (cri, pod, wanted) = (self.clone(), sandbox.id().to_string(), wanted.clone());
+            volumes.push(blocking(move || cri.image_mount(&pod, &wanted)).await?);
+        }
+        Ok(volumes)
+    }
+
+    fn image_mount(&self, pod: &str, wanted: &v1::Mount) -> Result<Volume> {
+        let field = "config.mounts.image";
+        if !wanted.host_path.is_empty() {
+            return Err(Error::invalid(format!("{field}: has a host_path too")));
+        }
+        if !wanted.readonly {
+            return Err(Error::invalid(format!("{field}: {}: readonly is required", wanted.container_path)));
+        }
+        let text = wanted.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        let image = self.find_image(&text).doing(|| format!("{field}: {text:?}"))?;
+        let name = image.config_digest.as_str().replace(':', "-");
+        let target = self.places(pod).images().join(&name);
+        if !is_mounted(&target)? {
+            self.mount_image(pod, &name, &image, &target)?;
+        }
+        let source = sub_path(&target, &wanted.image_sub_path)?;
+        let destination = wanted.container_path.clone();
+        Ok(Volume { source, destination, read_only: true, map_ids: true })
+    }
+
+    fn mount_image(&self, pod: &str, name: &str, image: &Resolved, target: &Path) -> Result<()> {
+        let doing = || format!("mount image {}", image.name);
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(target).doing(doing)?;
+        let Some(chain) = &image.chain_id else { return Ok(()) };
+        let (key, snapshotter) = (image_key(pod, name), self.parts().snapshotters.get("")?);
+        let labels = Labels::from([
+            (GC_ROOT.to_owned(), (crate::cri::store::now() / 1_000_000_000).to_string()),
+            (OURS.to_owned(), "yes".to_owned()),
+        ]);
+        let mounts = match snapshotter.view(self.context(), &key, chain.as_str(), labels) {
+            // It was mounted before the machine was started anew.
+            Err(error) if error.kind() == Kind::AlreadyExists => snapshotter.mounts(self.context(), &key),
+            viewed => viewed,
+        };
+        let tree = tree::mount_read_only(&mounts.doing(doing)?).doing(doing)?;
+        let place = Root::open(target).doing(doing)?;
+        mount::attach(std::os::fd::AsFd::as_fd(&tree), std::os::fd::AsFd::as_fd(&place))
+            .map_err(std::io::Error::from)
+            .doing(doing)
+    }
+
+    /// Lets go of the images that a pod had mounted, once they are unmounted.
+    pub(in crate::cri) fn release_images(&self, pod: &str) -> Result<()> {
+        let images = std::fs::read_dir(self.places(pod).images()).into_iter().flatten();
+        let snapshotter = self.parts().snapshotters.get("")?;
+        for name in images.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+            match snapshotter.remove(self.context(), &image_key(pod, &name)) {
+                Err(error) if error.kind() != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The kubelet's mounts, as the status reports them.
+    pub(super) fn reported_mounts(&self, config: &v1::ContainerConfig) -> Result<Vec<v1::Mount>> {
+        let report = |mount: &v1::Mount| {
+            let mut reported = mount.clone();
+            if let Some(image) = &mut reported.image {
+                image.image_ref = self.find_image(&image.image)?.config_digest.to_string();
+                // What the digest is of, in the field that older kubelets look at.
+                image.user_specified_image.clone_from(&image.image);
+                image.image.clone_from(&image.image_ref);
+            }
+            Ok(reported)
+        };
+        config.mounts.iter().map(report).collect()
+    }
+}
+
+fn image_key(pod: &str, name: &str) -> String {
+    format!("{pod}-{name}")
+}
+
+/// Whether something is mounted on a directory.
+fn is_mounted(path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.dev())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
+    };
+    let parent = path.parent().map(device).transpose()?.flatten();
+    Ok(device(path)?.is_some_and(|own| Some(own) != parent))
+}
+
+/// A part of an image; links in it lead nowhere but into it.
+fn sub_path(image: &Path, sub: &str) -> Result<PathBuf> {
+    if sub.is_empty() {
+        return Ok(image.to_owned());
+    }
+    let doing = || format!("config.mounts.image_sub_path: {sub:?}");
+    let root = Root::open(image).doing(doing)?;
+    let opened = root.resolve(Path::new(sub), OFlag::O_PATH).doing(doing)?;
+    std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).doing(doing)
+}

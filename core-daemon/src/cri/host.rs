@@ -1,0 +1,230 @@
+//! The machine: what it has to give, how its file systems are mounted, and paths on it that may not answer.
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::libc;
+use oci_spec::runtime::Capabilities;
+use tokio::process::Command;
+
+use crate::blocking::blocking;
+use crate::error::{Doing as _, Error, Kind, Result};
+
+/// Name of the command whose body is [`look_at_path`].
+pub const LOOK: &str = "look-at-path";
+/// How long a path may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// File systems that answer without a server.
+const LOCAL: &[&str] = &[
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "zfs",
+    "f2fs",
+    "tmpfs",
+    "ramfs",
+    "devtmpfs",
+    "overlay",
+    "erofs",
+    "squashfs",
+    "vfat",
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "devpts",
+    "mqueue",
+    "hugetlbfs",
+    "bpf",
+    "rootfs",
+    "iso9660",
+];
+
+/// What the daemon itself has, which is the most it can give.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    bounding: Option<u64>,
+}
+
+impl Host {
+    pub(super) fn look() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+        Self { bounding: bounding.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) }
+    }
+
+    /// All capabilities that a container can get.
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let all = rung_spec::defaults::capabilities::ALL.iter().copied().zip(0_u32..);
+        all.filter(|(_, number)| self.bounding.is_none_or(|bits| bits >> number & 1 == 1)).map(|(one, _)| one).collect()
+    }
+}
+
+/// Where file systems are mounted, as the daemon sees it.
+#[derive(Debug, Default)]
+pub(super) struct MountTable {
+    mounts: Vec<Mounted>,
+}
+
+#[derive(Debug)]
+struct Mounted {
+    place: PathBuf,
+    kind: String,
+    shared: bool,
+    slave: bool,
+}
+
+impl MountTable {
+    pub(super) fn read() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read the mounts")?;
+        Ok(Self::parse(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mounts = text.lines().filter_map(|line| {
+            let (mount, rest) = line.split_once(" - ")?;
+            let mut fields = mount.split(' ').skip(4);
+            let place = PathBuf::from(unescape(fields.next()?));
+            let optional: Vec<&str> = fields.skip(1).collect();
+            let has = |name: &str| optional.iter().any(|field| field.starts_with(name));
+            let kind = rest.split(' ').next()?.to_owned();
+            Some(Mounted { place, kind, shared: has("shared:"), slave: has("master:") })
+        });
+        Self { mounts: mounts.collect() }
+    }
+
+    /// The mount that a path is on.
+    fn of(&self, path: &Path) -> Option<&Mounted> {
+        // Of two in one place, the later one hides the earlier one.
+        self.mounts
+            .iter()
+            .filter(|mount| path.starts_with(&mount.place))
+            .max_by_key(|mount| mount.place.components().count())
+    }
+
+    /// Whether mounts there are seen elsewhere.
+    pub(super) fn is_shared(&self, path: &Path) -> bool {
+        self.of(path).is_some_and(|mount| mount.shared)
+    }
+
+    /// Whether mounts elsewhere are seen there.
+    pub(super) fn is_slave(&self, path: &Path) -> bool {
+        self.of(path).is_some_and(|mount| mount.slave)
+    }
+
+    fn is_local(&self, path: &Path) -> bool {
+        self.of(path).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str()))
+    }
+}
+
+/// The kernel writes blanks and backslashes in paths as octal numbers.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| byte == b'\\') {
+            Some(code) => {
+                out.push(code);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Where a path on the host leads, links followed; a directory is made where there is nothing.
+///
+/// A path that needs a server to answer is looked at by a process of its own, which can be ended when it does not: a
+/// thread of the daemon's could not.
+///
+/// # Errors
+/// `DeadlineExceeded` naming the path that does not answer.
+pub(super) async fn resolve(path: &Path, daemon: &Path) -> Result<PathBuf> {
+    let doing = || format!("host path {}", path.display());
+    let local = MountTable::read()?.is_local(path);
+    if local {
+        let path = path.to_owned();
+        let late = |_| no_answer();
+        return tokio::time::timeout(PATIENCE, blocking(move || look(&path)))
+            .await
+            .map_err(late)
+            .doing(doing)?
+            .doing(doing);
+    }
+    let mut command = Command::new(daemon);
+    command.arg(LOOK).arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let run = async { command.spawn()?.wait_with_output().await };
+    let output = tokio::time::timeout(PATIENCE, run).await.map_err(|_| no_answer()).doing(doing)?.doing(doing)?;
+    if output.status.success() {
+        use std::os::unix::ffi::OsStringExt as _;
+        return Ok(PathBuf::from(std::ffi::OsString::from_vec(output.stdout)));
+    }
+    Err(Error::new(Kind::Unknown, String::from_utf8_lossy(&output.stderr).trim().to_owned())).doing(doing)
+}
+
+fn no_answer() -> Error {
+    Error::new(Kind::DeadlineExceeded, format!("its file system did not answer within {} s", PATIENCE.as_secs()))
+}
+
+/// Body of the process that looks at a path: prints where it leads.
+///
+/// # Errors
+/// What the file system says.
+pub fn look_at_path(path: &Path) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    let resolved = look(path)?;
+    std::io::stdout().write_all(resolved.as_os_str().as_bytes()).doing(|| "answer")
+}
+
+fn look(path: &Path) -> Result<PathBuf> {
+    let open = || std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    let file = match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).doing(|| "make it a directory")?;
+            open()?
+        }
+        opened => opened?,
+    };
+    // The kernel's own answer: what the descriptor is of, not what the text may mean by now.
+    Ok(std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+        30 22 0:5 / /data\\040x rw master:7 - nfs server:/x rw\n31 22 0:6 / /tmp rw - tmpfs tmpfs rw\n";
+
+    #[test]
+    fn the_mount_of_a_path() {
+        let table = MountTable::parse(TABLE);
+        assert!(table.is_shared(Path::new("/etc")) && table.is_local(Path::new("/etc")));
+        let data = Path::new("/data x/y");
+        assert!(table.is_slave(data) && !table.is_shared(data) && !table.is_local(data));
+        assert!(!table.is_shared(Path::new("/tmp/a")) && !table.is_slave(Path::new("/tmp/a")));
+        assert!(table.is_shared(Path::new("/tmpx")));
+    }
+
+    #[test]
+    fn links_are_followed_and_what_is_missing_is_made() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).expect("make");
+        std::os::unix::fs::symlink(&real, &link).expect("link");
+        assert_eq!(look(&link).expect("link"), look(&real).expect("real"));
+        assert!(look(&dir.path().join("new/deep")).expect("made").is_dir());
+        assert!(look(Path::new("/proc/self/none/x")).is_err());
+    }
+}

@@ -1,0 +1,275 @@
+//! Devices that vendors describe: the container device interface.
+//!
+//! A device is `vendor/class=name`; files in JSON say what a container needs to use it. Files in YAML, which the interface
+//! also allows, are not read: a device that only such a file has is not found, and the error says so.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Hook, Hooks, LinuxDevice, LinuxDeviceType, Spec};
+use rung_spec::builder::merge_environment;
+use rung_spec::defaults::mounts::mount;
+use serde::Deserialize;
+
+use super::{Making, devices, invalid};
+use crate::error::{Error, Result};
+
+/// Annotations that name devices, for kubelets that do not send the field.
+const ANNOTATION: &str = "cdi.k8s.io/";
+/// Largest description.
+const MAX_FILE: u64 = 4 << 20;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Description {
+    kind: String,
+    #[serde(default)]
+    devices: Vec<Device>,
+    #[serde(default)]
+    container_edits: Edits,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Device {
+    name: String,
+    #[serde(default)]
+    container_edits: Edits,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Edits {
+    env: Vec<String>,
+    device_nodes: Vec<Node>,
+    mounts: Vec<Mount>,
+    hooks: Vec<WantedHook>,
+    #[serde(rename = "additionalGids")]
+    additional_gids: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Node {
+    path: String,
+    host_path: String,
+    #[serde(rename = "type")]
+    kind: String,
+    major: Option<i64>,
+    minor: Option<i64>,
+    file_mode: Option<u32>,
+    permissions: String,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Mount {
+    host_path: String,
+    container_path: String,
+    options: Vec<String>,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WantedHook {
+    hook_name: String,
+    path: PathBuf,
+    args: Vec<String>,
+    env: Vec<String>,
+    timeout: Option<i64>,
+}
+
+/// Adds what the devices need that the kubelet names.
+pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
+    let names = names(making);
+    if names.is_empty() {
+        return Ok(());
+    }
+    let (known, yaml) = read_all(&making.settings.cdi_dirs);
+    let mut begun: Vec<&str> = Vec::new();
+    for name in &names {
+        let unknown = || {
+            let hint = if yaml { "; descriptions in YAML are not read" } else { "" };
+            invalid("CDI_devices", format!("{name}: no such device{hint}"))
+        };
+        let (kind, device) =
+            name.split_once('=').ok_or_else(|| invalid("CDI_devices", format!("{name:?} is not vendor/class=name")))?;
+        let description = known.get(name.as_str()).ok_or_else(unknown)?;
+        if !begun.contains(&kind) {
+            edit(&description.container_edits, spec)?;
+            begun.push(kind);
+        }
+        let device = description.devices.iter().find(|known| known.name == device).ok_or_else(unknown)?;
+        edit(&device.container_edits, spec)?;
+    }
+    Ok(())
+}
+
+fn names(making: &Making<'_>) -> Vec<String> {
+    let mut names: Vec<String> = making.config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+    let annotated = making.config.annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATION));
+    names.extend(annotated.flat_map(|(_, value)| value.split(',')).filter(|name| !name.is_empty()).map(str::to_owned));
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
+}
+
+/// The descriptions by the names of their devices; later directories count more. And whether some are in YAML.
+fn read_all(dirs: &[PathBuf]) -> (BTreeMap<String, Description>, bool) {
+    let (mut known, mut yaml) = (BTreeMap::new(), false);
+    for dir in dirs {
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .collect();
+        paths.sort();
+        for path in paths {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => match read(&path) {
+                    Ok(description) => {
+                        let names =
+                            description.devices.iter().map(|device| format!("{}={}", description.kind, device.name));
+                        known.extend(names.map(|name| (name, description.clone())).collect::<Vec<_>>());
+                    }
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "device description cannot be used"),
+                },
+                Some("yaml" | "yml") => yaml = true,
+                _ => {}
+            }
+        }
+    }
+    (known, yaml)
+}
+
+fn read(path: &Path) -> Result<Description> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
+    serde_json::from_str(&text).map_err(|error| Error::invalid(error.to_string()))
+}
+
+fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
+    let mut process = spec.process().clone().unwrap_or_default();
+    let env = merge_environment(process.env().as_deref().unwrap_or_default(), &edits.env);
+    process.set_env(Some(env));
+    let mut user = process.user().clone();
+    let mut groups = user.additional_gids().clone().unwrap_or_default();
+    groups.extend(edits.additional_gids.iter().filter(|group| **group != 0));
+    user.set_additional_gids(Some(groups));
+    process.set_user(user);
+    spec.set_process(Some(process));
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut nodes = linux.devices().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    for wanted in &edits.device_nodes {
+        let node = node(wanted)?;
+        let access = if wanted.permissions.is_empty() { "rwm" } else { &wanted.permissions };
+        rules.push(devices::allow(&node, access));
+        nodes.retain(|old| old.path() != node.path());
+        nodes.push(node);
+    }
+    resources.set_devices(Some(rules));
+    linux.set_devices(Some(nodes)).set_resources(Some(resources));
+    spec.set_linux(Some(linux));
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for wanted in &edits.mounts {
+        let kind = if wanted.kind.is_empty() { "bind" } else { &wanted.kind };
+        let options =
+            if wanted.options.is_empty() { vec!["rbind".to_owned(), "ro".to_owned()] } else { wanted.options.clone() };
+        mounts.retain(|old| *old.destination() != Path::new(&wanted.container_path));
+        mounts.push(mount(&wanted.container_path, kind, &wanted.host_path, options));
+    }
+    spec.set_mounts(Some(mounts));
+    for wanted in &edits.hooks {
+        add_hook(wanted, spec)?;
+    }
+    Ok(())
+}
+
+fn node(wanted: &Node) -> Result<LinuxDevice> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let host = if wanted.host_path.is_empty() { &wanted.path } else { &wanted.host_path };
+    let problem = |what: String| invalid("CDI_devices", format!("{host}: {what}"));
+    let mut node = LinuxDevice::default();
+    node.set_path(PathBuf::from(&wanted.path));
+    let found = std::fs::metadata(host);
+    let kind = match (wanted.kind.as_str(), &found) {
+        ("c" | "u", _) => LinuxDeviceType::C,
+        ("b", _) => LinuxDeviceType::B,
+        ("p", _) => LinuxDeviceType::P,
+        ("", Ok(metadata)) if metadata.file_type().is_char_device() => LinuxDeviceType::C,
+        ("", Ok(metadata)) if metadata.file_type().is_block_device() => LinuxDeviceType::B,
+        ("", Ok(_)) => return Err(problem("is not a device".to_owned())),
+        ("", Err(error)) => return Err(problem(error.to_string())),
+        (other, _) => return Err(problem(format!("type {other:?} is unknown"))),
+    };
+    let number = found.as_ref().map_or(0, std::fs::Metadata::rdev);
+    let part = |part: u64| i64::try_from(part).unwrap_or_default();
+    let (major, minor) = match (wanted.major, wanted.minor, &found) {
+        (Some(major), Some(minor), _) => (major, minor),
+        (_, _, Ok(_)) => (part(nix::sys::stat::major(number)), part(nix::sys::stat::minor(number))),
+        (_, _, Err(error)) => return Err(problem(error.to_string())),
+    };
+    let mode = found.as_ref().ok().map(|metadata| metadata.mode() & 0o7777);
+    node.set_typ(kind)
+        .set_major(major)
+        .set_minor(minor)
+        .set_file_mode(wanted.file_mode.or(mode))
+        .set_uid(wanted.uid)
+        .set_gid(wanted.gid);
+    Ok(node)
+}
+
+fn add_hook(wanted: &WantedHook, spec: &mut Spec) -> Result<()> {
+    let mut hook = Hook::default();
+    hook.set_path(wanted.path.clone())
+        .set_args((!wanted.args.is_empty()).then(|| wanted.args.clone()))
+        .set_env((!wanted.env.is_empty()).then(|| wanted.env.clone()))
+        .set_timeout(wanted.timeout);
+    let mut hooks: Hooks = spec.hooks().clone().unwrap_or_default();
+    let with = |old: &Option<Vec<Hook>>| Some(old.iter().flatten().cloned().chain([hook]).collect());
+    match wanted.hook_name.as_str() {
+        "createRuntime" => drop(hooks.set_create_runtime(with(&hooks.create_runtime().clone()))),
+        "createContainer" => drop(hooks.set_create_container(with(&hooks.create_container().clone()))),
+        "startContainer" => drop(hooks.set_start_container(with(&hooks.start_container().clone()))),
+        "poststart" => drop(hooks.set_poststart(with(&hooks.poststart().clone()))),
+        "poststop" => drop(hooks.set_poststop(with(&hooks.poststop().clone()))),
+        other => return Err(invalid("CDI_devices", format!("hook {other:?} is unknown"))),
+    }
+    spec.set_hooks(Some(hooks));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_become_edits() {
+        let dir = tempfile::tempdir().expect("directory");
+        let text = r#"{"cdiVersion":"0.6.0","kind":"vendor.com/net","devices":[{"name":"n0","containerEdits":
+            {"env":["A=1"],"deviceNodes":[{"path":"/dev/mine","hostPath":"/dev/null"}],
+            "mounts":[{"hostPath":"/lib","containerPath":"/mylib","options":["ro","bind"]}],
+            "hooks":[{"hookName":"createContainer","path":"/bin/true"}],"additionalGids":[5]}}]}"#;
+        std::fs::write(dir.path().join("vendor.json"), text).expect("write");
+        std::fs::write(dir.path().join("broken.json"), "{").expect("write");
+        std::fs::write(dir.path().join("other.yaml"), "x").expect("write");
+        let (known, yaml) = read_all(&[dir.path().to_owned()]);
+        assert!(yaml);
+        let device = &known["vendor.com/net=n0"].devices[0];
+        let mut spec = Spec::default();
+        edit(&device.container_edits, &mut spec).expect("edit");
+        let nodes = spec.linux().as_ref().and_then(|linux| linux.devices().clone()).expect("devices");
+        let node = nodes.iter().find(|node| node.path() == Path::new("/dev/mine")).expect("node");
+        assert_eq!((node.major(), node.minor()), (1, 3));
+        assert!(spec.process().as_ref().is_some_and(|p| p.env().iter().flatten().any(|entry| entry == "A=1")));
+        assert!(spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new("/mylib")));
+        assert_eq!(spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref()).map(Vec::len), Some(1));
+    }
+}

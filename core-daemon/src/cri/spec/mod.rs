@@ -1,0 +1,137 @@
+//! From what the kubelet wants of a container, and its image, to a runtime configuration.
+//!
+//! Everything is decided here, before anything is done; only the machine's devices and mounts are looked at.
+
+mod annotations;
+mod cdi;
+mod devices;
+mod mounts;
+mod namespaces;
+mod process;
+mod resources;
+mod security;
+
+use std::path::PathBuf;
+
+use gantry_proto::gantry::cri::v1::SandboxRecord;
+use gantry_proto::runtime::v1;
+use oci_spec::runtime::{Linux, Root, Spec};
+use rung_spec::defaults;
+use rung_spec::user::User;
+
+pub(super) use resources::{update as updated_resources, validate as check_resources};
+pub(super) use security::{DEFAULT_APPARMOR, check as check_security, is_loaded as apparmor_is_loaded};
+
+use super::sandbox::check::Namespaces;
+use super::sandbox::places::Places;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::image::Resolved;
+use crate::snapshots::Mount as SnapshotMount;
+
+/// All that a runtime configuration is made from.
+pub(super) struct Making<'a> {
+    /// The container.
+    pub(super) id: &'a str,
+    /// Its pod.
+    pub(super) sandbox_id: &'a str,
+    /// What the kubelet wants.
+    pub(super) config: &'a v1::ContainerConfig,
+    /// The pod.
+    pub(super) sandbox: &'a SandboxRecord,
+    /// The pod's configuration.
+    pub(super) pod: &'a v1::PodSandboxConfig,
+    /// What this container's are.
+    pub(super) namespaces: &'a Namespaces,
+    /// Where the pod has its files.
+    pub(super) places: &'a Places,
+    /// The image.
+    pub(super) image: &'a Resolved,
+    /// Its layers and the writable one, as they are mounted.
+    pub(super) rootfs: &'a [SnapshotMount],
+    /// Where the kubelet's mounts come from, by their place in the list; none for an image.
+    pub(super) sources: &'a [Option<PathBuf>],
+    /// Mounts beside the kubelet's: images and volumes of the image, by the place in the container.
+    pub(super) volumes: &'a [Volume],
+    /// How the pod is run.
+    pub(super) handler: &'a config::RuntimeHandler,
+    /// How all pods are run.
+    pub(super) settings: &'a config::Cri,
+    /// Process whose view of processes it joins.
+    pub(super) pid_of: Option<u32>,
+    /// Kernel capabilities and the like that this daemon has to give.
+    pub(super) host: &'a super::host::Host,
+}
+
+/// A directory that is mounted into the container, beside those the kubelet names by path.
+#[derive(Debug, Clone)]
+pub(super) struct Volume {
+    /// On the host.
+    pub(super) source: PathBuf,
+    /// In the container.
+    pub(super) destination: String,
+    /// Not to be written.
+    pub(super) read_only: bool,
+    /// Its files are the daemon's or an image's, and are to appear as those of the pod's root, where that is another.
+    pub(super) map_ids: bool,
+}
+
+/// The configuration, and what the status says of it.
+pub(super) struct Made {
+    /// For the runtime.
+    pub(super) spec: Spec,
+    /// Whom it runs as.
+    pub(super) user: User,
+}
+
+impl Making<'_> {
+    /// The context of the container's security, empty where nothing is said.
+    fn context(&self) -> v1::LinuxContainerSecurityContext {
+        self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+    }
+
+    fn privileged(&self) -> bool {
+        self.context().privileged
+    }
+}
+
+/// Makes the configuration.
+///
+/// # Errors
+/// `InvalidArgument` naming the field that is wrong.
+pub(super) fn make(making: &Making<'_>) -> Result<Made> {
+    let context = making.context();
+    let (process, user) = process::make(making, &context)?;
+    let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()).unwrap_or_default();
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(context.readonly_rootfs));
+    let mut linux = Linux::default();
+    let (mounts, propagation) = mounts::make(making, &context)?;
+    linux
+        .set_namespaces(Some(namespaces::make(making)?))
+        .set_cgroups_path(Some(resources::cgroups_path(making)))
+        .set_resources(Some(resources::make(making)?))
+        .set_seccomp(security::seccomp(&context, making.settings, &bounding)?)
+        .set_masked_paths((!context.privileged).then(|| context.masked_paths.clone()))
+        .set_readonly_paths((!context.privileged).then(|| context.readonly_paths.clone()))
+        .set_rootfs_propagation(propagation)
+        .set_mount_label(Some(making.sandbox.mount_label.clone()).filter(|label| !label.is_empty()));
+    if let Some((users, groups)) = &making.namespaces.user {
+        linux.set_uid_mappings(Some(namespaces::ranges(users))).set_gid_mappings(Some(namespaces::ranges(groups)));
+    }
+    devices::add(making, &mut linux)?;
+    let mut spec = Spec::default();
+    spec.set_version(defaults::OCI_VERSION.to_owned())
+        .set_root(Some(root))
+        .set_process(Some(process))
+        .set_mounts(Some(mounts))
+        .set_annotations(Some(annotations::make(making)))
+        .set_linux(Some(linux));
+    cdi::apply(making, &mut spec)?;
+    Ok(Made { spec, user })
+}
+
+/// An error about a field of the container's configuration.
+fn invalid(field: &str, what: impl std::fmt::Display) -> Error {
+    Error::invalid(format!("config.{field}: {what}"))
+}

@@ -1,0 +1,211 @@
+//! Limits, and the cgroup they are of.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use gantry_proto::runtime::v1;
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxResourcesBuilder};
+use rung_spec::defaults;
+
+use super::Making;
+use crate::config::CgroupDriver;
+use crate::error::{Error, Result};
+
+/// Slice of pods that name none.
+const DEFAULT_SLICE: &str = "system.slice";
+/// Directory of pods that name none.
+const DEFAULT_PARENT: &str = "/k8s.io";
+/// First part of a scope's name, which tools that read cgroups know.
+const SCOPE: &str = "cri-containerd";
+
+/// The container's cgroup: `parent/id`, or `slice:prefix:id` with systemd.
+pub(super) fn cgroups_path(making: &Making<'_>) -> PathBuf {
+    path(making.settings.cgroup_driver, making.pod, making.id)
+}
+
+fn path(driver: CgroupDriver, pod: &v1::PodSandboxConfig, id: &str) -> PathBuf {
+    let parent = pod.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+    match driver {
+        CgroupDriver::Systemd => {
+            let slice = Path::new(parent).file_name().and_then(|name| name.to_str()).unwrap_or(DEFAULT_SLICE);
+            PathBuf::from(format!("{slice}:{SCOPE}:{id}"))
+        }
+        CgroupDriver::Cgroupfs => {
+            let parent = if parent.is_empty() { DEFAULT_PARENT } else { parent };
+            Path::new("/").join(parent.trim_start_matches('/')).join(id)
+        }
+    }
+}
+
+pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
+    let wanted = making.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+    validate("config.linux.resources", &wanted)?;
+    let mut resources = limits(&wanted)?;
+    let all = making.privileged() && !making.handler.privileged_without_host_devices;
+    resources.set_devices(Some(if all { defaults::devices::everything() } else { defaults::devices::default() }));
+    Ok(resources)
+}
+
+/// Limits that make sense.
+///
+/// # Errors
+/// `InvalidArgument` naming the one that does not.
+pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources) -> Result<()> {
+    let negative = [
+        ("cpu_period", wanted.cpu_period),
+        ("cpu_shares", wanted.cpu_shares),
+        ("memory_limit_in_bytes", wanted.memory_limit_in_bytes),
+    ];
+    if let Some((name, value)) = negative.into_iter().find(|(_, value)| *value < 0) {
+        return Err(Error::invalid(format!("{field}.{name}: {value} is negative")));
+    }
+    for (name, text) in [("cpuset_cpus", &wanted.cpuset_cpus), ("cpuset_mems", &wanted.cpuset_mems)] {
+        if !text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b',' | b'-')) {
+            return Err(Error::invalid(format!("{field}.{name}: {text:?} is not a list of numbers")));
+        }
+    }
+    let file = |name: &&String| name.is_empty() || name.contains('/') || name.starts_with('.') || !name.contains('.');
+    match wanted.unified.keys().find(file) {
+        Some(name) => Err(Error::invalid(format!("{field}.unified: {name:?} is not the name of a cgroup's file"))),
+        None => Ok(()),
+    }
+}
+
+/// The limits that are said; 0 says nothing.
+fn limits(wanted: &v1::LinuxContainerResources) -> Result<LinuxResources> {
+    let mut resources =
+        LinuxResourcesBuilder::default().build().map_err(|error| Error::internal(format!("resources: {error}")))?;
+    resources.set_cpu(cpu(wanted)).set_memory(memory(wanted));
+    let hugetlb = hugepages(wanted);
+    resources.set_hugepage_limits((!hugetlb.is_empty()).then_some(hugetlb));
+    let unified: HashMap<String, String> = wanted.unified.clone().into_iter().collect();
+    resources.set_unified((!unified.is_empty()).then_some(unified));
+    Ok(resources)
+}
+
+fn cpu(wanted: &v1::LinuxContainerResources) -> Option<LinuxCpu> {
+    let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let mut cpu = LinuxCpu::default();
+    cpu.set_period(positive(wanted.cpu_period))
+        .set_quota(Some(wanted.cpu_quota).filter(|quota| *quota != 0))
+        .set_shares(positive(wanted.cpu_shares))
+        .set_cpus(text(&wanted.cpuset_cpus))
+        .set_mems(text(&wanted.cpuset_mems));
+    (cpu != LinuxCpu::default()).then_some(cpu)
+}
+
+/// Memory, and as much of memory and swap together where nothing is said of that: no swap.
+fn memory(wanted: &v1::LinuxContainerResources) -> Option<LinuxMemory> {
+    let limit = Some(wanted.memory_limit_in_bytes).filter(|limit| *limit != 0)?;
+    let swap = if wanted.memory_swap_limit_in_bytes != 0 { wanted.memory_swap_limit_in_bytes } else { limit };
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(Some(limit)).set_swap(Some(swap).filter(|_| counts_swap()));
+    Some(memory)
+}
+
+/// Whether the kernel can limit swap.
+fn counts_swap() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+        || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
+}
+
+/// Limits of huge pages. The kubelet sends one of 0 for every size, also where the kernel cannot count them.
+fn hugepages(wanted: &v1::LinuxContainerResources) -> Vec<LinuxHugepageLimit> {
+    let countable = Path::new("/sys/fs/cgroup/hugetlb").exists()
+        || std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "hugetlb"));
+    let wanted = wanted.hugepage_limits.iter().filter(|limit| countable || limit.limit > 0);
+    wanted
+        .map(|wanted| {
+            let mut limit = LinuxHugepageLimit::default();
+            limit.set_page_size(wanted.page_size.clone()).set_limit(i64::try_from(wanted.limit).unwrap_or(i64::MAX));
+            limit
+        })
+        .collect()
+}
+
+/// What is kept of a container's limits after an update, and what the runtime is told: what the update does not say stays.
+pub(in crate::cri) fn update(
+    before: &v1::LinuxContainerResources,
+    wanted: &v1::LinuxContainerResources,
+) -> Result<(v1::LinuxContainerResources, LinuxResources)> {
+    validate("linux", wanted)?;
+    let number = |new: i64, old: i64| if new == 0 { old } else { new };
+    let text = |new: &str, old: &str| if new.is_empty() { old.to_owned() } else { new.to_owned() };
+    let mut after = before.clone();
+    after.cpu_period = number(wanted.cpu_period, before.cpu_period);
+    after.cpu_quota = number(wanted.cpu_quota, before.cpu_quota);
+    after.cpu_shares = number(wanted.cpu_shares, before.cpu_shares);
+    after.memory_limit_in_bytes = number(wanted.memory_limit_in_bytes, before.memory_limit_in_bytes);
+    after.memory_swap_limit_in_bytes = match (wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes) {
+        // Another memory limit without a word about swap: no swap, as when it was made.
+        (limit, 0) if limit != 0 => 0,
+        (_, swap) => number(swap, before.memory_swap_limit_in_bytes),
+    };
+    after.oom_score_adj = number(wanted.oom_score_adj, before.oom_score_adj);
+    after.cpuset_cpus = text(&wanted.cpuset_cpus, &before.cpuset_cpus);
+    after.cpuset_mems = text(&wanted.cpuset_mems, &before.cpuset_mems);
+    after.unified.extend(wanted.unified.clone());
+    if !wanted.hugepage_limits.is_empty() {
+        after.hugepage_limits.clone_from(&wanted.hugepage_limits);
+    }
+    let told = limits(&after)?;
+    Ok((after, told))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_have_the_form_of_their_driver() {
+        let pod = |parent: &str| v1::PodSandboxConfig {
+            linux: Some(v1::LinuxPodSandboxConfig { cgroup_parent: parent.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        let shown = |driver, parent: &str| path(driver, &pod(parent), "c").display().to_string();
+        assert_eq!(shown(CgroupDriver::Cgroupfs, "/kubepods/pod1"), "/kubepods/pod1/c");
+        assert_eq!(shown(CgroupDriver::Cgroupfs, ""), "/k8s.io/c");
+        assert_eq!(
+            shown(CgroupDriver::Systemd, "/kubepods.slice/kubepods-pod1.slice"),
+            "kubepods-pod1.slice:cri-containerd:c"
+        );
+        assert_eq!(shown(CgroupDriver::Systemd, ""), "system.slice:cri-containerd:c");
+    }
+
+    #[test]
+    fn an_update_changes_what_it_says() {
+        let before = v1::LinuxContainerResources {
+            cpu_shares: 512,
+            memory_limit_in_bytes: 1 << 27,
+            cpuset_cpus: "0".into(),
+            ..Default::default()
+        };
+        let wanted =
+            v1::LinuxContainerResources { cpu_quota: 5000, memory_limit_in_bytes: 1 << 28, ..Default::default() };
+        let (after, told) = update(&before, &wanted).expect("update");
+        assert_eq!((after.cpu_shares, after.cpu_quota, after.memory_limit_in_bytes), (512, 5000, 1 << 28));
+        assert_eq!(after.cpuset_cpus, "0");
+        assert_eq!(told.memory().as_ref().and_then(|memory| memory.limit()), Some(1 << 28));
+        assert_eq!(told.cpu().as_ref().and_then(|cpu| cpu.shares()), Some(512));
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        for (wanted, name) in [
+            (v1::LinuxContainerResources { cpu_period: -1, ..Default::default() }, "cpu_period"),
+            (v1::LinuxContainerResources { cpuset_cpus: "a".into(), ..Default::default() }, "cpuset_cpus"),
+            (
+                v1::LinuxContainerResources {
+                    unified: [("../x".to_owned(), "1".to_owned())].into(),
+                    ..Default::default()
+                },
+                "unified",
+            ),
+        ] {
+            let error = validate("config.linux.resources", &wanted).expect_err(name);
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Seccomp and AppArmor profiles.
+
+use std::path::Path;
+
+use gantry_proto::runtime::v1;
+use gantry_proto::runtime::v1::security_profile::ProfileType;
+use oci_spec::runtime::{Capabilities, LinuxSeccomp};
+use rung_spec::defaults;
+
+use super::invalid;
+use crate::config;
+use crate::error::{Doing as _, Error, Result};
+
+/// Largest profile that is read.
+const MAX_PROFILE: u64 = 4 << 20;
+/// Where the kernel lists the profiles it has.
+const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+/// Begin of a profile on this machine, in the older fields.
+const LOCALHOST: &str = "localhost/";
+
+/// Name of the profile that containers get which name none. [`crate::cri`] sees to it that the kernel has it.
+pub(in crate::cri) const DEFAULT_APPARMOR: &str = "gantry-default";
+
+/// A profile as it is wished for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wish {
+    Unset,
+    Unconfined,
+    Default,
+    Localhost(String),
+}
+
+fn wish(field: &str, profile: Option<&v1::SecurityProfile>, old: &str) -> Result<Wish> {
+    let Some(profile) = profile else {
+        return match old {
+            "" => Ok(Wish::Unset),
+            "unconfined" => Ok(Wish::Unconfined),
+            "runtime/default" | "docker/default" => Ok(Wish::Default),
+            text => match text.strip_prefix(LOCALHOST) {
+                Some(name) if !name.is_empty() => Ok(Wish::Localhost(name.to_owned())),
+                _ => Err(invalid(field, format!("{text:?} is not a profile"))),
+            },
+        };
+    };
+    match ProfileType::try_from(profile.profile_type) {
+        Ok(ProfileType::RuntimeDefault) => Ok(Wish::Default),
+        Ok(ProfileType::Unconfined) => Ok(Wish::Unconfined),
+        Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => {
+            Err(invalid(field, "localhost_ref is required with Localhost"))
+        }
+        Ok(ProfileType::Localhost) => {
+            let name = &profile.localhost_ref;
+            Ok(Wish::Localhost(name.strip_prefix(LOCALHOST).unwrap_or(name).to_owned()))
+        }
+        Err(_) => Err(invalid(field, format!("profile_type {} is unknown", profile.profile_type))),
+    }
+}
+
+/// The filter of system calls.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(super) fn seccomp(
+    context: &v1::LinuxContainerSecurityContext,
+    settings: &config::Cri,
+    bounding: &Capabilities,
+) -> Result<Option<LinuxSeccomp>> {
+    let field = "linux.security_context.seccomp";
+    if context.privileged {
+        return Ok(None);
+    }
+    let wished = match wish(field, context.seccomp.as_ref(), &context.seccomp_profile_path)? {
+        Wish::Unset => wish("cri.unset_seccomp_profile", None, &settings.unset_seccomp_profile)?,
+        wished => wished,
+    };
+    match wished {
+        Wish::Unset | Wish::Unconfined => Ok(None),
+        Wish::Default => Ok(Some(defaults::seccomp::default(bounding))),
+        Wish::Localhost(path) => read_seccomp(&path).map(Some).map_err(|error| invalid(field, error)),
+    }
+}
+
+fn read_seccomp(path: &str) -> Result<LinuxSeccomp> {
+    use std::io::Read as _;
+    let doing = || format!("profile {path}");
+    if !Path::new(path).is_absolute() {
+        return Err(Error::invalid("is not an absolute path")).doing(doing);
+    }
+    let mut text = String::new();
+    std::fs::File::open(path).and_then(|file| file.take(MAX_PROFILE).read_to_string(&mut text)).doing(doing)?;
+    serde_json::from_str(&text).map_err(|error| Error::invalid(error.to_string())).doing(doing)
+}
+
+/// The name of the AppArmor profile.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(super) fn apparmor(context: &v1::LinuxContainerSecurityContext) -> Result<Option<String>> {
+    let field = "linux.security_context.apparmor";
+    let wished = wish(field, context.apparmor.as_ref(), &context.apparmor_profile)?;
+    if !rung_sys::lsm::apparmor_enabled() {
+        return match wished {
+            Wish::Unset | Wish::Unconfined => Ok(None),
+            _ => Err(invalid(field, "the kernel has no AppArmor")),
+        };
+    }
+    match wished {
+        Wish::Unconfined => Ok(None),
+        Wish::Unset | Wish::Default if context.privileged => Ok(None),
+        Wish::Unset | Wish::Default => Ok(Some(DEFAULT_APPARMOR.to_owned())),
+        Wish::Localhost(name) if is_loaded(&name)? => Ok(Some(name)),
+        Wish::Localhost(name) => Err(invalid(field, format!("profile {name:?} is not loaded"))),
+    }
+}
+
+/// Whether the kernel has a profile of that name.
+pub(in crate::cri) fn is_loaded(name: &str) -> Result<bool> {
+    let text = std::fs::read_to_string(LOADED).doing(|| format!("read {LOADED}"))?;
+    Ok(text.lines().any(|line| line.rsplit_once(" (").is_some_and(|(loaded, _)| loaded == name)))
+}
+
+/// Whether the wishes of a pod make sense, in the same terms.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(in crate::cri) fn check(context: &v1::LinuxSandboxSecurityContext) -> Result<()> {
+    wish("linux.security_context.seccomp", context.seccomp.as_ref(), &context.seccomp_profile_path).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wishes_in_both_fields() {
+        let new = |kind: ProfileType, name: &str| {
+            let profile = v1::SecurityProfile { profile_type: kind.into(), localhost_ref: name.into() };
+            wish("f", Some(&profile), "unconfined")
+        };
+        assert_eq!(new(ProfileType::RuntimeDefault, "").expect("default"), Wish::Default);
+        assert_eq!(new(ProfileType::Localhost, "/a.json").expect("file"), Wish::Localhost("/a.json".into()));
+        assert!(new(ProfileType::Localhost, "").is_err());
+        assert_eq!(wish("f", None, "localhost//a.json").expect("old"), Wish::Localhost("/a.json".into()));
+        assert_eq!(wish("f", None, "").expect("unset"), Wish::Unset);
+        assert!(wish("f", None, "localhost/").is_err() && wish("f", None, "other").is_err());
+    }
+
+    #[test]
+    fn privileged_containers_have_no_filter() {
+        let default = v1::SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() };
+        let context = v1::LinuxContainerSecurityContext { seccomp: Some(default), ..Default::default() };
+        let settings = config::Cri::default();
+        assert!(seccomp(&context, &settings, &Capabilities::new()).expect("default").is_some());
+        let privileged = v1::LinuxContainerSecurityContext { privileged: true, ..context };
+        assert!(seccomp(&privileged, &settings, &Capabilities::new()).expect("privileged").is_none());
+        let none = v1::LinuxContainerSecurityContext::default();
+        assert!(seccomp(&none, &settings, &Capabilities::new()).expect("unset").is_none());
+    }
+}
