@@ -28,6 +28,14 @@ impl Cri {
     pub async fn restore(&self, mut found: mpsc::UnboundedReceiver<Restored>) -> Result<()> {
         let cri = self.clone();
         blocking(move || cri.store().load()).await?;
+        for sandbox in self.store().sandboxes() {
+            if sandbox.record().has_shim {
+                let cri = self.clone();
+                let found = tokio::spawn(async move { cri.find_pod(&sandbox).await });
+                // What does not answer is looked for in the background.
+                let _ = tokio::time::timeout(PATIENCE, found).await;
+            }
+        }
         let mut reported = BTreeMap::new();
         while let Ok(restored) = found.try_recv() {
             reported.insert(restored.id().to_string(), restored);

@@ -42,8 +42,8 @@ pub struct Store {
 pub struct Sandbox {
     id: ContainerId,
     record: Mutex<Arc<SandboxRecord>>,
-    /// The process that holds its pid namespace, where it has one.
-    task: Mutex<Option<Arc<Task>>>,
+    /// Its first process, or the shim where it has none, while that is there.
+    pid: Mutex<Option<u32>>,
     /// Whoever stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -220,8 +220,8 @@ impl Store {
 
 impl Sandbox {
     fn new(id: ContainerId, record: SandboxRecord) -> Self {
-        let (task, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { id, record: Mutex::new(Arc::new(record)), task, turn }
+        let (pid, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { id, record: Mutex::new(Arc::new(record)), pid, turn }
     }
 
     /// Its id.
@@ -237,25 +237,20 @@ impl Sandbox {
     /// Whether containers can be made in it.
     pub fn state(&self) -> PodSandboxState {
         let record = self.record();
-        let process = !record.has_process || self.task().is_some();
+        let process = !record.has_shim || self.pid().is_some();
         match !record.stopped && process && record.boot_id == boot_id() {
             true => PodSandboxState::SandboxReady,
             false => PodSandboxState::SandboxNotready,
         }
     }
 
-    /// The process that holds its pid namespace, where it has one.
-    pub fn task(&self) -> Option<Arc<Task>> {
-        lock(&self.task).clone()
+    /// Pid of its first process, or of the shim where it has none, while that is there.
+    pub fn pid(&self) -> Option<u32> {
+        *lock(&self.pid)
     }
 
-    /// Pid of that process.
-    pub(super) fn pid(&self) -> Option<u32> {
-        self.task().map(|task| task.pid())
-    }
-
-    pub(super) fn set_task(&self, task: Option<Arc<Task>>) {
-        *lock(&self.task) = task;
+    pub(super) fn set_pid(&self, pid: Option<u32>) {
+        *lock(&self.pid) = pid;
     }
 }
 

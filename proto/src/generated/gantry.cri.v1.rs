@@ -38,9 +38,9 @@ pub struct SandboxRecord {
     pub process_label: ::prost::alloc::string::String,
     #[prost(string, tag = "11")]
     pub mount_label: ::prost::alloc::string::String,
-    /// A process holds its pid namespace.
+    /// One shim holds all of its containers.
     #[prost(bool, tag = "12")]
-    pub has_process: bool,
+    pub has_shim: bool,
 }
 impl ::prost::Name for SandboxRecord {
     const NAME: &'static str = "SandboxRecord";

@@ -101,7 +101,7 @@ impl Cri {
         stage: &Stage,
     ) -> Result<()> {
         let record = sandbox.record();
-        let (pod_namespaces, namespaces) = self.agreed_namespaces(&sandbox, &record, &config)?;
+        let namespaces = self.agreed_namespaces(&sandbox, &record, &config)?;
         stage.enter("image")?;
         let wanted = config.image.clone().unwrap_or_default().image;
         let (cri, text) = (self.clone(), wanted.clone());
@@ -216,13 +216,13 @@ impl Cri {
         container::Runtime { name, options }
     }
 
-    /// The pod's namespaces and the container's, which are the pod's but for its view of processes.
+    /// The container's namespaces: the pod's, but for its view of processes.
     fn agreed_namespaces(
         &self,
         sandbox: &Sandbox,
         record: &SandboxRecord,
         config: &v1::ContainerConfig,
-    ) -> Result<(Namespaces, Namespaces)> {
+    ) -> Result<Namespaces> {
         ready(sandbox)?;
         let pod_context = record.config.as_ref().and_then(|pod| pod.linux.as_ref()?.security_context.as_ref());
         let pod = check::namespaces(pod_context.and_then(|context| context.namespace_options.as_ref()))?;
@@ -231,15 +231,18 @@ impl Cri {
             return Err(Error::invalid("config.linux.security_context.privileged: its pod is not privileged"));
         }
         let Some(options) = context.and_then(|context| context.namespace_options.as_ref()) else {
-            return Ok((pod.clone(), Namespaces { pid: v1::NamespaceMode::Container, ..pod }));
+            return Ok(pod);
         };
         let own = check::namespaces(Some(options))?;
         if options.userns_options.is_some() && own.user != pod.user {
             let field = "config.linux.security_context.namespace_options.userns_options";
             return Err(Error::invalid(format!("{field}: is not that of its pod")));
         }
-        let (host_network, host_ipc, user) = (pod.host_network, pod.host_ipc, pod.user.clone());
-        Ok((pod, Namespaces { host_network, host_ipc, user, pid: own.pid }))
+        if own.pid == v1::NamespaceMode::Pod && pod.pid != v1::NamespaceMode::Pod {
+            let field = "config.linux.security_context.namespace_options.pid";
+            return Err(Error::invalid(format!("{field}: its pod has no view of processes to share")));
+        }
+        Ok(Namespaces { pid: own.pid, ..pod })
     }
 
     async fn host_paths(&self, config: &v1::ContainerConfig) -> Result<Vec<Option<PathBuf>>> {

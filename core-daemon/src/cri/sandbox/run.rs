@@ -84,6 +84,9 @@ impl Cri {
             }
         };
         failpoint::hit("cri.network");
+        stage.enter("shim")?;
+        let pid = self.start_pod(id, config, handler, namespaces).await?;
+        failpoint::hit("cri.shim");
         stage.enter("files")?;
         if !namespaces.host_ipc {
             let (places, owner) = (self.places(id), root_outside(namespaces));
@@ -97,19 +100,26 @@ impl Cri {
             created_at: now(),
             boot_id: boot_id().to_owned(),
             network,
+            has_shim: pid.is_some(),
             overhead: config.linux.as_ref().and_then(|linux| linux.overhead.clone()),
             resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
             ..SandboxRecord::default()
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);
         let cri = self.clone();
-        blocking(move || cri.store().add_sandbox(stored, record).map(drop)).await?;
+        let sandbox = blocking(move || cri.store().add_sandbox(stored, record)).await?;
+        if let Some(pid) = pid {
+            self.watch_pod(&sandbox, pid);
+        }
         failpoint::hit("cri.pod");
         Ok(())
     }
 
     /// Takes down what there is of a pod that could not be made.
     async fn unmake_pod(&self, id: &str) {
+        if let Err(error) = self.end_pod(id).await {
+            tracing::warn!(id, %error, "end the shim of a pod that could not be made");
+        }
         if let Err(error) = self.shared.cni.disconnect(id).await {
             tracing::warn!(id, %error, "take back the network of a pod that could not be made");
         }

@@ -32,7 +32,7 @@ impl Cri {
             path.exists().then(|| path.display().to_string())
         };
         json!({
-            "pid": sandbox.task().map_or(0, |task| task.pid()),
+            "pid": sandbox.pid().unwrap_or(0),
             "runtimeHandler": record.runtime_handler,
             "directory": places.dir(),
             "networkNamespace": namespace(rung_sys::namespace::Namespace::Network),

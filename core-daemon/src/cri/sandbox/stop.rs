@@ -57,9 +57,8 @@ impl Cri {
         for container in self.store().containers_of(sandbox.id().as_str()) {
             self.stop_now(&container, 0).await?;
         }
-        if let Some(task) = sandbox.task() {
-            self.parts().tasks.discard(&task).await;
-            sandbox.set_task(None);
+        if record.has_shim {
+            self.end_pod(sandbox.id().as_str()).await?;
         }
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.shared.cni.disconnect(sandbox.id().as_str()).await?;

@@ -19,7 +19,8 @@ use oci_spec::runtime::{Linux, Root, Spec};
 use rung_spec::defaults;
 use rung_spec::user::User;
 
-pub(super) use resources::{update as updated_resources, validate as check_resources};
+pub(super) use namespaces::ranges;
+pub(super) use resources::{cgroup_of, update as updated_resources, validate as check_resources};
 pub(super) use security::{DEFAULT_APPARMOR, check as check_security, is_loaded as apparmor_is_loaded};
 
 use super::sandbox::check::Namespaces;

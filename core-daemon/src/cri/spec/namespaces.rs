@@ -48,7 +48,7 @@ fn namespace(kind: Type, path: Option<PathBuf>) -> LinuxNamespace {
 }
 
 /// Id maps as the runtime configuration has them.
-pub(super) fn ranges(ranges: &[Range]) -> Vec<LinuxIdMapping> {
+pub(in crate::cri) fn ranges(ranges: &[Range]) -> Vec<LinuxIdMapping> {
     let mapping = |range: &Range| {
         let builder = LinuxIdMappingBuilder::default();
         let built = builder.container_id(range.inside).host_id(range.outside).size(range.count).build();

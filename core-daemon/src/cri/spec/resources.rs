@@ -20,10 +20,11 @@ const SCOPE: &str = "cri-containerd";
 
 /// The container's cgroup: `parent/id`, or `slice:prefix:id` with systemd.
 pub(super) fn cgroups_path(making: &Making<'_>) -> PathBuf {
-    path(making.settings.cgroup_driver, making.pod, making.id)
+    cgroup_of(making.settings.cgroup_driver, making.pod, making.id)
 }
 
-fn path(driver: CgroupDriver, pod: &v1::PodSandboxConfig, id: &str) -> PathBuf {
+/// The cgroup of a container of a pod.
+pub(in crate::cri) fn cgroup_of(driver: CgroupDriver, pod: &v1::PodSandboxConfig, id: &str) -> PathBuf {
     let parent = pod.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
     match driver {
         CgroupDriver::Systemd => {
@@ -164,7 +165,7 @@ mod tests {
             linux: Some(v1::LinuxPodSandboxConfig { cgroup_parent: parent.to_owned(), ..Default::default() }),
             ..Default::default()
         };
-        let shown = |driver, parent: &str| path(driver, &pod(parent), "c").display().to_string();
+        let shown = |driver, parent: &str| cgroup_of(driver, &pod(parent), "c").display().to_string();
         assert_eq!(shown(CgroupDriver::Cgroupfs, "/kubepods/pod1"), "/kubepods/pod1/c");
         assert_eq!(shown(CgroupDriver::Cgroupfs, ""), "/k8s.io/c");
         assert_eq!(

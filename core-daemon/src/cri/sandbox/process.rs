@@ -1,0 +1,166 @@
+//! The pod's shim, which holds all of its containers; and its first process, where those share one view of processes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gantry_proto::any;
+use gantry_proto::runtime::v1;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Process, Root, Spec};
+use rung_spec::defaults;
+use rung_sys::namespace::Namespace;
+
+use super::check::Namespaces;
+use crate::cri::{Cri, Sandbox, spec};
+use crate::error::{Error, Kind, Result};
+use crate::id::ContainerId;
+use crate::tasks::{CreateSandbox, Sandboxes};
+
+/// The pod's process is among the last that the kernel ends for want of memory.
+const OOM_SCORE: i32 = -998;
+/// How long the pod's process may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long to wait before asking a shim again that did not answer.
+const AGAIN: Duration = Duration::from_secs(5);
+
+impl Cri {
+    fn pods(&self) -> Sandboxes {
+        Sandboxes::new(self.parts().tasks.clone())
+    }
+
+    /// Starts the pod's shim, and its process where it needs one. Answers with the pid of either; none where the shim is of
+    /// a kind that knows no pods, and one is started for each container.
+    pub(super) async fn start_pod(
+        &self,
+        id: &str,
+        config: &v1::PodSandboxConfig,
+        handler: &str,
+        namespaces: &Namespaces,
+    ) -> Result<Option<u32>> {
+        let key = ContainerId::parse(id)?;
+        let runtime = self.runtime(self.config().handler(handler)?);
+        let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
+        let spec = match needs_process {
+            true => Some(self.pause(id, config, namespaces)?),
+            false => None,
+        };
+        let request = CreateSandbox {
+            runtime: runtime.name,
+            runtime_options: runtime.options,
+            as_task: needs_process,
+            spec,
+            ..CreateSandbox::default()
+        };
+        match self.pods().create(self.context(), &key, request).await {
+            Err(error) if error.kind() == Kind::Unimplemented && !needs_process => return Ok(None),
+            created => created?,
+        }
+        let started = self.pods().start(&self.context().namespace, &key).await;
+        let started = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.end_pod(id).await?;
+                return Err(error);
+            }
+        };
+        Ok(Some(started.pid))
+    }
+
+    /// Ends the pod's process and its shim. One that is gone is no error.
+    pub(super) async fn end_pod(&self, id: &str) -> Result<()> {
+        let (key, namespace) = (ContainerId::parse(id)?, &self.context().namespace);
+        self.pods().stop(namespace, &key, Some(GRACE)).await?;
+        match self.pods().shutdown(namespace, &key).await {
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the pod's shim is there, and when it is not any more.
+    pub(in crate::cri) fn watch_pod(&self, sandbox: &Arc<Sandbox>, pid: u32) {
+        sandbox.set_pid(Some(pid));
+        let (cri, sandbox) = (self.clone(), sandbox.clone());
+        tokio::spawn(async move {
+            let _ = cri.pods().wait(&cri.context().namespace, sandbox.id()).await;
+            sandbox.set_pid(None);
+            if !sandbox.record().stopped {
+                tracing::warn!(id = %sandbox.id(), "pod's shim or process ended");
+                cri.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+            }
+        });
+    }
+
+    /// Finds the pod's shim again after a restart of the daemon.
+    pub(in crate::cri) async fn find_pod(&self, sandbox: &Arc<Sandbox>) {
+        let (pods, namespace) = (self.pods(), &self.context().namespace);
+        while pods.holds(namespace, sandbox.id()) {
+            match pods.status(namespace, sandbox.id(), false).await {
+                Ok(status) if status.ready => return self.watch_pod(sandbox, status.pid),
+                Ok(_) => return,
+                Err(error) => tracing::debug!(id = %sandbox.id(), %error, "look for a pod's shim"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// The configuration of the process that holds the pod's view of processes, and does nothing else.
+    fn pause(&self, id: &str, config: &v1::PodSandboxConfig, namespaces: &Namespaces) -> Result<prost_types::Any> {
+        let mut process = Process::default();
+        process
+            .set_args(Some(vec![rung_sys::pause::PATH.to_owned()]))
+            .set_cwd(PathBuf::from("/"))
+            .set_env(Some(vec![defaults::PATH.to_owned()]))
+            .set_no_new_privileges(Some(true))
+            .set_capabilities(None)
+            .set_rlimits(None)
+            .set_oom_score_adj(Some(OOM_SCORE));
+        let mut root = Root::default();
+        root.set_path(PathBuf::from("rootfs")).set_readonly(Some(true));
+        let mut linux = Linux::default();
+        let driver = self.config().cgroup_driver;
+        linux
+            .set_namespaces(Some(self.pause_namespaces(id, namespaces)))
+            .set_cgroups_path(Some(spec::cgroup_of(driver, config, id)))
+            .set_masked_paths(None)
+            .set_readonly_paths(None)
+            .set_resources(None);
+        if let Some((users, groups)) = &namespaces.user {
+            linux.set_uid_mappings(Some(spec::ranges(users))).set_gid_mappings(Some(spec::ranges(groups)));
+        }
+        let mut pause = Spec::default();
+        let annotations = HashMap::from([
+            ("io.kubernetes.cri.container-type".to_owned(), "sandbox".to_owned()),
+            ("io.kubernetes.cri.sandbox-id".to_owned(), id.to_owned()),
+        ]);
+        pause
+            .set_version(defaults::OCI_VERSION.to_owned())
+            .set_root(Some(root))
+            .set_process(Some(process))
+            .set_mounts(Some(Vec::new()))
+            .set_annotations(Some(annotations))
+            .set_linux(Some(linux));
+        let document = serde_json::to_vec(&pause).map_err(|error| Error::internal(format!("encode: {error}")))?;
+        Ok(any::json(any::SPEC, document))
+    }
+
+    fn pause_namespaces(&self, id: &str, namespaces: &Namespaces) -> Vec<LinuxNamespace> {
+        let places = self.places(id);
+        let namespace = |kind, path: Option<PathBuf>| {
+            let mut namespace = LinuxNamespace::default();
+            namespace.set_typ(kind).set_path(path);
+            namespace
+        };
+        let mut all = vec![namespace(Type::Mount, None), namespace(Type::Pid, None)];
+        let mut join = |wanted: bool, kind, bound| {
+            if wanted {
+                all.push(namespace(kind, Some(places.namespace(bound))));
+            }
+        };
+        join(namespaces.user.is_some(), Type::User, Namespace::User);
+        join(!namespaces.host_network, Type::Network, Namespace::Network);
+        join(!namespaces.host_network, Type::Uts, Namespace::Uts);
+        join(!namespaces.host_ipc, Type::Ipc, Namespace::Ipc);
+        all
+    }
+}
