@@ -45,17 +45,35 @@ const LOCAL: &[&str] = &[
     "iso9660",
 ];
 
+/// Number of the capability to lower one's score.
+const SYS_RESOURCE: u32 = 24;
+
 /// What the daemon itself has, which is the most it can give.
 #[derive(Debug, Clone)]
 pub(super) struct Host {
     bounding: Option<u64>,
+    /// Lowest score that its children may have among those the kernel ends for want of memory.
+    lowest_oom_score: i32,
 }
 
 impl Host {
     pub(super) fn look() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-        Self { bounding: bounding.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) }
+        let mask = |text: Option<&str>| text.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let effective = mask(status.lines().find_map(|line| line.strip_prefix("CapEff:")));
+        let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+        // Shims are one above the daemon, and without this capability nobody gets below where he is.
+        let lowest_oom_score = match effective.is_none_or(|bits| bits >> SYS_RESOURCE & 1 == 1) {
+            true => -1000,
+            false => own.unwrap_or(0) + 1,
+        };
+        Self { bounding: mask(bounding), lowest_oom_score }
+    }
+
+    /// The score nearest to `wanted` that this daemon can give.
+    pub(super) fn oom_score(&self, wanted: i32) -> i32 {
+        wanted.max(self.lowest_oom_score)
     }
 
     /// All capabilities that a container can get.

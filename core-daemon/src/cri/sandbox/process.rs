@@ -114,7 +114,7 @@ impl Cri {
             .set_no_new_privileges(Some(true))
             .set_capabilities(None)
             .set_rlimits(None)
-            .set_oom_score_adj(Some(OOM_SCORE));
+            .set_oom_score_adj(Some(self.shared.host.oom_score(OOM_SCORE)));
         let mut root = Root::default();
         root.set_path(PathBuf::from("rootfs")).set_readonly(Some(true));
         let mut linux = Linux::default();
@@ -136,6 +136,7 @@ impl Cri {
         pause
             .set_version(defaults::OCI_VERSION.to_owned())
             .set_root(Some(root))
+            .set_hostname(None)
             .set_process(Some(process))
             .set_mounts(Some(Vec::new()))
             .set_annotations(Some(annotations))

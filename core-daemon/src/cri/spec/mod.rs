@@ -118,12 +118,14 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         .set_rootfs_propagation(propagation)
         .set_mount_label(Some(making.sandbox.mount_label.clone()).filter(|label| !label.is_empty()));
     if let Some((users, groups)) = &making.namespaces.user {
-        linux.set_uid_mappings(Some(namespaces::ranges(users))).set_gid_mappings(Some(namespaces::ranges(groups)));
+        linux.set_uid_mappings(Some(ranges(users))).set_gid_mappings(Some(ranges(groups)));
     }
     devices::add(making, &mut linux)?;
     let mut spec = Spec::default();
     spec.set_version(defaults::OCI_VERSION.to_owned())
         .set_root(Some(root))
+        // The pod's namespace has the name already.
+        .set_hostname(None)
         .set_process(Some(process))
         .set_mounts(Some(mounts))
         .set_annotations(Some(annotations::make(making)))
