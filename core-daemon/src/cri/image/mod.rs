@@ -169,7 +169,9 @@ impl Cri {
             }
             Ok(id)
         });
-        Ok(v1::PullImageResponse { image_ref: id.await.doing(|| format!("pull {wanted}"))? })
+        let image_ref = id.await.doing(|| format!("pull {wanted}"))?;
+        self.space_changed().await;
+        Ok(v1::PullImageResponse { image_ref })
     }
 
     async fn remove_image(&self, request: v1::RemoveImageRequest) -> Result<v1::RemoveImageResponse> {
@@ -190,6 +192,7 @@ impl Cri {
             Ok(())
         })
         .await?;
+        self.space_changed().await;
         Ok(v1::RemoveImageResponse {})
     }
 

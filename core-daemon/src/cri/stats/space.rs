@@ -77,6 +77,11 @@ impl Cri {
         root.map(|root| root.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
+    /// Images came or went.
+    pub(in crate::cri) async fn space_changed(&self) {
+        *self.stats().space.all.lock().await = None;
+    }
+
     /// What all images and containers take where snapshots are.
     pub(in crate::cri) async fn file_system_usage(&self) -> Result<v1::FilesystemUsage> {
         let mut all = self.stats().space.all.lock().await;
