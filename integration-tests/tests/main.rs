@@ -9,6 +9,8 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod cri_images;
+mod cri_stats;
+mod cri_streaming;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         cri_images::TESTS,
+        cri_stats::TESTS,
+        cri_streaming::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_snapshots::TESTS,

@@ -1,0 +1,160 @@
+//! What containers use, what happens to them, and how the daemon itself is watched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+
+use gantry_proto::runtime::v1;
+use integration_tests::pods::Pods;
+use integration_tests::{Env, Result, Stack, Test, http, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    counters_of_a_container_grow [Root, Overlay],
+    metrics_have_the_labels_of_their_descriptions [Root, Overlay],
+    events_come_in_order [Root, Overlay],
+    calls_are_counted_and_traced [Root],
+];
+
+const BUSY: &[&str] =
+    &["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=2 2>/dev/null; echo written; while true; do :; done"];
+
+fn counters_of_a_container_grow(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    pods.pull(&stack.image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &stack.image, BUSY, |config| {
+        config.labels.insert("app".into(), "busy".into());
+        config.log_path = "container.log".into();
+    })?;
+    // What is on the disk is measured at the first look, and then not for a while.
+    wait::until("the file is written", || {
+        std::fs::read_to_string(env.path("logs/container.log")).ok()?.contains("written").then_some(())
+    })?;
+    let (runtime, client) = (&pods.runtime, &mut pods.pods.clone());
+    let stats = wait::until("the counters grow", || {
+        let request = v1::ContainerStatsRequest { container_id: container.clone() };
+        let stats = runtime.block_on(client.container_stats(request)).ok()?.into_inner().stats?;
+        let used = |value: &Option<v1::UInt64Value>| value.map_or(0, |value| value.value);
+        let cpu = stats.cpu.as_ref()?;
+        let done = used(&cpu.usage_core_nano_seconds) > 0
+            && used(&cpu.usage_nano_cores) > 0
+            && used(&stats.memory.as_ref()?.working_set_bytes) > 0
+            && used(&stats.writable_layer.as_ref()?.used_bytes) >= 2 << 20;
+        done.then_some(stats)
+    })?;
+    assert_eq!(stats.attributes.expect("attributes").id, container);
+    let list = |labels: &[(&str, &str)], client: &mut v1::runtime_service_client::RuntimeServiceClient<_>| {
+        let label_selector = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let filter = Some(v1::ContainerStatsFilter { label_selector, ..Default::default() });
+        let listed = runtime.block_on(client.list_container_stats(v1::ListContainerStatsRequest { filter }));
+        listed.map(|listed| listed.into_inner().stats.len())
+    };
+    assert_eq!(list(&[("app", "busy")], client)?, 1);
+    assert_eq!(list(&[("app", "idle")], client)?, 0);
+    let request = v1::PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
+    let linux = runtime.block_on(client.pod_sandbox_stats(request))?.into_inner().stats.and_then(|stats| stats.linux);
+    let linux = linux.expect("statistics of the pod");
+    assert!(linux.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).is_some_and(|used| used.value > 0));
+    assert!(linux.process.and_then(|process| process.process_count).is_some_and(|count| count.value > 0));
+    assert_eq!(linux.containers.len(), 1);
+    pods.remove(&pod)
+}
+
+fn metrics_have_the_labels_of_their_descriptions(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    pods.pull(&stack.image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    pods.start(&pod, &config, &stack.image, BUSY, |_| {})?;
+    let client = &mut pods.pods.clone();
+    let described = pods.runtime.block_on(client.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}))?;
+    let described: BTreeMap<String, usize> =
+        described.into_inner().descriptors.into_iter().map(|it| (it.name, it.label_keys.len())).collect();
+    let metrics = pods.runtime.block_on(client.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}))?;
+    let metrics = metrics.into_inner().pod_metrics.into_iter().find(|metrics| metrics.pod_sandbox_id == pod);
+    let metrics = metrics.expect("the pod's metrics");
+    let mut seen = BTreeSet::new();
+    for metric in metrics.metrics.iter().chain(metrics.container_metrics.iter().flat_map(|it| &it.metrics)) {
+        assert_eq!(described.get(&metric.name), Some(&metric.label_values.len()), "{}", metric.name);
+        seen.insert(metric.name.as_str());
+    }
+    for name in ["container_cpu_usage_seconds_total", "container_processes", "container_fs_usage_bytes"] {
+        assert!(seen.contains(name), "{name} is not among {seen:?}");
+    }
+    pods.remove(&pod)
+}
+
+fn events_come_in_order(env: &Env) -> Result<()> {
+    use v1::ContainerEventType::{
+        ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+    };
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    pods.pull(&stack.image)?;
+    let config = pods.pod_config("pod");
+    let client = &mut pods.pods.clone();
+    let mut events = pods.runtime.block_on(client.get_container_events(v1::GetEventsRequest {}))?.into_inner();
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &stack.image, &["true"], |_| {})?;
+    pods.exit_code(&container)?;
+    pods.remove(&pod)?;
+    let mut of = |id: &str, wanted: usize| -> Result<Vec<v1::ContainerEventType>> {
+        let mut seen = Vec::new();
+        while seen.len() < wanted {
+            let next = async { tokio::time::timeout(wait::seconds(10), events.message()).await };
+            let event = pods.runtime.block_on(next)??;
+            let event = event.expect("the stream goes on");
+            if event.container_id == id {
+                assert!(event.pod_sandbox_status.is_some() || seen.len() == wanted - 1, "{event:?}");
+                seen.push(event.container_event_type());
+            }
+        }
+        Ok(seen)
+    };
+    let whole = [ContainerCreatedEvent, ContainerStartedEvent, ContainerStoppedEvent, ContainerDeletedEvent];
+    assert_eq!(of(&container, 4)?, whole);
+    Ok(())
+}
+
+fn calls_are_counted_and_traced(env: &Env) -> Result<()> {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0");
+    let metrics = free()?.local_addr()?;
+    let collector = free()?;
+    let file = env.path("config.toml");
+    let endpoint = collector.local_addr()?;
+    std::fs::write(
+        &file,
+        format!("[metrics]\naddress = \"{metrics}\"\n[tracing]\nendpoint = \"http://{endpoint}\"\n"),
+    )?;
+    let collected = std::thread::spawn(move || -> Result<String> {
+        let (mut stream, _) = collector.accept()?;
+        stream.set_read_timeout(Some(wait::seconds(20)))?;
+        let mut text = Vec::new();
+        let mut piece = [0; 4096];
+        while !String::from_utf8_lossy(&text).contains("RuntimeService/Version") {
+            match stream.read(&mut piece)? {
+                0 => break,
+                got => text.extend_from_slice(&piece[..got]),
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    });
+    let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.runtime.block_on(pods.pods.version(v1::VersionRequest::default()))?;
+    let line = "grpc_server_handled_total{grpc_service=\"runtime.v1.RuntimeService\",grpc_method=\"Version\",grpc_code=\"Ok\"} 1";
+    wait::until("the call is counted", || {
+        let answer = http::request(metrics, "GET", "/v1/metrics", &[], &[]).ok()?.expect(200).ok()?;
+        String::from_utf8_lossy(&answer.body).lines().any(|found| found == line).then_some(())
+    })?;
+    http::request(metrics, "GET", "/secrets", &[], &[])?.expect(404)?;
+    drop(pods);
+    daemon.stop()?;
+    let spans = collected.join().expect("collector")?;
+    assert!(spans.starts_with("POST /v1/traces "), "{spans}");
+    assert!(spans.contains("\"service.name\"") && spans.contains("RuntimeService/Version"), "{spans}");
+    Ok(())
+}
