@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     create_start_kill_delete[Root],
+    a_created_container_can_be_told_to_end[Root],
     a_bad_program_fails_create[Root],
     a_name_is_taken_once[Root],
     exec_has_its_own_exit_code[Root],
@@ -51,6 +52,18 @@ fn create_start_kill_delete(env: &Env) -> Result<()> {
     ensure!(env.run_rung(&["delete", &id])?.fails()?.contains("does not exist"));
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     Ok(())
+}
+
+/// The kernel spares the first process of a process number namespace what it does not handle.
+fn a_created_container_can_be_told_to_end(env: &Env) -> Result<()> {
+    let id = env.id("told");
+    create(env, &Bundle::new(env, "told", &["sleep", "100"])?, &id)?;
+    env.run_rung(&["kill", &id, "TERM"])?.ok()?;
+    let ended = integration_tests::wait::until("the container to end", || {
+        status(env, &id).ok().filter(|status| status == "stopped").map(drop)
+    });
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ended
 }
 
 fn a_bad_program_fails_create(env: &Env) -> Result<()> {

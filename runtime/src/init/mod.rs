@@ -121,6 +121,9 @@ fn set_up(
 ) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
+    if inherited.gate.is_some() {
+        process::end_when_told()?;
+    }
     sync.debug(|| "nsexec container setup".into());
     enter_cgroups(inherited)?;
     if inherited.waits_for_parent {

@@ -20,6 +20,14 @@ pub fn begin() -> Result<()> {
     Ok(())
 }
 
+/// A created container may be told to end, long before there is a program that could listen.
+pub fn end_when_told() -> Result<()> {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        rung_sys::signal::end_on(signal)?;
+    }
+    Ok(())
+}
+
 /// A session keyring of the container's own, so that keys of the caller stay the caller's. An `exec` joins the one its
 /// container has, by the same name.
 pub fn join_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {

@@ -125,6 +125,26 @@ pub fn reset(signal: i32) -> Result<()> {
     Ok(())
 }
 
+/// Makes `signal` end this process even where the kernel would not: the first process of a process number namespace is
+/// spared by default. One that is ignored stays ignored; an exec gives the default action back.
+pub fn end_on(signal: i32) -> Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit may be called in a signal handler.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    // SAFETY: `end` calls nothing but _exit, which a handler may do at any moment.
+    let before = unsafe { libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) };
+    match before {
+        libc::SIG_ERR => Err(Error::new("signal", name(signal), nix::errno::Errno::last_raw())),
+        libc::SIG_IGN => {
+            // SAFETY: SIG_IGN is always a valid disposition.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Blocked signals, to be read like bytes.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
