@@ -1,45 +1,87 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is merged. The last lines say how much ran where.
-# GANTRY_TEST_VM=yes runs the integration tests in the virtual machines too, until all of them hold there.
+# Everything that must hold before a change is merged, on this machine and in two virtual ones. It takes no input, leaves
+# nothing on the machine however it ends, and its last lines say how much ran where and how long each step took.
+# GANTRY_TEST_VM=yes boots the virtual machines too, until all of their tests hold.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl e2fsprogs podman docker.io strace criu
+exec </dev/null
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl e2fsprogs podman docker.io \
+    strace criu debootstrap
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 begun=$SECONDS
-step() { echo "== $* ($((SECONDS - begun)) s)"; }
+# By this everything that a test of this run makes can be found, see integration-tests/src/leaks.rs.
+GANTRY_TEST_RUN=$(printf '%06x' $$)
+export GANTRY_TEST_RUN
 
-step "format"
-cargo fmt --all --check
-step "clippy"
-cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
-step "build"
-cargo build --workspace --bins --locked --quiet
-cargo test --workspace --tests --locked --quiet --no-run
+# Steps are process groups of their own, so that all of a step can be ended.
+set -m
+groups=()
+finish() {
+    local code=$? group
+    trap '' EXIT INT TERM HUP
+    for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null || true; done
+    wait
+    for group in "${groups[@]}"; do kill -KILL -- "-$group" 2>/dev/null || true; done
+    if [[ -n ${integration:-} ]] && ! "$integration" sweep; then code=1; fi
+    rm -rf "$work"
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM HUP
 
-failed=0
-step "unit tests, lints and integration tests on this machine"
-GANTRY_TEST_RESULTS=$work/host cargo test --workspace --tests --locked --no-fail-fast 2>&1 |
-    tee "$work/log" || failed=1
+# step TITLE COMMAND...: runs it, remembers how long it took, and gives its status.
+step() {
+    local title=$1 from=$SECONDS status=0
+    shift
+    echo "== $title ($((SECONDS - begun)) s)"
+    "$@" &
+    groups+=($!)
+    wait $! || status=$?
+    unset 'groups[-1]'
+    printf '%6d s  %s\n' $((SECONDS - from)) "$title" >>"$work/steps"
+    return "$status"
+}
+build() {
+    cargo build --workspace --bins --locked --quiet
+    cargo test --workspace --tests --locked --quiet --no-run
+}
+here() {
+    # This shell and tee outlive a signal until everybody who writes has ended: tests that clean up are waited for.
+    trap : INT TERM HUP
+    GANTRY_TEST_RESULTS=$work/host cargo test --workspace --tests --locked --no-fail-fast 2>&1 |
+        (trap '' INT TERM HUP; exec tee "$work/log")
+}
 
 machines=${GANTRY_TEST_VM:-no}
-if [[ $machines == no ]]; then
-    step "virtual machines: NOT RUN, GANTRY_TEST_VM=yes or make test-vm runs them"
-else
-    step "integration tests in virtual machines"
-    scripts/test-vm.sh "$work/vm" || failed=1
+if [[ $machines != no ]]; then
+    # Making the machines' image mostly waits for the network. Whoever needs it waits for this, and says why it failed.
+    scripts/vm/image.sh >/dev/null 2>&1 &
+    groups+=($!)
 fi
 
-step "what ran where"
+step "format" cargo fmt --all --check
+step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+step "build" build
+integration=$(scripts/test-program.sh)
+
+failed=0
+step "unit tests, lints and integration tests on this machine" here || failed=1
+if [[ $machines != no ]]; then
+    step "integration tests in virtual machines" scripts/test-vm.sh "$work/vm" || failed=1
+fi
+
+echo "== steps"
+cat "$work/steps"
+echo "== what ran where"
 if ! cargo deny --version >/dev/null 2>&1; then
     echo "cargo-deny is not installed: advisories were not checked"
 fi
-integration=$(scripts/test-program.sh)
 results=("$work/host")
 [[ ! -f $work/vm ]] || results+=("$work/vm")
+[[ $machines != no ]] || echo "the virtual machines were NOT RUN: GANTRY_TEST_VM=yes or make test-vm runs them"
 # What needs another machine is skipped everywhere where there is none; a failed test has failed above already.
 "$integration" summary "${results[@]}" | tee "$work/summary" || [[ $machines == no ]] || failed=1
 awk -v where="units and lints" '
@@ -49,6 +91,7 @@ awk '
     function add(i) { passed += $(i - 1); failed += $(i + 1); skipped += $(i + 3) }
     /^integration:|^units/ { for (i = 2; i <= NF; i++) if ($i == "passed,") add(i) }
     END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }' "$work/summary"
+"$integration" sweep || failed=1
 if [[ $failed -ne 0 ]]; then
     echo "make test: FAILED after $((SECONDS - begun)) s"
     exit 1

@@ -109,7 +109,19 @@ impl Env {
 /// A token for a new test: unique on this machine, of one length, so that none is part of another.
 pub(crate) fn new_token(number: usize) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
-    format!("gt{:06x}{:04x}{:03x}", std::process::id() & 0xff_ffff, now & 0xffff, number & 0xfff)
+    let run = run().unwrap_or_else(|| format!("{:06x}", std::process::id() & 0xff_ffff));
+    format!("{}{:04x}{:03x}", token_prefix(&run), now & 0xffff, number & 0xfff)
+}
+
+/// What the tokens of a run have in common.
+pub(crate) fn token_prefix(run: &str) -> String {
+    format!("gt{run}")
+}
+
+/// `GANTRY_TEST_RUN`: six hexadecimal digits by which everything of a run can be found afterwards.
+pub(crate) fn run() -> Option<String> {
+    let run = std::env::var("GANTRY_TEST_RUN").ok()?;
+    (run.len() == 6 && run.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(run)
 }
 
 /// `GANTRY_BIN_DIR`, else the directory cargo put the programs in: the parent of the test program's own `deps`.

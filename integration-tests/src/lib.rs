@@ -54,6 +54,14 @@ impl Test {
         let module = self.module.split_once("::").map_or(self.module, |(_, inner)| inner);
         format!("{module}::{}", self.name)
     }
+
+    /// Whether what it looks at depends on the kind of host (cgroup version, systemd, security modules), so that it is
+    /// worth its time on every kind: tests of the runtime and the shim, tests that say so, and those that ask for a kind.
+    pub fn host_matters(&self) -> bool {
+        let name = self.full_name();
+        ["harness::", "rung_", "shim_"].iter().any(|area| name.starts_with(area))
+            || self.needs.iter().any(|need| *need == Need::EveryHost || need.is_kind_of_host())
+    }
 }
 
 /// Lists the tests of a module: `pub(crate) const TESTS: &[Test] = tests![runs [Root], lists [Root, Overlay], parses []];`

@@ -44,6 +44,8 @@ pub enum Need {
     Criu,
     /// Not a property of the machine: no other test runs at the same time.
     Alone,
+    /// Not a property of the machine: worth its time on every kind of host, see [`Test::host_matters`](crate::Test).
+    EveryHost,
 }
 
 impl FromStr for Need {
@@ -77,7 +79,13 @@ impl Need {
         Self::Criu,
         Self::Strace,
         Self::Alone,
+        Self::EveryHost,
     ];
+
+    /// Whether only some kinds of host meet it: a test that asks for one is worth its time on all that do.
+    pub fn is_kind_of_host(self) -> bool {
+        matches!(self, Self::Rootless | Self::CgroupV1 | Self::CgroupV2 | Self::Systemd | Self::Apparmor)
+    }
 
     /// Why this machine does not meet the need, or `None` when it does.
     pub fn unmet(self) -> Option<String> {
@@ -106,7 +114,7 @@ impl Need {
             Self::Strace => {
                 (succeeds("strace", &["-qq", "-o", "/dev/null", "true"]), "strace is missing or may not trace")
             }
-            Self::Alone => return None,
+            Self::Alone | Self::EveryHost => return None,
         };
         (!met).then(|| reason.to_owned())
     }

@@ -2,20 +2,24 @@
 //! afterwards for what it left behind.
 //!
 //! ```text
-//! main [FILTER...] [--exact] [--needing NEED] [--list] [--nocapture] [--test-threads N]
+//! main [FILTER...] [--exact] [--needing NEED] [--host-matters] [--list] [--nocapture] [--test-threads N]
 //! main summary FILE...         merges results files, see `summary`
+//! main sweep                   removes and reports what the tests of a run have left, see `GANTRY_TEST_RUN`
 //! ```
 //!
-//! `GANTRY_TEST_RESULTS` names a file to which each result is added, `GANTRY_TEST_PLACE` the machine in it (`host`).
+//! `GANTRY_TEST_RESULTS` names a file to which each result is added, `GANTRY_TEST_PLACE` the machine in it (`host`),
+//! `GANTRY_TEST_RUN` six hexadecimal digits that all tokens of the run have in common.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{SigSet, Signal};
 
 use crate::output::say;
 use crate::summary::{Outcome, Record};
@@ -29,10 +33,11 @@ const DEADLINE_SECONDS: u64 = 120;
 
 /// The whole program: parses its arguments, runs the tests of all `modules`, prints and records the results.
 pub fn main(modules: &[&[Test]]) -> ExitCode {
-    let tests: Vec<Test> = modules.iter().flat_map(|tests| tests.iter().copied()).collect();
+    let tests = modules.concat();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match args.split_first() {
         Some((first, files)) if first == "summary" => summary::report(files),
+        Some((first, _)) if first == "sweep" => sweep(),
         _ => Options::parse(&args).and_then(|options| match std::env::var(TOKEN) {
             Ok(token) => run_here(&tests, &options, &token).map(|()| true),
             Err(_) if options.list => {
@@ -57,6 +62,7 @@ struct Options {
     filters: Vec<String>,
     exact: bool,
     needing: Option<Need>,
+    host_matters: bool,
     list: bool,
     nocapture: bool,
     threads: Option<usize>,
@@ -70,6 +76,7 @@ impl Options {
             match arg.as_str() {
                 "--exact" => options.exact = true,
                 "--needing" => options.needing = Some(args.next().context("--needing wants a name")?.parse()?),
+                "--host-matters" => options.host_matters = true,
                 "--list" => options.list = true,
                 "--nocapture" | "--no-capture" => options.nocapture = true,
                 "--test-threads" => options.threads = args.next().and_then(|number| number.parse().ok()),
@@ -89,12 +96,16 @@ impl Options {
             false => self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str())),
         };
         let needing = |test: &Test| self.needing.is_none_or(|need| test.needs.contains(&need));
-        tests.iter().copied().filter(|test| wanted(&test.full_name()) && needing(test)).collect()
+        let here = |test: &Test| !self.host_matters || test.host_matters();
+        tests.iter().copied().filter(|test| wanted(&test.full_name()) && needing(test) && here(test)).collect()
     }
 }
 
 /// The process of a single test.
 fn run_here(tests: &[Test], options: &Options, token: &str) -> Result<()> {
+    // The runner blocks signals for its own sake, and a mask is inherited. A runner that was killed takes its tests along.
+    SigSet::empty().thread_set_mask().context("unblock signals")?;
+    set_pdeathsig(Signal::SIGKILL).context("end with the runner")?;
     let selected = options.select(tests);
     let [test] = selected.as_slice() else { bail!("a test process runs one test, not {}", selected.len()) };
     let env = Env::new(token)?;
@@ -102,7 +113,7 @@ fn run_here(tests: &[Test], options: &Options, token: &str) -> Result<()> {
 }
 
 fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
-    if tests.is_empty() && !options.filters.is_empty() {
+    if tests.is_empty() && !options.filters.is_empty() && options.needing.is_none() {
         bail!("no test matches {:?}", options.filters);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -110,9 +121,13 @@ fn run_all(tests: &[Test], options: &Options) -> Result<bool> {
     let (alone, together): (Vec<Test>, Vec<Test>) = tests.iter().partition(|test| test.needs.contains(&Need::Alone));
     say(&format!("running {} tests, {threads} at a time", tests.len()));
     let begun = Instant::now();
-    let run = Run { numbers: AtomicUsize::new(0), records: Mutex::new(Vec::new()), nocapture: options.nocapture };
+    let stopped = stop_on_signals()?;
+    let run = Run { numbers: AtomicUsize::new(0), records: Mutex::default(), nocapture: options.nocapture, stopped };
     run.batch(&together, threads);
     run.batch(&alone, 1);
+    if run.is_stopped() {
+        bail!("stopped by a signal");
+    }
     let records = run.records.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     summary::append(&records)?;
     let failed: Vec<&Record> = records.iter().filter(|record| record.outcome == Outcome::Failed).collect();
@@ -127,9 +142,35 @@ struct Run {
     numbers: AtomicUsize,
     records: Mutex<Vec<Record>>,
     nocapture: bool,
+    stopped: Arc<AtomicBool>,
+}
+
+/// Lets the returned flag rise when somebody wants this program to end, so that it can clean up first.
+fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block().context("block signals")?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    let flag = stopped.clone();
+    std::thread::spawn(move || {
+        let _ = signals.wait();
+        flag.store(true, Ordering::Relaxed);
+    });
+    Ok(stopped)
+}
+
+/// Removes what tests of this run have left although their runner should have seen to it: it was killed.
+fn sweep() -> Result<bool> {
+    let run = env::run().context("GANTRY_TEST_RUN is not set")?;
+    let left = leaks::settle_and_clear(&env::token_prefix(&run));
+    left.iter().for_each(|line| say(&format!("left behind: {line}")));
+    Ok(left.is_empty())
 }
 
 impl Run {
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
     /// Runs `tests`, `threads` at a time.
     fn batch(&self, tests: &[Test], threads: usize) {
         let next = AtomicUsize::new(0);
@@ -137,6 +178,9 @@ impl Run {
             for _ in 0..threads.min(tests.len()) {
                 scope.spawn(|| {
                     while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if self.is_stopped() {
+                            break;
+                        }
                         let record = self.one(test);
                         self.records.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(record);
                     }
@@ -179,7 +223,7 @@ impl Run {
             command.stdout(said.try_clone()?).stderr(said.try_clone()?);
         }
         let mut child = command.spawn().context("start the test's process")?;
-        let ended = finish(&mut child, Duration::from_secs(DEADLINE_SECONDS) * wait::patience().min(2));
+        let ended = self.finish(&mut child, wait::seconds(DEADLINE_SECONDS));
         let left = leaks::settle_and_clear(token);
         let text = read_all(said)?;
         if let Err(reason) = ended {
@@ -190,19 +234,24 @@ impl Run {
         }
         Ok(())
     }
-}
 
-fn finish(child: &mut Child, limit: Duration) -> Result<()> {
-    match wait::until_within(limit, "the test's end", || child.try_wait().transpose()) {
-        Ok(status) => match status? {
-            status if status.success() => Ok(()),
-            status => bail!("the test's process ended with {status}"),
-        },
-        Err(_) => {
-            child.kill().context("kill the test's process")?;
-            child.wait()?;
-            bail!("no end after {} s; killed", limit.as_secs())
-        }
+    /// Waits for a test's process, and ends it where it takes too long or everything is to end.
+    fn finish(&self, child: &mut Child, limit: Duration) -> Result<()> {
+        let ended = wait::until_within(limit, "the test's end", || match self.is_stopped() {
+            true => Some(None),
+            false => child.try_wait().transpose().map(Some),
+        });
+        let reason = match ended {
+            Ok(Some(status)) => match status? {
+                status if status.success() => return Ok(()),
+                status => bail!("the test's process ended with {status}"),
+            },
+            Ok(None) => "stopped".to_owned(),
+            Err(_) => format!("no end after {} s; killed", limit.as_secs()),
+        };
+        child.kill().context("kill the test's process")?;
+        child.wait()?;
+        bail!(reason)
     }
 }
 
@@ -231,18 +280,24 @@ mod tests {
         Ok(())
     }
 
-    const SAMPLES: &[Test] = crate::tests![nothing [Root, Overlay]];
+    const SAMPLES: &[Test] = crate::tests![nothing [Root, Overlay], nothing [Systemd]];
+
+    fn parse(args: &[&str]) -> Result<Options> {
+        Options::parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
 
     #[test]
     fn selects_by_part_of_a_name_or_exactly() {
-        let parse = |args: &[&str]| Options::parse(&args.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let count = |args: &[&str]| parse(args).unwrap().select(SAMPLES).len();
         let name = SAMPLES[0].full_name();
         assert_eq!(name, "runner::tests::nothing");
-        assert_eq!(parse(&["noth"]).unwrap().select(SAMPLES).len(), 1);
-        assert_eq!(parse(&["noth", "--exact"]).unwrap().select(SAMPLES).len(), 0);
-        assert_eq!(parse(&[&name, "--exact", "--test-threads=3"]).unwrap().threads, Some(3));
-        assert_eq!(parse(&["--needing", "Overlay"]).unwrap().select(SAMPLES).len(), 1);
-        assert_eq!(parse(&["--needing", "Rootless"]).unwrap().select(SAMPLES).len(), 0);
+        assert_eq!(count(&["noth"]), 2);
+        assert_eq!(count(&["noth", "--exact"]), 0);
+        assert_eq!(count(&[&name, "--exact"]), 2);
+        assert_eq!(parse(&["--test-threads=3"]).unwrap().threads, Some(3));
+        assert_eq!(count(&["--needing", "Overlay"]), 1);
+        assert_eq!(count(&["--needing", "Rootless"]), 0);
+        assert_eq!(count(&["--host-matters"]), 1, "the one that asks for systemd");
         assert!(parse(&["--wrong"]).is_err() && parse(&["--needing", "Luck"]).is_err());
         assert_eq!(SAMPLES[0].needs, [Need::Root, Need::Overlay]);
     }

@@ -141,6 +141,9 @@ pub(crate) fn report(files: &[String]) -> Result<bool> {
         let counts = Counts::of(records.iter().copied());
         say(&format!("{place:<14} {counts} ({:.1} s of test time)", took.as_secs_f64()));
     }
+    for record in slowest(&records) {
+        say(&format!("slowest: {:.1} s {} in {}", record.took.as_secs_f64(), record.name, record.place));
+    }
     for record in records.iter().filter(|record| record.outcome == Outcome::Failed) {
         say(&format!("FAILED {} in {}: {}", record.name, record.place, record.reason));
     }
@@ -157,6 +160,13 @@ pub(crate) fn report(files: &[String]) -> Result<bool> {
         nowhere.len()
     ));
     Ok(counts.failed == 0 && nowhere.is_empty() && !records.is_empty())
+}
+
+/// The few tests that took longest: where to look when all of it takes too long.
+fn slowest(records: &[Record]) -> impl Iterator<Item = &Record> {
+    let mut sorted: Vec<&Record> = records.iter().collect();
+    sorted.sort_by_key(|record| std::cmp::Reverse(record.took));
+    sorted.into_iter().take(10)
 }
 
 /// Tests that no place ran, each with the reasons.

@@ -6,7 +6,7 @@ use anyhow::Context;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_task_from_start_to_delete [Root, Overlay],
+    a_task_from_start_to_delete [Root, Overlay, EveryHost],
     events_come_in_order [Root, Overlay],
     clients_find_the_parts_they_look_for [Root],
     refusals_have_the_codes_clients_branch_on [Root, Overlay],

@@ -8,28 +8,33 @@ here=$(cd "$(dirname "$0")" && pwd)
 suite=bookworm
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 base=systemd,systemd-sysv,udev,dbus,libpam-systemd,kmod,busybox-static,iproute2,procps
-extra=(dbus-user-session apparmor uidmap nftables docker-registry containerd runc skopeo crun)
+extra=(dbus-user-session apparmor uidmap nftables iptables ca-certificates openssl docker-registry skopeo
+    containerd runc crun conmon podman docker.io containernetworking-plugins criu erofs-utils jq socat)
 
 key=$({ echo "$suite $base ${extra[*]}"; cat "$here/image.sh" "$here/initramfs-init"; } | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gantry/vm
 image=$cache/$key
 if [[ -f $image/complete ]]; then
+    # Says that it is still of use, see the end.
+    touch "$image/complete"
     echo "$image"
     exit 0
 fi
 
 [[ $(id -u) -eq 0 ]] || { echo "error: debootstrap needs root" >&2; exit 1; }
-"$here/../packages.sh" debootstrap e2fsprogs busybox-static
-mkdir -p "$cache"
-# One build at a time; whoever waited finds it done.
-exec 9>"$cache/lock"
-flock 9
-if [[ -f $image/complete ]]; then
-    echo "$image"
-    exit 0
+if [[ -z ${GANTRY_VM_IMAGE_LOCKED:-} ]]; then
+    "$here/../packages.sh" debootstrap e2fsprogs busybox-static
+    mkdir -p "$cache"
+    # One build at a time: whoever waited finds it done. Its mounts and processes are in namespaces of its own, which end
+    # with it however it ends.
+    exec env GANTRY_VM_IMAGE_LOCKED=yes flock --no-fork "$cache/lock" \
+        unshare --mount --pid --fork --kill-child --mount-proc --propagation private "$0"
 fi
+# What a build that was killed has left; nobody else builds now.
+rm -rf --one-file-system "$cache"/building.*
 work=$(mktemp -d "$cache/building.XXXXXX")
-trap 'umount -q "$work/root/proc" "$work/root/sys" 2>/dev/null || true; rm -rf --one-file-system "$work"' EXIT
+trap 'umount -q -R "$work/root/proc" "$work/root/sys" 2>/dev/null || true; rm -rf --one-file-system "$work"' EXIT
+trap 'exit 130' INT TERM
 begun=$SECONDS
 say() { echo "vm image: $* ($((SECONDS - begun)) s)" >&2; }
 
@@ -43,6 +48,9 @@ quietly() {
 }
 
 root=$work/root
+# The root is thrown away if anything fails, so nothing needs to be on disk before the next thing.
+install -d "$root/etc/dpkg/dpkg.cfg.d"
+echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
 say "debootstrap $suite from $mirror"
 quietly debootstrap --variant=minbase --include="$base" "$suite" "$root" "$mirror"
 say "packages: ${extra[*]} and the cloud kernel"
@@ -103,11 +111,21 @@ UNIT
 install -d "$root/etc/systemd/system/default.target.wants"
 ln -s ../gantry-tests.service "$root/etc/systemd/system/default.target.wants/"
 ln -sf /usr/lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
-for unit in containerd docker-registry e2scrub_reap apt-daily.timer apt-daily-upgrade.timer getty@tty1 \
-    dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-timesyncd; do
-    [[ $unit == *.timer ]] || unit=$unit.service
+# Only what tests use is started: in an emulated machine every unit is a second.
+for unit in containerd.service docker.service docker.socket docker-registry.service podman.service podman.socket \
+    podman-auto-update.service podman-auto-update.timer podman-restart.service e2scrub_reap.service e2scrub_all.timer \
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer systemd-timesyncd.service \
+    getty@tty1.service serial-getty@ttyS0.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
+    modprobe@configfs.service modprobe@drm.service modprobe@dm_mod.service modprobe@efi_pstore.service \
+    sys-kernel-config.mount systemd-pstore.service systemd-random-seed.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+rm -f "$root"/etc/apparmor.d/{lsb_release,nvidia_modprobe}
+for module in aesni_intel ghash_clmulni_intel crc32_pclmul crct10dif_pclmul sha512_ssse3 psmouse evdev button intel_rapl_msr; do
+    echo "blacklist $module"
+done >"$root/etc/modprobe.d/unused.conf"
+install -d "$root/etc/systemd/journald.conf.d"
+printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf.d/volatile.conf"
 echo gantry-vm >"$root/etc/hostname"
 printf '127.0.0.1 localhost gantry-vm\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id"
@@ -125,7 +143,7 @@ mv "$work/initramfs.gz" "$work/out/initramfs"
 touch "$work/out/complete"
 rm -rf "$image"
 mv "$work/out" "$image"
-# Images of earlier recipes are of no more use.
-find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" ! -name 'building.*' -mtime +30 -exec rm -rf {} +
+# Images that nobody has used for a fortnight, those of earlier recipes, are of no more use.
+find "$cache" -mindepth 2 -maxdepth 2 -name complete -mtime +14 -printf '%h\0' | xargs -0 -r rm -rf
 say "kept in $image"
 echo "$image"
