@@ -1,5 +1,6 @@
 //! A running `gantryd` with state, root and socket in the test's own directory.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,7 @@ impl Env {
     fn daemon_from(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
+        let patient = if args.contains(&"--config") { None } else { self.patient_config()? };
         let child = self
             .command("gantryd")?
             .arg("--address")
@@ -50,6 +52,7 @@ impl Env {
             .arg(self.path("root"))
             .arg("--state")
             .arg(self.path("state"))
+            .args(patient.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]))
             .args(args)
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
@@ -60,6 +63,18 @@ impl Env {
         let mut daemon = Daemon { env: self, child, socket, log };
         daemon.wait_ready()?;
         Ok(daemon)
+    }
+
+    /// On a slow machine, a configuration by which the daemon waits longer for its shims.
+    fn patient_config(&self) -> Result<Option<PathBuf>> {
+        if wait::patience() == 1 {
+            return Ok(None);
+        }
+        let path = self.path("patient.toml");
+        let waits = [("shim_start", 30), ("shim_load", 5), ("shim_call", 120), ("shim_state", 2), ("shim_cleanup", 10)];
+        let lines = waits.map(|(name, seconds)| format!("{name} = {}\n", seconds * wait::patience()));
+        fs::write(&path, format!("[timeouts]\n{}", lines.concat())).context("write the daemon's configuration")?;
+        Ok(Some(path))
     }
 }
 
