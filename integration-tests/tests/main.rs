@@ -9,6 +9,7 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod cri_images;
+mod cri_pods;
 mod cri_stats;
 mod cri_streaming;
 mod daemon_pull;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         cri_images::TESTS,
+        cri_pods::TESTS,
         cri_stats::TESTS,
         cri_streaming::TESTS,
         daemon_restart::TESTS,

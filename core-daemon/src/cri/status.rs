@@ -43,7 +43,7 @@ impl Cri {
             runtime_handlers: self.handlers(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: true,
+                user_namespaces_host_network: false,
                 mount_options: false,
             }),
         })
@@ -60,7 +60,7 @@ impl Cri {
             .chain(all)
             .map(|(name, handler)| {
                 let known = ours(&handler.runtime) && handler.binary.is_empty();
-                let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: known, user_namespaces: known };
+                let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: known, user_namespaces: false };
                 v1::RuntimeHandler { name, features: Some(features) }
             })
             .collect()

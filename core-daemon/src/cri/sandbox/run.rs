@@ -25,6 +25,10 @@ impl Cri {
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
         self.config().handler(&request.runtime_handler)?;
+        if namespaces.user.is_some() {
+            let field = "config.linux.security_context.namespace_options.userns_options";
+            return Err(Error::unimplemented(format!("{field}: shims cannot map the ids of an image's layers yet")));
+        }
         let name = name(check::metadata(config)?);
         let (asked, cri) = (request.encode_to_vec(), self.clone());
         let reserved = name.clone();
