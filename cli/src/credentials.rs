@@ -16,6 +16,19 @@ use tokio::process::Command;
 use crate::client::reason;
 use crate::error::{Failure, Result};
 
+mod write;
+
+pub use write::{forget, keep};
+
+/// A name and its password.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The name.
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
 /// Docker Hub's name in docker's configuration.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// A credential program may ask a keyring, but not for ever.
@@ -53,7 +66,7 @@ pub async fn fill(options: &mut RegistryOptions, image: &str) -> Result<()> {
         Err(error) => return Err(broken(&path, &reason(&error))),
     };
     let config: Config = serde_json::from_slice(&text).map_err(|error| broken(&path, &error.to_string()))?;
-    let key = if reference.host == "docker.io" { HUB_KEY } else { &reference.host };
+    let key = key_of(&reference.host);
     let helper = config.cred_helpers.get(key).or(Some(&config.creds_store)).filter(|name| !name.is_empty());
     let found = match helper {
         Some(helper) => ask(helper, key).await?,
@@ -79,14 +92,27 @@ fn config_path() -> Option<PathBuf> {
     Some(directory.join("config.json"))
 }
 
+/// What docker's configuration calls a registry.
+fn key_of(host: &str) -> &str {
+    if matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io") { HUB_KEY } else { host }
+}
+
+/// The host in a name of a registry, however that is written.
+fn host_of(text: &str) -> &str {
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    text.split('/').next().unwrap_or_default()
+}
+
 /// The entry for `key`, however its URL is written.
 fn stored(config: &Config, key: &str) -> Option<Auth> {
-    let host = |text: &str| {
-        let text = text.split_once("://").map_or(text, |(_, rest)| rest);
-        text.split('/').next().unwrap_or_default().to_owned()
-    };
     let exact = config.auths.get(key);
-    exact.or_else(|| config.auths.iter().find(|(name, _)| host(name) == host(key)).map(|(_, auth)| auth)).cloned()
+    exact.or_else(|| config.auths.iter().find(|(name, _)| host_of(name) == host_of(key)).map(|(_, auth)| auth)).cloned()
+}
+
+/// The program that keeps the account for `key`, if one does.
+fn helper_for(document: &serde_json::Value, key: &str) -> Option<String> {
+    let named = document["credHelpers"][key].as_str().or(document["credsStore"].as_str());
+    named.filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 fn decoded(auth: &Auth) -> Result<(String, String), String> {
@@ -107,13 +133,26 @@ async fn ask(name: &str, server: &str) -> Result<Option<Auth>> {
         username: String,
         secret: String,
     }
+    let Some(said) = run(name, "get", server).await? else { return Ok(None) };
+    let answer: Answer = serde_json::from_slice(&said)
+        .map_err(|error| Failure::new(format!("run docker-credential-{name}: {error}")))?;
+    // This user name means that the secret is a token, not a password.
+    Ok(Some(if answer.username == "<token>" {
+        Auth { identitytoken: answer.secret, ..Auth::default() }
+    } else {
+        Auth { username: answer.username, password: answer.secret, ..Auth::default() }
+    }))
+}
+
+/// Runs the program `docker-credential-NAME`; none where it knows nobody.
+async fn run(name: &str, verb: &str, input: &str) -> Result<Option<Vec<u8>>> {
     let program = format!("docker-credential-{name}");
     if name.contains('/') {
         return Err(Failure::new(format!("credential program {program:?} has a '/' in its name")));
     }
     let failed = |cause: String| Failure::new(format!("run {program}: {cause}"));
     let mut child = Command::new(&program)
-        .arg("get")
+        .arg(verb)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -124,7 +163,7 @@ async fn ask(name: &str, server: &str) -> Result<Option<Auth>> {
         })?;
     let talk = async {
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(server.as_bytes()).await?;
+            stdin.write_all(input.as_bytes()).await?;
         }
         child.wait_with_output().await
     };
@@ -139,13 +178,7 @@ async fn ask(name: &str, server: &str) -> Result<Option<Auth>> {
         }
         return Err(failed(said.trim().chars().take(200).collect()));
     }
-    let answer: Answer = serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
-    // This user name means that the secret is a token, not a password.
-    Ok(Some(if answer.username == "<token>" {
-        Auth { identitytoken: answer.secret, ..Auth::default() }
-    } else {
-        Auth { username: answer.username, password: answer.secret, ..Auth::default() }
-    }))
+    Ok(Some(output.stdout))
 }
 
 #[cfg(test)]

@@ -14,10 +14,13 @@ use gantry_proto::containerd::services::namespaces::v1::namespaces_server::Names
 use gantry_proto::containerd::services::sandbox::v1::controller_server::ControllerServer;
 use gantry_proto::containerd::services::sandbox::v1::store_server::StoreServer;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use gantry_proto::containerd::services::streaming::v1::streaming_server::StreamingServer;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
+use gantry_proto::containerd::services::transfer::v1::transfer_server::TransferServer;
 use gantry_proto::containerd::services::version::v1::version_server::VersionServer;
 use gantry_proto::containerd::types::Platform;
 use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
+use gantry_proto::gantry::images::v1::images_server::ImagesServer as GantryImagesServer;
 use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
 use gantry_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::sync::mpsc;
@@ -112,7 +115,7 @@ impl Daemon {
             content,
             snapshotters: snapshots.clone(),
             leases: Leases::new(db.clone(), snapshots.clone()),
-            registry: Registry::new(config.registry.config_path.clone()),
+            registry: registry(config),
             wake: gc.waker(),
         });
         let namespaces = Namespaces::new(db.clone(), events.clone());
@@ -183,7 +186,7 @@ impl Daemon {
                 );)*
             };
         }
-        let (tasks, gc) = (self.tasks.clone(), &self.gc);
+        let (tasks, gc, streams) = (self.tasks.clone(), &self.gc, grpc::streams::Streams::default());
         let plugins = grpc::introspection::plugins(&platform(), &self.snapshots);
         serve!(
             ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
@@ -194,6 +197,7 @@ impl Daemon {
             )),
             DiffServer(grpc::diff::DiffService::new(self.images.clone())),
             EngineServer(grpc::engine::EngineService::new(self.engine.clone())),
+            GantryImagesServer(grpc::gantry_images::GantryImagesService::new(self.engine.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
             IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
             ImageServiceServer(cri::ImageService::new(self.cri.clone())),
@@ -203,7 +207,9 @@ impl Daemon {
             RuntimeServiceServer(cri::RuntimeService::new(self.cri.clone())),
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
             StoreServer(grpc::sandboxes::SandboxStoreService::new(self.sandboxes.clone())),
+            StreamingServer(grpc::streams::StreamingService::new(streams.clone())),
             TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
+            TransferServer(grpc::transfer::TransferService::new(self.images.clone(), streams)),
             VersionServer(grpc::version::VersionService),
         );
         let (_, health) = tonic_health::server::health_reporter();
@@ -245,6 +251,11 @@ fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &E
     Ok(Arc::new(Local::open(name, driver?, db.clone(), events.clone())?))
 }
 
+fn registry(config: &Config) -> Registry {
+    let accounts = Some(&config.registry.auth_file).filter(|path| !path.as_os_str().is_empty());
+    Registry::new(config.registry.config_path.clone()).with_accounts(accounts.cloned())
+}
+
 fn launcher(config: &Config) -> Result<Launcher> {
     Ok(Launcher {
         grpc_address: config.grpc.address.to_string_lossy().into_owned(),
@@ -260,10 +271,7 @@ fn launcher(config: &Config) -> Result<Launcher> {
 /// The machine's platform, as clients compare it.
 fn platform() -> Platform {
     let host = rung_spec::platform::Platform::host();
-    Platform {
-        os: host.os,
-        architecture: host.architecture,
-        variant: host.variant.unwrap_or_default(),
-        ..Platform::default()
-    }
+    // The levels of x86-64 are none of containerd's platforms.
+    let variant = host.variant.filter(|_| host.architecture != "amd64").unwrap_or_default();
+    Platform { os: host.os, architecture: host.architecture, variant, ..Platform::default() }
 }

@@ -146,6 +146,8 @@ pub struct ContainerLog {
 pub struct Registry {
     /// Directory of `HOST/hosts.toml` and certificates.
     pub config_path: PathBuf,
+    /// The daemon's own accounts, as docker's `config.json` has them; empty: none.
+    pub auth_file: PathBuf,
 }
 
 /// Flags that take precedence over the configuration file.
@@ -234,7 +236,7 @@ impl Default for ContainerLog {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { config_path: "/etc/gantry/certs.d".into() }
+        Self { config_path: "/etc/gantry/certs.d".into(), auth_file: PathBuf::new() }
     }
 }
 

@@ -151,7 +151,7 @@ fn an_account_comes_from_dockers_configuration(env: &Env) -> Result<()> {
             let ran = pull_as(env, &daemon, &host, account)?;
             assert!(ran.took.as_secs() < 3, "what does not change was tried again: {ran}");
             let said = refusal(ran)?;
-            for part in [host.as_str(), "test/busybox:latest", "password", "docker login"] {
+            for part in [host.as_str(), "test/busybox:latest", "password", "gantry login"] {
                 assert!(said.contains(part), "does not say {part:?}: {said}");
             }
             assert_eq!(daemon.gantry(&["images", "-q"])?.ok()?.text(), "");

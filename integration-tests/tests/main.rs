@@ -18,6 +18,7 @@ mod daemon_restart;
 mod daemon_sandboxes;
 mod daemon_snapshots;
 mod daemon_tasks;
+mod daemon_transfer;
 mod harness;
 mod rung_cgroups;
 mod rung_checkpoint;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         daemon_tasks::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,
+        daemon_transfer::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
         rung_checkpoint::TESTS,

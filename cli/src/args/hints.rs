@@ -69,9 +69,7 @@ pub(super) fn of(error: &clap::Error, args: &[OsString]) -> Option<String> {
         (ErrorKind::MissingRequiredArgument, "run" | "create") => {
             Some(format!("{verb} needs an image, such as: gantry {verb} alpine"))
         }
-        (ErrorKind::InvalidSubcommand, _)
-            if matches!(verb, "build" | "push" | "login" | "network" | "volume" | "compose") =>
-        {
+        (ErrorKind::InvalidSubcommand, _) if matches!(verb, "build" | "network" | "volume" | "compose") => {
             Some(format!("gantry does not have docker's {verb:?} yet"))
         }
         _ => None,
@@ -82,7 +80,7 @@ pub(super) fn of(error: &clap::Error, args: &[OsString]) -> Option<String> {
 fn verb<'a>(words: &[&'a str]) -> &'a str {
     let mut plain = words.iter().filter(|word| !word.starts_with('-'));
     match plain.next() {
-        Some(&"container" | &"image" | &"system") => plain.next().copied().unwrap_or_default(),
+        Some(&"container" | &"image" | &"registry" | &"system") => plain.next().copied().unwrap_or_default(),
         Some(word) => word,
         None => "",
     }

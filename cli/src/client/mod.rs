@@ -2,6 +2,7 @@
 
 mod containerd;
 mod engine;
+mod images;
 mod stream;
 
 pub use stream::Duplex;

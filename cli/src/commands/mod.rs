@@ -1,19 +1,27 @@
 //! The verbs, one file each, and docker's noun forms of them.
 
+pub mod archives;
 pub mod attach;
+pub mod commit;
 pub mod completion;
+pub mod copy;
 pub mod create;
 pub mod events;
 pub mod exec;
+pub mod history;
+pub mod image_prune;
 pub mod images;
 pub mod info;
 pub mod inspect;
 pub mod kill;
+pub mod login;
 pub mod logs;
 pub mod options;
 pub mod pause;
 pub mod ps;
 pub mod pull;
+pub mod push;
+pub mod registry;
 pub mod restart;
 pub mod rm;
 pub mod rmi;
@@ -73,8 +81,30 @@ pub enum Command {
     Stats(stats::Args),
     /// Download an image
     Pull(pull::Args),
+    /// Upload an image
+    Push(push::Args),
     /// Give an image one more name
     Tag(tag::Args),
+    /// Load images from an archive
+    Load(archives::Load),
+    /// Save images into an archive
+    Save(archives::Save),
+    /// Make an image of a tar of files
+    Import(archives::Import),
+    /// Write a container's files as a tar
+    Export(archives::Export),
+    /// Make an image of a container's changes
+    Commit(commit::Commit),
+    /// List what a container has changed
+    Diff(commit::Diff),
+    /// Copy files of a container as a tar
+    Cp(copy::Args),
+    /// Show the steps that made an image
+    History(history::Args),
+    /// Keep an account at a registry
+    Login(login::Login),
+    /// Forget an account at a registry
+    Logout(login::Logout),
     /// List images
     Images(images::Args),
     /// Remove images
@@ -97,9 +127,19 @@ pub enum Command {
     /// Commands on images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Commands on registries
+    #[command(subcommand)]
+    Registry(RegistryCommand),
     /// Commands on gantryd
     #[command(subcommand)]
     System(SystemCommand),
+}
+
+/// `gantry registry …`.
+#[derive(Debug, Subcommand)]
+pub enum RegistryCommand {
+    /// Show which hosts stand for an image's registry, and what each says
+    Explain(registry::Explain),
 }
 
 /// `gantry container …`.
@@ -142,6 +182,14 @@ pub enum ContainerCommand {
     Stats(stats::Args),
     /// Show everything about containers
     Inspect(inspect::ContainerArgs),
+    /// Write a container's files as a tar
+    Export(archives::Export),
+    /// Make an image of a container's changes
+    Commit(commit::Commit),
+    /// List what a container has changed
+    Diff(commit::Diff),
+    /// Copy files of a container as a tar
+    Cp(copy::Args),
 }
 
 /// `gantry image …`.
@@ -160,6 +208,20 @@ pub enum ImageCommand {
     Rm(rmi::Args),
     /// Show everything about images
     Inspect(inspect::ImageArgs),
+    /// Upload an image
+    Push(push::Args),
+    /// Load images from an archive
+    Load(archives::Load),
+    /// Save images into an archive
+    Save(archives::Save),
+    /// Make an image of a tar of files
+    Import(archives::Import),
+    /// Show the steps that made an image
+    History(history::Args),
+    /// Remove images that nobody needs
+    Prune(image_prune::Args),
+    /// List what a registry has that is about an image
+    Referrers(registry::Referrers),
 }
 
 /// `gantry system …`.
@@ -200,6 +262,20 @@ impl Command {
             Self::Pull(args) | Self::Image(ImageCommand::Pull(args)) => args.run(context).await,
             Self::Images(args) | Self::Image(ImageCommand::Ls(args)) => args.run(context).await,
             Self::Rmi(args) | Self::Image(ImageCommand::Rm(args)) => args.run(context).await,
+            Self::Push(args) | Self::Image(ImageCommand::Push(args)) => args.run(context).await,
+            Self::Load(args) | Self::Image(ImageCommand::Load(args)) => args.run(context).await,
+            Self::Save(args) | Self::Image(ImageCommand::Save(args)) => args.run(context).await,
+            Self::Import(args) | Self::Image(ImageCommand::Import(args)) => args.run(context).await,
+            Self::History(args) | Self::Image(ImageCommand::History(args)) => args.run(context).await,
+            Self::Image(ImageCommand::Prune(args)) => args.run(context).await,
+            Self::Image(ImageCommand::Referrers(args)) => args.run(context).await,
+            Self::Export(args) | Self::Container(ContainerCommand::Export(args)) => args.run(context).await,
+            Self::Commit(args) | Self::Container(ContainerCommand::Commit(args)) => args.run(context).await,
+            Self::Diff(args) | Self::Container(ContainerCommand::Diff(args)) => args.run(context).await,
+            Self::Cp(args) | Self::Container(ContainerCommand::Cp(args)) => args.run(context).await,
+            Self::Login(args) => args.run(context).await,
+            Self::Logout(args) => args.run().await,
+            Self::Registry(RegistryCommand::Explain(args)) => args.run(context).await,
             Self::Inspect(args) => args.run(context).await,
             Self::Container(ContainerCommand::Inspect(args)) => args.run(context).await,
             Self::Image(ImageCommand::Inspect(args)) => args.run(context).await,

@@ -24,6 +24,7 @@ pub enum To {
 #[derive(Debug)]
 pub struct Report {
     to: To,
+    is_push: bool,
     bars: Option<MultiProgress>,
     layers: HashMap<String, Layer>,
 }
@@ -42,7 +43,12 @@ impl Report {
             To::Stderr if io::stderr().is_terminal() => Some(ProgressDrawTarget::stderr_with_hz(10)),
             _ => None,
         };
-        Self { to, bars: bars.map(MultiProgress::with_draw_target), layers: HashMap::new() }
+        Self { to, is_push: false, bars: bars.map(MultiProgress::with_draw_target), layers: HashMap::new() }
+    }
+
+    /// A report of a push.
+    pub fn of_push(to: To) -> Self {
+        Self { is_push: true, ..Self::new(to) }
     }
 
     /// Takes the next message of the daemon; gives the image at the end.
@@ -51,12 +57,15 @@ impl Report {
     /// Where the report cannot be written.
     pub fn update(&mut self, progress: PullProgress) -> Result<Option<Pulled>> {
         match progress.event {
+            Some(pull_progress::Event::Resolving(name)) if self.is_push => self.line(&pushing(&name))?,
             Some(pull_progress::Event::Resolving(name)) => self.line(&resolving(&name))?,
             Some(pull_progress::Event::Layer(layer)) => self.layer(&layer)?,
             Some(pull_progress::Event::Done(pulled)) => {
                 self.finish();
                 self.line(&format!("Digest: {}", pulled.digest))?;
-                self.line(&status(&pulled))?;
+                if !self.is_push {
+                    self.line(&status(&pulled))?;
+                }
                 return Ok(Some(pulled));
             }
             None => {}
@@ -79,13 +88,13 @@ impl Report {
             });
             layer.state = state;
             if let Some(bar) = &layer.bar {
-                draw(bar, progress, news);
+                draw(bar, progress, news, self.is_push);
             }
             return Ok(());
         }
         self.layers.insert(progress.digest.clone(), Layer { state, bar: None });
         // Elsewhere than on a terminal, only steps are worth a line.
-        if news { self.line(&format!("{id}: {}", words(state))) } else { Ok(()) }
+        if news { self.line(&format!("{id}: {}", words(state, self.is_push))) } else { Ok(()) }
     }
 
     /// Leaves the bars as they are.
@@ -113,34 +122,44 @@ impl Report {
     }
 }
 
-fn draw(bar: &ProgressBar, progress: &LayerProgress, news: bool) {
+fn draw(bar: &ProgressBar, progress: &LayerProgress, news: bool, is_push: bool) {
     let state = progress.state();
-    let counts = matches!(state, LayerState::Downloading | LayerState::Extracting) && progress.total > 0;
+    let moves = matches!(state, LayerState::Downloading | LayerState::Extracting | LayerState::Uploading);
+    let counts = moves && progress.total > 0;
     if news {
         let template =
             if counts { "{prefix}: {msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec}" } else { "{prefix}: {msg}" };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_message(words(state));
+        bar.set_message(words(state, is_push));
     }
     if counts {
         bar.set_length(progress.total);
         bar.set_position(progress.current);
     }
-    if matches!(state, LayerState::Complete | LayerState::Exists) {
+    if matches!(state, LayerState::Complete | LayerState::Exists | LayerState::Mounted) {
         bar.abandon();
     }
 }
 
-fn words(state: LayerState) -> &'static str {
+fn words(state: LayerState, is_push: bool) -> &'static str {
     match state {
+        LayerState::Complete if is_push => "Pushed",
+        LayerState::Exists if is_push => "Layer already exists",
         LayerState::Waiting => "Waiting",
         LayerState::Downloading => "Downloading",
         LayerState::Extracting => "Extracting",
         LayerState::Complete => "Pull complete",
         LayerState::Exists => "Already exists",
+        LayerState::Uploading => "Pushing",
+        LayerState::Mounted => "Mounted from another repository",
     }
+}
+
+fn pushing(name: &str) -> String {
+    let repository = Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.name());
+    format!("The push refers to repository [{repository}]")
 }
 
 fn resolving(name: &str) -> String {

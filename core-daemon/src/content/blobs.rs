@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 
-use rung_spec::digest::{Algorithm, Digest};
+use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::{Blob, Content, Store};
 use crate::error::{Doing, Result};
@@ -42,6 +42,24 @@ impl Content {
         Ok(all)
     }
 
+    /// Removes the bytes of a blob that are not what its digest says, so that they are fetched again, and says whether
+    /// they were not. Its records stay: they say what is wanted.
+    ///
+    /// # Errors
+    /// When the file cannot be read or removed.
+    pub fn drop_damaged(&self, digest: &Digest) -> Result<bool> {
+        let Some(mut blob) = self.0.open_blob(digest)? else { return Ok(false) };
+        let mut hasher = Hasher::new(digest.algorithm());
+        std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)).doing(|| format!("read content {digest}"))?;
+        if hasher.finish() == *digest {
+            return Ok(false);
+        }
+        tracing::warn!(%digest, "content is damaged and is removed");
+        let path = self.0.blob(digest);
+        std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+        Ok(true)
+    }
+
     /// Removes the bytes of a blob that no namespace records, and says how many there were. A blob that is recorded,
     /// or about to be, stays.
     ///
@@ -63,6 +81,19 @@ impl Content {
         std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
         drop(pending);
         Ok(Some(size))
+    }
+}
+
+struct HashWriter<'a>(&'a mut Hasher);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

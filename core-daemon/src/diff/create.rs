@@ -28,6 +28,8 @@ const CAPABILITY: &[u8] = b"security.capability";
 pub enum Changes<'a> {
     /// Everything in a directory.
     All(&'a Root),
+    /// One file or directory in a directory.
+    One(&'a OwnedFd, &'a OsStr),
     /// The upper directory of an overlay.
     Upper(&'a Root),
     /// A directory against what it was.
@@ -40,11 +42,16 @@ pub enum Changes<'a> {
 /// What reading the directories or writing fails with, with the path.
 pub fn create<W: Write>(changes: &Changes<'_>, latest: Option<i64>, to: W) -> Result<W> {
     let (before, after, upper) = match changes {
-        Changes::All(after) => (None, after, false),
-        Changes::Upper(after) => (None, after, true),
-        Changes::Between(before, after) => (Some(*before), after, false),
+        Changes::All(after) => (None, *after, false),
+        Changes::One(within, name) => {
+            let mut layer = Layer::new(to, false, latest);
+            layer.name(None, within.as_fd(), Path::new(name), name)?;
+            return layer.tar.finish().doing(|| "write archive");
+        }
+        Changes::Upper(after) => (None, *after, true),
+        Changes::Between(before, after) => (Some(*before), *after, false),
     };
-    let mut layer = Layer { tar: Writer::new(to), upper, latest, parents: Vec::new(), links: HashMap::new() };
+    let mut layer = Layer::new(to, upper, latest);
     let before = before.map(|before| before.directory(Path::new(""))).transpose()?;
     let after = after.directory(Path::new(""))?;
     layer.directory(before.as_ref().map(AsFd::as_fd), after.as_fd(), Path::new(""))?;
@@ -62,6 +69,10 @@ struct Layer<W> {
 }
 
 impl<W: Write> Layer<W> {
+    fn new(to: W, upper: bool, latest: Option<i64>) -> Self {
+        Self { tar: Writer::new(to), upper, latest, parents: Vec::new(), links: HashMap::new() }
+    }
+
     fn directory(&mut self, before: Option<BorrowedFd<'_>>, after: BorrowedFd<'_>, path: &Path) -> Result<()> {
         let now: BTreeSet<OsString> = beneath::entries(after)?.into_iter().collect();
         let was: BTreeSet<OsString> = match before {

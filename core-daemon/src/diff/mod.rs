@@ -13,6 +13,7 @@
 
 mod apply;
 mod attributes;
+mod changes;
 mod compression;
 mod create;
 mod image;
@@ -25,6 +26,7 @@ mod tests;
 mod whiteout;
 
 pub use apply::{Applied, Deferred, Mode, apply};
+pub use changes::{Change, changes};
 pub use compression::decompress;
 pub use create::{Changes, create};
 pub use image::{Unfinished, convert};

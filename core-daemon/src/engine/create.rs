@@ -23,7 +23,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{self, ContainerId};
-use crate::image::{Credentials, Progress, PullOptions, Resolved, users};
+use crate::image::{Access, Choice, Credentials, Progress, PullOptions, Resolved, users};
 use crate::labels::{GC_ROOT, Labels, SHORT_LIVED};
 use crate::signals;
 use crate::snapshots::Mount;
@@ -276,21 +276,20 @@ pub(super) fn parse_platform(text: &str) -> Result<Option<Platform>> {
 }
 
 pub(super) fn pull_options(platform: Option<Platform>, registry: Option<api::RegistryOptions>) -> PullOptions {
+    PullOptions { choice: Choice::platform(platform), access: access(registry), ..PullOptions::default() }
+}
+
+/// How to speak to a registry, as a person says it.
+pub(super) fn access(registry: Option<api::RegistryOptions>) -> Access {
     let registry = registry.unwrap_or_default();
     let credentials = if !registry.identity_token.is_empty() {
-        Some(Credentials { username: String::new(), secret: registry.identity_token })
+        Some(Credentials::Identity(registry.identity_token))
     } else if !registry.username.is_empty() {
-        Some(Credentials { username: registry.username, secret: registry.password })
+        Some(Credentials::password(registry.username, registry.password))
     } else {
         None
     };
-    PullOptions {
-        platform,
-        plain_http: registry.plain_http,
-        skip_verify: registry.insecure,
-        credentials,
-        ..PullOptions::default()
-    }
+    Access { plain_http: registry.plain_http, skip_verify: registry.insecure, credentials, ..Access::default() }
 }
 
 fn bind_text(bind: &api::Bind) -> String {

@@ -16,6 +16,8 @@ use crate::error::{Error, Kind, Result};
 use crate::filter::Filter;
 use crate::image::{Progress, Pulled, Resolved};
 
+/// What the name of an image begins with that has none: its digest follows.
+pub(super) const NAMELESS: &str = "<none>";
 /// Fewest characters of an id that stand for an image.
 const MIN_PREFIX: usize = 4;
 
@@ -85,7 +87,7 @@ impl Engine {
         let mut listed = Vec::new();
         for record in images.records.list(context, &Filter::everything())? {
             let resolved = images.resolve(context, &record.name, None).ok();
-            let name = Reference::parse(&record.name).map_or_else(|_| record.name.clone(), |name| name.familiar());
+            let name = familiar(&record.name);
             listed.push(api::Image {
                 id: resolved.as_ref().map(|image| image.config_digest.to_string()).unwrap_or_default(),
                 name,
@@ -110,12 +112,11 @@ impl Engine {
             .filter_map(|name| Reference::parse(name).ok())
             .map(|name| format!("{}@{}", name.familiar_name(), image.target.digest))
             .collect();
-        let familiar = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |name| name.familiar());
         let (config, process) = (&image.config, &image.config.config);
         let layers: Vec<String> = config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
         let document = json!({
             "Id": image.config_digest.to_string(),
-            "RepoTags": names.iter().map(familiar).collect::<Vec<_>>(),
+            "RepoTags": names.iter().map(|name| familiar(name)).filter(|name| !name.is_empty()).collect::<Vec<_>>(),
             "RepoDigests": digests,
             "Created": config.created,
             "Author": config.author,
@@ -176,9 +177,8 @@ impl Engine {
             self.parts().images.records.delete(context, name, None)?;
         }
         self.parts().gc.changed();
-        let familiar = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |name| name.familiar());
         Ok(api::RemoveImageResponse {
-            untagged: going.iter().map(familiar).collect(),
+            untagged: going.iter().map(|name| familiar(name)).filter(|name| !name.is_empty()).collect(),
             deleted: if last { vec![image.config_digest.to_string()] } else { Vec::new() },
         })
     }
@@ -212,6 +212,14 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// A recorded name as people write it; empty for an image without one.
+pub(super) fn familiar(name: &str) -> String {
+    if name.strip_prefix(NAMELESS).is_some_and(|rest| rest.starts_with('@')) {
+        return String::new();
+    }
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |name| name.familiar())
 }
 
 fn fits(image: &Resolved, text: &str) -> bool {

@@ -4,14 +4,19 @@
 //! record. While it runs, the engine waits for its end in the shim, so an exit is never missed: not by a lost event, and
 //! not by a daemon that was away, because the shim keeps the exit until it is deleted.
 
+mod archives;
 mod attach;
 mod create;
 mod exec;
+mod files;
+mod history;
 mod images;
 mod info;
 mod inspect;
+mod instructions;
 mod list;
 mod logs;
+mod make;
 mod names;
 mod record;
 mod remove;

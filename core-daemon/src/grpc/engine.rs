@@ -6,6 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::engine_server::Engine;
 use rung_spec::digest::Digest;
+use rung_spec::image::Descriptor;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,7 +34,7 @@ impl EngineService {
 }
 
 /// Starts `work`, whose messages the answer carries; its error ends the answer.
-fn answer<T: Send + 'static, F>(work: impl FnOnce(mpsc::Sender<Result<T>>) -> F) -> Response<Answers<T>>
+pub(super) fn answer<T: Send + 'static, F>(work: impl FnOnce(mpsc::Sender<Result<T>>) -> F) -> Response<Answers<T>>
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
@@ -64,9 +65,9 @@ async fn first<T>(input: &mut Streaming<T>, what: &str) -> Result<T, Status> {
 
 /// Tells a client how a pull goes. Layers report often, so what does not fit the queue is left out: the next report says
 /// more.
-struct Report<T> {
-    sender: mpsc::Sender<Result<T>>,
-    wrap: fn(api::PullProgress) -> T,
+pub(super) struct Report<T> {
+    pub(super) sender: mpsc::Sender<Result<T>>,
+    pub(super) wrap: fn(api::PullProgress) -> T,
 }
 
 impl<T: Send> Report<T> {
@@ -87,6 +88,8 @@ impl<T: Send> Progress for Report<T> {
             Step::Extracting => api::LayerState::Extracting,
             Step::Complete => api::LayerState::Complete,
             Step::Exists => api::LayerState::Exists,
+            Step::Uploading => api::LayerState::Uploading,
+            Step::Mounted => api::LayerState::Mounted,
         };
         let layer = api::LayerProgress { digest: digest.to_string(), state: state.into(), current, total };
         self.tell(api::pull_progress::Event::Layer(layer));
@@ -94,8 +97,12 @@ impl<T: Send> Progress for Report<T> {
 }
 
 fn pulled(pulled: Pulled) -> api::PullProgress {
-    let done =
-        api::Pulled { image: pulled.name, digest: pulled.target.digest.to_string(), up_to_date: pulled.up_to_date };
+    done(pulled.name, &pulled.target, pulled.up_to_date)
+}
+
+/// The last message of a pull or push.
+pub(super) fn done(image: String, target: &Descriptor, up_to_date: bool) -> api::PullProgress {
+    let done = api::Pulled { image, digest: target.digest.to_string(), up_to_date };
     api::PullProgress { event: Some(api::pull_progress::Event::Done(done)) }
 }
 

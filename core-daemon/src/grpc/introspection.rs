@@ -86,6 +86,8 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters) -> Vec<Plugin> 
         ("io.containerd.sandbox.store.v1", "local"),
         ("io.containerd.cri.v1", "images"),
         ("io.containerd.cri.v1", "runtime"),
+        ("io.containerd.streaming.v1", "manager"),
+        ("io.containerd.transfer.v1", "local"),
         ("io.containerd.grpc.v1", "containers"),
         ("io.containerd.grpc.v1", "content"),
         ("io.containerd.grpc.v1", "cri"),
@@ -99,7 +101,9 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters) -> Vec<Plugin> 
         ("io.containerd.grpc.v1", "sandbox-controllers"),
         ("io.containerd.grpc.v1", "sandboxes"),
         ("io.containerd.grpc.v1", "snapshots"),
+        ("io.containerd.grpc.v1", "streaming"),
         ("io.containerd.grpc.v1", "tasks"),
+        ("io.containerd.grpc.v1", "transfer"),
         ("io.containerd.grpc.v1", "version"),
     ];
     let on_platform =

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 pub mod engine;
 pub mod events;
+pub mod gantry_images;
 pub mod images;
 pub mod introspection;
 pub mod leases;
@@ -13,7 +14,9 @@ pub mod namespaces;
 pub mod sandbox_controller;
 pub mod sandboxes;
 pub mod snapshots;
+pub mod streams;
 pub mod tasks;
+pub mod transfer;
 pub mod version;
 
 use std::pin::Pin;

@@ -8,6 +8,7 @@
 //! stored of a layer that could not be finished stays, and the next pull goes on from there.
 
 use std::io::{self, BufRead, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use rung_spec::digest::Digest;
 use rung_spec::image::Descriptor;
+use rung_sys::beneath::{self, Root};
 use tokio::sync::mpsc;
 
 use super::layers::{apply_checked, apply_stored};
@@ -92,9 +94,15 @@ impl Fetcher {
         self.progress.layer(&digest, Step::Waiting, 0, job.layer.size);
         let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
         if blocking(move || content.hold(&ctx, &wanted)).await? {
-            let applied = self.apply_stored(&job).await?;
-            self.progress.layer(&digest, Step::Exists, job.layer.size, job.layer.size);
-            return Ok(Fetched { sealed: None, applied });
+            match self.apply_stored(&job).await {
+                // What is stored is not what it should be: it is fetched again.
+                Err(error) if error.kind() == Kind::DataLoss && self.mend(&job).await? => {}
+                applied => {
+                    let applied = applied?;
+                    self.progress.layer(&digest, Step::Exists, job.layer.size, job.layer.size);
+                    return Ok(Fetched { sealed: None, applied });
+                }
+            }
         }
         let fetched = match self.stream(&job).await {
             // Bytes kept from an earlier pull were bad: once more from the beginning.
@@ -111,6 +119,24 @@ impl Fetcher {
         let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
         self.progress.layer(&layer.digest, Step::Extracting, 0, layer.size);
         blocking(move || apply_stored(&content, &ctx, &layer, &place)).await.map(Some)
+    }
+
+    /// Removes a layer's stored bytes if they are damaged, with what has been made of them, and says whether they were.
+    async fn mend(&self, job: &Job) -> Result<bool> {
+        let (content, job) = (self.content.clone(), job.clone());
+        blocking(move || {
+            let damaged = content.drop_damaged(&job.layer.digest)?;
+            // An image that was begun is thrown away by whoever makes it anew.
+            if let Some(Place { form: Form::Directory(path), .. }) = job.apply.filter(|_| damaged) {
+                let doing = || format!("empty {}", path.display());
+                let root = Root::open(&path).doing(doing)?;
+                for name in beneath::entries(root.as_fd()).doing(doing)? {
+                    beneath::remove_tree(root.as_fd(), &name).doing(doing)?;
+                }
+            }
+            Ok(damaged)
+        })
+        .await
     }
 
     async fn stream(&self, job: &Job) -> Result<Fetched, Failure> {

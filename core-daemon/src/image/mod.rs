@@ -1,17 +1,24 @@
-//! Images: pulled, unpacked into snapshots, looked up to be run.
+//! Images: pulled, unpacked into snapshots, looked up to be run, pushed, put into archives and taken from them.
 //!
 //! `name → record → index → manifest → configuration and layers`, all in the content store; the layers once more as a
 //! chain of snapshots. [`Images`] is the one entry.
 
+pub mod archive;
+pub mod choice;
 mod fetch;
+mod flights;
+mod haul;
 pub mod layers;
+pub mod naming;
 mod pull;
+mod push;
+mod referrers;
+mod tree;
 mod unpack;
 pub mod users;
 pub mod walk;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
@@ -22,9 +29,14 @@ use crate::content::Content;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::records::{ImageRecords, Leases};
-pub use crate::registry::Credentials;
-use crate::registry::{Access, Registry};
+use crate::registry::Registry;
+pub use crate::registry::{Access, Credentials};
 use crate::snapshots::Snapshotters;
+pub use choice::Choice;
+use flights::Flights;
+pub use naming::Names;
+pub use push::{PushOptions, Pushed};
+pub use tree::manifest_labels;
 
 /// The images of all namespaces.
 #[derive(Clone)]
@@ -40,8 +52,8 @@ pub struct Images {
     registry: Registry,
     /// Told when something may be collected.
     wake: Arc<Notify>,
-    /// Images that are being pulled, by namespace and digest.
-    flights: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// What is being pulled.
+    flights: Flights,
 }
 
 /// What [`Images`] is made of.
@@ -63,33 +75,30 @@ pub struct Parts {
 /// How to pull.
 #[derive(Debug, Clone, Default)]
 pub struct PullOptions {
-    /// Which of an index's images; this machine's where nothing is said.
-    pub platform: Option<Platform>,
-    /// All of an index's images, none unpacked.
-    pub all_platforms: bool,
-    /// Speak HTTP without TLS to the registry, wherever it is.
-    pub plain_http: bool,
-    /// Do not check the registry's certificate.
-    pub skip_verify: bool,
-    /// Account at the registry.
-    pub credentials: Option<Credentials>,
+    /// Which of an index's images.
+    pub choice: Choice,
+    /// How to speak to the registry.
+    pub access: Access,
     /// Where layers are unpacked; the default snapshotter for an empty name.
     pub snapshotter: String,
     /// Fetch without unpacking.
     pub no_unpack: bool,
+    /// Where the layers of which platform are unpacked, in place of the two above. An image for another platform is
+    /// fetched and not unpacked.
+    pub unpacks: Option<Vec<Unpack>>,
     /// Labels for the image's record.
     pub labels: crate::labels::Labels,
+    /// The names of the image, whose records are written anew, in place of the one it is pulled by.
+    pub names: Option<Names>,
 }
 
-impl PullOptions {
-    fn access(&self) -> Access {
-        Access {
-            plain_http: self.plain_http,
-            skip_verify: self.skip_verify,
-            credentials: self.credentials.clone(),
-            ..Access::default()
-        }
-    }
+/// A snapshotter for the images of a platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpack {
+    /// The platform.
+    pub platform: Platform,
+    /// The snapshotter's name; empty for the default.
+    pub snapshotter: String,
 }
 
 /// What happens to a layer.
@@ -103,14 +112,24 @@ pub enum Step {
     Extracting,
     /// It is done.
     Complete,
-    /// It was here before.
+    /// It was here before; or there, when it is pushed.
     Exists,
+    /// Its bytes go out.
+    Uploading,
+    /// The registry took it from another of its repositories.
+    Mounted,
 }
 
-/// Is told how a pull goes. Calls come from several threads, and often: an implementation returns at once.
+/// Is told how a pull or push goes. Calls come from several threads, and often: an implementation returns at once.
 pub trait Progress: Send + Sync {
     /// The full name, once known.
     fn resolving(&self, _reference: &str) {}
+    /// What the name stands for.
+    fn resolved(&self, _target: &Descriptor) {}
+    /// A document leads to these.
+    fn children(&self, _parent: &Descriptor, _children: &[Descriptor]) {}
+    /// A manifest, index or configuration is here, or there when it is pushed.
+    fn document(&self, _document: &Descriptor, _step: Step) {}
     /// A layer went on: `current` of `total` bytes in this step.
     fn layer(&self, _digest: &Digest, _step: Step, _current: u64, _total: u64) {}
 }
@@ -125,6 +144,8 @@ impl Progress for Quiet {}
 pub struct Pulled {
     /// The full name.
     pub name: String,
+    /// All names that were written.
+    pub names: Vec<String>,
     /// What it stands for.
     pub target: Descriptor,
     /// It stood for that before.
@@ -156,7 +177,7 @@ impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
         let Parts { records, content, snapshotters, leases, registry, wake } = parts;
-        Self { records, content, snapshotters, leases, registry, wake, flights: Arc::default() }
+        Self { records, content, snapshotters, leases, registry, wake, flights: Flights::default() }
     }
 
     /// Looks an image up by its exact record name, for a platform or for this machine.

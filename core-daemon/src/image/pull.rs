@@ -4,49 +4,28 @@
 //! snapshots in another and the name last, all under a lease, so that a crash in between leaves only what the
 //! collection removes.
 
-use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use gantry_proto::containerd::services::images::v1::Image;
-use rung_spec::digest::Digest;
-use rung_spec::image::{Descriptor, Document, ImageConfig, Index, Manifest};
+use rung_spec::image::{Descriptor, ImageConfig, Kind as MediaKind, Manifest};
 use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
-use tokio::sync::Semaphore;
 
-use super::fetch::{Fetched, Fetcher, Job};
+use super::choice::Want;
+use super::fetch::Fetcher;
+use super::haul::{Gear, Haul};
+use super::tree::{Doc, Documents, Found, Tree};
 use super::unpack::{Stack, flush};
 use super::walk::{self, MAX_DOCUMENT};
-use super::{Images, Progress, PullOptions, Pulled};
+use super::{Images, Names, Progress, PullOptions, Pulled, Step};
 use crate::blocking::blocking;
-use crate::content::Sealed;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
 use crate::registry::Repository;
 
-/// Layers that come in at once.
-const AT_ONCE: usize = 6;
 /// Hours after which an abandoned pull's lease ends.
 const LEASE_HOURS: i64 = 24;
-/// Deepest nesting of indexes, and most documents of one name.
-const MAX_DEPTH: usize = 4;
-const MAX_DOCUMENTS: usize = 256;
-
-/// A document and what it leads to.
-struct Doc {
-    descriptor: Descriptor,
-    bytes: Bytes,
-    labels: Labels,
-}
-
-/// Everything small that a name leads to: the documents, and the images among them.
-#[derive(Default)]
-struct Tree {
-    docs: Vec<Doc>,
-    images: Vec<(Descriptor, Manifest)>,
-}
 
 impl Images {
     /// Pulls an image and unpacks it. Two pulls of one image at the same time are one.
@@ -63,21 +42,13 @@ impl Images {
     ) -> Result<Pulled> {
         let name = reference.to_string();
         progress.resolving(&name);
-        let lease = Lease::take(self, ctx).await?;
-        let held = ctx.clone().with_lease(&lease.id);
-        let repository = self.registry.repository(reference, &options.access())?;
+        let (held, _lease) = Lease::of(self, ctx, "pull").await?;
+        let repository = self.registry.repository(reference, &options.access)?;
         let pull = Pull { images: self, ctx: held, repository, options, progress };
         let resolved = pull.repository.resolve(reference.object()).await.doing(|| format!("pull {name}"))?;
-        let flight = self.flight(ctx, &resolved.descriptor.digest);
-        let _alone = flight.lock().await;
+        pull.progress.resolved(&resolved.descriptor);
+        let _turn = self.flights.take(&format!("{} {}", ctx.namespace, resolved.descriptor.digest)).await;
         pull.run(&name, resolved.descriptor, resolved.bytes).await.doing(|| format!("pull {name}"))
-    }
-
-    /// What pulls of the same image take turns with.
-    fn flight(&self, ctx: &Context, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        flights.retain(|_, flight| Arc::strong_count(flight) > 1);
-        flights.entry(format!("{} {digest}", ctx.namespace)).or_default().clone()
     }
 }
 
@@ -89,81 +60,34 @@ struct Pull<'a> {
     progress: Arc<dyn Progress>,
 }
 
+#[tonic::async_trait]
+impl Documents for Pull<'_> {
+    async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        self.small(descriptor, true).await
+    }
+
+    fn children(&self, parent: &Descriptor, children: &[Descriptor]) {
+        self.progress.children(parent, children);
+    }
+}
+
 impl Pull<'_> {
     async fn run(&self, name: &str, target: Descriptor, bytes: Option<Bytes>) -> Result<Pulled> {
-        let mut tree = Tree::default();
-        self.document(&target, bytes, MAX_DEPTH, &mut tree, &mut HashSet::new()).await?;
-        let mut fetched: Vec<(Sealed, Labels)> = Vec::new();
-        let mut stacks = Vec::new();
-        let mut docs = std::mem::take(&mut tree.docs);
-        for (_, manifest) in &tree.images {
-            let outcome = self.image(manifest, &mut docs, &mut fetched).await;
-            match outcome {
-                Ok(stack) => stacks.extend(stack),
-                Err(error) => {
-                    discard(stacks).await;
-                    return Err(error);
-                }
+        let tree = Tree::read(self, &target, bytes, &self.options.choice).await?;
+        let (mut docs, mut haul) = (tree.docs, Haul::default());
+        for found in &tree.images {
+            if let Err(error) = self.image(found, &mut docs, &mut haul).await {
+                haul.discard().await;
+                return Err(error);
             }
         }
-        let up_to_date = self.finish(name, &target, docs, fetched, stacks).await?;
-        Ok(Pulled { name: name.to_owned(), target, up_to_date })
-    }
-
-    /// Gets a document and those it leads to.
-    async fn document(
-        &self,
-        descriptor: &Descriptor,
-        bytes: Option<Bytes>,
-        depth: usize,
-        tree: &mut Tree,
-        seen: &mut HashSet<Digest>,
-    ) -> Result<()> {
-        if depth == 0 || !seen.insert(descriptor.digest.clone()) || seen.len() > MAX_DOCUMENTS {
-            return Err(Error::invalid("its index is nested too deep, contains itself, or is too large"));
-        }
-        let bytes = match bytes {
-            Some(bytes) => bytes,
-            None => self.small(descriptor, true).await?,
+        let names = self.options.names.clone();
+        let (names, replaces) = match names {
+            Some(names) => (names, true),
+            None => (Names::one(name, self.options.labels.clone()), false),
         };
-        let parsed =
-            Document::parse(&descriptor.media_type, &bytes).map_err(|error| Error::invalid(error.to_string()))?;
-        let mut doc = Doc { descriptor: descriptor.clone(), bytes, labels: Labels::new() };
-        match parsed {
-            Document::Manifest(manifest) => {
-                doc.labels = manifest_labels(&manifest);
-                tree.docs.push(doc);
-                tree.images.push((descriptor.clone(), *manifest));
-            }
-            Document::Index(index) => {
-                let chosen = self.choose(&index)?;
-                for (number, entry) in chosen.iter().enumerate() {
-                    doc.labels.insert(format!("{}.m.{number}", labels::GC_REF_CONTENT), entry.digest.to_string());
-                }
-                tree.docs.push(doc);
-                for entry in chosen {
-                    Box::pin(self.document(entry, None, depth - 1, tree, seen)).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The entries of an index that are wanted.
-    fn choose<'i>(&self, index: &'i Index) -> Result<Vec<&'i Descriptor>> {
-        use rung_spec::image::Kind as MediaKind;
-        if self.options.all_platforms {
-            let wanted = |entry: &&Descriptor| {
-                let unknown = entry.platform.as_ref().is_some_and(|platform| platform.os == "unknown");
-                !unknown && matches!(entry.kind(), MediaKind::Manifest | MediaKind::Index)
-            };
-            return Ok(index.manifests.iter().filter(wanted).collect());
-        }
-        let platform = self.options.platform.clone().unwrap_or_else(Platform::host);
-        index.select(&platform).into_iter().next().map(|best| vec![best]).ok_or_else(|| {
-            let there = index.platforms().join(", ");
-            Error::not_found(format!("has no image for {platform}; there are: {there}"))
-        })
+        let (names, up_to_date) = self.finish(names, replaces, &target, docs, haul).await?;
+        Ok(Pulled { name: name.to_owned(), names, target, up_to_date })
     }
 
     /// A small blob: what the content store has, else what the registry sends.
@@ -173,11 +97,24 @@ impl Pull<'_> {
             if content.hold(&ctx, &digest)? { content.read(&ctx, &digest, MAX_DOCUMENT).map(Some) } else { Ok(None) }
         });
         match stored.await {
-            Ok(Some(bytes)) => return Ok(bytes.into()),
-            // A damaged copy is fetched again.
-            Err(error) if error.kind() != Kind::DataLoss => return Err(error),
-            _ => {}
+            Ok(Some(bytes)) => {
+                self.progress.document(descriptor, Step::Exists);
+                return Ok(bytes.into());
+            }
+            // A damaged copy is fetched again, and takes the place of the damaged one.
+            Err(error) if error.kind() == Kind::DataLoss => {
+                let (content, digest) = (self.images.content.clone(), descriptor.digest.clone());
+                blocking(move || content.drop_damaged(&digest).map(drop)).await?;
+            }
+            Err(error) => return Err(error),
+            Ok(None) => {}
         }
+        let bytes = self.fetch_small(descriptor, is_manifest).await?;
+        self.progress.document(descriptor, Step::Complete);
+        Ok(bytes)
+    }
+
+    async fn fetch_small(&self, descriptor: &Descriptor, is_manifest: bool) -> Result<Bytes> {
         if is_manifest {
             return self.repository.document(descriptor).await;
         }
@@ -198,121 +135,144 @@ impl Pull<'_> {
     }
 
     /// Fetches one image's configuration and layers.
-    async fn image(
-        &self,
-        manifest: &Manifest,
-        docs: &mut Vec<Doc>,
-        fetched: &mut Vec<(Sealed, Labels)>,
-    ) -> Result<Option<Stack>> {
-        let bytes = self.small(&manifest.config, false).await.doing(|| "configuration")?;
-        let mut doc = Doc { descriptor: manifest.config.clone(), bytes, labels: Labels::new() };
-        let stack = if self.options.no_unpack || self.options.all_platforms {
-            None
-        } else {
-            let config = walk::parse_config(manifest, &doc.bytes)?;
-            self.check_platform(&config)?;
-            let (images, ctx, name) = (self.images.clone(), self.ctx.clone(), self.options.snapshotter.clone());
-            let manifest = manifest.clone();
-            Some(blocking(move || Stack::begin(&images, &ctx, &name, &manifest, &config)).await?)
+    async fn image(&self, found: &Found, docs: &mut Vec<Doc>, haul: &mut Haul) -> Result<()> {
+        let manifest = &found.manifest;
+        let bytes = match self.small(&manifest.config, false).await {
+            Err(error) if found.want == Want::Documents && error.kind() == Kind::NotFound => return Ok(()),
+            other => other.doing(|| "configuration")?,
         };
-        if let Some(stack) = &stack
-            && let Some(chain_id) = stack.chain_id()
-        {
-            let label = format!("{}{}", labels::GC_REF_SNAPSHOT, stack.snapshotter());
-            doc.labels.insert(label, chain_id.to_string());
-        }
-        docs.push(doc);
-        match self.layers(manifest, stack.as_ref(), fetched).await {
-            Ok(()) => Ok(stack),
-            Err(error) => {
-                discard(stack.into_iter().collect()).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// A single image's own word on what it runs on, where no index has been asked.
-    fn check_platform(&self, config: &ImageConfig) -> Result<()> {
-        let wanted = self.options.platform.clone().unwrap_or_else(Platform::host);
-        let offered = &config.platform;
-        if offered.os.is_empty() || wanted.rank(offered).is_some() {
+        let mut doc = Doc { descriptor: manifest.config.clone(), bytes, labels: Labels::new() };
+        if found.want == Want::Documents {
+            docs.push(doc);
             return Ok(());
         }
-        if self.options.platform.is_some() {
-            return Err(Error::not_found(format!("is for {offered}, not for {wanted}")));
+        let (config, mut snapshotters) = self.unpacked_by(found, &doc.bytes)?;
+        let stack = match (&config, snapshotters.is_empty()) {
+            (Some(config), false) => Some(self.begin(haul, manifest, config, snapshotters.remove(0)).await?),
+            _ => None,
+        };
+        if let Some(config) = config {
+            haul.later.extend(snapshotters.into_iter().map(|name| (manifest.clone(), config.clone(), name)));
         }
-        tracing::warn!(image = %offered, machine = %wanted, "image is for another platform");
-        Ok(())
-    }
-
-    async fn layers(
-        &self,
-        manifest: &Manifest,
-        stack: Option<&Stack>,
-        fetched: &mut Vec<(Sealed, Labels)>,
-    ) -> Result<()> {
+        for (snapshotter, chain_id) in stack.iter().filter_map(|stack| Some((stack.snapshotter(), stack.chain_id()?))) {
+            doc.labels.insert(format!("{}{snapshotter}", labels::GC_REF_SNAPSHOT), chain_id.to_string());
+        }
+        docs.push(doc);
         let fetcher = Fetcher {
             content: self.images.content.clone(),
             repository: self.repository.clone(),
             ctx: self.ctx.clone(),
             progress: self.progress.clone(),
         };
-        let room = Arc::new(Semaphore::new(AT_ONCE));
-        // Dropped, the set ends what is under way: a failed layer stops the others.
-        let mut tasks = tokio::task::JoinSet::new();
-        for (index, layer) in manifest.layers.iter().enumerate() {
-            let job = Job { layer: layer.clone(), apply: stack.and_then(|stack| stack.place(index)) };
-            let (fetcher, room) = (fetcher.clone(), room.clone());
-            tasks.spawn(async move {
-                let _room = room.acquire().await;
-                fetcher.layer(job).await.map(|fetched| (index, fetched))
-            });
-        }
-        let mut all: Vec<Option<Fetched>> = manifest.layers.iter().map(|_| None).collect();
-        while let Some(done) = tasks.join_next().await {
-            let (index, one) = done.map_err(|error| Error::internal(format!("layer: {error}")))??;
-            all[index] = Some(one);
-        }
-        let mut applied = Vec::new();
-        for one in all {
-            let Some(Fetched { sealed, applied: how }) = one else { continue };
-            if let Some(sealed) = sealed {
-                let known = how.as_ref().map(|how| (labels::UNCOMPRESSED.to_owned(), how.digest.to_string()));
-                fetched.push((sealed, known.into_iter().collect()));
-            }
-            applied.push(how);
-        }
-        stack.map_or(Ok(()), |stack| tokio::task::block_in_place(|| stack.settle(applied)))
+        let gear = Gear { fetcher: &fetcher, flights: &self.images.flights, source: self.source() };
+        let fetched = haul.layers(&gear, manifest, stack.as_ref()).await;
+        haul.stacks.extend(stack);
+        fetched
     }
 
-    /// Makes it all last: flushes, records blobs, snapshots and the name.
+    /// The label that says where blobs come from.
+    fn source(&self) -> (String, String) {
+        let name = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.repository.host());
+        (name, self.repository.path().to_owned())
+    }
+
+    /// The configuration of an image that is to be unpacked, and into which snapshotters. What is no image is not.
+    fn unpacked_by(&self, found: &Found, bytes: &[u8]) -> Result<(Option<ImageConfig>, Vec<String>)> {
+        let kind = found.manifest.config.kind();
+        let is_image = kind == MediaKind::Config || found.manifest.config.media_type == "application/octet-stream";
+        let unpacks = match &self.options.unpacks {
+            None if self.options.no_unpack || self.options.choice.all => return Ok((None, Vec::new())),
+            _ if !is_image || found.manifest.artifact_type.is_some() => return Ok((None, Vec::new())),
+            unpacks => unpacks,
+        };
+        let config = walk::parse_config(&found.manifest, bytes)?;
+        let Some(unpacks) = unpacks else {
+            self.check_platform(&config)?;
+            return Ok((Some(config), vec![self.options.snapshotter.clone()]));
+        };
+        let offered = found.descriptor.platform.as_ref().unwrap_or(&config.platform);
+        let fits = |wanted: &Platform| offered.os.is_empty() || wanted.rank(offered).is_some();
+        let fitting = unpacks.iter().filter(|unpack| fits(&unpack.platform));
+        let mut snapshotters: Vec<String> = fitting.map(|unpack| unpack.snapshotter.clone()).collect();
+        snapshotters.dedup();
+        Ok((Some(config), snapshotters))
+    }
+
+    /// A single image's own word on what it runs on, where no index has been asked.
+    fn check_platform(&self, config: &ImageConfig) -> Result<()> {
+        let (choice, offered) = (&self.options.choice, &config.platform);
+        if offered.os.is_empty() || choice.takes(offered) {
+            return Ok(());
+        }
+        let wanted = choice.platforms().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if !choice.platforms.is_empty() {
+            return Err(Error::not_found(format!("is for {offered}, not for {wanted}")));
+        }
+        tracing::warn!(image = %offered, machine = %wanted, "image is for another platform");
+        Ok(())
+    }
+
+    /// Makes room for an image's layers. Who unpacks the same ones is waited for, unless somebody may wait for us.
+    async fn begin(
+        &self,
+        haul: &mut Haul,
+        manifest: &Manifest,
+        config: &ImageConfig,
+        snapshotter: String,
+    ) -> Result<Stack> {
+        let top = rung_spec::image::chain_ids(&config.rootfs.diff_ids).pop();
+        if let Some(top) = top {
+            let key = format!("{} {snapshotter} {top}", self.ctx.namespace);
+            let turn = match haul.is_waited_for() {
+                true => self.images.flights.try_take(&key),
+                false => Some(self.images.flights.take(&key).await),
+            };
+            turn.into_iter().for_each(|turn| haul.keep(turn));
+        }
+        let (images, ctx) = (self.images.clone(), self.ctx.clone());
+        let (manifest, config) = (manifest.clone(), config.clone());
+        blocking(move || Stack::begin(&images, &ctx, &snapshotter, &manifest, &config)).await
+    }
+
+    /// Makes it all last: flushes, records blobs, snapshots and the names. Answers with the names, and whether nothing
+    /// has changed.
     async fn finish(
         &self,
-        name: &str,
+        names: Names,
+        replaces: bool,
         target: &Descriptor,
         docs: Vec<Doc>,
-        fetched: Vec<(Sealed, Labels)>,
-        stacks: Vec<Stack>,
-    ) -> Result<bool> {
-        let (images, ctx, target, name) = (self.images.clone(), self.ctx.clone(), target.clone(), name.to_owned());
-        let source = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.repository.host());
-        let (path, wanted) = (self.repository.path().to_owned(), self.options.labels.clone());
-        let up_to_date = blocking(move || {
-            let was_complete = fetched.is_empty() && stacks.iter().all(Stack::is_complete);
-            let made = record_all(&images, &ctx, docs, fetched, &stacks, &(source, path));
+        mut haul: Haul,
+    ) -> Result<(Vec<String>, bool)> {
+        let (images, ctx, target) = (self.images.clone(), self.ctx.clone(), target.clone());
+        let source = self.source();
+        blocking(move || {
+            let was_complete = !haul.is_new && haul.stacks.iter().all(Stack::is_complete);
+            let later = std::mem::take(&mut haul.later);
+            let made = record_all(&images, &ctx, docs, &mut haul, &source);
             if made.is_err() {
-                stacks.iter().for_each(Stack::discard);
+                haul.stacks.iter().for_each(Stack::discard);
             }
             made?;
-            let image = Image { name, labels: wanted, target: Some(walk::to_wire(&target)), ..Image::default() };
-            let digest = target.digest.to_string();
+            for (manifest, config, snapshotter) in later {
+                images.unpack_held(&ctx, &manifest, &config, &snapshotter)?;
+            }
             let mut unleased = ctx;
             unleased.lease = None;
-            let before = images.records.set(&unleased, image)?;
-            let same = before.and_then(|before| before.target).is_some_and(|target| target.digest == digest);
-            Ok(same && was_complete)
-        });
-        up_to_date.await
+            let (mut written, mut same) = (Vec::new(), was_complete);
+            for image in names.records(&target) {
+                written.push(image.name.clone());
+                let before = if replaces {
+                    images.records.replace(&unleased, image)?
+                } else {
+                    images.records.set(&unleased, image)?
+                };
+                let digest = before.and_then(|before| before.target).map(|target| target.digest);
+                same &= digest.as_deref() == Some(target.digest.as_str());
+            }
+            Ok((written, same))
+        })
+        .await
     }
 }
 
@@ -320,19 +280,19 @@ fn record_all(
     images: &Images,
     ctx: &Context,
     docs: Vec<Doc>,
-    mut fetched: Vec<(Sealed, Labels)>,
-    stacks: &[Stack],
+    haul: &mut Haul,
     (source, path): &(String, String),
 ) -> Result<()> {
+    let (stacks, mut fetched) = (&haul.stacks, std::mem::take(&mut haul.fetched));
     let mut relabelled = Vec::new();
-    for Doc { descriptor, bytes, labels } in docs {
+    for Doc { descriptor, bytes, mut labels } in docs {
         match images.content.seal(ctx, &descriptor, &bytes)? {
-            Some(sealed) => fetched.push((sealed, labels)),
+            Some(sealed) => {
+                labels.insert(source.clone(), path.clone());
+                fetched.push((sealed, labels));
+            }
             None => relabelled.push((descriptor.digest, labels)),
         }
-    }
-    for (_, labels) in &mut fetched {
-        labels.insert(source.clone(), path.clone());
     }
     if !fetched.is_empty() || stacks.iter().any(|stack| !stack.is_complete()) {
         match stacks.first() {
@@ -354,32 +314,27 @@ fn record_all(
     Ok(())
 }
 
-async fn discard(stacks: Vec<Stack>) {
-    let removed = blocking(move || {
-        stacks.iter().for_each(Stack::discard);
-        Ok(())
-    });
-    drop(removed.await);
-}
-
-fn manifest_labels(manifest: &Manifest) -> Labels {
-    let label = |name: String, digest: &Digest| (format!("{}.{name}", labels::GC_REF_CONTENT), digest.to_string());
-    let layers = manifest.layers.iter().enumerate().map(|(number, layer)| label(format!("l.{number}"), &layer.digest));
-    layers.chain([label("config".to_owned(), &manifest.config.digest)]).collect()
-}
-
-/// The pull's lease, which ends with it however it ends.
-struct Lease {
+/// A lease for one piece of work, which ends with it however it ends.
+pub(super) struct Lease {
     images: Images,
     ctx: Context,
     id: String,
 }
 
 impl Lease {
-    async fn take(images: &Images, ctx: &Context) -> Result<Self> {
+    /// The call under the lease it has, or under a new one.
+    pub(super) async fn of(images: &Images, ctx: &Context, purpose: &'static str) -> Result<(Context, Option<Self>)> {
+        if ctx.lease.is_some() {
+            return Ok((ctx.clone(), None));
+        }
+        let lease = Self::take(images, ctx, purpose).await?;
+        Ok((ctx.clone().with_lease(&lease.id), Some(lease)))
+    }
+
+    async fn take(images: &Images, ctx: &Context, purpose: &'static str) -> Result<Self> {
         let (images, ctx) = (images.clone(), ctx.clone());
         blocking(move || {
-            let id = images.leases.temporary(&ctx, "pull", LEASE_HOURS)?.id;
+            let id = images.leases.temporary(&ctx, purpose, LEASE_HOURS)?.id;
             Ok(Self { images, ctx, id })
         })
         .await
@@ -391,7 +346,7 @@ impl Drop for Lease {
         let (images, ctx, id) = (self.images.clone(), self.ctx.clone(), std::mem::take(&mut self.id));
         let end = move || {
             if let Err(error) = images.leases.end(&ctx, &id) {
-                tracing::warn!(lease = id, %error, "left a pull's lease, which will expire");
+                tracing::warn!(lease = id, %error, "left a lease, which will expire");
             }
             images.wake.notify_one();
         };

@@ -152,8 +152,8 @@ impl Fixture {
     async fn pull(&self, fake: &Fake) -> Result<Pulled> {
         let reference = Reference::parse(&format!("{}/a/b:1", fake.address)).expect("reference");
         let options = PullOptions {
-            plain_http: true,
-            platform: Some(Platform::new("linux", "amd64", None)),
+            access: Access { plain_http: true, ..Access::default() },
+            choice: Choice::platform(Some(Platform::new("linux", "amd64", None))),
             ..PullOptions::default()
         };
         self.images.pull(&self.ctx, &reference, options, Arc::new(Quiet)).await

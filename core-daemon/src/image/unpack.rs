@@ -259,16 +259,20 @@ impl Images {
         let lease = self.leases.temporary(ctx, "unpack", 24)?;
         let held = ctx.clone().with_lease(&lease.id);
         let unpacked = self.unpack_held(&held, &image.manifest, &image.config, snapshotter);
-        if let Ok(Some(chain_id)) = &unpacked {
-            let snapshotter = self.snapshotters.name_or_default(snapshotter);
-            let label = (format!("{}{snapshotter}", labels::GC_REF_SNAPSHOT), chain_id.to_string());
-            self.content.add_labels(ctx, &[(image.config_digest, Labels::from([label]))])?;
-        }
         self.leases.end(ctx, &lease.id)?;
         unpacked.doing(|| format!("unpack {name}"))
     }
 
-    fn unpack_held(
+    /// Unpacks an image that was made here into the default snapshotter, under the call's lease.
+    ///
+    /// # Errors
+    /// What unpacking fails with.
+    pub fn unpack_made(&self, ctx: &Context, manifest: &Manifest, config: &ImageConfig) -> Result<()> {
+        self.unpack_held(ctx, manifest, config, "").map(drop)
+    }
+
+    /// Unpacks under the call's lease, and says on the configuration that it is.
+    pub(super) fn unpack_held(
         &self,
         ctx: &Context,
         manifest: &Manifest,
@@ -276,11 +280,14 @@ impl Images {
         snapshotter: &str,
     ) -> Result<Option<Digest>> {
         let stack = Stack::begin(self, ctx, snapshotter, manifest, config)?;
-        let unpacked = self.fill(ctx, manifest, &stack);
-        if unpacked.is_err() {
+        if let Err(error) = self.fill(ctx, manifest, &stack) {
             stack.discard();
+            return Err(error);
         }
-        unpacked.map(|()| stack.chain_id().cloned())
+        let Some(chain_id) = stack.chain_id() else { return Ok(None) };
+        let label = (format!("{}{}", labels::GC_REF_SNAPSHOT, stack.snapshotter()), chain_id.to_string());
+        self.content.add_labels(ctx, &[(manifest.config.digest.clone(), Labels::from([label]))])?;
+        Ok(Some(chain_id.clone()))
     }
 
     fn fill(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<()> {

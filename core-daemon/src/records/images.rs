@@ -97,18 +97,31 @@ impl ImageRecords {
         Ok(image)
     }
 
-    /// Makes the name stand for `image`, whether or not there was one, and says what it stood for.
+    /// Makes the name stand for `image`, whether or not there was one, and says what it stood for. Labels that it had
+    /// stay.
     ///
     /// # Errors
     /// `InvalidArgument` naming the field that is wrong.
-    pub fn set(&self, ctx: &Context, mut image: Image) -> Result<Option<Image>> {
+    pub fn set(&self, ctx: &Context, image: Image) -> Result<Option<Image>> {
+        self.write(ctx, image, true)
+    }
+
+    /// As [`ImageRecords::set`], with just the labels of `image`.
+    ///
+    /// # Errors
+    /// As [`ImageRecords::set`].
+    pub fn replace(&self, ctx: &Context, image: Image) -> Result<Option<Image>> {
+        self.write(ctx, image, false)
+    }
+
+    fn write(&self, ctx: &Context, mut image: Image, keep_labels: bool) -> Result<Option<Image>> {
         check(&image)?;
         let now = Some(SystemTime::now().into());
         let before = self.db.write(|tx| {
             let before = table::get(tx, ctx.namespace.as_str(), &image.name)?;
             image.created_at = before.as_ref().and_then(|before| before.created_at).or(now);
             image.updated_at = now;
-            if let Some(before) = &before {
+            if let Some(before) = before.as_ref().filter(|_| keep_labels) {
                 let mut labels = before.labels.clone();
                 labels.append(&mut image.labels);
                 image.labels = labels;

@@ -8,13 +8,16 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use super::body::Body;
 use super::challenge::{Challenge, parse};
 use super::hosts::Host;
 use super::transport::{self, Ask, body, check_elsewhere, failure};
 use super::{Credentials, Repository};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Doing, Error, Kind, Result};
 
 const CLIENT_ID: &str = "gantry";
+/// Most `WWW-Authenticate` headers of an answer that are looked at.
+const MAX_CHALLENGES: usize = 16;
 const MAX_TOKEN: u64 = 1 << 20;
 /// Tokens are good for at least this long, whatever the server says.
 const MIN_LIFE: Duration = Duration::from_secs(60);
@@ -69,20 +72,39 @@ impl Repository {
     /// What an answer's challenges can be met with.
     async fn authorize(&self, host: &Host, answer: &Response, scope: &str) -> Result<Option<String>> {
         let headers = answer.headers().get_all(http::header::WWW_AUTHENTICATE);
-        let challenges: Vec<Challenge> =
-            headers.iter().filter_map(|value| value.to_str().ok()).flat_map(parse).collect();
-        // Only the registry that the account is for gets it; a mirror of it does not.
-        let credentials = self.credentials.as_ref().filter(|_| host.mirrors.is_none());
-        let mut token = None;
-        if let Some(challenge) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
-            token = Some(self.bearer(host, challenge, credentials, scope).await?);
-        } else if challenges.iter().any(|challenge| challenge.scheme == "basic") {
-            token = credentials.map(|account| Token { authorization: basic(account), until: None });
-        }
+        let texts: Vec<String> =
+            headers.iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).take(MAX_CHALLENGES).collect();
+        let challenges: Vec<Challenge> = texts.iter().flat_map(|text| parse(text)).collect();
+        let account = self.account(host, &texts).await?;
+        let token = match (&account, challenges.iter().find(|challenge| challenge.scheme == "bearer")) {
+            (Some(Credentials::Header(header)), _) => Some(Token { authorization: header.clone(), until: None }),
+            (_, Some(challenge)) => Some(self.bearer(host, challenge, account.as_ref(), scope).await?),
+            (Some(Credentials::Password { username, password }), None)
+                if challenges.iter().any(|challenge| challenge.scheme == "basic") =>
+            {
+                Some(Token { authorization: basic(username, password), until: None })
+            }
+            _ => None,
+        };
         let Some(token) = token else { return Ok(None) };
         let authorization = token.authorization.clone();
         self.tokens.known.lock().await.insert(key(host, scope), token);
         Ok(Some(authorization))
+    }
+
+    /// The account at `host`. The one given for the registry is for the registry alone: a mirror of it is another host,
+    /// and has only the accounts that somebody knows for it.
+    pub(super) async fn account(&self, host: &Host, challenges: &[String]) -> Result<Option<Credentials>> {
+        if let Some(credentials) = self.credentials.as_ref().filter(|_| host.mirrors.is_none()) {
+            return Ok(Some(credentials.clone()));
+        }
+        for keyring in self.keyrings.iter() {
+            let found = keyring.account(&host.name(), challenges).await;
+            if let Some(account) = found.doing(|| format!("registry {}: its account", host.name()))? {
+                return Ok(Some(account));
+            }
+        }
+        Ok(None)
     }
 
     async fn bearer(
@@ -100,7 +122,8 @@ impl Repository {
         check_elsewhere(&host.base, &realm).map_err(refuse)?;
         // The token service stands where it says, so requests to it are its own.
         let service = Host { base: realm.clone(), headers: http::HeaderMap::new(), ..host.clone() };
-        let wanted = Wanted { service: challenge.get("service"), scope: challenge.get("scope").unwrap_or(scope) };
+        let scopes = scopes(scope, challenge.get("scope").unwrap_or_default());
+        let wanted = Wanted { service: challenge.get("service"), scope: &scopes };
         if let Some(account) = credentials
             && let Some(token) = by_post(&service, &realm, &wanted, account).await?
         {
@@ -119,31 +142,50 @@ fn key(host: &Host, scope: &str) -> String {
     format!("{} {scope}", host.base)
 }
 
-fn basic(account: &Credentials) -> String {
-    let pair = format!("{}:{}", account.username, account.secret);
+fn basic(username: &str, password: &str) -> String {
+    let pair = format!("{username}:{password}");
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+/// What we want, and what the registry says is wanted: some name their scopes in ways of their own. A scope for pulling
+/// and pushing has that for pulling in it.
+fn scopes(ours: &str, theirs: &str) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    for scope in ours.split(' ').chain(theirs.split(' ')).filter(|scope| !scope.is_empty()) {
+        let covers = |known: &&str| *known == scope || known.strip_prefix(scope).is_some_and(|rest| rest == ",push");
+        if !all.iter().any(covers) {
+            all.push(scope);
+        }
+    }
+    all.join(" ")
 }
 
 /// Asks as OAuth 2 has it. `None` where the service does not know that way.
 async fn by_post(service: &Host, realm: &Url, wanted: &Wanted<'_>, account: &Credentials) -> Result<Option<Token>> {
     let mut form = vec![("client_id", CLIENT_ID), ("scope", wanted.scope)];
     form.extend(wanted.service.map(|service| ("service", service)));
-    if account.username.is_empty() {
-        form.extend([("grant_type", "refresh_token"), ("refresh_token", account.secret.as_str())]);
-    } else {
-        form.extend([("grant_type", "password"), ("username", &account.username), ("password", &account.secret)]);
-        form.push(("access_type", "offline"));
-    }
+    let with_password = match account {
+        Credentials::Identity(token) => {
+            form.extend([("grant_type", "refresh_token"), ("refresh_token", token.as_str())]);
+            false
+        }
+        Credentials::Password { username, password } => {
+            form.extend([("grant_type", "password"), ("username", username), ("password", password)]);
+            form.push(("access_type", "offline"));
+            true
+        }
+        Credentials::Header(_) => return Ok(None),
+    };
     let mut encoded = realm.clone();
     encoded.query_pairs_mut().clear().extend_pairs(form);
     let mut ask =
         Ask::new(Method::POST, realm.clone()).header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-    ask.body = Some(encoded.query().unwrap_or_default().to_owned().into());
+    ask.body = Body::Bytes(encoded.query().unwrap_or_default().to_owned().into());
     let answer = transport::send(service, &ask, None).await?;
     match answer.status().as_u16() {
         200 => token(service, answer).await.map(Some),
         // Services from before OAuth 2 answer with one of these; a wrong password is then told by the other way.
-        400 | 401 | 404 | 405 if !account.username.is_empty() => Ok(None),
+        400 | 401 | 404 | 405 if with_password => Ok(None),
         _ => Err(failure(service, answer).await),
     }
 }
@@ -159,7 +201,10 @@ async fn by_get(service: &Host, realm: &Url, wanted: &Wanted<'_>, credentials: O
             query.append_pair("scope", scope);
         }
     }
-    let authorization = credentials.map(basic);
+    let authorization = match credentials {
+        Some(Credentials::Password { username, password }) => Some(basic(username, password)),
+        _ => None,
+    };
     let answer = transport::send(service, &Ask::new(Method::GET, url), authorization.as_deref()).await?;
     if !answer.status().is_success() {
         return Err(failure(service, answer).await);

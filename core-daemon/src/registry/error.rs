@@ -30,7 +30,7 @@ pub(super) fn of_answer(host: &str, status: StatusCode, body: &[u8]) -> Error {
     };
     match status {
         StatusCode::UNAUTHORIZED => {
-            let remedy = "log in with `docker login`, whose configuration is read";
+            let remedy = "log in with `gantry login`";
             told(Kind::Unauthenticated, &format!("wants a user name and password, or refused these; {remedy}"))
         }
         StatusCode::FORBIDDEN => told(Kind::PermissionDenied, "this account may not do that"),

@@ -6,9 +6,8 @@ use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
 
 use super::Repository;
-use super::error::of_transport;
 use super::hosts::Host;
-use super::transport::{Ask, body, failure};
+use super::transport::{Ask, body, failure, next_piece};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// Largest manifest or index.
@@ -37,16 +36,16 @@ impl BlobStream {
     /// # Errors
     /// `Unavailable` or `DeadlineExceeded` when the connection breaks or stalls: what came so far is good.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        self.answer.chunk().await.map_err(|error| of_transport(&self.host.name(), &error))
+        next_piece(&self.host, &mut self.answer).await
     }
 }
 
 impl Repository {
-    fn scope(&self) -> String {
+    pub(super) fn scope(&self) -> String {
         format!("repository:{}:pull", self.path)
     }
 
-    fn url(&self, host: &Host, rest: &str) -> Result<Url> {
+    pub(super) fn url(&self, host: &Host, rest: &str) -> Result<Url> {
         let invalid = |error| Error::invalid(format!("registry {}: {error}", host.name()));
         let mut url = host.base.join(&format!("{}/{rest}", self.path)).map_err(invalid)?;
         if let Some(mirrored) = &host.mirrors {
@@ -86,7 +85,7 @@ impl Repository {
 
     /// Asks each host that is good for it, until one has it. Where none has, the most telling failure counts: not that
     /// a mirror was not there, but what the registry itself says.
-    async fn each<T, F: Future<Output = Result<T>>>(
+    pub(super) async fn each<T, F: Future<Output = Result<T>>>(
         &self,
         good: impl Fn(&Host) -> bool,
         mut ask: impl FnMut(Host) -> F,
@@ -112,7 +111,7 @@ impl Repository {
             .unwrap_or_else(|| Error::unavailable(format!("registry {}: no host is configured for this", self.host))))
     }
 
-    async fn resolve_at(&self, host: Host, object: &str) -> Result<Resolved> {
+    pub(super) async fn resolve_at(&self, host: Host, object: &str) -> Result<Resolved> {
         let url = self.url(&host, &format!("manifests/{object}"))?;
         let ask = Ask::new(Method::HEAD, url).header(http::header::ACCEPT, MANIFEST_ACCEPT);
         let answer = self.send(&host, &ask, &self.scope()).await?;
@@ -190,7 +189,7 @@ fn starts_at(answer: &Response, offset: u64) -> bool {
     range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()) == Some(offset)
 }
 
-fn media_type(answer: &Response) -> String {
+pub(super) fn media_type(answer: &Response) -> String {
     let header = answer.headers().get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     header.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_owned()
 }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Access;
 use super::hosts_file::{self, Configured};
-use super::transport::{Clients, Tls};
+use super::transport::{Clients, STALL, Tls};
+use super::{Access, Wiretap};
 use crate::error::{Error, Result};
 
 /// One address of a registry.
@@ -20,8 +21,12 @@ pub(super) struct Host {
     pub(super) mirrors: Option<String>,
     pub(super) resolves: bool,
     pub(super) pulls: bool,
+    pub(super) pushes: bool,
     /// The same registry without TLS, for when nobody speaks TLS there.
     pub(super) stands_in: bool,
+    /// How long it may send nothing.
+    pub(super) stall: Duration,
+    pub(super) wiretap: Option<Arc<dyn Wiretap>>,
 }
 
 impl Host {
@@ -71,7 +76,9 @@ fn configured_host(clients: &Clients, host: Configured, name: &str, access: &Acc
     let is_own = format!("{}{port}", base.host_str().unwrap_or_default()) == authority(name);
     let mirrors = (!is_own).then(|| name.to_owned());
     let (client, headers) = (clients.get(&tls)?, headers(&all)?);
-    Ok(Host { base, client, headers, mirrors, resolves: host.resolves, pulls: host.pulls, stands_in: false })
+    let (resolves, pulls, pushes) = (host.resolves, host.pulls, host.pushes);
+    let wiretap = access.wiretap.clone();
+    Ok(Host { base, client, headers, mirrors, resolves, pulls, pushes, stands_in: false, stall: STALL, wiretap })
 }
 
 /// The registry itself.
@@ -88,9 +95,18 @@ fn own(clients: &Clients, name: &str, access: &Access) -> Result<Vec<Host>> {
     let host = |scheme: &&str| {
         let base = format!("{scheme}://{authority}/v2/");
         let base = base.parse().map_err(|error| Error::invalid(format!("registry {name}: {error}")))?;
-        let (client, headers) = (client.clone(), headers.clone());
-        let stands_in = *scheme != schemes[0];
-        Ok(Host { base, client, headers, mirrors: None, resolves: true, pulls: true, stands_in })
+        Ok(Host {
+            base,
+            client: client.clone(),
+            headers: headers.clone(),
+            mirrors: None,
+            resolves: true,
+            pulls: true,
+            pushes: true,
+            stands_in: *scheme != schemes[0],
+            stall: STALL,
+            wiretap: access.wiretap.clone(),
+        })
     };
     schemes.iter().map(host).collect()
 }

@@ -30,6 +30,7 @@ pub(super) struct Configured {
     pub(super) override_path: bool,
     pub(super) resolves: bool,
     pub(super) pulls: bool,
+    pub(super) pushes: bool,
     pub(super) headers: Vec<(String, String)>,
     pub(super) tls: Tls,
 }
@@ -123,7 +124,7 @@ fn order_of<'a>(text: &str, keys: impl Iterator<Item = &'a String>) -> Vec<Strin
 fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
     let url = if url.contains("://") { url } else { format!("https://{url}") };
     let can = |what: &str| block.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
-    let (resolves, pulls) = (can("resolve"), can("pull"));
+    let (resolves, pulls, pushes) = (can("resolve"), can("pull"), can("push"));
     let authorities = match block.ca {
         Some(Several::One(path)) => vec![base.join(path)],
         Some(Several::Many(paths)) => paths.into_iter().map(|path| base.join(path)).collect(),
@@ -142,7 +143,7 @@ fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
             _ => return Err(Error::invalid(format!("header {name:?} must be a text or a list of texts"))),
         }
     }
-    Ok(Configured { url, override_path: block.override_path, resolves, pulls, headers, tls })
+    Ok(Configured { url, override_path: block.override_path, resolves, pulls, pushes, headers, tls })
 }
 
 /// A certificate, with the key in the same file or in another.

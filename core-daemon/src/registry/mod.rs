@@ -1,47 +1,96 @@
 //! The client of registries: the distribution protocol over HTTP.
 //!
 //! ```text
-//! Registry ── repository(reference) ──► Repository ── resolve, document, blob
-//!                                          │
+//! Registry ── repository(reference) ──► Repository ── resolve, document, blob, referrers
+//!                                          │      └── pusher ──► Pusher ── has, mount, upload, put
 //!              hosts: in order, the first that answers · auth: a token for each host and scope · transport: one request
 //! ```
 //!
 //! A registry is hostile: what it sends is bounded and checked against digests, where it redirects to gets no
 //! credentials of another host, and a public one cannot send us to private addresses.
 
+mod accounts;
 mod auth;
+mod body;
 mod challenge;
 mod error;
+mod explain;
 mod fetch;
 mod hosts;
 mod hosts_file;
+mod push;
+mod referrers;
 mod transport;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rung_spec::reference::Reference;
 
+pub use body::Sent;
+pub use explain::Explained;
 pub use fetch::{BlobStream, Resolved};
+pub use push::{Pusher, Room};
 pub use transport::{USER_AGENT, client};
 
 use crate::error::Result;
+use accounts::AccountsFile;
 use auth::Tokens;
 use hosts::Host;
 
 /// An account at a registry.
-#[derive(Clone, Default, PartialEq, Eq, Hash)]
-pub struct Credentials {
-    /// Name; empty: `secret` is an identity token.
-    pub username: String,
-    /// Password or identity token.
-    pub secret: String,
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Credentials {
+    /// A name and its password.
+    Password {
+        /// The name.
+        username: String,
+        /// The password.
+        password: String,
+    },
+    /// A token that tokens are given for: docker's identity token.
+    Identity(String),
+    /// A whole `Authorization` header, such as `Bearer ...`.
+    Header(String),
 }
 
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+impl Credentials {
+    /// A name and its password.
+    pub fn password(username: impl Into<String>, password: impl Into<String>) -> Self {
+        Self::Password { username: username.into(), password: password.into() }
     }
+
+    /// What may be shown of it.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Password { username, .. } => format!("user {username}"),
+            Self::Identity(_) => "an identity token".to_owned(),
+            Self::Header(_) => "an authorization header".to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credentials({})", self.shown())
+    }
+}
+
+/// Whoever knows accounts. It is asked only for a host that answered and wants one.
+#[tonic::async_trait]
+pub trait Keyring: fmt::Debug + Send + Sync {
+    /// The account at `host`, which may have a port; `challenges` is what it answered with.
+    ///
+    /// # Errors
+    /// When it cannot be known whether there is an account.
+    async fn account(&self, host: &str, challenges: &[String]) -> Result<Option<Credentials>>;
+}
+
+/// Is told of every request to a registry, without its credentials, and of the answer.
+pub trait Wiretap: fmt::Debug + Send + Sync {
+    /// Some lines of a request or an answer.
+    fn heard(&self, text: &str);
 }
 
 /// How to speak to a registry.
@@ -51,12 +100,16 @@ pub struct Access {
     pub plain_http: bool,
     /// Do not check its certificate.
     pub skip_verify: bool,
-    /// The account to use.
+    /// The account at the host that the reference names; no other host gets it.
     pub credentials: Option<Credentials>,
+    /// Who knows further accounts, those of mirrors among them.
+    pub keyring: Option<Arc<dyn Keyring>>,
     /// Headers for every request.
     pub headers: Vec<(String, String)>,
     /// Directory of `HOST/hosts.toml`, in place of the configured one.
     pub config_path: Option<PathBuf>,
+    /// Hears what is said.
+    pub wiretap: Option<Arc<dyn Wiretap>>,
 }
 
 /// The way to all registries. Clones share connections.
@@ -64,12 +117,19 @@ pub struct Access {
 pub struct Registry {
     clients: Arc<transport::Clients>,
     config_path: PathBuf,
+    accounts: Option<PathBuf>,
 }
 
 impl Registry {
     /// Reads what is configured of hosts below `config_path`, anew for each image.
     pub fn new(config_path: PathBuf) -> Self {
-        Self { clients: Arc::default(), config_path }
+        Self { clients: Arc::default(), config_path, accounts: None }
+    }
+
+    /// With the daemon's own accounts, in a file like docker's `config.json`, for hosts at which the caller has none.
+    #[must_use]
+    pub fn with_accounts(self, file: Option<PathBuf>) -> Self {
+        Self { accounts: file, ..self }
     }
 
     /// The repository of an image.
@@ -77,15 +137,26 @@ impl Registry {
     /// # Errors
     /// When what is configured of its host cannot be read.
     pub fn repository(&self, reference: &Reference, access: &Access) -> Result<Repository> {
+        self.of(&reference.host, &reference.repository, access)
+    }
+
+    fn of(&self, host: &str, path: &str, access: &Access) -> Result<Repository> {
         let config_path = access.config_path.as_ref().unwrap_or(&self.config_path);
-        let hosts = hosts::of(&self.clients, config_path, &reference.host, access)?;
+        let hosts = hosts::of(&self.clients, config_path, host, access)?;
         Ok(Repository {
             hosts: hosts.into(),
-            host: reference.host.clone(),
-            path: reference.repository.clone(),
+            host: host.to_owned(),
+            path: path.to_owned(),
             credentials: access.credentials.clone(),
+            keyrings: self.keyrings(access),
             tokens: Arc::default(),
         })
+    }
+
+    /// Who is asked for accounts, in order.
+    fn keyrings(&self, access: &Access) -> Arc<[Arc<dyn Keyring>]> {
+        let own = self.accounts.clone().map(|file| Arc::new(AccountsFile(file)) as Arc<dyn Keyring>);
+        access.keyring.clone().into_iter().chain(own).collect()
     }
 }
 
@@ -97,6 +168,7 @@ pub struct Repository {
     host: String,
     path: String,
     credentials: Option<Credentials>,
+    keyrings: Arc<[Arc<dyn Keyring>]>,
     tokens: Arc<Tokens>,
 }
 

@@ -16,7 +16,7 @@ fn plain() -> Access {
 }
 
 fn account() -> Access {
-    let credentials = Some(Credentials { username: "u".into(), secret: "p".into() });
+    let credentials = Some(Credentials::password("u", "p"));
     Access { credentials, ..plain() }
 }
 
@@ -212,3 +212,6 @@ async fn a_busy_registry_is_asked_again() {
     assert_eq!(read(blob.expect("blob")).await, b"blob");
     assert_eq!(fake.seen().len(), 3);
 }
+
+mod mirrors;
+mod push;

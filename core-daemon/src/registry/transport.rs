@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
+use super::body::Body;
 use super::error::{of_answer, of_transport, root_cause};
 use super::hosts::{Host, is_private};
 use crate::error::{Error, Kind, Result};
@@ -16,7 +18,7 @@ pub const USER_AGENT: &str = concat!("gantry/", env!("CARGO_PKG_VERSION"));
 /// A server that does not answer at all.
 const CONNECT: Duration = Duration::from_secs(15);
 /// One that stops in the middle.
-const STALL: Duration = Duration::from_secs(60);
+pub(super) const STALL: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 /// Tries of one request, and the longest wait between two.
 const TRIES: u32 = 5;
@@ -91,7 +93,6 @@ fn build(tls: &Tls) -> Result<Client> {
             // Several connections are faster for several large blobs than one that all share.
             .http1_only()
             .connect_timeout(tls.connect.unwrap_or(CONNECT))
-            .read_timeout(STALL)
             .tls_danger_accept_invalid_certs(tls.skip_verify);
         match &identity {
             Some(identity) => builder.identity(identity.clone()),
@@ -119,12 +120,15 @@ pub(super) struct Ask {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) headers: http::HeaderMap,
-    pub(super) body: Option<bytes::Bytes>,
+    pub(super) body: Body,
+    /// Sent again it does no more than once.
+    pub(super) again: bool,
 }
 
 impl Ask {
     pub(super) fn new(method: Method, url: Url) -> Self {
-        Self { method, url, headers: http::HeaderMap::new(), body: None }
+        let again = matches!(method, Method::GET | Method::HEAD);
+        Self { method, url, headers: http::HeaderMap::new(), body: Body::None, again }
     }
 
     #[must_use]
@@ -149,9 +153,7 @@ pub(super) async fn send(host: &Host, ask: &Ask, authorization: Option<&str>) ->
             }
             _ => return result,
         };
-        // A request that changes something is sent once.
-        let idempotent = matches!(ask.method, Method::GET | Method::HEAD);
-        if tried >= TRIES || !idempotent || wait > LONGEST_WAIT {
+        if tried >= TRIES || !ask.again || wait > LONGEST_WAIT {
             return result;
         }
         tracing::debug!(url = %ask.url, ?wait, tried, "registry request is tried again");
@@ -176,6 +178,7 @@ pub(super) fn backoff(tried: u32) -> Duration {
 
 async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response> {
     let mut url = ask.url.clone();
+    let moved = Arc::new(AtomicU64::new(0));
     for _ in 0..=MAX_REDIRECTS {
         let own = same_origin(&url, &host.base);
         let mut request = host.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
@@ -185,12 +188,13 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
                 request = request.header(http::header::AUTHORIZATION, authorization);
             }
         }
-        if let Some(body) = &ask.body {
-            request = request.body(body.clone());
-        }
+        request = ask.body.attach(request, &moved);
         let name = url.host_str().unwrap_or_default().to_owned();
         let name = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
-        let answer = request.send().await.map_err(|error| of_transport(&name, &error))?;
+        tell_request(host, ask, &url);
+        let answer = while_it_moves(host, &moved, request.send()).await?;
+        let answer = answer.map_err(|error| of_transport(&name, &error))?;
+        tell_answer(host, &answer);
         if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(answer);
         }
@@ -199,12 +203,51 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
     Err(Error::unavailable(format!("registry {}: more than {MAX_REDIRECTS} redirects", host.name())))
 }
 
-fn same_origin(a: &Url, b: &Url) -> bool {
+/// Waits for `request` as long as the bytes of its body go out, or the server may be thinking.
+async fn while_it_moves<T>(host: &Host, moved: &AtomicU64, request: impl Future<Output = T>) -> Result<T> {
+    let mut request = std::pin::pin!(request);
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        match tokio::time::timeout(host.stall, &mut request).await {
+            Ok(answer) => return Ok(answer),
+            Err(_) if moved.load(Ordering::Relaxed) > before => {}
+            Err(_) => return Err(stalled(host)),
+        }
+    }
+}
+
+/// Waits for the next bytes of an answer, but not for ever.
+pub(super) async fn next_piece(host: &Host, answer: &mut Response) -> Result<Option<bytes::Bytes>> {
+    match tokio::time::timeout(host.stall, answer.chunk()).await {
+        Ok(piece) => piece.map_err(|error| of_transport(&host.name(), &error)),
+        Err(_) => Err(stalled(host)),
+    }
+}
+
+fn stalled(host: &Host) -> Error {
+    let seconds = host.stall.as_secs();
+    let text = format!("registry {}: sent nothing for {seconds} s; try again", host.name());
+    Error::new(Kind::DeadlineExceeded, text)
+}
+
+fn tell_request(host: &Host, ask: &Ask, url: &Url) {
+    let Some(wiretap) = &host.wiretap else { return };
+    let headers = ask.headers.iter().map(|(name, value)| format!("{name}: {value:?}\n"));
+    wiretap.heard(&format!("{} {url}\n{}\n", ask.method, headers.collect::<String>()));
+}
+
+fn tell_answer(host: &Host, answer: &Response) {
+    let Some(wiretap) = &host.wiretap else { return };
+    let headers = answer.headers().iter().map(|(name, value)| format!("{name}: {value:?}\n"));
+    wiretap.heard(&format!("{:?} {}\n{}\n", answer.version(), answer.status(), headers.collect::<String>()));
+}
+
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
 /// Where an answer sends us, if it may.
-fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url> {
+pub(super) fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url> {
     let refuse = |problem: String| Error::new(Kind::PermissionDenied, format!("registry {}: {problem}", host.name()));
     let location = answer.headers().get(http::header::LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| refuse("redirects to nowhere".to_owned()))?;
@@ -234,7 +277,7 @@ pub(super) fn check_elsewhere(base: &Url, to: &Url) -> Result<(), &'static str> 
 pub(super) async fn failure(host: &Host, mut answer: Response) -> Error {
     let status = answer.status();
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
+    while let Ok(Some(chunk)) = next_piece(host, &mut answer).await {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ERROR {
             break;
@@ -253,7 +296,7 @@ pub(super) async fn body(host: &Host, mut answer: Response, limit: u64) -> Resul
         return Err(too_long());
     }
     let mut bytes = bytes::BytesMut::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| of_transport(&host.name(), &error))? {
+    while let Some(chunk) = next_piece(host, &mut answer).await? {
         if (bytes.len() + chunk.len()) as u64 > limit {
             return Err(too_long());
         }

@@ -1195,6 +1195,9 @@ pub enum LayerState {
     Extracting = 2,
     Complete = 3,
     Exists = 4,
+    /// A push only: its bytes go out; the registry took it from another of its repositories.
+    Uploading = 5,
+    Mounted = 6,
 }
 impl LayerState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1208,6 +1211,8 @@ impl LayerState {
             Self::Extracting => "LAYER_STATE_EXTRACTING",
             Self::Complete => "LAYER_STATE_COMPLETE",
             Self::Exists => "LAYER_STATE_EXISTS",
+            Self::Uploading => "LAYER_STATE_UPLOADING",
+            Self::Mounted => "LAYER_STATE_MOUNTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1218,6 +1223,8 @@ impl LayerState {
             "LAYER_STATE_EXTRACTING" => Some(Self::Extracting),
             "LAYER_STATE_COMPLETE" => Some(Self::Complete),
             "LAYER_STATE_EXISTS" => Some(Self::Exists),
+            "LAYER_STATE_UPLOADING" => Some(Self::Uploading),
+            "LAYER_STATE_MOUNTED" => Some(Self::Mounted),
             _ => None,
         }
     }

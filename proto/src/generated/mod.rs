@@ -133,6 +133,11 @@ pub mod gantry {
             include!("gantry.engine.v1.rs");
         }
     }
+    pub mod images {
+        pub mod v1 {
+            include!("gantry.images.v1.rs");
+        }
+    }
     pub mod shim {
         pub mod v1 {
             include!("gantry.shim.v1.rs");

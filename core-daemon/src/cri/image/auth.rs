@@ -18,22 +18,18 @@ pub(super) fn credentials(auth: Option<&AuthConfig>, reference: &Reference) -> R
         return Ok(None);
     }
     if !auth.registry_token.is_empty() {
-        return Err(Error::unimplemented("auth.registry_token: not built yet"));
+        return Ok(Some(Credentials::Header(format!("Bearer {}", auth.registry_token))));
     }
     if !auth.identity_token.is_empty() {
-        return Ok(Some(Credentials { username: String::new(), secret: auth.identity_token.clone() }));
+        return Ok(Some(Credentials::Identity(auth.identity_token.clone())));
     }
     if !auth.username.is_empty() {
-        return Ok(Some(password(&auth.username, &auth.password)));
+        return Ok(Some(Credentials::password(&auth.username, &auth.password)));
     }
     if !auth.auth.is_empty() {
         return from_pair(&auth.auth).map(Some);
     }
     Ok(None)
-}
-
-fn password(name: &str, password: &str) -> Credentials {
-    Credentials { username: name.to_owned(), secret: password.to_owned() }
 }
 
 /// Docker's form: `NAME:PASSWORD` in base64.
@@ -42,7 +38,7 @@ fn from_pair(text: &str) -> Result<Credentials> {
     let pair = STANDARD.decode(text.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(invalid)?;
     // Some write NUL bytes behind it.
     let (name, password) = pair.trim_end_matches('\0').split_once(':').ok_or_else(invalid)?;
-    Ok(self::password(name, password))
+    Ok(Credentials::password(name, password))
 }
 
 /// A registry's host out of an address such as `https://index.docker.io/v1/`.
@@ -65,7 +61,7 @@ mod tests {
 
     #[test]
     fn every_form_is_understood() {
-        let account = Some(password("me", "a:b"));
+        let account = Some(Credentials::password("me", "a:b"));
         let pair = AuthConfig { auth: STANDARD.encode("me:a:b"), ..AuthConfig::default() };
         assert_eq!(of(&pair).expect("pair"), account);
         let plain = AuthConfig { username: "me".into(), password: "a:b".into(), ..AuthConfig::default() };
@@ -74,6 +70,8 @@ mod tests {
         assert_eq!(of(&hub).expect("hub"), account);
         let other = AuthConfig { server_address: "quay.io".into(), ..plain };
         assert_eq!(of(&other).expect("other"), None);
+        let token = AuthConfig { registry_token: "t".into(), ..AuthConfig::default() };
+        assert_eq!(of(&token).expect("token"), Some(Credentials::Header("Bearer t".into())));
         of(&AuthConfig { auth: "!".into(), ..AuthConfig::default() }).expect_err("no base64");
         assert_eq!(credentials(None, &Reference::parse("a").expect("reference")).expect("none"), None);
     }

@@ -20,7 +20,7 @@ use super::Cri;
 use super::runtime::{Answers, stream};
 use crate::blocking::blocking;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::image::{PullOptions, Quiet, Resolved, walk};
+use crate::image::{Access, PullOptions, Quiet, Resolved, walk};
 use crate::labels::Labels;
 
 /// Fewest characters of an id that stand for an image.
@@ -155,7 +155,8 @@ impl Cri {
         let wanted = named(request.image)?;
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
-        let options = PullOptions { credentials, labels: managed(), ..PullOptions::default() };
+        let access = Access { credentials, ..Access::default() };
+        let options = PullOptions { access, labels: managed(), ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
         let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await?;
         let cri = self.clone();

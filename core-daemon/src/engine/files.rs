@@ -1,0 +1,257 @@
+//! The files of a container: all of them as an archive, what has changed, and copies in and out.
+//!
+//! A running container's files are reached through the root of its process, opened once, beneath which the kernel
+//! resolves every path, so that no link leads out and volumes are where the container sees them. Those of one that does
+//! not run are mounted for the time it takes.
+
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use gantry_proto::gantry::images::v1 as api;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag};
+use rung_sys::beneath::{self, Root};
+
+use super::{Engine, Known};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::diff::{self, Change, Changes, Target};
+use crate::error::{Doing, Error, Result};
+use crate::labels::Labels;
+use crate::records::leases::random;
+use crate::snapshots::Mount;
+
+/// Most bytes that are copied into a container at once.
+const MAX_COPY: u64 = 1 << 44;
+
+/// A container's files, as long as it is held.
+struct Files {
+    root: Root,
+    mounted: Option<Target>,
+}
+
+impl Files {
+    fn close(self) -> Result<()> {
+        drop(self.root);
+        self.mounted.map_or(Ok(()), Target::close)
+    }
+}
+
+impl Engine {
+    /// Writes a container's whole file system as a tar, without what is mounted into it.
+    ///
+    /// # Errors
+    /// `NotFound` for the container; what reading or writing fails with.
+    pub async fn export_files(&self, context: &Context, name: &str, to: impl Write + Send + 'static) -> Result<()> {
+        let known = self.find(context, name)?;
+        let (engine, context) = (self.clone(), context.clone());
+        let what = known.record.name.clone();
+        blocking(move || {
+            let mounts = engine.mounts(&context, &known)?;
+            let target = Target::to_read(&[read_only(&mounts)])?;
+            let root = target.open()?;
+            let written = diff::create(&Changes::All(&root), None, to).and_then(|mut to| Ok(to.flush()?));
+            drop(root);
+            target.close()?;
+            written
+        })
+        .await
+        .doing(|| format!("export {what}"))
+    }
+
+    /// What a container has changed.
+    ///
+    /// # Errors
+    /// `NotFound` for the container; what reading fails with.
+    pub async fn changes(&self, context: &Context, name: &str) -> Result<Vec<api::Change>> {
+        let known = self.find(context, name)?;
+        let (engine, context) = (self.clone(), context.clone());
+        blocking(move || {
+            let mut directories = Target::directories(&engine.mounts(&context, &known)?);
+            if directories.is_empty() {
+                return Err(Error::unimplemented("its snapshotter has no directories that could be compared"));
+            }
+            let upper = directories.remove(0);
+            let is_overlay = !directories.is_empty();
+            if !is_overlay {
+                directories = engine.parent_directories(&context, &known)?;
+            }
+            let found = diff::changes(&Root::open(&upper)?, &directories, is_overlay)?;
+            Ok(found.into_iter().map(change).collect())
+        })
+        .await
+        .doing(|| format!("diff {name}"))
+    }
+
+    fn mounts(&self, context: &Context, known: &Known) -> Result<Vec<Mount>> {
+        let snapshotter = self.parts().snapshotters.get(&known.container.snapshotter)?;
+        snapshotter.mounts(context, &known.container.snapshot_key)
+    }
+
+    fn parent_directories(&self, context: &Context, known: &Known) -> Result<Vec<PathBuf>> {
+        let snapshotter = self.parts().snapshotters.get(&known.container.snapshotter)?;
+        let parent = snapshotter.stat(context, &known.container.snapshot_key)?.parent;
+        if parent.is_empty() {
+            return Ok(Vec::new());
+        }
+        let key = format!("changes-{:016x}", random()?);
+        let mounts = snapshotter.view(context, &key, &parent, Labels::new())?;
+        snapshotter.remove(context, &key)?;
+        Ok(Target::directories(&mounts))
+    }
+
+    fn files(&self, context: &Context, known: &Known) -> Result<Files> {
+        if let Some(live) = self.running(&context.namespace, &known.id) {
+            let path = format!("/proc/{}/root", live.task.pid());
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let root = open(path.as_str(), flags, Mode::empty()).map_err(std::io::Error::from);
+            let root = root.doing(|| "open the container's root")?;
+            // The process may have ended meanwhile, and another have its number: then the root is not to be trusted.
+            if self.running(&context.namespace, &known.id).is_some() {
+                return Ok(Files { root: Root::from_fd(root), mounted: None });
+            }
+        }
+        let target = Target::to_read(&self.mounts(context, known)?)?;
+        Ok(Files { root: target.open()?, mounted: Some(target) })
+    }
+
+    /// Sends what is at a path of a container: first what it is, then a tar of it, whose paths begin with its name.
+    ///
+    /// # Errors
+    /// `NotFound` for the container or the path; what reading or writing fails with.
+    pub async fn copy_out(
+        &self,
+        context: &Context,
+        request: api::CopyOutRequest,
+        stat: impl FnOnce(api::PathStat) -> Result<()> + Send + 'static,
+        to: impl Write + Send + 'static,
+    ) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let doing = format!("copy {}:{}", known.record.name, request.path);
+        let (engine, context) = (self.clone(), context.clone());
+        blocking(move || {
+            let files = engine.files(&context, &known)?;
+            let sent = send(&files.root, &request, stat, to);
+            let closed = files.close();
+            sent.and(closed)
+        })
+        .await
+        .doing(|| doing)
+    }
+
+    /// Unpacks a tar into a directory of a container.
+    ///
+    /// # Errors
+    /// `NotFound` for the container or the directory; what writing fails with.
+    pub async fn copy_in(
+        &self,
+        context: &Context,
+        options: api::CopyInOptions,
+        archive: impl Read + Send + 'static,
+    ) -> Result<()> {
+        let known = self.find(context, &options.r#ref)?;
+        let doing = format!("copy to {}:{}", known.record.name, options.path);
+        let (engine, context) = (self.clone(), context.clone());
+        blocking(move || {
+            let files = engine.files(&context, &known)?;
+            let path = Path::new(&options.path);
+            let applied = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(Error::from);
+            let applied = applied.and_then(|directory| {
+                diff::apply(Root::from_fd(directory), archive, diff::Mode::Direct, MAX_COPY).map(drop)
+            });
+            let closed = files.close();
+            applied.and(closed)
+        })
+        .await
+        .doing(|| doing)
+    }
+}
+
+/// All that the mounts show, with nothing to write to: so it can be looked at while the container runs.
+fn read_only(mounts: &[Mount]) -> Mount {
+    let directories = Target::directories(mounts);
+    let text = |path: &PathBuf| path.display().to_string();
+    match &directories[..] {
+        [one] => Mount {
+            kind: "bind".to_owned(),
+            source: text(one),
+            target: String::new(),
+            options: vec!["ro".to_owned(), "rbind".to_owned()],
+        },
+        several => {
+            let lowers: Vec<String> = several.iter().map(text).collect();
+            let options = vec!["ro".to_owned(), format!("lowerdir={}", lowers.join(":"))];
+            Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), target: String::new(), options }
+        }
+    }
+}
+
+fn change((kind, path): (Change, PathBuf)) -> api::Change {
+    let kind = match kind {
+        Change::Added => api::ChangeKind::Added,
+        Change::Modified => api::ChangeKind::Modified,
+        Change::Deleted => api::ChangeKind::Deleted,
+    };
+    api::Change { kind: kind.into(), path: format!("/{}", path.display()) }
+}
+
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+fn send(
+    root: &Root,
+    request: &api::CopyOutRequest,
+    stat: impl FnOnce(api::PathStat) -> Result<()>,
+    to: impl Write,
+) -> Result<()> {
+    let asked = Path::new(&request.path);
+    let lexical = beneath::lexical(asked);
+    let missing = || Error::not_found(format!("{}: no such file or directory", request.path));
+    let Some(name) = lexical.file_name() else {
+        stat(api::PathStat { name: "/".to_owned(), is_directory: true, size: 0 })?;
+        return finish(diff::create(&Changes::All(root), None, to)?);
+    };
+    let (within, name) = match request.follow {
+        true => resolved(root, &lexical)?,
+        false => (parent(root, &lexical)?, name.to_owned()),
+    };
+    let found = beneath::stat(within.as_fd(), &name)?.ok_or_else(missing)?;
+    let is_directory = beneath::file_type(&found) == SFlag::S_IFDIR;
+    if request.path.ends_with('/') && !is_directory {
+        return Err(Error::precondition(format!("{}: not a directory", request.path)));
+    }
+    let size = u64::try_from(found.st_size).unwrap_or(0);
+    stat(api::PathStat { name: name.to_string_lossy().into_owned(), is_directory, size })?;
+    finish(diff::create(&Changes::One(&within, &name), None, to)?)
+}
+
+fn finish(mut to: impl Write) -> Result<()> {
+    Ok(to.flush()?)
+}
+
+fn parent(root: &Root, path: &Path) -> Result<OwnedFd> {
+    let parent = path.parent().unwrap_or(Path::new(""));
+    root.resolve(parent, OFlag::O_RDONLY | OFlag::O_DIRECTORY).doing(|| format!("open /{}", parent.display()))
+}
+
+/// The directory and name that a path leads to in the end.
+fn resolved(root: &Root, path: &Path) -> Result<(OwnedFd, std::ffi::OsString)> {
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let within = parent(root, &path)?;
+        let Some(name) = path.file_name().map(OsStr::to_owned) else { break };
+        let stat = beneath::stat(within.as_fd(), &name)?;
+        if stat.is_none_or(|stat| beneath::file_type(&stat) != SFlag::S_IFLNK) {
+            return Ok((within, name));
+        }
+        let target = nix::fcntl::readlinkat(&within, name.as_os_str()).map_err(std::io::Error::from)?;
+        let target = Path::new(OsStr::from_bytes(target.as_bytes())).to_owned();
+        path = beneath::lexical(&path.parent().unwrap_or(Path::new("")).join(target));
+    }
+    Err(Error::invalid("too many links, or a link to the root"))
+}

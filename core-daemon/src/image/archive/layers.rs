@@ -1,0 +1,93 @@
+//! The layers of a docker archive, which says of them only where they are in it.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+
+use rung_spec::digest::Digest;
+use rung_spec::image::{Compression, Descriptor, media_types};
+
+use super::read::Files;
+use crate::content::Content;
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::image::walk::MAX_LAYERS;
+use crate::labels::{self, Labels};
+
+/// The descriptors of layers by their paths: of their compressed forms where those are here, or are wanted.
+pub(super) fn resolve(
+    content: &Content,
+    ctx: &Context,
+    files: &Files,
+    paths: &[String],
+    compress: bool,
+) -> Result<Vec<Descriptor>> {
+    if paths.len() > MAX_LAYERS {
+        return Err(Error::invalid(format!("it has {} layers, more than {MAX_LAYERS}", paths.len())));
+    }
+    let mut stored = Vec::new();
+    for path in paths {
+        let found = files.find(path).ok_or_else(|| Error::invalid(format!("layer {path:?} is not in the archive")))?;
+        stored.push(found.clone());
+    }
+    let known = compressed_forms(content, ctx, &stored)?;
+    let mut layers = Vec::new();
+    for layer in stored {
+        let digest = known.get(&layer.digest).unwrap_or(&layer.digest);
+        let blob = content.reader(ctx, digest)?;
+        let mut head = [0; 8];
+        let length = blob.file.read_at(&mut head, 0).doing(|| format!("read content {digest}"))?;
+        let compression = Compression::sniff(&head[..length]);
+        let (digest, size) = match compression {
+            Compression::None if compress => pack(content, ctx, &layer.digest, blob.file)?,
+            _ => (digest.clone(), blob.size),
+        };
+        let media_type = match compression {
+            Compression::Gzip => media_types::DOCKER_LAYER_GZIP,
+            Compression::Zstd => media_types::DOCKER_LAYER_ZSTD,
+            Compression::None if compress => media_types::DOCKER_LAYER_GZIP,
+            Compression::None => media_types::DOCKER_LAYER,
+        };
+        layers.push(Descriptor::new(media_type, digest, size));
+    }
+    Ok(layers)
+}
+
+/// Blobs that are known to be compressed forms of plain ones, and are here whole.
+fn compressed_forms(content: &Content, ctx: &Context, plain: &[Descriptor]) -> Result<HashMap<Digest, Digest>> {
+    let mut known = HashMap::new();
+    for info in content.list(ctx)? {
+        let Some(of) = info.labels.get(labels::UNCOMPRESSED) else { continue };
+        if let Some(layer) = plain.iter().find(|layer| layer.digest.as_str() == of)
+            && let Ok(digest) = Digest::parse(&info.digest)
+            && content.hold(ctx, &digest)?
+        {
+            known.insert(layer.digest.clone(), digest);
+        }
+    }
+    Ok(known)
+}
+
+/// Stores a plain layer once more, with gzip.
+fn pack(content: &Content, ctx: &Context, plain: &Digest, mut file: std::fs::File) -> Result<(Digest, u64)> {
+    let doing = || format!("compress {plain}");
+    let mut ingest = content.writer(ctx, &format!("compress-{plain}"), 0, None)?;
+    ingest.truncate(0)?;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let length = file.read(&mut buffer).doing(doing)?;
+        if length == 0 {
+            break;
+        }
+        encoder.write_all(&buffer[..length]).doing(doing)?;
+        ingest.write(&std::mem::take(encoder.get_mut()))?;
+    }
+    ingest.write(&encoder.finish().map_err(io::Error::other).doing(doing)?)?;
+    let (digest, size) = (ingest.digest(), ingest.offset());
+    let labels = Labels::from([(labels::UNCOMPRESSED.to_owned(), plain.to_string())]);
+    match ingest.commit(size, Some(&digest), labels) {
+        Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
+        _ => Ok((digest, size)),
+    }
+}

@@ -1,0 +1,296 @@
+//! The story of a push: what the registry does not have goes there, blobs first, then manifests, then indexes.
+//!
+//! A blob that a repository of the same registry is known to have is taken from there, so that its bytes need not even be
+//! here. Layers that registries may not hand on stay away unless they are asked for.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rung_spec::digest::Digest;
+use rung_spec::image::{Descriptor, Kind as MediaKind};
+use rung_spec::platform::Platform;
+use rung_spec::reference::Reference;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::tree::{Documents, Tree, manifest_children};
+use super::walk::{self, MAX_DOCUMENT};
+use super::{Access, Choice, Images, Progress, Step};
+use crate::blocking::blocking;
+use crate::content::Content;
+use crate::context::Context;
+use crate::error::{Doing, Error, Kind, Result};
+use crate::labels;
+use crate::registry::{Pusher, Room};
+
+/// Blobs that go out at once.
+const AT_ONCE: usize = 4;
+/// Repositories that are tried for one blob.
+const MAX_SOURCES: usize = 2;
+
+/// How to push.
+#[derive(Debug, Clone, Default)]
+pub struct PushOptions {
+    /// Only the images for these platforms; the whole index where none is named.
+    pub platforms: Vec<Platform>,
+    /// Where the index is not complete here, the image of this machine's platform in its place.
+    pub what_is_here: bool,
+    /// Layers that registries may not hand on, too.
+    pub foreign: bool,
+    /// How to speak to the registry.
+    pub access: Access,
+}
+
+/// What a push came to.
+#[derive(Debug, Clone)]
+pub struct Pushed {
+    /// What the name stands for now.
+    pub target: Descriptor,
+    /// It is one image of an index that is not complete here.
+    pub is_part: bool,
+}
+
+/// Where documents come from: the content store alone.
+pub(super) struct Stored<'a> {
+    pub(super) content: &'a Content,
+    pub(super) ctx: &'a Context,
+    pub(super) progress: &'a dyn Progress,
+}
+
+#[tonic::async_trait]
+impl Documents for Stored<'_> {
+    async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        let (content, ctx, digest) = (self.content.clone(), self.ctx.clone(), descriptor.digest.clone());
+        blocking(move || content.read(&ctx, &digest, MAX_DOCUMENT)).await.map(Bytes::from)
+    }
+
+    fn children(&self, parent: &Descriptor, children: &[Descriptor]) {
+        self.progress.children(parent, children);
+    }
+}
+
+impl Images {
+    /// Pushes the image recorded as `name` to where `to` says.
+    ///
+    /// # Errors
+    /// `NotFound` for the image, or for content that is neither here nor there; what the registry says against it.
+    pub async fn push(
+        &self,
+        ctx: &Context,
+        name: &str,
+        to: &Reference,
+        options: PushOptions,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Pushed> {
+        let doing = || format!("push {to}");
+        progress.resolving(&to.to_string());
+        let image = self.records.get(ctx, name)?;
+        let target = image.target.ok_or_else(|| Error::internal(format!("image {name:?}: has no target")))?;
+        let target = walk::descriptor(&target)?;
+        let plan = self.plan(ctx, target, &options, progress.as_ref()).await.doing(doing)?;
+        progress.resolved(&plan.target);
+        let pusher = self.registry.repository(to, &options.access)?.pusher().await.doing(doing)?;
+        let sender = Sender { content: self.content.clone(), ctx: ctx.clone(), pusher, progress };
+        sender.blobs(plan.blobs).await.doing(doing)?;
+        sender.documents(plan.documents, &plan.target, to).await.doing(doing)?;
+        Ok(Pushed { target: plan.target, is_part: plan.is_part })
+    }
+
+    /// What belongs to a push.
+    async fn plan(
+        &self,
+        ctx: &Context,
+        target: Descriptor,
+        options: &PushOptions,
+        progress: &dyn Progress,
+    ) -> Result<Plan> {
+        let stored = Stored { content: &self.content, ctx, progress };
+        if !options.platforms.is_empty() && target.kind() == MediaKind::Index {
+            let choice = Choice { platforms: options.platforms.clone(), ..Choice::default() };
+            let tree = Tree::read(&stored, &target, None, &choice).await?;
+            // One image is pushed as itself; several need the index.
+            return Ok(match &tree.images[..] {
+                [only] => {
+                    let (target, choice) = (only.descriptor.clone(), Choice::everything());
+                    let only = Tree::read(&stored, &target, None, &choice).await?;
+                    Plan { is_part: true, ..Plan::of(only, target, options) }
+                }
+                _ => Plan::of(tree, target, options),
+            });
+        }
+        let whole = Tree::read(&stored, &target, None, &Choice::everything()).await;
+        if !options.what_is_here || target.kind() != MediaKind::Index {
+            return whole.map(|tree| Plan::of(tree, target, options));
+        }
+        if let Ok(tree) = whole {
+            let plan = Plan::of(tree, target.clone(), options);
+            if self.has_all(ctx, &plan).await? {
+                return Ok(plan);
+            }
+        }
+        let best = Tree::read(&stored, &target, None, &Choice::default()).await?;
+        let Some(best) = best.images.into_iter().next() else {
+            return Err(Error::not_found("none of its images is here"));
+        };
+        let tree = Tree::read(&stored, &best.descriptor, None, &Choice::everything()).await?;
+        Ok(Plan { is_part: true, ..Plan::of(tree, best.descriptor, options) })
+    }
+
+    async fn has_all(&self, ctx: &Context, plan: &Plan) -> Result<bool> {
+        let (content, ctx) = (self.content.clone(), ctx.clone());
+        let digests: Vec<Digest> = plan.blobs.iter().map(|blob| blob.descriptor.digest.clone()).collect();
+        blocking(move || {
+            for digest in digests {
+                if !content.has(&ctx, &digest)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+}
+
+/// What is pushed, in order.
+struct Plan {
+    target: Descriptor,
+    is_part: bool,
+    blobs: Vec<Blob>,
+    /// Each before what leads to it.
+    documents: Vec<(Descriptor, Bytes)>,
+}
+
+/// A configuration or layer, and the documents that lead to it: where they come from, it comes from too.
+struct Blob {
+    descriptor: Descriptor,
+    parents: Vec<Digest>,
+}
+
+impl Plan {
+    fn of(tree: Tree, target: Descriptor, options: &PushOptions) -> Self {
+        let mut seen = HashSet::new();
+        let mut blobs = Vec::new();
+        for found in &tree.images {
+            for child in manifest_children(&found.manifest) {
+                let stays = matches!(child.kind(), MediaKind::Layer(layer) if layer.foreign) && !options.foreign;
+                if !stays && seen.insert(child.digest.clone()) {
+                    let parents = vec![found.descriptor.digest.clone(), target.digest.clone()];
+                    blobs.push(Blob { descriptor: child, parents });
+                }
+            }
+        }
+        let documents = tree.docs.into_iter().rev().map(|doc| (doc.descriptor, doc.bytes)).collect();
+        Self { target, is_part: false, blobs, documents }
+    }
+}
+
+/// What a push sends with.
+#[derive(Clone)]
+struct Sender {
+    content: Content,
+    ctx: Context,
+    pusher: Pusher,
+    progress: Arc<dyn Progress>,
+}
+
+impl Sender {
+    async fn blobs(&self, blobs: Vec<Blob>) -> Result<()> {
+        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let mut tasks = JoinSet::new();
+        for blob in blobs {
+            let (sender, room) = (self.clone(), room.clone());
+            tasks.spawn(async move {
+                let _room = room.acquire().await;
+                sender.blob(&blob).await
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.map_err(|error| Error::internal(format!("blob: {error}")))??;
+        }
+        Ok(())
+    }
+
+    async fn blob(&self, blob: &Blob) -> Result<()> {
+        let Blob { descriptor, parents } = blob;
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        self.progress.layer(digest, Step::Waiting, 0, size);
+        if self.pusher.has(digest).await? {
+            self.progress.layer(digest, Step::Exists, size, size);
+            return Ok(());
+        }
+        let mut at = None;
+        for source in self.sources(digest, parents).await?.into_iter().take(MAX_SOURCES) {
+            match self.pusher.room(digest, Some(&source)).await? {
+                Room::Mounted => {
+                    self.progress.layer(digest, Step::Mounted, size, size);
+                    return Ok(());
+                }
+                Room::At(url) => at = Some(url),
+            }
+        }
+        let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
+        let stored = blocking(move || content.reader(&ctx, &wanted)).await?;
+        if stored.size != size {
+            let problem = format!("content {digest}: has {} bytes, its manifest says {size}", stored.size);
+            return Err(Error::new(Kind::DataLoss, problem));
+        }
+        let at = match at {
+            Some(url) => url,
+            None => match self.pusher.room(digest, None).await? {
+                Room::At(url) => url,
+                Room::Mounted => return Err(Error::internal("mounted from nowhere")),
+            },
+        };
+        let (progress, shown) = (self.progress.clone(), digest.clone());
+        let sent = Arc::new(move |offset| progress.layer(&shown, Step::Uploading, offset, size));
+        self.pusher.upload(at, descriptor, &Arc::new(stored.file), &(sent as _)).await?;
+        self.progress.layer(digest, Step::Complete, size, size);
+        Ok(())
+    }
+
+    /// Other repositories of the same registry that are known to have a blob.
+    async fn sources(&self, digest: &Digest, parents: &[Digest]) -> Result<Vec<String>> {
+        let (content, ctx) = (self.content.clone(), self.ctx.clone());
+        let digests: Vec<Digest> = std::iter::once(digest).chain(parents).cloned().collect();
+        let label = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.pusher.registry());
+        let own = self.pusher.path().to_owned();
+        blocking(move || {
+            let mut found: Vec<String> = Vec::new();
+            for digest in digests {
+                let info = match content.info(&ctx, &digest) {
+                    Err(error) if error.kind() == Kind::NotFound => continue,
+                    other => other?,
+                };
+                let named = info.labels.get(&label).map(String::as_str).unwrap_or_default();
+                for repository in named.split(',').filter(|name| !name.is_empty() && *name != own) {
+                    if !found.iter().any(|known| known == repository) {
+                        found.push(repository.to_owned());
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn documents(&self, documents: Vec<(Descriptor, Bytes)>, target: &Descriptor, to: &Reference) -> Result<()> {
+        for (descriptor, bytes) in documents {
+            let is_target = descriptor.digest == target.digest;
+            let tag =
+                to.tag.as_deref().filter(|_| is_target && to.digest.as_ref().is_none_or(|it| *it == target.digest));
+            let object = tag.unwrap_or(descriptor.digest.as_str());
+            if self.pusher.stands_for(object, &descriptor).await? {
+                self.progress.document(&descriptor, Step::Exists);
+                continue;
+            }
+            let subject = super::referrers::subject_of(&descriptor, &bytes);
+            let is_kept = self.pusher.put(object, &descriptor, bytes).await?;
+            if let Some((subject, entry)) = subject.filter(|_| !is_kept) {
+                self.pusher.refer(&subject, &entry).await?;
+            }
+            self.progress.document(&descriptor, Step::Complete);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! What a mirror's answers lead to, and who gets which account.
+
+use super::*;
+
+/// A reference at a registry that `mirror` stands in for, as hosts.toml says.
+fn mirrored(dir: &std::path::Path, mirror: &str, upstream: &Fake, access: &Access) -> Repository {
+    let host = dir.join(&upstream.address);
+    std::fs::create_dir_all(&host).expect("directory");
+    let text = format!("server = \"http://{}\"\n[host.\"{mirror}\"]\n", upstream.address);
+    std::fs::write(host.join("hosts.toml"), text).expect("hosts.toml");
+    let access = Access { config_path: Some(dir.to_owned()), ..access.clone() };
+    repository(upstream, &access)
+}
+
+async fn upstream() -> Fake {
+    Fake::start(|asked| match asked.header("authorization") {
+        "Basic dTpw" => Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST),
+        _ => Answer::new(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn every_failure_of_a_mirror_leads_on_and_no_account_goes_there() {
+    let upstream = upstream().await;
+    let dir = tempfile::tempdir().expect("directory");
+    for status in [401_u16, 403, 404, 429, 500, 502, 503] {
+        let mirror = Fake::start(move |asked| {
+            assert_eq!(asked.header("authorization"), "", "an account went to the mirror");
+            let answer = Answer::new(status, "{}").with("retry-after", "0");
+            if status == 401 { answer.with("www-authenticate", "Basic realm=mirror") } else { answer }
+        })
+        .await;
+        let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &account());
+        let resolved = repository.resolve("1").await;
+        assert_eq!(resolved.expect("upstream").descriptor.digest, Digest::of(b"manifest"), "{status}");
+        assert!(mirror.seen()[0].contains("ns="), "{:?}", mirror.seen());
+    }
+    // Nobody there, and somebody who does not speak TLS.
+    let silent = Fake::start(|_| Answer::new(200, "")).await;
+    for mirror in ["http://127.0.0.1:1".to_owned(), format!("https://{}", silent.address)] {
+        let repository = mirrored(dir.path(), &mirror, &upstream, &account());
+        repository.resolve("1").await.expect(&mirror);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_has_it_is_enough() {
+    let upstream = Fake::start(|_| Answer::new(500, "")).await;
+    let mirror = Fake::start(|_| Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST)).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &account());
+    repository.resolve("1").await.expect("mirror");
+    assert_eq!(upstream.seen(), [""; 0]);
+}
+
+#[tokio::test]
+async fn where_all_fail_the_registry_itself_is_heard() {
+    let upstream = Fake::start(|_| Answer::new(404, "").with("retry-after", "0")).await;
+    let mirror = Fake::start(|_| Answer::new(403, "")).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &account());
+    assert_eq!(repository.resolve("1").await.expect_err("nowhere").kind(), Kind::NotFound);
+}
+
+#[derive(Debug)]
+struct Known(String);
+
+#[tonic::async_trait]
+impl Keyring for Known {
+    async fn account(&self, host: &str, challenges: &[String]) -> Result<Option<Credentials>> {
+        assert!(challenges.iter().any(|challenge| challenge.starts_with("Basic")));
+        Ok((host == self.0).then(|| Credentials::password("m", "n")))
+    }
+}
+
+#[tokio::test]
+async fn a_cache_has_an_account_of_its_own() {
+    let upstream = Fake::start(|_| Answer::new(500, "")).await;
+    let mirror = Fake::start(|asked| match asked.header("authorization") {
+        "Basic bTpu" => Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST),
+        _ => Answer::new(401, "").with("www-authenticate", "Basic realm=cache"),
+    })
+    .await;
+    let dir = tempfile::tempdir().expect("directory");
+    let access = Access { keyring: Some(Arc::new(Known(mirror.address.clone()))), ..account() };
+    let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &access);
+    repository.resolve("1").await.expect("cache");
+    let shown = repository.explain("1").await;
+    assert!(shown[0].mirror && shown[0].outcome.is_ok() && !shown[1].mirror && shown[1].outcome.is_err());
+    assert_eq!(shown[1].account, "user u");
+}
