@@ -197,7 +197,7 @@ impl Daemon {
             )),
             DiffServer(grpc::diff::DiffService::new(self.images.clone())),
             EngineServer(grpc::engine::EngineService::new(self.engine.clone())),
-            GantryImagesServer(grpc::gantry_images::GantryImagesService::new(self.engine.clone())),
+            GantryImagesServer(grpc::engine_images::GantryImagesService::new(self.engine.clone())),
             EventsServer(grpc::events::EventsService::new(self.events.clone(), stopping.clone())),
             IntrospectionServer(grpc::introspection::IntrospectionService::new(&config.root, plugins, tasks.clone())?),
             ImageServiceServer(cri::ImageService::new(self.cri.clone())),

@@ -76,7 +76,6 @@ fn options_after_the_image_are_the_commands() {
 fn mistakes_have_hints() {
     for (line, hint) in [
         ("run -n web alpine", "--name"),
-        ("run --restart always alpine", "--restart"),
         ("container create -p 80:80 alpine", "-p"),
         ("exec web", "exec -it NAME sh"),
         ("run", "needs an image"),

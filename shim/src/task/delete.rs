@@ -1,6 +1,6 @@
 //! Delete: the end of a process that has ended.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gantry_proto::containerd::events::TaskDelete;
 use gantry_proto::containerd::task::v3::DeleteResponse;
@@ -117,6 +117,20 @@ impl Container {
     pub(super) fn init_has_ended(&self) -> bool {
         self.shim.reaper.collect();
         self.init_is_gone || self.init.state == State::Stopped || gone(self.init.pid)
+    }
+
+    /// Whether what went wrong with another process has its cause in the end of the first one. Where that is killed, the
+    /// kernel ends all others of its process namespace before it can be waited for, so it is given a moment.
+    pub(super) async fn ended_with_init(&self, error: &Error) -> bool {
+        const MOMENT: Duration = Duration::from_secs(1);
+        let until = Instant::now() + if error.kind() == Kind::Internal { MOMENT } else { Duration::ZERO };
+        while !self.init_has_ended() {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        true
     }
 }
 

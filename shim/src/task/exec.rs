@@ -89,7 +89,7 @@ impl Container {
                 let exited = crate::reaper::Exited { status: 255, at: std::time::SystemTime::now() };
                 self.process(id)?.stop(exited);
                 // Whatever the runtime stumbled over while the container ended around it.
-                if self.init_has_ended() {
+                if self.ended_with_init(&error).await {
                     return Err(not_running().context(error));
                 }
                 return Err(error);

@@ -341,6 +341,7 @@ pub(super) fn signal_name(signal: v1::Signal) -> String {
     let name = signal.as_str_name().trim_start_matches("SIGNAL_SIG");
     match name {
         "CLD" => "CHLD".to_owned(),
+        "IOT" => "ABRT".to_owned(),
         "POLL" => "IO".to_owned(),
         name => name.replace("PLUS", "+").replace("MINUS", "-"),
     }
