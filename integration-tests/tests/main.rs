@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use integration_tests::runner;
 
+mod cli_archives;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
@@ -42,6 +43,7 @@ mod stack_walk;
 
 fn main() -> ExitCode {
     runner::main(&[
+        cli_archives::TESTS,
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
