@@ -7,7 +7,6 @@ use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::container::{OURS, lost, read_started, unseen};
-use super::sandbox::places::NETNS;
 use super::store::{Run, boot_id, now};
 use super::{Container, Cri};
 use crate::blocking::blocking;
@@ -109,9 +108,9 @@ impl Cri {
 
     fn sweep_now(&self) -> Result<()> {
         let pods: BTreeSet<String> = self.store().sandboxes().iter().map(|pod| pod.id().to_string()).collect();
-        let netns = names(&self.config().cni.netns_dir)?.into_iter();
-        let netns = netns.filter_map(|name| name.strip_prefix(NETNS).filter(|id| is_id(id)).map(str::to_owned));
-        let left: BTreeSet<String> = names(&self.pods_dir())?.into_iter().chain(netns).collect();
+        // The directory comes before everything else of a pod, and only this daemon's pods are in it: namespaces lie where
+        // other daemons have theirs.
+        let left: BTreeSet<String> = names(&self.pods_dir())?.into_iter().collect();
         for id in left.difference(&pods) {
             tracing::info!(id, "pod that was never whole; removing it");
             let places = self.places(id);
@@ -139,9 +138,4 @@ fn names(dir: &std::path::Path) -> Result<Vec<String>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).doing(|| format!("read {}", dir.display())),
     }
-}
-
-/// Whether a name is one that this daemon gives to pods.
-fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -21,7 +21,7 @@ use crate::error::{Doing as _, Result};
 use crate::net::namespaces;
 
 /// Begin of a network namespace's file name.
-pub(in crate::cri) const NETNS: &str = "cri-";
+const NETNS: &str = "cri-";
 /// Bytes of shared memory of a pod.
 const SHM_SIZE: u64 = 64 << 20;
 
