@@ -87,7 +87,7 @@ fn a_container_runs_under_stock_containerd(env: &Env) -> Result<()> {
     let ran = stock.run(&["--rm"], "short", &["/bin/sh", "-c", "echo said; echo complained >&2; exit 7"])?.exits(7)?;
     assert_eq!((ran.text(), ran.stderr.trim()), ("said", "complained"));
     let id = env.id("long");
-    stock.run(&["-d"], "long", &["/bin/sleep", "60"])?.ok()?;
+    stock.run(&["-d"], "long", &["/bin/sleep", "600"])?.ok()?;
     assert_eq!(stock.ctr(&["task", "exec", "--exec-id", "one", &id, "/bin/echo", "inside"])?.ok()?.text(), "inside");
     stock.ctr(&["task", "exec", "--exec-id", "two", &id, "/bin/sh", "-c", "exit 3"])?.exits(3)?;
     assert!(stock.ctr(&["task", "metrics", &id])?.ok()?.text().contains("pids.current"));
@@ -105,7 +105,7 @@ fn a_container_runs_under_stock_containerd(env: &Env) -> Result<()> {
 fn tasks_survive_a_restart_of_stock_containerd(env: &Env) -> Result<()> {
     let mut stock = Stock::start(env)?;
     let id = env.id("stays");
-    stock.run(&["-d"], "stays", &["/bin/sleep", "60"])?.ok()?;
+    stock.run(&["-d"], "stays", &["/bin/sleep", "600"])?.ok()?;
     let listed = stock.ctr(&["task", "ls"])?.ok()?;
     stock.restart()?;
     assert_eq!(stock.ctr(&["task", "ls"])?.ok()?.text(), listed.text());

@@ -200,7 +200,7 @@ pub fn make_mount_points(root: &OwnedFd, plan: &InitPlan) -> Result<()> {
         let doing = || format!("make mount point {}", step.destination.display());
         match &step.kind {
             MountKind::Bind { source } => {
-                let tree = binds::open_source(step, source, None, Behalf::Own).doing(doing)?;
+                let tree = binds::open_source(step, source, None, Behalf::Own, None).doing(doing)?;
                 let make =
                     if target::is_directory(tree.as_fd())? { target::Make::Directory } else { target::Make::File };
                 let place = target::find_or_make(root.as_fd(), &step.destination, make).doing(doing)?;

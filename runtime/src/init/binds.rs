@@ -23,12 +23,14 @@ pub enum Behalf {
     UserNamespace,
 }
 
-/// Clones the source of a bind mount and gives it its attributes.
+/// Clones the source of a bind mount and gives it its attributes. A clone of the host's tree is a peer of the host's
+/// mount, and what is mounted in it would appear there too, unless it is `cut_off`.
 pub fn open_source(
     plan: &MountPlan,
     source: &Path,
     user_namespace: Option<BorrowedFd<'_>>,
     behalf: Behalf,
+    cut_off: Option<(Propagation, bool)>,
 ) -> Result<OwnedFd> {
     let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     flags.set(OFlag::O_NOFOLLOW, plan.options.source_nofollow);
@@ -44,6 +46,7 @@ pub fn open_source(
     }
     let tree = mount::open_tree(place.as_fd(), Path::new(""), plan.options.recursive_bind)
         .doing(|| format!("clone bind source {}", source.display()))?;
+    set_propagation(tree.as_fd(), cut_off.as_slice()).doing(|| format!("cut off {}", source.display()))?;
     if let Some(user_namespace) = user_namespace {
         translate(tree.as_fd(), user_namespace, plan.options.idmap == Some(true))
             .doing(|| format!("map the ids of {}", source.display()))?;

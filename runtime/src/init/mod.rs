@@ -30,7 +30,7 @@ pub mod mounts;
 mod network;
 mod pivot;
 pub mod process;
-mod rootfs;
+pub mod rootfs;
 mod stdio;
 mod sysctl;
 pub mod target;

@@ -59,11 +59,11 @@ fn bind(step: &MountPlan, source: &Path, opened: &Source, inherited: &Inherited,
     let tree = match opened {
         Source::Opened(tree) => tree,
         Source::Own => {
-            own = binds::open_source(step, source, None, Behalf::Own)?;
+            own = binds::open_source(step, source, None, Behalf::Own, None)?;
             &own
         }
         Source::Translated(namespace) => {
-            own = binds::open_source(step, source, None, Behalf::Own)?;
+            own = binds::open_source(step, source, None, Behalf::Own, None)?;
             let recursive = step.options.idmap == Some(true);
             inherited
                 .sync

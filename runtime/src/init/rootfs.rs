@@ -32,19 +32,28 @@ pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
         return mount_on_itself(path, open_directory(path)?);
     }
     let host = open_directory(Path::new("/"))?;
-    // Slave: mounts of the host still arrive (a volume plugin may be late), none of ours leave.
-    let (propagation, recursive) = match plan.root.propagation {
-        Some((kind @ (Propagation::Private | Propagation::Slave), recursive)) => (kind, recursive),
-        Some((_, recursive)) => (Propagation::Slave, recursive),
-        None => (Propagation::Slave, true),
-    };
-    let change = Change { propagation: Some(propagation), ..Change::default() };
-    if plan.root.propagation.is_some_and(|(kind, _)| kind == Propagation::Shared) {
-        keep_shared(path)?;
-    } else {
-        mount::set_attributes(host.as_fd(), recursive, &change).doing(|| "cut the mount tree off from the host's")?;
+    match cut_off(plan) {
+        None => keep_shared(path)?,
+        Some((propagation, recursive)) => {
+            let change = Change { propagation: Some(propagation), ..Change::default() };
+            mount::set_attributes(host.as_fd(), recursive, &change)
+                .doing(|| "cut the mount tree off from the host's")?;
+        }
     }
     mount_on_itself(path, open_directory(path)?)
+}
+
+/// How the host's mounts are cut off from the container's, so that none of ours leave. Not at all where the root is to
+/// be shared.
+pub fn cut_off(plan: &InitPlan) -> Option<(Propagation, bool)> {
+    match plan.root.propagation {
+        _ if !plan.namespaces.has(Namespace::Mount) => None,
+        Some((Propagation::Shared, _)) => None,
+        Some((kind @ (Propagation::Private | Propagation::Slave), recursive)) => Some((kind, recursive)),
+        Some((_, recursive)) => Some((Propagation::Slave, recursive)),
+        // Slave: mounts of the host still arrive, a volume plugin may be late.
+        None => Some((Propagation::Slave, true)),
+    }
 }
 
 /// Without a mount namespace too: one unmount takes all the container's mounts away then.

@@ -7,7 +7,7 @@ use rung_sys::namespace::Namespace;
 use super::idmap;
 use crate::error::{Doing as _, Error, Result};
 use crate::init::binds::{self, Behalf};
-use crate::init::mounts;
+use crate::init::{mounts, rootfs};
 use crate::plan::InitPlan;
 use crate::plan::ids::IdMaps;
 use crate::plan::mounts::{Idmap, MountKind};
@@ -42,7 +42,8 @@ pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Sour
             None if inside || !in_user_namespace => Source::Own,
             translated => {
                 let behalf = if in_user_namespace { Behalf::UserNamespace } else { Behalf::Own };
-                let tree = binds::open_source(step, source, translated.as_ref().map(OwnedFd::as_fd), behalf);
+                let (translated, cut_off) = (translated.as_ref().map(OwnedFd::as_fd), rootfs::cut_off(plan));
+                let tree = binds::open_source(step, source, translated, behalf, cut_off);
                 Source::Opened(tree.doing(|| mounts::describe(step))?)
             }
         });
