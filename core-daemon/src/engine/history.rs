@@ -27,11 +27,18 @@ impl Engine {
         let image = self.find_image(context, text, None)?;
         let chain = chain_ids(&image.config.rootfs.diff_ids);
         let snapshotter = self.parts().snapshotters.get("")?;
-        let mut sizes = chain.iter().zip(&image.manifest.layers).map(|(chain_id, layer)| {
-            // What is not unpacked has only the size of its stored form.
-            snapshotter.usage(context, chain_id.as_str()).map_or(layer.size, |usage| usage.size)
-        });
-        let mut steps = Vec::new();
+        // What is not unpacked has only the size of its stored form.
+        let sizes: Vec<u64> = chain
+            .iter()
+            .zip(&image.manifest.layers)
+            .map(|(id, layer)| snapshotter.usage(context, id.as_str()).map_or(layer.size, |usage| usage.size))
+            .collect();
+        // Layers that no step accounts for are the lowest: a step is written down when its layer is put on top.
+        let told = image.config.history.iter().filter(|step| !step.empty_layer).count();
+        let mut sizes = sizes.into_iter();
+        let lowest = sizes.by_ref().take(chain.len().saturating_sub(told));
+        let untold = |size| api::Step { id: MISSING.to_owned(), size, ..api::Step::default() };
+        let mut steps: Vec<api::Step> = lowest.map(untold).collect();
         for step in &image.config.history {
             let created = step.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
             steps.push(api::Step {
@@ -42,9 +49,6 @@ impl Engine {
                 comment: step.comment.clone().unwrap_or_default(),
             });
         }
-        // Layers that no step accounts for.
-        let rest: Vec<u64> = sizes.collect();
-        steps.extend(rest.into_iter().map(|size| api::Step { id: MISSING.to_owned(), size, ..api::Step::default() }));
         steps.reverse();
         if let Some(newest) = steps.first_mut() {
             newest.id = image.config_digest.to_string();
