@@ -263,9 +263,11 @@ fn a_crash_at_any_step_of_an_end_is_made_good(env: &Env) -> Result<()> {
     let (_registry, image) = pushed(env)?;
     for step in STEPS_OF_AN_END {
         let mut daemon = env.daemon_dying_at(step)?;
-        daemon
-            .gantry(&["run", "-d", "--name", "web", &image, "sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"])?
-            .ok()?;
+        let script = "trap 'exit 3' TERM; echo ready; sleep 1000 & wait";
+        daemon.gantry(&["run", "-d", "--name", "web", &image, "sh", "-c", script])?.ok()?;
+        // Without its trap the first process of a container ignores the signal.
+        let said = || Some(daemon.gantry(&["logs", "web"]).ok()?.ok().ok()?.stdout);
+        wait::until("the trap", || (said()? == "ready\n").then_some(()))?;
         daemon.gantry(&["stop", "web"])?;
         daemon.gantry(&["rm", "web"])?;
         assert!(daemon.died(), "the daemon never came to {step}");
