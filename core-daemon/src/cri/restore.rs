@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Cri {
     /// Reads the records, takes over the tasks that `found` names, and settles containers that ended unseen. Tasks that are
-    /// named later are dealt with in the background, and so is what pods left behind that are none.
+    /// named later are dealt with in the background. What pods left behind that are none is removed.
     ///
     /// # Errors
     /// When the records cannot be read.
@@ -50,11 +50,14 @@ impl Cri {
             }
         };
         stream::iter(work).for_each_concurrent(AT_ONCE, settle).await;
+        // Before anybody can ask for a pod: one that is being made looks like one that was never whole.
+        match tokio::time::timeout(PATIENCE, self.sweep()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "remove what pods left behind that are gone"),
+            Err(_) => tracing::warn!("what pods left behind that are gone is not removed yet"),
+        }
         let cri = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = cri.sweep().await {
-                tracing::warn!(%error, "remove what pods left behind that are gone");
-            }
             while let Some(restored) = found.recv().await {
                 if let Ok(container) = cri.store().container(restored.id().as_str()) {
                     cri.take_over(&container, Some(restored)).await;
