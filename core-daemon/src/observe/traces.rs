@@ -18,8 +18,9 @@ const QUEUE: usize = 2048;
 const BATCH: usize = 512;
 /// How long spans wait for others.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// How long a collector may take.
+/// How long a collector may take, and how long the daemon's end waits for it.
 const PATIENCE: Duration = Duration::from_secs(10);
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// A call to this process from another, as the protocol numbers it.
 const KIND_SERVER: u8 = 2;
 
@@ -87,11 +88,16 @@ impl Traces {
         let _ = self.queue.try_send(Message::Span(span));
     }
 
+    /// Sends what waits, as far as the collector takes it before the daemon's patience ends: a hanging collector must
+    /// not keep the daemon from its end.
     pub(super) async fn flush(&self) {
         let (done, wait) = oneshot::channel();
-        if self.queue.send(Message::Flush(done)).await.is_ok() {
-            let _ = tokio::time::timeout(PATIENCE, wait).await;
-        }
+        let sent = async {
+            if self.queue.send(Message::Flush(done)).await.is_ok() {
+                let _ = wait.await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_PATIENCE, sent).await;
     }
 }
 
