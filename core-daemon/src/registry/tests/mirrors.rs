@@ -1,5 +1,7 @@
 //! What a mirror's answers lead to, and who gets which account.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 
 /// A reference at a registry that `mirror` stands in for, as hosts.toml says.
@@ -64,14 +66,19 @@ async fn where_all_fail_the_registry_itself_is_heard() {
 }
 
 #[derive(Debug)]
-struct Known(String);
+struct Known {
+    host: String,
+    /// Whether it was asked with the challenge of a registry that has refused a call.
+    challenged: AtomicBool,
+}
 
 #[tonic::async_trait]
 impl Keyring for Known {
     async fn account(&self, host: &str, challenges: &[String]) -> Result<Option<Credentials>> {
         // None where nobody has answered yet: the account that would be used is to be shown.
         assert!(challenges.iter().all(|challenge| challenge.starts_with("Basic")), "{challenges:?}");
-        Ok((host == self.0).then(|| Credentials::password("m", "n")))
+        self.challenged.fetch_or(!challenges.is_empty(), Ordering::Relaxed);
+        Ok((host == self.host).then(|| Credentials::password("m", "n")))
     }
 }
 
@@ -84,9 +91,11 @@ async fn a_cache_has_an_account_of_its_own() {
     })
     .await;
     let dir = tempfile::tempdir().expect("directory");
-    let access = Access { keyring: Some(Arc::new(Known(mirror.address.clone()))), ..account() };
+    let known = Arc::new(Known { host: mirror.address.clone(), challenged: AtomicBool::new(false) });
+    let access = Access { keyring: Some(Arc::clone(&known) as Arc<dyn Keyring>), ..account() };
     let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &access);
     repository.resolve("1").await.expect("cache");
+    assert!(known.challenged.load(Ordering::Relaxed), "asked without a challenge");
     let shown = repository.explain("1").await;
     assert!(shown[0].mirror && shown[0].outcome.is_ok() && !shown[1].mirror && shown[1].outcome.is_err());
     assert_eq!(shown[1].account, "user u");
