@@ -232,6 +232,12 @@ impl<'env> Supervisor<'env> {
         Ok(self.call::<_, WaitResponse>("Wait", &request).await?.exit_status)
     }
 
+    /// Ends a process's standard input, after what was written.
+    pub async fn close_stdin(&self, exec_id: &str) -> Result<(), Status> {
+        let request = CloseIoRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), stdin: true };
+        self.call("CloseIO", &request).await
+    }
+
     /// Sends a signal.
     pub async fn kill(&self, exec_id: &str, signal: u32) -> Result<(), Status> {
         let request = KillRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), signal, all: false };

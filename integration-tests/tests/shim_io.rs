@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_renamed_log_is_reopened[Root],
     a_full_disk_blocks_or_drops_as_told[Root],
     a_logger_program_gets_the_output[Root],
+    a_logger_program_gets_what_a_terminal_shows[Root],
     output_held_open_does_not_hold_delete_for_ever[Root],
 ];
 
@@ -55,7 +56,7 @@ fn reader(path: &str, pause: std::time::Duration) -> Result<std::thread::JoinHan
 const NO_PAUSE: std::time::Duration = std::time::Duration::ZERO;
 
 fn fifos_carry_all_three_streams(env: &Env) -> Result<()> {
-    let bundle = Bundle::new(env, "fifo", &["sh", "-c", "cat; echo done >&2"])?;
+    let bundle = Bundle::new(env, "fifo", &["sh", "-c", "sleep 0.3; cat; echo done >&2"])?;
     let stdio = Stdio {
         stdin: fifo(&env.path("in"))?,
         stdout: fifo(&env.path("out"))?,
@@ -68,11 +69,14 @@ fn fifos_carry_all_three_streams(env: &Env) -> Result<()> {
         shim.create(&stdio).await?;
         shim.start_process("").await?;
         let mut input = OpenOptions::new().write(true).open(&stdio.stdin)?;
-        input.write_all(b"one\ntwo\n")?;
+        // More than the process's pipe and what the shim has in hand: the rest is in the FIFO when it is closed.
+        let lines = b"0123456789abcde\n".repeat(10 << 10);
+        input.write_all(&lines)?;
         drop(input);
+        shim.close_stdin("").await?;
         assert_eq!(shim.wait("").await?, 0);
         shim.delete("").await?;
-        assert_eq!(out.join().expect("reader"), b"one\ntwo\n");
+        assert!(out.join().expect("reader") == lines, "all of the input comes back");
         assert_eq!(err.join().expect("reader"), b"done\n");
         shim.shutdown().await
     })
@@ -116,9 +120,13 @@ fn a_client_may_leave_and_come_back(env: &Env) -> Result<()> {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         let out = reader(&stdio.stdout, NO_PAUSE)?;
         drop(input);
+        // Nobody writes now; that does not end the input, which the client says.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        OpenOptions::new().write(true).open(&stdio.stdin)?.write_all(b"again\n")?;
+        shim.close_stdin("").await?;
         assert_eq!(shim.wait("").await?, 0);
         shim.delete("").await?;
-        assert_eq!(out.join().expect("reader"), b"meanwhile\nlast\n");
+        assert_eq!(out.join().expect("reader"), b"meanwhile\nagain\nlast\n");
         shim.shutdown().await
     })
 }
@@ -355,8 +363,8 @@ fn full_disk(env: &Env, name: &str, disk: &Path, policy: LogPolicy) -> Result<()
     })
 }
 
-fn a_logger_program_gets_the_output(env: &Env) -> Result<()> {
-    let bundle = Bundle::new(env, "logger", &["sh", "-c", "echo out; echo err >&2"])?;
+/// A program that keeps what a logger gets in `got.*`, and its address.
+fn logger(env: &Env) -> Result<String> {
     let program = env.path("logger.sh");
     let directory = env.root().display();
     let script = format!(
@@ -365,7 +373,12 @@ fn a_logger_program_gets_the_output(env: &Env) -> Result<()> {
     );
     fs::write(&program, script)?;
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let uri = format!("binary://{}?key=some+value", program.display());
+    Ok(format!("binary://{}?key=some+value", program.display()))
+}
+
+fn a_logger_program_gets_the_output(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "logger", &["sh", "-c", "echo out; echo err >&2"])?;
+    let uri = logger(env)?;
     let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Stdio::default() };
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
@@ -380,6 +393,22 @@ fn a_logger_program_gets_the_output(env: &Env) -> Result<()> {
         let missing = Stdio { stdout: "binary:///does/not/exist".into(), ..Stdio::default() };
         let error = shim.create(&missing).await.expect_err("no such program");
         assert!(error.message.contains("/does/not/exist"), "{error}");
+        shim.shutdown().await
+    })
+}
+
+fn a_logger_program_gets_what_a_terminal_shows(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "logged-tty", &["sh", "-c", "tty; echo err >&2"])?;
+    bundle.set("/process/terminal", true);
+    let stdio = Stdio { stdout: logger(env)?, terminal: true, ..Stdio::default() };
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        shim.create(&stdio).await?;
+        shim.start_process("").await?;
+        assert_eq!(shim.wait("").await?, 0);
+        shim.delete("").await?;
+        assert_eq!(fs::read_to_string(env.path("got.out"))?, "/dev/pts/0\r\nerr\r\n");
+        assert_eq!(fs::read_to_string(env.path("got.err"))?, "");
         shim.shutdown().await
     })
 }

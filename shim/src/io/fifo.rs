@@ -1,7 +1,7 @@
 //! Named pipes that the client made.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -33,18 +33,21 @@ pub fn open_output(path: &Path) -> Result<Sink> {
     Err(Error::invalid(format!("{} is neither a FIFO nor a file", path.display())))
 }
 
-/// Opens the source of standard input. Without blocking: a FIFO that nobody has opened for writing yet is simply not
-/// ready, and ends only after the first writer has come and gone.
+/// Opens the source of standard input, and a writer that holds it open: a client that goes away, and may come back, does
+/// not end the process's input. The end comes once the writer is dropped and every client has closed its own.
 ///
 /// # Errors
 /// Where the path cannot be opened or is no FIFO.
-pub fn open_input(path: &Path) -> Result<AsyncFd<OwnedFd>> {
+pub fn open_input(path: &Path) -> Result<(AsyncFd<OwnedFd>, OwnedFd)> {
     let file = open(path, OpenOptions::new().read(true))?;
     let kind = file.metadata().doing(|| format!("look at {}", path.display()))?.file_type();
     if !kind.is_fifo() {
         return Err(Error::invalid(format!("{} is not a FIFO", path.display())));
     }
-    watch(OwnedFd::from(file)).doing(|| format!("watch {}", path.display()))
+    // The same FIFO, whatever the path leads to by now.
+    let same = std::path::PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let writer = open(&same, OpenOptions::new().write(true))?;
+    Ok((watch(OwnedFd::from(file)).doing(|| format!("watch {}", path.display()))?, writer.into()))
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File> {

@@ -87,6 +87,8 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct Io {
     input: Option<Arc<Input>>,
+    /// Keeps a client's FIFO from ending the input, until that is asked for.
+    held_open: Option<OwnedFd>,
     output: Option<Arc<Output>>,
     terminal: Option<OwnedFd>,
     /// Where a terminal's output will go, until the terminal is there.
@@ -103,6 +105,7 @@ impl Io {
         let (copying, done) = watch::channel(());
         Self {
             input: None,
+            held_open: None,
             output: None,
             terminal: None,
             waiting: None,
@@ -126,13 +129,19 @@ impl Io {
             io.output = Some(Output::open(uri, input.clone(), owner.reaper).doing(|| "stdout")?);
             io.input = input;
         } else if !stdio.stdin.is_empty() {
-            let source = fifo::open_input(Path::new(stdio.stdin.trim_start_matches("fifo://"))).doing(|| "stdin")?;
+            let path = stdio.stdin.strip_prefix("fifo://").unwrap_or(&stdio.stdin);
+            let (source, writer) = fifo::open_input(Path::new(path)).doing(|| "stdin")?;
+            io.held_open = Some(writer);
             let input = Arc::<Input>::default();
             io.input = Some(input.clone());
             io.tasks.push(tokio::spawn(copy::input(source, input)).abort_handle());
         }
         if stdio.terminal {
-            io.waiting = Some(io.sink(&stdio.stdout, Stream::Stdout).doing(|| "stdout")?);
+            io.waiting = Some(if stdio.stdout.starts_with("binary") {
+                io.terminal_logger(&stdio.stdout, owner)?
+            } else {
+                io.sink(&stdio.stdout, Stream::Stdout).doing(|| "stdout")?
+            });
             let console = Some(Console::listen(owner.bundle)?);
             return Ok(Opened { ends, console, io });
         }
@@ -160,6 +169,15 @@ impl Io {
         ends.stdout = (!stdio.stdout.is_empty()).then_some(stdout);
         ends.stderr = (!stdio.stderr.is_empty()).then_some(stderr);
         Ok(())
+    }
+
+    /// A logger program that reads what a terminal shows; there is nothing on its other stream.
+    fn terminal_logger(&mut self, uri: &str, owner: &Owner<'_>) -> Result<Sink> {
+        let (stdout_read, stdout) = pipe(owner)?;
+        let (stderr_read, _) = pipe(owner)?;
+        let guard = self.copying.clone();
+        self.logger = Some(Logger::start(uri, owner, stdout_read, stderr_read, guard).doing(|| "logger")?);
+        Ok(Sink::Fifo(source(stdout)?))
     }
 
     fn open_outputs(&mut self, stdio: &Stdio, owner: &Owner<'_>, ends: &mut Ends) -> Result<()> {
@@ -265,9 +283,12 @@ impl Io {
         rung_sys::tty::set_window_size(terminal.as_fd(), size).doing(|| "resize the terminal")
     }
 
-    /// Ends the process's standard input; nothing where it has none.
-    pub fn close_stdin(&self) {
-        if let Some(input) = &self.input {
+    /// Ends the process's standard input, after what clients have written; nothing where it has none.
+    pub fn close_stdin(&mut self) {
+        // What is in a client's FIFO is copied yet, and then the copy ends the input.
+        if self.held_open.take().is_none()
+            && let Some(input) = &self.input
+        {
             input.close();
         }
     }

@@ -106,7 +106,7 @@ impl Container {
     /// # Errors
     /// Where there is no such process.
     pub fn close_stdin(&mut self, exec_id: &str) -> Result<()> {
-        if let Some(io) = &self.process(exec_id)?.io {
+        if let Some(io) = &mut self.process(exec_id)?.io {
             io.close_stdin();
         }
         Ok(())

@@ -63,7 +63,7 @@ impl RuntimeKill {
 impl Container {
     /// Sends `signal` to the process of `exec_id`, or with `all` to every process of the container.
     ///
-    /// The shim collects these processes, so that a number in its books cannot have been given to another: a signal needs
+    /// The shim collects these processes, so that the number of one that runs cannot have been given to another: a signal needs
     /// no run of the runtime, except where only that can do it (all processes, or a frozen container).
     ///
     /// # Errors
@@ -78,9 +78,10 @@ impl Container {
             let (runtime, id) = (self.runtime.clone(), self.id.clone());
             return Ok(Signalled::ByRuntime(RuntimeKill { runtime, id, signal: number, all }));
         }
-        let held = self.held_exit.is_some() && exec_id.is_empty();
+        // Collected already, even where its end is still to be announced: the number may be another's.
+        let gone = exec_id.is_empty() && (self.held_exit.is_some() || self.init_is_gone);
         let process = self.process(exec_id)?;
-        if process.state == State::Stopped || held {
+        if process.state == State::Stopped || gone {
             return Err(finished());
         }
         if process.starting {
