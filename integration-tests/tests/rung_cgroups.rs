@@ -8,6 +8,7 @@ use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_the_files [Root],
+    an_update_keeps_what_it_does_not_name [Root],
     every_process_is_in_the_cgroup [Root],
     memory_limit_kills [Root],
     pids_limit_holds [Root],
@@ -59,6 +60,32 @@ impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
         let _ = self.env.run_rung(&["delete", "--force", &self.id]);
     }
+}
+
+fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
+    let resources = json!({"cpu": {"quota": 30_000, "period": 60_000}, "memory": {"limit": 50_331_648}});
+    let sleeper = Sleeper::start(env, "update", resources)?;
+    let file = env.path("update.json");
+    fs::write(&file, r#"{"cpu":{"period":50000}}"#)?;
+    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.ok()?;
+    let cpu = || -> Result<(String, String)> {
+        let found = |v1| value(env, "update", "cpu", v1, "cpu.max");
+        Ok((found("cpu.cfs_quota_us")?, found("cpu.cfs_period_us")?))
+    };
+    let expected = |quota: &str, period: &str| match unified() {
+        true => (format!("{quota} {period}"), format!("{quota} {period}")),
+        false => (quota.to_owned(), period.to_owned()),
+    };
+    assert_eq!(cpu()?, expected("30000", "50000"));
+    // What was written before a refusal is set back.
+    fs::write(&file, r#"{"cpu":{"quota":20000,"cpus":"4000"}}"#)?;
+    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
+    assert_eq!(cpu()?, expected("30000", "50000"));
+    fs::write(&file, r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#)?;
+    let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
+    assert!(said.contains("rejecting memory limit 4096 <= usage"), "{said}");
+    assert_eq!(value(env, "update", "memory", "memory.limit_in_bytes", "memory.max")?, "50331648");
+    Ok(())
 }
 
 fn limits_are_in_the_files(env: &Env) -> Result<()> {

@@ -196,5 +196,13 @@ fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> 
         fs::write(root.join(&id).join(".state.json.new"), "x")?;
         delete(env, &id, &(name.to_owned(), 0))?;
     }
-    Ok(())
+    // Another runtime's record, of a process that lives.
+    let id = env.id("foreign");
+    fs::create_dir_all(root.join(&id))?;
+    let record = format!("{{\"id\":\"x\",\"init_process_pid\":{},\"config\":0}}", std::process::id());
+    fs::write(root.join(&id).join("state.json"), record)?;
+    let said = env.run_rung(&["delete", "--force", &id])?.fails()?;
+    assert!(said.contains("read the record"), "{said}");
+    assert!(root.join(&id).join("state.json").exists());
+    Ok(fs::remove_dir_all(root.join(&id))?)
 }

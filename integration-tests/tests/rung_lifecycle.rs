@@ -93,6 +93,14 @@ fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
     env.run_rung(&["exec", &id, "sh", "-c", "exit 7"])?.exits(7)?;
     env.run_rung(&["exec", &id, "no-such-program"])?.exits(255)?;
     env.run_rung(&["exec", &id, "sh", "-c", "kill -TERM $$"])?.exits(143)?;
+    // What a process document leaves out is as for the container's own process, not nothing.
+    let status = ["sh", "-c", "grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status; ulimit -n"];
+    let document = json!({"args": status, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+    let file = env.path("process.json");
+    fs::write(&file, document.to_string())?;
+    let given = env.run_rung(&["exec", "--process", &file.to_string_lossy(), &id])?.ok()?.text().to_owned();
+    let usual = env.run_rung(&[&["exec", &id][..], &status[..]].concat())?.ok()?.text().to_owned();
+    ensure!(given == usual && given.contains("CapEff"), "{given}\n{usual}");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     Ok(())
 }

@@ -11,7 +11,7 @@ pub use images::{CheckpointArgs, ImageArgs, RestoreArgs};
 
 /// Open Container Initiative runtime: runs containers from bundles
 #[derive(Debug, Parser)]
-#[command(name = "rung", disable_version_flag = true, disable_help_subcommand = true)]
+#[command(name = "rung", disable_version_flag = true, disable_help_subcommand = true, args_override_self = true)]
 pub struct Cli {
     /// Flags of every command.
     #[command(flatten)]
@@ -128,6 +128,36 @@ impl Cli {
             command.help_template(page(&title))
         })
     }
+}
+
+/// What is wrong with a number of arguments, in the words that callers of runc look for. `None` where something else is
+/// wrong.
+pub fn miscounted(error: &clap::Error, arguments: &[OsString]) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let about = match error.get(ContextKind::InvalidArg)? {
+        ContextValue::String(one) => vec![one.clone()],
+        ContextValue::Strings(many) => many.clone(),
+        _ => return None,
+    };
+    let counts = matches!(error.kind(), ErrorKind::MissingRequiredArgument | ErrorKind::UnknownArgument);
+    if !counts || about.iter().any(|argument| argument.starts_with('-')) {
+        return None;
+    }
+    let whole = Cli::command();
+    let command = arguments.iter().skip(1).find_map(|argument| whole.find_subcommand(argument))?;
+    let (mut least, mut most) = (0, Some(0_usize));
+    for positional in command.get_positionals() {
+        least += usize::from(positional.is_required_set());
+        let many = positional.get_num_args().is_some_and(|range| range.max_values() > 1)
+            || matches!(positional.get_action(), clap::ArgAction::Append);
+        most = most.filter(|_| !many).map(|most| most + 1);
+    }
+    let (how, number) = match most {
+        Some(most) if most == least => ("exactly", most),
+        Some(most) if error.kind() == ErrorKind::UnknownArgument => ("a maximum of", most),
+        _ => ("a minimum of", least),
+    };
+    Some(format!("{}: {:?} requires {how} {number} argument(s)", program(), command.get_name()))
 }
 
 /// The name this program was called by: installed as `runc`, it is runc.
@@ -448,5 +478,23 @@ mod tests {
         }
         assert!(read("rung run").is_err());
         assert!(read("rung run --help").is_err());
+    }
+
+    #[test]
+    fn miscounted_arguments_are_told_as_runc_does() {
+        for (line, told) in [
+            ("rung state", "\"state\" requires exactly 1 argument(s)"),
+            ("rung --debug --debug state a b", "\"state\" requires exactly 1 argument(s)"),
+            ("rung kill", "\"kill\" requires a minimum of 1 argument(s)"),
+            ("rung kill a 9 b", "\"kill\" requires a maximum of 2 argument(s)"),
+            ("rung exec", "\"exec\" requires a minimum of 1 argument(s)"),
+            ("rung list x", "\"list\" requires exactly 0 argument(s)"),
+        ] {
+            let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let said = miscounted(&read(line).expect_err(line), &arguments).expect(line);
+            assert!(said.ends_with(told), "{line}: {said}");
+        }
+        assert!(read("rung --debug --debug --root /a --root /b list").is_ok());
+        assert_eq!(miscounted(&read("rung list --x").expect_err("flag"), &["rung".into(), "list".into()]), None);
     }
 }

@@ -1,11 +1,11 @@
 //! Hooks: programs of the configuration, run with the container's state on stdin.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Hook;
@@ -114,14 +114,10 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
     command.envs(own.iter().filter_map(|entry| entry.split_once('=')));
     let (reader, writer) = std::io::pipe().doing(|| "make a pipe")?;
     let errors = writer.try_clone().doing(|| "make a pipe")?;
-    command.stdin(Stdio::piped()).stdout(writer).stderr(errors);
-    let mut child = command.spawn().doing(|| format!("start {}", hook.path().display()))?;
+    command.stdin(in_memory(message)?).stdout(writer).stderr(errors);
+    let child = command.spawn().doing(|| format!("start {}", hook.path().display()))?;
     // The command holds copies of the pipe's writing end, which would keep it open.
     drop(command);
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not read its stdin is no failure.
-        drop(stdin.write_all(message));
-    }
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(-1));
     let (exit, output) = wait(pid, &reader.into(), timeout)?;
     let output = String::from_utf8_lossy(&output);
@@ -141,6 +137,14 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
                 .map_err(|error: Error| error.with_kind(Kind::Timeout))
         }
     }
+}
+
+/// A file to read the state from. A hook that reads late or not at all holds up nobody, as it could with a pipe.
+fn in_memory(message: &[u8]) -> Result<std::fs::File> {
+    let made = nix::sys::memfd::memfd_create(c"state", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
+    let mut file = std::fs::File::from(made.doing(|| "make a file in memory")?);
+    file.write_all(message).and_then(|()| file.rewind()).doing(|| "write the state")?;
+    Ok(file)
 }
 
 /// The words of a signal's usual meaning, where they tell more than its name.
@@ -209,7 +213,8 @@ mod tests {
     #[test]
     fn a_hook_that_takes_too_long_is_killed() {
         let slow = hook(r#"{"path":"/bin/sleep","args":["sleep","100"],"timeout":1}"#);
-        let error = run_one(&slow, b"", None).expect_err("killed");
+        // More than a pipe holds, and nobody reads it.
+        let error = run_one(&slow, &[b' '; 1 << 20], None).expect_err("killed");
         assert_eq!(error.kind(), Kind::Timeout);
     }
 

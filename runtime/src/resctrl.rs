@@ -52,7 +52,8 @@ impl Resctrl {
         &self.directory
     }
 
-    /// Makes the group where it does not exist, and puts `pid` in. The answer is whether it was made.
+    /// Makes the group where it does not exist, and puts `pid` in. The answer is whether it is the container's to remove:
+    /// a named class may have others in it by then.
     ///
     /// # Errors
     /// When a named class exists with another share, or the kernel refuses.
@@ -72,7 +73,7 @@ impl Resctrl {
         if outcome.is_err() {
             self.take_back();
         }
-        outcome.map(|()| made)
+        outcome.map(|()| made && !self.named)
     }
 
     /// Removes what [`Self::enter`] made for a container that then could not start.
@@ -92,7 +93,10 @@ impl Resctrl {
         write(&self.directory.join("tasks"), &pid.to_string())?;
         if let Some(id) = &self.monitor {
             let group = self.directory.join("mon_groups").join(id);
-            DirBuilder::new().create(&group).doing(|| format!("make {}", group.display()))?;
+            match DirBuilder::new().create(&group) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                other => other.doing(|| format!("make {}", group.display()))?,
+            }
             write(&group.join("tasks"), &pid.to_string())?;
         }
         Ok(())

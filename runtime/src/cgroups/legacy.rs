@@ -107,7 +107,8 @@ fn memory_files(memory: &LinuxMemory, list: &mut Vec<Setting>) -> Result<()> {
         list.push(Setting::new("memory", "memory.soft_limit_in_bytes", low));
     }
     if let Some(tcp) = memory.kernel_tcp().filter(|&n| n != 0) {
-        list.push(Setting::new("memory", "memory.kmem.tcp.limit_in_bytes", tcp));
+        // Deprecated, and gone in newer kernels.
+        list.push(Setting::new("memory", "memory.kmem.tcp.limit_in_bytes", tcp).optional());
     }
     if memory.disable_oom_killer() == Some(true) {
         list.push(Setting::new("memory", "memory.oom_control", 1));

@@ -45,10 +45,11 @@ pub(super) fn is_unified() -> bool {
 /// The hierarchies of this host, v1 controllers first. On a unified host there is one.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let root = Path::new(ROOT);
-    if is_unified() {
-        return Ok(vec![Hierarchy { controllers: Vec::new(), mount: root.to_owned(), own: PathBuf::new() }]);
-    }
     let table = read_proc("/proc/self/cgroup")?;
+    if is_unified() {
+        let own = memberships(&table).find(|(names, _)| names.is_empty()).map(|(_, own)| own).unwrap_or_default();
+        return Ok(vec![Hierarchy { controllers: Vec::new(), mount: root.to_owned(), own }]);
+    }
     let mut mounts = None;
     let mut found = Vec::new();
     for (controllers, own) in memberships(&table) {
@@ -149,14 +150,9 @@ pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, 
     if wanted.is_some_and(Path::is_absolute) {
         return Ok(hierarchy.mount.join(inner));
     }
-    let base = if hierarchy.is_v2() && hierarchy.own.as_os_str().is_empty() {
-        let table = read_proc("/proc/self/cgroup")?;
-        memberships(&table).find(|(controllers, _)| controllers.is_empty()).map(|(_, own)| own).unwrap_or_default()
-    } else {
-        hierarchy.own.clone()
-    };
-    let base = if hierarchy.is_v2() { base.parent().map(Path::to_owned).unwrap_or_default() } else { base };
-    let above = hierarchy.mount.join(clean(&base));
+    let own = hierarchy.own.as_path();
+    let base = if hierarchy.is_v2() { own.parent().unwrap_or(Path::new("")) } else { own };
+    let above = hierarchy.mount.join(clean(base));
     // In a container without a cgroup namespace the path is the host's, and what is mounted is only a part of it.
     let above = if above.is_dir() { above } else { hierarchy.mount.clone() };
     Ok(above.join(inner))

@@ -24,6 +24,8 @@ pub(super) struct Managed {
     id: String,
     annotations: Vec<(String, String)>,
     placeholder: Option<Placeholder>,
+    /// This run has made the unit, or a record says that an earlier one did.
+    ours: bool,
 }
 
 impl Cgroup {
@@ -38,7 +40,7 @@ impl Cgroup {
             let path = hierarchy.mount.join(&inner);
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
-        let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None };
+        let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, ours: false };
         Ok(Self { places, lenient: false, managed: Some(managed), foreign: false })
     }
 
@@ -67,7 +69,7 @@ impl Cgroup {
     pub fn managed_by(mut self, unit: Option<Unit>) -> Self {
         self.managed = unit.map(|unit| {
             let id = unit.name.clone();
-            Managed { unit, id, annotations: Vec::new(), placeholder: None }
+            Managed { unit, id, annotations: Vec::new(), placeholder: None, ours: true }
         });
         self
     }
@@ -88,7 +90,9 @@ impl Cgroup {
             managed.placeholder = Some(Placeholder::new()?);
         }
         let pid = pid.or(managed.placeholder.as_ref().map(|placeholder| placeholder.0));
-        Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)
+        Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)?;
+        managed.ours = true;
+        Ok(())
     }
 
     /// Tells systemd about new limits.
@@ -98,9 +102,9 @@ impl Cgroup {
         Systemd::connect(managed.unit.user)?.set(&managed.unit, &list)
     }
 
-    /// Has systemd forget the unit. Its cgroup may be gone already, and systemd too.
+    /// Has systemd forget the unit, unless it is another's. Its cgroup may be gone already, and systemd too.
     pub(super) fn stop_unit(&self) -> Result<()> {
-        let Some(managed) = &self.managed else { return Ok(()) };
+        let Some(managed) = self.managed.as_ref().filter(|managed| managed.ours) else { return Ok(()) };
         let stopped = Systemd::connect(managed.unit.user).and_then(|mut systemd| systemd.stop(&managed.unit));
         // Without systemd the directories can still be removed, which is what matters.
         if self.places.iter().any(|place| place.path.is_dir()) { stopped } else { Ok(()) }

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
@@ -181,9 +181,16 @@ impl Cgroup {
     fn make(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
         let settings = resources.map(|wanted| self.settings(wanted)).transpose()?.unwrap_or_default();
         let rules = devices::rules(resources.and_then(|wanted| wanted.devices().as_deref()))?;
-        self.start_unit(resources, &rules, pid)?;
-        // The process that systemd has put in is the container's own.
         let managed = self.managed.is_some();
+        if managed {
+            // Before the unit is made: the process that systemd puts in is the container's own.
+            for place in &mut self.places {
+                place.dir = place.open()?;
+                place.require_vacant()?;
+                place.dir = None;
+            }
+        }
+        self.start_unit(resources, &rules, pid)?;
         let lenient = self.lenient && settings.is_empty();
         let hybrid = !self.is_unified();
         for place in &mut self.places {
@@ -261,15 +268,8 @@ impl Cgroup {
         Ok(())
     }
 
-    /// The v2 cgroup of a pure v2 host, to clone a process into (`CLONE_INTO_CGROUP`): then it is in, and nothing else
-    /// has to be done.
-    #[must_use]
-    pub fn v2_dir_fd(&self) -> Option<BorrowedFd<'_>> {
-        if self.is_unified() { self.clone_into() } else { None }
-    }
-
-    /// The v2 cgroup of any host that has one, to clone a process into. On a hybrid host the v1 ones remain, for
-    /// [`Self::entry`].
+    /// The v2 cgroup of any host that has one, to clone a process into (`CLONE_INTO_CGROUP`). On a hybrid host the v1
+    /// ones remain, for [`Self::entry`].
     #[must_use]
     pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
         self.places.iter().find(|place| place.hierarchy.is_v2())?.dir.as_ref().map(CgroupDir::as_fd)
@@ -301,7 +301,7 @@ impl Cgroup {
         let settings = self.settings(resources)?;
         self.open_all()?;
         if let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) {
-            self.check_usage(memory.limit().unwrap_or(0))?;
+            self.check_usage(&memory)?;
         }
         self.update_unit(resources)?;
         self.make_missing(&settings)?;
@@ -354,14 +354,19 @@ impl Cgroup {
         Ok(())
     }
 
-    fn check_usage(&self, limit: i64) -> Result<()> {
-        let Ok(limit) = u64::try_from(limit) else { return Ok(()) };
+    /// Refuses limits that would kill at once (`checkBeforeUpdate`).
+    fn check_usage(&self, memory: &LinuxMemory) -> Result<()> {
+        let limits = [("memory+swap", "swap", memory.swap()), ("memory", "limit", memory.limit())];
         for dir in self.places.iter().filter_map(|place| place.dir.as_ref()) {
             for file in ["memory.current", "memory.usage_in_bytes"] {
-                let usage = dir.read_optional(file)?.as_deref().and_then(rung_sys::cgroupfs::single);
-                if let Some(usage) = usage.filter(|&usage| limit > 0 && usage > limit) {
-                    let reason = format!("rejecting memory limit {limit} < usage {usage}");
-                    return Err(Error::invalid("linux.resources.memory.limit", reason));
+                let read = dir.read_optional(file)?;
+                let Some(usage) = read.as_deref().and_then(rung_sys::cgroupfs::single) else { continue };
+                for (what, field, limit) in limits {
+                    let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()) else { continue };
+                    if limit > 0 && limit <= usage {
+                        let reason = format!("rejecting {what} limit {limit} <= usage {usage}");
+                        return Err(Error::invalid(format!("linux.resources.memory.{field}"), reason));
+                    }
                 }
             }
         }

@@ -71,10 +71,24 @@ impl Cgroup {
     /// As [`Cgroup::entry`], for cgroups that were made by an earlier run.
     ///
     /// # Errors
-    /// When one is gone or may not be entered.
+    /// When they are gone or may not be entered.
     pub fn open_entry(mut self) -> Result<Entry> {
         self.open_all()?;
+        if !self.places.is_empty() && self.places.iter().all(|place| place.dir.is_none()) {
+            return Err(Error::Host(format!("cgroup {} is gone", self.places[0].path.display())));
+        }
         self.entry(false)
+    }
+
+    /// Whether this v2 cgroup has handed its controllers down: then it can have no processes of its own.
+    #[must_use]
+    pub fn is_divided(&self) -> bool {
+        let handed_down = |place: &super::Place| {
+            let dir = place.open().ok().flatten()?;
+            dir.read_optional("cgroup.subtree_control").ok().flatten()
+        };
+        self.is_unified()
+            && self.places.iter().any(|place| handed_down(place).is_some_and(|list| !list.trim().is_empty()))
     }
 
     /// The way into cgroups below this one, each given as `[controller,…:]path`.

@@ -10,11 +10,13 @@ use rung_sys::pidfd;
 use serde::Serialize;
 
 use crate::cgroups::OomWatch;
+use crate::cgroups::stats::Stats;
 use crate::cli::EventsArgs;
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::launch::cgroup_error;
+use crate::log;
 
 #[derive(Serialize)]
 struct Event<'a, T> {
@@ -32,7 +34,7 @@ pub(super) fn run(settings: &Settings, args: &EventsArgs) -> Result<()> {
         return Err(Error::new(Kind::NotRunning, format!("container with id {} is not running", container.record.id)));
     }
     if args.stats {
-        return print_stats(&container);
+        return print_stats(&container, stats(&container)?);
     }
     let process = pidfd::open(container.pid())
         .map_err(|_| Error::new(Kind::NotRunning, format!("container with id {} is not running", args.id)))?;
@@ -56,7 +58,11 @@ pub(super) fn run(settings: &Settings, args: &EventsArgs) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= next {
-            print_stats(&container)?;
+            // The cgroup may be gone a moment before the end is seen.
+            match stats(&container) {
+                Ok(stats) => print_stats(&container, stats)?,
+                Err(error) => log::warning(&error.to_string()),
+            }
             next += interval;
         }
     }
@@ -66,12 +72,16 @@ fn happened(memory: Option<&mut OomWatch>) -> Result<bool> {
     memory.map_or(Ok(false), |watch| watch.happened().map_err(cgroup_error))
 }
 
-fn print_stats(container: &Container) -> Result<()> {
+fn stats(container: &Container) -> Result<Stats> {
     let mut stats = container.cgroup().stats().map_err(cgroup_error)?;
     let record = &container.record;
     if !record.intel_rdt_path.is_empty() {
         stats.intel_rdt = crate::resctrl::stats::read(Path::new(&record.intel_rdt_path), &record.id);
     }
+    Ok(stats)
+}
+
+fn print_stats(container: &Container, stats: Stats) -> Result<()> {
     print(&Event { kind: "stats", id: &container.record.id, data: Some(stats) })
 }
 

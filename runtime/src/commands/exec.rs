@@ -72,12 +72,17 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     }
 }
 
-/// The process of `--process`, or the bundle's with what the flags say.
+/// The process of `--process`, where what is left out is as for the container's own, or the bundle's with what the
+/// flags say.
 fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
     if let Some(file) = &args.process {
         let text = std::fs::read(file).doing(|| format!("read {}", file.display()))?;
         let parsed = config::parse_process(&text).map_err(|error| Error::invalid(error.to_string()));
-        return Ok(parsed.doing(|| format!("read {}", file.display()))?.value);
+        let mut process = parsed.doing(|| format!("read {}", file.display()))?.value;
+        if let Some(own) = container.record.spec()?.process() {
+            complete(&mut process, own);
+        }
+        return Ok(process);
     }
     if args.command.is_empty() {
         return Err(Error::invalid("process args cannot be empty"));
@@ -117,6 +122,35 @@ fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
         process.set_capabilities(Some(add_capabilities(sets, &args.cap)?));
     }
     Ok(process)
+}
+
+/// A process that leaves out what confines it is as confined as the container's own. The umask is always the container's.
+fn complete(process: &mut Process, own: &Process) {
+    if process.capabilities().is_none() {
+        process.set_capabilities(own.capabilities().clone());
+    }
+    if process.no_new_privileges().is_none() {
+        process.set_no_new_privileges(own.no_new_privileges());
+    }
+    if process.apparmor_profile().as_deref().is_none_or(str::is_empty) {
+        process.set_apparmor_profile(own.apparmor_profile().clone());
+    }
+    if process.selinux_label().as_deref().is_none_or(str::is_empty) {
+        process.set_selinux_label(own.selinux_label().clone());
+    }
+    if process.rlimits().as_deref().is_none_or(<[_]>::is_empty) {
+        process.set_rlimits(own.rlimits().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*own.io_priority());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(own.scheduler().clone());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(own.exec_cpu_affinity().clone());
+    }
+    process.user_mut().set_umask(own.user().umask());
 }
 
 /// Numbers only, all digits, in range: a name or an overflow must never become another user.

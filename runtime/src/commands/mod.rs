@@ -62,7 +62,8 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
 }
 
 fn settings(global: &Global) -> Result<Settings> {
-    let rootless = is_rootless();
+    // Root of a user namespace only is an ordinary user to the host, whatever he may do in there.
+    let rootless = !nix::unistd::geteuid().is_root() || in_user_namespace();
     let root = match &global.root {
         Some(root) => root.clone(),
         None => default_root(rootless)?,
@@ -80,20 +81,17 @@ fn settings(global: &Global) -> Result<Settings> {
     Ok(Settings { store: Store::new(&root), systemd: global.systemd_cgroup, rootless: lenient })
 }
 
-/// Not root, or root only of a user namespace.
-fn is_rootless() -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        return true;
-    }
-    let in_user_namespace = std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]);
-    in_user_namespace && std::env::var_os("USER").is_some_and(|user| user != "root")
+fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"])
 }
 
+/// The user's own directory, unless he is root, or says that he is root of the namespace he is in.
 fn default_root(rootless: bool) -> Result<PathBuf> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+    let plays_root = nix::unistd::geteuid().is_root() && std::env::var_os("USER").is_some_and(|user| user == "root");
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty());
-    let Some(runtime) = runtime.filter(|_| rootless) else { return Ok(PathBuf::from("/run/runc")) };
+    let Some(runtime) = runtime.filter(|_| rootless && !plays_root) else { return Ok(PathBuf::from("/run/runc")) };
     let root = PathBuf::from(runtime).join("runc");
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -134,6 +132,8 @@ pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     // The first paragraph: what is missing stands in lines of its own below what is wrong.
     let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
     let line = lines.join(" ");
-    crate::log::error(&Error::invalid(line.strip_prefix("error: ").unwrap_or(&line)));
+    let miscounted = crate::cli::miscounted(error, &std::env::args_os().collect::<Vec<_>>());
+    let line = miscounted.unwrap_or_else(|| line.strip_prefix("error: ").unwrap_or(&line).to_owned());
+    crate::log::error(&Error::invalid(line));
     std::process::ExitCode::FAILURE
 }

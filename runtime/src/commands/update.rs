@@ -3,6 +3,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use oci_spec::runtime::LinuxResources;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -20,19 +21,27 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| "read the recorded configuration")?;
     let current = document.pointer("/linux/resources").cloned().unwrap_or_else(|| json!({}));
-    let wanted = match &args.resources {
+    let mut wanted = match &args.resources {
         Some(file) => read(file)?,
-        None => from_flags(args, &current)?,
+        None => from_flags(args)?,
     };
-    let text = wanted.to_string();
-    let resources =
-        rung_spec::config::parse_resources(text.as_bytes()).map_err(|error| Error::invalid(error.to_string()))?;
+    complete(&mut wanted, &current);
+    let resources = parse(&wanted)?;
     let mut cgroup = container.cgroup();
-    cgroup.apply(&resources).map_err(cgroup_error)?;
     let (l3, bandwidth) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
     let schemata = [("l3CacheSchema", l3), ("memBwSchema", bandwidth)];
-    if l3.is_some() || bandwidth.is_some() {
-        resctrl::update(Path::new(&container.record.intel_rdt_path), l3, bandwidth)?;
+    let mut outcome = cgroup.apply(&resources).map_err(cgroup_error);
+    if outcome.is_ok() && (l3.is_some() || bandwidth.is_some()) {
+        outcome = resctrl::update(Path::new(&container.record.intel_rdt_path), l3, bandwidth);
+    }
+    if let Err(error) = outcome {
+        // Half an update is none: what was recorded holds again, as far as the kernel lets it.
+        let before = parse(&recorded(&current, &wanted))?;
+        let _ = cgroup.apply(&before);
+        // A cgroup that was made for it on v1 stays, with the container's processes in it.
+        container.record.cgroup_paths = cgroup.paths();
+        container.entry.save(&container.record)?;
+        return Err(error);
     }
     let mut merged = current;
     merge(&mut merged, wanted);
@@ -47,6 +56,34 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
     // `update` may have made a cgroup that was not needed before.
     container.record.cgroup_paths = cgroup.paths();
     container.entry.save(&container.record)
+}
+
+fn parse(value: &Value) -> Result<LinuxResources> {
+    rung_spec::config::parse_resources(value.to_string().as_bytes()).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// Adds what is only set together with something wanted, as it is recorded: on v2 quota and period are one line of one
+/// file, and the limit of swap is counted from that of memory.
+fn complete(wanted: &mut Value, current: &Value) {
+    for (part, one, other) in [("cpu", "quota", "period"), ("memory", "limit", "swap")] {
+        for (given, missing) in [(one, other), (other, one)] {
+            let Some(object) = wanted.get_mut(part).and_then(Value::as_object_mut) else { continue };
+            if let (true, false, Some(kept)) = (
+                object.contains_key(given),
+                object.contains_key(missing),
+                current.pointer(&format!("/{part}/{missing}")),
+            ) {
+                object.insert(missing.to_owned(), kept.clone());
+            }
+        }
+    }
+}
+
+/// What is recorded of what is `wanted`.
+fn recorded(current: &Value, wanted: &Value) -> Value {
+    let Value::Object(wanted) = wanted else { return current.clone() };
+    let known = wanted.iter().filter_map(|(key, value)| Some((key.clone(), recorded(current.get(key)?, value))));
+    Value::Object(known.collect())
 }
 
 /// Reads limits as JSON. Device rules are never updated: what a container may open is decided when it is made.
@@ -66,7 +103,7 @@ fn read(file: &Path) -> Result<Value> {
     Ok(value)
 }
 
-fn from_flags(args: &UpdateArgs, current: &Value) -> Result<Value> {
+fn from_flags(args: &UpdateArgs) -> Result<Value> {
     let mut cpu = Map::new();
     let mut set = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -82,18 +119,10 @@ fn from_flags(args: &UpdateArgs, current: &Value) -> Result<Value> {
     set("cpus", args.cpuset_cpus.clone().map(Value::from));
     set("mems", args.cpuset_mems.clone().map(Value::from));
     set("idle", args.cpu_idle.map(Value::from));
-    // Both are one line of one file on v2: the one that is not given keeps its value.
-    for (given, other) in [("quota", "period"), ("period", "quota")] {
-        if let (true, false, Some(kept)) =
-            (cpu.contains_key(given), cpu.contains_key(other), current.pointer(&format!("/cpu/{other}")))
-        {
-            cpu.insert(other.to_owned(), kept.clone());
-        }
-    }
     let mut memory = Map::new();
     for (key, text) in [("limit", &args.memory), ("reservation", &args.memory_reservation), ("swap", &args.memory_swap)]
     {
-        if let Some(text) = text {
+        if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
             memory.insert(key.to_owned(), Value::from(size(text).doing(|| format!("--memory ({key})"))?));
         }
     }
@@ -116,6 +145,11 @@ fn from_flags(args: &UpdateArgs, current: &Value) -> Result<Value> {
 }
 
 /// `512m`, `1.5g`, `1024`, `-1`.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a fraction is of no whole byte anyway"
+)]
 fn size(text: &str) -> Result<i64> {
     if text == "-1" {
         return Ok(-1);
@@ -129,10 +163,14 @@ fn size(text: &str) -> Result<i64> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
         _ => return Err(invalid()),
     };
-    let number: i64 = digits.parse().ok().filter(|number| *number >= 0).ok_or_else(invalid)?;
-    number.checked_mul(1 << shift).ok_or_else(invalid)
+    if let Ok(number) = digits.parse::<i64>() {
+        return number.checked_mul(1 << shift).filter(|size| *size >= 0).ok_or_else(invalid);
+    }
+    let bytes = digits.parse::<f64>().map_err(|_| invalid())? * (1_i64 << shift) as f64;
+    (0.0..i64::MAX as f64).contains(&bytes).then_some(bytes as i64).ok_or_else(invalid)
 }
 
 fn merge(into: &mut Value, from: Value) {
@@ -152,12 +190,24 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in [("512m", 512 << 20), ("1G", 1 << 30), ("1024", 1024), ("-1", -1), ("2KiB", 2048)] {
+        for (text, bytes) in
+            [("512m", 512 << 20), ("1G", 1 << 30), ("1024", 1024), ("-1", -1), ("2KiB", 2048), ("1.5k", 1536)]
+        {
             assert_eq!(size(text).expect(text), bytes);
         }
-        for bad in ["", "m", "1x", "-2", "9999999999t"] {
+        for bad in ["", "m", "1x", "-2", "9999999999t", "1e999p", "nan"] {
             assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_set_together_is_completed_from_the_record() {
+        let current = json!({"cpu": {"quota": 1, "period": 2}, "memory": {"limit": 3}, "pids": {"limit": 4}});
+        let mut wanted = json!({"cpu": {"period": 5}, "memory": {"swap": 6}, "blockIO": {"weight": 7}});
+        complete(&mut wanted, &current);
+        assert_eq!(wanted["cpu"], json!({"quota": 1, "period": 5}));
+        assert_eq!(wanted["memory"], json!({"limit": 3, "swap": 6}));
+        assert_eq!(recorded(&current, &wanted), json!({"cpu": {"quota": 1, "period": 2}, "memory": {"limit": 3}}));
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     let container = match entry.load() {
         Ok(record) => Container { entry, record },
         // A run that was killed before it could write a record had made nothing else either.
-        Err(error) if force => {
+        // The record of another runtime, or a damaged one, may be all that is known of something that runs.
+        Err(error) if force && !entry.may_run() => {
             log::debug(|| format!("no usable record: {error}"));
             return entry.remove();
         }
@@ -40,6 +41,8 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     match status {
         Status::Stopped => {}
         Status::Created => end(&container)?,
+        // Nothing runs yet that could be ended first; what was made until now is found below.
+        Status::Creating if force => {}
         _ if force => end(&container)?,
         _ => {
             let message = format!("cannot delete container {id} that is not stopped: {status}");

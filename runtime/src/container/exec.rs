@@ -83,10 +83,11 @@ fn place(container: &Container, cgroup: Cgroup, options: &Options) -> Result<Opt
     if !options.cgroups.is_empty() {
         return cgroup.sub_entry(&options.cgroups).map(Some).map_err(cgroup_error);
     }
-    match cgroup.open_entry() {
-        Ok(entry) => Ok(Some(entry)),
-        Err(error) if container.record.rootless && error.is_denied() => Ok(None),
-        Err(_) => {
+    let entry = if cgroup.is_divided() { None } else { Some(cgroup.open_entry()) };
+    match entry {
+        Some(Ok(entry)) => Ok(Some(entry)),
+        Some(Err(error)) if container.record.rootless && error.is_denied() => Ok(None),
+        _ => {
             let current = Cgroup::of(container.pid()).map_err(cgroup_error)?;
             current.open_entry().map(Some).map_err(cgroup_error)
         }

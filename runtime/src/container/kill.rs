@@ -1,7 +1,6 @@
 //! Signals to a container.
 
 use rung_sys::pidfd;
-use rung_sys::process::Pid;
 use std::os::fd::AsFd as _;
 
 use super::Container;
@@ -9,21 +8,20 @@ use super::status::Status;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::launch::cgroup_error;
 
-/// Sends `signal` to the first process, or to all of them.
+/// Sends `signal` to the first process; with `all` it is no error that nothing runs. SIGKILL ends all processes, by the
+/// kernel's hand or ours.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     let status = container.status();
-    let shares_processes = !has_own_pids(container);
-    if all || (signal == libc::SIGKILL && shares_processes) {
-        if status == Status::Stopped && !all {
-            // Its first process is gone, but in a shared namespace the others live on.
-            if container.cgroup().pids().map_err(cgroup_error)?.is_empty() {
-                return Err(not_running());
-            }
+    if signal == libc::SIGKILL && !has_own_pids(container) {
+        let cgroup = container.cgroup();
+        // Its first process may be gone, but in a shared namespace the others live on.
+        if status == Status::Stopped && !all && cgroup.pids().map_err(cgroup_error)?.is_empty() {
+            return Err(not_running());
         }
-        return signal_all(container, signal);
+        return cgroup.kill().map_err(cgroup_error);
     }
-    if status == Status::Stopped {
-        return Err(not_running());
+    if !status.is_alive() {
+        return if all { Ok(()) } else { Err(not_running()) };
     }
     let opened = pidfd::open(container.pid());
     let opened = opened.map_err(|_| not_running())?;
@@ -52,19 +50,4 @@ pub fn has_own_pids(container: &Container) -> bool {
             namespace.typ() == oci_spec::runtime::LinuxNamespaceType::Pid && path
         })
     })
-}
-
-fn signal_all(container: &Container, signal: i32) -> Result<()> {
-    let cgroup = container.cgroup();
-    if signal == libc::SIGKILL {
-        return cgroup.kill().map_err(cgroup_error);
-    }
-    let pids: Vec<Pid> = cgroup.pids().map_err(cgroup_error)?;
-    for pid in pids {
-        match rung_sys::signal::send(pid, signal) {
-            Err(error) if error.errno() != libc::ESRCH => return Err(error.into()),
-            _ => {}
-        }
-    }
-    Ok(())
 }

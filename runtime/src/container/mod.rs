@@ -57,6 +57,9 @@ impl Container {
 
     /// Where it is in its life; nothing of this is stored, all of it is looked at.
     pub fn status(&self) -> Status {
+        if self.record.init_process_pid == 0 {
+            return Status::Creating;
+        }
         if !self.is_alive() {
             return Status::Stopped;
         }

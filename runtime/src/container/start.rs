@@ -22,7 +22,8 @@ pub fn start(container: &Container) -> Result<()> {
         Status::Created => {}
         Status::Stopped => return Err(Error::new(Kind::WrongState, "cannot start a container that has stopped")),
         Status::Paused => return Err(Error::new(Kind::Paused, "cannot start a paused container: resume it first")),
-        _ => return Err(Error::new(Kind::WrongState, "cannot start an already running container")),
+        Status::Creating => return Err(Error::new(Kind::WrongState, "cannot start a container that is being created")),
+        Status::Running => return Err(running()),
     }
     let hooks = container.record.hooks()?;
     let readiness = bind_readiness(container)?;
@@ -30,7 +31,10 @@ pub fn start(container: &Container) -> Result<()> {
     let path = container.entry.fifo();
     let opened = gate::open(&path, (!waits).then_some(PATIENCE));
     // Open or broken, it is a gate no more.
-    std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(running()),
+        other => other.doing(|| format!("remove {}", path.display()))?,
+    }
     opened?;
     let poststart = hooks.poststart().as_deref().unwrap_or_default();
     let pid = Some(container.pid().as_raw());
@@ -44,6 +48,11 @@ pub fn start(container: &Container) -> Result<()> {
         // It has ended already: what it said before still counts.
         _ => readiness.ready_line().map_or(Ok(()), |line| readiness.tell(&line, container.pid().as_raw()).map(drop)),
     }
+}
+
+/// Also where another `start` of the same moment was first.
+fn running() -> Error {
+    Error::new(Kind::WrongState, "cannot start an already running container")
 }
 
 /// The socket that `create` has shown to the program, when a service manager waits for `start`.

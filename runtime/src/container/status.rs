@@ -3,7 +3,7 @@
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// It is being made; only hooks see this.
+    /// It is being made, or the run that made it was killed.
     Creating,
     /// It waits for `start`.
     Created,
@@ -29,7 +29,7 @@ impl Status {
 
     /// Whether its first process is there.
     pub fn is_alive(self) -> bool {
-        !matches!(self, Self::Stopped)
+        !matches!(self, Self::Creating | Self::Stopped)
     }
 }
 

@@ -131,12 +131,26 @@ impl Entry {
             Ok(text) if text.is_empty() => Ok(None),
             other => other.map(Some).doing(|| format!("read {}", self.path.join(name).display())),
         };
-        let Some(text) = read(RECORD)?.map_or_else(|| read(PLANNED), |text| Ok(Some(text)))? else {
+        if let Some(text) = read(RECORD)? {
+            let unreadable = |error| format!("read the record of {}: {error}", self.path.display());
+            return serde_json::from_slice(&text).map_err(|error| Error::new(Kind::Internal, unreadable(error)));
+        }
+        // Half of what was planned says the same as nothing.
+        read(PLANNED)?.and_then(|text| serde_json::from_slice(&text).ok()).ok_or_else(|| {
             let message = format!("container does not exist: {} is missing", self.path.join(RECORD).display());
-            return Err(Error::new(Kind::NotFound, message));
+            Error::new(Kind::NotFound, message)
+        })
+    }
+
+    /// Whether a record that [`Self::load`] does not take still says that there may be a process.
+    pub fn may_run(&self) -> bool {
+        let text = match std::fs::read(self.path.join(RECORD)) {
+            Ok(text) => text,
+            Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
         };
-        serde_json::from_slice(&text)
-            .map_err(|error| Error::new(Kind::Internal, format!("read the record of {}: {error}", self.path.display())))
+        let record = serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_default();
+        let pid = record.get("init_process_pid").and_then(serde_json::Value::as_u64);
+        pid.is_some_and(|pid| pid > 0 && Path::new(&format!("/proc/{pid}")).exists())
     }
 
     /// Writes down what is about to be made, in a directory just claimed.
@@ -166,10 +180,15 @@ impl Entry {
         for name in [RECORD, PLANNED, FIFO, TEMPORARY] {
             gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
-        for directory in [self.readiness(), self.criu_root(), self.path.clone()] {
+        for directory in [self.readiness(), self.criu_root()] {
             gone(std::fs::remove_dir(&directory)).doing(|| format!("remove {}", directory.display()))?;
         }
-        Ok(())
+        let removed = match std::fs::remove_dir(&self.path) {
+            // A file that somebody else has put there must not keep the name taken for ever.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => rung_sys::beneath::remove(&self.path),
+            other => other,
+        };
+        gone(removed).doing(|| format!("remove {}", self.path.display()))
     }
 }
 
@@ -197,8 +216,10 @@ mod tests {
         let id = ContainerId::parse("web").unwrap();
         let entry = Store::new(root.path()).claim(&id).unwrap();
         assert_eq!(entry.load().unwrap_err().kind(), Kind::NotFound);
-        std::fs::write(entry.path().join(PLANNED), "").unwrap();
-        assert_eq!(entry.load().unwrap_err().kind(), Kind::NotFound);
+        for half in ["", "{\"id\":"] {
+            std::fs::write(entry.path().join(PLANNED), half).unwrap();
+            assert_eq!(entry.load().unwrap_err().kind(), Kind::NotFound);
+        }
         let text = r#"{"id":"web","init_process_pid":0,"init_process_start":0,"created":"",
                        "config":{"rootfs":"/r","spec":{"hooks":{"poststop":[{"path":"/bin/true"}]}}}}"#;
         let mut record: Record = serde_json::from_str(text).unwrap();
@@ -210,6 +231,10 @@ mod tests {
         assert_eq!(found.init_process_pid, 7);
         // The rest of the configuration is not asked for, not even what is required.
         assert_eq!(found.hooks().unwrap().poststop().as_ref().map(Vec::len), Some(1));
+        // What cannot be read may be the record of something that runs.
+        std::fs::write(entry.path().join(RECORD), "{").unwrap();
+        assert_eq!(entry.load().unwrap_err().kind(), Kind::Internal);
+        std::fs::write(entry.path().join("a stranger's"), "").unwrap();
         entry.remove().unwrap();
         assert!(!entry.path().exists());
     }

@@ -70,11 +70,8 @@ impl Terminal {
     pub(super) fn read_input(&mut self) {
         let mut buffer = [0; 4096];
         match nix::unistd::read(std::io::stdin(), &mut buffer) {
-            Ok(0) => {
-                self.stdin_open = false;
-                // What a terminal sends for the end of input.
-                self.to_master.push(4);
-            }
+            // A terminal has no end of input; whoever means one types it.
+            Ok(0) => self.stdin_open = false,
             Ok(length) => self.to_master.extend_from_slice(&buffer[..length]),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
             Err(_) => self.stdin_open = false,

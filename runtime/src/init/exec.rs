@@ -63,8 +63,9 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
         };
     }
     let mut forbidden = None;
-    for directory in search.split(':') {
-        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+    // An empty directory would be the current one, which may be anybody's.
+    for directory in search.split(':').filter(|directory| !directory.is_empty()) {
+        let candidate = Path::new(directory).join(name);
         match check(&candidate) {
             Ok(()) => return Ok(candidate),
             Err(errno @ Errno::EACCES) => forbidden = Some(errno),
@@ -126,6 +127,7 @@ mod tests {
         assert_eq!(message("/etc"), "exec: \"/etc\": is a directory");
         assert_eq!(message("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
         assert!(look_up("sh", "/usr/bin:/bin").is_ok());
+        assert!(look_up("src", "").is_err() && look_up("Cargo.toml", "::").is_err());
     }
 
     #[test]

@@ -117,13 +117,15 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
         step.options.set & attribute::RDONLY != 0 && (name == "tmpfs" || step.destination == Path::new("/dev"));
     let attributes = if deferred { step.options.set & !attribute::RDONLY } else { step.options.set };
     let Some(words) = words(step, name, existed.then_some(place.as_fd()), plan)? else {
-        return mount_by_string(step, name, source, attributes, &place, plan).map(|()| None);
+        // Read-only at once: nothing that is mounted this way is filled afterwards.
+        return mount_by_string(step, name, source, step.options.set, &place, plan).map(|()| None);
     };
     let file_system = FileSystem::open(name)?;
     if !source.as_os_str().is_empty() {
         file_system.set("source", &source.to_string_lossy())?;
     }
-    for flag in &step.options.superblock {
+    // Flags of mount(2) alone; they change nothing for these file systems.
+    for flag in step.options.superblock.iter().filter(|flag| !matches!(**flag, "silent" | "iversion")) {
         file_system.set_flag(flag)?;
     }
     for word in &words {

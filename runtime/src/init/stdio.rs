@@ -10,8 +10,8 @@ use super::devices;
 use crate::error::{Doing as _, Result};
 use crate::plan::process::ProcessPlan;
 
-/// Swaps a null device of the host for the container's, and lets a user that is not root open its pipes and terminals
-/// again through `/proc/self/fd`. Nothing but pipes and terminals ever changes its owner.
+/// Swaps a null device of the host for the container's, and lets a user that is not root open its pipes, and a terminal
+/// of its own, again through `/proc/self/fd`. Nothing else ever changes its owner, least of all the caller's terminal.
 pub(super) fn prepare(process: &ProcessPlan) -> Result<()> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let descriptors: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
@@ -31,7 +31,8 @@ pub(super) fn prepare(process: &ProcessPlan) -> Result<()> {
             }
             continue;
         }
-        let ours = kind == SFlag::S_IFIFO || (kind == SFlag::S_IFCHR && rung_sys::tty::is_terminal(fd));
+        let console = process.terminal() && kind == SFlag::S_IFCHR && rung_sys::tty::is_terminal(fd);
+        let ours = kind == SFlag::S_IFIFO || console;
         if ours && uid != 0 && found.st_uid != uid {
             // Not mapped, read-only, or forbidden: the program can still use what it was given.
             let _ = fchown(fd, Some(Uid::from_raw(uid)), None);

@@ -127,6 +127,10 @@ impl InitPlan {
         if !own_uts && spec.domainname().as_ref().is_some_and(|name| !name.is_empty()) {
             return Err(Error::invalid("unable to set domainname without a private UTS namespace"));
         }
+        let propagation = root_propagation(linux.and_then(|linux| linux.rootfs_propagation().as_deref()))?;
+        if wishes.no_pivot && matches!(propagation, Some((Propagation::Private, _))) {
+            return Err(Error::invalid("rootfsPropagation of [r]private is not safe without pivot_root"));
+        }
         let ids = IdMaps::new(linux, &namespaces)?;
         let mounts = mounts::plan(spec, bundle, &rootfs, &namespaces)?;
         let devices = devices::plan(linux, &mounts)?;
@@ -140,7 +144,7 @@ impl InitPlan {
             root: RootPlan {
                 path: rootfs,
                 read_only: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
-                propagation: root_propagation(linux.and_then(|linux| linux.rootfs_propagation().as_deref()))?,
+                propagation,
                 no_pivot: wishes.no_pivot,
             },
             mounts,

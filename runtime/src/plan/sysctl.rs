@@ -64,7 +64,8 @@ fn allowed(key: &str, path: &str, namespaces: &NamespacePlan) -> Result<()> {
         return needs(Namespace::Ipc, "ipc");
     }
     if path.starts_with("net/") {
-        return needs(Namespace::Network, "network");
+        needs(Namespace::Network, "network")?;
+        return if is_hosts(namespaces) { refuse("is not allowed in the hosts network namespace") } else { Ok(()) };
     }
     if path.starts_with("user/") {
         return needs(Namespace::User, "user");
@@ -74,6 +75,17 @@ fn allowed(key: &str, path: &str, namespaces: &NamespacePlan) -> Result<()> {
         "kernel/hostname" => refuse("conflicts with the hostname of the configuration: set hostname instead"),
         _ => refuse("is not in a separate kernel namespace"),
     }
+}
+
+/// Whether the network namespace that is joined by path is the runtime's own. One that cannot be looked at is refused
+/// where it is opened.
+fn is_hosts(namespaces: &NamespacePlan) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let same = |path: &std::path::Path| {
+        let (its, own) = (std::fs::metadata(path).ok()?, std::fs::metadata("/proc/self/ns/net").ok()?);
+        Some((its.dev(), its.ino()) == (own.dev(), own.ino()))
+    };
+    namespaces.join.iter().any(|(kind, path)| *kind == Namespace::Network && same(path) == Some(true))
 }
 
 #[cfg(test)]
@@ -97,6 +109,9 @@ mod tests {
             assert!(allowed(good, &path_of(good), &own).is_ok(), "{good}");
             assert!(allowed(good, &path_of(good), &namespaces(&[])).is_err(), "{good}");
         }
+        let hosts =
+            NamespacePlan { join: vec![(Namespace::Network, "/proc/self/ns/net".into())], ..NamespacePlan::default() };
+        assert!(allowed("net.core.somaxconn", &path_of("net.core.somaxconn"), &hosts).is_err());
         let smuggled = "kernel.shm_rmid_forced=1+kernel.core_pattern";
         for bad in ["kernel.core_pattern", "kernel.hostname", "net/../kernel/core_pattern", "vm.swappiness", smuggled] {
             assert!(allowed(bad, &path_of(bad), &own).is_err(), "{bad}");
