@@ -30,6 +30,8 @@ const TOKEN: &str = "GANTRY_TEST_TOKEN";
 
 /// How long one test may take.
 const DEADLINE_SECONDS: u64 = 120;
+/// How long one may take that tries all it can.
+const FULL_SECONDS: u64 = 4 * 3600;
 
 /// The whole program: parses its arguments, runs the tests of all `modules`, prints and records the results.
 pub fn main(modules: &[&[Test]]) -> ExitCode {
@@ -223,7 +225,8 @@ impl Run {
             command.stdout(said.try_clone()?).stderr(said.try_clone()?);
         }
         let mut child = command.spawn().context("start the test's process")?;
-        let ended = self.finish(&mut child, wait::seconds(DEADLINE_SECONDS));
+        let deadline = if wait::is_full() { FULL_SECONDS } else { DEADLINE_SECONDS };
+        let ended = self.finish(&mut child, wait::seconds(deadline));
         let left = leaks::settle_and_clear(token);
         let text = read_all(said)?;
         if let Err(reason) = ended {

@@ -178,7 +178,8 @@ impl<'env> Supervisor<'env> {
 
     /// Calls a method of the Task service.
     pub async fn call<Q: Message, R: Message + Default>(&self, method: &str, request: &Q) -> Result<R, Status> {
-        let context = Context::new().with_timeout(wait::seconds(60));
+        let limit = if wait::is_full() { 3600 } else { 60 };
+        let context = Context::new().with_timeout(wait::seconds(limit));
         self.client.call(TASK, method, request, &context).await
     }
 

@@ -18,6 +18,16 @@ pub fn rounds(usual: usize) -> usize {
     usual * times.unwrap_or(1).max(1)
 }
 
+/// How much of something a test tries: `usual` of it, or `all` where `GANTRY_TEST_FULL` is set, as `make soak` does.
+pub fn amount(usual: usize, all: usize) -> usize {
+    if is_full() { all } else { usual }
+}
+
+/// Whether tests try all that they can, and so may take hours.
+pub fn is_full() -> bool {
+    std::env::var_os("GANTRY_TEST_FULL").is_some()
+}
+
 /// `seconds` on an ordinary machine, longer where patience is asked for.
 pub fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * patience()

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_followed_log_goes_on_after_a_restart [Root, Overlay],
     stopped_shims_hold_up_nobody_else [Root, Overlay],
     policies_say_what_is_started_again [Root, Overlay],
+    shims_are_found_without_their_bundles [Root, Overlay],
 ];
 
 fn pushed(env: &Env) -> Result<(Registry, String)> {
@@ -161,6 +162,39 @@ fn policies_say_what_is_started_again(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// What the state directory does not say, the processes do.
+fn shims_are_found_without_their_bundles(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    let daemon = env.daemon()?;
+    for name in ["damaged", "lost"] {
+        daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "1000"])?.ok()?;
+    }
+    let inspect = |daemon: &integration_tests::Daemon<'_>, what: &str, name: &str| -> Result<String> {
+        Ok(daemon.gantry(&["inspect", "--format", what, name])?.ok()?.text().to_owned())
+    };
+    let pids = [inspect(&daemon, "{{.State.Pid}}", "damaged")?, inspect(&daemon, "{{.State.Pid}}", "lost")?];
+    let bundles = env.path("state/io.containerd.runtime.v2.task").join(env.namespace());
+    let damaged = bundles.join(inspect(&daemon, "{{.Id}}", "damaged")?);
+    let lost = bundles.join(inspect(&daemon, "{{.Id}}", "lost")?);
+    daemon.crash()?;
+    fs::write(damaged.join("bootstrap.json"), "{\"version\":")?;
+    for name in ["address", "shim-binary-path"] {
+        fs::remove_file(damaged.join(name))?;
+    }
+    env.run("umount", &["--lazy", &lost.join("rootfs").to_string_lossy()])?.ok()?;
+    fs::remove_dir_all(&lost)?;
+    let daemon = env.daemon()?;
+    for (name, pid) in ["damaged", "lost"].iter().zip(&pids) {
+        assert_eq!(inspect(&daemon, "{{.State.Pid}}", name)?, *pid, "{name}: {}", daemon.log());
+        assert_eq!(daemon.gantry(&["exec", name, "echo", "inside"])?.ok()?.text(), "inside");
+        daemon.gantry(&["stop", "-t", "0", name])?.ok()?;
+        assert_eq!(daemon.gantry(&["wait", name])?.ok()?.text(), "137");
+        daemon.gantry(&["start", name])?.ok()?;
+        daemon.gantry(&["rm", "-f", name])?.ok()?;
+    }
+    Ok(())
+}
+
 /// Steps of running one more process.
 const STEPS_OF_AN_EXEC: &[&str] = &["exec.before", "exec.after", "start.before:2", "start.after:2"];
 
@@ -216,22 +250,25 @@ fn resident(pid: u32) -> Result<u64> {
 fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
     let (_registry, image) = pushed(env)?;
     let daemon = env.daemon()?;
-    let names: Vec<String> = (0..6).map(|number| format!("c{number}")).collect();
+    let names: Vec<String> = (0..wait::amount(6, 50)).map(|number| format!("c{number}")).collect();
     for name in &names {
         daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "1000"])?.ok()?;
     }
-    let stopped: Vec<Pid> = shim_pids(env).into_iter().take(2).collect();
+    let stopped: Vec<Pid> = shim_pids(env).into_iter().take(wait::amount(2, 10)).collect();
     for pid in &stopped {
         kill(*pid, Signal::SIGSTOP)?;
     }
     let before = resident(daemon.pid())?;
-    let outcome = (0..wait::rounds(2)).try_for_each(|_| -> Result<()> {
+    let outcome = (0..wait::amount(wait::rounds(2), 60)).try_for_each(|_| -> Result<()> {
+        let begun = std::time::Instant::now();
         let listed = daemon.ctr(&["tasks", "ls"])?.ok()?.stdout;
         assert_eq!(listed.matches("RUNNING").count(), names.len() - stopped.len(), "{listed}");
         assert_eq!(listed.lines().count(), names.len() + 1, "those that do not answer are listed too: {listed}");
         let stats = daemon.gantry(&["stats", "--no-stream", "--format", "{{.Name}}"])?.ok()?.stdout;
         assert!(stats.lines().count() >= names.len() - stopped.len(), "{stats}");
         daemon.gantry(&["run", "--rm", &image, "true"])?.ok()?;
+        // Once a second, and no oftener.
+        std::thread::sleep(std::time::Duration::from_secs(1).saturating_sub(begun.elapsed()));
         Ok(())
     });
     let after = resident(daemon.pid())?;
@@ -294,7 +331,7 @@ fn two_daemons_do_not_share_a_root(env: &Env) -> Result<()> {
 fn many_containers_live_through_many_restarts(env: &Env) -> Result<()> {
     let (_registry, image) = pushed(env)?;
     let mut daemon = env.daemon()?;
-    let count = 8;
+    let count = wait::amount(8, 200);
     for number in 0..count {
         daemon.gantry(&["run", "-d", "--name", &format!("c{number}"), &image, "sleep", "1000"])?.ok()?;
     }
@@ -305,7 +342,7 @@ fn many_containers_live_through_many_restarts(env: &Env) -> Result<()> {
             .collect()
     };
     let before = pids(&daemon)?;
-    for round in 0..wait::rounds(5) {
+    for round in 0..wait::amount(wait::rounds(5), 50) {
         if round % 2 == 0 {
             daemon.crash()?
         } else {

@@ -49,7 +49,7 @@ fn race(env: &Env, private_pids: bool) -> Result<()> {
         let namespaces = bundle.config.pointer_mut("/linux/namespaces").and_then(|list| list.as_array_mut());
         namespaces.expect("namespaces").retain(|namespace| namespace["type"] != "pid");
     }
-    for _ in 0..wait::rounds(1) {
+    for _ in 0..wait::amount(wait::rounds(1), 1000) {
         race_once(env, &bundle)?;
     }
     Ok(())

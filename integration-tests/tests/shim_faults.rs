@@ -71,7 +71,7 @@ fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
 const EATERS: usize = 8;
 
 fn memory_kills_in_many_containers_are_all_announced(env: &Env) -> Result<()> {
-    for _ in 0..wait::rounds(1) {
+    for _ in 0..wait::amount(wait::rounds(1), 50) {
         daemon::runtime()?.block_on(async {
             let mut shims = Vec::new();
             for number in 0..EATERS {

@@ -83,8 +83,8 @@ fn fifos_carry_all_three_streams(env: &Env) -> Result<()> {
 }
 
 fn a_slow_reader_gets_every_byte(env: &Env) -> Result<()> {
-    const BYTES: usize = 100 << 20;
-    let command = format!("yes 0123456789abcde | head -c {BYTES}");
+    let bytes = wait::amount(100 << 20, 500 << 20);
+    let command = format!("yes 0123456789abcde | head -c {bytes}");
     let bundle = Bundle::new(env, "slow", &["sh", "-c", &command])?;
     let stdio = Stdio { stdout: fifo(&env.path("out"))?, ..Stdio::default() };
     daemon::runtime()?.block_on(async {
@@ -95,7 +95,7 @@ fn a_slow_reader_gets_every_byte(env: &Env) -> Result<()> {
         assert_eq!(shim.wait("").await?, 0);
         shim.delete("").await?;
         let all = out.join().expect("reader");
-        assert_eq!(all.len(), BYTES);
+        assert_eq!(all.len(), bytes);
         assert!(all.chunks(16).all(|line| line == b"0123456789abcde\n"));
         shim.shutdown().await
     })

@@ -8,6 +8,7 @@ use integration_tests::{Daemon, Env, Image, Registry, Result, output, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::engines::Engine;
 use crate::runtimes::{find, time};
 use crate::table::{self, Subject, interleave, note};
 
@@ -20,6 +21,11 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     let ctr = find(env, "ctr").is_some();
     let containerd = if ctr { Containerd::start(env)? } else { None };
     let id = env.id("containerd");
+    let docker = match &containerd {
+        Some(containerd) => Engine::docker(env, &containerd.address)?,
+        None => None,
+    };
+    let podman = Engine::podman(env)?;
     let mut subjects = vec![Subject::new("gantry run --rm (gantryd)", || {
         time(daemon.gantry_command(&["run", "--rm", &image, "true"])?)
     })];
@@ -33,16 +39,46 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
             subjects.push(Subject::new("ctr run --rm (containerd, runc)", || {
                 time(containerd.ctr(env, &["run", "--rm", &image, &id, "true"]))
             }));
+            if find(env, "crun").is_some() {
+                subjects.push(Subject::new("ctr run --rm (containerd, crun)", || {
+                    time(containerd.ctr(env, &["run", "--rm", "--runc-binary", "crun", &image, &id, "true"]))
+                }));
+            }
         }
         None => note("containerd or ctr is not installed: not measured"),
     }
-    for name in ["podman", "docker"] {
-        let why = if find(env, name).is_some() { "this bench has no row for it yet" } else { "it is not installed" };
-        note(&format!("{name}: not measured, {why}"));
+    for (name, engine) in [("podman run --rm", &podman), ("docker run --rm", &docker)] {
+        if let Some(engine) = engine {
+            subjects.push(Subject::new(name, || time(engine.run())));
+        }
     }
     interleave(&mut subjects, rounds)?;
     table::print("run --rm true, image pulled", "ms", &mut subjects, "ctr run --rm (containerd, runc)");
-    Ok(())
+    drop(subjects);
+    exec(env, &daemon, containerd.as_ref(), &image, rounds)
+}
+
+/// One more process in a container that runs.
+fn exec(env: &Env, daemon: &Daemon<'_>, containerd: Option<&Containerd>, image: &str, rounds: usize) -> Result<()> {
+    let id = env.id("exec");
+    daemon.gantry(&["run", "-d", "--name", "exec", image, "sleep", "100000"])?.ok()?;
+    let mut subjects =
+        vec![Subject::new("gantry exec (gantryd)", || time(daemon.gantry_command(&["exec", "exec", "true"])?))];
+    if let Some(containerd) = containerd {
+        output::run(containerd.ctr(env, &["run", "-d", "--null-io", image, &id, "sleep", "100000"]))?.ok()?;
+        subjects.push(Subject::new("ctr tasks exec (containerd, runc)", || {
+            time(containerd.ctr(env, &["tasks", "exec", "--exec-id", "e", &id, "true"]))
+        }));
+    }
+    let measured = interleave(&mut subjects, rounds);
+    table::print("exec true in a running container", "ms", &mut subjects, "ctr tasks exec (containerd, runc)");
+    daemon.gantry(&["rm", "-f", "exec"])?.ok()?;
+    if let Some(containerd) = containerd {
+        // ctr leaves with the status of the task that it removes.
+        let _ = output::run(containerd.ctr(env, &["tasks", "rm", "--force", &id]))?;
+        output::run(containerd.ctr(env, &["containers", "rm", &id]))?.ok()?;
+    }
+    measured
 }
 
 fn ctr_run(env: &Env, daemon: &Daemon<'_>, image: &str) -> Result<Command> {

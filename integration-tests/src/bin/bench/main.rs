@@ -4,7 +4,9 @@
 //! always pays for what another leaves to the kernel to clear away. What counts is the median. A subject that is not installed is named as missing, not left out in silence.
 #![allow(clippy::disallowed_methods)]
 
+mod crowds;
 mod daemons;
+mod engines;
 mod pulls;
 mod runtimes;
 mod stores;
@@ -29,12 +31,22 @@ fn main() -> ExitCode {
 fn measure(rounds: usize) -> Result<()> {
     let scratch = format!("gtbench{:06x}", std::process::id());
     let env = Env::new(&scratch)?;
-    let measured = runtimes::measure(&env, rounds)
-        .and_then(|()| daemons::measure(&env, rounds.div_ceil(4)))
-        .and_then(|()| pulls::measure(&env, rounds.div_ceil(30)))
-        .and_then(|()| stores::measure(&env, rounds));
+    // A part of it, by name, while one works on it.
+    let measured = match std::env::var("BENCH_ONLY").as_deref() {
+        Ok("daemons") => daemons::measure(&env, rounds),
+        Ok("crowds") => crowds::measure(&env),
+        _ => everything(&env, rounds),
+    };
     let left = integration_tests::leaks::settle_and_clear(&scratch);
     measured?;
     anyhow::ensure!(left.is_empty(), "left behind: {}", left.join(", "));
     Ok(())
+}
+
+fn everything(env: &Env, rounds: usize) -> Result<()> {
+    runtimes::measure(env, rounds)?;
+    daemons::measure(env, rounds.div_ceil(4))?;
+    crowds::measure(env)?;
+    pulls::measure(env, rounds.div_ceil(30))?;
+    stores::measure(env, rounds)
 }
