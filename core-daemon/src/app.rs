@@ -10,6 +10,7 @@ use gantry_proto::containerd::services::events::v1::events_server::EventsServer;
 use gantry_proto::containerd::services::images::v1::images_server::ImagesServer;
 use gantry_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use gantry_proto::containerd::services::leases::v1::leases_server::LeasesServer;
+use gantry_proto::containerd::services::mounts::v1::mounts_server::MountsServer;
 use gantry_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use gantry_proto::containerd::services::sandbox::v1::controller_server::ControllerServer;
 use gantry_proto::containerd::services::sandbox::v1::store_server::StoreServer;
@@ -37,6 +38,7 @@ use crate::gc::{Gc, Schedule};
 use crate::grpc;
 use crate::image::{self, Images};
 use crate::metadata::Db;
+use crate::mounts::Mounts;
 use crate::observe::{self, Observer};
 use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
@@ -83,13 +85,13 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let (served, ()) = tokio::join!(grpc, stop);
     let _ = tokio::join!(ttrpc, gc, observer.flush());
-    daemon.snapshots.iter().for_each(|(_, snapshotter)| snapshotter.close());
     served
 }
 
 /// The daemon's parts, lowest first.
 struct Daemon {
     snapshots: Snapshotters,
+    mounts: Mounts,
     images: Images,
     namespaces: Namespaces,
     gc: Gc,
@@ -110,7 +112,8 @@ impl Daemon {
         let db = Db::open_beside(&config.root.join("meta.redb"), &described)?;
         let snapshots = snapshotters(config, &db, &events)?;
         let content = Content::open(&content, db.clone(), events.clone())?;
-        let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), events.clone());
+        let mounts = Mounts::open(&config.state, &config.root)?;
+        let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), events.clone());
         let images = Images::new(image::Parts {
             records: ImageRecords::new(db.clone(), events.clone()),
             content,
@@ -124,6 +127,8 @@ impl Daemon {
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
             containers: containers.clone(),
+            content: images.content.clone(),
+            mounts: mounts.clone(),
             snapshots: snapshots.clone(),
             bundles: Bundles::open(&config.state, &config.root)?,
             launcher: launcher(config)?,
@@ -151,7 +156,7 @@ impl Daemon {
             events: events.clone(),
             stopping: stopping.clone(),
         })?;
-        Ok(Self { snapshots, images, namespaces, gc, events, sandboxes, containers, tasks, engine, cri })
+        Ok(Self { snapshots, mounts, images, namespaces, gc, events, sandboxes, containers, tasks, engine, cri })
     }
 
     /// Finds what an earlier daemon left running.
@@ -204,6 +209,7 @@ impl Daemon {
             ImageServiceServer(cri::ImageService::new(self.cri.clone())),
             ImagesServer(grpc::images::ImagesService::new(self.images.records.clone(), gc.clone())),
             LeasesServer(grpc::leases::LeasesService::new(self.images.leases.clone(), gc.clone())),
+            MountsServer(grpc::mounts::MountsService::new(self.mounts.clone())),
             NamespacesServer(grpc::namespaces::NamespacesService::new(self.namespaces.clone())),
             RuntimeServiceServer(cri::RuntimeService::new(self.cri.clone())),
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),

@@ -3,7 +3,7 @@
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
 //! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` ·
 //! 1 `metadata`, `events`, `erofs` ·
-//! 2 `content`, `snapshots`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
+//! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
 //! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
@@ -27,6 +27,7 @@ pub mod id;
 pub mod image;
 pub mod labels;
 pub mod metadata;
+pub mod mounts;
 pub mod net;
 pub mod observe;
 pub mod records;

@@ -3,6 +3,7 @@
 use std::process::{Child, Stdio};
 
 use anyhow::Context;
+use integration_tests::pty::Pty;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -12,6 +13,8 @@ pub(crate) const TESTS: &[Test] = tests![
     refusals_have_the_codes_clients_branch_on [Root, Overlay],
     another_shim_holds_tasks_too [Root, Overlay, Containerd],
     labels_keep_a_container_running [Root, Overlay],
+    a_terminal_for_a_person_with_ctr [Root, Overlay],
+    a_shim_answers_whoever_finds_its_socket [Root, Overlay],
 ];
 
 const RUN: [&str; 3] = ["run", "--runtime", "io.containerd.rung.v2"];
@@ -151,6 +154,46 @@ fn another_shim_holds_tasks_too(env: &Env) -> Result<()> {
     daemon.ctr(&["tasks", "kill", "-s", "KILL", &id])?.ok()?;
     wait::until("the task stops", || daemon.ctr(&["tasks", "ls"]).ok()?.stdout.contains("STOPPED").then_some(()))?;
     daemon.ctr(&["tasks", "rm", &id])?;
+    daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    Ok(())
+}
+
+fn a_terminal_for_a_person_with_ctr(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let id = env.id("tty");
+    let mut command = std::process::Command::new("ctr");
+    env.prepare(&mut command);
+    command.arg("--address").arg(daemon.socket()).args(["--namespace", env.namespace()]);
+    command.args([&RUN[..], &["--rm", "--tty", &image, &id, "sh"]].concat());
+    let mut pty = Pty::start(&command)?;
+    pty.types("tty\n")?;
+    pty.expect("/dev/pts/0")?;
+    // ctr hands sizes on a moment after the process has started.
+    let shows = |pty: &mut Pty, size: &str| {
+        wait::until(size, || {
+            pty.types("stty size\n").ok()?;
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            pty.shown().contains(size).then_some(())
+        })
+    };
+    shows(&mut pty, "24 80")?;
+    pty.resize(40, 100)?;
+    shows(&mut pty, "40 100")?;
+    pty.types("exit 7\n")?;
+    assert_eq!(pty.end()?.code(), Some(7));
+    Ok(())
+}
+
+fn a_shim_answers_whoever_finds_its_socket(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    let id = env.id("direct");
+    daemon.ctr(&[&RUN[..], &["-d", &image, &id, "sleep", "1000"]].concat())?.ok()?;
+    // ctr makes the socket's name from the daemon's address, the namespace and the container.
+    let state = daemon.ctr(&["shim", "--id", &id, "state"])?.ok()?.stdout;
+    assert!(state.contains(&id) && state.contains("\"status\": 2"), "{state}");
+    daemon.ctr(&["tasks", "rm", "-f", &id])?;
     daemon.ctr(&["containers", "rm", &id])?.ok()?;
     Ok(())
 }

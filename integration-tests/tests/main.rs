@@ -13,6 +13,8 @@ mod cri_images;
 mod cri_pods;
 mod cri_stats;
 mod cri_streaming;
+mod daemon_checkpoints;
+mod daemon_mounts;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
@@ -32,7 +34,6 @@ mod rung_network;
 mod rung_races;
 mod rung_readiness;
 mod rung_refusals;
-mod rung_rootless;
 mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
@@ -52,6 +53,8 @@ fn main() -> ExitCode {
         cri_pods::TESTS,
         cri_stats::TESTS,
         cri_streaming::TESTS,
+        daemon_checkpoints::TESTS,
+        daemon_mounts::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_snapshots::TESTS,
@@ -71,7 +74,6 @@ fn main() -> ExitCode {
         rung_races::TESTS,
         rung_readiness::TESTS,
         rung_refusals::TESTS,
-        rung_rootless::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,

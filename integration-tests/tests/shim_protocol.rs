@@ -272,6 +272,7 @@ fn it_describes_itself(env: &Env) -> Result<()> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let info = RuntimeInfo::decode(output.stdout.as_slice())?;
     assert_eq!(info.name, "io.containerd.rung.v2");
+    assert_eq!(info.annotations.get("containerd.io/runtime-allow-mounts").map(String::as_str), Some("erofs"));
     assert!(info.version.is_some_and(|version| !version.version.is_empty()));
     let mut command = env.command("containerd-shim-rung-v2")?;
     let output = command.args(["-namespace", "a/b", "-id", "x", "start"]).output()?;

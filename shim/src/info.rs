@@ -16,6 +16,9 @@ use crate::{Doing, Error, Result};
 /// What a daemon may write to our standard input.
 const MAX_INPUT: u64 = 10 << 20;
 
+/// Kinds of mounts that a daemon need not make for us because it thinks that we cannot.
+const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
+
 /// How long the runtime may take to describe itself.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -44,7 +47,7 @@ pub fn describe() -> Result<Vec<u8>> {
         version: Some(RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), revision: String::new() }),
         options: (!given.type_url.is_empty()).then_some(given),
         features: features.map(|features| any::json(any::FEATURES, features.output)),
-        annotations: std::collections::BTreeMap::new(),
+        annotations: [(ALLOWED_MOUNTS.to_owned(), "erofs".to_owned())].into(),
     };
     Ok(info.encode_to_vec())
 }

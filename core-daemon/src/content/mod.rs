@@ -11,6 +11,7 @@
 
 mod blobs;
 mod ingest;
+mod writer;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -25,6 +26,7 @@ use rung_spec::digest::{Algorithm, Digest};
 use rung_spec::image::Descriptor;
 
 pub use ingest::{Ingest, Sealed, Status};
+pub use writer::IngestWriter;
 
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};

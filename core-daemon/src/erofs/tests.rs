@@ -38,7 +38,7 @@ fn a_loop_device_shows_an_image_too() {
     let path = dir.path().join("image");
     Image::create(&path).expect("create").finish(&Tree::new()).expect("finish");
     let file = std::fs::File::open(&path).expect("open");
-    let device = rung_sys::loop_device::attach(file.as_fd()).expect("loop device");
+    let device = rung_sys::loop_device::attach(file.as_fd(), false).expect("loop device");
     let shown = Mounted::of(&device.path);
     assert_eq!(std::fs::read_dir(&shown.0).expect("list").count(), 0);
 }

@@ -11,6 +11,7 @@
 //! Files are removed after it; one that cannot be is left for the next time and keeps no other.
 
 mod mark;
+mod mounts;
 mod schedule;
 mod sweep;
 
@@ -24,6 +25,7 @@ use crate::content::Content;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::metadata::Db;
+use crate::mounts::Mounts;
 use crate::snapshots::Snapshotters;
 
 /// When to collect.
@@ -52,6 +54,7 @@ struct Parts {
     db: Db,
     content: Content,
     snapshotters: Snapshotters,
+    mounts: Mounts,
     events: Events,
     /// One at a time.
     running: tokio::sync::Mutex<()>,
@@ -59,9 +62,9 @@ struct Parts {
 
 impl Gc {
     /// The collection of these stores. It runs when asked; see [`Gc::run`] for the schedule.
-    pub fn new(db: Db, content: Content, snapshotters: Snapshotters, events: Events) -> Self {
+    pub fn new(db: Db, content: Content, snapshotters: Snapshotters, mounts: Mounts, events: Events) -> Self {
         let running = tokio::sync::Mutex::new(());
-        Self { parts: Arc::new(Parts { db, content, snapshotters, events, running }), wake: Arc::default() }
+        Self { parts: Arc::new(Parts { db, content, snapshotters, mounts, events, running }), wake: Arc::default() }
     }
 
     /// Says that something was removed, so that a collection is worth while.

@@ -50,6 +50,7 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
             swept.failed += 1;
         }
     }
+    swept.failed += super::mounts::sweep(parts)?;
     reclaim(parts, &mut swept)?;
     let held = held_ingests(parts)?;
     parts.content.expire_ingests(|namespace, reference| {

@@ -36,10 +36,11 @@ fn fixture() -> Fixture {
     let snapshots: Shared<dyn Snapshotter> = Shared::new(local);
     let all = BTreeMap::from([("overlayfs".to_owned(), snapshots.clone())]);
     let snapshotters = Snapshotters::new(all, "overlayfs").expect("snapshotters");
+    let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     Fixture {
         images: ImageRecords::new(db.clone(), events.clone()),
         leases: Leases::new(db.clone(), snapshotters.clone()),
-        gc: Gc::new(db.clone(), content.clone(), snapshotters, events),
+        gc: Gc::new(db.clone(), content.clone(), snapshotters, mounts, events),
         ctx: Context::new(gantry_proto::namespace::Namespace::parse("n").expect("namespace")),
         _dir: dir,
         db,

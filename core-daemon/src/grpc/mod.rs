@@ -10,6 +10,7 @@ pub mod events;
 pub mod images;
 pub mod introspection;
 pub mod leases;
+pub mod mounts;
 pub mod namespaces;
 pub mod sandbox_controller;
 pub mod sandboxes;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gantry_proto::any;
-use gantry_proto::containerd::runc::v1::{CheckpointOptions, Options};
+use gantry_proto::containerd::runc::v1::CheckpointOptions;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::Tasks;
 use gantry_proto::containerd::services::tasks::v1::{
     CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest, CreateTaskResponse,
@@ -51,8 +51,7 @@ impl Tasks for TasksService {
         let context = Context::of(request.metadata())?;
         let request = request.into_inner();
         let id = ContainerId::parse(&request.container_id)?;
-        let checkpoint = restored_from(&request)?;
-        let task = self.tasks.create(&context, &id, convert::create(request, checkpoint)?).await?;
+        let task = self.tasks.create(&context, &id, convert::create(request)?).await?;
         Ok(Response::new(CreateTaskResponse { container_id: id.to_string(), pid: task.pid() }))
     }
 
@@ -140,6 +139,7 @@ impl Tasks for TasksService {
         &self,
         request: Request<CheckpointTaskRequest>,
     ) -> Result<Response<CheckpointTaskResponse>, Status> {
+        let context = Context::of(request.metadata())?;
         let task = self.task(request.metadata(), &request.get_ref().container_id)?;
         let options = request.into_inner().options;
         let path = match &options {
@@ -149,8 +149,8 @@ impl Tasks for TasksService {
             _ => String::new(),
         };
         if path.is_empty() {
-            let message = "checkpoint into the content store: name a directory with the option image_path instead";
-            return Err(Error::unimplemented(message).into());
+            let descriptors = self.tasks.checkpoint(&context, &task, options).await?;
+            return Ok(Response::new(CheckpointTaskResponse { descriptors }));
         }
         task.checkpoint(&path, options).await?;
         Ok(Response::new(CheckpointTaskResponse { descriptors: Vec::new() }))
@@ -190,26 +190,5 @@ impl Tasks for TasksService {
             () = self.stopping.cancelled() => return Err(Status::unavailable("the daemon is stopping")),
         };
         Ok(Response::new(convert::waited(exit)))
-    }
-}
-
-/// Directory of the checkpoint to restore from; empty where the task is a new one.
-fn restored_from(request: &CreateTaskRequest) -> Result<String> {
-    if let Some(options) = &request.options
-        && any::is::<Options>(options)
-    {
-        let options: Options = any::unpack(options).map_err(|error| Error::invalid(format!("options: {error}")))?;
-        if !options.criu_image_path.is_empty() {
-            return Ok(options.criu_image_path);
-        }
-    }
-    match &request.checkpoint {
-        None => Ok(String::new()),
-        Some(descriptor) => match descriptor.annotations.get("RestoreFromPath") {
-            Some(path) => Ok(path.clone()),
-            None => Err(Error::unimplemented(
-                "restore from the content store: name a directory with the option criu_image_path",
-            )),
-        },
     }
 }

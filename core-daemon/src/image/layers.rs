@@ -8,7 +8,7 @@ use rung_sys::beneath::Root;
 
 use super::Images;
 use super::fetch::{Form, Place};
-use crate::content::{Content, Ingest};
+use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
 use crate::diff::{self, Applied, Changes, Target};
 use crate::error::{Doing, Error, Kind, Result};
@@ -189,18 +189,5 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-struct IngestWriter<'a>(&'a mut Ingest);
-
-impl Write for IngestWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

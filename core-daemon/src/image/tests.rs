@@ -35,7 +35,8 @@ fn fixture() -> Fixture {
     let local: Arc<dyn Snapshotter> =
         Arc::new(Local::open("overlayfs", overlay, db.clone(), events.clone()).expect("snapshotter"));
     let snapshotters = Snapshotters::new(BTreeMap::from([("overlayfs".into(), local)]), "overlayfs").expect("all");
-    let gc = Gc::new(db.clone(), content.clone(), snapshotters.clone(), events.clone());
+    let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
+    let gc = Gc::new(db.clone(), content.clone(), snapshotters.clone(), mounts, events.clone());
     let images = Images::new(Parts {
         records: ImageRecords::new(db.clone(), events),
         content,

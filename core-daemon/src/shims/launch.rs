@@ -79,7 +79,7 @@ pub fn locate(runtime: &str, daemon: &Path) -> Result<PathBuf> {
 }
 
 /// Whether a program is the shim of this project, which knows the bootstrap parameters.
-fn is_ours(program: &Path) -> bool {
+pub fn is_ours(program: &Path) -> bool {
     program.file_name().is_some_and(|name| name == "containerd-shim-rung-v2")
 }
 

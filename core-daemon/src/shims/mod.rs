@@ -5,8 +5,10 @@ mod address;
 mod client;
 mod launch;
 mod log;
+mod processes;
 
 pub use address::Address;
 pub use client::{Patience, Shim};
-pub use launch::{Instance, Launcher, locate};
+pub use launch::{Instance, Launcher, is_ours, locate};
 pub use log::ShimLog;
+pub use processes::{Running, running};

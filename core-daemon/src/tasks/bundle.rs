@@ -132,6 +132,16 @@ impl Bundle {
         &self.path
     }
 
+    /// The directory of what does not fit into memory; it goes with the bundle.
+    pub fn work(&self) -> &Path {
+        &self.work
+    }
+
+    /// Where a checkpoint is unpacked to be restored from.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.work.join("checkpoint")
+    }
+
     /// Makes the bundle with the container's specification in it; a sandbox may have none.
     ///
     /// # Errors
@@ -170,6 +180,14 @@ impl Bundle {
             self.write("config.json", spec)?;
             self.admit_mapped_root(spec)?;
         }
+        self.name_program(shim)
+    }
+
+    /// Notes the shim's program.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn name_program(&self, shim: &Path) -> Result<()> {
         self.write("shim-binary-path", shim.as_os_str().as_encoded_bytes())
     }
 

@@ -14,7 +14,7 @@ use gantry_proto::namespace::Namespace;
 use prost_types::Any;
 use tokio::sync::oneshot;
 
-use super::{Bundle, Key, Slot, Task, Tasks};
+use super::{Bundle, Checkpoint, Key, Slot, Task, Tasks};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
@@ -34,8 +34,8 @@ pub struct CreateTask {
     pub stderr: String,
     /// Whether the process has a terminal.
     pub terminal: bool,
-    /// Directory of a checkpoint to restore from; empty: none.
-    pub checkpoint: String,
+    /// What to restore from.
+    pub checkpoint: Option<Checkpoint>,
     /// The runtime's options, over those of the container.
     pub options: Option<Any>,
     /// The shim's program, or a runtime's name, instead of the container's.
@@ -55,6 +55,9 @@ impl Tasks {
         let (sender, answer) = oneshot::channel();
         tokio::spawn(async move {
             let result = tasks.create_now(&context, &id, request).await;
+            if result.is_err() && !tasks.holds(&context.namespace, &id) {
+                tasks.deactivate(&context.namespace, &id).await;
+            }
             if let Err(Ok(task)) = sender.send(result) {
                 tracing::warn!(namespace = %context.namespace, %id, "task was created for a client that is gone");
                 tasks.discard(&task).await;
@@ -71,9 +74,13 @@ impl Tasks {
         let runtime = if request.runtime.is_empty() { runtime_of(&container) } else { &request.runtime };
         let program = self.program(runtime)?;
         let spec = container.spec.as_ref().ok_or_else(|| Error::invalid(format!("container {id}: has no spec")))?;
+        self.check_features(&program, options_of(&request, &container), &spec.value).await?;
+        let rootfs = self.activate(context, id, &program, rootfs).await?;
         let bundle = self.parts().bundles.of(&context.namespace, id);
         bundle.create(Some(&spec.value), &program)?;
         failpoint::hit("create.bundle");
+        let checkpoint = self.unpacked(context, &bundle, request.checkpoint).await.inspect_err(|_| bundle.remove())?;
+        let request = CreateTask { checkpoint, ..request };
         let request =
             self.in_sandbox(&context.namespace, &container, &bundle, request).inspect_err(|_| bundle.remove())?;
         // A shim that is shared has its log in the bundle it was started for.
@@ -129,7 +136,7 @@ impl Tasks {
         rootfs: Vec<Mount>,
     ) -> Result<Arc<Task>> {
         let (namespace, id) = key;
-        let options = request.options.clone().or_else(|| container.runtime.clone().and_then(|runtime| runtime.options));
+        let options = options_of(&request, container).cloned();
         let shim = match self.shim(namespace, id, &bundle, &program, options.as_ref(), &request).await {
             Ok(shim) => shim,
             Err(error) => {
@@ -193,6 +200,11 @@ impl Tasks {
     }
 }
 
+/// The runtime's options: those of the request, else the container's.
+fn options_of<'a>(request: &'a CreateTask, container: &'a Container) -> Option<&'a Any> {
+    request.options.as_ref().or_else(|| container.runtime.as_ref()?.options.as_ref())
+}
+
 fn runtime_of(container: &Container) -> &str {
     container.runtime.as_ref().map_or("", |runtime| runtime.name.as_str())
 }
@@ -206,7 +218,10 @@ async fn create_in_shim(task: &Task, request: CreateTask, rootfs: Vec<Mount>, op
         stdin: request.stdin,
         stdout: request.stdout,
         stderr: request.stderr,
-        checkpoint: request.checkpoint,
+        checkpoint: match request.checkpoint {
+            Some(Checkpoint::Directory(path)) => path,
+            _ => String::new(),
+        },
         parent_checkpoint: String::new(),
         options,
     };

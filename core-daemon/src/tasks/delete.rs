@@ -41,6 +41,7 @@ impl Tasks {
             let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
             tasks.forget(&task);
             tasks.leave(&task).await;
+            tasks.deactivate(&task.namespace, &task.id).await;
             task.ended.send_replace(Some(exit));
             failpoint::hit("delete.done");
             Ok(exit)

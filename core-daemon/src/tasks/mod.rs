@@ -5,13 +5,17 @@
 //! container.
 
 mod bundle;
+mod checkpoint;
 mod create;
 mod delete;
+mod features;
 mod list;
 mod monitor;
 mod process;
+mod recover;
 mod restart;
 mod restore;
+mod rootfs;
 mod sandboxes;
 pub mod streams;
 mod wait;
@@ -26,15 +30,18 @@ use gantry_proto::namespace::Namespace;
 use tokio::sync::watch;
 
 pub use bundle::{Bundle, Bundles};
+pub use checkpoint::Checkpoint;
 pub use create::CreateTask;
 pub use process::{ExecTask, ProcessState};
 pub use restore::{Report, Restored};
 pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status as SandboxStatus};
 
 use crate::config::{Runtime, Timeouts};
+use crate::content::Content;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::id::ContainerId;
+use crate::mounts::Mounts;
 use crate::records::Containers;
 use crate::shims::{Instance, Launcher, Shim, ShimLog};
 use crate::snapshots::Snapshotters;
@@ -49,6 +56,10 @@ pub struct Tasks {
 pub struct Parts {
     /// Container records.
     pub containers: Containers,
+    /// Where checkpoints are kept.
+    pub content: Content,
+    /// What shims cannot mount themselves.
+    pub mounts: Mounts,
     /// Where root file systems come from.
     pub snapshots: Snapshotters,
     /// Where bundles are.

@@ -71,6 +71,7 @@ impl Task {
         })?;
         if exec.is_none() {
             self.pid.store(response.pid, Ordering::Relaxed);
+            self.forget_checkpoint();
         }
         failpoint::hit("start.after");
         Ok(response.pid)

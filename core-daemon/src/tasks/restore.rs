@@ -1,7 +1,8 @@
 //! Finding the tasks of an earlier daemon.
 //!
 //! Every shim has a bundle. One that answers and holds its container is adopted. One that answers but holds nothing is
-//! told to leave. Where certainly nobody listens, the shim is dead and what it held is killed and cleaned up. A shim that
+//! told to leave. Where the bundle is damaged or gone, the shim is looked for among the processes: see `recover`. Where
+//! certainly nobody listens, the shim is dead and what it held is killed and cleaned up. A shim that
 //! neither answers nor is gone may be slow, or stopped: it is left alone and asked again, because taking a live
 //! container for dead is the worst of all mistakes.
 
@@ -80,7 +81,8 @@ impl Tasks {
     /// # Errors
     /// When the bundles cannot be listed.
     pub async fn restore(&self, report: Report) -> Result<()> {
-        let bundles = self.parts().bundles.all()?;
+        let mut bundles = self.parts().bundles.all()?;
+        self.recover(&mut bundles).await;
         let total = bundles.len();
         let work = stream::iter(bundles).for_each_concurrent(AT_ONCE, |(namespace, id, bundle)| {
             self.restore_one(namespace, id, bundle, report.clone())

@@ -10,7 +10,7 @@ use crate::{assert_none, sources};
 const LAYERS: &[&[&str]] = &[
     &["error", "context", "labels", "id", "signals", "filter", "config", "blocking", "failpoint"],
     &["metadata", "events", "erofs"],
-    &["registry", "diff", "snapshots", "content"],
+    &["registry", "diff", "snapshots", "mounts", "content"],
     &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
     &["grpc", "engine", "ttrpc", "cri", "observe"],
     &["main", "lib", "args", "app", "serve"],

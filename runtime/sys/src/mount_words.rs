@@ -21,14 +21,10 @@ pub fn make(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd>
         return bind(kind, source, options, ids.as_ref());
     }
     if kind != "overlay" {
+        // The kernel says itself where it wants a device.
+        let words: Vec<String> = words.into_iter().filter(|word| word != "loop").collect();
         let tree = match file_system(kind, source, options, &words, |_| Ok(())) {
-            // The source is a file, and the kernel or the file system wants a device.
-            Err(error) if error.is(&[libc::ENOTBLK]) => {
-                let file = std::fs::File::open(source)
-                    .map_err(|error| Error::from_io("open", format!("{source:?}"), &error))?;
-                let device = loop_device::attach(file.as_fd())?;
-                file_system(kind, &device.path.to_string_lossy(), options, &words, |_| Ok(()))?
-            }
+            Err(error) if error.is(&[libc::ENOTBLK]) => on_devices(kind, source, options, &words)?,
             other => other?,
         };
         if let Some(ids) = &ids {
@@ -64,6 +60,30 @@ pub fn make(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd>
         }
         other => other,
     }
+}
+
+/// The same where the source, and what `device=` names, are files, and the kernel or the file system wants devices.
+fn on_devices(kind: &str, source: &str, options: &MountOptions, words: &[String]) -> Result<OwnedFd> {
+    let writable = options.set & attribute::RDONLY == 0 && !matches!(kind, "erofs" | "squashfs");
+    let device = |path: &str| {
+        let file = std::fs::OpenOptions::new().read(true).write(writable).open(path);
+        let file = file.map_err(|error| Error::from_io("open", format!("{path:?}"), &error))?;
+        loop_device::attach(file.as_fd(), writable)
+    };
+    let first = device(source)?;
+    let mut others = Vec::new();
+    let mut given = Vec::new();
+    for word in words {
+        match word.strip_prefix("device=") {
+            Some(path) => {
+                let other = device(path)?;
+                given.push(format!("device={}", other.path.display()));
+                others.push(other);
+            }
+            None => given.push(word.clone()),
+        }
+    }
+    file_system(kind, &first.path.to_string_lossy(), options, &given, |_| Ok(()))
 }
 
 /// Whether the words ask for a bind mount.

@@ -1,13 +1,16 @@
 //! Tasks as messages.
 
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1::Options;
 use gantry_proto::containerd::services::tasks::v1 as wire;
+use gantry_proto::containerd::types::Descriptor;
 use gantry_proto::containerd::v1::types::Process;
 use gantry_proto::time;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ContainerId, ExecId, exec_field};
 use crate::shims::Address;
-use crate::tasks::{CreateTask, ExecTask, Exit, ProcessState};
+use crate::tasks::{Checkpoint, CreateTask, ExecTask, Exit, ProcessState};
 
 /// A process as Get and List report it.
 pub fn process(container: &ContainerId, exec: Option<&ExecId>, state: ProcessState) -> Process {
@@ -45,16 +48,30 @@ pub fn waited(exit: Exit) -> wire::WaitResponse {
     wire::WaitResponse { exit_status: exit.status, exited_at: Some(time::timestamp(exit.at)) }
 }
 
-/// What Create asks for. A shim that runs already is named by its address and version.
+/// What Create asks for. A shim that runs already is named by its address and version, which older clients put among
+/// the runtime's options.
 ///
 /// # Errors
-/// `Unimplemented` for an address that is not a unix socket.
-pub fn create(request: wire::CreateTaskRequest, checkpoint: String) -> Result<CreateTask> {
-    let shim = match request.task_api_address.as_str() {
+/// `InvalidArgument` for malformed options; `Unimplemented` for an address that is not a unix socket.
+pub fn create(request: wire::CreateTaskRequest) -> Result<CreateTask> {
+    let options = match &request.options {
+        Some(options) if any::is::<Options>(options) => {
+            any::unpack(options).map_err(|error| Error::invalid(format!("options: {error}")))?
+        }
+        _ => Options::default(),
+    };
+    let checkpoint = restored_from(&options.criu_image_path, request.checkpoint);
+    #[expect(deprecated, reason = "older clients know no other place")]
+    let (old_address, old_version) = (options.task_api_address, options.task_api_version);
+    let (address, version) = match request.task_api_address {
+        address if address.is_empty() => (old_address, old_version),
+        address => (address, request.task_api_version),
+    };
+    let shim = match address.as_str() {
         "" => None,
         address => {
             let shim = Address {
-                version: request.task_api_version.max(2),
+                version: version.max(2),
                 address: address.strip_prefix("ttrpc+").unwrap_or(address).to_owned(),
                 protocol: "ttrpc".to_owned(),
             };
@@ -72,6 +89,17 @@ pub fn create(request: wire::CreateTaskRequest, checkpoint: String) -> Result<Cr
         options: request.options,
         runtime: request.runtime_path,
         shim,
+    })
+}
+
+/// What a task is restored from: the directory in its options, the one in the descriptor, or the descriptor's content.
+fn restored_from(path: &str, descriptor: Option<Descriptor>) -> Option<Checkpoint> {
+    if !path.is_empty() {
+        return Some(Checkpoint::Directory(path.to_owned()));
+    }
+    descriptor.map(|descriptor| match descriptor.annotations.get("RestoreFromPath") {
+        Some(path) => Checkpoint::Directory(path.clone()),
+        None => Checkpoint::Stored(descriptor),
     })
 }
 

@@ -81,7 +81,8 @@ fn proxy(root: &Path, db: &Db, events: &Events) -> Arc<dyn Snapshotter> {
         let all = Snapshotters::new(all, "it").expect("snapshotters");
         let content =
             crate::content::Content::open(&beside.join("content"), theirs.clone(), events.clone()).expect("content");
-        let gc = crate::gc::Gc::new(theirs, content, all.clone(), events.clone());
+        let mounts = crate::mounts::Mounts::open(&beside.join("mounts"), &beside).expect("mounts");
+        let gc = crate::gc::Gc::new(theirs, content, all.clone(), mounts, events.clone());
         let service = SnapshotsServer::new(crate::grpc::snapshots::SnapshotsService::new(all, gc));
         let _entered = runtime.enter();
         let listener = tokio::net::UnixListener::bind(&address).expect("bind");
