@@ -85,6 +85,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let (served, ()) = tokio::join!(grpc, stop);
     let _ = tokio::join!(ttrpc, gc, observer.flush());
+    daemon.snapshots.iter().for_each(|(_, snapshotter)| snapshotter.close());
     served
 }
 

@@ -43,7 +43,7 @@ impl Env {
     fn daemon_from(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
-        let patient = if args.contains(&"--config") { None } else { self.patient_config()? };
+        let patient = self.patient_config(args)?;
         let child = self
             .command("gantryd")?
             .arg("--address")
@@ -65,16 +65,22 @@ impl Env {
         Ok(daemon)
     }
 
-    /// On a slow machine, a configuration by which the daemon waits longer for its shims.
-    fn patient_config(&self) -> Result<Option<PathBuf>> {
+    /// On a slow machine the daemon waits longer for its shims: by what is added to the configuration among `args`, or
+    /// by the one that this gives.
+    fn patient_config(&self, args: &[&str]) -> Result<Option<PathBuf>> {
         if wait::patience() == 1 {
             return Ok(None);
         }
-        let path = self.path("patient.toml");
         let waits = [("shim_start", 30), ("shim_load", 5), ("shim_call", 120), ("shim_state", 2), ("shim_cleanup", 10)];
         let lines = waits.map(|(name, seconds)| format!("{name} = {}\n", seconds * wait::patience()));
-        fs::write(&path, format!("[timeouts]\n{}", lines.concat())).context("write the daemon's configuration")?;
-        Ok(Some(path))
+        let section = format!("\n[timeouts]\n{}", lines.concat());
+        let own = args.iter().skip_while(|arg| **arg != "--config").nth(1).map(PathBuf::from);
+        let path = own.clone().unwrap_or_else(|| self.path("patient.toml"));
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if !text.contains("[timeouts]") {
+            fs::write(&path, text + &section).context("write the daemon's configuration")?;
+        }
+        Ok(own.is_none().then_some(path))
     }
 }
 

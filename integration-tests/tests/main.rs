@@ -34,6 +34,7 @@ mod rung_network;
 mod rung_races;
 mod rung_readiness;
 mod rung_refusals;
+mod rung_rootless;
 mod rung_seccomp;
 mod shim_containerd;
 mod shim_exit_order;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         rung_races::TESTS,
         rung_readiness::TESTS,
         rung_refusals::TESTS,
+        rung_rootless::TESTS,
         rung_seccomp::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,

@@ -10,12 +10,12 @@ use integration_tests::{Bundle, Env, Result, Test, tests, wait};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_create_can_be_killed_anywhere[Root, Strace],
-    a_run_can_be_killed_anywhere[Root, Strace],
-    a_start_can_be_killed_anywhere[Root, Strace],
-    a_delete_can_be_killed_anywhere[Root, Strace],
-    a_pause_can_be_killed_anywhere[Root, Strace],
-    an_exec_can_be_killed_anywhere[Root, Strace],
+    a_create_can_be_killed_anywhere[Root, Strace, Fast],
+    a_run_can_be_killed_anywhere[Root, Strace, Fast],
+    a_start_can_be_killed_anywhere[Root, Strace, Fast],
+    a_delete_can_be_killed_anywhere[Root, Strace, Fast],
+    a_pause_can_be_killed_anywhere[Root, Strace, Fast],
+    an_exec_can_be_killed_anywhere[Root, Strace, Fast],
     force_is_enough_for_anything_in_the_state_directory[Root],
 ];
 

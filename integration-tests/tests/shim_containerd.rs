@@ -15,6 +15,13 @@ pub(crate) const TESTS: &[Test] = tests![
 
 const RUNTIME: &str = "io.containerd.rung.v2";
 
+/// What containerd allows shims by itself, and more where the machine is slow.
+fn patient_timeouts() -> String {
+    let usual = [("task.state", 2), ("shim.load", 5), ("shim.cleanup", 5), ("shim.shutdown", 3)];
+    let line = |(name, seconds)| format!("\"io.containerd.timeout.{name}\" = \"{}s\"\n", seconds * wait::patience());
+    format!("[timeouts]\n{}", usual.map(line).concat())
+}
+
 /// A private containerd: everything of it is in the test's directory.
 struct Stock<'env> {
     env: &'env Env,
@@ -30,7 +37,8 @@ impl<'env> Stock<'env> {
         let config = format!(
             "version = 2\nroot = \"{root}/r\"\nstate = \"{root}/st\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{root}/c.sock\"\n[ttrpc]\naddress = \"{root}/c.sock.ttrpc\"\n"
+             [grpc]\naddress = \"{root}/c.sock\"\n[ttrpc]\naddress = \"{root}/c.sock.ttrpc\"\n{}",
+            patient_timeouts()
         );
         fs::write(env.path("config.toml"), config)?;
         let child = Self::spawn(env)?;

@@ -9,7 +9,8 @@ suite=bookworm
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 base=systemd,systemd-sysv,udev,dbus,libpam-systemd,kmod,busybox-static,iproute2,procps
 extra=(dbus-user-session apparmor uidmap nftables iptables ca-certificates openssl docker-registry skopeo
-    containerd runc crun conmon podman docker.io containernetworking-plugins criu erofs-utils jq socat)
+    containerd runc crun conmon podman docker.io containernetworking-plugins criu erofs-utils jq socat
+    strace)
 
 key=$({ echo "$suite $base ${extra[*]}"; cat "$here/image.sh" "$here/initramfs-init"; } | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gantry/vm

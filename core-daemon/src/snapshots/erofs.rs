@@ -70,9 +70,9 @@ fn is_mounted(dir: &Path, fs: &Path) -> Result<bool> {
     Ok(device(dir)? != device(fs)?)
 }
 
-/// What uses an image has a mount of its own: those of an ended daemon are only in the way.
-impl Drop for Erofs {
-    fn drop(&mut self) {
+impl Driver for Erofs {
+    /// What uses an image has a mount of its own: those of an ended daemon are only in the way.
+    fn close(&self) {
         let Ok(entries) = std::fs::read_dir(self.root.join("snapshots")) else { return };
         for dir in entries.flatten().map(|entry| entry.path()) {
             let fs = dir.join("fs");
@@ -81,9 +81,7 @@ impl Drop for Erofs {
             }
         }
     }
-}
 
-impl Driver for Erofs {
     fn root(&self) -> &Path {
         &self.root
     }

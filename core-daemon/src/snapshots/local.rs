@@ -4,14 +4,14 @@
 //! gone, so a crash leaves at most a directory without a record, which `cleanup` removes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
 
-use super::{Info, Kind, Layer, Mount, Snapshotter, Unpacking, Usage};
+use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::events::Events;
@@ -21,96 +21,6 @@ use crate::metadata::{Db, Tx, WriteTx, leases};
 
 /// Longest snapshot name.
 const MAX_KEY: usize = 1024;
-
-/// Keeps the files of snapshots, which it knows by number. Parents come newest first.
-pub trait Driver: Send + Sync {
-    /// Everything it keeps is below this, each snapshot in `snapshots/<number>`.
-    fn root(&self) -> &Path;
-
-    /// Where a snapshot is.
-    fn dir(&self, number: u64) -> PathBuf {
-        self.root().join("snapshots").join(number.to_string())
-    }
-
-    /// Makes a snapshot's files, or finds that it is there whole. What it made before a failure is removed by the caller.
-    ///
-    /// # Errors
-    /// When the files cannot be made, or a label that it understands is malformed.
-    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
-
-    /// The mounts that show a snapshot.
-    ///
-    /// # Errors
-    /// When what they need cannot be made ready.
-    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>>;
-
-    /// The mounts that show a snapshot without parents which a layer is unpacked into.
-    ///
-    /// # Errors
-    /// As [`Driver::mounts`].
-    fn layer(&self, number: u64, labels: &Labels) -> Result<Vec<Mount>> {
-        self.mounts(number, Kind::Active, &[], labels)
-    }
-
-    /// What a snapshot takes.
-    ///
-    /// # Errors
-    /// When its files cannot be read.
-    fn usage(&self, number: u64) -> Result<Usage>;
-
-    /// Makes what only a committed snapshot needs, before the record says that it is one.
-    ///
-    /// # Errors
-    /// When that fails.
-    fn commit(&self, _number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
-        Ok(())
-    }
-
-    /// Removes a snapshot's files, whatever there is of them.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    fn remove(&self, number: u64) -> Result<()> {
-        remove(&self.dir(number))
-    }
-
-    /// Labels that tell clients of a snapshot's files.
-    fn labels(&self, _number: u64, _kind: Kind) -> Labels {
-        Labels::new()
-    }
-
-    /// See [`Snapshotter::unpacking`].
-    fn unpacking(&self) -> Unpacking {
-        Unpacking::Stacked
-    }
-
-    /// Frees what is not a snapshot's.
-    ///
-    /// # Errors
-    /// When that fails.
-    fn cleanup(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// See [`Snapshotter::capabilities`].
-    fn capabilities(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// See [`Snapshotter::exports`].
-    fn exports(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([("root".to_owned(), self.root().to_string_lossy().into_owned())])
-    }
-}
-
-/// What [`Driver::create`] came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Made {
-    /// A new snapshot.
-    Fresh,
-    /// The committed snapshot that the label `containerd.io/snapshot.ref` names: the driver had it.
-    Committed,
-}
 
 /// A snapshot to be made.
 struct New<'a> {
@@ -426,12 +336,14 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn cleanup(&self) -> Result<()> {
         // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
         let found = numbers(&self.driver)?;
-        let orphans: Vec<u64> = {
+        let mut orphans: Vec<u64> = {
             let busy = self.busy();
             let records = self.db.read(|tx| table::list_all(tx, &self.name))?;
             let known: HashSet<u64> = records.iter().map(|(_, record)| record.number).collect();
             found.into_iter().filter(|number| !known.contains(number) && !busy.contains(number)).collect()
         };
+        // Children have higher numbers than what they were made on, and a driver may insist on their order.
+        orphans.sort_unstable_by(|one, other| other.cmp(one));
         for number in orphans {
             self.discard(number);
         }
@@ -444,6 +356,10 @@ impl<D: Driver> Snapshotter for Local<D> {
 
     fn root(&self) -> Option<PathBuf> {
         Some(self.driver.root().to_owned())
+    }
+
+    fn close(&self) {
+        self.driver.close();
     }
 
     fn capabilities(&self) -> Vec<String> {
@@ -486,11 +402,4 @@ fn numbers(driver: &impl Driver) -> Result<Vec<u64>> {
     let dir = driver.root().join("snapshots");
     let entries = std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?;
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    match rung_sys::beneath::remove(dir).map_err(Error::from) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other.doing(|| format!("remove {}", dir.display())),
-    }
 }

@@ -26,6 +26,7 @@
 //! the disk.
 
 mod copy;
+mod driver;
 pub mod erofs;
 mod local;
 pub mod native;
@@ -40,8 +41,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use driver::{Driver, Made};
 pub use gantry_proto::containerd::services::snapshots::v1::{Info, Kind};
-pub use local::{Driver, Local, Made};
+pub use local::Local;
 pub use usage::{Usage, disk_usage};
 
 use crate::context::Context;
@@ -196,6 +198,9 @@ pub trait Snapshotter: Send + Sync {
     fn unpacking(&self) -> Unpacking {
         Unpacking::Stacked
     }
+
+    /// Takes down what only a running daemon needs, when it ends.
+    fn close(&self) {}
 
     /// Where its files are, for those who look at the disk.
     fn root(&self) -> Option<PathBuf> {

@@ -41,7 +41,7 @@ impl Cgroup {
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
         let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, ours: false };
-        Ok(Self { places, lenient: false, managed: Some(managed), foreign: false })
+        Ok(Self { places, rootless, lenient: false, managed: Some(managed), foreign: false })
     }
 
     /// Says what annotations ask of the unit: `org.systemd.property.<name>`. Means nothing without systemd.

@@ -84,6 +84,8 @@ impl Place {
 #[derive(Debug)]
 pub struct Cgroup {
     places: Vec<Place>,
+    /// The caller is an ordinary user.
+    rootless: bool,
     /// Permission errors are fine as long as nothing was asked for that needs the permission.
     lenient: bool,
     /// The unit, with the systemd driver.
@@ -106,7 +108,8 @@ impl Cgroup {
             let path = locate::container_dir(&hierarchy, cgroups_path, id)?;
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
-        Ok(Self { places, lenient: rootless && cgroups_path.is_none(), managed: None, foreign: false })
+        let lenient = rootless && cgroups_path.is_none();
+        Ok(Self { places, rootless, lenient, managed: None, foreign: false })
     }
 
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
@@ -127,7 +130,7 @@ impl Cgroup {
                 }),
             }
         }
-        Self { places, lenient: false, managed: None, foreign: false }
+        Self { places, rootless: false, lenient: false, managed: None, foreign: false }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -145,7 +148,7 @@ impl Cgroup {
                 places.push(Place { hierarchy, path, dir: None, made: false });
             }
         }
-        Ok(Self { places, lenient: false, managed: None, foreign: false })
+        Ok(Self { places, rootless: false, lenient: false, managed: None, foreign: false })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
@@ -209,7 +212,12 @@ impl Cgroup {
                 place.require_vacant()?;
             }
             place.prepare(&settings)?;
-            place.restrict_devices(&rules, hybrid)?;
+            match place.restrict_devices(&rules, hybrid) {
+                // An ordinary user may not load the program, but can neither make a node of a device, nor open one
+                // that he may not open anyway.
+                Err(e) if self.rootless && e.is_denied() => {}
+                other => other?,
+            }
         }
         self.write(&settings)
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rung_sys::bpf::{self, device::Rule};
-use rung_sys::cgroupfs::CgroupDir;
+use rung_sys::cgroupfs::{CgroupDir, is_denied};
 
 use super::error::{Error, Result};
 use super::locate::Hierarchy;
@@ -53,6 +53,9 @@ fn enable(dir: &CgroupDir, missing: &[&str], needed: &[&str]) -> Result<()> {
         match dir.write("cgroup.subtree_control", &format!("+{name}")) {
             Ok(()) => {}
             Err(_) if !needed.contains(name) => {}
+            // To an ordinary user only what is further below belongs, where the controller may be enabled already.
+            // Where it is not, that is told when the limit is written.
+            Err(e) if is_denied(&e) => {}
             Err(e) if e.is(&[libc::EBUSY]) => {
                 return Err(Error::Occupied(format!(
                     "{e}: a cgroup with processes of its own cannot have limited cgroups below it; move them into a \
@@ -71,5 +74,8 @@ pub(super) fn set_devices(dir: &CgroupDir, rules: &[Rule]) -> Result<()> {
     let set = || -> std::result::Result<(), rung_sys::Error> {
         bpf::set_device_program(dir, bpf::load_device_program(&program)?)
     };
-    set().map_err(|e| Error::invalid("linux.resources.devices", e.to_string()))
+    set().map_err(|e| match is_denied(&e) {
+        true => e.into(),
+        false => Error::invalid("linux.resources.devices", e.to_string()),
+    })
 }

@@ -13,6 +13,10 @@ pub(super) fn run(settings: &Settings, args: &PsArgs) -> Result<()> {
     let mut pids: Vec<i32> =
         container.cgroup().pids().map_err(cgroup_error)?.into_iter().map(nix::unistd::Pid::as_raw).collect();
     pids.sort_unstable();
+    if pids.is_empty() && container.is_alive() {
+        // That of a user whose cgroup nobody has given him.
+        return Err(Error::unsupported("ps: the container has no cgroup of its own to find its processes by"));
+    }
     match args.format.as_str() {
         "json" => {
             let text = serde_json::to_string(&pids).map_err(|error| Error::invalid(error.to_string()))?;

@@ -229,6 +229,11 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
     if rootless && !plan.net_devices.is_empty() {
         return Err(Error::invalid("linux.netDevices: network devices are not supported for rootless containers"));
     }
+    if !nix::unistd::geteuid().is_root() && !plan.namespaces.has(Namespace::User) {
+        let needed =
+            "a container of an ordinary user needs a user namespace (`spec --rootless` writes such a config.json)";
+        return Err(Error::invalid(format!("linux.namespaces: {needed}")));
+    }
     let terminal = plan.process.terminal();
     match (options.detached && terminal, &options.console_socket) {
         (true, None) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),

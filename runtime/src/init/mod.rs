@@ -121,6 +121,12 @@ fn set_up(
 ) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
+    // While the id maps of a new user namespace are missing nobody else is in it, and to write them the parent has to
+    // reach this process, which for an ordinary user it could not do any more.
+    let awaits_ids = inherited.waits_for_parent && plan.ids.is_some();
+    if !awaits_ids {
+        process::shut_off()?;
+    }
     if inherited.gate.is_some() {
         process::end_when_told()?;
     }
@@ -128,6 +134,9 @@ fn set_up(
     enter_cgroups(inherited)?;
     if inherited.waits_for_parent {
         sync.expect(Order::Prepared)?;
+    }
+    if awaits_ids {
+        process::shut_off()?;
     }
     process::reset_affinity();
     join::namespaces(plan, inherited, joined)?;
@@ -198,6 +207,7 @@ pub fn run_exec(
     let attempt = || -> Result<Error> {
         let sync = &inherited.sync;
         process::begin()?;
+        process::shut_off()?;
         sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
         sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));

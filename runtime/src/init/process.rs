@@ -14,10 +14,13 @@ use crate::plan::process::ProcessPlan;
 /// A clean start, whatever the caller's process had set.
 pub fn begin() -> Result<()> {
     super::default_signals()?;
-    // From here to the exec nobody in the container may look into this process.
-    rung_sys::process::set_dumpable(false)?;
     umask(Mode::empty());
     Ok(())
+}
+
+/// From here to the exec nobody in the container may look into this process.
+pub fn shut_off() -> Result<()> {
+    Ok(rung_sys::process::set_dumpable(false)?)
 }
 
 /// A created container may be told to end, long before there is a program that could listen.

@@ -1,7 +1,10 @@
 //! The sources of bind mounts: which of them the runtime opens, and which are left to the new process.
 
+use std::cell::LazyCell;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
+use rung_sys::mount;
 use rung_sys::namespace::Namespace;
 
 use super::idmap;
@@ -26,9 +29,11 @@ pub enum Source {
 /// Opens what the container's root could not reach from inside its user namespace, and what has its ids translated.
 ///
 /// What lies in the container's own root is left to the process: an earlier mount of the list may be what is meant, and
-/// nobody but the process sees that.
+/// nobody but the process sees that. An ordinary user leaves all to the process: only in the namespaces that it has made
+/// may he mount anything.
 pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Source>> {
     let in_user_namespace = plan.namespaces.has(Namespace::User);
+    let may_mount = LazyCell::new(may_mount);
     let mut sources = Vec::new();
     for step in &plan.mounts {
         let MountKind::Bind { source } = &step.kind else {
@@ -39,7 +44,7 @@ pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Sour
         let inside = source.starts_with(&plan.root.path);
         sources.push(match translated {
             Some(namespace) if inside => Source::Translated(namespace),
-            None if inside || !in_user_namespace => Source::Own,
+            None if inside || !in_user_namespace || !*may_mount => Source::Own,
             translated => {
                 let behalf = if in_user_namespace { Behalf::UserNamespace } else { Behalf::Own };
                 let (translated, cut_off) = (translated.as_ref().map(OwnedFd::as_fd), rootfs::cut_off(plan));
@@ -53,6 +58,14 @@ pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Sour
         sources.pop();
     }
     Ok(sources)
+}
+
+/// Whether this process may clone mounts of its mount namespace. Root of a user namespace may not always.
+fn may_mount() -> bool {
+    binds::current_root().is_ok_and(|root| match mount::open_tree(root.as_fd(), Path::new(""), false) {
+        Ok(_) => true,
+        Err(error) => error.errno() != libc::EPERM,
+    })
 }
 
 /// The user namespace whose maps translate.

@@ -1,0 +1,108 @@
+//! What keeps the files of snapshots.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Kind, Mount, Unpacking, Usage};
+use crate::error::{Doing, Error, Kind as ErrorKind, Result};
+use crate::labels::Labels;
+
+/// Keeps the files of snapshots, which it knows by number. Parents come newest first.
+pub trait Driver: Send + Sync {
+    /// Everything it keeps is below this, each snapshot in `snapshots/<number>`.
+    fn root(&self) -> &Path;
+
+    /// Where a snapshot is.
+    fn dir(&self, number: u64) -> PathBuf {
+        self.root().join("snapshots").join(number.to_string())
+    }
+
+    /// Makes a snapshot's files, or finds that it is there whole. What it made before a failure is removed by the caller.
+    ///
+    /// # Errors
+    /// When the files cannot be made, or a label that it understands is malformed.
+    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
+
+    /// The mounts that show a snapshot.
+    ///
+    /// # Errors
+    /// When what they need cannot be made ready.
+    fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>>;
+
+    /// The mounts that show a snapshot without parents which a layer is unpacked into.
+    ///
+    /// # Errors
+    /// As [`Driver::mounts`].
+    fn layer(&self, number: u64, labels: &Labels) -> Result<Vec<Mount>> {
+        self.mounts(number, Kind::Active, &[], labels)
+    }
+
+    /// What a snapshot takes.
+    ///
+    /// # Errors
+    /// When its files cannot be read.
+    fn usage(&self, number: u64) -> Result<Usage>;
+
+    /// Makes what only a committed snapshot needs, before the record says that it is one.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn commit(&self, _number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes a snapshot's files, whatever there is of them.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    fn remove(&self, number: u64) -> Result<()> {
+        remove(&self.dir(number))
+    }
+
+    /// Labels that tell clients of a snapshot's files.
+    fn labels(&self, _number: u64, _kind: Kind) -> Labels {
+        Labels::new()
+    }
+
+    /// See [`Snapshotter::unpacking`].
+    fn unpacking(&self) -> Unpacking {
+        Unpacking::Stacked
+    }
+
+    /// Frees what is not a snapshot's.
+    ///
+    /// # Errors
+    /// When that fails.
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// See [`Snapshotter::close`].
+    fn close(&self) {}
+
+    /// See [`Snapshotter::capabilities`].
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// See [`Snapshotter::exports`].
+    fn exports(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([("root".to_owned(), self.root().to_string_lossy().into_owned())])
+    }
+}
+
+/// What [`Driver::create`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// A new snapshot.
+    Fresh,
+    /// The committed snapshot that the label `containerd.io/snapshot.ref` names: the driver had it.
+    Committed,
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match rung_sys::beneath::remove(dir).map_err(Error::from) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.doing(|| format!("remove {}", dir.display())),
+    }
+}
