@@ -58,6 +58,7 @@ struct Restore<'a> {
     options: &'a Options,
     record: Record,
     pid: Option<Pid>,
+    verified: bool,
     console: Option<OwnedFd>,
 }
 
@@ -73,7 +74,8 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
     let state = create::hook_state(id, &bundle);
     let record = create::first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
-    let mut restore = Restore { bundle, plan, state, entry, cgroup, options, record, pid: None, console: None };
+    let mut restore =
+        Restore { bundle, plan, state, entry, cgroup, options, record, pid: None, verified: false, console: None };
     match restore.attempt(wanted) {
         Ok(started) => {
             let Restore { bundle, state, entry, cgroup, record, .. } = restore;
@@ -107,6 +109,10 @@ impl Restore<'_> {
             }
         })?;
         session.finish()?;
+        if !self.verified {
+            // An older criu may not have asked.
+            self.verify()?;
+        }
         self.finish()
     }
 
@@ -200,6 +206,7 @@ impl Restore<'_> {
                 Ok(())
             }
             "post-restore" => self.restored(Pid::from_raw(notification.pid)),
+            "pre-resume" => self.verify(),
             _ => Ok(()),
         }
     }
@@ -207,13 +214,22 @@ impl Restore<'_> {
     /// The processes are there, and held.
     fn restored(&mut self, pid: Pid) -> Result<()> {
         self.pid = Some(pid);
-        let others = self.cgroup.pids().map_err(launch::cgroup_error)?;
-        let inside: Vec<Pid> = others.into_iter().filter(|other| descends(*other, pid)).collect();
-        verify::check(&self.plan, &self.bundle.spec, pid, &inside)?;
         let stat = ProcessStat::read(pid).ok_or_else(|| Error::new(Kind::Internal, "the restored process is gone"))?;
         create::complete(&mut self.record, pid, stat.start_time, &self.cgroup);
         self.note_time_namespace(pid)?;
         self.entry.save(&self.record)
+    }
+
+    /// Only now do the processes have their rights and filters; they are still held. criu would let them go whatever it is
+    /// answered, so what must not run is killed first.
+    fn verify(&mut self) -> Result<()> {
+        let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
+        let checked = self.cgroup.pids().map_err(launch::cgroup_error).and_then(|others| {
+            let inside: Vec<Pid> = others.into_iter().filter(|other| descends(*other, pid)).collect();
+            verify::check(&self.plan, &self.bundle.spec, pid, &inside)
+        });
+        self.verified = checked.is_ok();
+        checked.inspect_err(|_| drop(rung_sys::signal::send(pid, libc::SIGKILL)))
     }
 
     /// criu keeps the clocks going with a time namespace, which a later `exec` has to join.
