@@ -13,7 +13,7 @@ use crate::cgroups::Cgroup;
 use crate::criu::external;
 use crate::criu::images::DESCRIPTORS;
 use crate::criu::options::{Directories, Options, PageServer, write_ready};
-use crate::criu::session::{self, Feature, Session, Verb};
+use crate::criu::session::{self, Feature, PATIENCE, Session, Verb};
 use crate::criu::wire::Message;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::log;
@@ -64,9 +64,11 @@ pub fn checkpoint(container: &Container, wanted: &Wanted) -> Result<()> {
     let spec = container.record.spec()?;
     let message = request(container, &spec, wanted, &directories)?;
     let verb = if wanted.pre_dump { Verb::PreDump } else { Verb::Dump };
-    let mut session = Session::start(&[])?;
+    let mut session = Session::start(&[], false)?;
+    // Pages that are fetched from here are fetched when others want them.
+    let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
     let mut ready = wanted.status_fd.as_ref().map(OwnedFd::as_fd);
-    let asked = session.ask(verb, &Message::default().message(2, &message), |notification| {
+    let asked = session.ask(verb, &Message::default().message(2, &message), patience, |notification| {
         if notification.point == "status-ready" {
             write_ready(ready.take());
         }

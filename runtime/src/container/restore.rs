@@ -27,7 +27,7 @@ use super::{Settings, sockets};
 use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
 use crate::criu::options::{self, Directories, FIRST_INHERITED, inherited};
-use crate::criu::session::{Notification, Session, Verb};
+use crate::criu::session::{LAST_HELD, Notification, PATIENCE, Session, Verb};
 use crate::criu::wire::Message;
 use crate::criu::{external, images, verify};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -101,12 +101,11 @@ impl Restore<'_> {
         self.cgroup.create(resources, Some(session.pid())).map_err(launch::cgroup_error)?;
         let message = self.place(message.text(13, &root.to_string_lossy()), session.pid())?;
         let request = Message::default().message(2, &message);
-        session.ask(Verb::Restore, &request, |notification| self.notified(notification)).inspect_err(|_| {
+        let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
+        session.ask(Verb::Restore, &request, patience, |notification| self.notified(notification)).inspect_err(|_| {
             directories.quote_errors();
             // What criu had made it takes back, unless it is gone itself.
-            if let Some(pid) = self.pid {
-                drop(rung_sys::signal::send(pid, libc::SIGKILL));
-            }
+            self.kill();
         })?;
         session.finish()?;
         if !self.verified {
@@ -119,21 +118,25 @@ impl Restore<'_> {
     /// What is done in criu's mount namespace: it works in the directories it is given, so they are opened there, and looked
     /// at there.
     fn begin(&self, root: &Path, wanted: &Wanted) -> Result<(Directories, Message, Session)> {
-        let directories = Directories::open(&wanted.common, LOG, false)?;
+        let mut directories = Directories::open(&wanted.common, LOG, false)?;
         images::check(directories.images.as_fd(), &wanted.common.images)?;
+        let descriptors = images::descriptors(directories.images.as_fd(), &wanted.common.images)?;
+        if self.plan.namespaces.has(Namespace::User) {
+            directories.expose()?;
+        }
         let mut message = wanted.common.request(&directories, LOG, &self.bundle.spec).flag(6, true).flag(26, true);
         for (field, value) in [(53, &wanted.lsm_profile), (63, &wanted.lsm_mount_context)] {
             message = value.iter().fold(message, |message, value| message.text(field, value));
         }
         let (mut message, joined) = self.join_namespaces(message)?;
-        for (number, name) in (0..).zip(images::descriptors(directories.images.as_fd(), &wanted.common.images)?) {
+        for (number, name) in (0..).zip(descriptors) {
             if name.contains("pipe:") {
                 message = inherited(message, &name, number);
             }
         }
         self.prepare_root(root)?;
         let fds: Vec<_> = joined.iter().map(File::as_fd).collect();
-        Ok((directories, message, Session::start(&fds)?))
+        Ok((directories, message, Session::start(&fds, verify::no_new_privileges(&self.plan))?))
     }
 
     /// Namespaces that are joined by path: criu gets the descriptors of some, and the paths of others.
@@ -206,7 +209,7 @@ impl Restore<'_> {
                 Ok(())
             }
             "post-restore" => self.restored(Pid::from_raw(notification.pid)),
-            "pre-resume" => self.verify(),
+            LAST_HELD => self.verify(),
             _ => Ok(()),
         }
     }
@@ -220,16 +223,22 @@ impl Restore<'_> {
         self.entry.save(&self.record)
     }
 
-    /// Only now do the processes have their rights and filters; they are still held. criu would let them go whatever it is
-    /// answered, so what must not run is killed first.
+    /// Only now do the processes have their rights and filters; they are still held. What must not run is killed before
+    /// criu is, for that would let it go.
     fn verify(&mut self) -> Result<()> {
         let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
-        let checked = self.cgroup.pids().map_err(launch::cgroup_error).and_then(|others| {
-            let inside: Vec<Pid> = others.into_iter().filter(|other| descends(*other, pid)).collect();
-            verify::check(&self.plan, &self.bundle.spec, pid, &inside)
-        });
+        let all = verify::family(pid).doing(|| "look for the restored processes");
+        let checked = all.and_then(|all| verify::check(&self.plan, &self.bundle.spec, pid, &all));
         self.verified = checked.is_ok();
-        checked.inspect_err(|_| drop(rung_sys::signal::send(pid, libc::SIGKILL)))
+        checked.inspect_err(|_| self.kill())
+    }
+
+    /// Each one: what is in a process namespace ends with its first process, but not at once.
+    fn kill(&self) {
+        let Some(first) = self.pid else { return };
+        for pid in verify::family(first).unwrap_or_else(|_| vec![first]).into_iter().rev() {
+            drop(rung_sys::signal::send(pid, libc::SIGKILL));
+        }
     }
 
     /// criu keeps the clocks going with a time namespace, which a later `exec` has to join.
@@ -262,23 +271,6 @@ impl Restore<'_> {
         }
         Started::adopted(pid, pidfd, console)
     }
-}
-
-/// Whether `pid` is a child, or a child's child, of `ancestor`; or the same.
-fn descends(pid: Pid, ancestor: Pid) -> bool {
-    let mut current = pid.as_raw();
-    for _ in 0..4096 {
-        if current == ancestor.as_raw() {
-            return true;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{current}/status")).unwrap_or_default();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
-        match parent {
-            Some(parent) if parent > 1 => current = parent,
-            _ => return false,
-        }
-    }
-    false
 }
 
 /// This program, in a mount namespace that nobody else sees.

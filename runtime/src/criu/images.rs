@@ -3,12 +3,14 @@
 //! criu opens the files by name, follows links, and writes its log beside them. In an archive from elsewhere a link would
 //! make it read, or overwrite, a file of the host.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::symlinkat;
+use rung_sys::mount::{self, FileSystem, attribute};
 
 use crate::error::{Doing as _, Error, Result};
 
@@ -21,6 +23,8 @@ pub const DESCRIPTORS: &str = "descriptors.json";
 /// More older images than this nobody keeps.
 const DEPTH: usize = 64;
 
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
 /// Text of descriptors is short.
 const LONGEST: u64 = 16 * 1024;
 
@@ -29,8 +33,7 @@ pub fn check(directory: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let mut directory = directory.try_clone_to_owned()?;
     for _ in 0..DEPTH {
         let Some(parent) = check_one(directory.as_fd(), path)? else { return Ok(()) };
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        directory = openat(&directory, &parent, flags, Mode::empty())
+        directory = openat(&directory, &parent, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
             .doing(|| format!("checkpoint {}: open older images {}", path.display(), parent.display()))?;
     }
     Err(Error::invalid(format!("checkpoint {}: more than {DEPTH} older images", path.display())))
@@ -39,7 +42,7 @@ pub fn check(directory: BorrowedFd<'_>, path: &Path) -> Result<()> {
 fn check_one(directory: BorrowedFd<'_>, path: &Path) -> Result<Option<PathBuf>> {
     let doing = || format!("read checkpoint {}", path.display());
     let mut parent = None;
-    let own = openat(directory, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let own = openat(directory, ".", DIRECTORY, Mode::empty());
     for entry in Dir::from_fd(own.doing(doing)?).doing(doing)?.iter() {
         let entry = entry.doing(doing)?;
         let name = entry.file_name();
@@ -76,6 +79,53 @@ fn older(link: PathBuf, path: &Path) -> Result<PathBuf> {
             link.display()
         ))),
     }
+}
+
+/// Shows the files of a checked directory, and of the older ones, below directories that everybody may pass. Each file
+/// keeps its mode. The mounts cover the directory, in whose place the answer is to be used.
+pub fn expose(directory: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let stage = FileSystem::open("tmpfs")?;
+    stage.set("mode", "711")?;
+    let stage = stage.mount(attribute::NOSUID | attribute::NODEV | attribute::NOEXEC)?;
+    mount::attach(stage.as_fd(), directory)?;
+    let first = make_directory(stage.as_fd(), Path::new("exposed"))?;
+    let (mut source, mut place) = (directory.try_clone_to_owned()?, first.try_clone()?);
+    for _ in 0..=DEPTH {
+        bind_files(source.as_fd(), place.as_fd())?;
+        let Ok(parent) = readlinkat(&source, PARENT) else { return Ok(first) };
+        symlinkat(parent.as_os_str(), &place, PARENT)?;
+        source = openat(&source, parent.as_os_str(), DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?;
+        place = make_directory(place.as_fd(), Path::new(&parent))?;
+    }
+    Err(Error::invalid(format!("more than {DEPTH} older images")))
+}
+
+fn bind_files(source: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+    for entry in Dir::from_fd(openat(source, ".", DIRECTORY, Mode::empty())?)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        let path = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(source, name, path, Mode::empty())?;
+        if fstat(&file)?.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            continue;
+        }
+        let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let point = openat(place, name, create, Mode::empty())?;
+        let tree = mount::open_tree(file.as_fd(), Path::new(""), false)?;
+        mount::attach(tree.as_fd(), point.as_fd())?;
+    }
+    Ok(())
+}
+
+fn make_directory(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let mut directory = above.try_clone_to_owned()?;
+    for part in path.components() {
+        if matches!(part, Component::Normal(_)) {
+            mkdirat(&directory, part.as_os_str(), Mode::from_bits_truncate(0o711))?;
+        }
+        directory = openat(&directory, part.as_os_str(), DIRECTORY, Mode::empty())?;
+    }
+    Ok(directory)
 }
 
 /// The names of the first three descriptors, as the checkpoint recorded them.

@@ -1,7 +1,7 @@
 //! What checkpoints and restores are asked to do, as criu takes it. The numbers are those of its `criu_opts`.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 
 use super::wire::Message;
 use crate::error::{Doing as _, Error, Result};
+use crate::log;
 
 /// What criu does with cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,13 +117,22 @@ impl Directories {
         Ok(Self { images, work, log: options.work.as_deref().unwrap_or(&options.images).join(log) })
     }
 
+    /// Lets criu read the images in a user namespace, where it is not their owner any more. What is written goes where it
+    /// went before. It covers the images: for a mount namespace that nobody else sees.
+    pub fn expose(&mut self) -> Result<()> {
+        let exposed = super::images::expose(self.images.as_fd()).doing(|| "show the images in the user namespace")?;
+        let images = std::mem::replace(&mut self.images, exposed.into());
+        self.work.get_or_insert(images);
+        Ok(())
+    }
+
     /// Quotes what criu's log says of errors, for its answer only says that there was one.
     pub fn quote_errors(&self) {
         let Ok(text) = std::fs::read(&self.log) else { return };
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().filter(|line| line.contains("Error")).collect();
         for line in &lines[lines.len().saturating_sub(8)..] {
-            crate::log::warning(&format!("{}: {line}", self.log.display()));
+            log::warning(&format!("{}: {line}", self.log.display()));
         }
     }
 }
@@ -204,7 +214,7 @@ pub fn write_ready(status_fd: Option<BorrowedFd<'_>>) {
     if let Some(fd) = status_fd
         && let Err(error) = nix::unistd::write(fd, &[0])
     {
-        crate::log::warning(&format!("--status-fd: {error}"));
+        log::warning(&format!("--status-fd: {error}"));
     }
 }
 

@@ -5,10 +5,12 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rung_sys::fd_pass;
-use rung_sys::process::{CStringArray, Exit, Pid, Target};
-use rung_sys::spawn;
+use rung_sys::poll::{self, Interest};
+use rung_sys::{fd_pass, pidfd, signal};
+use rung_sys::process::{CStringArray, Pid, Target};
+use rung_sys::spawn::{self, Program};
 
 use super::wire::{Message, Value, fields};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -19,6 +21,18 @@ const SOCKET: u16 = 3;
 
 /// criu's own limit of a message is below this.
 const LONGEST: usize = 64 * 1024;
+
+/// How long criu may work without a word: the memory of a big container takes minutes.
+pub const PATIENCE: Duration = Duration::from_mins(30);
+
+/// How long a question may take that needs no work.
+const QUESTION: Duration = Duration::from_secs(60);
+
+/// How long criu may take to end when it is not needed any more.
+const PARTING: Duration = Duration::from_secs(10);
+
+/// The last point of a restore at which the processes are held. criu lets them go whatever it is answered.
+pub const LAST_HELD: &str = "pre-resume";
 
 /// What criu is asked for; the numbers are those of its `criu_req_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,22 +68,28 @@ pub struct Notification {
 pub struct Session {
     socket: OwnedFd,
     pid: Pid,
+    process: OwnedFd,
     done: bool,
 }
 
 impl Session {
     /// Starts criu with the first three descriptors of this program, and with `inherited` from number 4 on.
-    pub fn start(inherited: &[BorrowedFd<'_>]) -> Result<Self> {
-        let program = find()?;
+    ///
+    /// What criu restores are its children, and before 3.19 it forgets about `no_new_privileges` of theirs: with its own
+    /// they have it all the same.
+    pub fn start(inherited: &[BorrowedFd<'_>], no_new_privileges: bool) -> Result<Self> {
+        let path = find()?;
         let (ours, theirs) = fd_pass::message_pair()?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let mut places = vec![(stdin.as_fd(), 0), (stdout.as_fd(), 1), (stderr.as_fd(), 2), (theirs.as_fd(), SOCKET)];
         places.extend(inherited.iter().copied().zip(SOCKET + 1..));
         let argv = CStringArray::new(["criu", "swrk", "3"].map(|word| word.as_bytes().to_vec()))?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let env = CStringArray::new([[b"PATH=", path.as_bytes()].concat()])?;
-        let pid = spawn::spawn(&program, &argv, &env, &places).doing(|| "start criu")?;
-        Ok(Self { socket: ours, pid, done: false })
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let env = CStringArray::new([[b"PATH=", search.as_bytes()].concat()])?;
+        let program = Program { path: &path, argv: &argv, env: &env, no_new_privileges };
+        let pid = spawn::spawn(&program, &places).doing(|| "start criu")?;
+        let process = pidfd::open(pid).inspect_err(|_| drop(signal::send(pid, libc::SIGKILL)))?;
+        Ok(Self { socket: ours, pid, process, done: false })
     }
 
     /// The number of the running criu, which the cgroups of a container are entered with.
@@ -77,15 +97,22 @@ impl Session {
         self.pid
     }
 
-    /// Sends a request and answers notifications until criu has carried it out.
+    /// Sends a request and answers notifications until criu has carried it out. Without a `deadline`, which is for each
+    /// step, it waits for whoever criu waits for.
     pub fn ask(
         &mut self,
         verb: Verb,
         parts: &Message,
+        deadline: Option<Duration>,
         mut notified: impl FnMut(Notification) -> Result<()>,
     ) -> Result<Vec<u8>> {
         self.send(&[Message::default().number(1, verb as u64).encoded(), parts.encoded()].concat())?;
         loop {
+            if poll::wait(&[(self.socket.as_fd(), Interest::Read)], deadline)?.is_empty() {
+                let seconds = deadline.unwrap_or_default().as_secs();
+                self.kill();
+                return Err(Error::new(Kind::Internal, format!("criu {verb:?}: it has said nothing for {seconds} s")));
+            }
             let mut buffer = vec![0; LONGEST];
             let (length, fds) = fd_pass::receive(self.socket.as_fd(), &mut buffer).doing(|| "listen to criu")?;
             buffer.truncate(length);
@@ -104,7 +131,12 @@ impl Session {
                 return Err(Error::new(Kind::Internal, format!("criu {verb:?}: it answers something else")));
             };
             log::debug(|| format!("criu: {point} ({pid})"));
+            let last = point == LAST_HELD;
             let outcome = notified(Notification { point, pid, fds });
+            if last && outcome.is_err() {
+                self.kill();
+                return outcome.map(|()| Vec::new());
+            }
             // A refusal makes criu take back what it has done.
             let reply = Message::default().number(1, Verb::Notify as u64).number(3, outcome.is_ok().into());
             self.send(reply.encoded())?;
@@ -117,15 +149,27 @@ impl Session {
     }
 
     /// Hangs up and waits for the end of criu.
-    pub fn finish(mut self) -> Result<Exit> {
+    pub fn finish(mut self) -> Result<()> {
         self.done = true;
-        let hung_up = nix::sys::socket::shutdown(
-            std::os::fd::AsRawFd::as_raw_fd(&self.socket),
-            nix::sys::socket::Shutdown::Write,
-        );
-        hung_up.doing(|| "hang up on criu")?;
-        let ended = rung_sys::process::wait(Target::Pid(self.pid), true)?;
-        Ok(ended.map_or(Exit::Code(0), |(_, exit)| exit))
+        let socket = std::os::fd::AsRawFd::as_raw_fd(&self.socket);
+        nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Write).doing(|| "hang up on criu")?;
+        self.part();
+        Ok(())
+    }
+
+    /// Ends criu in the middle of its work.
+    fn kill(&mut self) {
+        self.done = true;
+        drop(signal::send(self.pid, libc::SIGKILL));
+        self.part();
+    }
+
+    /// Waits until criu, to which nobody speaks any more, has ended.
+    fn part(&self) {
+        if !pidfd::wait_exit(self.process.as_fd(), PARTING).unwrap_or(false) {
+            drop(signal::send(self.pid, libc::SIGKILL));
+        }
+        drop(rung_sys::process::wait(Target::Pid(self.pid), true));
     }
 }
 
@@ -135,7 +179,7 @@ impl Drop for Session {
         if !self.done {
             let socket = std::os::fd::AsRawFd::as_raw_fd(&self.socket);
             let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
-            drop(rung_sys::process::wait(Target::Pid(self.pid), true));
+            self.part();
         }
     }
 }
@@ -212,8 +256,8 @@ fn find() -> Result<PathBuf> {
 
 /// What the installed criu and this kernel can do.
 pub fn version() -> Result<u64> {
-    let mut session = Session::start(&[])?;
-    let answer = session.ask(Verb::Version, &Message::default(), |_| Ok(()))?;
+    let mut session = Session::start(&[], false)?;
+    let answer = session.ask(Verb::Version, &Message::default(), Some(QUESTION), |_| Ok(()))?;
     session.finish()?;
     let numbers = |bytes| -> Option<u64> {
         let (_, Value::Bytes(version)) = fields(bytes)?.into_iter().find(|(field, _)| *field == 10)? else {
@@ -242,9 +286,9 @@ pub enum Feature {
 
 /// Refuses when the kernel or criu does not have `feature`.
 pub fn require(feature: Feature) -> Result<()> {
-    let mut session = Session::start(&[])?;
+    let mut session = Session::start(&[], false)?;
     let wanted = Message::default().flag(feature as u32, true);
-    let answer = session.ask(Verb::Features, &Message::default().message(5, &wanted), |_| Ok(()))?;
+    let answer = session.ask(Verb::Features, &Message::default().message(5, &wanted), Some(QUESTION), |_| Ok(()))?;
     session.finish()?;
     let all = fields(&answer).unwrap_or_default();
     let found = all.iter().find_map(|(field, value)| match value {

@@ -25,16 +25,16 @@ const SYS_ADMIN: u8 = 21;
 /// File systems that show nothing but what their owner has put into them.
 const HARMLESS: [&str; 4] = ["tmpfs", "mqueue", "devpts", "ramfs"];
 
-/// Holds all processes of a restored container against its configuration.
-pub fn check(plan: &InitPlan, spec: &Spec, init: Pid, others: &[Pid]) -> Result<()> {
+/// Holds all processes of a restored container, the first one first, against its configuration.
+pub fn check(plan: &InitPlan, spec: &Spec, init: Pid, all: &[Pid]) -> Result<()> {
     let refuse =
         |error: Error| error.while_doing("the checkpoint does not match the bundle").with_kind(Kind::Permission);
     namespaces(plan, init).map_err(refuse)?;
     if let Some(maps) = &plan.ids {
         id_maps(maps, init).map_err(refuse)?;
     }
-    for pid in std::iter::once(init).chain(others.iter().copied().filter(|pid| *pid != init)) {
-        process(plan, spec, init, pid).map_err(refuse)?;
+    for pid in all {
+        process(plan, spec, init, *pid).map_err(refuse)?;
     }
     if plan.namespaces.makes(Namespace::Mount) {
         mounts(plan, init).map_err(refuse)?;
@@ -95,23 +95,27 @@ fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
             return Err(mismatch(format!("process {pid} is in the {} namespace of the host", kind.proc_name())));
         }
     }
-    let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let status = Status(&status);
     // In a user namespace that it made itself, a process has all rights, and none of them counts outside.
-    if identity(&number, Namespace::User)? == identity(&init.to_string(), Namespace::User)? {
-        let allowed = bounding(plan);
-        for field in ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"] {
-            let has = status.capabilities(field);
-            if !has.without(allowed).is_empty() {
-                return Err(mismatch(format!(
-                    "process {pid} has capabilities that the configuration does not give ({field})"
-                )));
-            }
+    let own_user = identity(&number, Namespace::User)? == identity(&init.to_string(), Namespace::User)?;
+    for thread in threads(pid)? {
+        let path = format!("/proc/{pid}/task/{thread}/status");
+        let status = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+        rights(plan, spec, pid, &Status(&status), own_user)?;
+    }
+    Ok(())
+}
+
+/// Rights are those of a thread.
+fn rights(plan: &InitPlan, spec: &Spec, pid: Pid, status: &Status<'_>, own_user: bool) -> Result<()> {
+    let allowed = bounding(plan);
+    for field in ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        if own_user && !status.capabilities(field).without(allowed).is_empty() {
+            return Err(mismatch(format!(
+                "process {pid} has capabilities that the configuration does not give ({field})"
+            )));
         }
     }
-    let process = &plan.process.spec;
-    if process.no_new_privileges() == Some(true) && status.number("NoNewPrivs") != Some(1) {
+    if no_new_privileges(plan) && status.number("NoNewPrivs") != Some(1) {
         return Err(mismatch(format!("process {pid} may gain privileges")));
     }
     let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
@@ -119,6 +123,40 @@ fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
         return Err(mismatch(format!("process {pid} has no seccomp filter")));
     }
     Ok(())
+}
+
+/// Whether processes of this plan give up gaining privileges.
+pub fn no_new_privileges(plan: &InitPlan) -> bool {
+    plan.process.spec.no_new_privileges() == Some(true)
+}
+
+/// A process and all that descend from it, itself first.
+pub fn family(first: Pid) -> Result<Vec<Pid>> {
+    let mut all = vec![first];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        next += 1;
+        let Ok(threads) = threads(pid) else { continue };
+        for thread in threads {
+            let path = format!("/proc/{pid}/task/{thread}");
+            let children = match std::fs::read_to_string(format!("{path}/children")) {
+                // Who has ended has no children.
+                Err(_) if !Path::new(&path).exists() => continue,
+                other => other.doing(|| format!("read {path}/children"))?,
+            };
+            all.extend(children.split_ascii_whitespace().filter_map(|word| word.parse().ok()).map(Pid::from_raw));
+        }
+    }
+    Ok(all)
+}
+
+fn threads(pid: Pid) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/task");
+    let doing = || format!("read {path}");
+    let entries = std::fs::read_dir(&path).doing(doing)?;
+    let names = entries.map(|entry| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok())));
+    let names: std::io::Result<Option<Vec<i32>>> = names.collect();
+    names.doing(doing)?.ok_or_else(|| Error::new(Kind::Internal, format!("{path}: not only numbers")))
 }
 
 fn bounding(plan: &InitPlan) -> CapabilitySet {
@@ -233,6 +271,16 @@ fn is_mask(mount: &Mounted) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_are_found() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let found = family(Pid::this()).unwrap();
+        assert_eq!(found[0], Pid::this());
+        assert!(found.contains(&Pid::from_raw(i32::try_from(child.id()).unwrap())));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn what_cannot_be_read_is_everything() {

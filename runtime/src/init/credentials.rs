@@ -43,7 +43,7 @@ pub(super) fn become_user(
     let directory = find_directory(spec.cwd(), directory)?;
     let no_new_privileges = spec.no_new_privileges().unwrap_or(false);
     if no_new_privileges {
-        capabilities::set_no_new_privileges()?;
+        rung_sys::process::set_no_new_privileges()?;
     } else {
         load(filter, sync)?;
     }

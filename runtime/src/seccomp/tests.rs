@@ -243,7 +243,7 @@ mod on_x86_64 {
         ))
         .unwrap();
         std::thread::spawn(move || {
-            rung_sys::capabilities::set_no_new_privileges().unwrap();
+            rung_sys::process::set_no_new_privileges().unwrap();
             assert!(filter.install().unwrap().is_none());
             assert_eq!(nix::sys::utsname::uname().unwrap_err(), nix::errno::Errno::EOPNOTSUPP);
         })

@@ -239,12 +239,6 @@ pub fn keep_over_setuid(keep: bool) -> Result<()> {
     set.map(drop).map_err(|errno| Error::new("prctl", format!("PR_SET_KEEPCAPS, {keep}"), errno as i32))
 }
 
-/// Gives up, for good and for all descendants, that executing a file grants privileges.
-pub fn set_no_new_privileges() -> Result<()> {
-    let set = prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0);
-    set.map(drop).map_err(|errno| Error::new("prctl", "PR_SET_NO_NEW_PRIVS, 1", errno as i32))
-}
-
 fn prctl(option: i32, first: u64, second: u64) -> std::result::Result<i32, Errno> {
     // SAFETY: the options used here take numbers only; the kernel reads and writes no memory of this process.
     let result = unsafe { libc::prctl(option, first, second, 0_u64, 0_u64) };

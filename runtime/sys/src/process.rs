@@ -154,7 +154,7 @@ pub fn set_dumpable(on: bool) -> Result<()> {
     prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, u64::from(on)).map(drop)
 }
 
-/// Gives up gaining privileges through exec, for good.
+/// Gives up gaining privileges through exec, for good and for all descendants.
 pub fn set_no_new_privileges() -> Result<()> {
     prctl("PR_SET_NO_NEW_PRIVS", libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
 }

@@ -10,9 +10,22 @@ use crate::pidfd::owned;
 use crate::process::{self, CStringArray, CloneRequest, Forked, Pid};
 use crate::signal;
 
-/// Starts `program` with exactly the descriptors of `places` (source, number in the program). Numbers that are not named
+/// A program to start.
+#[derive(Debug, Clone, Copy)]
+pub struct Program<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Its arguments, its own name first.
+    pub argv: &'a CStringArray,
+    /// Its environment.
+    pub env: &'a CStringArray,
+    /// Whether it and all that it starts give up gaining privileges by executing programs.
+    pub no_new_privileges: bool,
+}
+
+/// Starts a program with exactly the descriptors of `places` (source, number in the program). Numbers that are not named
 /// are closed. The caller must be single-threaded.
-pub fn spawn(program: &Path, argv: &CStringArray, env: &CStringArray, places: &[(BorrowedFd<'_>, u16)]) -> Result<Pid> {
+pub fn spawn(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)]) -> Result<Pid> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::new("pipe2", "", errno as i32))?;
     match process::clone(&CloneRequest::default())? {
         Forked::Child => {
@@ -20,7 +33,7 @@ pub fn spawn(program: &Path, argv: &CStringArray, env: &CStringArray, places: &[
             // The report's own number may be somebody's target. A successful exec closes it, so that the parent reads
             // four bytes or none.
             if let Ok(report) = park(write.as_fd(), above) {
-                let error = become_program(program, argv, env, places, above);
+                let error = become_program(program, places, above);
                 let _ = nix::unistd::write(&report, &error.errno().to_ne_bytes());
             }
             process::exit_now(127)
@@ -31,7 +44,7 @@ pub fn spawn(program: &Path, argv: &CStringArray, env: &CStringArray, places: &[
             match nix::unistd::read(&read, &mut errno) {
                 Ok(4) => {
                     let _ = process::wait(process::Target::Pid(pid), true);
-                    Err(Error::new("execve", format!("{program:?}"), i32::from_ne_bytes(errno)))
+                    Err(Error::new("execve", format!("{:?}", program.path), i32::from_ne_bytes(errno)))
                 }
                 _ => Ok(pid),
             }
@@ -39,13 +52,7 @@ pub fn spawn(program: &Path, argv: &CStringArray, env: &CStringArray, places: &[
     }
 }
 
-fn become_program(
-    program: &Path,
-    argv: &CStringArray,
-    env: &CStringArray,
-    places: &[(BorrowedFd<'_>, u16)],
-    above: i32,
-) -> Error {
+fn become_program(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)], above: i32) -> Error {
     let prepare = || -> Result<()> {
         // First out of the way of every target, then into place: a source may have the number of another's target.
         let parked = places.iter().map(|(source, _)| park(*source, above)).collect::<Result<Vec<_>>>()?;
@@ -56,10 +63,13 @@ fn become_program(
             check(returned, "dup2", || number.to_string())?;
         }
         process::close_on_exec_from(u32::try_from(above).unwrap_or(0))?;
+        if program.no_new_privileges {
+            process::set_no_new_privileges()?;
+        }
         signal::reset_all()
     };
     match prepare() {
-        Ok(()) => process::exec(program, argv, env),
+        Ok(()) => process::exec(program.path, program.argv, program.env),
         Err(error) => error,
     }
 }

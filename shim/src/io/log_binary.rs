@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use rung_sys::process::{CStringArray, Pid};
+use rung_sys::spawn::Program;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
@@ -69,7 +70,8 @@ impl Logger {
         let places =
             [(null, 0), (null, 1), (null, 2), (stdout.as_fd(), 3), (stderr.as_fd(), 4), (ready_there.as_fd(), 5)];
         let (argv, env) = (CStringArray::new(argv)?, CStringArray::new(env)?);
-        let pid = rung_sys::spawn::spawn(Path::new(&path), &argv, &env, &places).doing(|| format!("start {path}"))?;
+        let program = Program { path: Path::new(&path), argv: &argv, env: &env, no_new_privileges: false };
+        let pid = rung_sys::spawn::spawn(&program, &places).doing(|| format!("start {path}"))?;
         let ended = Arc::<AtomicBool>::default();
         let flag = ended.clone();
         owner.reaper.claim(pid.as_raw(), move |_| {
