@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     limits_through_the_users_systemd[Rootless, CgroupV2, Systemd],
     a_cgroup_of_others_is_refused[Rootless, CgroupV2],
     memory_limit_kills[Rootless, CgroupV2, Systemd],
+    cgroups_of_the_host_stay_read_only[Rootless, CgroupV2],
     podman_runs_as_an_ordinary_user[Rootless, CgroupV2, Systemd, Podman],
 ];
 
@@ -100,6 +101,7 @@ fn own_cgroup(env: &Env, id: &str) -> Result<bool> {
 }
 
 fn cgroup_of(pid: &Value) -> Result<PathBuf> {
+    let pid = pid.as_str().map_or_else(|| pid.to_string(), str::to_owned);
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let path = table.trim().strip_prefix("0::/").context("not in a cgroup v2")?;
     Ok(Path::new("/sys/fs/cgroup").join(path))
@@ -287,6 +289,21 @@ fn memory_limit_kills(env: &Env) -> Result<()> {
 }
 
 /// With podman's own choices for such a user: his service manager, his ranges of ids.
+/// CVE-2023-25809: the cgroups that the host gave to the user, seen without a cgroup namespace.
+fn cgroups_of_the_host_stay_read_only(env: &Env) -> Result<()> {
+    let own = cgroup_of(&json!("self"))?;
+    let canary = env.id("canary");
+    let attack = format!("mkdir $d/{canary} && echo made; echo 0 > $d/cgroup.procs && echo moved");
+    let script = format!("for d in {} /sys/fs/cgroup; do {attack}; done; echo tried", own.display());
+    let mut bundle = alone(env, "cgroups", &["sh", "-c", &script])?;
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cgroups")])?.ok()?;
+    ensure!(ran.text() == "tried", "{}", ran.stdout);
+    ensure!(!own.join(&canary).exists(), "a cgroup was made outside");
+    Ok(())
+}
+
 fn podman_runs_as_an_ordinary_user(env: &Env) -> Result<()> {
     let (root, runtime) = (env.root().display(), env.program("rung")?);
     let global = format!(

@@ -38,7 +38,8 @@ impl Hierarchy {
 }
 
 /// Whether this host has v2 alone.
-pub(super) fn is_unified() -> bool {
+#[must_use]
+pub fn is_unified() -> bool {
     cgroupfs::version_at(Path::new(ROOT)) == Some(Version::V2)
 }
 

@@ -41,6 +41,7 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
+pub use locate::is_unified;
 pub use oom::OomWatch;
 pub use processes::Frozen;
 pub use systemd::Unit;
@@ -115,7 +116,7 @@ impl Cgroup {
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
     #[must_use]
     pub fn from_paths(paths: &BTreeMap<String, PathBuf>) -> Self {
-        let unified = locate::is_unified();
+        let unified = is_unified();
         let mut places: Vec<Place> = Vec::new();
         for (name, path) in paths {
             let controllers = if name.is_empty() { Vec::new() } else { vec![name.clone()] };

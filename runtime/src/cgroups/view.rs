@@ -91,17 +91,28 @@ impl Cgroup {
             && self.places.iter().any(|place| handed_down(place).is_some_and(|list| !list.trim().is_empty()))
     }
 
-    /// The way into cgroups below this one, each given as `[controller,…:]path`.
+    /// The way into cgroups below this one: one path for all, or paths for controllers, `controller,…:path`.
     ///
     /// # Errors
-    /// When a path leads out of the container's cgroup, names an unknown controller, or does not exist.
+    /// When a path leads out of the container's cgroup or does not exist, or when it is not clear whose it is.
     pub fn sub_entry(mut self, wishes: &[String]) -> Result<Entry> {
+        let mut named = Vec::new();
         for wish in wishes {
-            let (controllers, path) = match wish.split_once(':') {
+            let refuse = |reason: String| Error::invalid(format!("invalid --cgroup argument: {wish}"), reason);
+            let (controllers, path): (Vec<&str>, _) = match wish.split_once(':') {
                 Some((controllers, path)) => (controllers.split(',').collect(), path),
+                None if wishes.len() > 1 => return Err(refuse("missing <controller>: prefix".to_owned())),
                 None => (Vec::new(), wish.as_str()),
             };
-            let refuse = |reason: String| Error::invalid(format!("--cgroup {wish}"), reason);
+            for controller in &controllers {
+                if controller.is_empty() {
+                    return Err(refuse("empty <controller> prefix".to_owned()));
+                }
+                if named.contains(controller) {
+                    return Err(refuse(format!("controller {controller} specified multiple times")));
+                }
+                named.push(controller);
+            }
             let inner = locate::clean(Path::new(path));
             if Path::new(path).components().any(|part| part == Component::ParentDir) {
                 return Err(refuse(format!("bad sub cgroup path: {path}")));

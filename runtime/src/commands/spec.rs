@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cgroups;
 use crate::cli::SpecArgs;
 use crate::error::{Doing as _, Error, Kind, Result};
 
@@ -12,6 +13,9 @@ pub(super) fn run(args: &SpecArgs) -> Result<()> {
     let directory = args.bundle.as_deref().unwrap_or(Path::new("."));
     let path = directory.join("config.json");
     let mut document = template()?;
+    if cgroups::is_unified() {
+        add_namespace(&mut document, "cgroup");
+    }
     if args.rootless {
         make_rootless(&mut document, nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     }
@@ -30,6 +34,12 @@ fn template() -> Result<Value> {
     serde_json::from_str(include_str!("spec_template.json")).map_err(|error| Error::invalid(error.to_string()))
 }
 
+fn add_namespace(document: &mut Value, kind: &str) {
+    if let Some(namespaces) = document["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({"type": kind}));
+    }
+}
+
 /// What an unprivileged user can have: an own user namespace, the host's network, no group for terminals, and the
 /// host's sysfs, because a new one needs an own network.
 fn make_rootless(document: &mut Value, uid: u32, gid: u32) {
@@ -38,8 +48,9 @@ fn make_rootless(document: &mut Value, uid: u32, gid: u32) {
     linux["gidMappings"] = json!([{"containerID": 0, "hostID": gid, "size": 1}]);
     if let Some(namespaces) = linux["namespaces"].as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "network");
-        namespaces.push(json!({"type": "user"}));
     }
+    add_namespace(document, "user");
+    let linux = &mut document["linux"];
     if let Some(linux) = linux.as_object_mut() {
         linux.remove("resources");
     }

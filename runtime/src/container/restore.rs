@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use rung_sys::mount::{self, Change, Propagation};
+use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::namespace::{self, Namespace};
 use rung_sys::process::Pid;
 use serde_json::json;
@@ -102,11 +102,13 @@ impl Restore<'_> {
         let message = self.place(message.text(13, &root.to_string_lossy()), session.pid())?;
         let request = Message::default().message(2, &message);
         let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
-        session.ask(Verb::Restore, &request, patience, |notification| self.notified(notification)).inspect_err(|_| {
-            directories.quote_errors();
-            // What criu had made it takes back, unless it is gone itself.
-            self.kill();
-        })?;
+        session.ask(Verb::Restore, &request, patience, |notification| self.notified(notification)).inspect_err(
+            |_| {
+                directories.quote_errors();
+                // What criu had made it takes back, unless it is gone itself.
+                self.kill();
+            },
+        )?;
         session.finish()?;
         if !self.verified {
             // An older criu may not have asked.
@@ -227,10 +229,27 @@ impl Restore<'_> {
     /// criu is, for that would let it go.
     fn verify(&mut self) -> Result<()> {
         let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
-        let all = verify::family(pid).doing(|| "look for the restored processes");
+        let protected = self.protect_root(pid).doing(|| "make the root read-only");
+        let all = protected.and_then(|()| verify::family(pid).doing(|| "look for the restored processes"));
         let checked = all.and_then(|all| verify::check(&self.plan, &self.bundle.spec, pid, &all));
         self.verified = checked.is_ok();
         checked.inspect_err(|_| self.kill())
+    }
+
+    /// criu leaves the root as it was given, and has to write there.
+    fn protect_root(&self, pid: Pid) -> Result<()> {
+        if !self.plan.root.read_only || !self.plan.namespaces.makes(Namespace::Mount) {
+            return Ok(());
+        }
+        let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty())?;
+        let home = Away::from_here()?;
+        namespace::enter(namespace.as_fd(), Namespace::Mount.flag())?;
+        let change = Change { set: attribute::RDONLY, ..Change::default() };
+        let changed = mount::set_attributes(root.as_fd(), false, &change);
+        home.end()?;
+        Ok(changed?)
     }
 
     /// Each one: what is in a process namespace ends with its first process, but not at once.
@@ -273,18 +292,23 @@ impl Restore<'_> {
     }
 }
 
-/// This program, in a mount namespace that nobody else sees.
+/// This program, in another mount namespace than its own.
 struct Away {
     namespace: File,
     directory: OwnedFd,
 }
 
 impl Away {
-    fn begin() -> Result<Self> {
+    /// Notes where to return to.
+    fn from_here() -> Result<Self> {
         let namespace = File::open("/proc/self/ns/mnt").doing(|| "open /proc/self/ns/mnt")?;
         let directory = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { namespace, directory })
+    }
+
+    fn begin() -> Result<Self> {
+        let away = Self::from_here()?;
         namespace::leave(Namespace::Mount.flag()).doing(|| "make a mount namespace for criu")?;
-        let away = Self { namespace, directory };
         let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         let change = Change { propagation: Some(Propagation::Slave), ..Change::default() };
         match mount::set_attributes(root.as_fd(), true, &change).doing(|| "cut the mount tree off from the host's") {

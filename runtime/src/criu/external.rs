@@ -33,7 +33,8 @@ pub struct External {
 pub fn all(plan: &InitPlan, views: &[View], readiness: &Path) -> Vec<External> {
     let mut list = Vec::new();
     let mut add = |destination: &Path, source: &Path| {
-        list.push(External { destination: destination.to_owned(), source: source.to_owned() });
+        // criu splits the path, and stumbles over a dot at its end.
+        list.push(External { destination: destination.to_owned(), source: source.components().collect() });
     };
     for step in &plan.mounts {
         match &step.kind {

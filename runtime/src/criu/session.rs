@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rung_sys::poll::{self, Interest};
-use rung_sys::{fd_pass, pidfd, signal};
 use rung_sys::process::{CStringArray, Pid, Target};
 use rung_sys::spawn::{self, Program};
+use rung_sys::{fd_pass, pidfd, signal};
 
 use super::wire::{Message, Value, fields};
 use crate::error::{Doing as _, Error, Kind, Result};
