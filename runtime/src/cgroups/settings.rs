@@ -79,7 +79,10 @@ pub(super) fn unified(resources: &LinuxResources) -> Result<Vec<Setting>> {
     let mut own: Vec<_> = resources.unified().iter().flatten().collect();
     own.sort();
     for (file, value) in own {
-        list.push(unified_entry(file, value)?);
+        // A file of limits for devices takes one of them a write.
+        for line in value.trim_end_matches('\n').split('\n') {
+            list.push(unified_entry(file, line)?);
+        }
     }
     Ok(list)
 }

@@ -9,9 +9,6 @@ use super::error::{Error, Result};
 use super::locate::Hierarchy;
 use super::settings::Setting;
 
-/// Those a container gets where the host has them: for its limits, and because statistics come from them.
-const WANTED: [&str; 6] = ["cpu", "memory", "pids", "io", "cpuset", "hugetlb"];
-
 impl Hierarchy {
     /// Whether this is the v2 hierarchy and `setting` is in the form for it.
     pub(super) fn is_v2_of(&self, setting: &Setting) -> bool {
@@ -19,7 +16,7 @@ impl Hierarchy {
     }
 }
 
-/// Enables the controllers of a container in every cgroup between the mount point and its own. When the cgroup above
+/// Enables all controllers that the host has in every cgroup between the mount point and its own. When the cgroup above
 /// has them already, which is so for every container but the first of its parent, that is one read.
 pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, settings: &[Setting]) -> Result<()> {
     let here = dir.read("cgroup.controllers")?;
@@ -27,10 +24,7 @@ pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, setting
     let needed: Vec<&str> = settings.iter().filter(|s| !s.legacy).map(|s| &*s.controller).collect();
     let root = CgroupDir::open(&hierarchy.mount)?;
     let offered = root.read("cgroup.controllers")?;
-    let missing: Vec<&str> = offered
-        .split_ascii_whitespace()
-        .filter(|name| (WANTED.contains(name) || needed.contains(name)) && !has(&here, name))
-        .collect();
+    let missing: Vec<&str> = offered.split_ascii_whitespace().filter(|name| !has(&here, name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
