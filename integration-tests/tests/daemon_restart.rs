@@ -252,7 +252,7 @@ fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     let names: Vec<String> = (0..wait::amount(6, 50)).map(|number| format!("c{number}")).collect();
     for name in &names {
-        daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "1000"])?.ok()?;
+        daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "100000"])?.ok()?;
     }
     let stopped: Vec<Pid> = shim_pids(env).into_iter().take(wait::amount(2, 10)).collect();
     for pid in &stopped {
@@ -333,7 +333,7 @@ fn many_containers_live_through_many_restarts(env: &Env) -> Result<()> {
     let mut daemon = env.daemon()?;
     let count = wait::amount(8, 200);
     for number in 0..count {
-        daemon.gantry(&["run", "-d", "--name", &format!("c{number}"), &image, "sleep", "1000"])?.ok()?;
+        daemon.gantry(&["run", "-d", "--name", &format!("c{number}"), &image, "sleep", "100000"])?.ok()?;
     }
     let pids = |daemon: &integration_tests::Daemon<'_>| -> Result<Vec<String>> {
         let format = ["inspect", "--format", "{{.State.Pid}}"];

@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
     let snapshots: Shared<dyn Snapshotter> = Shared::new(local);
     let all = BTreeMap::from([("overlayfs".to_owned(), snapshots.clone())]);
     let snapshotters = Snapshotters::new(all, "overlayfs").expect("snapshotters");
-    let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
+    let mounts = Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     Fixture {
         images: ImageRecords::new(db.clone(), events.clone()),
         leases: Leases::new(db.clone(), snapshotters.clone()),
