@@ -69,6 +69,7 @@ integration=$(scripts/test-program.sh)
 
 failed=0
 step "unit tests, lints and integration tests on this machine" here || failed=1
+step "integration tests on this machine as an ordinary user" scripts/test-user.sh "$work/user" || failed=1
 if [[ $machines != no ]]; then
     step "integration tests in virtual machines" scripts/test-vm.sh "$work/vm" || failed=1
 fi
@@ -80,6 +81,7 @@ if ! cargo deny --version >/dev/null 2>&1; then
     echo "cargo-deny is not installed: advisories were not checked"
 fi
 results=("$work/host")
+[[ ! -f $work/user ]] || results+=("$work/user")
 [[ ! -f $work/vm ]] || results+=("$work/vm")
 [[ $machines != no ]] || echo "the virtual machines were NOT RUN: GANTRY_TEST_VM=yes or make test-vm runs them"
 # What needs another machine is skipped everywhere where there is none; a failed test has failed above already.

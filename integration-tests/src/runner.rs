@@ -30,6 +30,8 @@ const TOKEN: &str = "GANTRY_TEST_TOKEN";
 
 /// How long one test may take.
 const DEADLINE_SECONDS: u64 = 120;
+/// And how long on a machine that is slow: short enough that its other tests still run before the machine is ended.
+const LONGEST: Duration = Duration::from_secs(300);
 /// How long one may take that tries all it can.
 const FULL_SECONDS: u64 = 4 * 3600;
 
@@ -225,8 +227,11 @@ impl Run {
             command.stdout(said.try_clone()?).stderr(said.try_clone()?);
         }
         let mut child = command.spawn().context("start the test's process")?;
-        let deadline = if wait::is_full() { FULL_SECONDS } else { DEADLINE_SECONDS };
-        let ended = self.finish(&mut child, wait::seconds(deadline));
+        let limit = match wait::is_full() {
+            true => Duration::from_secs(FULL_SECONDS),
+            false => wait::seconds(DEADLINE_SECONDS).min(LONGEST),
+        };
+        let ended = self.finish(&mut child, limit);
         let left = leaks::settle_and_clear(token);
         let text = read_all(said)?;
         if let Err(reason) = ended {

@@ -6,7 +6,7 @@ use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait}
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_pod_outlives_the_daemon_and_leaves_nothing [Root, Overlay],
+    a_pod_outlives_the_daemon_and_leaves_nothing [Root, Overlay, EveryHost],
     names_belong_to_pods_and_repeats_find_them [Root, Overlay],
     what_is_wrong_is_named [Root, Overlay],
 ];

@@ -9,7 +9,7 @@ use integration_tests::pods::Pods;
 use integration_tests::{Env, Result, Stack, Test, http, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    counters_of_a_container_grow [Root, Overlay],
+    counters_of_a_container_grow [Root, Overlay, EveryHost],
     metrics_have_the_labels_of_their_descriptions [Root, Overlay],
     events_come_in_order [Root, Overlay],
     calls_are_counted_and_traced [Root],

@@ -11,7 +11,7 @@ use integration_tests::tar::{Kind, Meta, Tar};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    layers_run_as_erofs_images [Root, Overlay],
+    layers_run_as_erofs_images [Root, Overlay, EveryHost],
     containers_run_on_copies [Root],
     another_program_keeps_the_snapshots [Root, Containerd],
     plugins_say_what_they_can_do [Root, Containerd],
