@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_user_namespace_keeps_locked_attributes[Root, Userns],
     hooks_in_the_container_start_in_its_root[Root],
     without_a_mount_namespace_nothing_stays_mounted[Root],
+    a_shared_root_gives_its_mounts_and_takes_none[Root],
 ];
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
@@ -152,5 +153,28 @@ fn without_a_mount_namespace_nothing_stays_mounted(env: &Env) -> Result<()> {
     bundle.set("/process/args/0", "no-such-program");
     env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("host")])?.fails()?;
     ensure!(!mounts()?, "the mounts of a container that never ran are left");
+    Ok(())
+}
+
+/// In a mount namespace of the test's own, whose mounts are shared, as the host's are under systemd.
+fn a_shared_root_gives_its_mounts_and_takes_none(env: &Env) -> Result<()> {
+    let source = env.dir("source")?;
+    let mut bundle = Bundle::new(env, "shared", &["sh", "-c", "mkdir /mnt/new && mount -o bind /bin /mnt/new"])?;
+    fs::create_dir(bundle.rootfs().join("mnt"))?;
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.push(&format!("/process/capabilities/{set}"), "CAP_SYS_ADMIN");
+    }
+    bundle.set("/linux/rootfsPropagation", "rshared");
+    bundle.push("/mounts", bind(&source, "/mnt", &["rbind", "rshared"]));
+    let script = "mount --make-rshared /; mount --bind $0 $0; mount --make-shared $0; \"$@\"; ls $0/new; \
+        grep -c ' /proc ' /proc/self/mountinfo";
+    let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id("shared")])?;
+    let mut command = std::process::Command::new("unshare");
+    env.prepare(&mut command);
+    command.args(["--mount", "sh", "-ec", script]).arg(&source).arg(rung.get_program()).args(rung.get_args());
+    let ran = output::run(command)?.ok()?;
+    let lines: Vec<&str> = ran.text().lines().collect();
+    ensure!(lines.contains(&"busybox"), "what the container mounted is not seen outside: {lines:?}");
+    ensure!(lines.last() == Some(&"1"), "the host's mounts went with the container's old root: {lines:?}");
     Ok(())
 }

@@ -21,12 +21,15 @@ pub(super) fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
     if plan.root.no_pivot {
         move_root(plan)?;
     } else {
+        let old = super::binds::current_root()?;
         mount::pivot_root_here().doing(|| "pivot to the root")?;
-        // The old root is on top of the new one now. It must not take the host's mounts with it when it goes.
+        // The old root is on top of the new one now. It must not take the host's mounts with it when it goes. By its
+        // descriptor: `.` is still the new root for all calls but the one that unmounts.
         if plan.root.propagation.is_some_and(|(kind, _)| kind == Propagation::Shared) {
-            mount::mount(None, Path::new("."), None, libc::MS_SLAVE | libc::MS_REC, None)
-                .doing(|| "cut the old root off from the host's")?;
+            let change = Change { propagation: Some(Propagation::Slave), ..Change::default() };
+            mount::set_attributes(old.as_fd(), true, &change).doing(|| "cut the old root off from the host's")?;
         }
+        drop(old);
         mount::detach(Path::new(".")).doing(|| "detach the old root")?;
     }
     chdir("/").doing(|| "change to /")?;
