@@ -14,6 +14,11 @@
 /// Largest payload of an attach frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
+/// Bytes of a line's text that are one record of a log, unless told otherwise: what docker and the kubelet expect.
+pub const MAX_LINE: usize = 16 << 10;
+/// The least that can be asked for.
+pub const MIN_LINE: usize = 64;
+
 /// What a frame of the attach socket carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -66,6 +71,8 @@ pub struct LogUri {
     pub format: LogFormat,
     /// Absolute path of the attach socket; empty: none.
     pub attach: String,
+    /// Bytes of a line's text after which it is cut into pieces.
+    pub max_line: usize,
     /// Bytes after which the file is rotated; 0: never.
     pub max_size: u64,
     /// Files kept, the current one included.
@@ -85,6 +92,7 @@ impl LogUri {
             path: path.into(),
             format: LogFormat::Json,
             attach: String::new(),
+            max_line: MAX_LINE,
             max_size: 0,
             max_files: 1,
             compress: false,
@@ -115,6 +123,10 @@ impl LogUri {
                     };
                 }
                 "attach" => uri.attach = decode(value)?,
+                "max-line" => match value.parse() {
+                    Ok(length) if length >= MIN_LINE => uri.max_line = length,
+                    _ => return Err(format!("log parameter max-line: {value:?} is not a number from {MIN_LINE} on")),
+                },
                 "max-size" => uri.max_size = value.parse().map_err(|_| number("max-size"))?,
                 "max-files" => uri.max_files = value.parse().map_err(|_| number("max-files"))?,
                 "compress" => {
@@ -149,6 +161,9 @@ impl std::fmt::Display for LogUri {
             write!(f, "&attach={}", encode(&self.attach))?;
         }
         write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)?;
+        if self.max_line != MAX_LINE {
+            write!(f, "&max-line={}", self.max_line)?;
+        }
         if self.compress {
             f.write_str("&compress=yes")?;
         }
@@ -190,6 +205,7 @@ mod tests {
             path: "/var/lib/a?b&c%d/log.json".into(),
             format: LogFormat::Cri,
             attach: "/run/x y.sock".into(),
+            max_line: 4096,
             max_size: 20 << 20,
             max_files: 5,
             compress: true,

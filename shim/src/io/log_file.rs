@@ -1,22 +1,19 @@
 //! The log file of a process: lines in docker's or in Kubernetes' format.
 //!
-//! A line longer than [`MAX_LINE`] is cut into pieces that readers can join again: in JSON a piece's text has no final
-//! newline, in CRI it carries `P`.
+//! A line longer than the most that a record may have is cut into pieces that readers can join again: in JSON a piece's text has no final
+//! newline, in CRI it carries `P`. So does the rest of a line in CRI that its process never finished.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri};
+use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri, MAX_LINE};
 
 use crate::io::output::Stream;
 use crate::io::rotate::Rotation;
 use crate::reaper::Reaper;
 use crate::{Doing, Result};
-
-/// Longest piece of a line, in bytes: what docker and the kubelet expect.
-const MAX_LINE: usize = 16 << 10;
 
 /// An open log.
 #[derive(Debug)]
@@ -54,15 +51,15 @@ impl LogFile {
                 Stream::Stderr => &mut self.stderr,
             };
             let whole = piece.ends_with(b"\n");
-            if unfinished.is_empty() && whole && piece.len() <= MAX_LINE {
+            if unfinished.is_empty() && whole && piece.len() <= self.uri.max_line {
                 record(&mut self.pending, self.uri.format, stream, &time, piece, false);
                 continue;
             }
             unfinished.extend_from_slice(piece);
             let mut line = std::mem::take(unfinished);
             let mut rest = line.as_slice();
-            while rest.len() > MAX_LINE {
-                let (head, tail) = rest.split_at(boundary(rest));
+            while rest.len() > self.uri.max_line {
+                let (head, tail) = rest.split_at(boundary(rest, self.uri.max_line, self.uri.format));
                 record(&mut self.pending, self.uri.format, stream, &time, head, true);
                 rest = tail;
             }
@@ -88,7 +85,8 @@ impl LogFile {
                 Stream::Stderr => &mut self.stderr,
             });
             if !line.is_empty() {
-                record(&mut self.pending, self.uri.format, stream, &time, &line, false);
+                let partial = self.uri.format == LogFormat::Cri;
+                record(&mut self.pending, self.uri.format, stream, &time, &line, partial);
             }
         }
         self.flush();
@@ -203,10 +201,13 @@ fn open(path: &str) -> Result<(File, u64)> {
     Ok((file, meta.len()))
 }
 
-/// The largest cut that splits no character; bytes that are no text are cut anywhere.
-fn boundary(line: &[u8]) -> usize {
+/// The largest cut that splits no character, nor a line's end in CRI; bytes that are no text are cut anywhere.
+fn boundary(line: &[u8], most: usize, format: LogFormat) -> usize {
+    if format == LogFormat::Cri && line.get(most - 1) == Some(&b'\r') {
+        return most - 1;
+    }
     let starts = |at: usize| line.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
-    (MAX_LINE - 3..=MAX_LINE).rev().find(|at| starts(*at)).unwrap_or(MAX_LINE)
+    (most - 3..=most).rev().find(|at| starts(*at)).unwrap_or(most)
 }
 
 /// One record. `partial` says that the line goes on in the next record of its stream.
@@ -221,7 +222,8 @@ fn record(out: &mut Vec<u8>, format: LogFormat, stream: Stream, time: &str, line
         LogFormat::Cri => {
             let tag = if partial { 'P' } else { 'F' };
             let _ = write!(out, "{time} {} {tag} ", stream.name());
-            out.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+            let text = line.strip_suffix(b"\n").map(|text| text.strip_suffix(b"\r").unwrap_or(text));
+            out.extend_from_slice(text.unwrap_or(line));
             out.push(b'\n');
         }
     }
@@ -290,6 +292,20 @@ mod tests {
         assert_eq!(fields(&lines[2])[1..], ["stderr", "F", "xxxxx"]);
         let time: jiff::Timestamp = fields(&lines[0])[0].parse().expect("RFC 3339");
         assert!(time.as_second() > 1_700_000_000);
+    }
+
+    #[test]
+    fn cri_lines_end_where_their_process_ended_them() {
+        let (dir, mut log) = log(LogFormat::Cri);
+        assert!(log.push(Stream::Stdout, b"dos\r\na\rb\n\r\n"));
+        let long = [&[b'x'; MAX_LINE - 1][..], b"\r\nlast\r"].concat();
+        assert!(log.push(Stream::Stdout, &long));
+        log.end_lines();
+        let tags = |line: &String| line.splitn(4, ' ').skip(2).map(str::to_owned).collect::<Vec<_>>();
+        let text = std::fs::read_to_string(dir.path().join("sub/log")).expect("read");
+        let lines: Vec<_> = text.split_terminator('\n').map(|line| tags(&line.to_owned())).collect();
+        let long = "x".repeat(MAX_LINE - 1);
+        assert_eq!(lines, [["F", "dos"], ["F", "a\rb"], ["F", ""], ["P", &long], ["F", ""], ["P", "last\r"]]);
     }
 
     #[test]
