@@ -93,7 +93,7 @@ fn names_belong_to_pods_and_repeats_find_them(env: &Env) -> Result<()> {
     other.hostname = "other".to_owned();
     let request = v1::RunPodSandboxRequest { config: Some(other), runtime_handler: String::new() };
     let refused = pods.runtime.block_on(pods.pods.run_pod_sandbox(request)).expect_err("name is taken");
-    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     pods.remove(&pod)?;
     assert_ne!(pods.run(&config)?, pod, "the name is free again");
     Ok(())

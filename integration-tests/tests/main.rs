@@ -9,6 +9,7 @@ mod cli_archives;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
+mod cri_containers;
 mod cri_images;
 mod cri_pods;
 mod cri_stats;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        cri_containers::TESTS,
         cri_images::TESTS,
         cri_pods::TESTS,
         cri_stats::TESTS,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use gantry_proto::stdio::MIN_LINE;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -85,6 +86,9 @@ pub struct Cni {
     pub ip_preference: IpPreference,
     /// Template of a configuration, written when the kubelet says which addresses the node has; empty: none.
     pub conf_template: PathBuf,
+    /// At start, plugins are told which of their networks' attachments are ours, so that they free all others: only for
+    /// networks that no other program uses.
+    pub collect: bool,
     /// Seconds a plugin may take.
     pub timeout: u64,
 }
@@ -159,6 +163,7 @@ impl Default for Cni {
             serially: false,
             ip_preference: IpPreference::Ipv4,
             conf_template: PathBuf::new(),
+            collect: false,
             timeout: 60,
         }
     }
@@ -177,6 +182,9 @@ impl Cri {
     pub(super) fn check(&self) -> Result<()> {
         if self.selinux {
             return Err(Error::invalid("cri.selinux: labels of pods are not built yet; leave it false"));
+        }
+        if self.max_log_line < MIN_LINE {
+            return Err(Error::invalid(format!("cri.max_log_line: must be at least {MIN_LINE}")));
         }
         if !self.runtimes.contains_key(&self.default_runtime) {
             let name = &self.default_runtime;

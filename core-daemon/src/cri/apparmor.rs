@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::Cri;
-use super::spec::{DEFAULT_APPARMOR, apparmor_is_loaded};
+use super::spec::{APPARMOR_PARSER, DEFAULT_APPARMOR, apparmor_is_loaded};
 use crate::error::{Doing as _, Error, Kind, Result};
 
 /// How long compiling and loading may take.
@@ -48,13 +48,13 @@ profile gantry-default flags=(attach_disconnected,mediate_deleted) {
 ";
 
 impl Cri {
-    /// Sees to it that the kernel has the default profile, where it has AppArmor.
+    /// Sees to it that the kernel has the default profile.
     pub(super) async fn load_apparmor(&self) -> Result<()> {
-        if !rung_sys::lsm::apparmor_enabled() || apparmor_is_loaded(DEFAULT_APPARMOR)? {
+        if apparmor_is_loaded(DEFAULT_APPARMOR)? {
             return Ok(());
         }
         let load = async {
-            let mut command = Command::new("apparmor_parser");
+            let mut command = Command::new(APPARMOR_PARSER);
             command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
             let mut child = command.spawn()?;
             if let Some(mut stdin) = child.stdin.take() {

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tonic::Status;
 
 use super::Cri;
+use super::container::status_of;
 use super::runtime::Answers;
 use super::sandbox::status::sandbox_status;
 use super::store::now;
@@ -45,20 +46,18 @@ impl Cri {
         Ok(Box::pin(futures_util::StreamExt::take_until(events, ends)))
     }
 
-    /// Tells whoever subscribed what happened to a container, or to a sandbox, which counts as one.
-    pub(super) fn announce(&self, id: &str, kind: v1::ContainerEventType) {
+    /// Tells whoever subscribed what happened to a container of the sandbox `pod`, or to the sandbox itself, which counts
+    /// as one.
+    pub(super) fn announce(&self, id: &str, pod: &str, kind: v1::ContainerEventType) {
         let sender = &self.subscribers().sender;
         // Statuses are worth their making only where somebody reads them.
         if sender.receiver_count() == 0 {
             return;
         }
-        let sandbox = match self.store().container(id) {
-            Ok(container) => container.record().sandbox_id.clone(),
-            Err(_) => id.to_owned(),
-        };
-        let pod_sandbox_status = self.store().sandbox(&sandbox).ok().map(|sandbox| sandbox_status(&sandbox));
-        let containers = self.store().containers_of(&sandbox);
-        let containers_statuses = containers.iter().map(|container| self.status_of(container)).collect();
+        let pod_sandbox_status = self.store().sandbox(pod).ok().map(|sandbox| sandbox_status(&sandbox));
+        let containers = self.store().containers_of(pod);
+        let names = self.image_names();
+        let containers_statuses = containers.iter().map(|container| status_of(container, &names)).collect();
         let event = v1::ContainerEventResponse {
             container_id: id.to_owned(),
             container_event_type: kind.into(),

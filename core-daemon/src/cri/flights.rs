@@ -77,7 +77,7 @@ impl Flights {
     /// Does the work under `name`, or joins it where it is done already for the same question, and returns its answer.
     ///
     /// # Errors
-    /// `AlreadyExists` where another question is being answered under the name, saying how far that is; else what the
+    /// `FailedPrecondition` where another question is being answered under the name, saying how far that is; else what the
     /// work fails with.
     pub(super) async fn join<F>(&self, name: &str, asked: &[u8], work: impl FnOnce(Stage) -> F) -> Result<String>
     where
@@ -96,9 +96,7 @@ impl Flights {
             }
             if *flight.asked != *asked {
                 let described = flight.stage.describe();
-                return Err(Error::already_exists(format!(
-                    "name {name}: is being made by another request, {described}"
-                )));
+                return Err(Error::precondition(format!("name {name}: is being made by another request, {described}")));
             }
             break (flight, interest);
         };
@@ -194,7 +192,7 @@ mod tests {
         let other = async {
             tokio::task::yield_now().await;
             let refused = flights.join("a", b"y", |_| async { Ok(String::new()) }).await.expect_err("other question");
-            assert_eq!(refused.kind(), Kind::AlreadyExists);
+            assert_eq!(refused.kind(), Kind::FailedPrecondition);
             let joined = flights.join("a", b"x", |_| async { Ok("twice".to_owned()) });
             let (joined, ()) = tokio::join!(joined, async { gate.cancel() });
             joined

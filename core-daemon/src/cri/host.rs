@@ -1,6 +1,6 @@
 //! The machine: what it has to give, how its file systems are mounted, and paths on it that may not answer.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use nix::libc;
 use oci_spec::runtime::Capabilities;
+use rung_sys::idmap::{self, Range};
+use rung_sys::mount::{self, Change, attribute};
 use tokio::process::Command;
 
 use crate::blocking::blocking;
@@ -54,10 +56,15 @@ pub(super) struct Host {
     bounding: Option<u64>,
     /// Lowest score that its children may have among those the kernel ends for want of memory.
     lowest_oom_score: i32,
+    /// The kernel can make a mount read-only with everything that is mounted below it.
+    recursive_read_only: bool,
+    /// Ids of files where the daemon keeps its own can be translated by a mount.
+    maps_ids: bool,
 }
 
 impl Host {
-    pub(super) fn look() -> Self {
+    /// Looks at the machine; `dirs` is where the daemon has its files.
+    pub(super) fn look(dirs: &[&Path]) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
         let mask = |text: Option<&str>| text.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
@@ -68,7 +75,19 @@ impl Host {
             true => -1000,
             false => own.unwrap_or(0) + 1,
         };
-        Self { bounding: mask(bounding), lowest_oom_score }
+        let maps_ids = dirs.iter().all(|dir| maps_ids(dir).is_ok());
+        let recursive_read_only = makes_all_read_only().is_ok();
+        Self { bounding: mask(bounding), lowest_oom_score, recursive_read_only, maps_ids }
+    }
+
+    /// Whether mounts can be read-only with everything below them.
+    pub(super) fn recursive_read_only(&self) -> bool {
+        self.recursive_read_only
+    }
+
+    /// Whether pods can have users of their own.
+    pub(super) fn maps_ids(&self) -> bool {
+        self.maps_ids
     }
 
     /// The score nearest to `wanted` that this daemon can give.
@@ -81,6 +100,19 @@ impl Host {
         let all = rung_spec::defaults::capabilities::ALL.iter().copied().zip(0_u32..);
         all.filter(|(_, number)| self.bounding.is_none_or(|bits| bits >> number & 1 == 1)).map(|(one, _)| one).collect()
     }
+}
+
+fn maps_ids(dir: &Path) -> rung_sys::Result<()> {
+    let range = [Range { inside: 0, outside: 1, count: 1 }];
+    let ids = idmap::empty_namespace(&range, &range)?;
+    let tree = mount::open_tree_at_path(dir, false)?;
+    let change = Change { set: attribute::IDMAP, user_namespace: Some(ids.as_fd()), ..Change::default() };
+    mount::set_attributes(tree.as_fd(), false, &change)
+}
+
+fn makes_all_read_only() -> rung_sys::Result<()> {
+    let tree = mount::open_tree_at_path(Path::new("/"), false)?;
+    mount::set_attributes(tree.as_fd(), true, &Change { set: attribute::RDONLY, ..Change::default() })
 }
 
 /// Where file systems are mounted, as the daemon sees it.

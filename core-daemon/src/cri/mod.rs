@@ -105,13 +105,14 @@ impl Cri {
         if cni.cache_dir.as_os_str().is_empty() {
             cni.cache_dir = parts.config.root.join("cni");
         }
+        let host = host::Host::look(&[&parts.config.root, &parts.config.state]);
         let shared = Shared {
             parts,
             context: Context::new(namespace),
             store,
             flights: Flights::default(),
             cni: Cni::new(cni),
-            host: host::Host::look(),
+            host,
             images: image::Known::default(),
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use gantry_proto::containerd::v1::types::Status;
 use tokio::sync::mpsc;
 
 use super::container::{OURS, lost, read_started, unseen};
 use super::store::{Run, boot_id, now};
-use super::{Container, Cri};
+use super::{Container, Cri, Sandbox};
 use crate::blocking::blocking;
 use crate::error::{Doing as _, Result};
-use crate::tasks::Restored;
+use crate::tasks::{Restored, Task};
 
 /// Containers that are settled at the same time.
 const AT_ONCE: usize = 32;
@@ -27,14 +28,14 @@ impl Cri {
     pub async fn restore(&self, mut found: mpsc::UnboundedReceiver<Restored>) -> Result<()> {
         let cri = self.clone();
         blocking(move || cri.store().load()).await?;
-        for sandbox in self.store().sandboxes() {
-            if sandbox.record().has_shim {
-                let cri = self.clone();
-                let found = tokio::spawn(async move { cri.find_pod(&sandbox).await });
-                // What does not answer is looked for in the background.
-                let _ = tokio::time::timeout(PATIENCE, found).await;
-            }
-        }
+        let held = self.store().sandboxes().into_iter().filter(|sandbox| sandbox.record().has_shim);
+        let find = |sandbox: std::sync::Arc<Sandbox>| async move {
+            let cri = self.clone();
+            let found = tokio::spawn(async move { cri.find_pod(&sandbox).await });
+            // What does not answer is looked for in the background.
+            let _ = tokio::time::timeout(PATIENCE, found).await;
+        };
+        stream::iter(held).for_each_concurrent(AT_ONCE, find).await;
         let mut reported = BTreeMap::new();
         while let Ok(restored) = found.try_recv() {
             reported.insert(restored.id().to_string(), restored);
@@ -70,15 +71,18 @@ impl Cri {
     async fn take_over(&self, container: &std::sync::Arc<Container>, restored: Option<Restored>) {
         let record = container.record();
         match restored {
-            Some(Restored::Alive(task)) if record.end.is_none() => match read_started(&task) {
-                Some(started_at) => self.supervise(container, task, started_at),
+            Some(Restored::Alive(task)) if record.end.is_none() => match started(&task).await {
+                Some(started_at) => {
+                    container.set_run(Run::Going { task: task.clone(), started_at });
+                    self.supervise(container, task, started_at);
+                }
                 // It was being started when the daemon went, and nobody was told that it had.
                 None => self.parts().tasks.discard(&task).await,
             },
             // Its end is written down; only the task was left.
             Some(Restored::Alive(task)) => self.parts().tasks.discard(&task).await,
             Some(Restored::Dead { exit, .. }) if record.end.is_none() => {
-                let end = lost(record.created_at, exit);
+                let end = lost(if record.started_at > 0 { record.started_at } else { record.created_at }, exit);
                 self.settle(container, None, end).await;
             }
             Some(Restored::Dead { .. }) => {}
@@ -90,8 +94,8 @@ impl Cri {
             None => {
                 // The namespaces of another run of the machine are gone, and what was in them.
                 let pod = self.store().sandbox(&record.sandbox_id);
-                if pod.is_ok_and(|pod| pod.record().boot_id != boot_id()) {
-                    self.settle(container, None, unseen(0, now())).await;
+                if record.started_at > 0 || pod.is_ok_and(|pod| pod.record().boot_id != boot_id()) {
+                    self.settle(container, None, unseen(record.started_at, now())).await;
                 }
             }
         }
@@ -131,6 +135,16 @@ impl Cri {
             }
         }
         Ok(())
+    }
+}
+
+/// When the process of a task was started, if it was: the note of that is made before.
+async fn started(task: &Task) -> Option<i64> {
+    let noted = read_started(task)?;
+    match task.state(None).await {
+        Ok(state) if state.status == Status::Created => None,
+        // A shim that does not say is asked again by whoever waits for the end.
+        _ => Some(noted),
     }
 }
 

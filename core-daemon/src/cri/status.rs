@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::Cri;
 use crate::blocking::blocking;
-use crate::config::CgroupDriver;
+use crate::config::{CgroupDriver, RuntimeHandler};
 use crate::error::{Doing as _, Error, Result};
+use crate::snapshots::REMAP_IDS;
 
 /// The version of this interface that is spoken.
 const API: &str = "v1";
@@ -54,16 +55,23 @@ impl Cri {
         let config = self.config();
         let default = config.runtimes.get(&config.default_runtime).map(|handler| (String::new(), handler));
         let all = config.runtimes.iter().map(|(name, handler)| (name.clone(), handler));
-        let ours = |runtime: &str| runtime.is_empty() || runtime == "io.containerd.rung.v2";
         default
             .into_iter()
             .chain(all)
-            .map(|(name, handler)| {
-                let known = ours(&handler.runtime) && handler.binary.is_empty();
-                let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: known, user_namespaces: false };
-                v1::RuntimeHandler { name, features: Some(features) }
-            })
+            .map(|(name, handler)| v1::RuntimeHandler { name, features: Some(self.features(handler)) })
             .collect()
+    }
+
+    /// What pods of a handler can have: what the machine can do, where the runtime is the one we know.
+    pub(super) fn features(&self, handler: &RuntimeHandler) -> v1::RuntimeHandlerFeatures {
+        let known = handler.binary.is_empty() && matches!(handler.runtime.as_str(), "" | "io.containerd.rung.v2");
+        let host = &self.shared.host;
+        let layers =
+            || self.parts().snapshotters.get("").is_ok_and(|it| it.capabilities().iter().any(|it| it == REMAP_IDS));
+        v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: known && host.recursive_read_only(),
+            user_namespaces: known && host.maps_ids() && layers(),
+        }
     }
 
     async fn runtime_info(&self, network: &Result<()>) -> Result<BTreeMap<String, String>> {

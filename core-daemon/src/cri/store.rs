@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,6 +43,8 @@ pub struct Store {
 pub struct Sandbox {
     id: ContainerId,
     record: Mutex<Arc<SandboxRecord>>,
+    /// Held while the record changes on disk; whoever reads meanwhile finds the one before.
+    editing: Mutex<()>,
     /// Its first process, or the shim where it has none, while that is there.
     pid: Mutex<Option<u32>>,
     /// Whoever stops or removes it has the turn.
@@ -52,9 +55,13 @@ pub struct Sandbox {
 pub struct Container {
     id: ContainerId,
     record: Mutex<Arc<ContainerRecord>>,
+    /// As of a sandbox.
+    editing: Mutex<()>,
     run: Mutex<Run>,
     /// Set once the container has ended and everything that follows from it is done.
     ended: watch::Sender<bool>,
+    /// It was sent the signal that asks it to stop, or is being sent it.
+    pub(super) asked_to_stop: AtomicBool,
     /// Whoever starts, stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -152,13 +159,13 @@ impl Store {
 
     /// Changes a sandbox's record.
     pub(super) fn edit_sandbox(&self, sandbox: &Sandbox, edit: impl FnOnce(&mut SandboxRecord)) -> Result<()> {
-        let mut held = lock(&sandbox.record);
-        let mut record = SandboxRecord::clone(&held);
+        let _editing = lock(&sandbox.editing);
+        let mut record = SandboxRecord::clone(&sandbox.record());
         edit(&mut record);
         let mut stored = self.sandbox_records.get(&self.namespace, sandbox.id.as_str())?;
         stored.extensions.insert(SANDBOX_EXTENSION.to_owned(), any::pack(&record));
         self.sandbox_records.update(&self.namespace, &stored, &[format!("extensions.{SANDBOX_EXTENSION}")])?;
-        *held = Arc::new(record);
+        *lock(&sandbox.record) = Arc::new(record);
         Ok(())
     }
 
@@ -168,14 +175,14 @@ impl Store {
         container: &Container,
         edit: impl FnOnce(&mut ContainerRecord, &mut containerd::Container) -> Result<()>,
     ) -> Result<()> {
-        let mut held = lock(&container.record);
-        let mut record = ContainerRecord::clone(&held);
+        let _editing = lock(&container.editing);
+        let mut record = ContainerRecord::clone(&container.record());
         self.container_records.edit(&self.namespace, &container.id, |stored| {
             edit(&mut record, stored)?;
             stored.extensions.insert(CONTAINER_EXTENSION.to_owned(), any::pack(&record));
             Ok(())
         })?;
-        *held = Arc::new(record);
+        *lock(&container.record) = Arc::new(record);
         Ok(())
     }
 
@@ -221,7 +228,7 @@ impl Store {
 impl Sandbox {
     fn new(id: ContainerId, record: SandboxRecord) -> Self {
         let (pid, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { id, record: Mutex::new(Arc::new(record)), pid, turn }
+        Self { id, record: Mutex::new(Arc::new(record)), editing: Mutex::default(), pid, turn }
     }
 
     /// Its id.
@@ -259,7 +266,9 @@ impl Container {
         let ended = watch::Sender::new(record.end.is_some());
         Self {
             id,
+            asked_to_stop: AtomicBool::new(record.stop_requested),
             record: Mutex::new(Arc::new(record)),
+            editing: Mutex::default(),
             run: Mutex::default(),
             ended,
             turn: tokio::sync::Mutex::default(),

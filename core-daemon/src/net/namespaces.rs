@@ -36,7 +36,7 @@ pub struct Wishes {
     pub user: Option<(Vec<Range>, Vec<Range>)>,
     /// Name of the machine, in a new namespace for that.
     pub hostname: String,
-    /// Settings of the kernel, in the new namespaces.
+    /// Settings of the kernel, in the new namespaces; those of an interface are set once it is there: [`set`].
     pub sysctls: Vec<(String, String)>,
 }
 
@@ -96,6 +96,20 @@ pub fn hold(flags: u64) -> Result<()> {
     std::io::stdin().read_to_end(&mut Vec::new()).map(drop).doing(|| "wait")
 }
 
+/// Changes settings of the kernel in the network namespace that is bound to a file.
+///
+/// # Errors
+/// Names the setting the kernel refuses.
+pub async fn set(network: PathBuf, sysctls: Vec<(String, String)>) -> Result<()> {
+    let work = move || {
+        let doing = || format!("network namespace {}", network.display());
+        let file = std::fs::File::open(&network).doing(doing)?;
+        namespace::enter(file.as_fd(), Namespace::Network.flag()).map_err(std::io::Error::from).doing(doing)?;
+        write_sysctls(&sysctls)
+    };
+    blocking(move || in_thread(work)).await
+}
+
 fn in_thread(work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("namespaces".into()).spawn_scoped(scope, work);
@@ -139,16 +153,31 @@ fn set_up(wishes: &Wishes) -> Result<()> {
         let named = nix::unistd::sethostname(&wishes.hostname).map_err(std::io::Error::from);
         named.doing(|| format!("set hostname {:?}", wishes.hostname))?;
     }
-    if wishes.sysctls.is_empty() {
+    write_sysctls(&wishes.sysctls)
+}
+
+fn write_sysctls(sysctls: &[(String, String)]) -> Result<()> {
+    if sysctls.is_empty() {
         return Ok(());
     }
     let proc = Procfs::open().map_err(std::io::Error::from).doing(|| "open /proc")?;
-    for (name, value) in &wishes.sysctls {
-        let path = format!("sys/{}", name.replace('.', "/"));
+    for (name, value) in sysctls {
+        let path = format!("sys/{}", sysctl_path(name));
         let written = proc.write(&path, value).map_err(std::io::Error::from);
         written.map_err(|error| Error::invalid(format!("sysctl {name}={value}: {error}")))?;
     }
     Ok(())
+}
+
+/// Where a setting lies: its first separator, a dot or a slash, is the one, and the other stands for a dot in a name.
+fn sysctl_path(name: &str) -> String {
+    let dotted = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
+    let swapped = |letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    if dotted { name.chars().map(swapped).collect() } else { name.to_owned() }
 }
 
 fn bind(source: &Path, target: &Path) -> Result<()> {
@@ -191,5 +220,17 @@ impl Holder {
         idmap::write_uids(pid, users).map_err(std::io::Error::from).doing(|| "map user ids")?;
         idmap::write_gids(pid, groups).map_err(std::io::Error::from).doing(|| "map group ids")?;
         Ok(Self { pid, child })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_interfaces_with_dots_in_their_names() {
+        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+        assert_eq!(sysctl_path("net/ipv4/conf/eth0.100/forwarding"), "net/ipv4/conf/eth0.100/forwarding");
+        assert_eq!(sysctl_path("net.ipv4.conf.eth0/100.forwarding"), "net/ipv4/conf/eth0.100/forwarding");
     }
 }

@@ -192,15 +192,19 @@ impl Bundle {
     }
 
     /// The root user of a container with a user namespace passes through the bundle to its root file system: as the
-    /// bundle's group, where its own group is another outside.
+    /// bundle's group, where its own group is another outside. Where nothing is mounted there, the directory is his.
     fn admit_mapped_root(&self, spec: &[u8]) -> Result<()> {
-        let mapped = serde_json::from_slice::<serde_json::Value>(spec).ok();
-        let mapped = mapped.as_ref().and_then(|spec| spec.pointer("/linux/gidMappings")?.as_array());
+        let spec = serde_json::from_slice::<serde_json::Value>(spec).ok();
         let number = |mapping: &serde_json::Value, key: &str| mapping.get(key).and_then(serde_json::Value::as_u64);
-        let root = mapped.and_then(|all| all.iter().find(|one| number(one, "containerID") == Some(0)));
-        let Some(group) = root.and_then(|one| u32::try_from(number(one, "hostID")?).ok()) else { return Ok(()) };
+        let root = |mappings: &str| {
+            let all = spec.as_ref()?.pointer(mappings)?.as_array()?;
+            let one = all.iter().find(|one| number(one, "containerID") == Some(0))?;
+            u32::try_from(number(one, "hostID")?).ok()
+        };
+        let Some(group) = root("/linux/gidMappings") else { return Ok(()) };
         std::os::unix::fs::chown(&self.path, None, Some(group))?;
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o710))?;
+        std::os::unix::fs::chown(self.path.join("rootfs"), root("/linux/uidMappings"), Some(group))?;
         Ok(())
     }
 

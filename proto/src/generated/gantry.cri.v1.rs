@@ -116,6 +116,9 @@ pub struct ContainerRecord {
     /// It was told to stop.
     #[prost(bool, tag = "12")]
     pub stop_requested: bool,
+    /// Nanoseconds since 1970; 0: it was not started, or that is not written down yet.
+    #[prost(int64, tag = "13")]
+    pub started_at: i64,
 }
 impl ::prost::Name for ContainerRecord {
     const NAME: &'static str = "ContainerRecord";

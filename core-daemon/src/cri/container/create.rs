@@ -80,15 +80,15 @@ impl Cri {
             if same && there.state() == v1::ContainerState::ContainerCreated {
                 return Ok(there.id().to_string());
             }
-            return Err(Error::already_exists(format!("name {name}: is the container {}", there.id())));
+            return Err(Error::precondition(format!("name {name}: is the container {}", there.id())));
         }
         let shown = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
-        let id = id::random::<32>()?;
+        let (id, pod) = (id::random::<32>()?, sandbox.id().clone());
         let made = self.make_container(id.clone(), name, sandbox, config, &stage).await;
         if let Err(error) = made {
             return Err(error.context(format!("create container {shown}")));
         }
-        self.announce(&id, v1::ContainerEventType::ContainerCreatedEvent);
+        self.announce(&id, pod.as_str(), v1::ContainerEventType::ContainerCreatedEvent);
         Ok(id)
     }
 
@@ -159,6 +159,7 @@ impl Cri {
             sources: &draft.sources,
             volumes: &volumes,
             handler,
+            recursive_read_only: self.features(handler).recursive_read_only_mounts,
             settings: self.config(),
             pid_of: draft.pid_of,
             host: &self.shared.host,
@@ -230,13 +231,14 @@ impl Cri {
         if context.is_some_and(|context| context.privileged) && !pod_context.is_some_and(|pod| pod.privileged) {
             return Err(Error::invalid("config.linux.security_context.privileged: its pod is not privileged"));
         }
-        let Some(options) = context.and_then(|context| context.namespace_options.as_ref()) else {
-            return Ok(pod);
-        };
-        let own = check::namespaces(Some(options))?;
-        if options.userns_options.is_some() && own.user != pod.user {
+        let options = context.and_then(|context| context.namespace_options.as_ref());
+        let own = check::namespaces(options)?;
+        if own.user != pod.user {
             let field = "config.linux.security_context.namespace_options.userns_options";
             return Err(Error::invalid(format!("{field}: is not that of its pod")));
+        }
+        if options.is_none() {
+            return Ok(pod);
         }
         if own.pid == v1::NamespaceMode::Pod && pod.pid != v1::NamespaceMode::Pod {
             let field = "config.linux.security_context.namespace_options.pid";

@@ -17,3 +17,4 @@ mod volumes;
 
 pub(super) use create::OURS;
 pub(super) use start::{lost, read_started, unseen};
+pub(super) use status::status_of;

@@ -31,7 +31,7 @@ impl Cri {
         self.stop_now(container, 0).await?;
         let (cri, gone) = (self.clone(), container.clone());
         blocking(move || cri.remove_files(&gone)).await.doing(|| format!("remove container {}", container.id()))?;
-        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerDeletedEvent);
+        self.announce_container(container, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }
 

@@ -11,13 +11,15 @@ use rung_sys::atomic_file;
 use super::create::ready;
 use crate::blocking::blocking;
 use crate::cri::store::{Run, nanos, now};
-use crate::cri::{Container, Cri};
+use crate::cri::{Container, Cri, spec};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::tasks::{CreateTask, Exit, Task};
 
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
+/// How long to wait before asking a shim again that did not answer.
+const AGAIN: Duration = Duration::from_secs(5);
 /// What a process killed by SIGKILL ends with.
 const KILLED: u32 = 137;
 /// What a container ends with that could not be started.
@@ -53,7 +55,9 @@ impl Cri {
         }
         let sandbox = self.store().sandbox(&record.sandbox_id)?;
         ready(&sandbox)?;
-        self.load_apparmor().await?;
+        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default()) {
+            self.load_apparmor().await?;
+        }
         let started = self.run(container).await;
         if let Err(error) = &started {
             self.not_started(container, error).await;
@@ -68,6 +72,7 @@ impl Cri {
         let started_at = SystemTime::now();
         let started = async {
             write_started(&task, started_at)?;
+            failpoint::hit("cri.noted");
             task.start(None).await
         };
         if let Err(error) = started.await {
@@ -75,10 +80,32 @@ impl Cri {
             return Err(error);
         }
         failpoint::hit("cri.started");
+        container.set_run(Run::Going { task: task.clone(), started_at: nanos(started_at) });
         // Before its end can be seen.
-        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerStartedEvent);
+        self.announce_container(container, v1::ContainerEventType::ContainerStartedEvent);
+        self.record_start(container, nanos(started_at));
         self.supervise(container, task, nanos(started_at));
         Ok(())
+    }
+
+    /// Writes into the record that a container was started, for after a restart of the machine; for one of the daemon
+    /// there is the note in the bundle, so nobody needs to wait for this.
+    fn record_start(&self, container: &Arc<Container>, started_at: i64) {
+        let (cri, container) = (self.clone(), container.clone());
+        tokio::spawn(async move {
+            let id = container.id().clone();
+            let edit = move || {
+                cri.store().edit_container(&container, |record, _| {
+                    record.started_at = started_at;
+                    Ok(())
+                })
+            };
+            match blocking(edit).await {
+                // Removed meanwhile.
+                Err(error) if error.kind() != Kind::NotFound => tracing::error!(%id, %error, "record a start"),
+                _ => {}
+            }
+        });
     }
 
     fn task_request(&self, container: &Container) -> Result<CreateTask> {
@@ -89,6 +116,7 @@ impl Cri {
         }
         let uri = LogUri {
             format: LogFormat::Cri,
+            max_line: self.config().max_log_line,
             attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
             ..LogUri::new(record.log_path.clone())
         };
@@ -102,13 +130,9 @@ impl Cri {
 
     /// Waits for the end of a container's process from now on, and does what follows from it.
     pub(in crate::cri) fn supervise(&self, container: &Arc<Container>, task: Arc<Task>, started_at: i64) {
-        container.set_run(Run::Going { task: task.clone(), started_at });
         let (cri, container) = (self.clone(), container.clone());
         tokio::spawn(async move {
-            let exit = task.wait(None).await.unwrap_or_else(|error| {
-                tracing::warn!(id = %container.id(), %error, "end of a container is unknown");
-                Exit { pid: task.pid(), status: UNKNOWN.unsigned_abs(), at: SystemTime::now() }
-            });
+            let exit = wait(&container, &task, started_at).await;
             if exit.status == KILLED {
                 // The shim reports memory kills and then the exit, both on another connection than the one waited on.
                 let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
@@ -156,7 +180,11 @@ impl Cri {
         }
         container.set_run(Run::None);
         container.set_ended();
-        self.announce(container.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+        self.announce_container(container, v1::ContainerEventType::ContainerStoppedEvent);
+    }
+
+    pub(super) fn announce_container(&self, container: &Container, kind: v1::ContainerEventType) {
+        self.announce(container.id().as_str(), &container.record().sandbox_id, kind);
     }
 
     /// A container that could not be started has ended, and says why.
@@ -169,6 +197,29 @@ impl Cri {
             message: error.to_string(),
         };
         self.settle(container, None, end).await;
+    }
+}
+
+/// Waits for the end of a container's process. While the shim does not answer, nobody knows how the container is.
+async fn wait(container: &Container, task: &Arc<Task>, started_at: i64) -> Exit {
+    loop {
+        let error = match task.wait(None).await {
+            Ok(exit) => return exit,
+            Err(error) => error,
+        };
+        tracing::warn!(id = %container.id(), %error, "wait for a container");
+        if error.kind() == Kind::NotFound {
+            return Exit { pid: task.pid(), status: UNKNOWN.unsigned_abs(), at: SystemTime::now() };
+        }
+        container.set_run(Run::Unknown);
+        loop {
+            tokio::time::sleep(AGAIN).await;
+            match task.state(None).await {
+                Err(error) if error.kind() != Kind::NotFound => {}
+                _ => break,
+            }
+        }
+        container.set_run(Run::Going { task: task.clone(), started_at });
     }
 }
 

@@ -6,6 +6,7 @@ use gantry_proto::runtime::v1;
 use serde_json::{Value, json};
 
 use crate::blocking::blocking;
+use crate::cri::image::Names;
 use crate::cri::{Container, Cri};
 use crate::error::{Error, Result};
 
@@ -20,39 +21,9 @@ impl Cri {
             let (cri, looked) = (self.clone(), container.clone());
             info.insert("info".to_owned(), blocking(move || cri.container_info(&looked)).await?);
         }
-        Ok(v1::ContainerStatusResponse { status: Some(self.status_of(&container)), info })
-    }
-
-    /// How a container is, as this interface says it.
-    pub(in crate::cri) fn status_of(&self, container: &Container) -> v1::ContainerStatus {
-        let record = container.record();
-        let config = record.config.clone().unwrap_or_default();
-        let end = record.end.clone().unwrap_or_default();
-        let stop_signal = match config.stop_signal() {
-            v1::Signal::RuntimeDefault => signal(record.stop_signal),
-            wished => wished,
-        };
-        v1::ContainerStatus {
-            id: container.id().to_string(),
-            metadata: config.metadata,
-            state: container.state().into(),
-            created_at: record.created_at,
-            started_at: container.started_at(),
-            finished_at: end.finished_at,
-            exit_code: end.exit_code,
-            image: config.image,
-            image_ref: record.image_id.clone(),
-            reason: end.reason,
-            message: end.message,
-            labels: config.labels,
-            annotations: config.annotations,
-            mounts: record.mounts.clone(),
-            log_path: record.log_path.clone(),
-            resources: Some(v1::ContainerResources { linux: record.resources.clone(), windows: None }),
-            image_id: record.image_id.clone(),
-            user: Some(v1::ContainerUser { linux: record.user.clone() }),
-            stop_signal: stop_signal.into(),
-        }
+        let cri = self.clone();
+        let names = blocking(move || Ok(cri.image_names())).await?;
+        Ok(v1::ContainerStatusResponse { status: Some(status_of(&container, &names)), info })
     }
 
     fn container_info(&self, container: &Container) -> Result<String> {
@@ -72,6 +43,45 @@ impl Cri {
         })
         .to_string())
     }
+}
+
+/// How a container is, as this interface says it, where images are called `names`.
+pub(in crate::cri) fn status_of(container: &Container, names: &Names) -> v1::ContainerStatus {
+    let record = container.record();
+    let config = record.config.clone().unwrap_or_default();
+    let end = record.end.clone().unwrap_or_default();
+    let stop_signal = match config.stop_signal() {
+        v1::Signal::RuntimeDefault => signal(record.stop_signal),
+        wished => wished,
+    };
+    v1::ContainerStatus {
+        id: container.id().to_string(),
+        metadata: config.metadata,
+        state: container.state().into(),
+        created_at: record.created_at,
+        started_at: container.started_at(),
+        finished_at: end.finished_at,
+        exit_code: end.exit_code,
+        image: config.image.map(|image| shown_image(image, names.tag(&record.image_id))),
+        image_ref: names.digest(&record.image_id).unwrap_or(&record.image_id).clone(),
+        reason: end.reason,
+        message: end.message,
+        labels: config.labels,
+        annotations: config.annotations,
+        mounts: record.mounts.clone(),
+        log_path: record.log_path.clone(),
+        resources: Some(v1::ContainerResources { linux: record.resources.clone(), windows: None }),
+        image_id: record.image_id.clone(),
+        user: Some(v1::ContainerUser { linux: record.user.clone() }),
+        stop_signal: stop_signal.into(),
+    }
+}
+
+/// A kubelet asks for an image by its id; people want to read its name.
+fn shown_image(asked: v1::ImageSpec, tag: Option<&String>) -> v1::ImageSpec {
+    let specified = Some(&asked.user_specified_image).filter(|name| !name.is_empty());
+    let image = tag.or(specified).unwrap_or(&asked.image).clone();
+    v1::ImageSpec { image, ..asked }
 }
 
 /// The interface's name of a signal.

@@ -1,6 +1,7 @@
 //! Stopping containers.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gantry_proto::runtime::v1;
@@ -47,7 +48,9 @@ impl Cri {
             task.resume().await.doing(doing)?;
         }
         if let Ok(grace @ 1..) = u64::try_from(timeout) {
-            self.ask_to_stop(container, &task).await.doing(doing)?;
+            let (cri, asked, task) = (self.clone(), container.clone(), task.clone());
+            // To its end even if the client goes: a repeat has to know whether the signal was sent.
+            self.see_through(async move { cri.ask_to_stop(&asked, &task).await }).await.doing(doing)?;
             if tokio::time::timeout(Duration::from_secs(grace), container.ended()).await.is_ok() {
                 return Ok(());
             }
@@ -61,11 +64,14 @@ impl Cri {
 
     /// Sends the signal that asks to stop, once in a container's life: a repeat only waits.
     async fn ask_to_stop(&self, container: &Arc<Container>, task: &Task) -> Result<()> {
-        let record = container.record();
-        if record.stop_requested {
+        if container.asked_to_stop.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        tolerate_ended(task.kill(None, record.stop_signal, false).await)?;
+        let sent = tolerate_ended(task.kill(None, container.record().stop_signal, false).await);
+        if sent.is_err() {
+            container.asked_to_stop.store(false, Ordering::SeqCst);
+            return sent;
+        }
         let (cri, asked) = (self.clone(), container.clone());
         let edit = move || {
             cri.store().edit_container(&asked, |record, _| {

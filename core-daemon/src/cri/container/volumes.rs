@@ -1,7 +1,7 @@
 //! Directories beside the root file system: volumes that the image declares, and images mounted as volumes.
 
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use gantry_proto::runtime::v1;
@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use rung_sys::beneath::{self, Root};
 use rung_sys::mount;
 
-use super::create::OURS;
+use super::create::{OURS, ready};
 use super::tree;
 use crate::blocking::blocking;
 use crate::cri::sandbox::check::Namespaces;
@@ -61,6 +61,8 @@ impl Cri {
             let source = self.container_dir(id).join("volumes").join(number.to_string());
             let doing = || format!("volume {declared:?} of the image");
             std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&source).doing(doing)?;
+            // Whatever the daemon's mask; the image's own directory decides where there is one.
+            std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o755)).doing(doing)?;
             tree::copy_from_layers(rootfs, &destination, &source).doing(doing)?;
             volumes.push(Volume {
                 source,
@@ -77,6 +79,9 @@ impl Cri {
         let mut volumes = Vec::new();
         for wanted in config.mounts.iter().filter(|mount| mount.image.is_some()) {
             let (cri, pod, wanted) = (self.clone(), sandbox.id().to_string(), wanted.clone());
+            // Nobody else mounts it, and nobody unmounts it while it is looked at.
+            let _turn = sandbox.turn.lock().await;
+            ready(sandbox)?;
             volumes.push(blocking(move || cri.image_mount(&pod, &wanted)).await?);
         }
         Ok(volumes)
@@ -95,9 +100,10 @@ impl Cri {
         let name = image.config_digest.as_str().replace(':', "-");
         let target = self.places(pod).images().join(&name);
         if !is_mounted(&target)? {
-            self.mount_image(pod, &name, &image, &target)?;
+            // Kubelets look for the first word.
+            self.mount_image(pod, &name, &image, &target).doing(|| "ImageVolumeMountFailed")?;
         }
-        let source = sub_path(&target, &wanted.image_sub_path)?;
+        let source = sub_path(&target, &wanted.image_sub_path).doing(|| "ImageVolumeMountFailed")?;
         let destination = wanted.container_path.clone();
         Ok(Volume { source, destination, read_only: true, map_ids: true })
     }
@@ -158,14 +164,19 @@ fn image_key(pod: &str, name: &str) -> String {
 
 /// Whether something is mounted on a directory.
 fn is_mounted(path: &Path) -> Result<bool> {
-    use std::os::unix::fs::MetadataExt as _;
-    let device = |path: &Path| match std::fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.dev())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).doing(|| format!("read {}", path.display())),
+    let parent = path.parent().map(mount_of).transpose()?.flatten();
+    Ok(mount_of(path)?.is_some_and(|own| Some(own) != parent))
+}
+
+/// The kernel's number of the mount that a directory is on; none where there is nothing.
+fn mount_of(path: &Path) -> Result<Option<String>> {
+    let doing = || format!("read {}", path.display());
+    let opened = match std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_PATH).open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.doing(doing)?,
     };
-    let parent = path.parent().map(device).transpose()?.flatten();
-    Ok(device(path)?.is_some_and(|own| Some(own) != parent))
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd())).doing(doing)?;
+    Ok(about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(|number| number.trim().to_owned()))
 }
 
 /// A part of an image; links in it lead nowhere but into it.

@@ -39,6 +39,29 @@ pub(super) struct Image {
     pub(super) records: Vec<String>,
 }
 
+/// What images are called: tags and digests, by the id.
+#[derive(Debug, Default)]
+pub(in crate::cri) struct Names(BTreeMap<String, (Vec<String>, Vec<String>)>);
+
+impl Names {
+    /// The first tag of an image.
+    pub(in crate::cri) fn tag(&self, id: &str) -> Option<&String> {
+        self.0.get(id)?.0.first()
+    }
+
+    /// Its first name with a digest.
+    pub(in crate::cri) fn digest(&self, id: &str) -> Option<&String> {
+        self.0.get(id)?.1.first()
+    }
+}
+
+impl FromIterator<Image> for Names {
+    fn from_iter<T: IntoIterator<Item = Image>>(images: T) -> Self {
+        let names = |image: Image| (image.wire.id, (image.wire.repo_tags, image.wire.repo_digests));
+        Self(images.into_iter().map(names).collect())
+    }
+}
+
 impl Known {
     /// All images, by id. One whose content is not all here is none yet, or none any more.
     pub(super) fn all(&self, images: &Images, context: &Context) -> Result<BTreeMap<String, Image>> {

@@ -14,7 +14,7 @@ use gantry_proto::runtime::v1::image_service_server::ImageService as Service;
 use rung_spec::reference::Reference;
 use tonic::{Request, Response, Status};
 
-pub(super) use known::Known;
+pub(super) use known::{Known, Names};
 
 use super::Cri;
 use super::runtime::{Answers, stream};
@@ -114,6 +114,15 @@ impl Cri {
         Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": image.config }).to_string())
     }
 
+    /// What all images are called now. Statuses are answered without it where it cannot be read.
+    pub(super) fn image_names(&self) -> Names {
+        let all = self.known_images().all(&self.parts().images, self.context());
+        all.map(|all| all.into_values().collect()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "read the names of images");
+            Names::default()
+        })
+    }
+
     /// The id of the image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
     fn image_id(&self, text: &str) -> Result<Option<String>> {
         let (images, context) = (&self.parts().images, self.context());
@@ -179,10 +188,15 @@ impl Cri {
         let wanted = named(request.image)?;
         let cri = self.clone();
         blocking(move || {
-            let Some(id) = cri.image_id(&wanted)? else { return Ok(()) };
             let (images, context) = (&cri.parts().images, cri.context());
-            let Some(image) = cri.known_images().all(images, context)?.remove(&id) else { return Ok(()) };
-            for name in image.records {
+            let records = match cri.image_id(&wanted)? {
+                Some(id) => cri.known_images().all(images, context)?.remove(&id).map(|image| image.records),
+                None => None,
+            };
+            // A name whose content is gone is no image, and still a name.
+            let named =
+                || [Some(wanted.clone()), parse(&wanted).ok().map(|name| name.to_string())].into_iter().flatten();
+            for name in records.unwrap_or_else(|| named().collect()) {
                 match images.records.delete(context, &name, None) {
                     // Somebody else removed it at the same time.
                     Err(error) if error.kind() == Kind::NotFound => {}

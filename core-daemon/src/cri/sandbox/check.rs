@@ -197,6 +197,11 @@ fn mapping(field: &str, ranges: &[v1::IdMapping]) -> Result<Vec<Range>> {
     }
 }
 
+/// Whether a setting is of a network namespace.
+pub(super) fn is_of_network(name: &str) -> bool {
+    name.starts_with("net.") || name.starts_with("net/")
+}
+
 /// Settings of the kernel that a pod has for itself.
 fn sysctl(name: &str, value: &str, namespaces: &Namespaces) -> Result<()> {
     let invalid = |what: &str| Err(Error::invalid(format!("config.linux.sysctls: {name}: {what}")));
@@ -211,7 +216,7 @@ fn sysctl(name: &str, value: &str, namespaces: &Namespaces) -> Result<()> {
     let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem"].contains(&dotted.as_str())
         || dotted.starts_with("kernel.shm")
         || dotted.starts_with("fs.mqueue.");
-    if dotted.starts_with("net.") {
+    if is_of_network(name) {
         return if namespaces.host_network { invalid("cannot be set with the host's network") } else { Ok(()) };
     }
     if ipc {

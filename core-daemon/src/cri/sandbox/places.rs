@@ -85,10 +85,10 @@ impl Places {
         for dir in [&self.dir, &self.dir.join("ns")] {
             std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).doing(doing)?;
         }
-        write(&self.hostname(), &format!("{hostname}\n"))?;
+        write(&self.hostname(), format!("{hostname}\n").as_bytes())?;
         write(&self.hosts(), &read_host("/etc/hosts")?)?;
         let resolv_conf = match &config.dns_config {
-            Some(dns) => render_dns(dns),
+            Some(dns) => render_dns(dns).into_bytes(),
             None => read_host("/etc/resolv.conf")?,
         };
         write(&self.resolv_conf(), &resolv_conf)
@@ -134,23 +134,26 @@ impl Places {
 
 /// Unmounts what may not be mounted.
 pub(in crate::cri) fn unmount(path: &Path) -> Result<()> {
-    match mount::detach(path).map_err(std::io::Error::from) {
-        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::ENOENT)) => Ok(()),
-        detached => detached.doing(|| format!("unmount {}", path.display())),
+    // One mount may hide another.
+    loop {
+        match mount::detach(path).map_err(std::io::Error::from) {
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EINVAL | nix::libc::ENOENT)) => return Ok(()),
+            detached => detached.doing(|| format!("unmount {}", path.display()))?,
+        }
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    let written = atomic_file::write_volatile(path, text.as_bytes(), 0o644).map_err(std::io::Error::from);
+fn write(path: &Path, text: &[u8]) -> Result<()> {
+    let written = atomic_file::write_volatile(path, text, 0o644).map_err(std::io::Error::from);
     // Whatever the daemon's mask: containers of any user read it.
     let readable = || std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644));
     written.and_then(|()| readable()).doing(|| format!("write {}", path.display()))
 }
 
 /// A file of the host; empty where it has none.
-fn read_host(path: &str) -> Result<String> {
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+fn read_host(path: &str) -> Result<Vec<u8>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         read => read.doing(|| format!("read {path}")),
     }
 }

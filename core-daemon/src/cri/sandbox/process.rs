@@ -1,6 +1,5 @@
 //! The pod's shim, which holds all of its containers; and its first process, where those share one view of processes.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +11,7 @@ use rung_spec::defaults;
 use rung_sys::namespace::Namespace;
 
 use super::check::Namespaces;
+use crate::config::RuntimeHandler;
 use crate::cri::{Cri, Sandbox, spec};
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
@@ -39,10 +39,11 @@ impl Cri {
         namespaces: &Namespaces,
     ) -> Result<Option<u32>> {
         let key = ContainerId::parse(id)?;
-        let runtime = self.runtime(self.config().handler(handler)?);
+        let handler = self.config().handler(handler)?;
+        let runtime = self.runtime(handler);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
-            true => Some(self.pause(id, config, namespaces)?),
+            true => Some(self.pause(id, config, handler, namespaces)?),
             false => None,
         };
         let request = CreateSandbox {
@@ -86,7 +87,7 @@ impl Cri {
             sandbox.set_pid(None);
             if !sandbox.record().stopped {
                 tracing::warn!(id = %sandbox.id(), "pod's shim or process ended");
-                cri.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+                cri.announce_pod(&sandbox, v1::ContainerEventType::ContainerStoppedEvent);
             }
         });
     }
@@ -105,7 +106,13 @@ impl Cri {
     }
 
     /// The configuration of the process that holds the pod's view of processes, and does nothing else.
-    fn pause(&self, id: &str, config: &v1::PodSandboxConfig, namespaces: &Namespaces) -> Result<prost_types::Any> {
+    fn pause(
+        &self,
+        id: &str,
+        config: &v1::PodSandboxConfig,
+        handler: &RuntimeHandler,
+        namespaces: &Namespaces,
+    ) -> Result<prost_types::Any> {
         let mut process = Process::default();
         process
             .set_args(Some(vec![rung_sys::pause::PATH.to_owned()]))
@@ -129,10 +136,7 @@ impl Cri {
             linux.set_uid_mappings(Some(spec::ranges(users))).set_gid_mappings(Some(spec::ranges(groups)));
         }
         let mut pause = Spec::default();
-        let annotations = HashMap::from([
-            ("io.kubernetes.cri.container-type".to_owned(), "sandbox".to_owned()),
-            ("io.kubernetes.cri.sandbox-id".to_owned(), id.to_owned()),
-        ]);
+        let annotations = spec::sandbox_annotations(id, config, handler);
         pause
             .set_version(defaults::OCI_VERSION.to_owned())
             .set_root(Some(root))

@@ -1,7 +1,7 @@
 //! `RunPodSandbox`: namespaces, network, files; the record comes last, so a pod that is there is whole.
 
 use gantry_proto::containerd::types::{Sandbox as Stored, sandbox};
-use gantry_proto::gantry::cri::v1::SandboxRecord;
+use gantry_proto::gantry::cri::v1::{Network, SandboxRecord};
 use gantry_proto::runtime::v1;
 use prost::Message as _;
 use rung_sys::namespace::Namespace;
@@ -24,10 +24,10 @@ impl Cri {
     ) -> Result<v1::RunPodSandboxResponse> {
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
-        self.config().handler(&request.runtime_handler)?;
-        if namespaces.user.is_some() {
+        let handler = self.config().handler(&request.runtime_handler)?;
+        if namespaces.user.is_some() && !self.features(handler).user_namespaces {
             let field = "config.linux.security_context.namespace_options.userns_options";
-            return Err(Error::unimplemented(format!("{field}: shims cannot map the ids of an image's layers yet")));
+            return Err(Error::precondition(format!("{field}: the runtime handler or this machine cannot map ids")));
         }
         let name = name(check::metadata(config)?);
         let (asked, cri) = (request.encode_to_vec(), self.clone());
@@ -52,16 +52,24 @@ impl Cri {
             if same && there.state() == v1::PodSandboxState::SandboxReady {
                 return Ok(there.id().to_string());
             }
-            return Err(Error::already_exists(format!("name {name}: is the pod sandbox {}", there.id())));
+            return Err(Error::precondition(format!("name {name}: is the pod sandbox {}", there.id())));
         }
         let id = id::random::<32>()?;
-        let made = self.make_pod(&id, name, &config, &request.runtime_handler, &namespaces, &stage).await;
+        let made = self.make_pod(&id, name.clone(), &config, &request.runtime_handler, &namespaces, &stage).await;
         if let Err(error) = made {
-            self.unmake_pod(&id).await;
+            if let Some(left) = self.unmake_pod(&id, &namespaces).await {
+                let record = SandboxRecord {
+                    name,
+                    config: Some(config.clone()),
+                    runtime_handler: request.runtime_handler.clone(),
+                    ..left
+                };
+                self.keep_broken(&id, record).await;
+            }
             return Err(error.context(format!("run pod sandbox {}", check::metadata(&config)?.name)));
         }
-        self.announce(&id, v1::ContainerEventType::ContainerCreatedEvent);
-        self.announce(&id, v1::ContainerEventType::ContainerStartedEvent);
+        self.announce(&id, &id, v1::ContainerEventType::ContainerCreatedEvent);
+        self.announce(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
         Ok(id)
     }
 
@@ -84,7 +92,10 @@ impl Cri {
             true => None,
             false => {
                 stage.enter("network")?;
-                Some(stage.unless_cancelled(self.connect(id, config)).await?)
+                let network = stage.unless_cancelled(self.connect(id, config)).await?;
+                let settings = self.network_sysctls(config, namespaces);
+                namespaces::set(self.places(id).namespace(Namespace::Network), settings).await?;
+                Some(network)
             }
         };
         failpoint::hit("cri.network");
@@ -119,17 +130,38 @@ impl Cri {
         Ok(())
     }
 
-    /// Takes down what there is of a pod that could not be made.
-    async fn unmake_pod(&self, id: &str) {
-        if let Err(error) = self.end_pod(id).await {
-            tracing::warn!(id, %error, "end the shim of a pod that could not be made");
-        }
-        if let Err(error) = self.shared.cni.disconnect(id).await {
-            tracing::warn!(id, %error, "take back the network of a pod that could not be made");
-        }
+    /// Takes down what there is of a pod that could not be made, and answers with what is left of it.
+    async fn unmake_pod(&self, id: &str, namespaces: &Namespaces) -> Option<SandboxRecord> {
+        let warn = |error: &Error| tracing::warn!(id, %error, "take down a pod that could not be made");
+        let ended = self.end_pod(id).await.inspect_err(warn).is_ok();
+        // Plugins find what they made by the namespace, which goes last therefore.
+        let disconnected = self.shared.cni.disconnect(id).await.inspect_err(warn).is_ok();
         let places = self.places(id);
-        if let Err(error) = blocking(move || places.unmake().and_then(|()| places.remove())).await {
-            tracing::warn!(id, %error, "remove a pod that could not be made");
+        let removed = ended
+            && disconnected
+            && blocking(move || places.unmake().and_then(|()| places.remove())).await.inspect_err(warn).is_ok();
+        (!removed).then(|| SandboxRecord {
+            created_at: now(),
+            boot_id: boot_id().to_owned(),
+            stopped: true,
+            has_shim: !ended,
+            network: (!namespaces.host_network).then(Network::default),
+            ..SandboxRecord::default()
+        })
+    }
+
+    /// Keeps what is left of a pod as one that is not ready, so that the kubelet stops it until nothing is left.
+    async fn keep_broken(&self, id: &str, record: SandboxRecord) {
+        let config = record.config.clone().unwrap_or_default();
+        let kept = match self.config().handler(&record.runtime_handler) {
+            Ok(handler) => {
+                let (cri, stored) = (self.clone(), self.stored(id, &config, handler));
+                blocking(move || cri.store().add_sandbox(stored, record)).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = kept {
+            tracing::error!(id, %error, "keep what is left of a pod that could not be made");
         }
     }
 
@@ -146,23 +178,31 @@ impl Cri {
         if !namespaces.host_ipc {
             kinds.push(Namespace::Ipc);
         }
-        let mut sysctls = Vec::new();
-        if !namespaces.host_network {
-            let defaults = rung_spec::defaults::NETWORK_SYSCTLS.iter();
-            let wanted = defaults.filter(|(name, _)| match name.ends_with("ping_group_range") {
-                // The range has groups in it that a user namespace does not know.
-                true => self.config().unprivileged_icmp && namespaces.user.is_none(),
-                false => self.config().unprivileged_ports,
-            });
-            sysctls.extend(wanted.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        }
-        sysctls.extend(config.linux.iter().flat_map(|linux| linux.sysctls.clone()));
+        let sysctls = config.linux.iter().flat_map(|linux| linux.sysctls.clone());
+        let sysctls = sysctls.filter(|(name, _)| !check::is_of_network(name)).collect();
         Wishes {
             bound: kinds.into_iter().map(|kind| (kind, places.namespace(kind))).collect(),
             user: namespaces.user.clone(),
             hostname,
             sysctls,
         }
+    }
+
+    /// Settings of a pod's own network. Those of interfaces make sense only once the plugins have made them.
+    fn network_sysctls(&self, config: &v1::PodSandboxConfig, namespaces: &Namespaces) -> Vec<(String, String)> {
+        let defaults = rung_spec::defaults::NETWORK_SYSCTLS.iter();
+        let usual = defaults.filter(|(name, _)| match name.ends_with("ping_group_range") {
+            // The range has groups in it that a user namespace does not know.
+            true => {
+                self.config().unprivileged_icmp
+                    && namespaces.user.is_none()
+                    && !rung_sys::namespace::in_user_namespace()
+            }
+            false => self.config().unprivileged_ports,
+        });
+        let usual = usual.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let wanted = config.linux.iter().flat_map(|linux| linux.sysctls.clone());
+        usual.chain(wanted.filter(|(name, _)| check::is_of_network(name))).collect()
     }
 
     fn stored(&self, id: &str, config: &v1::PodSandboxConfig, handler: &RuntimeHandler) -> Stored {

@@ -3,6 +3,8 @@
 use gantry_proto::runtime::v1;
 use serde_json::json;
 
+use crate::blocking::blocking;
+use crate::cri::container::status_of;
 use crate::cri::{Cri, Sandbox};
 use crate::error::Result;
 
@@ -17,10 +19,12 @@ impl Cri {
         if request.verbose {
             info.insert("info".to_owned(), self.sandbox_info(&sandbox));
         }
+        let cri = self.clone();
+        let names = blocking(move || Ok(cri.image_names())).await?;
         Ok(v1::PodSandboxStatusResponse {
             status: Some(sandbox_status(&sandbox)),
             info,
-            containers_statuses: containers.iter().map(|container| self.status_of(container)).collect(),
+            containers_statuses: containers.iter().map(|container| status_of(container, &names)).collect(),
             timestamp: crate::cri::store::now(),
         })
     }

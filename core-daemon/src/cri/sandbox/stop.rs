@@ -55,6 +55,8 @@ impl Cri {
         }
         failpoint::hit("cri.stopping");
         for container in self.store().containers_of(sandbox.id().as_str()) {
+            // One that is being started is stopped once it runs.
+            let _turn = container.turn.lock().await;
             self.stop_now(&container, 0).await?;
         }
         if record.has_shim {
@@ -75,7 +77,7 @@ impl Cri {
             .await?;
         }
         if !record.stopped {
-            self.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerStoppedEvent);
+            self.announce_pod(sandbox, v1::ContainerEventType::ContainerStoppedEvent);
         }
         Ok(())
     }
@@ -92,8 +94,12 @@ impl Cri {
         failpoint::hit("cri.removed");
         let (cri, gone) = (self.clone(), sandbox.clone());
         blocking(move || cri.store().remove_sandbox(&gone)).await.doing(doing)?;
-        self.announce(sandbox.id().as_str(), v1::ContainerEventType::ContainerDeletedEvent);
+        self.announce_pod(sandbox, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
+    }
+
+    pub(super) fn announce_pod(&self, sandbox: &Sandbox, kind: v1::ContainerEventType) {
+        self.announce(sandbox.id().as_str(), sandbox.id().as_str(), kind);
     }
 
     pub(in crate::cri) async fn edit_sandbox(

@@ -2,29 +2,59 @@
 
 use std::collections::HashMap;
 
+use gantry_proto::runtime::v1;
+
 use super::Making;
+use crate::config::RuntimeHandler;
 
 /// Begin of the names that Kubernetes' runtimes agreed on.
 const PREFIX: &str = "io.kubernetes.cri.";
 
 pub(super) fn make(making: &Making<'_>) -> HashMap<String, String> {
-    let pod = making.pod.metadata.clone().unwrap_or_default();
     let container = making.config.metadata.clone().unwrap_or_default();
     let image = making.config.image.as_ref().map(|image| match image.user_specified_image.as_str() {
         "" => image.image.clone(),
         specified => specified.to_owned(),
     });
-    let mut annotations = passed(&making.handler.pod_annotations, &making.pod.annotations);
+    let mut annotations = of_pod(making.sandbox_id, making.pod, making.handler);
     annotations.extend(passed(&making.handler.container_annotations, &making.config.annotations));
     let own = [
         ("container-type", "container".to_owned()),
-        ("sandbox-id", making.sandbox_id.to_owned()),
-        ("sandbox-name", pod.name),
-        ("sandbox-namespace", pod.namespace),
-        ("sandbox-uid", pod.uid),
         ("container-name", container.name),
         ("image-name", image.unwrap_or_default()),
-        ("sandbox-log-directory", making.pod.log_directory.clone()),
+    ];
+    annotations.extend(own.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
+    annotations
+}
+
+/// Annotations of the process that holds a pod.
+pub(in crate::cri) fn sandbox(
+    id: &str,
+    pod: &v1::PodSandboxConfig,
+    handler: &RuntimeHandler,
+) -> HashMap<String, String> {
+    let mut annotations = of_pod(id, pod, handler);
+    let resources = pod.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+    let own = [
+        ("container-type", "sandbox".to_owned()),
+        ("sandbox-cpu-period", resources.cpu_period.to_string()),
+        ("sandbox-cpu-quota", resources.cpu_quota.to_string()),
+        ("sandbox-cpu-shares", resources.cpu_shares.to_string()),
+        ("sandbox-memory", resources.memory_limit_in_bytes.to_string()),
+    ];
+    annotations.extend(own.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
+    annotations
+}
+
+fn of_pod(id: &str, pod: &v1::PodSandboxConfig, handler: &RuntimeHandler) -> HashMap<String, String> {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    let mut annotations = passed(&handler.pod_annotations, &pod.annotations);
+    let own = [
+        ("sandbox-id", id.to_owned()),
+        ("sandbox-name", metadata.name),
+        ("sandbox-namespace", metadata.namespace),
+        ("sandbox-uid", metadata.uid),
+        ("sandbox-log-directory", pod.log_directory.clone()),
     ];
     annotations.extend(own.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
     annotations

@@ -19,9 +19,13 @@ use oci_spec::runtime::{Linux, Root, Spec};
 use rung_spec::defaults;
 use rung_spec::user::User;
 
+pub(super) use annotations::sandbox as sandbox_annotations;
 pub(super) use namespaces::ranges;
 pub(super) use resources::{cgroup_of, update as updated_resources, validate as check_resources};
-pub(super) use security::{DEFAULT_APPARMOR, check as check_security, is_loaded as apparmor_is_loaded};
+pub(super) use security::{
+    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, check as check_security, is_loaded as apparmor_is_loaded,
+    wants_default_apparmor,
+};
 
 use super::sandbox::check::Namespaces;
 use super::sandbox::places::Places;
@@ -56,6 +60,8 @@ pub(super) struct Making<'a> {
     pub(super) volumes: &'a [Volume],
     /// How the pod is run.
     pub(super) handler: &'a config::RuntimeHandler,
+    /// Mounts can be read-only with everything below them.
+    pub(super) recursive_read_only: bool,
     /// How all pods are run.
     pub(super) settings: &'a config::Cri,
     /// Process whose view of processes it joins.

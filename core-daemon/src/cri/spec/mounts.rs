@@ -9,7 +9,10 @@ use rung_spec::defaults::mounts::{self as defaults, mount};
 
 use super::{Making, invalid, namespaces};
 use crate::cri::host::MountTable;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Where shared memory is.
+const SHM: &str = "/dev/shm";
 
 /// The mounts, and the propagation of the root that some of them need.
 pub(super) fn make(
@@ -18,13 +21,13 @@ pub(super) fn make(
 ) -> Result<(Vec<Mount>, Option<String>)> {
     let mut mounts = usual(making, context);
     let mut propagation = None;
-    let mut wished: Vec<Mount> = own_files(making, context);
+    let mut wished: Vec<Mount> = own_places(making, context);
     if making.config.mounts.iter().any(|mount| mount.propagation != 0) {
         propagation = Some("rslave".to_owned());
     }
     let table = MountTable::read()?;
     for (index, config) in making.config.mounts.iter().enumerate() {
-        check(config)?;
+        check(config, making.recursive_read_only)?;
         let Some(source) = making.sources.get(index).and_then(Option::as_ref) else { continue };
         if config.propagation() == MountPropagation::PropagationBidirectional {
             propagation = Some("rshared".to_owned());
@@ -37,7 +40,13 @@ pub(super) fn make(
         map_ids(making, &mut one, volume.map_ids);
         wished.push(one);
     }
-    mounts.retain(|usual| !wished.iter().any(|wished| wished.destination() == usual.destination()));
+    let is_wished = |place: &Path| wished.iter().any(|wished| wished.destination() == place);
+    // What lies in the usual `/dev` has no place in another.
+    let other_dev = is_wished(Path::new("/dev"));
+    mounts.retain(|usual| {
+        let place = usual.destination();
+        !(is_wished(place) || other_dev && place.starts_with("/dev"))
+    });
     // Outer ones before inner ones; of two in one place, the later one counts.
     wished.sort_by_key(|mount| mount.destination().components().count());
     mounts.extend(wished);
@@ -51,10 +60,6 @@ fn usual(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Ve
     let of = |usual: Mount| {
         let place = usual.destination().to_string_lossy().into_owned();
         match place.as_str() {
-            "/dev/shm" => {
-                let source = if making.namespaces.host_ipc { PathBuf::from("/dev/shm") } else { making.places.shm() };
-                bind_mount(&place, &source, &["rprivate", "nosuid", "noexec", "nodev"])
-            }
             // A user namespace may not mount the sysfs of a network that is not its own.
             "/sys" if foreign_network => {
                 let access = if context.privileged { "rw" } else { "ro" };
@@ -72,8 +77,8 @@ fn usual(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Ve
     defaults::default(context.privileged).into_iter().map(of).collect()
 }
 
-/// The pod's files that a container finds in `/etc`, unless the kubelet has its own there.
-fn own_files(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Vec<Mount> {
+/// The pod's shared memory and its files in `/etc`, unless the kubelet has its own there.
+fn own_places(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Vec<Mount> {
     let access = if context.readonly_rootfs { "ro" } else { "rw" };
     let files = [
         ("/etc/hosts", making.places.hosts()),
@@ -82,7 +87,7 @@ fn own_files(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -
     ];
     let there =
         |place: &str| making.config.mounts.iter().any(|mount| lexical(&mount.container_path) == Path::new(place));
-    files
+    let mut places: Vec<Mount> = files
         .into_iter()
         .filter(|(place, _)| !there(place))
         .map(|(place, source)| {
@@ -90,11 +95,16 @@ fn own_files(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -
             map_ids(making, &mut file, true);
             file
         })
-        .collect()
+        .collect();
+    if !there(SHM) {
+        let source = if making.namespaces.host_ipc { PathBuf::from(SHM) } else { making.places.shm() };
+        places.push(bind_mount(SHM, &source, &["rprivate", "nosuid", "noexec", "nodev"]));
+    }
+    places
 }
 
 /// Whether a mount makes sense, whatever is on the host.
-fn check(config: &v1::Mount) -> Result<()> {
+fn check(config: &v1::Mount, recursive_read_only: bool) -> Result<()> {
     let place = config.container_path.as_str();
     if !place.starts_with('/') || place.contains('\0') || lexical(place) == Path::new("/") {
         return Err(invalid("mounts.container_path", format!("{place:?} is not an absolute path below the root")));
@@ -111,6 +121,12 @@ fn check(config: &v1::Mount) -> Result<()> {
                 "mounts.recursive_read_only",
                 format!("{place}: is possible only with private propagation"),
             ));
+        }
+        if !recursive_read_only {
+            // Kubelets look for the first word.
+            return Err(Error::precondition(format!(
+                "RROUnsupported: config.mounts.recursive_read_only: {place}: the runtime handler or this machine cannot"
+            )));
         }
     }
     if !config.mount_options.is_empty() {

@@ -98,7 +98,12 @@ fn capability_sets(making: &Making<'_>, context: &v1::LinuxContainerSecurityCont
         available
     } else {
         let wished = context.capabilities.clone().unwrap_or_default();
-        capabilities::adjust(&wished.add_capabilities, &wished.drop_capabilities, &available)
+        let mut added = wished.add_capabilities;
+        if wished.drop_capabilities.iter().any(|name| means_all(name)) {
+            // Everything given and everything taken is nothing.
+            added.retain(|name| !means_all(name));
+        }
+        capabilities::adjust(&added, &wished.drop_capabilities, &available)
             .map_err(|error| invalid("linux.security_context.capabilities", error))?
     };
     // What is held does not outlive an exec as another user than root; the bounding set limits set-user-id programs.
@@ -109,6 +114,10 @@ fn capability_sets(making: &Making<'_>, context: &v1::LinuxContainerSecurityCont
         .set_inheritable(None)
         .set_ambient(None);
     Ok(sets)
+}
+
+fn means_all(name: &str) -> bool {
+    ["ALL", "CAP_ALL"].iter().any(|all| all.eq_ignore_ascii_case(name))
 }
 
 fn oom_score(making: &Making<'_>) -> Result<Option<i32>> {
@@ -153,7 +162,11 @@ fn user(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Res
         let primary = std::mem::replace(&mut user.gid, gid);
         user.additional_gids.retain(|group| *group != primary);
     }
-    if context.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Strict {
+    let policy = v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).map_err(|_| {
+        let field = format!("{field}.supplemental_groups_policy");
+        invalid(&field, format!("{} is unknown", context.supplemental_groups_policy))
+    })?;
+    if policy == v1::SupplementalGroupsPolicy::Strict {
         user.additional_gids.clear();
     }
     let mut groups = vec![user.gid];

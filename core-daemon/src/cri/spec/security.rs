@@ -13,8 +13,12 @@ use crate::error::{Doing as _, Error, Result};
 
 /// Largest profile that is read.
 const MAX_PROFILE: u64 = 4 << 20;
+/// What the kernel shows of AppArmor, where that is mounted.
+const SHOWN: &str = "/sys/kernel/security/apparmor";
 /// Where the kernel lists the profiles it has.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+/// The program that loads profiles.
+pub(in crate::cri) const PARSER: &str = "/sbin/apparmor_parser";
 /// Begin of a profile on this machine, in the older fields.
 const LOCALHOST: &str = "localhost/";
 
@@ -89,15 +93,30 @@ fn read_seccomp(path: &str) -> Result<LinuxSeccomp> {
     serde_json::from_str(&text).map_err(|error| Error::invalid(error.to_string())).doing(doing)
 }
 
+/// Whether containers of this machine can be confined: the kernel can, profiles can be loaded, and the daemon is not in a
+/// container itself, where the profiles are those of another machine.
+fn supported() -> bool {
+    rung_sys::lsm::apparmor_enabled()
+        && std::env::var_os("container").is_none_or(|kind| kind.is_empty())
+        && Path::new(SHOWN).exists()
+        && Path::new(PARSER).exists()
+}
+
+/// Whether a container, whose configuration is known to make sense, gets the default AppArmor profile.
+pub(in crate::cri) fn wants_default_apparmor(config: &v1::ContainerConfig) -> bool {
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+    apparmor(&context).is_ok_and(|profile| profile.as_deref() == Some(DEFAULT_APPARMOR))
+}
+
 /// The name of the AppArmor profile.
 #[allow(deprecated, reason = "kubelets of older releases send the older field")]
 pub(super) fn apparmor(context: &v1::LinuxContainerSecurityContext) -> Result<Option<String>> {
     let field = "linux.security_context.apparmor";
     let wished = wish(field, context.apparmor.as_ref(), &context.apparmor_profile)?;
-    if !rung_sys::lsm::apparmor_enabled() {
+    if !supported() {
         return match wished {
             Wish::Unset | Wish::Unconfined => Ok(None),
-            _ => Err(invalid(field, "the kernel has no AppArmor")),
+            _ => Err(invalid(field, "this machine has no AppArmor")),
         };
     }
     match wished {

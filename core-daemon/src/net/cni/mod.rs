@@ -142,8 +142,8 @@ impl Cni {
         Ok(())
     }
 
-    /// Removes what belongs to containers that are not in `valid`, and tells plugins which containers there are, so that
-    /// they remove what only they know of.
+    /// Removes what belongs to containers that are not in `valid`. Where the networks are ours alone, plugins are told
+    /// which containers there are, so that they remove what only they know of.
     ///
     /// # Errors
     /// What plugins say, all of them.
@@ -163,7 +163,8 @@ impl Cni {
                 errors.push(error);
             }
         }
-        for network in self.networks().await? {
+        let networks = if self.config.collect { self.networks().await? } else { Vec::new() };
+        for network in networks {
             if network.disable_gc || !network::at_least(&network.version, "1.1.0") {
                 continue;
             }

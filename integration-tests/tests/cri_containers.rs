@@ -1,0 +1,267 @@
+//! Containers of pods as a kubelet sees them: what is said of them, what they are given, and what a restart finds.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use gantry_proto::runtime::v1;
+use integration_tests::pods::{Pods, spec};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    events_tell_how_a_container_is [Root, Overlay],
+    what_a_container_is_given [Root, Overlay],
+    settings_of_an_interface_are_made_once_it_is_there [Root, Overlay],
+    pods_have_users_of_their_own [Root, Overlay, Userns],
+    a_pod_that_cannot_be_taken_down_is_kept [Root, Overlay],
+    a_start_that_was_cut_short_was_none [Root, Overlay],
+    a_container_that_ran_is_not_created_again [Root, Overlay],
+];
+
+/// A daemon whose only network is that of `plugin`, found in `bin`.
+fn start<'env>(env: &'env Env, plugin: &serde_json::Value, bin: &str) -> Result<Daemon<'env>> {
+    let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
+    let network = serde_json::json!({ "cniVersion": "1.0.0", "name": env.token(), "plugins": [plugin] });
+    std::fs::write(conf.join("10-test.conflist"), network.to_string())?;
+    let netns = env.path("netns");
+    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}]\nnetns_dir = {netns:?}\n"))?;
+    env.daemon_with(&["--config", &config.to_string_lossy()])
+}
+
+fn own_network(pods: &Pods<'_>, name: &str) -> v1::PodSandboxConfig {
+    let mut config = pods.pod_config(name);
+    if let Some(context) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        context.namespace_options = None;
+    }
+    config
+}
+
+fn status(pods: &mut Pods<'_>, container: &str) -> Result<v1::ContainerStatus> {
+    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+    let answer = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner();
+    answer.status.ok_or_else(|| anyhow::anyhow!("no status"))
+}
+
+/// Runs a script in a container of its own to its end, and answers with its exit code and what it said.
+fn script(
+    env: &Env,
+    pods: &mut Pods<'_>,
+    pod: (&str, &v1::PodSandboxConfig),
+    image: &str,
+    text: &str,
+    edit: impl FnOnce(&mut v1::ContainerConfig),
+) -> Result<(i32, String)> {
+    let log = format!("{}.log", text.len());
+    let id = pods.start(pod.0, pod.1, image, &["/bin/sh", "-c", text], |container| {
+        container.log_path.clone_from(&log);
+        container.metadata = Some(v1::ContainerMetadata { name: log.clone(), attempt: 0 });
+        edit(container);
+    })?;
+    let code = pods.exit_code(&id)?;
+    Ok((code, std::fs::read_to_string(env.path("logs").join(log))?))
+}
+
+fn events_tell_how_a_container_is(env: &Env) -> Result<()> {
+    use v1::ContainerEventType::{ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent};
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let image_id = pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let mut events = pods.runtime.block_on(pods.pods.get_container_events(v1::GetEventsRequest {}))?.into_inner();
+    let container = pods.start(&pod, &config, &image_id, &["sleep", "1000"], |_| {})?;
+    let seen = status(&mut pods, &container)?;
+    assert_eq!(seen.image.map(|image| image.image), Some(image.clone()), "the name people know");
+    assert!(seen.image_ref.contains("@sha256:"), "{}", seen.image_ref);
+    assert_eq!(seen.image_id, image_id);
+    let remove = v1::RemoveContainerRequest { container_id: container.clone() };
+    pods.runtime.block_on(pods.pods.remove_container(remove))?;
+    let mut told = Vec::new();
+    while told.last() != Some(&ContainerDeletedEvent) {
+        let event = pods.runtime.block_on(events.message())?.expect("an event");
+        assert_eq!(event.container_id, container);
+        assert_eq!(event.pod_sandbox_status.as_ref().map(|status| status.id.as_str()), Some(pod.as_str()));
+        let state = event.containers_statuses.first().map(v1::ContainerStatus::state);
+        match event.container_event_type() {
+            ContainerCreatedEvent => assert_eq!(state, Some(v1::ContainerState::ContainerCreated)),
+            ContainerStartedEvent => assert_eq!(state, Some(v1::ContainerState::ContainerRunning)),
+            ContainerDeletedEvent => assert_eq!(state, None),
+            _ => assert_eq!(state, Some(v1::ContainerState::ContainerExited)),
+        }
+        told.push(event.container_event_type());
+    }
+    assert_eq!(told.len(), 4, "{told:?}");
+    Ok(())
+}
+
+fn what_a_container_is_given(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let all = vec!["ALL".to_owned()];
+    let (code, said) = script(env, &mut pods, (&pod, &config), &image, "grep Cap /proc/self/status", |container| {
+        let capabilities =
+            v1::Capability { add_capabilities: all.clone(), drop_capabilities: all, ..Default::default() };
+        let context = v1::LinuxContainerSecurityContext { capabilities: Some(capabilities), ..Default::default() };
+        container.linux.get_or_insert_default().security_context = Some(context);
+    })?;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.lines().all(|line| line.ends_with("0000000000000000")), "everything and nothing is nothing: {said}");
+    // A kubelet's `/dev` does not hide the pod's shared memory.
+    let dev = env.dir("dev")?;
+    std::fs::create_dir(dev.join("shm"))?;
+    let (code, said) = script(env, &mut pods, (&pod, &config), &image, "grep ' /dev' /proc/mounts", |container| {
+        container.mounts = vec![v1::Mount {
+            container_path: "/dev".to_owned(),
+            host_path: dev.to_string_lossy().into_owned(),
+            ..Default::default()
+        }];
+    })?;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains(" /dev/shm tmpfs ") && !said.contains("devpts"), "{said}");
+    Ok(())
+}
+
+fn settings_of_an_interface_are_made_once_it_is_there(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.78.0/24"});
+    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}), "/usr/lib/cni")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mut config = own_network(&pods, "pod");
+    let sysctls = [("net.ipv4.conf.eth0.rp_filter", "2"), ("net/ipv4/conf/eth0/log_martians", "1")];
+    let linux = config.linux.get_or_insert_default();
+    linux.sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let pod = pods.run(&config)?;
+    let text = "cd /proc/sys/net/ipv4; cat conf/eth0/rp_filter conf/eth0/log_martians ip_unprivileged_port_start";
+    let (_, said) = script(env, &mut pods, (&pod, &config), &image, text, |_| {})?;
+    let said: Vec<&str> = said.lines().filter_map(|line| line.split(' ').next_back()).collect();
+    assert_eq!(said, ["2", "1", "0"]);
+    Ok(())
+}
+
+fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.79.0/24"});
+    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}), "/usr/lib/cni")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+    let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+    let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
+    let mut config = own_network(&pods, "pod");
+    let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    context.namespace_options = Some(options.clone());
+    let pod = pods.run(&config)?;
+    let text = "cat /proc/self/uid_map; touch /new /dev/shm/new; stat -c %u /bin/busybox /new /dev/shm/new /etc/hosts";
+    let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
+        let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+        container.linux.get_or_insert_default().security_context = Some(context);
+    })?;
+    assert_eq!(code, 0, "{said}");
+    let words: Vec<&str> = said.lines().flat_map(|line| line.split_whitespace().skip(3)).collect();
+    assert_eq!(words, ["0", "100000", "65536", "0", "0", "0", "0"], "{said}");
+    // One that says nothing of it is not of this pod.
+    let refused = script(env, &mut pods, (&pod, &config), &image, "true", |_| {}).expect_err("other users");
+    assert!(format!("{refused:#}").contains("userns_options"), "{refused:#}");
+    Ok(())
+}
+
+fn a_pod_that_cannot_be_taken_down_is_kept(env: &Env) -> Result<()> {
+    let (bin, good) = (env.dir("bin")?, env.path("good"));
+    let plugin = bin.join("stubborn");
+    let text = format!("#!/bin/sh\n[ $CNI_COMMAND = DEL ] && [ -e {} ] && exit 0\nexit 1\n", good.display());
+    std::fs::write(&plugin, text)?;
+    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
+    let daemon = start(env, &serde_json::json!({"type": "stubborn"}), &bin.to_string_lossy())?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let config = own_network(&pods, "pod");
+    pods.run(&config).expect_err("the plugin makes nothing");
+    let all = v1::ListPodSandboxRequest::default();
+    let left = pods.runtime.block_on(pods.pods.list_pod_sandbox(all.clone()))?.into_inner().items;
+    assert_eq!(left.len(), 1, "a pod whose network is still to be taken back");
+    assert_eq!(left[0].state(), v1::PodSandboxState::SandboxNotready);
+    assert_eq!(left[0].metadata, config.metadata);
+    assert_eq!(std::fs::read_dir(env.path("netns"))?.count(), 1);
+    pods.remove(&left[0].id).expect_err("the plugin still fails");
+    std::fs::write(good, "")?;
+    pods.remove(&left[0].id)?;
+    assert_eq!(std::fs::read_dir(env.path("netns"))?.count(), 0);
+    assert!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items.is_empty());
+    Ok(())
+}
+
+fn a_start_that_was_cut_short_was_none(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let mut daemon = env.daemon_dying_at("cri.noted")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    pods.start(&pod, &config, &image, &["true"], |_| {}).expect_err("the daemon dies");
+    assert!(daemon.died());
+    std::mem::forget(pods);
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let all = pods.runtime.block_on(pods.pods.list_containers(v1::ListContainersRequest::default()))?.into_inner();
+    let container = all.containers.first().expect("the container");
+    assert_eq!(container.state(), v1::ContainerState::ContainerCreated);
+    let request = v1::StartContainerRequest { container_id: container.id.clone() };
+    pods.runtime.block_on(pods.pods.start_container(request))?;
+    assert_eq!(pods.exit_code(&container.id)?, 0);
+    Ok(())
+}
+
+fn a_container_that_ran_is_not_created_again(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
+    let started_at = status(&mut pods, &container)?.started_at;
+    // Its record is written after that of the start.
+    let other = v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: "other".to_owned(), attempt: 0 }),
+        image: Some(spec(&image)),
+        command: vec!["true".to_owned()],
+        ..Default::default()
+    };
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: pod.clone(),
+        config: Some(other),
+        sandbox_config: Some(config.clone()),
+    };
+    pods.runtime.block_on(pods.pods.create_container(request))?;
+    let request = v1::ContainerStatusRequest { container_id: container.clone(), verbose: true };
+    let info = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+    let pid = i32::try_from(info["pid"].as_i64().expect("pid"))?;
+    let about = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let shim = about.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().parse()?;
+    std::mem::forget(pods);
+    daemon.crash()?;
+    for pid in [shim, pid] {
+        // One may have gone with the other.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        wait::until("the process is gone", || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()))?;
+    }
+    let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(&container);
+    let _ = nix::mount::umount2(&bundle.join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
+    std::fs::remove_dir_all(&bundle)?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let seen = status(&mut pods, &container)?;
+    assert_eq!(seen.state(), v1::ContainerState::ContainerExited);
+    assert_eq!((seen.started_at, seen.exit_code, seen.reason.as_str()), (started_at, 255, "Unknown"));
+    Ok(())
+}
