@@ -14,7 +14,7 @@ use rung_spec::reference::Reference;
 use super::choice::Want;
 use super::fetch::Fetcher;
 use super::haul::{Gear, Haul};
-use super::tree::{Doc, Documents, Found, Tree};
+use super::tree::{Doc, Documents, Found, Tree, check_total};
 use super::unpack::{Stack, flush};
 use super::walk::{self, MAX_DOCUMENT};
 use super::{Images, Names, Progress, PullOptions, Pulled, Step};
@@ -98,6 +98,7 @@ impl Pull<'_> {
         });
         match stored.await {
             Ok(Some(bytes)) => {
+                walk::check_size(descriptor, &bytes)?;
                 self.progress.document(descriptor, Step::Exists);
                 return Ok(bytes.into());
             }
@@ -131,12 +132,15 @@ impl Pull<'_> {
         descriptor.digest.verify(&bytes).map_err(|error| {
             Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {error}", self.repository.host()))
         })?;
+        walk::check_size(descriptor, &bytes)?;
         Ok(bytes.freeze())
     }
 
     /// Fetches one image's configuration and layers.
     async fn image(&self, found: &Found, docs: &mut Vec<Doc>, haul: &mut Haul) -> Result<()> {
         let manifest = &found.manifest;
+        let held: u64 = docs.iter().map(|doc| doc.bytes.len() as u64).sum();
+        check_total(held, &manifest.config)?;
         let bytes = match self.small(&manifest.config, false).await {
             Err(error) if found.want == Want::Documents && error.kind() == Kind::NotFound => return Ok(()),
             other => other.doing(|| "configuration")?,

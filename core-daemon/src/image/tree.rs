@@ -13,6 +13,8 @@ use crate::labels::{self, Labels};
 /// Deepest nesting of indexes, and most documents of one name.
 const MAX_DEPTH: usize = 4;
 const MAX_DOCUMENTS: usize = 1024;
+/// Most bytes of all documents of one name: they are held until everything is here.
+const MAX_TOTAL: u64 = 64 << 20;
 
 /// Where documents come from.
 #[tonic::async_trait]
@@ -89,7 +91,10 @@ impl Tree {
         }
         let bytes = match bytes {
             Some(bytes) => bytes,
-            None => from.document(descriptor).await?,
+            None => {
+                check_total(self.docs.iter().map(|doc| doc.bytes.len() as u64).sum(), descriptor)?;
+                from.document(descriptor).await?
+            }
         };
         let parsed =
             Document::parse(&descriptor.media_type, &bytes).map_err(|error| Error::invalid(error.to_string()))?;
@@ -139,6 +144,14 @@ impl Tree {
         }
         Ok(())
     }
+}
+
+/// Checks that there is room for one more document besides those that are held.
+pub(super) fn check_total(held: u64, next: &Descriptor) -> Result<()> {
+    if held.saturating_add(next.size) > MAX_TOTAL {
+        return Err(Error::invalid(format!("its documents have more than {MAX_TOTAL} bytes in all")));
+    }
+    Ok(())
 }
 
 fn none_fits(index: &Index, choice: &Choice) -> Error {

@@ -90,6 +90,21 @@ pub fn parse_config(manifest: &Manifest, bytes: &[u8]) -> Result<ImageConfig> {
     Ok(config)
 }
 
+/// Checks that a document, whose digest is right, is as long as what leads to it says.
+///
+/// # Errors
+/// `InvalidArgument` where not.
+pub(super) fn check_size(descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {
+    if bytes.len() as u64 == descriptor.size {
+        return Ok(());
+    }
+    let Descriptor { digest, size, .. } = descriptor;
+    Err(Error::invalid(format!(
+        "document {digest}: has {} bytes, not the {size} that its descriptor says",
+        bytes.len()
+    )))
+}
+
 /// The best manifest for `platform` that the content store has.
 fn find(content: &Content, ctx: &Context, target: &Descriptor, platform: &Platform) -> Result<(Descriptor, Manifest)> {
     let mut seen = HashSet::new();

@@ -11,7 +11,8 @@ use tokio::sync::Mutex;
 use super::body::Body;
 use super::challenge::{Challenge, parse};
 use super::hosts::Host;
-use super::transport::{self, Ask, body, check_elsewhere, failure};
+use super::reach::{check_elsewhere, same_origin};
+use super::transport::{self, Ask, body, failure};
 use super::{Credentials, Repository};
 use crate::error::{Doing, Error, Kind, Result};
 
@@ -19,8 +20,9 @@ const CLIENT_ID: &str = "gantry";
 /// Most `WWW-Authenticate` headers of an answer that are looked at.
 const MAX_CHALLENGES: usize = 16;
 const MAX_TOKEN: u64 = 1 << 20;
-/// Tokens are good for at least this long, whatever the server says.
+/// Tokens are good for at least this long, and are asked for anew after at most that long, whatever the server says.
 const MIN_LIFE: Duration = Duration::from_secs(60);
+const MAX_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// A token is asked for anew this long before it ends.
 const MARGIN: Duration = Duration::from_secs(5);
 
@@ -52,7 +54,8 @@ impl Repository {
     pub(super) async fn send(&self, host: &Host, ask: &Ask, scope: &str) -> Result<Response> {
         let known = self.known(host, scope).await;
         let answer = transport::send(host, ask, known.as_deref()).await?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
+        // Only the host itself may ask for its account: not who it redirects to, nor where it wants uploads sent.
+        if answer.status() != StatusCode::UNAUTHORIZED || !same_origin(answer.url(), &host.base) {
             return Ok(answer);
         }
         // Either there was no authorization yet, or it ended meanwhile.
@@ -121,7 +124,7 @@ impl Repository {
         let realm: Url = realm.parse().map_err(|_| refuse("has no valid address"))?;
         check_elsewhere(&host.base, &realm).map_err(refuse)?;
         // The token service stands where it says, so requests to it are its own.
-        let service = Host { base: realm.clone(), headers: http::HeaderMap::new(), ..host.clone() };
+        let service = host.service_at(realm.clone());
         let scopes = scopes(scope, challenge.get("scope").unwrap_or_default());
         let wanted = Wanted { service: challenge.get("service"), scope: &scopes };
         if let Some(account) = credentials
@@ -181,6 +184,7 @@ async fn by_post(service: &Host, realm: &Url, wanted: &Wanted<'_>, account: &Cre
     let mut ask =
         Ask::new(Method::POST, realm.clone()).header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     ask.body = Body::Bytes(encoded.query().unwrap_or_default().to_owned().into());
+    ask.stays = true;
     let answer = transport::send(service, &ask, None).await?;
     match answer.status().as_u16() {
         200 => token(service, answer).await.map(Some),
@@ -205,7 +209,9 @@ async fn by_get(service: &Host, realm: &Url, wanted: &Wanted<'_>, credentials: O
         Some(Credentials::Password { username, password }) => Some(basic(username, password)),
         _ => None,
     };
-    let answer = transport::send(service, &Ask::new(Method::GET, url), authorization.as_deref()).await?;
+    let mut ask = Ask::new(Method::GET, url);
+    ask.stays = true;
+    let answer = transport::send(service, &ask, authorization.as_deref()).await?;
     if !answer.status().is_success() {
         return Err(failure(service, answer).await);
     }
@@ -220,6 +226,6 @@ async fn token(service: &Host, answer: Response) -> Result<Token> {
     if token.is_empty() || token.contains(['\r', '\n']) {
         return Err(invalid());
     }
-    let life = Duration::from_secs(answer.expires_in).max(MIN_LIFE);
+    let life = Duration::from_secs(answer.expires_in).clamp(MIN_LIFE, MAX_LIFE);
     Ok(Token { authorization: format!("Bearer {token}"), until: Some(Instant::now() + life) })
 }

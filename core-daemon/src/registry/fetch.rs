@@ -10,8 +10,8 @@ use super::hosts::Host;
 use super::transport::{Ask, body, failure, next_piece};
 use crate::error::{Doing, Error, Kind, Result};
 
-/// Largest manifest or index.
-const MAX_MANIFEST: u64 = 8 << 20;
+/// Largest manifest or index: what registries take at least, and hardly one takes more.
+const MAX_MANIFEST: u64 = 4 << 20;
 
 /// What a name stands for.
 #[derive(Debug, Clone)]
@@ -62,16 +62,19 @@ impl Repository {
         self.each(|host| host.resolves, |host| self.resolve_at(host, object)).await
     }
 
-    /// A manifest or index, whose digest is checked.
+    /// A manifest or index, whose length and digest are checked.
     ///
     /// # Errors
     /// As [`Repository::resolve`]; `DataLoss` where the registry sends something else.
     pub async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
         let bytes = self.each(|host| host.pulls, |host| self.document_at(host, descriptor)).await?;
-        descriptor.digest.verify(&bytes).map_err(|error| {
-            let text = format!("registry {}: sent a wrong document: {error}", self.host);
-            Error::new(Kind::DataLoss, text)
-        })?;
+        let wrong = |problem: &dyn std::fmt::Display| {
+            Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {problem}", self.host))
+        };
+        if bytes.len() as u64 != descriptor.size {
+            return Err(wrong(&format!("{} bytes in place of {}", bytes.len(), descriptor.size)));
+        }
+        descriptor.digest.verify(&bytes).map_err(|error| wrong(&error))?;
         Ok(bytes)
     }
 

@@ -1,11 +1,12 @@
 //! The hosts that stand for a registry, in the order they are tried.
 
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::hosts_file::{self, Configured};
+use super::reach::{Reach, address, is_private, same_origin};
 use super::transport::{Clients, STALL, Tls};
 use super::{Access, Wiretap};
 use crate::error::{Error, Result};
@@ -15,7 +16,12 @@ use crate::error::{Error, Result};
 pub(super) struct Host {
     /// Scheme, host, port and path up to and with `/v2`.
     pub(super) base: reqwest::Url,
-    pub(super) client: reqwest::Client,
+    clients: Arc<Clients>,
+    tls: Tls,
+    /// Where its own name may lead.
+    reach: Reach,
+    /// It was met at a private address, so it may send us to others.
+    pub(super) is_near: Arc<AtomicBool>,
     pub(super) headers: http::HeaderMap,
     /// Stands for another registry, which it is told.
     pub(super) mirrors: Option<String>,
@@ -38,18 +44,38 @@ impl Host {
             (None, _) => self.base.to_string(),
         }
     }
+
+    /// The client for an address, of this host or where it sends us.
+    pub(super) fn client_for(&self, url: &reqwest::Url) -> Result<reqwest::Client> {
+        let reach = if same_origin(url, &self.base) { self.reach } else { self.elsewhere() };
+        self.clients.get(&self.tls, reach)
+    }
+
+    fn elsewhere(&self) -> Reach {
+        if self.is_near.load(Ordering::Relaxed) { Reach::NotLinkLocal } else { Reach::Public }
+    }
+
+    /// The token service that it names: no further from it than a redirect may lead.
+    pub(super) fn service_at(&self, realm: reqwest::Url) -> Self {
+        let reach = if same_origin(&realm, &self.base) { self.reach } else { self.elsewhere() };
+        Self { base: realm, headers: http::HeaderMap::new(), reach, is_near: Arc::default(), ..self.clone() }
+    }
 }
 
 /// The hosts of the registry `name`.
 pub(super) fn of(clients: &Arc<Clients>, config_path: &Path, name: &str, access: &Access) -> Result<Vec<Host>> {
-    let configured = hosts_file::read(config_path, name)?.unwrap_or_default();
+    let hosts_file::Hosts { mirrors, server } = hosts_file::read(config_path, name)?;
+    let is_twice = mirrors.iter().any(|host| host.url == server.url);
     let mut hosts = Vec::new();
-    for host in configured {
+    for host in mirrors {
         hosts.push(configured_host(clients, host, name, access)?);
     }
-    // A file without a server names only what comes before the registry itself.
-    if !hosts.iter().any(|host| host.mirrors.is_none()) {
-        hosts.extend(own(clients, name, access)?);
+    // Who names a server means it in place of the registry. One that stands among the others already is not needed.
+    match server {
+        _ if is_twice => {}
+        server if !server.url.is_empty() => hosts.push(configured_host(clients, server, name, access)?),
+        server if !hosts.iter().any(|host| host.mirrors.is_none()) => hosts.extend(own(clients, name, access, server)?),
+        _ => {}
     }
     Ok(hosts)
 }
@@ -58,7 +84,7 @@ fn authority(name: &str) -> &str {
     if name == "docker.io" { "registry-1.docker.io" } else { name }
 }
 
-fn configured_host(clients: &Clients, host: Configured, name: &str, access: &Access) -> Result<Host> {
+fn configured_host(clients: &Arc<Clients>, host: Configured, name: &str, access: &Access) -> Result<Host> {
     let invalid =
         |problem: &dyn std::fmt::Display| Error::invalid(format!("hosts.toml of {name}: {}: {problem}", host.url));
     let mut base: reqwest::Url = host.url.parse().map_err(|error| invalid(&error))?;
@@ -75,19 +101,52 @@ fn configured_host(clients: &Clients, host: Configured, name: &str, access: &Acc
     let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
     let is_own = format!("{}{port}", base.host_str().unwrap_or_default()) == authority(name);
     let mirrors = (!is_own).then(|| name.to_owned());
-    let (client, headers) = (clients.get(&tls)?, headers(&all)?);
-    let (resolves, pulls, pushes) = (host.resolves, host.pulls, host.pushes);
-    let wiretap = access.wiretap.clone();
-    Ok(Host { base, client, headers, mirrors, resolves, pulls, pushes, stands_in: false, stall: STALL, wiretap })
+    let base = Base { base, mirrors, stands_in: false, can: (host.resolves, host.pulls, host.pushes) };
+    host_at(clients, base, tls, headers(&all)?, access)
 }
 
-/// The registry itself.
-fn own(clients: &Clients, name: &str, access: &Access) -> Result<Vec<Host>> {
-    let headers = headers(&access.headers)?;
-    let tls = Tls { skip_verify: access.skip_verify, ..Tls::default() };
-    let client = clients.get(&tls)?;
+/// What differs between the hosts of one registry.
+struct Base {
+    base: reqwest::Url,
+    mirrors: Option<String>,
+    stands_in: bool,
+    /// Resolve, pull, push.
+    can: (bool, bool, bool),
+}
+
+fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap, access: &Access) -> Result<Host> {
+    // Its files are read now, so that an error in them is the first thing that is told.
+    clients.get(&tls, Reach::Anywhere)?;
+    let (resolves, pulls, pushes) = at.can;
+    Ok(Host {
+        is_near: Arc::new(AtomicBool::new(is_private(&at.base))),
+        base: at.base,
+        clients: clients.clone(),
+        tls,
+        reach: Reach::Anywhere,
+        headers,
+        mirrors: at.mirrors,
+        resolves,
+        pulls,
+        pushes,
+        stands_in: at.stands_in,
+        stall: STALL,
+        wiretap: access.wiretap.clone(),
+    })
+}
+
+/// The registry itself, with what is configured for it.
+fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configured) -> Result<Vec<Host>> {
+    let mut all = access.headers.clone();
+    all.extend(configured.headers);
+    let headers = headers(&all)?;
     let authority = authority(name);
-    let schemes: &[&str] = match (access.plain_http, is_loopback(authority)) {
+    let is_loopback = is_loopback(authority);
+    let is_plain = access.plain_http || is_loopback && authority.ends_with(":80");
+    let mut tls = configured.tls;
+    // Nobody stands between this machine and itself, and the certificate of a registry for trying things is its own.
+    tls.skip_verify |= access.skip_verify || is_loopback;
+    let schemes: &[&str] = match (is_plain, is_loopback) {
         (true, _) => &["http"],
         (false, true) => &["https", "http"],
         (false, false) => &["https"],
@@ -95,18 +154,8 @@ fn own(clients: &Clients, name: &str, access: &Access) -> Result<Vec<Host>> {
     let host = |scheme: &&str| {
         let base = format!("{scheme}://{authority}/v2/");
         let base = base.parse().map_err(|error| Error::invalid(format!("registry {name}: {error}")))?;
-        Ok(Host {
-            base,
-            client: client.clone(),
-            headers: headers.clone(),
-            mirrors: None,
-            resolves: true,
-            pulls: true,
-            pushes: true,
-            stands_in: *scheme != schemes[0],
-            stall: STALL,
-            wiretap: access.wiretap.clone(),
-        })
+        let base = Base { base, mirrors: None, stands_in: *scheme != schemes[0], can: (true, true, true) };
+        host_at(clients, base, tls.clone(), headers.clone(), access)
     };
     schemes.iter().map(host).collect()
 }
@@ -127,26 +176,25 @@ fn is_loopback(authority: &str) -> bool {
     url.host_str().is_some_and(|host| host == "localhost" || address(host).is_some_and(|address| address.is_loopback()))
 }
 
-pub(super) fn address(host: &str) -> Option<IpAddr> {
-    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether a URL leads to this machine or its own network, by the address it spells out.
-pub(super) fn is_private(url: &reqwest::Url) -> bool {
-    let Some(host) = url.host_str() else { return true };
-    if host == "localhost" || host.ends_with(".localhost") {
-        return true;
+    #[test]
+    fn a_registry_of_this_machine_needs_no_certificate() {
+        let hosts = |name| of(&Arc::default(), Path::new("/nonexistent"), name, &Access::default()).expect("hosts");
+        let shown =
+            |name| hosts(name).iter().map(|host| (host.base.scheme().to_owned(), host.tls.skip_verify)).collect();
+        let (https, http) = ("https".to_owned(), "http".to_owned());
+        let cases: [(_, Vec<_>); 4] = [
+            ("localhost:5000", vec![(https.clone(), true), (http.clone(), true)]),
+            ("127.0.0.1:5000", vec![(https.clone(), true), (http.clone(), true)]),
+            ("localhost:80", vec![(http, true)]),
+            ("r.io", vec![(https, false)]),
+        ];
+        for (name, wanted) in cases {
+            let all: Vec<_> = shown(name);
+            assert_eq!(all, wanted, "{name}");
+        }
     }
-    match address(host) {
-        Some(IpAddr::V4(v4)) => is_private_v4(v4),
-        Some(IpAddr::V6(v6)) => match v6.to_ipv4_mapped() {
-            Some(v4) => is_private_v4(v4),
-            None => v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local(),
-        },
-        None => false,
-    }
-}
-
-fn is_private_v4(v4: std::net::Ipv4Addr) -> bool {
-    v4.is_loopback() || v4.is_private() || v4.is_link_local() || v4.is_unspecified() || v4.is_broadcast()
 }

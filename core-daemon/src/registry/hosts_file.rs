@@ -8,8 +8,10 @@
 //!   ca = "mirror.pem"
 //! ```
 //!
-//! Hosts are tried in the order they are written, the server last. The file is `HOST/hosts.toml` below the configured
-//! directory, where `HOST` may have its port as `host:5000` or `host_5000_`, else `_default/hosts.toml`.
+//! Hosts are tried in the order they are written, the server last, and the registry itself where there is none. The file
+//! is `HOST/hosts.toml` below the configured directory, where `HOST` may have its port as `host:5000` or `host_5000_`, else
+//! `_default/hosts.toml`. A directory without the file may have certificates as docker's users name them: `*.crt` of
+//! authorities, and of ours `*.cert` with the key in `*.key`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,8 +24,17 @@ use crate::error::{Doing, Error, Result};
 /// Largest file that is read.
 const MAX_SIZE: u64 = 1 << 20;
 
+/// All that is configured for a registry.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Hosts {
+    /// What is tried first.
+    pub(super) mirrors: Vec<Configured>,
+    /// What is tried last. Without a URL it is the registry itself.
+    pub(super) server: Configured,
+}
+
 /// One address, as the file has it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Configured {
     pub(super) url: String,
     /// Whether the path is the whole path, without `/v2` behind it.
@@ -54,23 +65,42 @@ enum Several<T> {
     Many(Vec<T>),
 }
 
-/// The addresses configured for the registry `name`; `None` where no file is about it.
-pub(super) fn read(directory: &Path, name: &str) -> Result<Option<Vec<Configured>>> {
-    for candidate in candidates(name) {
-        let path = directory.join(candidate).join("hosts.toml");
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_SIZE => {
-                return Err(Error::invalid(format!("{}: larger than {MAX_SIZE} bytes", path.display())));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+/// What is configured for the registry `name`, which is nothing where no directory is about it.
+pub(super) fn read(directory: &Path, name: &str) -> Result<Hosts> {
+    let candidates = candidates(name).into_iter().map(|candidate| directory.join(candidate));
+    let Some(base) = candidates.into_iter().find(|candidate| candidate.is_dir()) else { return Ok(Hosts::default()) };
+    let path = base.join("hosts.toml");
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.len() > MAX_SIZE => {
+            return Err(Error::invalid(format!("{}: larger than {MAX_SIZE} bytes", path.display())));
         }
-        let text = std::fs::read_to_string(&path).doing(|| format!("read {}", path.display()))?;
-        let base = path.parent().unwrap_or(directory);
-        return parse(&text, base).map(Some).doing(|| path.display().to_string());
+        Ok(metadata) if metadata.len() > 0 => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).doing(|| format!("read {}", path.display()));
+        }
+        _ => return certificates(&base).doing(|| format!("read {}", base.display())),
     }
-    Ok(None)
+    let text = std::fs::read_to_string(&path).doing(|| format!("read {}", path.display()))?;
+    parse(&text, &base).doing(|| path.display().to_string())
+}
+
+/// The certificates in a directory that says nothing else.
+fn certificates(base: &Path) -> Result<Hosts> {
+    let entries = std::fs::read_dir(base)?.collect::<std::io::Result<Vec<_>>>()?;
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort();
+    let of_type =
+        |wanted: &'static str| files.iter().filter(move |path| path.extension().is_some_and(|is| is == wanted));
+    let authorities = of_type("crt").cloned().collect();
+    let identity = of_type("cert").next().map(|certificate| {
+        let key = certificate.with_extension("key");
+        (certificate.clone(), if key.is_file() { key } else { certificate.clone() })
+    });
+    if of_type("cert").count() > 1 {
+        return Err(Error::invalid("more than one client certificate (*.cert); name the one in hosts.toml (client)"));
+    }
+    let server = Configured { tls: Tls { authorities, identity, ..Tls::default() }, ..Configured::default() };
+    Ok(Hosts { mirrors: Vec::new(), server })
 }
 
 fn candidates(name: &str) -> Vec<String> {
@@ -82,7 +112,7 @@ fn candidates(name: &str) -> Vec<String> {
     candidates
 }
 
-fn parse(text: &str, base: &Path) -> Result<Vec<Configured>> {
+fn parse(text: &str, base: &Path) -> Result<Hosts> {
     let invalid =
         |error: &dyn std::fmt::Display| Error::invalid(error.to_string().replace('\n', " ").trim().to_owned());
     // The order of tables is kept, and is the order hosts are tried in.
@@ -93,21 +123,18 @@ fn parse(text: &str, base: &Path) -> Result<Vec<Configured>> {
         None => toml::Table::new(),
     };
     let server = match file.remove("server") {
-        Some(toml::Value::String(server)) => Some(server),
+        Some(toml::Value::String(server)) => server,
         Some(_) => return Err(Error::invalid("server must be a text")),
-        None => None,
+        None => String::new(),
     };
-    let mut order = order_of(text, hosts.keys());
-    let mut all = Vec::new();
-    for url in order.drain(..) {
+    let mut mirrors = Vec::new();
+    for url in order_of(text, hosts.keys()) {
         let block = hosts[&url].clone().try_into().map_err(|error| invalid(&error))?;
-        all.push(configured(url, block, base)?);
+        mirrors.push(configured(url, block, base)?);
     }
-    if let Some(server) = server.filter(|server| !all.iter().any(|host| host.url == *server)) {
-        let block = toml::Value::Table(file).try_into().map_err(|error| invalid(&error))?;
-        all.push(configured(server, block, base)?);
-    }
-    Ok(all)
+    let block = toml::Value::Table(file).try_into().map_err(|error| invalid(&error))?;
+    let server = configured(server, block, base)?;
+    Ok(Hosts { mirrors, server })
 }
 
 /// The keys in the order their headers stand in the text: a table sorts them by name.
@@ -122,7 +149,7 @@ fn order_of<'a>(text: &str, keys: impl Iterator<Item = &'a String>) -> Vec<Strin
 }
 
 fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
-    let url = if url.contains("://") { url } else { format!("https://{url}") };
+    let url = if url.is_empty() || url.contains("://") { url } else { format!("https://{url}") };
     let can = |what: &str| block.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
     let (resolves, pulls, pushes) = (can("resolve"), can("pull"), can("push"));
     let authorities = match block.ca {
@@ -199,9 +226,11 @@ mod tests {
               override_path = true
               skip_verify = true
         "#;
-        let all = parse(text, Path::new("/etc/h")).expect("parse");
+        let Hosts { mirrors: all, server } = parse(text, Path::new("/etc/h")).expect("parse");
         let urls: Vec<&str> = all.iter().map(|host| host.url.as_str()).collect();
-        assert_eq!(urls, ["https://z.example", "http://a.example:5000/v2/cache", "https://registry-1.docker.io"]);
+        assert_eq!(urls, ["https://z.example", "http://a.example:5000/v2/cache"]);
+        assert_eq!(server.url, "https://registry-1.docker.io");
+        assert_eq!(parse("ca = \"a.pem\"", Path::new("/h")).expect("parse").server.tls.authorities.len(), 1);
         assert!(all[0].pulls && !all[0].resolves);
         assert_eq!(all[0].tls.authorities, [PathBuf::from("/etc/h/a.pem"), PathBuf::from("/b.pem")]);
         assert_eq!(all[0].tls.identity, Some(("/etc/h/c.cert".into(), "/etc/h/c.key".into())));
@@ -216,11 +245,27 @@ mod tests {
     #[test]
     fn directories_are_named_after_the_host() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        assert_eq!(read(dir.path(), "h.io:5000").expect("none"), None);
+        assert_eq!(read(dir.path(), "h.io:5000").expect("none"), Hosts::default());
         for (name, url) in [("_default", "https://d"), ("h.io_5000_", "https://u"), ("h.io:5000", "https://c")] {
             std::fs::create_dir(dir.path().join(name)).expect("directory");
             std::fs::write(dir.path().join(name).join("hosts.toml"), format!("server = \"{url}\"")).expect("file");
-            assert_eq!(read(dir.path(), "h.io:5000").expect("read").expect("found")[0].url, url);
+            assert_eq!(read(dir.path(), "h.io:5000").expect("read").server.url, url);
         }
+    }
+
+    #[test]
+    fn a_directory_of_certificates_needs_no_file() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let base = dir.path().join("h.io");
+        std::fs::create_dir(&base).expect("directory");
+        for file in ["a.crt", "b.crt", "c.cert", "c.key", "other"] {
+            std::fs::write(base.join(file), "").expect("file");
+        }
+        let Hosts { mirrors, server } = read(dir.path(), "h.io").expect("read");
+        assert!(mirrors.is_empty() && server.url.is_empty());
+        assert_eq!(server.tls.authorities, [base.join("a.crt"), base.join("b.crt")]);
+        assert_eq!(server.tls.identity, Some((base.join("c.cert"), base.join("c.key"))));
+        std::fs::write(base.join("d.cert"), "").expect("file");
+        assert!(read(dir.path(), "h.io").is_err(), "two certificates of ours");
     }
 }

@@ -19,6 +19,7 @@ mod fetch;
 mod hosts;
 mod hosts_file;
 mod push;
+mod reach;
 mod referrers;
 mod transport;
 

@@ -9,7 +9,8 @@ use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, Index, media_types};
 
 use super::hosts::Host;
-use super::transport::{Ask, body, failure, same_origin};
+use super::reach::same_origin;
+use super::transport::{Ask, body, failure};
 use super::{Pusher, Repository};
 use crate::error::{Doing, Error, Result};
 

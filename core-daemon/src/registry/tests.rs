@@ -120,7 +120,7 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
 #[test]
 fn public_registries_do_not_lead_to_private_addresses() {
     let url = |text: &str| text.parse::<reqwest::Url>().expect("address");
-    let may = |from: &str, to: &str| transport::check_elsewhere(&url(from), &url(to)).is_ok();
+    let may = |from: &str, to: &str| reach::check_elsewhere(&url(from), &url(to)).is_ok();
     assert!(may("https://r.io/v2/", "https://cdn.io/x"));
     assert!(may("http://127.0.0.1:5000/v2/", "http://127.0.0.1:5001/x"));
     for to in [
@@ -135,9 +135,14 @@ fn public_registries_do_not_lead_to_private_addresses() {
         "https://0.0.0.0/x",
         "https://2130706433/x",
         "https://[fd00::1]/x",
+        "https://localhost./x",
+        "https://100.64.0.1/x",
+        "https://[64:ff9b::7f00:1]/x",
     ] {
         assert!(!may("https://r.io/v2/", to), "{to}");
     }
+    assert!(!may("http://10.0.0.1/v2/", "http://169.254.169.254/x"));
+    assert!(may("http://169.254.169.254/v2/", "http://169.254.169.254/x"));
 }
 
 #[tokio::test]
@@ -213,5 +218,6 @@ async fn a_busy_registry_is_asked_again() {
     assert_eq!(fake.seen().len(), 3);
 }
 
+mod hostile;
 mod mirrors;
 mod push;

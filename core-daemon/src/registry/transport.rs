@@ -10,7 +10,8 @@ use reqwest::{Client, Method, Response, StatusCode, Url};
 
 use super::body::Body;
 use super::error::{of_answer, of_transport, root_cause};
-use super::hosts::{Host, is_private};
+use super::hosts::Host;
+use super::reach::{Reach, Resolver, check_elsewhere, is_private_address, same_origin};
 use crate::error::{Error, Kind, Result};
 
 /// How we introduce ourselves.
@@ -39,17 +40,18 @@ pub(super) struct Tls {
 /// One client for each kind of connection, kept for the next image.
 #[derive(Default)]
 pub(super) struct Clients {
-    known: Mutex<HashMap<Tls, Client>>,
+    known: Mutex<HashMap<(Tls, Reach), Client>>,
 }
 
 impl Clients {
-    pub(super) fn get(&self, tls: &Tls) -> Result<Client> {
+    pub(super) fn get(&self, tls: &Tls, reach: Reach) -> Result<Client> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = known.get(tls) {
+        let key = (tls.clone(), reach);
+        if let Some(client) = known.get(&key) {
             return Ok(client.clone());
         }
-        let client = build(tls)?;
-        known.insert(tls.clone(), client.clone());
+        let client = build(tls, reach)?;
+        known.insert(key, client.clone());
         Ok(client)
     }
 }
@@ -70,7 +72,7 @@ fn provide() {
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
 
-fn build(tls: &Tls) -> Result<Client> {
+fn build(tls: &Tls, reach: Reach) -> Result<Client> {
     provide();
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
     let read = |path: &PathBuf| {
@@ -94,9 +96,13 @@ fn build(tls: &Tls) -> Result<Client> {
             .http1_only()
             .connect_timeout(tls.connect.unwrap_or(CONNECT))
             .tls_danger_accept_invalid_certs(tls.skip_verify);
-        match &identity {
+        let builder = match &identity {
             Some(identity) => builder.identity(identity.clone()),
             None => builder,
+        };
+        match reach {
+            Reach::Anywhere => builder,
+            reach => builder.dns_resolver(Resolver::new(reach)),
         }
     };
     let usual = match authorities.is_empty() {
@@ -123,12 +129,14 @@ pub(super) struct Ask {
     pub(super) body: Body,
     /// Sent again it does no more than once.
     pub(super) again: bool,
+    /// It carries a secret of this very host: where the host redirects it, it fails.
+    pub(super) stays: bool,
 }
 
 impl Ask {
     pub(super) fn new(method: Method, url: Url) -> Self {
         let again = matches!(method, Method::GET | Method::HEAD);
-        Self { method, url, headers: http::HeaderMap::new(), body: Body::None, again }
+        Self { method, url, headers: http::HeaderMap::new(), body: Body::None, again, stays: false }
     }
 
     #[must_use]
@@ -177,11 +185,11 @@ pub(super) fn backoff(tried: u32) -> Duration {
 }
 
 async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response> {
-    let mut url = ask.url.clone();
+    let (mut ask, mut url) = (ask.clone(), ask.url.clone());
     let moved = Arc::new(AtomicU64::new(0));
     for _ in 0..=MAX_REDIRECTS {
         let own = same_origin(&url, &host.base);
-        let mut request = host.client.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
+        let mut request = host.client_for(&url)?.request(ask.method.clone(), url.clone()).headers(ask.headers.clone());
         if own {
             request = request.headers(host.headers.clone());
             if let Some(authorization) = authorization {
@@ -191,14 +199,26 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
         request = ask.body.attach(request, &moved);
         let name = url.host_str().unwrap_or_default().to_owned();
         let name = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
-        tell_request(host, ask, &url);
+        tell_request(host, &ask, &url);
         let answer = while_it_moves(host, &moved, request.send()).await?;
         let answer = answer.map_err(|error| of_transport(&name, &error))?;
         tell_answer(host, &answer);
+        if own && let Some(peer) = answer.remote_addr() {
+            host.is_near.store(is_private_address(peer.ip()), Ordering::Relaxed);
+        }
         if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
             return Ok(answer);
         }
+        if ask.stays {
+            let text = format!("registry {}: redirects a request that carries a secret", host.name());
+            return Err(Error::new(Kind::PermissionDenied, text));
+        }
         url = redirect(host, &url, &answer)?;
+        // That is where the outcome is, not where it is to be sent once more.
+        if answer.status() == StatusCode::SEE_OTHER && ask.method != Method::HEAD {
+            (ask.method, ask.body) = (Method::GET, Body::None);
+            ask.headers.remove(http::header::CONTENT_TYPE);
+        }
     }
     Err(Error::unavailable(format!("registry {}: more than {MAX_REDIRECTS} redirects", host.name())))
 }
@@ -242,10 +262,6 @@ fn tell_answer(host: &Host, answer: &Response) {
     wiretap.heard(&format!("{:?} {}\n{}\n", answer.version(), answer.status(), headers.collect::<String>()));
 }
 
-pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
-    a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
-}
-
 /// Where an answer sends us, if it may.
 pub(super) fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url> {
     let refuse = |problem: String| Error::new(Kind::PermissionDenied, format!("registry {}: {problem}", host.name()));
@@ -254,23 +270,6 @@ pub(super) fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url
     let to = from.join(location).map_err(|error| refuse(format!("redirects to {location:?}: {error}")))?;
     check_elsewhere(&host.base, &to).map_err(|problem| refuse(format!("redirects to {to}: {problem}")))?;
     Ok(to)
-}
-
-/// Whether a registry at `base` may send us to `to`.
-pub(super) fn check_elsewhere(base: &Url, to: &Url) -> Result<(), &'static str> {
-    if !matches!(to.scheme(), "http" | "https") {
-        return Err("not http");
-    }
-    if same_origin(base, to) {
-        return Ok(());
-    }
-    if is_private(to) && !is_private(base) {
-        return Err("a private address, which a public registry has no business with");
-    }
-    if base.scheme() == "https" && to.scheme() == "http" {
-        return Err("from https to http, where anyone could read and change it");
-    }
-    Ok(())
 }
 
 /// The error that an unwanted answer stands for.
