@@ -1,6 +1,6 @@
 //! A layer's tar applied to a directory.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,11 +19,13 @@ use rung_sys::beneath::{self, Root};
 use super::attributes;
 use super::image::Unfinished;
 use super::tar::{Entry, Kind, Reader};
-use super::whiteout::{self, Meaning};
-use crate::error::{Doing, Error, Result};
+use super::whiteout::{self, Meaning, Own};
+use crate::error::{self, Doing, Error, Result};
 
 /// Most entries of a layer.
 const MAX_ENTRIES: u64 = 10_000_000;
+/// Most bytes of names that are kept until the layer ends.
+const MAX_TEXT: usize = 256 << 20;
 /// Longest path, as the kernel has it.
 pub(super) const MAX_PATH: usize = 4096;
 
@@ -40,6 +42,8 @@ pub enum Mode {
     Overlay,
     /// A copy of what is below: removals are done.
     Direct,
+    /// No layer: nothing is removed, whatever it is called.
+    Files,
 }
 
 /// What applying a layer came to.
@@ -63,8 +67,11 @@ pub struct Deferred {
     /// Hard links to files that are not in this layer: name and target.
     pub(super) links: Vec<(PathBuf, PathBuf)>,
     /// Times of directories, which `settle` disturbs.
-    pub(super) times: Vec<(PathBuf, (i64, u32))>,
+    pub(super) times: Times,
 }
+
+/// Times of directories.
+pub(super) type Times = BTreeMap<PathBuf, (i64, u32)>;
 
 impl Deferred {
     /// Nothing is left open.
@@ -80,12 +87,13 @@ impl Deferred {
 /// large or a full disk; otherwise what the kernel says, with the path. What was made stays for the caller to remove.
 pub fn apply(root: Root, tar: impl Read, mode: Mode, limit: u64) -> Result<Applied> {
     let mut reader = Reader::new(tar, limit);
-    let mut layer = Layer { root, mode, parent: None, deferred: Deferred::default(), made: HashSet::new(), entries: 0 };
+    let deferred = Deferred::default();
+    let mut layer = Layer { root, mode, parent: None, deferred, own: Own::default(), text: 0, entries: 0 };
     while let Some(entry) = reader.next_entry()? {
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
     }
     let (digest, size) = reader.finish()?;
-    layer.set_times()?;
+    set_times(&layer.root, &layer.deferred.times)?;
     Ok(Applied { digest, size, deferred: layer.deferred, image: None })
 }
 
@@ -96,7 +104,9 @@ struct Layer {
     parent: Option<(PathBuf, OwnedFd)>,
     deferred: Deferred,
     /// With [`Mode::Direct`]: what this layer made.
-    made: HashSet<PathBuf>,
+    own: Own,
+    /// Bytes of names that are kept.
+    text: usize,
     entries: u64,
 }
 
@@ -105,6 +115,12 @@ impl Layer {
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             return Err(Error::invalid(format!("layer of more than {MAX_ENTRIES} files")));
+        }
+        if self.text > MAX_TEXT {
+            return Err(Error::new(
+                error::Kind::ResourceExhausted,
+                format!("layer of more than {MAX_TEXT} bytes of names"),
+            ));
         }
         if entry.path.contains(&0) || entry.path.len() > MAX_PATH || entry.link.len() > MAX_PATH {
             return Err(Error::invalid("its path is malformed"));
@@ -115,7 +131,8 @@ impl Layer {
             return Ok(());
         }
         let within = path.parent().unwrap_or(Path::new(""));
-        match Meaning::of(name) {
+        let meaning = if self.mode == Mode::Files { Meaning::File } else { Meaning::of(name) };
+        match meaning {
             Meaning::Nothing => Ok(()),
             Meaning::Opaque => self.opaque(within),
             Meaning::Whiteout(hidden) => self.whiteout(within, hidden),
@@ -135,7 +152,7 @@ impl Layer {
     fn top(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind == Kind::Directory {
             attributes::set(self.root.as_fd(), OsStr::new("."), entry)?;
-            self.deferred.times.push((PathBuf::new(), entry.mtime));
+            self.deferred.times.insert(PathBuf::new(), entry.mtime);
         }
         Ok(())
     }
@@ -153,7 +170,10 @@ impl Layer {
         let made = if entry.kind == Kind::File { create_file(parent, name)? } else { None };
         let (cleared, replaced) = if made.is_some() { (false, false) } else { self.clear(entry, parent, path, name)? };
         if self.mode == Mode::Direct {
-            self.made.extend(path.ancestors().map(Path::to_owned));
+            self.text += self.own.note(path);
+            if cleared {
+                self.own.replaced(path);
+            }
         }
         match entry.kind {
             Kind::Directory => self.directory(entry, parent, path, name, replaced)?,
@@ -211,7 +231,9 @@ impl Layer {
             whiteout::make_opaque(parent, name)?;
         }
         self.deferred.implicit.remove(path);
-        self.deferred.times.push((path.to_owned(), entry.mtime));
+        if self.deferred.times.insert(path.to_owned(), entry.mtime).is_none() {
+            self.text += path.as_os_str().len();
+        }
         Ok(())
     }
 
@@ -229,10 +251,11 @@ impl Layer {
             Some((_, stat)) if beneath::file_type(&stat) == SFlag::S_IFDIR => {
                 Err(Error::invalid("hard link to a directory"))
             }
-            Some((directory, stat)) if self.mode == Mode::Direct || !whiteout::is_whiteout(&stat) => {
+            Some((directory, stat)) if self.mode != Mode::Overlay || !whiteout::is_whiteout(&stat) => {
                 Ok(linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(io::Error::from)?)
             }
             None if self.mode == Mode::Overlay => {
+                self.text += path.as_os_str().len() + target.as_os_str().len();
                 self.deferred.links.push((path.to_owned(), target));
                 Ok(())
             }
@@ -242,7 +265,7 @@ impl Layer {
 
     fn whiteout(&mut self, within: &Path, hidden: &OsStr) -> Result<()> {
         match self.mode {
-            Mode::Lowest => Ok(()),
+            Mode::Lowest | Mode::Files => Ok(()),
             Mode::Overlay => {
                 let parent = self.take_parent(within)?;
                 whiteout::hide(parent.as_fd(), hidden)?;
@@ -252,14 +275,14 @@ impl Layer {
             Mode::Direct => {
                 let Some(parent) = self.existing(within)? else { return Ok(()) };
                 self.parent = None;
-                Ok(whiteout::prune(parent.as_fd(), hidden, &within.join(hidden), &self.made)?)
+                Ok(self.own.prune(parent.as_fd(), hidden, &within.join(hidden))?)
             }
         }
     }
 
     fn opaque(&mut self, within: &Path) -> Result<()> {
         match self.mode {
-            Mode::Lowest => Ok(()),
+            Mode::Lowest | Mode::Files => Ok(()),
             Mode::Overlay => {
                 let parent = self.take_parent(within)?;
                 whiteout::make_opaque(parent.as_fd(), OsStr::new(""))?;
@@ -269,7 +292,7 @@ impl Layer {
             Mode::Direct => {
                 let Some(parent) = self.existing(within)? else { return Ok(()) };
                 self.parent = None;
-                Ok(whiteout::prune_inside(parent.as_fd(), within, &self.made)?)
+                Ok(self.own.prune_inside(parent.as_fd(), within)?)
             }
         }
     }
@@ -299,8 +322,9 @@ impl Layer {
     }
 
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
-        let implicit = &mut self.deferred.implicit;
+        let (implicit, text) = (&mut self.deferred.implicit, &mut self.text);
         self.root.make_directories(path, &mut |made| {
+            *text += made.as_os_str().len();
             implicit.insert(made.to_owned());
         })
     }
@@ -321,14 +345,10 @@ impl Layer {
         }
         Ok(())
     }
-
-    fn set_times(&self) -> Result<()> {
-        set_times(&self.root, &self.deferred.times)
-    }
 }
 
 /// Sets the times of directories, once nothing is made in them any more. One that is gone again is left out.
-pub(super) fn set_times(root: &Root, times: &[(PathBuf, (i64, u32))]) -> Result<()> {
+pub(super) fn set_times(root: &Root, times: &Times) -> Result<()> {
     for (path, mtime) in times {
         if let Ok(directory) = root.directory(path) {
             attributes::set_mtime(directory.as_fd(), OsStr::new("."), *mtime)?;

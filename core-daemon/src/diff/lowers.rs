@@ -1,5 +1,6 @@
 //! The layers below one, seen as overlayfs would show them, without mounting them.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -7,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
-use nix::sys::stat::{FileStat, SFlag};
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag};
 use rung_sys::beneath::{self, Root};
 
 use super::whiteout;
@@ -16,9 +17,27 @@ use super::whiteout;
 /// As many links as the kernel follows.
 pub(super) const MAX_LINKS: usize = 40;
 
+/// Most directories that are gone through for one path, over and over by links with `..` in them.
+const MAX_STEPS: usize = 8192;
+/// Most descriptors that are kept for the next path.
+const KEPT: usize = 512;
+
 /// Directories of layers, newest first.
 pub(super) struct Lowers {
     layers: Vec<Root>,
+    /// The way to where the last path was looked up: the next is most often near.
+    walk: RefCell<Walk>,
+}
+
+/// A directory, as those layers have it that count there, newest first.
+type Place = Vec<OwnedFd>;
+
+/// A way down from the root, of whose places the deepest are kept.
+#[derive(Default)]
+struct Walk {
+    names: Vec<OsString>,
+    /// The place of the last name comes last; that of the root is the one before the first name's.
+    places: VecDeque<Place>,
 }
 
 /// What the layers show at a path.
@@ -33,21 +52,22 @@ pub(super) struct Found {
 
 impl Lowers {
     pub(super) fn open(directories: &[PathBuf]) -> io::Result<Self> {
-        Ok(Self { layers: directories.iter().map(|directory| Root::open(directory)).collect::<io::Result<_>>()? })
+        let layers = directories.iter().map(|directory| Root::open(directory)).collect::<io::Result<_>>()?;
+        Ok(Self { layers, walk: RefCell::default() })
     }
 
     /// Looks a path up, following links within; of the last part only with `follow`.
     pub(super) fn find(&self, path: &Path, follow: bool) -> io::Result<Option<Found>> {
         let mut waiting: VecDeque<OsString> = parts(path);
-        let mut real = PathBuf::new();
+        let mut real: Vec<OsString> = Vec::new();
         let mut found = None;
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         while let Some(part) = waiting.pop_front() {
             if part == OsStr::new("..") {
                 real.pop();
                 continue;
             }
-            let Some(step) = self.step(&real.join(&part))? else { return Ok(None) };
+            let Some(step) = self.step(&real, &part, &mut steps)? else { return Ok(None) };
             if beneath::file_type(&step.stat) == SFlag::S_IFLNK && (follow || !waiting.is_empty()) {
                 links += 1;
                 if links > MAX_LINKS {
@@ -63,67 +83,92 @@ impl Lowers {
                 found = None;
                 continue;
             }
-            real.push(&part);
+            real.push(part);
             found = Some(step);
         }
         // A path that ends in `..` or at the root is a directory that needs no attributes from here.
+        let real: PathBuf = real.iter().collect();
         Ok(found.filter(|found: &Found| found.path == real))
     }
 
-    /// What the layers show at a path without links in it.
-    fn step(&self, path: &Path) -> io::Result<Option<Found>> {
-        let Some(name) = path.file_name() else { return Ok(None) };
-        for layer in &self.layers {
-            match covers(layer, path.parent().unwrap_or(Path::new("")))? {
-                Cover::Directory { parent, opaque } => {
-                    if let Some(stat) = beneath::stat(parent.as_fd(), name)? {
-                        let hidden = whiteout::is_whiteout(&stat);
-                        return Ok((!hidden).then(|| Found { path: path.to_owned(), stat, parent }));
-                    }
-                    if opaque {
-                        return Ok(None);
-                    }
+    /// What the layers show as `name` in a directory without links on the way to it.
+    fn step(&self, within: &[OsString], name: &OsStr, steps: &mut usize) -> io::Result<Option<Found>> {
+        let mut walk = self.walk.borrow_mut();
+        if !walk.go(&self.layers, within, steps)? {
+            return Ok(None);
+        }
+        for directory in walk.places.back().into_iter().flatten() {
+            if let Some(stat) = beneath::stat(directory.as_fd(), name)? {
+                if whiteout::is_whiteout(&stat) {
+                    return Ok(None);
                 }
-                Cover::Hidden => return Ok(None),
-                Cover::Nothing => {}
+                let path = within.iter().map(OsString::as_os_str).chain([name]).collect();
+                return Ok(Some(Found { path, stat, parent: directory.try_clone()? }));
             }
         }
         Ok(None)
     }
 }
 
-/// What a layer has to say of a directory.
-enum Cover {
-    /// It has it; with `opaque`, the layers below do not count.
-    Directory { parent: OwnedFd, opaque: bool },
-    /// It has something in the way, so that the layers below do not count.
-    Hidden,
-    /// Nothing.
-    Nothing,
+impl Walk {
+    /// Goes to a directory, from where the last one branches off; false where it is none.
+    fn go(&mut self, layers: &[Root], to: &[OsString], steps: &mut usize) -> io::Result<bool> {
+        let common = self.names.iter().zip(to).take_while(|(a, b)| a == b).count();
+        let back = self.names.len() - common;
+        if back < self.places.len() {
+            self.places.truncate(self.places.len() - back);
+            self.names.truncate(common);
+        } else {
+            self.places = VecDeque::from([root(layers)?]);
+            self.names.clear();
+        }
+        for name in &to[self.names.len()..] {
+            *steps += 1;
+            if *steps > MAX_STEPS {
+                return Err(Errno::ELOOP.into());
+            }
+            let Some(place) = self.places.back().map(|place| enter(place, name)).transpose()? else { return Ok(false) };
+            if place.is_empty() {
+                return Ok(false);
+            }
+            self.names.push(name.clone());
+            self.places.push_back(place);
+            while self.places.len() > 1 && self.places.iter().map(Vec::len).sum::<usize>() > KEPT {
+                self.places.pop_front();
+            }
+        }
+        Ok(true)
+    }
 }
 
-fn covers(layer: &Root, directory: &Path) -> io::Result<Cover> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    let open = |path: &Path| {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        openat2(layer, path, how)
-    };
-    let mut opaque = false;
-    let mut at = PathBuf::new();
-    let mut last = open(&at)?;
-    for part in directory.components() {
-        at.push(part);
-        last = match open(&at) {
-            Ok(fd) => fd,
-            Err(Errno::ENOENT) => return Ok(if opaque { Cover::Hidden } else { Cover::Nothing }),
-            Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Cover::Hidden),
+fn directory(within: impl AsFd, name: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(within, name, flags, Mode::empty())
+}
+
+fn root(layers: &[Root]) -> io::Result<Place> {
+    layers.iter().map(|layer| Ok(directory(layer, OsStr::new("."))?)).collect()
+}
+
+/// The directory `name` in another one: nothing where it is none.
+fn enter(place: &[OwnedFd], name: &OsStr) -> io::Result<Place> {
+    let mut inside = Place::new();
+    for layer in place {
+        match directory(layer, name) {
+            Ok(fd) => {
+                let opaque = whiteout::is_opaque(fd.as_fd())?;
+                inside.push(fd);
+                if opaque {
+                    break;
+                }
+            }
+            Err(Errno::ENOENT) => {}
+            // Something else, which hides what is below it.
+            Err(Errno::ENOTDIR | Errno::ELOOP) => break,
             Err(error) => return Err(error.into()),
-        };
-        opaque = opaque || whiteout::is_opaque(last.as_fd())?;
+        }
     }
-    Ok(Cover::Directory { parent: last, opaque })
+    Ok(inside)
 }
 
 pub(super) fn parts(path: &Path) -> VecDeque<OsString> {
@@ -133,4 +178,37 @@ pub(super) fn parts(path: &Path) -> VecDeque<OsString> {
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     };
     path.components().filter_map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_found_from_where_the_last_one_was() {
+        let dir = tempfile::tempdir().expect("directory");
+        let layers: Vec<PathBuf> = (0..40).map(|layer| dir.path().join(layer.to_string())).collect();
+        let deep = vec!["d"; 30].join("/");
+        for layer in &layers {
+            std::fs::create_dir_all(layer.join(&deep)).expect("directories");
+        }
+        let (top, bottom) = (&layers[0], &layers[39]);
+        std::fs::write(bottom.join(&deep).join("f"), "").expect("file");
+        std::fs::write(bottom.join("d/f"), "").expect("file");
+        std::os::unix::fs::symlink("/d/f", top.join("d/l")).expect("link");
+        std::os::unix::fs::symlink("d/../".repeat(600), top.join("loop")).expect("link");
+        let lowers = Lowers::open(&layers).expect("open");
+        let find = |path: &str| lowers.find(Path::new(path), true).expect("find").map(|found| found.path);
+        // Down and up again and again: more descriptors than are kept, and never more than that.
+        for _ in 0..3 {
+            let file = format!("{deep}/f");
+            assert_eq!(find(&file), Some(PathBuf::from(&file)));
+            assert_eq!(find("d/l"), Some(PathBuf::from("d/f")));
+            assert_eq!(find(&format!("{deep}/none/f")), None);
+            assert!(lowers.walk.borrow().places.iter().map(Vec::len).sum::<usize>() <= KEPT + layers.len());
+        }
+        assert_eq!(find("loop/d/f"), Some(PathBuf::from("d/f")));
+        let error = lowers.find(Path::new(&"d/d/../../".repeat(10_000)), true).err().expect("too long a way");
+        assert_eq!(error.raw_os_error(), Some(Errno::ELOOP as i32));
+    }
 }

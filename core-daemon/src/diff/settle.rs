@@ -15,7 +15,7 @@ use nix::unistd::linkat;
 use rung_sys::beneath::{self, Root};
 use rung_sys::xattr;
 
-use super::apply::{Deferred, real_path, set_times};
+use super::apply::{Deferred, Times, real_path, set_times};
 use super::attributes;
 use super::lowers::{Found, Lowers};
 use crate::error::{Doing, Error, Result};
@@ -43,9 +43,7 @@ pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()>
         let link = after(&moved, &link);
         hard_link(root, &lowers, &link, &target, &mut times).doing(|| format!("settle link {link:?}"))?;
     }
-    for (path, _) in &mut times {
-        *path = after(&moved, path);
-    }
+    let times = times.into_iter().map(|(path, time)| (after(&moved, &path), time)).collect();
     set_times(root, &times)
 }
 
@@ -61,8 +59,6 @@ fn after(moved: &BTreeMap<PathBuf, PathBuf>, path: &Path) -> PathBuf {
         None => path.to_owned(),
     }
 }
-
-type Times = Vec<(PathBuf, (i64, u32))>;
 
 fn directory(
     root: &Root,
@@ -96,7 +92,7 @@ fn inherit(directory: BorrowedFd<'_>, path: &Path, below: &Found, times: &mut Ti
     let here = OsStr::new(".");
     let name = below.path.file_name().unwrap_or(here);
     copy_attributes(below.parent.as_fd(), name, &below.stat, directory, here)?;
-    times.push((path.to_owned(), mtime(&below.stat)));
+    times.insert(path.to_owned(), mtime(&below.stat));
     Ok(())
 }
 

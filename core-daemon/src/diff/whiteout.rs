@@ -75,27 +75,79 @@ pub(super) fn is_opaque(directory: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(value.is_some_and(|value| value == b"y"))
 }
 
-/// Removes `name`, at `path` from the root, and what is below it, except what this layer made.
-pub(super) fn prune(directory: BorrowedFd<'_>, name: &OsStr, path: &Path, made: &HashSet<PathBuf>) -> io::Result<()> {
-    if !made.contains(path) {
-        return beneath::remove_tree(directory, name);
-    }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match openat(directory, name, flags, Bits::empty()) {
-        Ok(fd) => prune_inside(fd.as_fd(), path, made),
-        // It is a file, of this layer.
-        Err(_) => Ok(()),
-    }
+/// What a layer made in a copy of what is below it, by path, and where nothing but that is left.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    made: HashSet<PathBuf>,
+    pruned: HashSet<PathBuf>,
 }
 
-/// Removes everything in a directory, except what this layer made.
-pub(super) fn prune_inside(directory: BorrowedFd<'_>, path: &Path, made: &HashSet<PathBuf>) -> io::Result<()> {
-    beneath::entries(directory)?.iter().try_for_each(|name| prune(directory, name, &path.join(name), made))
+impl Own {
+    /// Notes that `path`, and so every directory on the way to it, is the layer's own. Says how many bytes of names are
+    /// new.
+    pub(super) fn note(&mut self, path: &Path) -> usize {
+        let mut new = 0;
+        for ancestor in path.ancestors() {
+            if self.made.contains(ancestor) {
+                break;
+            }
+            self.made.insert(ancestor.to_owned());
+            new += ancestor.as_os_str().len() + 1;
+        }
+        new
+    }
+
+    /// `path` is now something else, which may lead to a directory that was not pruned.
+    pub(super) fn replaced(&mut self, path: &Path) {
+        self.pruned.remove(path);
+    }
+
+    /// Removes `name`, at `path` from the root, and what is below it, except what the layer made.
+    pub(super) fn prune(&mut self, directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> io::Result<()> {
+        if !self.made.contains(path) {
+            return beneath::remove_tree(directory, name);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(directory, name, flags, Bits::empty()) {
+            Ok(fd) => self.prune_inside(fd.as_fd(), path),
+            // It is a file, of this layer.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes everything in a directory, except what the layer made. Once that is done, whatever comes is the layer's.
+    pub(super) fn prune_inside(&mut self, directory: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+        if path.ancestors().any(|ancestor| self.pruned.contains(ancestor)) {
+            return Ok(());
+        }
+        beneath::entries(directory)?.iter().try_for_each(|name| self.prune(directory, name, &path.join(name)))?;
+        self.pruned.insert(path.to_owned());
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_pruned_is_not_gone_through_again() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (below, own) = (dir.path().join("d/below"), dir.path().join("d/own"));
+        std::fs::create_dir_all(&below).expect("directory");
+        std::fs::write(&own, "").expect("file");
+        let root = std::fs::File::open(dir.path()).expect("open");
+        let mut layer = Own::default();
+        assert_eq!(layer.note(Path::new("d/own")), 9);
+        assert_eq!(layer.note(Path::new("d/own")), 0);
+        let mut prune = || layer.prune(root.as_fd(), OsStr::new("d"), Path::new("d")).expect("prune");
+        prune();
+        assert!(own.exists() && !below.exists());
+        // Nobody but the layer itself can have made anything since.
+        std::fs::create_dir(&below).expect("directory");
+        prune();
+        assert!(below.exists());
+    }
 
     #[test]
     fn names() {

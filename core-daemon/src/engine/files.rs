@@ -160,7 +160,7 @@ impl Engine {
             let path = Path::new(&options.path);
             let applied = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(Error::from);
             let applied = applied.and_then(|directory| {
-                diff::apply(Root::from_fd(directory), archive, diff::Mode::Direct, MAX_COPY).map(drop)
+                diff::apply(Root::from_fd(directory), archive, diff::Mode::Files, MAX_COPY).map(drop)
             });
             let closed = files.close();
             applied.and(closed)

@@ -127,9 +127,11 @@ fn number(field: &[u8]) -> Result<i64> {
         }
         return i64::try_from(value).map_err(|_| invalid());
     }
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| !matches!(**byte, 0 | b' '));
+    let is_filling = |byte: &u8| matches!(*byte, 0 | b' ');
+    let start = field.iter().position(|byte| !is_filling(byte)).unwrap_or(field.len());
+    let end = field.iter().rposition(|byte| !is_filling(byte)).map_or(start, |last| last + 1);
     let mut value: i64 = 0;
-    for digit in digits {
+    for digit in field[start..end].iter().take_while(|byte| **byte != 0) {
         if !(b'0'..=b'7').contains(digit) {
             return Err(invalid());
         }

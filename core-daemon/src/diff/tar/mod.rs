@@ -1,7 +1,8 @@
 //! Reading tar streams of every dialect that layers come in: ustar, pax, GNU and their sparse files.
 //!
 //! The stream is hostile: sizes are bounded before anything is allocated, and pax `size` counts for both the data and
-//! the next header, so that no two readers can disagree on where an entry ends.
+//! the next header, so that no two readers can disagree on where an entry ends. Where dialects leave room, it is read as
+//! Go's archive/tar does, which most of those read with who look into layers before they are unpacked.
 
 mod header;
 mod pax;
@@ -101,9 +102,13 @@ impl<R: Read> Reader<R> {
             let Some(header) = self.header()? else { return Ok(None) };
             match header.kind() {
                 b'x' => extended = pax::parse(&self.extension(&header)?)?,
-                b'g' => drop(self.extension(&header)?),
-                b'L' => long_path = Some(text(self.extension(&header)?)),
-                b'K' => long_link = Some(text(self.extension(&header)?)),
+                b'g' => {
+                    drop(self.extension(&header)?);
+                    // It is an entry of its own, so what stood before it was about it.
+                    (extended, long_path, long_link) = (pax::Records::default(), None, None);
+                }
+                b'L' => long_path = text(self.extension(&header)?),
+                b'K' => long_link = text(self.extension(&header)?),
                 _ => return self.entry(&header, extended, long_path, long_link).map(Some),
             }
         }
@@ -115,11 +120,19 @@ impl<R: Read> Reader<R> {
         }
         let mut block = [0u8; BLOCK];
         // Two blocks of zeros end a tar; so does one, or none, at the end of the stream.
-        if !self.source.block(&mut block)? || block.iter().all(|byte| *byte == 0) {
-            self.ended = true;
-            return Ok(None);
+        for nth in 0..2 {
+            if !self.source.block(&mut block)? {
+                break;
+            }
+            if block.iter().any(|byte| *byte != 0) {
+                if nth == 0 {
+                    return Header::parse(block).map(Some);
+                }
+                return Err(Error::invalid("tar: something follows a single block of zeros"));
+            }
         }
-        Header::parse(block).map(Some)
+        self.ended = true;
+        Ok(None)
     }
 
     fn extension(&mut self, header: &Header) -> Result<Vec<u8>> {
@@ -140,13 +153,18 @@ impl<R: Read> Reader<R> {
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry> {
-        let path = extended.path.or(long_path).unwrap_or_else(|| header.path());
+        let path = long_path.or(extended.path).unwrap_or_else(|| header.path());
         let kind = header.entry_kind(&path);
         let has_data = matches!(kind, Kind::File | Kind::Other);
-        let stored = if has_data { extended.size.map_or_else(|| header.size(), Ok)? } else { 0 };
+        let size = extended.size.map_or_else(|| header.size(), Ok)?;
+        if kind == Kind::Directory && header.kind() == b'0' && size > 0 {
+            // To some readers that is a file, whose data they skip; to others it is a directory, which has none.
+            return Err(Error::invalid("tar: a file that is called like a directory"));
+        }
+        let stored = if has_data { size } else { 0 };
         (self.left, self.padding) = (stored, padding(stored));
         let mut entry = Entry {
-            link: extended.link.or(long_link).unwrap_or_else(|| header.link()),
+            link: long_link.or(extended.link).unwrap_or_else(|| header.link()),
             kind,
             mode: header.mode()? & 0o7777,
             uid: extended.uid.map_or_else(|| header.uid(), Ok)?,
@@ -214,12 +232,12 @@ pub(super) fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
 }
 
-/// A name up to its NUL.
-fn text(mut bytes: Vec<u8>) -> Vec<u8> {
+/// A name up to its NUL, if there is one.
+fn text(mut bytes: Vec<u8>) -> Option<Vec<u8>> {
     if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
         bytes.truncate(end);
     }
-    bytes
+    (!bytes.is_empty()).then_some(bytes)
 }
 
 #[cfg(test)]

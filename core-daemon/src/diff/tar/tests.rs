@@ -83,3 +83,58 @@ fn pax_sizes_and_sparse_maps_must_fit() {
     }
     assert_eq!(pax::parse(b"13 mtime=1.5\n").expect("mtime").mtime, Some((1, 500_000_000)));
 }
+
+/// A header of a name, kind and size field, and what follows it in whole blocks.
+fn raw(name: &str, kind: u8, size: &[u8; 12], data: &[u8]) -> Vec<u8> {
+    let mut block = vec![0u8; BLOCK];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[124..136].copy_from_slice(size);
+    block[156] = kind;
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block.extend(data);
+    block.resize(block.len().next_multiple_of(BLOCK), 0);
+    block
+}
+
+fn sized(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
+    raw(name, kind, format!("{:011o}\0", data.len()).as_bytes().try_into().expect("field"), data)
+}
+
+/// Paths and kinds.
+fn listed(parts: &[Vec<u8>]) -> Result<Vec<(String, Kind)>> {
+    let bytes = [parts.concat(), vec![0; 2 * BLOCK]].concat();
+    let mut reader = Reader::new(&bytes[..], 1 << 20);
+    let mut all = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        all.push((String::from_utf8_lossy(&entry.path).into_owned(), entry.kind));
+    }
+    Ok(all)
+}
+
+#[test]
+fn what_is_ambiguous_is_refused_or_read_as_by_go() {
+    let file = |name: &str| (name.to_owned(), Kind::File);
+    let hidden = sized("hidden", b'0', b"");
+    // What is called like a directory has no data: whether any is skipped differs.
+    assert!(listed(&[sized("d/", b'0', &hidden)]).is_err());
+    for kind in [b'0', 0] {
+        assert_eq!(listed(&[sized("d/", kind, b"")]).expect("old"), [("d/".to_owned(), Kind::Directory)]);
+    }
+    // NULs before a number are filling, and a gap within it is an error.
+    let shifted = raw("f", b'0', b"\0\x000000001000", &hidden);
+    assert_eq!(listed(&[shifted]).expect("shifted"), [file("f")]);
+    assert!(listed(&[raw("f", b'0', b"00001 000000", b"")]).is_err());
+    // The old long name counts more than that of pax.
+    let (pax, long) = (sized("x", b'x', b"12 path=pax\n"), sized("L", b'L', b"long\0"));
+    for order in [[pax.clone(), long.clone()], [long.clone(), pax.clone()]] {
+        assert_eq!(listed(&[order.concat(), sized("f", b'0', b"")]).expect("long"), [file("long")]);
+    }
+    // A header for all is an entry, which takes what stands before it.
+    let global = sized("g", b'g', b"12 path=all\n");
+    assert_eq!(listed(&[pax, long, global, sized("f", b'0', b"")]).expect("global"), [file("f")]);
+    // One block of zeros ends nothing.
+    assert!(listed(&[sized("a", b'0', b""), vec![0; BLOCK], hidden]).is_err());
+}

@@ -204,3 +204,21 @@ fn special_files_are_made() {
         assert!(stat(&dir.join("pipe")).file_type().is_fifo());
     });
 }
+
+#[test]
+fn what_is_no_layer_removes_nothing() {
+    let dir = tempfile::tempdir().expect("directory");
+    std::fs::write(dir.path().join("kept"), "").expect("file");
+    let tar = Tar::default().file(".wh.kept", "1").file(".wh..wh..opq", "2").end();
+    apply(Root::open(dir.path()).expect("open"), &tar[..], Mode::Files, LIMIT).expect("apply");
+    assert_eq!(names(dir.path()), ".wh..wh..opq .wh.kept kept");
+}
+
+#[test]
+fn a_directory_that_comes_again_is_kept_once() {
+    let dir = tempfile::tempdir().expect("directory");
+    let tar = Tar::default().dir("d").dir("d").with(b'5', "d", b"", With { mode: 0o755, mtime: 7, ..PLAIN }).end();
+    let applied = apply(Root::open(dir.path()).expect("open"), &tar[..], Mode::Lowest, LIMIT).expect("apply");
+    assert_eq!(applied.deferred.times.len(), 1);
+    assert_eq!(stat(&dir.path().join("d")).mtime(), 7);
+}
