@@ -70,6 +70,11 @@ fn images_are_removed_by_name_and_id(env: &Env) -> Result<()> {
     assert!(removed.stdout.contains("Untagged: "), "{}", removed.stdout);
     assert_eq!(stack.gantry(&["images", "-q"])?.ok()?.text(), "");
     stack.gantry(&["rmi", "IMAGE"])?.exits(1)?;
+    // With -f, what is not there is reported, and no failure.
+    for forced in [["rmi", "-f", "IMAGE"], ["rm", "-f", "user"]] {
+        assert!(!stack.gantry(&forced)?.ok()?.stderr.is_empty(), "{forced:?}");
+    }
+    stack.gantry(&["rm", "user"])?.exits(1)?;
     stack.gantry(&["pull", "-q", "IMAGE"])?.ok()?;
     let id = stack.gantry(&["images", "-q"])?.ok()?;
     stack.gantry(&["image", "rm", id.text()])?.ok()?;

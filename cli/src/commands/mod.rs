@@ -323,6 +323,15 @@ const AT_ONCE: usize = 16;
 /// Does the same to each of `names` and prints what each gives, in order. One failure is reported and does not keep the
 /// others from being tried.
 async fn each(names: &[String], act: impl AsyncFn(String) -> Result<String>) -> Result<Code> {
+    each_but(names, act, |_| false).await
+}
+
+/// As [`each`], where a failure that `harmless` says so of is only reported.
+async fn each_but(
+    names: &[String],
+    act: impl AsyncFn(String) -> Result<String>,
+    harmless: impl Fn(&Failure) -> bool,
+) -> Result<Code> {
     let mut outcomes = futures_util::stream::iter(names.iter().cloned()).map(|name| act(name)).buffered(AT_ONCE);
     let mut code = Code::SUCCESS;
     while let Some(outcome) = outcomes.next().await {
@@ -330,7 +339,9 @@ async fn each(names: &[String], act: impl AsyncFn(String) -> Result<String>) -> 
             Ok(text) => crate::output::line(text)?,
             Err(failure) => {
                 failure.print();
-                code = Code::FAILURE;
+                if !harmless(&failure) {
+                    code = Code::FAILURE;
+                }
             }
         }
     }

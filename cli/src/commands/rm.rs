@@ -1,6 +1,6 @@
 //! `gantry rm`: containers, gone.
 
-use super::{Context, each};
+use super::{Context, each_but};
 use crate::error::Result;
 use crate::exit::Code;
 
@@ -18,10 +18,11 @@ pub struct Args {
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let client = context.connect().await?;
-        each(&self.containers, async |name| {
+        let remove = async |name: String| {
             client.clone().remove(&name, self.force).await?;
             Ok(name)
-        })
-        .await
+        };
+        // What is not there is as gone as it shall be.
+        each_but(&self.containers, remove, |failure| self.force && failure.is_not_found()).await
     }
 }

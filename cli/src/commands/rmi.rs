@@ -32,7 +32,10 @@ impl Args {
                 }
                 Err(failure) => {
                     failure.print();
-                    code = Code::FAILURE;
+                    // What is not there is as gone as it shall be.
+                    if !(self.force && failure.is_not_found()) {
+                        code = Code::FAILURE;
+                    }
                 }
             }
         }

@@ -83,8 +83,7 @@ impl Scope<'_> {
                 let mut value = if *from_top { self.top } else { self.here };
                 for field in fields {
                     value = match value {
-                        Value::Object(object) => object
-                            .get(field)
+                        Value::Object(object) => found(object, field)
                             .ok_or_else(|| format!("there is no field {field:?}; fields are {}", names(object)))?,
                         Value::Null => &Value::Null,
                         _ => return Err(format!("there is no field {field:?} in {}", printed(value))),
@@ -94,6 +93,16 @@ impl Scope<'_> {
             }
         }
     }
+}
+
+/// A field by its name, or else by the one name that differs only in case: docker's own fields are called `ID` where its
+/// JSON says `Id`.
+fn found<'a>(object: &'a serde_json::Map<String, Value>, field: &str) -> Option<&'a Value> {
+    object.get(field).or_else(|| {
+        let mut alike = object.iter().filter(|(name, _)| name.eq_ignore_ascii_case(field));
+        let (_, value) = alike.next()?;
+        alike.next().is_none().then_some(value)
+    })
 }
 
 fn names(object: &serde_json::Map<String, Value>) -> String {

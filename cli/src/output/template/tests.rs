@@ -60,3 +60,14 @@ fn mistakes_are_named() {
         assert!(error.contains(word), "{template}: {error}");
     }
 }
+
+#[test]
+fn a_field_may_be_written_in_another_case() {
+    let render = |template: &str, value: &str| {
+        let value = serde_json::from_str(value).expect("json");
+        Template::parse(template).expect("template").render(&value)
+    };
+    assert_eq!(render("{{.ID}}", r#"{"Id": "a"}"#).as_deref(), Ok("a"));
+    assert_eq!(render("{{.ID}}", r#"{"ID": "a", "Id": "b"}"#).as_deref(), Ok("a"));
+    assert!(render("{{.id}}", r#"{"ID": "a", "Id": "b"}"#).is_err());
+}
