@@ -52,6 +52,11 @@ pub fn check(labels: &Labels) -> Result<()> {
     Ok(())
 }
 
+/// Drops labels without a value, which containerd does not keep.
+pub fn drop_empty(labels: &mut Labels) {
+    labels.retain(|_, value| !value.is_empty());
+}
+
 /// Changes `labels` as an update mask says: all of them without a mask or with `labels`, one with `labels.NAME`, where
 /// an empty value removes it. `other` deals with any path that is not about labels.
 ///
@@ -76,7 +81,7 @@ pub fn update(
             None => other(path)?,
         }
     }
-    labels.retain(|_, value| !value.is_empty());
+    drop_empty(labels);
     check(labels)
 }
 

@@ -5,13 +5,13 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
-use super::{Content, INGEST_RESOURCE, Store};
+use super::claims::{Lock, Pending};
+use super::{Content, INGEST_RESOURCE};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
 use crate::labels::Labels;
@@ -30,6 +30,7 @@ struct About {
     reference: String,
     total: u64,
     expected: Option<Digest>,
+    /// Nanoseconds since 1970.
     started: u64,
 }
 
@@ -75,53 +76,6 @@ pub struct Sealed {
     ingest: Box<Ingest>,
 }
 
-/// Keeps the collection from a blob whose record is about to be written.
-struct Pending {
-    store: Arc<Store>,
-    digest: Digest,
-}
-
-impl Pending {
-    fn new(store: &Arc<Store>, digest: Digest) -> Self {
-        *store.pending().entry(digest.clone()).or_insert(0) += 1;
-        Self { store: store.clone(), digest }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let mut pending = self.store.pending();
-        if let Some(count) = pending.get_mut(&self.digest) {
-            *count -= 1;
-            if *count == 0 {
-                pending.remove(&self.digest);
-            }
-        }
-    }
-}
-
-/// Keeps others from writing the same ingest.
-struct Lock {
-    store: Arc<Store>,
-    name: String,
-}
-
-impl Lock {
-    fn take(store: &Arc<Store>, name: &str, reference: &str) -> Result<Self> {
-        let mut writing = store.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !writing.insert(name.to_owned()) {
-            return Err(Error::unavailable(format!("ref {reference} locked: it is being written")));
-        }
-        Ok(Self { store: store.clone(), name: name.to_owned() })
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.store.writing.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
-
 impl Ingest {
     pub(super) fn open(
         content: &Content,
@@ -146,7 +100,7 @@ impl Ingest {
             reference: reference.to_owned(),
             total,
             expected: expected.cloned(),
-            started: seconds(SystemTime::now()),
+            started: nanoseconds(SystemTime::now()),
         };
         let (about, data, offset) = match shared(content, &about)? {
             Some((pending, size)) => (about, Data::Shared(pending), size),
@@ -201,10 +155,18 @@ impl Ingest {
     /// # Errors
     /// When the disk cannot be written; what was written before stays and can be resumed.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if let Data::Shared(pending) = &self.data {
+            let blob = self.content.0.blob(&pending.digest);
+            self.make_own(&blob)?;
+        }
         let Data::Own { file, hasher } = &mut self.data else {
-            return Err(Error::precondition(format!("ref {}: the content is complete", self.about.reference)));
+            return Err(Error::internal(format!("ref {}: has no data of its own", self.about.reference)));
         };
-        if let Err(error) = file.write_all(bytes) {
+        // The kernel's own time of a change is that of its last tick, which may be before the call.
+        if let Err(error) = file.write_all(bytes).and_then(|()| file.set_modified(SystemTime::now())) {
             // A part may have been written: the file is what the hash says, or a resume would build on it.
             drop(file.set_len(self.offset));
             drop(file.seek(SeekFrom::Start(self.offset)));
@@ -241,6 +203,20 @@ impl Ingest {
         }
         self.offset = 0;
         Ok(())
+    }
+
+    /// Copies the bytes of a shared blob, to go on from there.
+    fn make_own(&mut self, blob: &Path) -> Result<()> {
+        let doing = || format!("copy {}", blob.display());
+        let mut source = File::open(blob).doing(doing)?;
+        self.truncate(0)?;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match source.read(&mut buffer).doing(doing)? {
+                0 => return Ok(()),
+                count => self.write(&buffer[..count])?,
+            }
+        }
     }
 
     /// Makes the bytes a blob and records it. `size` 0 and no `expected`: not checked.
@@ -283,8 +259,16 @@ impl Ingest {
             let problem = format!("{reference:?} failed size validation: {} bytes instead of {size}", self.offset);
             return Err(Error::precondition(problem));
         }
-        let digest = self.digest();
-        if let Some(expected) = expected.or(self.about.expected.as_ref())
+        let expected = expected.or(self.about.expected.as_ref());
+        let digest = match expected {
+            // The digest is wanted in another algorithm than what was written was hashed by.
+            Some(expected) if expected.algorithm() != self.digest().algorithm() => {
+                let hashed = rehash(&mut self.written()?, expected.algorithm());
+                hashed.doing(|| format!("hash {reference:?}"))?.0.finish()
+            }
+            _ => self.digest(),
+        };
+        if let Some(expected) = expected
             && *expected != digest
         {
             return Err(Error::precondition(format!("{reference:?} has digest {digest} instead of {expected}")));
@@ -371,14 +355,14 @@ impl Content {
     /// Throws an ingest away.
     ///
     /// # Errors
-    /// `NotFound`; `Unavailable` while it is being written.
+    /// `NotFound`. Who is still writing it finds out at the commit.
     pub fn abort(&self, ctx: &Context, reference: &str) -> Result<()> {
         let name = dir_name(ctx, reference);
         let dir = self.0.root.join("ingest").join(&name);
         if !dir.exists() {
             return Err(Error::not_found(format!("ingest ref {reference:?}: not found")));
         }
-        let _lock = Lock::take(&self.0, &name, reference)?;
+        self.0.db.write_soon(|tx| leases::release_for(tx, ctx, INGEST_RESOURCE, reference))?;
         discard(&dir, reference);
         Ok(())
     }
@@ -424,6 +408,7 @@ fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64
         let mut resumed = about.clone();
         resumed.total = if about.total == 0 { status.total } else { about.total };
         resumed.expected = about.expected.clone().or(status.expected);
+        resumed.started = nanoseconds(status.started);
         let mut file = open_data(dir).doing(|| doing("resume"))?;
         let (hasher, offset) = rehash(&mut file, algorithm(&resumed)).doing(|| doing("resume"))?;
         return Ok((resumed, file, hasher, offset));
@@ -432,6 +417,7 @@ fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64
     discard(dir, &about.reference);
     DirBuilder::new().mode(0o700).create(dir).doing(|| doing("begin"))?;
     let file = open_data(dir).doing(|| doing("begin"))?;
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(about.started)).doing(|| doing("begin"))?;
     let json = serde_json::to_vec(&about).map_err(|error| Error::internal(error.to_string()))?;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -471,7 +457,7 @@ fn read_status(dir: &Path) -> Option<(String, Status)> {
 }
 
 fn status(dir: &Path, about: &About, offset: u64) -> Status {
-    let started = SystemTime::UNIX_EPOCH + Duration::from_secs(about.started);
+    let started = SystemTime::UNIX_EPOCH + Duration::from_nanos(about.started);
     let updated = std::fs::metadata(dir.join("data")).and_then(|metadata| metadata.modified()).unwrap_or(started);
     let (reference, expected) = (about.reference.clone(), about.expected.clone());
     Status { reference, offset, total: about.total, expected, started, updated }
@@ -490,8 +476,9 @@ fn algorithm(about: &About) -> Algorithm {
     about.expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm)
 }
 
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Any text can be a reference, so its hash names the directory.

@@ -10,6 +10,7 @@
 //! that no namespace records any more. Calls block on the disk.
 
 mod blobs;
+mod claims;
 mod ingest;
 mod writer;
 
@@ -124,6 +125,7 @@ impl Content {
             for (digest, labels) in added {
                 let Some(mut info) = table::get(tx, ctx.namespace.as_str(), digest.as_str())? else { continue };
                 info.labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+                labels::drop_empty(&mut info.labels);
                 labels::check(&info.labels)?;
                 info.updated_at = Some(SystemTime::now().into());
                 table::put(tx, ctx.namespace.as_str(), &info)?;
@@ -137,9 +139,12 @@ impl Content {
     /// # Errors
     /// `NotFound`.
     pub fn delete(&self, ctx: &Context, digest: &Digest) -> Result<()> {
-        if !self.0.db.write(|tx| table::delete(tx, ctx.namespace.as_str(), digest.as_str()))? {
-            return Err(missing(digest));
-        }
+        self.0.db.write(|tx| {
+            if !table::delete(tx, ctx.namespace.as_str(), digest.as_str())? {
+                return Err(missing(digest));
+            }
+            leases::release_for(tx, ctx, RESOURCE, digest.as_str())
+        })?;
         self.0.events.announce(&ctx.namespace, "/content/delete", &ContentDelete { digest: digest.to_string() });
         Ok(())
     }
@@ -243,6 +248,7 @@ impl Content {
                 let known = table::get(tx, namespace, it.digest().as_str())?;
                 let mut info = known.clone().map_or_else(|| new_info(it), Ok)?;
                 info.labels.extend(wanted.clone());
+                labels::drop_empty(&mut info.labels);
                 labels::check(&info.labels)?;
                 table::put(tx, namespace, &info)?;
                 if known.is_none() {

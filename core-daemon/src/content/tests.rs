@@ -130,3 +130,69 @@ fn what_is_committed_under_a_lease_is_held_by_it() {
     let held = it.db.read(|tx| leases::resources(tx, "a", "l")).expect("resources");
     assert_eq!(held.iter().map(|it| it.id.as_str()).collect::<Vec<_>>(), [digest.as_str()]);
 }
+
+#[test]
+fn an_ingest_knows_when_it_began_and_grew() {
+    let it = fixture();
+    let before = SystemTime::now();
+    let mut ingest = it.content.writer(&ctx("a"), "r", 0, None).expect("writer");
+    let begun = ingest.status();
+    assert!(begun.started >= before && begun.updated >= before && begun.updated <= SystemTime::now());
+    let before = SystemTime::now();
+    ingest.write(b"x").expect("write");
+    let grown = it.content.status(&ctx("a"), "r").expect("status");
+    assert!(grown.updated >= before && grown.updated <= SystemTime::now());
+    drop(ingest);
+    let again = it.content.writer(&ctx("a"), "r", 0, None).expect("resume");
+    assert_eq!((again.status().started, again.status().updated), (begun.started, grown.updated));
+}
+
+#[test]
+fn an_ingest_is_aborted_under_its_writer() {
+    let it = fixture();
+    let mut ingest = it.content.writer(&ctx("a"), "r", 0, None).expect("writer");
+    ingest.write(b"hello").expect("write");
+    it.content.abort(&ctx("a"), "r").expect("abort");
+    assert!(it.content.statuses(&ctx("a")).expect("statuses").is_empty());
+    ingest.commit(5, None, labels::Labels::new()).expect_err("nothing to commit");
+    assert!(it.content.stored().expect("stored").is_empty());
+}
+
+#[test]
+fn a_shared_blob_can_be_gone_on_from() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    let mut ingest = it.content.writer(&ctx("b"), "r", 5, Some(&digest)).expect("writer");
+    ingest.write(b" world").expect("write");
+    let longer = Digest::of(b"hello world");
+    assert_eq!((ingest.offset(), ingest.digest()), (11, longer.clone()));
+    ingest.commit(11, Some(&longer), labels::Labels::new()).expect("commit");
+    assert_eq!(it.content.read(&ctx("b"), &longer, 100).expect("read"), b"hello world");
+    assert_eq!(it.content.read(&ctx("a"), &digest, 100).expect("read"), b"hello");
+}
+
+#[test]
+fn a_digest_may_be_of_another_algorithm_than_was_thought() {
+    let it = fixture();
+    let mut hasher = rung_spec::digest::Hasher::new(Algorithm::Sha512);
+    hasher.update(b"hello");
+    let wanted = hasher.finish();
+    let mut ingest = it.content.writer(&ctx("a"), "r", 0, None).expect("writer");
+    ingest.write(b"hello").expect("write");
+    assert_eq!(ingest.commit(5, Some(&wanted), labels::Labels::new()).expect("commit"), wanted);
+    assert_eq!(it.content.read(&ctx("a"), &wanted, 100).expect("read"), b"hello");
+}
+
+#[test]
+fn what_is_deleted_under_a_lease_is_not_held_any_more() {
+    let it = fixture();
+    it.db.write(|tx| leases::put(tx, "a", &Lease { id: "l".into(), ..Lease::default() })).expect("lease");
+    let ctx = ctx("a").with_lease("l");
+    let empty = labels::Labels::from([("k".to_owned(), String::new())]);
+    let digest = it.content.put(&ctx, b"x", empty).expect("put");
+    assert!(it.content.info(&ctx, &digest).expect("info").labels.is_empty(), "a label without a value");
+    drop(it.content.writer(&ctx, "r", 0, None).expect("writer"));
+    it.content.delete(&ctx, &digest).expect("delete");
+    it.content.abort(&ctx, "r").expect("abort");
+    assert!(it.db.read(|tx| leases::resources(tx, "a", "l")).expect("resources").is_empty());
+}

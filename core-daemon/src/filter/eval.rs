@@ -14,6 +14,7 @@ impl Selector {
         let value = field(&self.path);
         match &self.test {
             Test::Present => value.is_some(),
+            Test::Never => false,
             Test::Equal(want) => value.as_deref() == Some(want),
             // A field that is not there differs from any value, and is empty to an expression, as in containerd.
             Test::NotEqual(other) => value.as_deref().unwrap_or_default() != other,
@@ -63,6 +64,7 @@ mod tests {
         assert!(matches(&["topic~=|^/tasks/|"]));
         assert!(matches(&[r"topic~=/^\/tasks\/ex/"]));
         assert!(!matches(&["topic~=|^/images/|"]));
+        assert!(!matches(&[r#"name~="(""#]) && matches(&[r#"name~="(""#, "name==web-1"]));
         assert!(matches(&[r#"name~="^web-\\d$""#]));
     }
 }

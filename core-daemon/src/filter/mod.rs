@@ -37,6 +37,8 @@ enum Test {
     Equal(String),
     NotEqual(String),
     Matches(regex::Regex),
+    /// An expression that is none.
+    Never,
 }
 
 /// Largest number of filters in one call, and of bytes in one filter: a filter is evaluated against every record.

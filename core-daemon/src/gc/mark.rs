@@ -194,7 +194,8 @@ impl Graph {
     pub(super) fn mark(&self, flat: &HashSet<Node>) -> Marked {
         let mut marked: Marked = self.roots.iter().map(|root| (root.clone(), None)).collect();
         let mut waiting: Vec<Node> = self.roots.clone();
-        // What a flat lease holds is kept without what it leads to, unless something else leads there too.
+        // What a flat lease holds is kept without what it refers to, unless something else leads there too; but not
+        // without what it cannot be without: a snapshot's parents, and what an image stands for.
         let mut held_flat = Vec::new();
         while let Some(node) = waiting.pop() {
             for (by, to) in self.edges.get(&node).into_iter().flatten() {
@@ -206,8 +207,14 @@ impl Graph {
                 }
             }
         }
-        for (by, from, to) in held_flat {
-            marked.entry(to).or_insert(Some((by, from)));
+        while let Some((by, from, to)) = held_flat.pop() {
+            if marked.contains_key(&to) {
+                continue;
+            }
+            marked.insert(to.clone(), Some((by, from)));
+            let essential =
+                self.edges.get(&to).into_iter().flatten().filter(|(by, _)| by == "parent" || by == "target");
+            held_flat.extend(essential.map(|(by, next)| (by.clone(), to.clone(), next.clone())));
         }
         marked
     }

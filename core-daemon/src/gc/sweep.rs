@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use gantry_proto::containerd::events::{ContentDelete, SnapshotRemove};
+use gantry_proto::containerd::events::SnapshotRemove;
+use gantry_proto::containerd::services::images::v1::ImageDelete;
 use gantry_proto::namespace::Namespace;
 
 use super::Parts;
@@ -39,8 +40,8 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     // Most runs find nothing: that is known without the one writer's place.
     let idle = parts.db.read(|tx| doomed(tx).map(|(doomed, expired)| doomed.is_empty() && expired.is_empty()))?;
     if !idle {
-        let (gone, expired) = parts.db.write(remove_records)?;
-        swept.expired = expired;
+        let gone = parts.db.write(remove_records)?;
+        swept.expired = gone.iter().filter(|node| matches!(node, Node::Image(..) | Node::Lease(..))).count();
         swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
         announce(parts, &gone);
     }
@@ -67,8 +68,8 @@ fn doomed(tx: &impl Tx) -> Result<(Vec<Node>, Vec<Node>)> {
     Ok((doomed, graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect()))
 }
 
-fn remove_records(tx: &WriteTx) -> Result<(Vec<Node>, usize)> {
-    let (doomed, expired) = doomed(tx)?;
+fn remove_records(tx: &WriteTx) -> Result<Vec<Node>> {
+    let (mut doomed, expired) = doomed(tx)?;
     for node in &expired {
         match node {
             Node::Lease(namespace, id) => drop(leases::delete(tx, namespace, id)?),
@@ -88,15 +89,16 @@ fn remove_records(tx: &WriteTx) -> Result<(Vec<Node>, usize)> {
             _ => {}
         }
     }
-    Ok((doomed, expired.len()))
+    doomed.extend(expired);
+    Ok(doomed)
 }
 
 fn announce(parts: &Parts, gone: &[Node]) {
     for node in gone {
         match node {
-            Node::Content(namespace, digest) => {
+            Node::Image(namespace, name) => {
                 if let Ok(namespace) = Namespace::parse(namespace) {
-                    parts.events.announce(&namespace, "/content/delete", &ContentDelete { digest: digest.clone() });
+                    parts.events.announce(&namespace, "/images/delete", &ImageDelete { name: name.clone() });
                 }
             }
             Node::Snapshot(namespace, snapshotter, key) => {

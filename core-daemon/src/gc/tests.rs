@@ -22,6 +22,7 @@ struct Fixture {
     images: ImageRecords,
     leases: Leases,
     snapshots: Shared<dyn Snapshotter>,
+    events: Events,
     gc: Gc,
     ctx: Context,
 }
@@ -40,7 +41,8 @@ fn fixture() -> Fixture {
     Fixture {
         images: ImageRecords::new(db.clone(), events.clone()),
         leases: Leases::new(db.clone(), snapshotters.clone()),
-        gc: Gc::new(db.clone(), content.clone(), snapshotters, mounts, events),
+        gc: Gc::new(db.clone(), content.clone(), snapshotters, mounts, events.clone()),
+        events,
         ctx: Context::new(gantry_proto::namespace::Namespace::parse("n").expect("namespace")),
         _dir: dir,
         db,
@@ -134,8 +136,14 @@ async fn expired_leases_and_images_keep_nothing() {
     let parent = it.content.put(&flat, b"flat", label("containerd.io/gc.ref.content", child.as_str())).expect("put");
     let target = it.blob(b"target", Labels::new());
     it.image("i", &target, label(labels::GC_EXPIRE, "2020-01-01T00:00:00Z"));
+    it.snapshots.prepare(&it.ctx, "lost", "", Labels::new()).expect("prepare");
+    let mut events = it.events.subscribe(crate::filter::Filter::everything());
     let swept = it.collect().await;
     assert_eq!((swept.blobs, swept.expired), (3, 2));
+    // Swept content is not announced, as by containerd.
+    let mut topics = [events.next().await.expect("event"), events.next().await.expect("event")];
+    topics.sort_by(|one, other| one.topic.cmp(&other.topic));
+    assert_eq!(topics.iter().map(|it| it.topic.as_str()).collect::<Vec<_>>(), ["/images/delete", "/snapshot/remove"]);
     assert!(it.content.has(&it.ctx, &parent).expect("has"));
     assert_eq!(it.images.get(&it.ctx, "i").expect_err("expired").kind(), Kind::NotFound);
 }
@@ -162,4 +170,22 @@ async fn containers_roots_and_other_namespaces_keep() {
     it.content.delete(&it.ctx, &root).expect("delete");
     assert!(it.collect().await.is_empty());
     assert!(it.content.has(&other, &root).expect("has"));
+}
+
+#[tokio::test]
+async fn a_flat_lease_keeps_what_its_own_cannot_be_without() {
+    let it = fixture();
+    it.leases.create(&it.ctx, "flat", label(labels::GC_FLAT, "true")).expect("lease");
+    let flat = it.ctx.clone().with_lease("flat");
+    it.committed("base", "");
+    it.committed("middle", "base");
+    it.snapshots.prepare(&flat, "top", "middle", Labels::new()).expect("prepare");
+    let child = it.blob(b"child", Labels::new());
+    let target = it.blob(b"target", label("containerd.io/gc.ref.content", child.as_str()));
+    it.image("i", &target, label(labels::GC_EXPIRE, "2020-01-01T00:00:00Z"));
+    let held = gantry_proto::containerd::services::leases::v1::Resource { r#type: "images".into(), id: "i".into() };
+    it.leases.add(&it.ctx, "flat", &held).expect("add");
+    let swept = it.collect().await;
+    assert_eq!((swept.blobs, swept.snapshots, swept.expired), (1, 0, 0));
+    assert!(it.content.has(&it.ctx, &target).expect("has"));
 }

@@ -84,11 +84,11 @@ impl Images {
     /// Makes a layer of the difference between what two sets of mounts show, and stores it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a media type that is no layer's; what reading and storing fail with.
+    /// `Unimplemented` for a media type that is no layer's; what reading and storing fail with.
     pub fn diff(&self, ctx: &Context, left: &[Mount], right: &[Mount], wanted: &NewLayer) -> Result<Descriptor> {
         let media_type = if wanted.media_type.is_empty() { media_types::OCI_LAYER_GZIP } else { &wanted.media_type };
         let MediaKind::Layer(kind) = MediaKind::of(media_type) else {
-            return Err(Error::invalid(format!("diff: media type {media_type:?} is no layer's")));
+            return Err(Error::unimplemented(format!("diff: media type {media_type:?} is no layer's")));
         };
         let reference = match wanted.reference.as_str() {
             "" => format!("diff-{:016x}", random()?),

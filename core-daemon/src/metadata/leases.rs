@@ -75,6 +75,17 @@ pub fn release(tx: &WriteTx, namespace: &str, lease: &str, kind: &str, id: &str)
     Ok(())
 }
 
+/// Takes a resource that is gone from the lease of the call, if it has one.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn release_for(tx: &WriteTx, ctx: &Context, kind: &str, id: &str) -> Result<()> {
+    if let Some(lease) = &ctx.lease {
+        tx.delete(LEASE_RESOURCES, ctx.namespace.as_str(), &join(&[lease, kind, id]))?;
+    }
+    Ok(())
+}
+
 /// What a lease holds.
 ///
 /// # Errors

@@ -67,7 +67,9 @@ impl Db {
     }
 
     fn try_open(path: &Path) -> Result<Self> {
-        let inner = redb::Database::create(path).map_err(failed).doing(|| format!("open {}", path.display()))?;
+        let doing = || format!("open {}", path.display());
+        private(path).doing(doing)?;
+        let inner = redb::Database::create(path).map_err(failed).doing(doing)?;
         let db = Self { inner: Arc::new(RwLock::new(Some(inner))), path: Arc::new(path.to_owned()) };
         db.prepare().doing(|| format!("open {}", path.display()))?;
         db.make_reserve();
@@ -152,7 +154,7 @@ impl Db {
     /// Sets space aside, where there is some to spare.
     fn make_reserve(&self) {
         let make = || -> std::io::Result<()> {
-            let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(self.reserve())?;
+            let file = private(&self.reserve())?;
             let length = i64::try_from(RESERVE).unwrap_or(0);
             Ok(nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length)?)
         };
@@ -174,6 +176,17 @@ impl Db {
             Err(error) => tracing::error!(%error, "metadata cannot be opened again"),
         }
     }
+}
+
+/// Opens a file that only the daemon's own user may read, making it where there is none.
+fn private(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // One from before this rule is readable by all.
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(file)
 }
 
 /// What to do where the metadata is lost.

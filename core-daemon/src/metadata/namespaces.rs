@@ -41,15 +41,19 @@ pub fn touch(tx: &WriteTx, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes a namespace and says whether there was one. The caller has checked that it is empty.
+/// Removes a namespace, with what is nothing by itself in it, and says whether there was one. The caller has checked that
+/// it is empty.
 ///
 /// # Errors
 /// When the database cannot be written.
 pub fn delete(tx: &WriteTx, name: &str) -> Result<bool> {
+    for table in [schema::LEASES, schema::LEASE_RESOURCES, schema::SANDBOXES] {
+        tx.delete_prefix(table, name, "")?;
+    }
     tx.delete(NAMESPACES, "", name)
 }
 
-/// The kinds of things that are left in a namespace, in containerd's words.
+/// The kinds of things that are left in a namespace, in containerd's words. Leases and sandboxes go with it.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -59,8 +63,6 @@ pub fn contents(tx: &impl Tx, name: &str) -> Result<Vec<&'static str>> {
         (schema::CONTENT, "blobs"),
         (schema::CONTAINERS, "containers"),
         (schema::SNAPSHOTS, "snapshots"),
-        (schema::LEASES, "leases"),
-        (schema::SANDBOXES, "sandboxes"),
     ];
     let mut left = Vec::new();
     for (table, kind) in kinds {

@@ -25,6 +25,20 @@ fn namespaces_do_not_see_each_other() {
 }
 
 #[test]
+fn leases_go_with_their_namespace() {
+    let (_dir, db) = db();
+    db.write(|tx| {
+        leases::put(tx, "one", &Lease { id: "l".into(), ..Lease::default() })?;
+        leases::hold(tx, "one", "l", "content", "x")?;
+        assert!(namespaces::contents(tx, "one")?.is_empty());
+        assert!(namespaces::delete(tx, "one")?);
+        assert!(leases::list(tx, "one")?.is_empty() && leases::resources(tx, "one", "l")?.is_empty());
+        Ok(())
+    })
+    .expect("write");
+}
+
+#[test]
 fn a_failed_write_leaves_nothing() {
     let (_dir, db) = db();
     let failed: Result<()> = db.write(|tx| {
@@ -116,4 +130,16 @@ fn what_a_lost_database_described_is_not_given_up() {
         assert_eq!(error.kind(), Kind::DataLoss);
         assert!(error.to_string().contains("blobs is not; put it back"), "{error}");
     }
+}
+
+#[test]
+fn nobody_else_reads_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (dir, db) = db();
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).expect(name).permissions().mode() & 0o777;
+    assert_eq!((mode("meta.redb"), mode("meta.reserve")), (0o600, 0o600));
+    drop(db);
+    std::fs::set_permissions(dir.path().join("meta.redb"), std::fs::Permissions::from_mode(0o644)).expect("widen");
+    drop(Db::open(&dir.path().join("meta.redb")).expect("open"));
+    assert_eq!(mode("meta.redb"), 0o600);
 }

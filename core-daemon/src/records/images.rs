@@ -54,6 +54,7 @@ impl ImageRecords {
     /// # Errors
     /// `AlreadyExists`; `InvalidArgument` naming the field that is wrong.
     pub fn create(&self, ctx: &Context, mut image: Image) -> Result<Image> {
+        labels::drop_empty(&mut image.labels);
         check(&image)?;
         let now = SystemTime::now().into();
         image.created_at = Some(image.created_at.unwrap_or(now));
@@ -115,6 +116,7 @@ impl ImageRecords {
     }
 
     fn write(&self, ctx: &Context, mut image: Image, keep_labels: bool) -> Result<Option<Image>> {
+        labels::drop_empty(&mut image.labels);
         check(&image)?;
         let now = Some(SystemTime::now().into());
         let before = self.db.write(|tx| {
@@ -151,6 +153,7 @@ impl ImageRecords {
             {
                 return Err(Error::not_found(format!("image {name:?} has another target than {}", target.digest)));
             }
+            leases::release_for(tx, ctx, RESOURCE, name)?;
             table::delete(tx, ctx.namespace.as_str(), name)
         })?;
         self.events.announce(&ctx.namespace, "/images/delete", &ImageDelete { name: name.to_owned() });

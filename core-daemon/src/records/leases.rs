@@ -29,8 +29,9 @@ impl Leases {
     ///
     /// # Errors
     /// `AlreadyExists`; `InvalidArgument` for the id or a label.
-    pub fn create(&self, ctx: &Context, id: &str, labels: Labels) -> Result<Lease> {
+    pub fn create(&self, ctx: &Context, id: &str, mut labels: Labels) -> Result<Lease> {
         check_id(id)?;
+        labels::drop_empty(&mut labels);
         labels::check(&labels)?;
         let lease = Lease { id: id.to_owned(), created_at: Some(SystemTime::now().into()), labels };
         self.db.write(|tx| {

@@ -51,6 +51,10 @@ pub trait Driver: Send + Sync {
         Ok(())
     }
 
+    /// Gives up what only an active snapshot needs, now that the record says that it is committed. What cannot be given up
+    /// takes space, and goes with the snapshot.
+    fn committed(&self, _number: u64) {}
+
     /// Removes a snapshot's files, whatever there is of them.
     ///
     /// # Errors

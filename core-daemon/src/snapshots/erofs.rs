@@ -4,6 +4,7 @@
 //! <root>/snapshots/<number>/layer.erofs   the image, once committed
 //!                          /fs            the changes while active; the image is mounted here once committed
 //!                          /work          overlay's, while active
+//!                          /sealed.erofs  the image of `fs`, until the record says that the snapshot is committed
 //! ```
 //!
 //! Clients of containerd can mount directories and overlays, but not files. So the daemon mounts the images of parents
@@ -25,13 +26,14 @@ use crate::error::{Doing, Result};
 use crate::labels::Labels;
 
 const IMAGE: &str = "layer.erofs";
+const SEALED: &str = "sealed.erofs";
 
 /// Keeps snapshots as EROFS images.
 pub struct Erofs {
     root: PathBuf,
     /// Options that every overlay mount gets.
     options: Vec<String>,
-    /// Held while an image is mounted, so that it is mounted once.
+    /// Held while an image takes its place or is mounted, so that both are done once.
     mounting: Mutex<()>,
 }
 
@@ -54,6 +56,7 @@ impl Erofs {
         let (fs, image) = (dir.join("fs"), dir.join(IMAGE));
         let doing = || format!("mount {}", image.display());
         let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        unseal(&dir)?;
         if is_mounted(&dir, &fs)? {
             return Ok(fs);
         }
@@ -63,6 +66,19 @@ impl Erofs {
         mount::attach(tree.as_fd(), target.as_fd()).map_err(std::io::Error::from).doing(doing)?;
         Ok(fs)
     }
+}
+
+/// Lets the image of a committed snapshot take the place of its files, if it has not yet.
+fn unseal(dir: &Path) -> Result<()> {
+    let (fs, work, sealed) = (dir.join("fs"), dir.join("work"), dir.join(SEALED));
+    if !sealed.exists() {
+        return Ok(());
+    }
+    for path in [&fs, &work] {
+        rung_sys::beneath::remove(path).doing(|| format!("remove {}", path.display()))?;
+    }
+    make(&fs, 0o755)?;
+    std::fs::rename(&sealed, dir.join(IMAGE)).doing(|| format!("store {}", sealed.display()))
 }
 
 fn is_mounted(dir: &Path, fs: &Path) -> Result<bool> {
@@ -112,23 +128,33 @@ impl Driver for Erofs {
 
     fn commit(&self, number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
         let dir = self.dir(number);
-        let (fs, image, partial) = (dir.join("fs"), dir.join(IMAGE), dir.join("partial.erofs"));
-        if !image.exists() {
-            let remove = |path: &Path| rung_sys::beneath::remove(path).doing(|| format!("remove {}", path.display()));
-            remove(&partial)?;
-            erofs::from_directory(&fs, &partial)?;
-            std::fs::rename(&partial, &image).doing(|| format!("store {}", image.display()))?;
-            rung_sys::atomic_file::sync_directory(&dir).map_err(std::io::Error::from).doing(|| "store an image")?;
-            remove(&fs)?;
-            remove(&dir.join("work"))?;
-            make(&fs, 0o755)?;
+        // A layer that came in as an image is one already.
+        if dir.join(IMAGE).exists() {
+            return Ok(());
         }
-        Ok(())
+        let (sealed, partial) = (dir.join(SEALED), dir.join("partial.erofs"));
+        for path in [&sealed, &partial] {
+            rung_sys::beneath::remove(path).doing(|| format!("remove {}", path.display()))?;
+        }
+        erofs::from_directory(&dir.join("fs"), &partial)?;
+        let store = || -> std::io::Result<()> {
+            std::fs::File::open(&partial)?.sync_all()?;
+            std::fs::rename(&partial, &sealed)?;
+            Ok(rung_sys::atomic_file::sync_directory(&dir)?)
+        };
+        store().doing(|| format!("store {}", sealed.display()))
+    }
+
+    fn committed(&self, number: u64) {
+        let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = unseal(&self.dir(number)) {
+            tracing::warn!(number, %error, "left what only an active snapshot needs");
+        }
     }
 
     fn usage(&self, number: u64) -> Result<Usage> {
         let dir = self.dir(number);
-        match std::fs::metadata(dir.join(IMAGE)) {
+        match std::fs::metadata(dir.join(IMAGE)).or_else(|_| std::fs::metadata(dir.join(SEALED))) {
             Ok(image) => Ok(Usage { size: image.blocks() * 512, inodes: 1 }),
             Err(_) => disk_usage(&dir.join("fs")),
         }
@@ -149,5 +175,28 @@ impl Driver for Erofs {
 
     fn capabilities(&self) -> Vec<String> {
         vec![REMAP_IDS.to_owned(), REBASE.to_owned()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_takes_the_place_of_the_files_once_they_are_recorded() {
+        let dir = tempfile::tempdir().expect("directory");
+        let dir = dir.path();
+        for name in ["fs", "work"] {
+            std::fs::create_dir(dir.join(name)).expect("directory");
+        }
+        std::fs::write(dir.join("fs/file"), "").expect("file");
+        unseal(dir).expect("nothing to do");
+        assert!(dir.join("fs/file").exists());
+        std::fs::write(dir.join(SEALED), "image").expect("file");
+        for _ in 0..2 {
+            unseal(dir).expect("unseal");
+            assert!(dir.join("fs").is_dir() && !dir.join("fs/file").exists() && !dir.join("work").exists());
+            assert_eq!(std::fs::read(dir.join(IMAGE)).expect("image"), b"image");
+        }
     }
 }

@@ -38,8 +38,21 @@ pub struct Local<D> {
     db: Db,
     events: Events,
     next: AtomicU64,
-    /// Numbers of directories whose record is not written yet or which are being removed.
+    /// Numbers of directories whose record is not written yet, or which are being committed or removed. Never held while
+    /// the metadata is waited for.
     busy: Mutex<HashSet<u64>>,
+}
+
+/// A number that is busy until this is dropped.
+struct Busy<'a> {
+    all: &'a Mutex<HashSet<u64>>,
+    number: u64,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
 }
 
 impl<D: Driver> Local<D> {
@@ -56,6 +69,14 @@ impl<D: Driver> Local<D> {
 
     fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from committing or removing a snapshot.
+    fn take(&self, number: u64, key: &str) -> Result<Busy<'_>> {
+        if !self.busy().insert(number) {
+            return Err(Error::unavailable(format!("snapshot {key}: is being made, committed or removed")));
+        }
+        Ok(Busy { all: &self.busy, number })
     }
 
     fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
@@ -132,11 +153,11 @@ impl<D: Driver> Local<D> {
         if let Some(target) = made.doing(|| format!("snapshot {key}"))? {
             return Err(Error::already_exists(format!("target snapshot {target} from snapshotter")));
         }
-        self.events.announce(
-            &ctx.namespace,
-            "/snapshot/prepare",
-            &SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() },
-        );
+        // Views are not announced, as by containerd.
+        if kind == Kind::Active {
+            let event = SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() };
+            self.events.announce(&ctx.namespace, "/snapshot/prepare", &event);
+        }
         if lasting {
             return self.driver.mounts(number, kind, &parents, &labels);
         }
@@ -190,8 +211,7 @@ impl<D: Driver> Local<D> {
             leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
         }
         self.hold(tx, ctx, name)?;
-        let mut info = new_info(name, parent, Kind::Committed, labels.clone());
-        info.created_at = record.info.created_at;
+        let info = new_info(name, parent, Kind::Committed, labels.clone());
         let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
         table::put(tx, namespace, &self.name, &committed)
     }
@@ -253,10 +273,12 @@ impl<D: Driver> Snapshotter for Local<D> {
             return Err(Error::precondition(text));
         }
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
+        let _busy = self.take(record.number, key)?;
         self.driver.commit(record.number, &parents, &labels).doing(|| format!("commit snapshot {key}"))?;
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
+        self.driver.committed(record.number);
         self.announce_commit(ctx, &layer);
         Ok(())
     }
@@ -268,10 +290,12 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {
         let prepared = |layer: &Layer| {
             let record = self.db.read(|tx| self.find(tx, ctx, &layer.key))?;
+            let busy = self.take(record.number, &layer.key)?;
             self.driver.commit(record.number, &[], &layer.labels)?;
-            self.driver.usage(record.number)
+            Ok((busy, self.driver.usage(record.number)?))
         };
-        let usages: Vec<Usage> = layers.iter().map(prepared).collect::<Result<_>>()?;
+        let (busy, usages): (Vec<_>, Vec<_>) =
+            layers.iter().map(prepared).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let spare = self.db.write(|tx| {
             let mut spare = Vec::new();
             for (layer, usage) in layers.iter().zip(usages) {
@@ -286,23 +310,28 @@ impl<D: Driver> Snapshotter for Local<D> {
             }
             Ok(spare)
         })?;
+        busy.iter().for_each(|busy| self.driver.committed(busy.number));
+        drop(busy);
         layers.iter().filter(|layer| !spare.contains(&layer.key)).for_each(|layer| self.announce_commit(ctx, layer));
         spare.iter().try_for_each(|key| self.remove(ctx, key))
     }
 
     fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
         let namespace = ctx.namespace.as_str();
-        let number = self.db.write(|tx| {
+        let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
+        let _busy = self.take(number, key)?;
+        self.db.write(|tx| {
             let record = self.find(tx, ctx, key)?;
+            if record.number != number {
+                return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
+            }
             if table::has_children(tx, namespace, &self.name, key)? {
                 return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
             }
             table::delete(tx, namespace, &self.name, &record)?;
-            self.busy().insert(record.number);
-            Ok(record.number)
+            leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
         })?;
         self.discard(number);
-        self.busy().remove(&number);
         let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
         self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
         Ok(())
@@ -337,8 +366,10 @@ impl<D: Driver> Snapshotter for Local<D> {
         // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
         let found = numbers(&self.driver)?;
         let mut orphans: Vec<u64> = {
-            let busy = self.busy();
+            // Not held while the records are read: who writes them may wait for it.
+            let mut busy = self.busy().clone();
             let records = self.db.read(|tx| table::list_all(tx, &self.name))?;
+            busy.extend(self.busy().iter());
             let known: HashSet<u64> = records.iter().map(|(_, record)| record.number).collect();
             found.into_iter().filter(|number| !known.contains(number) && !busy.contains(number)).collect()
         };
@@ -382,7 +413,8 @@ fn chosen_parent(info: &Info, parent: Option<&str>) -> Result<String> {
     }
 }
 
-fn new_info(name: &str, parent: &str, kind: Kind, labels: Labels) -> Info {
+fn new_info(name: &str, parent: &str, kind: Kind, mut labels: Labels) -> Info {
+    labels::drop_empty(&mut labels);
     let now = Some(SystemTime::now().into());
     Info { name: name.into(), parent: parent.into(), kind: kind.into(), created_at: now, updated_at: now, labels }
 }

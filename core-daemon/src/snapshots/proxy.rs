@@ -33,6 +33,8 @@ use crate::labels::{GC_ROOT, Labels, SNAPSHOT_REF};
 const INHERITED: &str = "containerd.io/snapshot/";
 /// A program may fetch what it is asked for from far away.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// Removing and cleaning up is tried again later where it takes longer: somebody may wait for a collection.
+const REMOVAL: Duration = Duration::from_secs(10);
 /// The namespace of our snapshots in the program: ours are told apart by number.
 const NAMESPACE: &str = "gantry";
 
@@ -124,7 +126,7 @@ impl Proxy {
 
     fn remove_from_program(&self, key: String) -> Result<()> {
         let request = api::RemoveSnapshotRequest { key, snapshotter: self.name.clone() };
-        match self.ask(|mut client| async move { client.remove(of_namespace(request)).await }) {
+        match self.ask(|mut client| async move { client.remove(soon(request)).await }) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             other => other,
         }
@@ -134,6 +136,13 @@ impl Proxy {
 fn of_namespace<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert(NAMESPACE_HEADER, tonic::metadata::MetadataValue::from_static(NAMESPACE));
+    request
+}
+
+/// The same, of which the answer is not waited for long.
+fn soon<T>(message: T) -> tonic::Request<T> {
+    let mut request = of_namespace(message);
+    request.set_timeout(REMOVAL);
     request
 }
 
@@ -226,7 +235,7 @@ impl Driver for Proxy {
 
     fn cleanup(&self) -> Result<()> {
         let request = api::CleanupRequest { snapshotter: self.name.clone() };
-        match self.ask(|mut client| async move { client.cleanup(of_namespace(request)).await }) {
+        match self.ask(|mut client| async move { client.cleanup(soon(request)).await }) {
             // Not every program has something to clean.
             Err(error) if error.kind() == ErrorKind::Unimplemented => Ok(()),
             other => other,

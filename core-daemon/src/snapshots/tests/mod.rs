@@ -3,6 +3,7 @@
 
 mod files;
 mod records;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
