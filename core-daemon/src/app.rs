@@ -43,7 +43,7 @@ use crate::observe::{self, Observer};
 use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
-use crate::shims::Launcher;
+use crate::shims::{self, Launcher};
 use crate::snapshots::erofs::Erofs;
 use crate::snapshots::native::Native;
 use crate::snapshots::overlay::Overlay;
@@ -60,6 +60,7 @@ pub async fn run(config: Config) -> Result<()> {
     // First of all: before they are watched, these signals kill, and whoever gets an answer may send one.
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
+    shims::raise_open_files();
     let stopping = CancellationToken::new();
     let daemon = Daemon::build(&config, &stopping)?;
     // Shims may report from the moment they are looked for.
@@ -194,9 +195,10 @@ impl Daemon {
             };
         }
         let (tasks, gc, streams) = (self.tasks.clone(), &self.gc, grpc::streams::Streams::default());
-        let plugins = grpc::introspection::plugins(&platform(), &self.snapshots);
+        let plugins =
+            grpc::introspection::plugins(&platform(), &self.snapshots, &grpc::introspection::opt(&config.root)?);
         serve!(
-            ContainersServer(grpc::containers::ContainersService::new(self.containers.clone())),
+            ContainersServer(grpc::containers::ContainersService::new(self.containers.clone(), gc.clone())),
             ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
             ControllerServer(grpc::sandbox_controller::SandboxControllerService::new(
                 tasks::Sandboxes::new(tasks.clone()),
@@ -268,6 +270,7 @@ fn launcher(config: &Config) -> Result<Launcher> {
     Ok(Launcher {
         grpc_address: config.grpc.address.to_string_lossy().into_owned(),
         ttrpc_address: config.ttrpc.address.to_string_lossy().into_owned(),
+        opt: config.root.join("opt"),
         daemon: std::env::current_exe().map_err(Error::from).doing(|| "find the daemon's own program")?,
         debug: config.log.level == "debug" || config.log.level == "trace",
         start_timeout: Timeouts::of(config.timeouts.shim_start),

@@ -108,6 +108,8 @@ pub struct Runtime {
     pub shim_calls: usize,
     /// Seconds between two looks at containers whose labels want them restarted.
     pub restart_interval: u64,
+    /// Programs that such labels may have read the output of a restarted container: labels may come from an image.
+    pub restart_loggers: Vec<PathBuf>,
 }
 
 /// What the daemon waits for, in seconds.
@@ -210,6 +212,7 @@ impl Default for Runtime {
             snapshotter: "overlayfs".into(),
             shim_calls: 32,
             restart_interval: 10,
+            restart_loggers: ["/usr/local/bin/nerdctl", "/usr/bin/nerdctl"].map(PathBuf::from).to_vec(),
         }
     }
 }

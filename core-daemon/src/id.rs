@@ -22,6 +22,14 @@ macro_rules! identifier {
                 Ok(Self(text.to_owned()))
             }
 
+            /// As `parse`, of something that is looked for: what is no identifier is not there.
+            ///
+            /// # Errors
+            /// `NotFound` saying which rule is broken.
+            pub fn known(text: &str) -> Result<Self> {
+                Self::parse(text).map_err(|error| Error::not_found(format!("not found: {error}")))
+            }
+
             /// The identifier.
             pub fn as_str(&self) -> &str {
                 &self.0

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,9 +36,13 @@ pub fn claim(config: &Config) -> Result<Claim> {
             .mode(mode)
             .create(dir)
             .doing(|| format!("make {key} directory {}", dir.display()))?;
+        restrict(dir, mode).doing(|| format!("restrict {key} directory {}", dir.display()))?;
         let path = dir.join("gantryd.lock");
         let doing = || format!("lock {}", path.display());
-        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).doing(doing)?;
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).doing(doing)?;
+        // Whoever can open it could lock it, and keep the daemon from starting.
+        restrict(&path, 0o600).doing(doing)?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => Error::precondition(format!(
                 "{key} directory {} is in use by another gantryd; stop that one, or give this one its own with --{key}",
@@ -48,6 +52,12 @@ pub fn claim(config: &Config) -> Result<Claim> {
         })
     };
     Ok(Claim(claim("root", &config.root, 0o711)?, claim("state", &config.state, 0o711)?))
+}
+
+/// Takes away what others may do with a file or directory beyond `mode`: somebody may have made it with a wider one.
+fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
+    let has = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
+    if has & !mode == 0 { Ok(()) } else { fs::set_permissions(path, fs::Permissions::from_mode(has & mode)) }
 }
 
 /// The locks on the daemon's directories. They end with the process, however it ends.

@@ -13,18 +13,21 @@ use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
+use crate::gc::Gc;
 use crate::id::ContainerId;
+use crate::labels;
 use crate::records;
 
 /// The service.
 pub struct ContainersService {
     containers: records::Containers,
+    gc: Gc,
 }
 
 impl ContainersService {
-    /// The service over these records.
-    pub fn new(containers: records::Containers) -> Self {
-        Self { containers }
+    /// The service over these records; what only a removed container used goes to `gc`.
+    pub fn new(containers: records::Containers, gc: Gc) -> Self {
+        Self { containers, gc }
     }
 
     fn listed(&self, request: &Request<ListContainersRequest>) -> Result<Vec<Container>> {
@@ -34,7 +37,9 @@ impl ContainersService {
 }
 
 fn required(container: Option<Container>) -> Result<Container> {
-    container.ok_or_else(|| Error::invalid("container is required"))
+    let mut container = container.ok_or_else(|| Error::invalid("container is required"))?;
+    labels::drop_empty(&mut container.labels);
+    Ok(container)
 }
 
 #[tonic::async_trait]
@@ -43,7 +48,7 @@ impl Containers for ContainersService {
 
     async fn get(&self, request: Request<GetContainerRequest>) -> Result<Response<GetContainerResponse>, Status> {
         let context = Context::of(request.metadata())?;
-        let id = ContainerId::parse(&request.get_ref().id)?;
+        let id = ContainerId::known(&request.get_ref().id)?;
         let container = Some(self.containers.get(&context.namespace, &id)?);
         Ok(Response::new(GetContainerResponse { container }))
     }
@@ -87,9 +92,10 @@ impl Containers for ContainersService {
 
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Result<Response<()>, Status> {
         let context = Context::of(request.metadata())?;
-        let id = ContainerId::parse(&request.get_ref().id)?;
+        let id = ContainerId::known(&request.get_ref().id)?;
         let containers = self.containers.clone();
         blocking(move || containers.delete(&context.namespace, &id)).await?;
+        self.gc.changed();
         Ok(Response::new(()))
     }
 }

@@ -1,7 +1,7 @@
 //! `containerd.services.introspection.v1.Introspection`: what this daemon is made of, in the terms clients look for.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
 use gantry_proto::any;
 use gantry_proto::containerd::services::introspection::v1::introspection_server::Introspection;
@@ -58,6 +58,20 @@ fn identity(root: &Path) -> Result<String> {
     Ok(uuid)
 }
 
+/// The directory that clients install programs into, made where it is missing.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn opt(root: &Path) -> Result<PathBuf> {
+    let opt = root.join("opt");
+    for directory in ["bin", "lib"] {
+        let path = opt.join(directory);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&path);
+        made.doing(|| format!("make {}", path.display()))?;
+    }
+    Ok(opt)
+}
+
 /// A version 4 UUID.
 fn random_uuid() -> Result<String> {
     let mut bytes = [0_u8; 16];
@@ -70,7 +84,7 @@ fn random_uuid() -> Result<String> {
 
 /// The parts of the daemon, as containerd names its own, which clients look for before they use a feature. Only what is
 /// served is listed.
-pub fn plugins(platform: &Platform, snapshotters: &Snapshotters) -> Vec<Plugin> {
+pub fn plugins(platform: &Platform, snapshotters: &Snapshotters, opt: &Path) -> Vec<Plugin> {
     let plain = [
         ("io.containerd.content.v1", "content"),
         ("io.containerd.event.v1", "exchange"),
@@ -114,6 +128,9 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters) -> Vec<Plugin> 
         [("io.containerd.differ.v1", "walking"), ("io.containerd.monitor.task.v1", "cgroups"), (RUNTIME, "task")];
     let mut plugins: Vec<Plugin> = plain.into_iter().map(|(kind, id)| plugin(kind, id, None)).collect();
     plugins.extend(on_platform.into_iter().map(|(kind, id)| plugin(kind, id, Some(platform))));
+    let mut programs = plugin("io.containerd.internal.v1", "opt", None);
+    programs.exports.insert("path".to_owned(), opt.to_string_lossy().into_owned());
+    plugins.push(programs);
     for (name, it) in snapshotters.iter() {
         let mut snapshotter = plugin(SNAPSHOTTER, name, Some(platform));
         snapshotter.exports.extend(it.exports());
@@ -202,7 +219,12 @@ mod tests {
     #[test]
     fn clients_find_what_they_look_for() {
         let platform = Platform { os: "linux".into(), architecture: "amd64".into(), ..Platform::default() };
-        let plugins = plugins(&platform, &snapshotters());
+        let dir = tempfile::tempdir().expect("directory");
+        let opt = opt(dir.path()).expect("opt");
+        assert!(opt.join("bin").is_dir() && opt.join("lib").is_dir());
+        let plugins = plugins(&platform, &snapshotters(), &opt);
+        let installed = plugins.iter().find(|it| it.id == "opt").expect("opt");
+        assert_eq!(installed.exports["path"], opt.to_string_lossy());
         let find = |filter: &str| {
             let filter = Filter::parse(&[filter.to_owned()]).expect("filter");
             plugins.iter().filter(|plugin| filter.matches(|path| field(plugin, path))).count()
@@ -210,7 +232,8 @@ mod tests {
         assert_eq!(find("type==io.containerd.snapshotter.v1,id==overlayfs"), 1);
         assert_eq!(find("type==io.containerd.runtime.v2,platforms==linux/amd64"), 1);
         assert_eq!(find("type==io.containerd.grpc.v1,id==tasks"), 1);
-        let failed = plugins.iter().find(|plugin| plugin.id == "erofs").expect("listed");
+        let failed =
+            plugins.iter().find(|plugin| plugin.r#type == SNAPSHOTTER && plugin.id == "erofs").expect("listed");
         assert_eq!(failed.init_err.as_ref().map(|status| status.message.as_str()), Some("needs a kernel"));
         let overlay = plugins.iter().find(|plugin| plugin.id == "overlayfs").expect("listed");
         assert!(overlay.capabilities.contains(&"rebase".to_owned()) && overlay.exports.contains_key("root"));

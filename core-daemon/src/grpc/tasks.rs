@@ -40,7 +40,7 @@ impl TasksService {
     /// The task a call is about.
     fn task(&self, headers: &MetadataMap, id: &str) -> Result<Arc<Task>> {
         let context = Context::of(headers)?;
-        let id = ContainerId::parse(id)?;
+        let id = ContainerId::known(id)?;
         self.tasks.get(&context.namespace, &id)
     }
 }
@@ -63,15 +63,15 @@ impl Tasks for TasksService {
 
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Result<Response<DeleteResponse>, Status> {
         let context = Context::of(request.metadata())?;
-        let id = ContainerId::parse(&request.get_ref().container_id)?;
+        let id = ContainerId::known(&request.get_ref().container_id)?;
         let exit = self.tasks.delete(&context.namespace, &id).await?;
         Ok(Response::new(convert::deleted(None, exit)))
     }
 
     async fn delete_process(&self, request: Request<DeleteProcessRequest>) -> Result<Response<DeleteResponse>, Status> {
         let context = Context::of(request.metadata())?;
-        let id = ContainerId::parse(&request.get_ref().container_id)?;
-        let exec = ExecId::parse(&request.get_ref().exec_id)?;
+        let id = ContainerId::known(&request.get_ref().container_id)?;
+        let exec = ExecId::known(&request.get_ref().exec_id)?;
         let exit = self.tasks.delete_exec(&context.namespace, &id, &exec).await?;
         Ok(Response::new(convert::deleted(Some(&exec), exit)))
     }

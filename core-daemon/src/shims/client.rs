@@ -3,6 +3,7 @@
 //! Every call but Wait has a deadline, and a shim has only so many calls to answer at once: one that is frozen must not
 //! make callers, or memory, pile up behind it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -44,7 +45,8 @@ impl Shim {
     /// Connects to the shim that listens at `address`.
     ///
     /// # Errors
-    /// `Unavailable` where nobody listens, `DeadlineExceeded` where the connection is not accepted.
+    /// `Unavailable` where certainly nobody listens, `DeadlineExceeded` where the connection is not accepted, another
+    /// kind where it cannot be told, such as for want of file descriptors.
     pub async fn connect(
         address: &Address,
         namespace: &Namespace,
@@ -59,7 +61,9 @@ impl Shim {
         let client = match tokio::time::timeout(limit, Client::connect(&path)).await {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
-                return Err(Error::unavailable(format!("connect to shim at {}: {error}", path.display())));
+                let is_gone = matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+                let kind = if is_gone { Kind::Unavailable } else { Kind::Unknown };
+                return Err(Error::new(kind, format!("connect to shim at {}: {error}", path.display())));
             }
             Err(_) => {
                 let message = format!("connect to shim at {}: not accepted", path.display());
@@ -169,4 +173,26 @@ fn service(version: u32) -> &'static str {
 
 fn failed(status: Status) -> Error {
     Error::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_where_nobody_listens_a_shim_is_gone() {
+        let dir = tempfile::tempdir().expect("directory");
+        let kind = async |name: &str| {
+            let address = format!("unix://{}", dir.path().join(name).display());
+            let address = Address::parse(address.as_bytes()).expect("address");
+            let namespace = Namespace::parse("n").expect("namespace");
+            let error = Shim::connect(&address, &namespace, &Timeouts::default(), 1).await.expect_err("nobody");
+            error.kind()
+        };
+        assert_eq!(kind("none").await, Kind::Unavailable);
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("closed")).expect("bind"));
+        assert_eq!(kind("closed").await, Kind::Unavailable);
+        // What is no socket, like what cannot be tried, says nothing.
+        assert_eq!(kind(&"long".repeat(100)).await, Kind::Unknown);
+    }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use gantry_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, Extension, LogLevel};
@@ -32,6 +32,8 @@ pub struct Launcher {
     pub ttrpc_address: String,
     /// The daemon's program, which shims may run as `publish`.
     pub daemon: PathBuf,
+    /// The directory that clients install programs into.
+    pub opt: PathBuf,
     /// Whether shims should log debug messages.
     pub debug: bool,
     /// How long `start` may take.
@@ -60,7 +62,7 @@ pub struct Instance<'a> {
 ///
 /// # Errors
 /// `InvalidArgument` for a name of another form, `NotFound` with the places where the program was looked for.
-pub fn locate(runtime: &str, daemon: &Path) -> Result<PathBuf> {
+pub fn locate(runtime: &str, daemon: &Path, opt: &Path) -> Result<PathBuf> {
     if runtime.starts_with('/') {
         return match Path::new(runtime) {
             path if path.is_file() => Ok(path.to_owned()),
@@ -71,11 +73,40 @@ pub fn locate(runtime: &str, daemon: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid(format!("runtime {runtime:?}: expected io.containerd.NAME.VERSION or a path")))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let beside = daemon.parent().map(Path::to_owned);
-    let mut places = beside.into_iter().chain(std::env::split_paths(&path));
+    let mut places = beside.into_iter().chain([opt.join("bin")]).chain(std::env::split_paths(&path));
     places.by_ref().map(|place| place.join(&name)).find(|program| program.is_file()).ok_or_else(|| {
         let path = path.to_string_lossy();
-        Error::not_found(format!("runtime {runtime}: {name} is neither beside {} nor on PATH {path}", daemon.display()))
+        let (daemon, opt) = (daemon.display(), opt.display());
+        Error::not_found(format!(
+            "runtime {runtime}: {name} is neither beside {daemon}, in {opt}/bin nor on PATH {path}"
+        ))
     })
+}
+
+/// The limit of open files that this process was started with.
+static OPEN_FILES: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Lets the daemon open as many files as it may. Shims get the limits that the daemon was started with, because
+/// containers inherit theirs.
+pub fn raise_open_files() {
+    let (number, hard) = match files_limit() {
+        Ok((number, limit)) => (number, OPEN_FILES.get_or_init(|| limit).1),
+        Err(error) => return tracing::warn!(%error, "limit of open files"),
+    };
+    if let Err(error) = rung_sys::rlimit::set(0, number, hard, hard) {
+        tracing::warn!(%error, "limit of open files");
+    }
+}
+
+fn files_limit() -> std::io::Result<(u32, (u64, u64))> {
+    let number = rung_sys::rlimit::number("RLIMIT_NOFILE").ok_or(std::io::ErrorKind::Unsupported)?;
+    Ok((number, rung_sys::rlimit::get(0, number)?))
+}
+
+fn lower_open_files(pid: u32) -> std::io::Result<()> {
+    let Some((soft, hard)) = OPEN_FILES.get() else { return Ok(()) };
+    let (number, _) = files_limit()?;
+    Ok(rung_sys::rlimit::set(pid.cast_signed(), number, *soft, *hard)?)
 }
 
 /// Whether a program is the shim of this project, which knows the bootstrap parameters.
@@ -205,6 +236,10 @@ async fn run(mut command: Command, input: &[u8], timeout: Duration) -> Result<Ve
         .kill_on_drop(true);
     let conversation = async {
         let mut child = command.spawn()?;
+        // It has read nothing yet, so nothing was started that would inherit the daemon's limit.
+        if let Some(Err(error)) = child.id().map(lower_open_files) {
+            tracing::warn!(%error, "limit of a shim's open files");
+        }
         if let Some(mut stdin) = child.stdin.take() {
             // A program that does not read its input is not wrong.
             match stdin.write_all(input).await {
@@ -240,6 +275,20 @@ mod tests {
         for name in ["runc", "", "io.containerd.", "../x.v2", "a/b.v2"] {
             assert_eq!(program_name(name), None, "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn shims_have_the_limit_of_files_that_the_daemon_was_started_with() {
+        let (number, (soft, hard)) = files_limit().expect("limit");
+        // Lower than it may be, in any case.
+        let soft = soft.min(hard / 2);
+        rung_sys::rlimit::set(0, number, soft, hard).expect("lower");
+        raise_open_files();
+        assert_eq!(files_limit().expect("raised").1, (hard, hard));
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read line; ulimit -Sn"]);
+        let output = run(command, b"\n", Duration::from_secs(10)).await.expect("sh");
+        assert_eq!(String::from_utf8_lossy(&output).trim(), soft.to_string());
     }
 
     #[tokio::test]

@@ -29,6 +29,12 @@ impl Tasks {
         let tasks = self.clone();
         // Half a deletion would leave a shim without a container, so the caller's going does not stop it.
         let work = tokio::spawn(async move {
+            // Who comes second must not take the first one's answer for its own, nor remove what comes after the task.
+            let _turn = task.deleting.lock().await;
+            tasks.get(&task.namespace, &task.id).and_then(|now| match Arc::ptr_eq(&now, &task) {
+                true => Ok(()),
+                false => Err(Error::not_found(format!("task {}: not found", task.id))),
+            })?;
             let response: shim::DeleteResponse = match task.delete_process(None).await {
                 Ok(response) => response,
                 // The shim has no such container: a delete that was interrupted got as far as that.
@@ -39,10 +45,12 @@ impl Tasks {
             };
             failpoint::hit("delete.process");
             let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
-            tasks.forget(&task);
-            tasks.leave(&task).await;
-            tasks.deactivate(&task.namespace, &task.id).await;
-            task.ended.send_replace(Some(exit));
+            // Where the shim went away meanwhile, that was cleaned up after already.
+            if tasks.forget(&task) {
+                tasks.leave(&task).await;
+                tasks.deactivate(&task.namespace, &task.id).await;
+                task.ended.send_replace(Some(exit));
+            }
             failpoint::hit("delete.done");
             Ok(exit)
         });

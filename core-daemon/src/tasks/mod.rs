@@ -103,6 +103,8 @@ pub struct Task {
     /// Set before the shim is asked to leave, so that its going is not taken for a failure.
     leaving: AtomicBool,
     ended: watch::Sender<Option<Exit>>,
+    /// Held while it is deleted.
+    deleting: tokio::sync::Mutex<()>,
 }
 
 /// How a process ended.
@@ -158,7 +160,7 @@ impl Tasks {
     /// As [`crate::shims::locate`].
     pub fn program(&self, runtime: &str) -> Result<PathBuf> {
         let runtime = if runtime.is_empty() { &self.parts().runtime.default } else { runtime };
-        crate::shims::locate(runtime, &self.parts().launcher.daemon)
+        crate::shims::locate(runtime, &self.parts().launcher.daemon, &self.parts().launcher.opt)
     }
 
     /// Runs shims' programs.
@@ -255,6 +257,7 @@ impl Task {
             reported: watch::Sender::new(false),
             leaving: AtomicBool::new(false),
             ended: watch::Sender::new(None),
+            deleting: tokio::sync::Mutex::default(),
         }
     }
 

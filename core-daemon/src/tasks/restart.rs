@@ -6,9 +6,10 @@
 //! | `status` | `running` or `stopped`: what the container shall be; without it the container is left alone |
 //! | `policy` | `always` (the default), `on-failure[:N]`, `unless-stopped` or `no` |
 //! | `count` | how often it was restarted, kept here |
-//! | `loguri` | where the output of a restarted process goes |
+//! | `loguri` | where the output of a restarted process goes; a program only if `runtime.restart_loggers` has it |
 //! | `explicitly-stopped` | `true`: somebody stopped it, which `unless-stopped` respects |
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -128,7 +129,7 @@ impl Tasks {
         let spec =
             container.spec.as_ref().and_then(|spec| serde_json::from_slice::<serde_json::Value>(&spec.value).ok());
         let terminal = spec.as_ref().and_then(|spec| spec.pointer("/process/terminal")?.as_bool()).unwrap_or(false);
-        let stdout = label(&container.labels, "loguri").to_owned();
+        let stdout = log_of(&container.labels, &self.parts().runtime.restart_loggers)?;
         let stderr = if terminal { String::new() } else { stdout.clone() };
         let request = CreateTask { stdout, stderr, terminal, ..CreateTask::default() };
         let task = self.create(context, id, request).await?;
@@ -143,6 +144,20 @@ impl Tasks {
 
 fn label<'a>(labels: &'a std::collections::BTreeMap<String, String>, name: &str) -> &'a str {
     labels.get(&format!("{PREFIX}{name}")).map(String::as_str).unwrap_or_default()
+}
+
+/// Where the output goes. Labels may come from an image, which must not choose what runs on this machine.
+fn log_of(labels: &Labels, loggers: &[PathBuf]) -> Result<String> {
+    let uri = label(labels, "loguri");
+    let scheme = uri.split("://").next().unwrap_or_default();
+    if scheme == "binary" || scheme == "binary-v2" {
+        let path = uri.split("://").nth(1).unwrap_or_default().split(['?', '#']).next().unwrap_or_default();
+        if !loggers.iter().any(|logger| logger.as_os_str() == path) {
+            let text = format!("label {PREFIX}loguri: {path:?} is not among runtime.restart_loggers");
+            return Err(Error::new(Kind::PermissionDenied, text));
+        }
+    }
+    Ok(uri.to_owned())
 }
 
 /// A client that makes a container with these labels is about to create the task itself.
@@ -178,6 +193,20 @@ mod tests {
     fn wants(labels: &[(&str, &str)], exit_status: u32) -> Option<bool> {
         let labels = labels.iter().map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned())).collect();
         wants_restart(&labels, exit_status).ok()
+    }
+
+    #[test]
+    fn labels_choose_only_loggers_that_are_configured() {
+        let log = |uri: &str| {
+            let labels = Labels::from([(format!("{PREFIX}loguri"), uri.to_owned())]);
+            log_of(&labels, &[PathBuf::from("/usr/bin/logger")])
+        };
+        for good in ["", "file:///var/log/x", "binary:///usr/bin/logger?a=b", "binary-v2:///usr/bin/logger"] {
+            assert_eq!(log(good).as_deref().ok(), Some(good));
+        }
+        for bad in ["binary:///bin/sh?-c=x", "binary:///usr/bin/../../bin/sh", "binary://", "binary-v2:///bin/sh"] {
+            assert_eq!(log(bad).expect_err(bad).kind(), Kind::PermissionDenied);
+        }
     }
 
     #[test]

@@ -128,7 +128,9 @@ impl Tasks {
             Ok(None) => return Found::Dead,
             Err(error) => {
                 tracing::warn!(%namespace, %id, %error, "find the shim of a bundle");
-                return Found::Dead;
+                // A file that makes no sense was written by nobody alive; one that cannot be read now says nothing.
+                let is_unread = matches!(error.kind(), Kind::Internal | Kind::PermissionDenied);
+                return if is_unread { Found::Silent } else { Found::Dead };
             }
         };
         let parts = self.parts();
