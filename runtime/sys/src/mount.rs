@@ -74,21 +74,27 @@ pub struct Change<'fd> {
 
 /// The attributes of a mount, except whether it follows symbolic links.
 pub fn attributes(mount: BorrowedFd<'_>) -> Result<u64> {
-    use nix::sys::statvfs::{FsFlags, fstatvfs};
-    let found = fstatvfs(mount).map_err(|errno| Error::new("fstatvfs", describe_fd(mount), errno as i32))?.flags();
+    /// Not a constant of every C library.
+    const ST_RELATIME: u64 = 0x1000;
+    // SAFETY: `statvfs` is plain data, for which all zeroes is a value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `found` is live for the call and of the type that it fills.
+    let returned = unsafe { libc::fstatvfs(mount.as_raw_fd(), &raw mut found) };
+    check(returned, "fstatvfs", || describe_fd(mount))?;
+    let found = found.f_flag;
     let plain = [
-        (FsFlags::ST_RDONLY, attribute::RDONLY),
-        (FsFlags::ST_NOSUID, attribute::NOSUID),
-        (FsFlags::ST_NODEV, attribute::NODEV),
-        (FsFlags::ST_NOEXEC, attribute::NOEXEC),
-        (FsFlags::ST_NODIRATIME, attribute::NODIRATIME),
+        (libc::ST_RDONLY, attribute::RDONLY),
+        (libc::ST_NOSUID, attribute::NOSUID),
+        (libc::ST_NODEV, attribute::NODEV),
+        (libc::ST_NOEXEC, attribute::NOEXEC),
+        (libc::ST_NODIRATIME, attribute::NODIRATIME),
     ];
     let times = match found {
-        _ if found.contains(FsFlags::ST_NOATIME) => attribute::NOATIME,
-        _ if found.contains(FsFlags::ST_RELATIME) => attribute::RELATIME,
+        _ if found & libc::ST_NOATIME != 0 => attribute::NOATIME,
+        _ if found & ST_RELATIME != 0 => attribute::RELATIME,
         _ => attribute::STRICTATIME,
     };
-    Ok(plain.iter().filter(|(flag, _)| found.contains(*flag)).fold(times, |all, (_, attribute)| all | attribute))
+    Ok(plain.iter().filter(|(flag, _)| found & flag != 0).fold(times, |all, (_, attribute)| all | attribute))
 }
 
 /// Makes a detached copy of the mount at `path` below `directory` (an empty path means the descriptor itself).
@@ -117,6 +123,15 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
         libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), c"".as_ptr(), target.as_raw_fd(), c"".as_ptr(), flags)
     };
     check(returned, "move_mount", || format!("{}, {}", mount.as_raw_fd(), describe_fd(target))).map(drop)
+}
+
+/// Attaches a detached mount on top of what is called `name` in `directory`; a link there is not followed.
+pub fn attach_at(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &Path) -> Result<()> {
+    let text = c_path(name, "move_mount")?;
+    let (mount, into, flags) = (mount.as_raw_fd(), directory.as_raw_fd(), libc::MOVE_MOUNT_F_EMPTY_PATH);
+    // SAFETY: both paths are C strings that outlive the call, the first of them empty.
+    let returned = unsafe { libc::syscall(libc::SYS_move_mount, mount, c"".as_ptr(), into, text.as_ptr(), flags) };
+    check(returned, "move_mount", || format!("{mount}, {}, {name:?}", describe_fd(directory))).map(drop)
 }
 
 /// Changes the attributes of the mount behind `mount`, and of all below it when `recursive`.

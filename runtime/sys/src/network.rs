@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::error::{Result, check};
 use crate::pidfd::owned;
 
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
+
 /// Brings `lo` of the current network namespace up.
 pub fn bring_loopback_up() -> Result<()> {
     let socket = control_socket()?;
@@ -16,7 +18,7 @@ pub fn bring_loopback_up() -> Result<()> {
     let up = libc::IFF_UP | libc::IFF_RUNNING;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(up).unwrap_or_default();
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
-    let returned = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    let returned = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, &raw const request) };
     check(returned, "ioctl", || "SIOCSIFFLAGS, lo, IFF_UP".into()).map(drop)
 }
 

@@ -1,7 +1,7 @@
 //! Making, waiting for and marking processes.
 //!
-//! Gantry's runtime is single-threaded, which is what makes forking with an allocator in use sound. The C library
-//! keeps a flag that says so; [`clone`] refuses to fork once a second thread exists.
+//! Gantry's runtime is single-threaded, which is what makes forking with an allocator in use sound; [`clone`] refuses
+//! to fork while a second thread exists.
 
 use std::ffi::{CString, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -9,12 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 pub use nix::unistd::Pid;
 
 use crate::error::{Error, Result, check};
-
-unsafe extern "C" {
-    /// The C library's own record: zero from the moment a second thread is made.
-    #[link_name = "__libc_single_threaded"]
-    static LIBC_SINGLE_THREADED: u8;
-}
 
 /// What to give a new process beyond a copy of the caller.
 #[derive(Debug, Default, Clone, Copy)]
@@ -41,8 +35,8 @@ pub enum Forked {
 
 /// Forks with clone3.
 pub fn clone(request: &CloneRequest<'_>) -> Result<Forked> {
-    // SAFETY: the symbol is a plain byte of the C library that only ever changes while a thread is being made.
-    if unsafe { LIBC_SINGLE_THREADED } == 0 {
+    // Changes nothing for a process of one thread, and is refused to any other.
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL) {
         return Err(Error::new("clone3", "from a process with threads", libc::EBUSY));
     }
     let mut pidfd: c_int = -1;

@@ -60,7 +60,7 @@ const QIF_BLIMITS: u32 = 1;
 /// The unit of limits.
 const BLOCK: u64 = 1024;
 const FS_XFLAG_PROJINHERIT: u32 = 0x200;
-const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
 const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
 
 /// `struct fsxattr`.

@@ -2,30 +2,30 @@
 
 use crate::error::{Result, check};
 
-/// The names of the limits that Linux has, with their numbers on this architecture.
-const NAMES: [(&str, u32); 16] = [
-    ("RLIMIT_CPU", libc::RLIMIT_CPU),
-    ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE),
-    ("RLIMIT_DATA", libc::RLIMIT_DATA),
-    ("RLIMIT_STACK", libc::RLIMIT_STACK),
-    ("RLIMIT_CORE", libc::RLIMIT_CORE),
-    ("RLIMIT_RSS", libc::RLIMIT_RSS),
-    ("RLIMIT_NPROC", libc::RLIMIT_NPROC),
-    ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE),
-    ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK),
-    ("RLIMIT_AS", libc::RLIMIT_AS),
-    ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS),
-    ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING),
-    ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE),
-    ("RLIMIT_NICE", libc::RLIMIT_NICE),
-    ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO),
-    ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
+/// The names of the limits that Linux has, at the place of their number.
+const NAMES: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
 ];
 
 /// The number of a limit.
 #[must_use]
 pub fn number(name: &str) -> Option<u32> {
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    (0..).zip(NAMES).find(|(_, known)| *known == name).map(|(number, _)| number)
 }
 
 /// Sets a limit of process `pid`, 0 being this one. Raising the hard limit needs `CAP_SYS_RESOURCE`.
@@ -36,7 +36,7 @@ pub fn set(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<()> {
         libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, std::ptr::null_mut::<libc::rlimit64>())
     };
     let arguments = || {
-        let name = NAMES.iter().find(|(_, number)| *number == resource).map_or("?", |(name, _)| name);
+        let name = (0..).zip(NAMES).find(|(number, _)| *number == resource).map_or("?", |(_, name)| name);
         format!("{pid}, {name}, soft {soft}, hard {hard}")
     };
     check(result, "prlimit64", arguments).map(drop)
@@ -57,9 +57,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sixteen_names() {
-        for (name, value) in NAMES {
-            assert_eq!(number(name), Some(value));
+    fn names_and_numbers() {
+        let known = [
+            ("RLIMIT_CPU", libc::RLIMIT_CPU),
+            ("RLIMIT_RSS", libc::RLIMIT_RSS),
+            ("RLIMIT_NPROC", libc::RLIMIT_NPROC),
+            ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE),
+            ("RLIMIT_AS", libc::RLIMIT_AS),
+            ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
+        ];
+        for (name, value) in known {
+            assert_eq!(number(name).map(i64::from), Some(i64::from(value)), "{name}");
         }
         assert_eq!(number("RLIMIT_MOOD"), None);
     }
