@@ -152,10 +152,12 @@ pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, 
         return Ok(hierarchy.mount.join(inner));
     }
     let own = hierarchy.own.as_path();
-    let base = if hierarchy.is_v2() { own.parent().unwrap_or(Path::new("")) } else { own };
-    let above = hierarchy.mount.join(clean(base));
+    let base = clean(if hierarchy.is_v2() { own.parent().unwrap_or(Path::new("")) } else { own });
+    let above = hierarchy.mount.join(&base);
     // In a container without a cgroup namespace the path is the host's, and what is mounted is only a part of it.
-    let above = if above.is_dir() { above } else { hierarchy.mount.clone() };
+    if base.as_os_str().is_empty() || !above.is_dir() {
+        return Ok(hierarchy.mount.join(inner));
+    }
     Ok(above.join(inner))
 }
 

@@ -432,8 +432,8 @@ impl Place {
     fn restrict_devices(&self, rules: &[rung_sys::bpf::device::Rule], hybrid: bool) -> Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         if self.hierarchy.has("devices") {
-            for (file, value) in devices::legacy_writes(rules)? {
-                dir.write(file, &value)?;
+            for lines in devices::legacy_writes(rules)?.chunk_by(|one, next| one.0 == next.0) {
+                dir.write_each(lines[0].0, lines.iter().map(|(_, value)| value.as_str()))?;
             }
         } else if self.hierarchy.is_v2() && !hybrid {
             unified::set_devices(dir, rules)?;

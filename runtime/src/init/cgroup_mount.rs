@@ -6,7 +6,6 @@
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use rung_sys::mount::{self, Change, FileSystem, attribute};
 use rung_sys::namespace::Namespace;
@@ -54,8 +53,7 @@ fn mount_v1(step: &MountPlan, views: &[View], place: &std::os::fd::OwnedFd) -> R
         let name = PathBuf::from(&view.name);
         mkdirat(&tmpfs, &name, Mode::from_bits_truncate(0o755)).doing(|| format!("make {}", view.name))?;
         let tree = clone(&view.directory, step)?;
-        let at = openat(&tmpfs, &name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
-        mount::attach(tree.as_fd(), at.as_fd()).doing(|| format!("bind {}", view.directory.display()))?;
+        mount::attach_at(tree.as_fd(), tmpfs.as_fd(), &name).doing(|| format!("bind {}", view.directory.display()))?;
         for controller in view.controllers.iter().filter(|controller| **controller != view.name) {
             let controller = controller.strip_prefix("name=").unwrap_or(controller);
             if controller != view.name {

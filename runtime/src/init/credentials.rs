@@ -103,9 +103,9 @@ impl Wanted {
     fn of(process: &ProcessPlan) -> Self {
         let sets = process.spec.capabilities().as_ref();
         let set = |list: Option<&Capabilities>| {
+            // Every kernel with the mount calls that a container needs knows all of them.
             list.into_iter().flatten().fold(CapabilitySet::EMPTY, |set, capability| {
-                let number = capabilities::number(&capability.to_string());
-                number.filter(|number| capabilities::is_known(*number)).map_or(set, |number| set.with(number))
+                capabilities::number(&capability.to_string()).map_or(set, |number| set.with(number))
             })
         };
         Self {

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use rung_sys::mount::{self, FileSystem, attribute};
+use rung_sys::mount_options::MountOptions;
 
 use super::binds::Behalf;
 use super::rootfs::Root;
@@ -120,6 +121,11 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
         // Read-only at once: nothing that is mounted this way is filled afterwards.
         return mount_by_string(step, name, source, step.options.set, &place, plan).map(|()| None);
     };
+    // One system call where nothing remains to be done to the mount. Where that fails, the long way says at which word.
+    let plain = !deferred && !step.options.copy_up && plan.mount_label.is_none() && is_plain(&step.options);
+    if plain && mount_here(name, source, mount_flags(attributes), &words.join(","), &place).is_ok() {
+        return Ok(None);
+    }
     let file_system = FileSystem::open(name)?;
     if !source.as_os_str().is_empty() {
         file_system.set("source", &source.to_string_lossy())?;
@@ -165,6 +171,7 @@ fn place(step: &MountPlan, root: &Root, shows_kernel: bool) -> Result<(OwnedFd, 
     }
     match target::find(root.as_fd(), &step.destination, true) {
         Ok(found) => Ok((found, true)),
+        Err(Errno::ENOENT) => Ok((target::make_missing(root.as_fd(), &step.destination, Make::Directory)?, false)),
         Err(_) => Ok((target::find_or_make(root.as_fd(), &step.destination, Make::Directory)?, false)),
     }
 }
@@ -202,7 +209,23 @@ fn words(
     Ok(Some(words))
 }
 
+/// Whether the options are words for the file system and attributes of the mount, and nothing else.
+fn is_plain(options: &MountOptions) -> bool {
+    options.superblock.is_empty()
+        && options.propagation.is_empty()
+        && !options.changes_recursively()
+        && !options.data.iter().any(|word| word.contains(','))
+}
+
 /// mount(2) with the working directory as the target, which is the one way to give it a descriptor.
+fn mount_here(name: &str, source: &Path, flags: u64, data: &str, place: &OwnedFd) -> Result<()> {
+    nix::unistd::fchdir(place).doing(|| "change to the mount point")?;
+    let source = if source.as_os_str().is_empty() { Path::new(name) } else { source };
+    let data = (!data.is_empty()).then_some(data);
+    Ok(mount::mount(Some(source), Path::new("."), Some(name), flags, data)?)
+}
+
+/// A mount whose options are one string, which may say anything.
 fn mount_by_string(
     step: &MountPlan,
     name: &str,
@@ -227,11 +250,7 @@ fn mount_by_string(
             other => data.push((*other).to_owned()),
         }
     }
-    let data = data.join(",");
-    let data = (!data.is_empty()).then_some(data.as_str());
-    nix::unistd::fchdir(place).doing(|| "change to the mount point")?;
-    let source: PathBuf = if source.as_os_str().is_empty() { name.into() } else { source.to_owned() };
-    mount::mount(Some(&source), Path::new("."), Some(name), flags, data)?;
+    mount_here(name, source, flags, &data.join(","), place)?;
     if step.options.propagation.is_empty() && !step.options.changes_recursively() {
         return Ok(());
     }

@@ -58,9 +58,14 @@ fn open_with(root: BorrowedFd<'_>, path: &Path, flags: OFlag, resolve: ResolveFl
 /// Opens the place at `path` inside `root`, making what is missing on the way.
 pub fn find_or_make(root: BorrowedFd<'_>, path: &Path, make: Make) -> Result<OwnedFd> {
     match find(root, path, true) {
-        Err(Errno::ENOENT) => walk(root, path, make).doing(|| format!("make mount point {}", path.display())),
+        Err(Errno::ENOENT) => make_missing(root, path, make),
         other => other.doing(|| format!("open {} in the root", path.display())),
     }
+}
+
+/// As [`find_or_make`], for what was not found.
+pub fn make_missing(root: BorrowedFd<'_>, path: &Path, make: Make) -> Result<OwnedFd> {
+    walk(root, path, make).doing(|| format!("make mount point {}", path.display()))
 }
 
 /// Goes down one component at a time, expanding links by hand, because a dangling link must lead to a place inside the

@@ -196,12 +196,6 @@ pub fn current() -> Result<Sets> {
     Ok(sets)
 }
 
-/// Whether the kernel knows capability `number`.
-#[must_use]
-pub fn is_known(number: u8) -> bool {
-    prctl(libc::PR_CAPBSET_READ, number.into(), 0).is_ok()
-}
-
 /// Takes everything but `keep` out of the bounding set, for good.
 pub fn limit_bounding(keep: CapabilitySet) -> Result<()> {
     for number in (0..64).filter(|&number| !keep.has(number)) {

@@ -120,15 +120,26 @@ impl CgroupDir {
     /// # Errors
     /// When the file is not there or the kernel refuses the value.
     pub fn write(&self, file: &str, value: &str) -> Result<()> {
+        self.write_each(file, [value])
+    }
+
+    /// Writes `values` into `file` one after the other, each in a system call of its own.
+    ///
+    /// # Errors
+    /// When the file is not there or the kernel refuses a value; those before it are written then.
+    pub fn write_each<'v>(&self, file: &str, values: impl IntoIterator<Item = &'v str>) -> Result<()> {
         let fd = self.open_to_write(file)?;
-        let refused = |errno| Error::new("write", format!("{:?}, {value:?}", self.path.join(file)), errno as i32);
-        loop {
-            match nix::unistd::write(&fd, value.as_bytes()) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(refused(errno)),
+        for value in values {
+            let refused = |errno| Error::new("write", format!("{:?}, {value:?}", self.path.join(file)), errno as i32);
+            loop {
+                match nix::unistd::write(&fd, value.as_bytes()) {
+                    Ok(_) => break,
+                    Err(Errno::EINTR) => {}
+                    Err(errno) => return Err(refused(errno)),
+                }
             }
         }
+        Ok(())
     }
 
     /// The descriptor of `file`, opened for writing; to be handed to a process that shall write for itself.
