@@ -10,6 +10,7 @@ mod cli_exec;
 mod cli_images;
 mod cli_run;
 mod cri_containers;
+mod cri_hosts;
 mod cri_images;
 mod cri_pods;
 mod cri_stats;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         cri_containers::TESTS,
+        cri_hosts::TESTS,
         cri_images::TESTS,
         cri_pods::TESTS,
         cri_stats::TESTS,
