@@ -11,10 +11,12 @@ scripts/packages.sh busybox-static docker-registry containerd runc skopeo iprout
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}
-for subject in ${SOAK_ONLY:-racing memory_kills slow_reader full_disk shim_faults daemon_restart}; do
+for subject in ${SOAK_ONLY:-racing memory_kills slow_reader full_disk shim_faults daemon_restart daemon_storage}; do
     echo "== $subject, in full"
     GANTRY_TEST_FULL=1 "$integration" "$subject"
 done
+echo "== damaged metadata, $SOAK_ROUNDS times as often"
+cargo test --locked --quiet -p gantryd --lib metadata
 unset GANTRY_TEST_ROUNDS
 end=$((SECONDS + ${SOAK_MINUTES:-10} * 60))
 for ((round = 1; SECONDS < end; round++)); do

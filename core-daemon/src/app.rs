@@ -22,6 +22,7 @@ use gantry_proto::containerd::services::version::v1::version_server::VersionServ
 use gantry_proto::containerd::types::Platform;
 use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
 use gantry_proto::gantry::images::v1::images_server::ImagesServer as GantryImagesServer;
+use gantry_proto::gantry::system::v1::system_server::SystemServer;
 use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
 use gantry_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::sync::mpsc;
@@ -49,8 +50,12 @@ use crate::snapshots::native::Native;
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::proxy::Proxy;
 use crate::snapshots::{Driver, Local, Snapshotter, Snapshotters};
+use crate::storage::{self, Storage};
 use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
+
+mod verify;
+pub use verify::verify_metadata;
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -96,6 +101,7 @@ struct Daemon {
     mounts: Mounts,
     images: Images,
     namespaces: Namespaces,
+    storage: Storage,
     gc: Gc,
     events: Events,
     sandboxes: Sandboxes,
@@ -111,11 +117,17 @@ impl Daemon {
         let content = config.root.join("io.containerd.content.v1.content");
         let overlay = config.root.join("io.containerd.snapshotter.v1.overlayfs");
         let described = [content.join("blobs/sha256"), overlay.join("snapshots")];
-        let db = Db::open_beside(&config.root.join("meta.redb"), &described)?;
+        let db = Db::open_beside(&config.root.join("meta.redb"), &described, &verify::in_process)?;
         let snapshots = snapshotters(config, &db, &events)?;
         let content = Content::open(&content, db.clone(), events.clone())?;
         let mounts = Mounts::open(&config.state, &config.root)?;
         let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), events.clone());
+        let storage = Storage::new(storage::Parts {
+            db: db.clone(),
+            content: content.clone(),
+            snapshotters: snapshots.clone(),
+            gc: gc.clone(),
+        });
         let images = Images::new(image::Parts {
             records: ImageRecords::new(db.clone(), events.clone()),
             content,
@@ -158,11 +170,25 @@ impl Daemon {
             events: events.clone(),
             stopping: stopping.clone(),
         })?;
-        Ok(Self { snapshots, mounts, images, namespaces, gc, events, sandboxes, containers, tasks, engine, cri })
+        Ok(Self {
+            snapshots,
+            mounts,
+            images,
+            namespaces,
+            storage,
+            gc,
+            events,
+            sandboxes,
+            containers,
+            tasks,
+            engine,
+            cri,
+        })
     }
 
     /// Finds what an earlier daemon left running.
     async fn restore(&self) -> Result<()> {
+        self.images.leases.end_all_temporary()?;
         let (report, mut found) = mpsc::unbounded_channel();
         let ((to_engine, for_engine), (to_cri, for_cri)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
         self.engine.learn_names()?;
@@ -218,6 +244,11 @@ impl Daemon {
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
             StoreServer(grpc::sandboxes::SandboxStoreService::new(self.sandboxes.clone())),
             StreamingServer(grpc::streams::StreamingService::new(streams.clone())),
+            SystemServer(grpc::engine_system::SystemService::new(
+                self.storage.clone(),
+                gc.clone(),
+                self.engine.clone()
+            )),
             TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
             TransferServer(grpc::transfer::TransferService::new(self.images.clone(), streams)),
             VersionServer(grpc::version::VersionService),

@@ -40,6 +40,12 @@ pub enum Command {
         /// Path
         path: std::path::PathBuf,
     },
+    /// Read all of the metadata and say by the exit code how it is; the daemon runs this before it opens it
+    #[command(name = crate::metadata::VERIFY, hide = true)]
+    VerifyMetadata {
+        /// Path
+        path: std::path::PathBuf,
+    },
     /// Print the configuration
     Config {
         /// Which configuration

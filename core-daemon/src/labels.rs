@@ -13,6 +13,8 @@ pub const GC_ROOT: &str = "containerd.io/gc.root";
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 /// On a lease: it keeps what it holds, but not what that refers to.
 pub const GC_FLAT: &str = "containerd.io/gc.flat";
+/// On a lease: the daemon itself works under it, and nobody does once that daemon has ended.
+pub const TEMPORARY: &str = "gantry.lease/temporary";
 /// From an object to content it needs; `.x` or `/x` may follow.
 pub const GC_REF_CONTENT: &str = "containerd.io/gc.ref.content";
 /// From an object to a snapshot it needs; the snapshotter's name and perhaps `/x` follow.

@@ -3,7 +3,8 @@
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
 //! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` ·
 //! 1 `metadata`, `events`, `erofs` ·
-//! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` · 3 `records`, `image`, `tasks`, `shims`, `net`, `gc` ·
+//! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` ·
+//! 3 `records`, `image`, `tasks`, `shims`, `net`, `gc`, `storage` ·
 //! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
@@ -36,6 +37,7 @@ pub mod serve;
 pub mod shims;
 pub mod signals;
 pub mod snapshots;
+pub mod storage;
 pub mod tasks;
 pub mod ttrpc;
 
@@ -57,6 +59,7 @@ pub fn run(args: Args) -> ExitCode {
     let served = match &args.command {
         Some(Command::HoldNamespaces { flags }) => Some(net::namespaces::hold(*flags)),
         Some(Command::LookAtPath { path }) => Some(cri::host::look_at_path(path)),
+        Some(Command::VerifyMetadata { path }) => return app::verify_metadata(path),
         _ => None,
     };
     if let Some(served) = served {
@@ -84,7 +87,7 @@ fn said(served: Result<()>) -> ExitCode {
 
 fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
     match command {
-        None | Some(Command::HoldNamespaces { .. } | Command::LookAtPath { .. }) => {
+        None | Some(Command::HoldNamespaces { .. } | Command::LookAtPath { .. } | Command::VerifyMetadata { .. }) => {
             runtime()?.block_on(app::run(config))
         }
         Some(Command::Publish { topic, namespace }) => {

@@ -17,7 +17,6 @@ pub(crate) const TESTS: &[Test] = tests![
     the_platform_of_this_machine_is_chosen [Root, Overlay],
     a_broken_pull_leaves_nothing_and_is_made_good [Root, Overlay],
     a_full_disk_leaves_nothing_and_is_gone_on_from [Root, Overlay],
-    lost_metadata_loses_no_image [Root, Overlay],
 ];
 
 fn layers_of_every_packing_make_one_tree(env: &Env) -> Result<()> {
@@ -235,30 +234,5 @@ fn a_full_disk_leaves_nothing_and_is_gone_on_from(env: &Env) -> Result<()> {
     let ran = daemon.gantry(&["run", "--rm", &name, "busybox", "sha256sum", "/noise"])?.ok()?;
     let wanted = image::digest(&noise(8 << 20));
     assert!(wanted.ends_with(ran.text().split(' ').next().unwrap_or("-")), "{ran}");
-    Ok(())
-}
-
-fn lost_metadata_loses_no_image(env: &Env) -> Result<()> {
-    let stack = Stack::start(env)?;
-    stack.gantry(&["pull", "-q", "IMAGE"])?.ok()?;
-    let (name, metadata) = (stack.image.clone(), env.path("root").join("meta.redb"));
-    let backup = env.path("backup");
-    // The registry stays away: what runs again is what was here.
-    drop(stack);
-    fs::copy(&metadata, &backup)?;
-    let length = usize::try_from(fs::metadata(&metadata)?.len())?;
-    for damaged in [Vec::new(), vec![0x5a; length], noise(length)] {
-        fs::write(&metadata, &damaged)?;
-        let error = env.daemon().err().map(|error| format!("{error:#}")).unwrap_or_default();
-        for part in ["meta.redb", "backup", "gantryd ended with"] {
-            assert!(error.contains(part), "does not say {part:?}: {error}");
-        }
-        assert!(!error.contains("panicked"), "{error}");
-        assert_eq!(fs::read(&metadata)?, damaged, "what is left of the metadata was changed");
-    }
-    fs::copy(&backup, &metadata)?;
-    let daemon = env.daemon()?;
-    let ran = daemon.gantry(&["run", "--rm", "--pull", "never", &name, "echo", "still here"])?.ok()?;
-    assert_eq!(ran.text(), "still here");
     Ok(())
 }

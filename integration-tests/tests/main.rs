@@ -22,6 +22,7 @@ mod daemon_registry;
 mod daemon_restart;
 mod daemon_sandboxes;
 mod daemon_snapshots;
+mod daemon_storage;
 mod daemon_tasks;
 mod daemon_transfer;
 mod harness;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_snapshots::TESTS,
+        daemon_storage::TESTS,
         daemon_tasks::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,

@@ -4,6 +4,7 @@ mod containerd;
 mod engine;
 mod images;
 mod stream;
+mod system;
 
 pub use stream::Duplex;
 

@@ -29,6 +29,7 @@ pub mod run;
 pub mod start;
 pub mod stats;
 pub mod stop;
+pub mod system;
 pub mod tag;
 pub mod top;
 pub mod version;
@@ -226,12 +227,18 @@ pub enum ImageCommand {
 
 /// `gantry system …`.
 #[derive(Debug, Subcommand)]
-#[allow(missing_docs, reason = "the same verb as above")]
+#[allow(missing_docs, reason = "their help says it")]
 pub enum SystemCommand {
     /// Show what happens as it happens
     Events(events::Args),
     /// Show what gantryd says of itself and its machine
     Info(info::Args),
+    /// Show what takes space on the disk, and what keeps it
+    Df(system::Df),
+    /// Look whether everything stored is whole, and mend it
+    Fsck(system::Fsck),
+    /// Remove what nothing refers to, or say why a thing is kept
+    Gc(system::Gc),
 }
 
 impl Command {
@@ -283,6 +290,9 @@ impl Command {
             Self::Man(args) => args.run(),
             Self::Version(args) => args.run(context).await,
             Self::Info(args) | Self::System(SystemCommand::Info(args)) => args.run(context).await,
+            Self::System(SystemCommand::Df(args)) => args.run(context).await,
+            Self::System(SystemCommand::Fsck(args)) => args.run(context).await,
+            Self::System(SystemCommand::Gc(args)) => args.run(context).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Committed blobs: opening, presence, and the removal that only the collection does.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 
@@ -7,6 +8,7 @@ use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::{Blob, Content, Store};
 use crate::error::{Doing, Result};
+use crate::failpoint;
 use crate::metadata::schema::CONTENT;
 use crate::metadata::{Db, Tx};
 
@@ -48,10 +50,8 @@ impl Content {
     /// # Errors
     /// When the file cannot be read or removed.
     pub fn drop_damaged(&self, digest: &Digest) -> Result<bool> {
-        let Some(mut blob) = self.0.open_blob(digest)? else { return Ok(false) };
-        let mut hasher = Hasher::new(digest.algorithm());
-        std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)).doing(|| format!("read content {digest}"))?;
-        if hasher.finish() == *digest {
+        let Some(blob) = self.0.open_blob(digest)? else { return Ok(false) };
+        if is_whole(blob, digest)? {
             return Ok(false);
         }
         tracing::warn!(%digest, "content is damaged and is removed");
@@ -79,9 +79,29 @@ impl Content {
             Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
         };
         std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+        failpoint::hit("content.removed");
         drop(pending);
         Ok(Some(size))
     }
+}
+
+/// Whether the bytes of a blob are what its digest says.
+pub(super) fn is_whole(mut blob: Blob, digest: &Digest) -> Result<bool> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)).doing(|| format!("read content {digest}"))?;
+    Ok(hasher.finish() == *digest)
+}
+
+/// The digests that any namespace records.
+pub(super) fn all_recorded(db: &Db) -> Result<HashSet<String>> {
+    let mut recorded = HashSet::new();
+    db.read(|tx| {
+        tx.scan_all(CONTENT, &mut |_, digest, _| {
+            recorded.insert(digest.to_owned());
+            Ok(())
+        })
+    })?;
+    Ok(recorded)
 }
 
 struct HashWriter<'a>(&'a mut Hasher);

@@ -14,11 +14,12 @@ use super::claims::{Lock, Pending};
 use super::{Content, INGEST_RESOURCE};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
+use crate::failpoint;
 use crate::labels::Labels;
 use crate::metadata::{content as table, leases};
 
 /// How long an ingest that nobody writes and no lease holds is kept for resuming.
-const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is written goes on to the disk in pieces of this size, so that flushing all of it does not take long in the end.
 const EARLY: u64 = 8 << 20;
@@ -172,6 +173,7 @@ impl Ingest {
             drop(file.seek(SeekFrom::Start(self.offset)));
             return Err(error).doing(|| format!("write content {}", self.about.reference));
         }
+        failpoint::hit("content.written");
         hasher.update(bytes);
         self.offset += bytes.len() as u64;
         let (before, piece) = (self.offset - bytes.len() as u64, self.offset / EARLY);
@@ -230,6 +232,7 @@ impl Ingest {
         let sealed = self.seal(size, expected).map_err(|(_, error)| error)?;
         if let Data::Own { file, .. } = &sealed.ingest.data {
             file.sync_all().doing(|| format!("store content {}", sealed.digest()))?;
+            failpoint::hit("content.synced");
         }
         let digest = sealed.digest().clone();
         if content.publish(&ctx, vec![(sealed, labels)])?.is_empty() {
@@ -366,27 +369,6 @@ impl Content {
         discard(&dir, reference);
         Ok(())
     }
-
-    /// Removes ingests that nobody writes, `is_held` says no lease holds, and that are older than a day; and what a
-    /// crash left that is no ingest.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn expire_ingests(&self, is_held: impl Fn(&str, &str) -> bool) -> Result<()> {
-        let dir = self.0.root.join("ingest");
-        for entry in std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Ok(_lock) = Lock::take(&self.0, &name, &name) else { continue };
-            let keep = read_status(&entry.path()).is_some_and(|(namespace, status)| {
-                let age = SystemTime::now().duration_since(status.updated).unwrap_or_default();
-                age < KEPT || is_held(&namespace, &status.reference)
-            });
-            if !keep {
-                discard(&entry.path(), &name);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Whether the bytes are there from another namespace, for a client that knows digest and length.
@@ -416,8 +398,10 @@ fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64
     // What is not readable as an ingest is what a crash left of one.
     discard(dir, &about.reference);
     DirBuilder::new().mode(0o700).create(dir).doing(|| doing("begin"))?;
+    failpoint::hit("content.begun");
     let file = open_data(dir).doing(|| doing("begin"))?;
     file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(about.started)).doing(|| doing("begin"))?;
+    failpoint::hit("content.empty");
     let json = serde_json::to_vec(&about).map_err(|error| Error::internal(error.to_string()))?;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -449,7 +433,7 @@ fn rehash(file: &mut File, algorithm: Algorithm) -> std::io::Result<(Hasher, u64
     }
 }
 
-fn read_status(dir: &Path) -> Option<(String, Status)> {
+pub(super) fn read_status(dir: &Path) -> Option<(String, Status)> {
     let about: About = serde_json::from_slice(&std::fs::read(dir.join("ingest.json")).ok()?).ok()?;
     let offset = std::fs::metadata(dir.join("data")).ok()?.len();
     let status = status(dir, &about, offset);
@@ -463,7 +447,7 @@ fn status(dir: &Path, about: &About, offset: u64) -> Status {
     Status { reference, offset, total: about.total, expected, started, updated }
 }
 
-fn discard(dir: &Path, reference: &str) {
+pub(super) fn discard(dir: &Path, reference: &str) {
     match rung_sys::beneath::remove(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!(reference, %error, "left an ingest for the next collection");

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/blobs/sha256/<hex>         complete, verified, flushed, never written again
 //!       /ingest/<hash of namespace and ref>/{data,ingest.json}   being written; survives a restart and is resumed
+//!       /damaged/<name>.<seconds>   taken out of the way by a check; kept a week
 //! ```
 //!
 //! The bytes of a blob are shared by all namespaces, its record is not: a namespace sees only what it has a record of.
@@ -12,6 +13,7 @@
 mod blobs;
 mod claims;
 mod ingest;
+mod inspect;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -27,11 +29,13 @@ use rung_spec::digest::{Algorithm, Digest};
 use rung_spec::image::Descriptor;
 
 pub use ingest::{Ingest, Sealed, Status};
+pub use inspect::Damage;
 pub use writer::IngestWriter;
 
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Events;
+use crate::failpoint;
 use crate::labels;
 use crate::metadata::{Db, content as table, leases};
 
@@ -233,11 +237,13 @@ impl Content {
         let namespace = ctx.namespace.as_str();
         for (it, _) in &sealed {
             it.place()?;
+            failpoint::hit("content.placed");
         }
         for algorithm in sealed.iter().map(|(it, _)| it.digest().algorithm()).collect::<BTreeSet<_>>() {
             let synced = rung_sys::atomic_file::sync_directory(&self.0.blobs(algorithm));
             synced.map_err(std::io::Error::from).doing(|| "store content")?;
         }
+        failpoint::hit("content.placed.synced");
         let mut created = Vec::new();
         self.0.db.write(|tx| {
             for (it, wanted) in &sealed {
@@ -257,6 +263,7 @@ impl Content {
             }
             Ok(())
         })?;
+        failpoint::hit("content.recorded");
         sealed.into_iter().for_each(|(it, _)| it.discard());
         for (digest, size) in &created {
             let size = i64::try_from(*size).unwrap_or(i64::MAX);

@@ -21,6 +21,7 @@ use super::image::Unfinished;
 use super::tar::{Entry, Kind, Reader};
 use super::whiteout::{self, Meaning, Own};
 use crate::error::{self, Doing, Error, Result};
+use crate::failpoint;
 
 /// Most entries of a layer.
 const MAX_ENTRIES: u64 = 10_000_000;
@@ -90,6 +91,7 @@ pub fn apply(root: Root, tar: impl Read, mode: Mode, limit: u64) -> Result<Appli
     let deferred = Deferred::default();
     let mut layer = Layer { root, mode, parent: None, deferred, own: Own::default(), text: 0, entries: 0 };
     while let Some(entry) = reader.next_entry()? {
+        failpoint::hit("layer.entry");
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
     }
     let (digest, size) = reader.finish()?;

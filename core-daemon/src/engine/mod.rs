@@ -164,6 +164,11 @@ impl Engine {
         self.sockets().join(id.as_str().get(..SOCKET_NAME).unwrap_or(id.as_str()))
     }
 
+    /// The id of the container that `reference` names, where it names one.
+    pub fn id_of(&self, context: &Context, reference: &str) -> Option<String> {
+        self.find(context, reference).ok().map(|known| known.id.to_string())
+    }
+
     /// The container that `reference` names: by name, by id, or by a prefix of an id that fits no other.
     fn find(&self, context: &Context, reference: &str) -> Result<Known> {
         let id = self.shared.names.resolve(&context.namespace, reference)?;

@@ -1,6 +1,7 @@
 //! What is reachable from the roots.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 
 use gantry_proto::containerd::services::content::v1::Info;
 use prost::Message;
@@ -29,20 +30,48 @@ pub enum Node {
     Sandbox(String, String),
 }
 
-/// One step of the way from a root to an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reason {
-    /// What refers.
-    pub node: Node,
-    /// By what: a label, `target`, `parent`, `holds`, `uses`; empty for a root.
-    pub by: String,
+impl Node {
+    /// Whose it is.
+    pub fn namespace(&self) -> &str {
+        let (Self::Image(namespace, _)
+        | Self::Content(namespace, _)
+        | Self::Snapshot(namespace, ..)
+        | Self::Container(namespace, _)
+        | Self::Lease(namespace, _)
+        | Self::Sandbox(namespace, _)) = self;
+        namespace
+    }
+
+    /// What it is called among its kind.
+    pub fn name(&self) -> &str {
+        let (Self::Image(_, name)
+        | Self::Content(_, name)
+        | Self::Snapshot(_, _, name)
+        | Self::Container(_, name)
+        | Self::Lease(_, name)
+        | Self::Sandbox(_, name)) = self;
+        name
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(_, name) => write!(f, "image {name}"),
+            Self::Content(_, digest) => write!(f, "content {digest}"),
+            Self::Snapshot(_, snapshotter, name) => write!(f, "snapshot {snapshotter}/{name}"),
+            Self::Container(_, id) => write!(f, "container {id}"),
+            Self::Lease(_, id) => write!(f, "lease {id}"),
+            Self::Sandbox(_, id) => write!(f, "sandbox {id}"),
+        }
+    }
 }
 
 /// Everything there is, and where it leads.
 #[derive(Default)]
 pub(super) struct Graph {
-    roots: Vec<Node>,
-    edges: HashMap<Node, Vec<(String, Node)>>,
+    pub(super) roots: Vec<Node>,
+    pub(super) edges: HashMap<Node, Vec<(String, Node)>>,
     /// What could be swept: blobs and snapshots.
     pub(super) candidates: Vec<Node>,
     /// Expired leases, and images that expired.
@@ -231,23 +260,6 @@ pub(super) fn flat_leases(tx: &impl Tx) -> Result<HashSet<Node>> {
         Ok(())
     })?;
     Ok(flat)
-}
-
-/// The way from a root to an object.
-pub(super) fn explain(tx: &impl Tx, node: &Node) -> Result<Vec<Reason>> {
-    let marked = Graph::read(tx)?.mark(&flat_leases(tx)?);
-    let mut way = Vec::new();
-    let mut at = node.clone();
-    while let Some(from) = marked.get(&at) {
-        let by = from.as_ref().map(|(by, _)| by.clone()).unwrap_or_default();
-        way.push(Reason { node: at.clone(), by });
-        match from {
-            Some((_, next)) => at = next.clone(),
-            None => break,
-        }
-    }
-    way.reverse();
-    Ok(way)
 }
 
 /// Whether a label is `name`, or that with `.x` or `/x` behind it.

@@ -10,6 +10,7 @@
 //! Marking and the removal of records are one write transaction, so nothing can come to refer to what is about to go.
 //! Files are removed after it; one that cannot be is left for the next time and keeps no other.
 
+mod kept;
 mod mark;
 mod mounts;
 mod schedule;
@@ -18,7 +19,8 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use mark::{Node, Reason};
+pub use kept::{Kept, Reason};
+pub use mark::Node;
 pub use sweep::Swept;
 
 use crate::content::Content;
@@ -89,12 +91,12 @@ impl Gc {
             .map_err(|error| Error::internal(format!("collection: {error}")))?
     }
 
-    /// Why an object is kept: from a root down to it; empty where nothing keeps it.
+    /// What keeps what, now.
     ///
     /// # Errors
     /// When records cannot be read.
-    pub fn explain(&self, node: &Node) -> Result<Vec<Reason>> {
-        self.parts.db.read(|tx| mark::explain(tx, node))
+    pub fn kept(&self) -> Result<Kept> {
+        self.parts.db.read(Kept::read)
     }
 }
 

@@ -10,6 +10,7 @@ use super::Parts;
 use super::mark::{Graph, Node, flat_leases};
 use crate::content;
 use crate::error::Result;
+use crate::failpoint;
 use crate::metadata::schema::{LEASE_RESOURCES, join};
 use crate::metadata::{Tx, WriteTx, content as blobs, images, leases, snapshots};
 
@@ -40,7 +41,9 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     // Most runs find nothing: that is known without the one writer's place.
     let idle = parts.db.read(|tx| doomed(tx).map(|(doomed, expired)| doomed.is_empty() && expired.is_empty()))?;
     if !idle {
+        failpoint::hit("gc.begun");
         let gone = parts.db.write(remove_records)?;
+        failpoint::hit("gc.records");
         swept.expired = gone.iter().filter(|node| matches!(node, Node::Image(..) | Node::Lease(..))).count();
         swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
         announce(parts, &gone);
@@ -52,11 +55,13 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
         }
     }
     swept.failed += super::mounts::sweep(parts)?;
+    failpoint::hit("gc.snapshots");
     reclaim(parts, &mut swept)?;
     let held = held_ingests(parts)?;
     parts.content.expire_ingests(|namespace, reference| {
         held.get(namespace).is_some_and(|references| references.contains(reference))
     })?;
+    parts.content.expire_damaged()?;
     Ok(swept)
 }
 
@@ -114,15 +119,7 @@ fn announce(parts: &Parts, gone: &[Node]) {
 
 /// Removes the bytes of blobs that no namespace has any more.
 fn reclaim(parts: &Parts, swept: &mut Swept) -> Result<()> {
-    let stored = parts.content.stored()?;
-    let mut recorded = HashSet::new();
-    parts.db.read(|tx| {
-        tx.scan_all(crate::metadata::schema::CONTENT, &mut |_, digest, _| {
-            recorded.insert(digest.to_owned());
-            Ok(())
-        })
-    })?;
-    for digest in stored.iter().filter(|digest| !recorded.contains(digest.as_str())) {
+    for digest in &parts.content.orphans()? {
         match parts.content.reclaim(digest) {
             Ok(Some(bytes)) => {
                 swept.blobs += 1;

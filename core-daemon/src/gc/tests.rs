@@ -98,7 +98,7 @@ async fn what_an_image_leads_to_stays_and_the_rest_goes() {
     }
     assert!(!it.content.has(&it.ctx, &lost).expect("has"));
     assert_eq!(it.snapshots.list(&it.ctx).expect("list").len(), 2);
-    let way = it.gc.explain(&Node::Snapshot("n".into(), "overlayfs".into(), "base".into())).expect("explain");
+    let way = it.gc.kept().expect("kept").way(&Node::Snapshot("n".into(), "overlayfs".into(), "base".into()));
     let by: Vec<&str> = way.iter().map(|step| step.by.as_str()).collect();
     let expected =
         ["", "target", "containerd.io/gc.ref.content.config", "containerd.io/gc.ref.snapshot.overlayfs", "parent"];

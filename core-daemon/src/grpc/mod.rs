@@ -6,6 +6,7 @@ pub mod convert;
 pub mod diff;
 pub mod engine;
 pub mod engine_images;
+pub mod engine_system;
 pub mod events;
 pub mod images;
 pub mod introspection;

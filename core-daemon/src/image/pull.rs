@@ -21,6 +21,7 @@ use super::{Images, Names, Progress, PullOptions, Pulled, Step};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
 use crate::labels::{self, Labels};
 use crate::registry::Repository;
 
@@ -261,6 +262,7 @@ impl Pull<'_> {
             for (manifest, config, snapshotter) in later {
                 images.unpack_held(&ctx, &manifest, &config, &snapshotter)?;
             }
+            failpoint::hit("pull.stored");
             let mut unleased = ctx;
             unleased.lease = None;
             let (mut written, mut same) = (Vec::new(), was_complete);
@@ -274,6 +276,7 @@ impl Pull<'_> {
                 let digest = before.and_then(|before| before.target).map(|target| target.digest);
                 same &= digest.as_deref() == Some(target.digest.as_str());
             }
+            failpoint::hit("pull.named");
             Ok((written, same))
         })
         .await
@@ -304,6 +307,7 @@ fn record_all(
             None => flush(&[images.content.root().to_owned()])?,
         }
     }
+    failpoint::hit("pull.flushed");
     if !fetched.is_empty() {
         images.content.publish(ctx, fetched)?;
     }

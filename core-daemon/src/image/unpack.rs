@@ -20,6 +20,7 @@ use crate::content::Content;
 use crate::context::Context;
 use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
 use crate::labels::{self, Labels};
 use crate::records::leases::random;
 use crate::snapshots::{Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
@@ -294,7 +295,9 @@ impl Images {
         let applied = self.apply_all(ctx, manifest, stack)?;
         stack.settle(applied)?;
         stack.apply_stacked(self)?;
+        failpoint::hit("unpack.applied");
         stack.flush(&self.content)?;
+        failpoint::hit("unpack.flushed");
         stack.commit()
     }
 

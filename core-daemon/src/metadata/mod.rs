@@ -1,8 +1,10 @@
 //! The metadata of everything: one redb file, one transaction for every change that belongs together.
 //!
 //! ```text
-//! meta.redb ── namespaces, containers, images, leases, content, snapshots, sandboxes, engine
-//!                    every row: (namespace, key) → record
+//! meta.redb    ── namespaces, containers, images, leases, content, snapshots, sandboxes, engine
+//!                  every row: (namespace, key) → record
+//! meta.journal ── the same once more: what it is made anew from when it is damaged
+//! meta.redb.damaged-<time> ── a damaged one that was replaced
 //! ```
 //!
 //! Records of content and of snapshots live in the same file as those that refer to them, so that after a crash they
@@ -11,25 +13,32 @@
 pub mod containers;
 pub mod content;
 pub mod images;
+mod journal;
 pub mod leases;
 pub mod namespaces;
+mod rebuild;
 pub mod sandboxes;
 pub mod schema;
 pub mod snapshots;
 mod tx;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use journal::Journal;
+pub use rebuild::{Condition, VERIFY, verify};
 pub use tx::{ReadTx, Tx, Visit, VisitAll, WriteTx};
 
 use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
 
 /// The open database. Clones share it.
 #[derive(Clone)]
 pub struct Db {
     /// Empty only while it is opened again.
     inner: Arc<RwLock<Option<redb::Database>>>,
+    /// Locked while a change is made, so that changes are in it in their order.
+    journal: Arc<Mutex<Journal>>,
     path: Arc<PathBuf>,
 }
 
@@ -47,32 +56,17 @@ impl Db {
         opened.map_err(|error| if error.kind() == Kind::DataLoss { say_remedy(&error, path) } else { error })
     }
 
-    /// Opens the database at `path`, unless it is gone while one of `described`, directories of what it describes, is
-    /// not empty: a new one would have the collection remove all that is there, under running containers too.
-    ///
-    /// # Errors
-    /// As [`Db::open`]; `DataLoss` when the database is gone.
-    pub fn open_beside(path: &Path, described: &[PathBuf]) -> Result<Self> {
-        let is_gone = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.len() == 0,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => return Err(error).doing(|| format!("open {}", path.display())),
-        };
-        let holds = |directory: &&PathBuf| std::fs::read_dir(directory).is_ok_and(|mut all| all.next().is_some());
-        if is_gone && let Some(directory) = described.iter().find(holds) {
-            let text = format!("open {}: gone or empty, but {} is not", path.display(), directory.display());
-            return Err(say_remedy(&Error::new(Kind::DataLoss, text), path));
-        }
-        Self::open(path)
-    }
-
     fn try_open(path: &Path) -> Result<Self> {
         let doing = || format!("open {}", path.display());
         private(path).doing(doing)?;
         let inner = redb::Database::create(path).map_err(failed).doing(doing)?;
-        let db = Self { inner: Arc::new(RwLock::new(Some(inner))), path: Arc::new(path.to_owned()) };
+        let (inner, journal) = (Arc::new(RwLock::new(Some(inner))), Arc::new(Mutex::new(Journal::new(path))));
+        let db = Self { inner, journal, path: Arc::new(path.to_owned()) };
         db.prepare().doing(|| format!("open {}", path.display()))?;
         db.make_reserve();
+        if let Some(database) = db.inner.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            db.journal.lock().unwrap_or_else(PoisonError::into_inner).rewrite(database);
+        }
         Ok(db)
     }
 
@@ -140,11 +134,28 @@ impl Db {
     }
 
     fn try_change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let tx = WriteTx::begin(inner.as_ref().ok_or_else(closed)?, durability)?;
+        let database = inner.as_ref().ok_or_else(closed)?;
+        let tx = WriteTx::begin(database, durability)?;
         let value = f(&tx)?;
-        tx.commit()?;
+        failpoint::hit("metadata.commit");
+        let changed = tx.commit()?;
+        failpoint::hit("metadata.committed");
+        if !changed.is_empty() {
+            journal.note(changed, database);
+        }
         Ok(value)
+    }
+
+    /// Reads every page, with nobody else at it, and says whether all were right; what was not is put right from what is.
+    ///
+    /// # Errors
+    /// `DataLoss` where it cannot be put right.
+    pub fn verify(&self) -> Result<bool> {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        let database = inner.as_mut().ok_or_else(closed)?;
+        database.check_integrity().map_err(failed).doing(|| format!("verify {}", self.path.display()))
     }
 
     fn reserve(&self) -> PathBuf {
@@ -204,7 +215,9 @@ fn closed() -> Error {
 fn failed(error: impl Into<redb::Error>) -> Error {
     let error = error.into();
     match error {
-        redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+        redb::Error::Io(error)
+            if matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+        {
             Error::new(Kind::DataLoss, format!("damaged: {error}"))
         }
         redb::Error::Io(error) => error.into(),

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 use gantry_proto::containerd::services::images::v1::Image;
 use gantry_proto::containerd::services::leases::v1::Lease;
@@ -115,18 +117,23 @@ fn damage_is_told_with_a_remedy_and_changes_nothing() {
     }
 }
 
+fn read(path: &Path) -> Result<Condition> {
+    std::panic::catch_unwind(|| verify(path)).unwrap_or_else(|_| Err(Error::new(Kind::DataLoss, "panic")))
+}
+
 #[test]
 fn what_a_lost_database_described_is_not_given_up() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (path, blobs) = (dir.path().join("meta.redb"), dir.path().join("blobs"));
     std::fs::create_dir(&blobs).expect("directory");
     let described = [dir.path().join("nothing"), blobs.clone()];
-    drop(Db::open_beside(&path, &described).expect("new"));
+    drop(Db::open_beside(&path, &described, &read).expect("new"));
     std::fs::write(blobs.join("one"), "").expect("blob");
-    drop(Db::open_beside(&path, &described).expect("again"));
+    drop(Db::open_beside(&path, &described, &read).expect("again"));
     for lose in [|path: &Path| std::fs::write(path, ""), |path: &Path| std::fs::remove_file(path)] {
         lose(&path).expect("lose");
-        let error = Db::open_beside(&path, &described).err().expect("lost");
+        drop(std::fs::remove_file(Journal::path_of(&path)));
+        let error = Db::open_beside(&path, &described, &read).err().expect("lost");
         assert_eq!(error.kind(), Kind::DataLoss);
         assert!(error.to_string().contains("blobs is not; put it back"), "{error}");
     }
@@ -142,4 +149,105 @@ fn nobody_else_reads_it() {
     std::fs::set_permissions(dir.path().join("meta.redb"), std::fs::Permissions::from_mode(0o644)).expect("widen");
     drop(Db::open(&dir.path().join("meta.redb")).expect("open"));
     assert_eq!(mode("meta.redb"), 0o600);
+}
+
+/// Images that a database has, after changes of every kind.
+fn changed(path: &Path) -> Vec<Image> {
+    let db = Db::open_beside(path, &[], &read).expect("open");
+    let image = |name: &str| Image { name: name.into(), ..Image::default() };
+    for name in ["a", "b", "c"] {
+        db.write(|tx| images::put(tx, "n", &image(name))).expect("put");
+    }
+    db.write(|tx| {
+        leases::put(tx, "n", &Lease { id: "l".into(), ..Lease::default() })?;
+        leases::hold(tx, "n", "l", "content", "x")
+    })
+    .expect("lease");
+    db.write(|tx| leases::delete(tx, "n", "l")).expect("delete");
+    db.write(|tx| images::delete(tx, "n", "b")).expect("delete");
+    db.write_soon(|tx| images::put(tx, "n", &image("soon"))).expect("put");
+    db.read(|tx| images::list(tx, "n")).expect("list")
+}
+
+/// How many damaged ones were put aside.
+fn aside(path: &Path) -> usize {
+    let names = std::fs::read_dir(path.parent().expect("parent")).expect("list").flatten();
+    names.filter(|entry| entry.file_name().to_string_lossy().starts_with("meta.redb.damaged-")).count()
+}
+
+#[test]
+fn a_damaged_database_is_made_anew_from_its_journal() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("meta.redb");
+    let before = changed(&path);
+    assert_eq!(before.len(), 3);
+    let (good, journal) = (std::fs::read(&path).expect("read"), std::fs::read(Journal::path_of(&path)).expect("read"));
+    let rounds = std::env::var("GANTRY_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1_u64);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % below as u64).expect("small")
+    };
+    let mut made_anew = 0;
+    for round in 0..40 * rounds {
+        let mut bytes = good.clone();
+        match round % 4 {
+            0 => bytes.truncate(next(good.len())),
+            // What is used is mostly at the beginning.
+            1 => (0..8).for_each(|_| bytes[next(4096)] ^= 1 << next(8)),
+            2 => (0..64).for_each(|_| bytes[next(good.len())] ^= 1 << next(8)),
+            _ => {
+                let from = next(good.len());
+                let to = (from + next(1 << 16)).min(good.len());
+                bytes[from..to].fill(0x5a);
+            }
+        }
+        std::fs::write(&path, &bytes).expect("damage");
+        std::fs::write(Journal::path_of(&path), &journal).expect("journal");
+        let db = Db::open_beside(&path, &[], &read).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let after = db.read(|tx| images::list(tx, "n")).expect("list");
+        assert_eq!(after, before, "round {round}");
+        assert!(db.read(|tx| leases::resources(tx, "n", "l")).expect("resources").is_empty());
+        drop(db);
+        made_anew += aside(&path);
+        for entry in std::fs::read_dir(dir.path()).expect("list").flatten() {
+            if entry.file_name().to_string_lossy().contains("damaged-") {
+                std::fs::remove_file(entry.path()).expect("remove");
+            }
+        }
+    }
+    assert!(made_anew > 10, "{made_anew} were made anew");
+}
+
+#[test]
+fn a_damaged_journal_harms_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("meta.redb");
+    let before = changed(&path);
+    let journal = std::fs::read(Journal::path_of(&path)).expect("read");
+    for damaged in [&journal[..journal.len() - 3], &journal[..5], &[0xff; 64], &[]] {
+        std::fs::write(Journal::path_of(&path), damaged).expect("damage");
+        let db = Db::open_beside(&path, &[], &read).expect("open");
+        assert_eq!(db.read(|tx| images::list(tx, "n")).expect("list"), before);
+    }
+    assert_eq!(aside(&path), 0);
+    // What follows damage is lost, what precedes it is not.
+    std::fs::write(Journal::path_of(&path), &journal[..journal.len() - 3]).expect("damage");
+    std::fs::remove_file(&path).expect("lose");
+    let db = Db::open_beside(&path, &[], &read).expect("open");
+    let names: Vec<String> = db.read(|tx| images::list(tx, "n")).expect("list").into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["a", "c"]);
+}
+
+#[test]
+fn a_journal_that_grows_is_written_anew() {
+    let (dir, db) = db();
+    let image = Image { name: "a".into(), labels: [("k".to_owned(), "v".repeat(4000))].into(), ..Image::default() };
+    for _ in 0..1500 {
+        db.write_soon(|tx| images::put(tx, "n", &image)).expect("put");
+    }
+    let length = std::fs::metadata(Journal::path_of(&dir.path().join("meta.redb"))).expect("journal").len();
+    assert!(length < 5 << 20, "{length}");
 }

@@ -1,8 +1,11 @@
 //! Transactions: what can be done to a table while reading, and what more while writing.
 
+use std::cell::RefCell;
+
 use prost::Message;
 use redb::{ReadableDatabase, ReadableTable};
 
+use super::journal::Row;
 use super::schema::Table;
 use crate::error::{Doing, Error, Result};
 
@@ -81,7 +84,7 @@ fn decode<M: Message + Default>(bytes: &[u8], key: &str) -> Result<M> {
 pub struct ReadTx(redb::ReadTransaction);
 
 /// The one writer. Dropped without a commit it leaves nothing.
-pub struct WriteTx(redb::WriteTransaction);
+pub struct WriteTx(redb::WriteTransaction, RefCell<Vec<Row>>);
 
 impl ReadTx {
     pub(super) fn begin(db: &redb::Database) -> Result<Self> {
@@ -94,13 +97,19 @@ impl WriteTx {
         let begin = || -> Result<Self> {
             let mut tx = db.begin_write().map_err(super::failed)?;
             tx.set_durability(durability).map_err(super::failed)?;
-            Ok(Self(tx))
+            Ok(Self(tx, RefCell::default()))
         };
         begin().doing(|| "metadata: begin writing")
     }
 
-    pub(super) fn commit(self) -> Result<()> {
-        self.0.commit().map_err(super::failed).doing(|| "metadata: commit")
+    /// Makes it last, and gives what was changed.
+    pub(super) fn commit(self) -> Result<Vec<Row>> {
+        self.0.commit().map_err(super::failed).doing(|| "metadata: commit")?;
+        Ok(self.1.into_inner())
+    }
+
+    fn note(&self, table: Table, namespace: &str, key: &str, value: Option<&[u8]>) {
+        self.1.borrow_mut().push(Row::new(table, namespace, key, value));
     }
 
     pub(super) fn create(&self, table: Table) -> Result<()> {
@@ -112,8 +121,8 @@ impl WriteTx {
     /// # Errors
     /// When the database cannot be written.
     pub fn put(&self, table: Table, namespace: &str, key: &str, value: &[u8]) -> Result<()> {
-        let mut table = self.0.open_table(table).map_err(super::failed)?;
-        table.insert((namespace, key), value).map_err(super::failed)?;
+        self.0.open_table(table).map_err(super::failed)?.insert((namespace, key), value).map_err(super::failed)?;
+        self.note(table, namespace, key, Some(value));
         Ok(())
     }
 
@@ -130,8 +139,11 @@ impl WriteTx {
     /// # Errors
     /// When the database cannot be written.
     pub fn delete(&self, table: Table, namespace: &str, key: &str) -> Result<bool> {
-        let mut table = self.0.open_table(table).map_err(super::failed)?;
-        let was = table.remove((namespace, key)).map_err(super::failed)?.is_some();
+        let mut opened = self.0.open_table(table).map_err(super::failed)?;
+        let was = opened.remove((namespace, key)).map_err(super::failed)?.is_some();
+        if was {
+            self.note(table, namespace, key, None);
+        }
         Ok(was)
     }
 
@@ -145,9 +157,10 @@ impl WriteTx {
             keys.push(key.to_owned());
             Ok(true)
         })?;
-        let mut table = self.0.open_table(table).map_err(super::failed)?;
+        let mut opened = self.0.open_table(table).map_err(super::failed)?;
         for key in &keys {
-            table.remove((namespace, key.as_str())).map_err(super::failed)?;
+            opened.remove((namespace, key.as_str())).map_err(super::failed)?;
+            self.note(table, namespace, key, None);
         }
         Ok(keys.len())
     }

@@ -3,13 +3,15 @@
 use std::time::SystemTime;
 
 pub use gantry_proto::containerd::services::leases::v1::{Lease, Resource};
+use prost::Message as _;
 
 use crate::content;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::filter::{Filter, label};
 use crate::labels::{self, Labels};
-use crate::metadata::{Db, leases as table};
+use crate::metadata::schema::LEASES;
+use crate::metadata::{Db, Tx as _, leases as table};
 use crate::snapshots::Snapshotters;
 
 /// The leases of all namespaces.
@@ -50,7 +52,10 @@ impl Leases {
     pub fn temporary(&self, ctx: &Context, purpose: &str, hours: i64) -> Result<Lease> {
         let id = format!("gantry-{purpose}-{:016x}", random()?);
         let expire = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
-        let labels = Labels::from([(labels::GC_EXPIRE.to_owned(), expire.to_string())]);
+        let labels = Labels::from([
+            (labels::GC_EXPIRE.to_owned(), expire.to_string()),
+            (labels::TEMPORARY.to_owned(), "true".to_owned()),
+        ]);
         let lease = Lease { id, created_at: Some(SystemTime::now().into()), labels };
         self.db.write_soon(|tx| table::put(tx, ctx.namespace.as_str(), &lease))?;
         Ok(lease)
@@ -62,6 +67,27 @@ impl Leases {
     /// When the records cannot be written.
     pub fn end(&self, ctx: &Context, id: &str) -> Result<()> {
         self.db.write_soon(|tx| table::delete(tx, ctx.namespace.as_str(), id)).map(drop)
+    }
+
+    /// Deletes the leases that an earlier daemon worked under when it was killed, or whose end was not on disk yet: what they
+    /// hold would stay until they expire.
+    ///
+    /// # Errors
+    /// When the records cannot be written.
+    pub fn end_all_temporary(&self) -> Result<()> {
+        let mut left = Vec::new();
+        self.db.read(|tx| {
+            tx.scan_all(LEASES, &mut |namespace, id, bytes| {
+                if Lease::decode(bytes).is_ok_and(|lease| lease.labels.contains_key(labels::TEMPORARY)) {
+                    left.push((namespace.to_owned(), id.to_owned()));
+                }
+                Ok(())
+            })
+        })?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.db.write(|tx| left.iter().try_for_each(|(namespace, id)| table::delete(tx, namespace, id).map(drop)))
     }
 
     /// Deletes a lease; what it held may then be collected.

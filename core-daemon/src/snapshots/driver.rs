@@ -63,6 +63,11 @@ pub trait Driver: Send + Sync {
         remove(&self.dir(number))
     }
 
+    /// What a snapshot lacks, where it lacks something.
+    fn damage(&self, number: u64, _kind: Kind) -> Option<String> {
+        missing(&self.dir(number))
+    }
+
     /// Labels that tell clients of a snapshot's files.
     fn labels(&self, _number: u64, _kind: Kind) -> Labels {
         Labels::new()
@@ -102,6 +107,16 @@ pub enum Made {
     Fresh,
     /// The committed snapshot that the label `containerd.io/snapshot.ref` names: the driver had it.
     Committed,
+}
+
+/// Says of a directory that it is not there.
+pub(super) fn missing(dir: &Path) -> Option<String> {
+    match std::fs::symlink_metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => None,
+        Ok(_) => Some(format!("{} is no directory", dir.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(format!("{} is gone", dir.display())),
+        Err(error) => Some(format!("{}: {error}", dir.display())),
+    }
 }
 
 fn remove(dir: &Path) -> Result<()> {

@@ -19,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::{mount, mount_words};
 
+use super::driver::missing;
 use super::overlay::{look_like, make, overlay_options, stacked};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::erofs;
@@ -149,6 +150,16 @@ impl Driver for Erofs {
         let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = unseal(&self.dir(number)) {
             tracing::warn!(number, %error, "left what only an active snapshot needs");
+        }
+    }
+
+    fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        let dir = self.dir(number);
+        let image = dir.join(IMAGE);
+        match kind {
+            Kind::Committed if !image.is_file() => Some(format!("{} is gone", image.display())),
+            Kind::Committed => None,
+            _ => missing(&dir),
         }
     }
 

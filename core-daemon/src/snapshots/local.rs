@@ -15,6 +15,7 @@ use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usag
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::events::Events;
+use crate::failpoint;
 use crate::labels::{self, Labels};
 use crate::metadata::snapshots::{self as table, Record};
 use crate::metadata::{Db, Tx, WriteTx, leases};
@@ -131,6 +132,7 @@ impl<D: Driver> Local<D> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.busy().insert(number);
         let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
+            failpoint::hit("snapshot.made");
             let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
             let (name, kind) = target.map_or((key, kind), |target| (target.as_str(), Kind::Committed));
             let usage = if target.is_some() { self.driver.usage(number)? } else { Usage::default() };
@@ -146,6 +148,7 @@ impl<D: Driver> Local<D> {
             if lasting { self.db.write(record) } else { self.db.write_soon(record) }?;
             Ok(target)
         });
+        failpoint::hit("snapshot.recorded");
         if made.is_err() {
             self.discard(number);
         }
@@ -223,10 +226,11 @@ impl<D: Driver> Local<D> {
     }
 
     fn committable(&self, tx: &impl Tx, ctx: &Context, name: &str, key: &str) -> Result<Record> {
-        let record = self.find(tx, ctx, key)?;
+        // A client that repeats a commit, whose source is gone with the first, is told that it is done.
         if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
             return Err(Error::already_exists(format!("snapshot {name}")));
         }
+        let record = self.find(tx, ctx, key)?;
         if record.info.kind() != Kind::Active {
             return Err(Error::precondition(format!("snapshot {key} is not active")));
         }
@@ -265,7 +269,13 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn commit(&self, ctx: &Context, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
         check_key(name)?;
         labels::check(&labels)?;
-        let record = self.db.read(|tx| self.committable(tx, ctx, name, key))?;
+        let record = match self.db.read(|tx| self.committable(tx, ctx, name, key)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                self.hold_existing(ctx, name, &Labels::new())?;
+                return Err(error);
+            }
+            other => other?,
+        };
         let parent = chosen_parent(&record.info, parent)?;
         if record.info.parent != parent && !self.driver.capabilities().iter().any(|name| name == super::REBASE) {
             let text =
@@ -275,10 +285,12 @@ impl<D: Driver> Snapshotter for Local<D> {
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
         let _busy = self.take(record.number, key)?;
         self.driver.commit(record.number, &parents, &labels).doing(|| format!("commit snapshot {key}"))?;
+        failpoint::hit("snapshot.committing");
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
         self.driver.committed(record.number);
+        failpoint::hit("snapshot.committed");
         self.announce_commit(ctx, &layer);
         Ok(())
     }
@@ -296,6 +308,7 @@ impl<D: Driver> Snapshotter for Local<D> {
         };
         let (busy, usages): (Vec<_>, Vec<_>) =
             layers.iter().map(prepared).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        failpoint::hit("layers.committing");
         let spare = self.db.write(|tx| {
             let mut spare = Vec::new();
             for (layer, usage) in layers.iter().zip(usages) {
@@ -312,6 +325,7 @@ impl<D: Driver> Snapshotter for Local<D> {
         })?;
         busy.iter().for_each(|busy| self.driver.committed(busy.number));
         drop(busy);
+        failpoint::hit("layers.committed");
         layers.iter().filter(|layer| !spare.contains(&layer.key)).for_each(|layer| self.announce_commit(ctx, layer));
         spare.iter().try_for_each(|key| self.remove(ctx, key))
     }
@@ -331,7 +345,9 @@ impl<D: Driver> Snapshotter for Local<D> {
             table::delete(tx, namespace, &self.name, &record)?;
             leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
         })?;
+        failpoint::hit("snapshot.removing");
         self.discard(number);
+        failpoint::hit("snapshot.removed");
         let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
         self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
         Ok(())
@@ -363,6 +379,13 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn cleanup(&self) -> Result<()> {
+        for number in self.orphans()? {
+            self.discard(number);
+        }
+        self.driver.cleanup()
+    }
+
+    fn orphans(&self) -> Result<Vec<u64>> {
         // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
         let found = numbers(&self.driver)?;
         let mut orphans: Vec<u64> = {
@@ -375,10 +398,11 @@ impl<D: Driver> Snapshotter for Local<D> {
         };
         // Children have higher numbers than what they were made on, and a driver may insist on their order.
         orphans.sort_unstable_by(|one, other| other.cmp(one));
-        for number in orphans {
-            self.discard(number);
-        }
-        self.driver.cleanup()
+        Ok(orphans)
+    }
+
+    fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        self.driver.damage(number, kind)
     }
 
     fn unpacking(&self) -> Unpacking {

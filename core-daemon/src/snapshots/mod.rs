@@ -194,6 +194,15 @@ pub trait Snapshotter: Send + Sync {
     /// When the files cannot be listed. One that cannot be removed does not keep the others.
     fn cleanup(&self) -> Result<()>;
 
+    /// The numbers whose files no record names and nobody is at.
+    ///
+    /// # Errors
+    /// When files or records cannot be read.
+    fn orphans(&self) -> Result<Vec<u64>>;
+
+    /// What the files of a number lack, where they lack something.
+    fn damage(&self, number: u64, kind: Kind) -> Option<String>;
+
     /// How [`Snapshotter::commit`] wants layers.
     fn unpacking(&self) -> Unpacking {
         Unpacking::Stacked

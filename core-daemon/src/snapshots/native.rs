@@ -9,6 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::copy::copy_tree;
+use super::driver::missing;
 use super::overlay::make;
 use super::{Driver, Kind, Made, Mount, Usage, disk_usage, quota};
 use crate::error::{Doing, Result};
@@ -65,6 +66,11 @@ impl Driver for Native {
         let options = vec!["rbind".to_owned(), access.to_owned()];
         let source = self.fs(shown).to_string_lossy().into_owned();
         Ok(vec![Mount { kind: "bind".into(), source, target: String::new(), options }])
+    }
+
+    fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        // A view may have no files of its own.
+        missing(&if kind == Kind::View { self.dir(number) } else { self.fs(number) })
     }
 
     fn usage(&self, number: u64) -> Result<Usage> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rung_sys::idmap::Range;
 
+use super::driver::missing;
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::config::Volatile;
 use crate::error::{Doing, Error, Result};
@@ -144,6 +145,11 @@ impl Driver for Overlay {
 
     fn usage(&self, number: u64) -> Result<Usage> {
         disk_usage(&self.fs(number))
+    }
+
+    fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        let work = (kind == Kind::Active).then(|| self.dir(number).join("work"));
+        [Some(self.fs(number)), work].into_iter().flatten().find_map(|dir| missing(&dir))
     }
 
     fn labels(&self, number: u64, kind: Kind) -> Labels {

@@ -213,6 +213,19 @@ impl Driver for Proxy {
         }
     }
 
+    fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        let asked = (|| {
+            let key = if kind == Kind::Committed { self.committed(number)? } else { Self::key(number) };
+            let request = api::StatSnapshotRequest { key, snapshotter: self.name.clone() };
+            self.ask(|mut client| async move { client.stat(of_namespace(request)).await })
+        })();
+        match asked {
+            // A program that cannot be asked has lost nothing by that.
+            Err(error) if error.kind() == ErrorKind::NotFound => Some(format!("the program lacks it: {error}")),
+            _ => None,
+        }
+    }
+
     fn usage(&self, number: u64) -> Result<Usage> {
         let usage = |key: String| {
             let request = api::UsageRequest { key, snapshotter: self.name.clone() };

@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["error", "context", "labels", "id", "signals", "filter", "config", "blocking", "failpoint"],
     &["metadata", "events", "erofs"],
     &["registry", "diff", "snapshots", "mounts", "content"],
-    &["records", "image", "tasks", "shims", "net", "volumes", "gc"],
+    &["records", "image", "tasks", "shims", "net", "volumes", "gc", "storage"],
     &["grpc", "engine", "ttrpc", "cri", "observe"],
     &["main", "lib", "args", "app", "serve"],
 ];
@@ -24,6 +24,9 @@ const BESIDE: &[(&str, &str)] = &[
     ("tasks", "records"),
     // The collector reads what records keep alive.
     ("gc", "records"),
+    // Whether what is stored is whole, and why it is kept.
+    ("storage", "gc"),
+    ("storage", "records"),
     // A layer is applied to what a snapshot says is to be mounted.
     ("diff", "snapshots::Mount"),
     ("grpc", "engine"),

@@ -143,6 +143,11 @@ pub mod gantry {
             include!("gantry.shim.v1.rs");
         }
     }
+    pub mod system {
+        pub mod v1 {
+            include!("gantry.system.v1.rs");
+        }
+    }
 }
 pub mod google {
     pub mod rpc {

@@ -47,6 +47,7 @@ fn one_space(it: &Fixture) {
         fails(it.prepare(&it.ctx, taken, "", Labels::new()), Code::AlreadyExists);
         fails(it.view(&it.ctx, taken, "", Labels::new()), Code::AlreadyExists);
         fails(it.commit(&it.ctx, taken, "b", Labels::new(), None), Code::AlreadyExists);
+        fails(it.commit(&it.ctx, taken, "no such source", Labels::new(), None), Code::AlreadyExists);
     }
     // What could not be committed is still there to be committed.
     it.commit(&it.ctx, "c", "b", Labels::new(), None).expect("commit");
