@@ -2,15 +2,16 @@
 
 /// One way to authenticate that a server offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Challenge {
+pub struct Challenge {
     /// Lower case.
-    pub(super) scheme: String,
+    pub scheme: String,
     /// Names in lower case, in order.
-    pub(super) parameters: Vec<(String, String)>,
+    pub parameters: Vec<(String, String)>,
 }
 
 impl Challenge {
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    /// A parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
@@ -19,7 +20,7 @@ impl Challenge {
 const MAX: usize = 32;
 
 /// Every challenge of a header's value; what cannot be understood is left out.
-pub(super) fn parse(header: &str) -> Vec<Challenge> {
+pub fn parse(header: &str) -> Vec<Challenge> {
     let mut challenges: Vec<Challenge> = Vec::new();
     let mut rest = header.trim_start_matches([' ', '\t', ',']);
     while !rest.is_empty() && challenges.len() < MAX {

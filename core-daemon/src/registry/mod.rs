@@ -12,7 +12,7 @@
 mod accounts;
 mod auth;
 mod body;
-mod challenge;
+pub mod challenge;
 mod error;
 mod explain;
 mod fetch;

@@ -43,8 +43,10 @@ pub(super) struct Files {
 /// Takes an archive's files into the content store, under the call's lease.
 pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) -> Result<Files> {
     let mut archive = BufReader::with_capacity(256 << 10, archive);
-    refuse_unknown_packing(archive.fill_buf().doing(|| "read archive")?)?;
-    let (plain, _) = diff::decompress(archive)?;
+    if archive.fill_buf().doing(|| "read archive")?.is_empty() {
+        return Err(Error::invalid("nothing came: it is no archive"));
+    }
+    let (plain, _) = diff::decompress(archive).doing(|| "read archive")?;
     let mut reader = Reader::new(plain, MAX_BYTES);
     let mut taking = Taking { content, ctx, prefix: format!("import-{:016x}", random()?), waiting: Vec::new() };
     let mut files = Files::default();
@@ -83,17 +85,6 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     reader.finish().doing(|| "read archive")?;
     taking.publish()?;
     Ok(files)
-}
-
-fn refuse_unknown_packing(head: &[u8]) -> Result<()> {
-    let packing = match head {
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => "xz",
-        [b'B', b'Z', b'h', ..] => "bzip2",
-        _ => return Ok(()),
-    };
-    Err(Error::invalid(format!(
-        "archive is packed with {packing}, which is not supported; unpack it, or use gzip or zstd"
-    )))
 }
 
 fn small<R: Read>(reader: &mut Reader<R>, entry: &Entry) -> Result<Vec<u8>> {
