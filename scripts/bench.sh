@@ -1,13 +1,28 @@
 #!/usr/bin/env bash
-# Measures Gantry beside crun, runc and containerd of this machine. BENCH_ROUNDS (100) says how often.
+# Measures Gantry beside crun, runc and containerd of this machine. BENCH_ROUNDS (100) says how often. With BENCH_YOUKI=1,
+# youki comes from crates.io into BENCH_CACHE (~/.cache/gantry-bench), once, and is measured too.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the bench makes containers, so it needs root" >&2; exit 1; }
 scripts/packages.sh busybox-static docker-registry containerd runc crun podman docker.io curl zstd
-cargo build --release --locked --quiet --bins
+scripts/build.sh
 cargo build --release --locked --quiet -p rung-sys --examples
+musl=${TRIPLE%-gnu}-musl
+if [[ -x $(built rung "$musl")/rung ]]; then
+    cargo build --profile rung --locked --quiet -p rung-sys --example floor --target "$musl"
+    install -m 0755 "$(built rung "$musl")/examples/floor" "$(built release)/examples/floor-musl"
+fi
 cargo build --release --locked --quiet -p integration-tests --bin bench
+
+# Elsewhere, so that the flags of this workspace are not those of another's program.
+cache=${BENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gantry-bench}
+if [[ ${BENCH_YOUKI:-} = 1 && ! -x $cache/bin/youki ]]; then
+    scripts/packages.sh gcc pkg-config libseccomp-dev
+    (cd / && cargo install --quiet --locked youki --no-default-features --features v1,v2,seccomp --root "$cache") ||
+        echo "youki cannot be built here: not measured"
+fi
+PATH=$PATH:$cache/bin
 bench=$(built release)/bench
 echo "$(nproc) processors, Linux $(uname -r); $(crun --version | head -n 1); $(runc --version | head -n 1)"
 # crun refuses a host with controllers on both cgroup versions: all of them see v1 alone, in a mount namespace of their own.

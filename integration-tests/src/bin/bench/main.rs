@@ -33,6 +33,7 @@ fn measure(rounds: usize) -> Result<()> {
     let env = Env::new(&scratch)?;
     // A part of it, by name, while one works on it.
     let measured = match std::env::var("BENCH_ONLY").as_deref() {
+        Ok("runtimes") => runtimes::measure(&env, rounds),
         Ok("daemons") => daemons::measure(&env, rounds),
         Ok("crowds") => crowds::measure(&env),
         _ => everything(&env, rounds),
@@ -44,7 +45,7 @@ fn measure(rounds: usize) -> Result<()> {
 }
 
 fn everything(env: &Env, rounds: usize) -> Result<()> {
-    runtimes::measure(env, rounds)?;
+    runtimes::measure(env, rounds.div_ceil(2))?;
     daemons::measure(env, rounds.div_ceil(4))?;
     crowds::measure(env)?;
     pulls::measure(env, rounds.div_ceil(30))?;
