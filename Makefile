@@ -3,7 +3,7 @@
 .PHONY: all demo test test-vm bench soak fuzz install lint fmt
 
 all:
-	cargo build --release --locked --bins
+	scripts/build.sh
 
 demo:
 	scripts/demo.sh

@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 prefix=${DESTDIR:-}${PREFIX:-/usr/local}
-cargo build --release --locked --bins
+scripts/build.sh
 install -d "$prefix/bin"
 for program in rung containerd-shim-rung-v2 gantryd gantry; do
     install -m 0755 "$(built release)/$program" "$prefix/bin/$program"

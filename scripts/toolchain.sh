@@ -9,5 +9,5 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/packages.sh gcc libc6-dev
 TRIPLE=$(rustc -vV | sed -n 's/^host: //p')
-# Where cargo puts what it builds for PROFILE (debug or release).
-built() { echo "${CARGO_TARGET_DIR:-$PWD/target}/$TRIPLE/$1"; }
+# Where cargo puts what it builds for PROFILE (debug or release) and, if not this machine's own, for a target.
+built() { echo "${CARGO_TARGET_DIR:-$PWD/target}/${2:-$TRIPLE}/$1"; }
