@@ -128,7 +128,7 @@ fn descriptors_of_the_host_do_not_leak(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2019-16884, CVE-2023-28642: a link where the kernel's own file system belongs.
+/// CVE-2019-16884, CVE-2023-27561, CVE-2023-28642: a link where the kernel's own file system belongs.
 fn proc_and_sys_must_be_directories(env: &Env) -> Result<()> {
     for name in ["proc", "sys"] {
         let bundle = Bundle::new(env, name, &["true"])?;
@@ -176,7 +176,7 @@ fn mount_targets_stay_inside(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2025-31133: a mask made of whatever the image calls `/dev/null`.
+/// CVE-2025-31133, CVE-2025-62161: a mask made of whatever the image calls `/dev/null`.
 fn a_false_null_device_masks_nothing(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "null", &["true"])?;
     // The image's own /dev, with a link in the place of the device.
@@ -204,7 +204,7 @@ fn settings_of_the_host_are_refused(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2022-29162 and its kin: nothing inheritable, nothing ambient, in run and exec.
+/// CVE-2022-29162, CVE-2022-27650 and their kin: nothing inheritable, nothing ambient, in run and exec.
 fn capabilities_are_never_inherited(env: &Env) -> Result<()> {
     let id = env.id("caps");
     let bundle = Bundle::new(env, "caps", &["sleep", "100"])?;
@@ -350,7 +350,7 @@ fn groups_that_deny_count_for_the_primary_one(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2019-16884, CVE-2025-52881: a volume where labels and settings are written through.
+/// CVE-2019-16884, CVE-2025-52881, CVE-2025-62596: a volume where labels and settings are written through.
 fn nothing_is_mounted_over_proc(env: &Env) -> Result<()> {
     let volume = env.dir("volume")?;
     let mut bundle = Bundle::new(env, "over", &["true"])?;

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_log_tells_the_kind[Root],
     debug_messages_tell_the_phases[Root],
     a_program_that_cannot_run_is_told_in_one_line[Root],
+    an_exec_has_the_root_of_its_mount_namespace[Root],
     the_program_has_the_name_it_is_called_by[],
 ];
 
@@ -214,6 +215,29 @@ fn a_program_that_cannot_run_is_told_in_one_line(env: &Env) -> Result<()> {
     env.run_rung(&["--log", log, "run", "--bundle", path, &env.id("script")])?.exits(1)?;
     let text = fs::read_to_string(log)?;
     ensure!(text.contains("interpreter") && text.contains("/nowhere"), "{text}");
+    Ok(())
+}
+
+/// As with runc: where the mounts are the host's, so is the root of whoever joins, and only the first process has changed
+/// its own.
+fn an_exec_has_the_root_of_its_mount_namespace(env: &Env) -> Result<()> {
+    let id = env.id("mounts");
+    let mut bundle = Bundle::new(env, "mounts", &["sleep", "100"])?;
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != "mount");
+    for list in ["/mounts", "/linux/maskedPaths", "/linux/readonlyPaths"] {
+        bundle.set(list, json!([]));
+    }
+    bundle.set("/root/readonly", false);
+    create(env, &bundle, &id)?;
+    let file = env.path("canary");
+    fs::write(&file, "seen")?;
+    let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+    let root = fs::read_link(format!("/proc/{}/root", state["pid"]));
+    let seen = env.run_rung(&["exec", &id, "/bin/cat", file.to_str().context("a path")?]);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(root? == bundle.rootfs(), "the first process is not in its root");
+    ensure!(seen?.ok()?.stdout == "seen");
     Ok(())
 }
 
