@@ -258,6 +258,11 @@ fn a_container_that_ran_is_not_created_again(env: &Env) -> Result<()> {
     let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(&container);
     let _ = nix::mount::umount2(&bundle.join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
     std::fs::remove_dir_all(&bundle)?;
+    // As after a boot, there is no cgroup of it either.
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
+    for hierarchy in hierarchies.chain([std::path::PathBuf::from("/sys/fs/cgroup")]) {
+        let _ = std::fs::remove_dir(hierarchy.join(env.id("pods")).join(&container));
+    }
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     let seen = status(&mut pods, &container)?;

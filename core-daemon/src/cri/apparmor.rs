@@ -10,8 +10,9 @@ use super::Cri;
 use super::spec::{APPARMOR_PARSER, DEFAULT_APPARMOR, apparmor_is_loaded};
 use crate::error::{Doing as _, Error, Kind, Result};
 
-/// How long compiling and loading may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long compiling and loading may take: a second of processor time, which a machine that is emulated and busy spreads
+/// over a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What a container must not do, whatever its capabilities: change the kernel's settings, mount, or look at processes
 /// outside.
 const PROFILE: &str = "

@@ -36,6 +36,7 @@ impl Machine {
             conf_dir: conf,
             bin_dirs: vec![bin],
             cache_dir: dir.path().join("cache"),
+            collect: true,
             ..config::Cni::default()
         };
         Self { dir, cni: Cni::new(config) }
