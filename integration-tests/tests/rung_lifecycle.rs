@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bad_program_fails_create[Root],
     a_name_is_taken_once[Root],
     exec_has_its_own_exit_code[Root],
+    exec_works_in_a_user_namespace_that_the_container_shares[Root],
     hooks_see_the_states_of_the_specification[Root],
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_failed_start_spares_the_cgroup_of_another[Root],
@@ -103,6 +104,25 @@ fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
     let usual = env.run_rung(&[&["exec", &id][..], &status[..]].concat())?.ok()?.text().to_owned();
     ensure!(given == usual && given.contains("CapEff"), "{given}\n{usual}");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// As under podman of an ordinary user, where the runtime is root of podman's namespace and the container has none.
+fn exec_works_in_a_user_namespace_that_the_container_shares(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "shared", &["sleep", "100"])?;
+    // The group of terminals has no number in there.
+    bundle.set("/mounts", json!([{"destination": "/proc", "type": "proc", "source": "proc"}]));
+    let id = env.id("shared");
+    let rung = env.rung(&[])?;
+    let words = rung.get_args().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let rung = format!("{} {words}", rung.get_program().to_string_lossy());
+    let script = format!(
+        "{rung} run --detach --bundle {} {id} </dev/null >/dev/null 2>&1 || exit 9
+         {rung} exec {id} sh -c 'exit 7'; code=$?
+         {rung} delete --force {id} && exit $code",
+        bundle.write()?
+    );
+    env.run("unshare", &["--user", "--map-root-user", "--mount", "sh", "-c", &script])?.exits(7)?;
     Ok(())
 }
 

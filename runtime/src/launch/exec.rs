@@ -35,8 +35,9 @@ pub struct ExecLaunch<'a> {
 /// Makes the process in the container's namespaces and takes it to the point where only the exec is left.
 pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Started> {
     let joins_user = launch.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
-    // Without privileges the user namespace has to come first, also for the process numbers.
-    let through_user_namespace = joins_user && launch.rootless;
+    // Without privileges the user namespace has to come first, also for the process numbers. And root of a user namespace
+    // may enter process numbers there, but not come back to those outside: a process in between need not.
+    let through_user_namespace = launch.rootless;
     let (parent, child) = sync::pair()?;
     let inherited = Inherited {
         sync: child,
