@@ -62,9 +62,13 @@ struct Client<'env> {
     rootfs: Vec<Mount>,
 }
 
+const LEASE: &str = "checkpoints";
+
 impl<'env> Client<'env> {
     async fn new(env: &'env Env, daemon: &integration_tests::Daemon<'_>, bundle: &Bundle) -> Result<Self> {
         let source = bundle.rootfs().to_string_lossy().into_owned();
+        // As every client does: nothing else keeps the content of a checkpoint.
+        daemon.ctr(&["leases", "create", "--id", LEASE])?.ok()?;
         let bind = Mount { r#type: "bind".into(), source, options: vec!["rbind".into()], ..Mount::default() };
         Ok(Self { env, channel: daemon.channel().await?, id: env.id("c"), rootfs: vec![bind] })
     }
@@ -103,7 +107,9 @@ impl<'env> Client<'env> {
     async fn checkpoint(&self, options: CheckpointOptions) -> Result<Vec<Descriptor>> {
         let (container_id, options) = (self.id.clone(), Some(any::pack(&options)));
         let request = tasks::CheckpointTaskRequest { container_id, options, parent_checkpoint: String::new() };
-        Ok(self.tasks().checkpoint(self.request(request)).await?.into_inner().descriptors)
+        let mut request = self.request(request);
+        request.metadata_mut().insert("containerd-lease", LEASE.parse()?);
+        Ok(self.tasks().checkpoint(request).await?.into_inner().descriptors)
     }
 
     async fn end(&self) -> Result<()> {
