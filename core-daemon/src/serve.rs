@@ -51,7 +51,7 @@ pub fn claim(config: &Config) -> Result<Claim> {
             errno => Error::from(std::io::Error::from(errno)).context(doing()),
         })
     };
-    Ok(Claim(claim("root", &config.root, 0o711)?, claim("state", &config.state, 0o711)?))
+    Ok(Claim { _root: claim("root", &config.root, 0o711)?, _state: claim("state", &config.state, 0o711)? })
 }
 
 /// Takes away what others may do with a file or directory beyond `mode`: somebody may have made it with a wider one.
@@ -62,7 +62,10 @@ fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
 
 /// The locks on the daemon's directories. They end with the process, however it ends.
 #[derive(Debug)]
-pub struct Claim(#[allow(dead_code, reason = "held, not read")] Flock<fs::File>, #[allow(dead_code)] Flock<fs::File>);
+pub struct Claim {
+    _root: Flock<fs::File>,
+    _state: Flock<fs::File>,
+}
 
 /// A listening socket, whose file is removed with it.
 #[derive(Debug)]
