@@ -196,6 +196,16 @@ fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> 
         fs::write(root.join(&id).join(".state.json.new"), "x")?;
         delete(env, &id, &(name.to_owned(), 0))?;
     }
+    // A run that was killed before it had made anything.
+    let id = env.id("planned");
+    fs::create_dir_all(root.join(&id))?;
+    let record = format!("{{\"id\":\"{id}\",\"init_process_pid\":0,\"init_process_start\":0,\"created\":\"\",
+        \"config\":{{\"rootfs\":\"/r\",\"spec\":{{\"ociVersion\":\"1.0.2\",\"process\":{{\"args\":[\"x\"],\"cwd\":\"/\"}}}}}}}}");
+    fs::write(root.join(&id).join("planned.json"), record)?;
+    assert!(env.run_rung(&["state", &id])?.ok()?.text().contains("creating"));
+    assert!(env.run_rung(&["exec", &id, "x"])?.fails()?.contains("cannot exec in a stopped container"));
+    assert!(env.run_rung(&["kill", &id, "KILL"])?.fails()?.contains("container not running"));
+    delete(env, &id, &("planned".to_owned(), 0))?;
     // Another runtime's record, of a process that lives.
     let id = env.id("foreign");
     fs::create_dir_all(root.join(&id))?;

@@ -45,7 +45,7 @@ pub struct Wanted {
 /// `checkpoint`.
 pub fn checkpoint(container: &Container, wanted: &Wanted) -> Result<()> {
     let status = container.status();
-    if matches!(status, Status::Created | Status::Stopped) {
+    if matches!(status, Status::Creating | Status::Created | Status::Stopped) {
         let message = format!("Container cannot be checkpointed in {status} state");
         return Err(Error::new(Kind::WrongState, message));
     }

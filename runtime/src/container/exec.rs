@@ -43,14 +43,16 @@ pub fn base_process(container: &Container) -> Result<Process> {
 /// Makes the process and takes it to the point where only the exec is left.
 pub fn start(container: &Container, process: Process, options: &Options) -> Result<Started> {
     match container.status() {
-        Status::Stopped => return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container")),
+        Status::Creating | Status::Stopped => {
+            return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container"));
+        }
         Status::Paused if !options.ignore_paused => {
             return Err(Error::new(
                 Kind::Paused,
                 "cannot exec in a paused container (use --ignore-paused to override)",
             ));
         }
-        _ => {}
+        Status::Created | Status::Running | Status::Paused => {}
     }
     log::debug(|| format!("exec {:?} in {}", process.args().as_deref().unwrap_or_default(), container.record.id));
     let spec = container.record.spec()?;

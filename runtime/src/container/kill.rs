@@ -12,7 +12,8 @@ use crate::launch::cgroup_error;
 /// kernel's hand or ours.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     let status = container.status();
-    if signal == libc::SIGKILL && !has_own_pids(container) {
+    // Whether the cgroup of one that is being made is its own is not known yet.
+    if signal == libc::SIGKILL && status != Status::Creating && !has_own_pids(container) {
         let cgroup = container.cgroup();
         // Its first process may be gone, but in a shared namespace the others live on.
         if status == Status::Stopped && !all && cgroup.pids().map_err(cgroup_error)?.is_empty() {
