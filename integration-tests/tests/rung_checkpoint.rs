@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pipes_are_connected_again[Root, Criu],
     memory_is_written_in_steps[Root, Criu],
     a_user_namespace_comes_back[Root, Criu],
+    the_dead_do_not_hinder[Root, Criu],
     a_bundle_that_hides_more_refuses_the_images[Root, Criu],
     a_bundle_that_allows_less_refuses_the_images[Root, Criu],
     archives_with_links_are_refused[Root],
@@ -177,6 +178,20 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
     let user = env.run_rung(&["exec", &id, "cat", "/proc/1/uid_map"])?.ok()?.stdout;
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(user.contains("100000"), "{user}");
+    Ok(())
+}
+
+/// A process that has ended and is not waited for has neither namespaces nor rights that could be wrong.
+fn the_dead_do_not_hinder(env: &Env) -> Result<()> {
+    let id = env.id("dead");
+    let mut bundle = counting(env, "dead")?;
+    let dead = "(exit 0) & echo 4 > /count; exec sleep 600";
+    bundle.set("/process/args", json!(["sh", "-c", dead]));
+    let images = checkpointed(env, &bundle, &id)?;
+    quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
+    let shown = env.run_rung(&["exec", &id, "sh", "-c", "grep -h ^State: /proc/[0-9]*/status"])?.ok()?.stdout;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(shown.contains("Z (zombie)"), "{shown}");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::criu::options::{Directories, Options, PageServer, write_ready};
 use crate::criu::session::{self, Feature, PATIENCE, Session, Verb};
 use crate::criu::wire::Message;
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::launch;
 use crate::log;
 use crate::plan::{InitPlan, Wishes};
 
@@ -128,7 +129,8 @@ fn request(container: &Container, spec: &Spec, wanted: &Wanted, directories: &Di
         return Ok(message);
     }
     write_descriptors(directories.images.as_fd(), &record.external_descriptors)?;
-    let views = cgroup.existing_views();
+    // Those of its record are the ones that were made for it; mounted are those of all hierarchies.
+    let views = Cgroup::of(container.pid()).map_err(launch::cgroup_error)?.existing_views();
     let list = external::all(&plan, &views, &container.entry.readiness());
     external::name_all(message, &list, container.pid())
 }

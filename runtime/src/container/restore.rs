@@ -26,6 +26,7 @@ use super::store::Entry;
 use super::{Settings, sockets};
 use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
+use crate::criu::external::External;
 use crate::criu::options::{self, Directories, FIRST_INHERITED, inherited};
 use crate::criu::session::{LAST_HELD, Notification, PATIENCE, Session, Verb};
 use crate::criu::wire::Message;
@@ -181,10 +182,13 @@ impl Restore<'_> {
         bind().map(drop).doing(|| format!("bind the root at {}", root.display()))
     }
 
+    fn external(&self) -> Vec<External> {
+        external::all(&self.plan, &self.cgroup.views(), &self.entry.readiness())
+    }
+
     /// What of the host the container gets, and in which cgroups it is.
     fn place(&self, message: Message, criu: Pid) -> Result<Message> {
-        let list = external::all(&self.plan, &self.cgroup.views(), &self.entry.readiness());
-        let mut message = external::supply_all(message, &list)?;
+        let mut message = external::supply_all(message, &self.external())?;
         let path = format!("/proc/{criu}/cgroup");
         for line in std::fs::read_to_string(&path).doing(|| format!("read {path}"))?.lines() {
             let mut parts = line.splitn(3, ':').skip(1);
@@ -231,7 +235,7 @@ impl Restore<'_> {
         let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
         let protected = self.protect_root(pid).doing(|| "make the root read-only");
         let all = protected.and_then(|()| verify::family(pid).doing(|| "look for the restored processes"));
-        let checked = all.and_then(|all| verify::check(&self.plan, &self.bundle.spec, pid, &all));
+        let checked = all.and_then(|all| verify::check(&self.plan, &self.bundle.spec, &self.external(), pid, &all));
         self.verified = checked.is_ok();
         checked.inspect_err(|_| self.kill())
     }

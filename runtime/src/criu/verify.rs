@@ -14,7 +14,7 @@ use rung_sys::mount::attribute;
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 
-use super::external::{Mounted, Table, mounted_at};
+use super::external::{External, Mounted, Table, mounted_at};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::InitPlan;
 use crate::plan::ids::IdMaps;
@@ -26,7 +26,7 @@ const SYS_ADMIN: u8 = 21;
 const HARMLESS: [&str; 4] = ["tmpfs", "mqueue", "devpts", "ramfs"];
 
 /// Holds all processes of a restored container, the first one first, against its configuration.
-pub fn check(plan: &InitPlan, spec: &Spec, init: Pid, all: &[Pid]) -> Result<()> {
+pub fn check(plan: &InitPlan, spec: &Spec, external: &[External], init: Pid, all: &[Pid]) -> Result<()> {
     let refuse =
         |error: Error| error.while_doing("the checkpoint does not match the bundle").with_kind(Kind::Permission);
     namespaces(plan, init).map_err(refuse)?;
@@ -37,7 +37,7 @@ pub fn check(plan: &InitPlan, spec: &Spec, init: Pid, all: &[Pid]) -> Result<()>
         process(plan, spec, init, *pid).map_err(refuse)?;
     }
     if plan.namespaces.makes(Namespace::Mount) {
-        mounts(plan, init).map_err(refuse)?;
+        mounts(plan, external, init).map_err(refuse)?;
     }
     Ok(())
 }
@@ -87,25 +87,28 @@ fn id_maps(maps: &IdMaps, init: Pid) -> Result<()> {
     Ok(())
 }
 
-/// What one process may do.
+/// What one process may do. Namespaces and rights are those of a thread.
 fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
-    let number = pid.to_string();
-    for kind in [Namespace::Pid, Namespace::Mount, Namespace::User, Namespace::Network, Namespace::Ipc] {
-        if plan.namespaces.has(kind) && identity("self", kind)? == identity(&number, kind)? {
-            return Err(mismatch(format!("process {pid} is in the {} namespace of the host", kind.proc_name())));
-        }
-    }
-    // In a user namespace that it made itself, a process has all rights, and none of them counts outside.
-    let own_user = identity(&number, Namespace::User)? == identity(&init.to_string(), Namespace::User)?;
     for thread in threads(pid)? {
-        let path = format!("/proc/{pid}/task/{thread}/status");
+        let number = format!("{pid}/task/{thread}");
+        let path = format!("/proc/{number}/status");
         let status = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-        rights(plan, spec, pid, &Status(&status), own_user)?;
+        let status = Status(&status);
+        if status.is_dead() {
+            continue;
+        }
+        for kind in [Namespace::Pid, Namespace::Mount, Namespace::User, Namespace::Network, Namespace::Ipc] {
+            if plan.namespaces.has(kind) && identity("self", kind)? == identity(&number, kind)? {
+                return Err(mismatch(format!("process {pid} is in the {} namespace of the host", kind.proc_name())));
+            }
+        }
+        // In a user namespace that it made itself, a process has all rights, and none of them counts outside.
+        let own_user = identity(&number, Namespace::User)? == identity(&init.to_string(), Namespace::User)?;
+        rights(plan, spec, pid, &status, own_user)?;
     }
     Ok(())
 }
 
-/// Rights are those of a thread.
 fn rights(plan: &InitPlan, spec: &Spec, pid: Pid, status: &Status<'_>, own_user: bool) -> Result<()> {
     let allowed = bounding(plan);
     for field in ["CapBnd", "CapPrm", "CapEff", "CapInh", "CapAmb"] {
@@ -173,6 +176,11 @@ impl Status<'_> {
         self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
     }
 
+    /// Whether this thread has ended and is only waited for: it does nothing more, and has no namespaces.
+    fn is_dead(&self) -> bool {
+        self.field("State").is_some_and(|state| state.starts_with(['Z', 'X']))
+    }
+
     fn number(&self, name: &str) -> Option<u64> {
         self.field(name)?.parse().ok()
     }
@@ -185,7 +193,7 @@ impl Status<'_> {
 }
 
 /// What the first process sees: nothing that the configuration does not have, and all that it hides hidden.
-fn mounts(plan: &InitPlan, init: Pid) -> Result<()> {
+fn mounts(plan: &InitPlan, external: &[External], init: Pid) -> Result<()> {
     let path = format!("/proc/{init}/root");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(path.as_str(), flags, Mode::empty()).doing(|| format!("open {path}"))?;
@@ -209,17 +217,16 @@ fn mounts(plan: &InitPlan, init: Pid) -> Result<()> {
             return Err(mismatch(format!("{} is not masked", path.display())));
         }
     }
-    if bounding(plan).has(SYS_ADMIN) { Ok(()) } else { unexpected(plan, &seen) }
+    if bounding(plan).has(SYS_ADMIN) { Ok(()) } else { unexpected(plan, external, &seen) }
 }
 
 /// A second `/proc` would be one without masks, and a file system of the host one without limits.
-fn unexpected(plan: &InitPlan, seen: &Seen<'_>) -> Result<()> {
-    let nodes = plan.devices.iter().flat_map(|devices| devices.nodes.iter().map(|node| node.path.as_path()));
+fn unexpected(plan: &InitPlan, external: &[External], seen: &Seen<'_>) -> Result<()> {
     let configured = plan.mounts.iter().map(|step| step.destination.as_path());
-    let hidden = plan.masked.iter().chain(&plan.read_only).map(PathBuf::as_path);
-    let own = ["/dev/console", crate::container::readiness::DIRECTORY].map(Path::new);
+    let external = external.iter().map(|external| external.destination.as_path());
+    let read_only = plan.read_only.iter().map(PathBuf::as_path);
     let mut known = vec![PathBuf::from("/")];
-    for path in configured.chain(nodes).chain(hidden).chain(own) {
+    for path in configured.chain(external).chain(read_only).chain([Path::new("/dev/console")]) {
         known.extend(seen.at(path)?.map(|mount| mount.point.clone()));
     }
     // What was bound with all that is mounted below it comes with that.
@@ -290,5 +297,18 @@ mod tests {
         assert!(status.capabilities("CapPrm").has(0));
         assert_eq!(status.number("NoNewPrivs"), Some(1));
         assert_eq!(status.number("Seccomp"), None);
+        assert!(!status.is_dead());
+    }
+
+    #[test]
+    fn who_is_only_waited_for_is_dead() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let path = format!("/proc/{}/status", child.id());
+        assert!(!Status(&std::fs::read_to_string(&path).unwrap()).is_dead());
+        child.kill().unwrap();
+        while !Status(&std::fs::read_to_string(&path).unwrap()).is_dead() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.wait().unwrap();
     }
 }
