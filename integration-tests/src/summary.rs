@@ -204,6 +204,20 @@ mod tests {
     }
 
     #[test]
+    fn a_test_that_ran_nowhere_is_a_failure() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let holds = |records: &[Record]| {
+            fs::write(file.path(), records.iter().map(|record| format!("{record}\n")).collect::<String>()).unwrap();
+            report(&[file.path().to_string_lossy().into_owned()]).unwrap()
+        };
+        let skipped = record("host", Outcome::Skipped, "a");
+        assert!(!holds(std::slice::from_ref(&skipped)));
+        assert!(holds(&[skipped.clone(), record("vm", Outcome::Passed, "a")]));
+        assert!(!holds(&[skipped, record("vm", Outcome::Failed, "a")]));
+        assert!(!holds(&[]), "nothing ran");
+    }
+
+    #[test]
     fn finds_what_ran_nowhere() {
         let records = [
             record("host", Outcome::Skipped, "a"),

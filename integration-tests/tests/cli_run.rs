@@ -17,7 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     standard_input_reaches_the_program [Root, Overlay],
     binds_show_the_host [Root, Overlay],
     limits_are_in_force [Root, Overlay, EveryHost],
-    privileges_are_the_default_ones [Root, Overlay, EveryHost],
+    privileges_are_the_default_ones [Root, Overlay],
     networks_are_private_or_the_hosts [Root, Overlay],
     detached_containers_run_on [Root, Overlay],
     signals_are_handed_on [Root, Overlay],

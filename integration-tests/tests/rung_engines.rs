@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use anyhow::{Context as _, ensure};
 use integration_tests::bundle::busybox_root;
 use integration_tests::pty::Pty;
-use integration_tests::{Env, Ran, Result, Test, output, tests, wait};
+use integration_tests::{Env, Need, Ran, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     podman_runs_its_containers[Root, Podman],
@@ -53,34 +53,47 @@ fn import(engine: &Engine<'_>) -> Result<()> {
 fn everyday(engine: &Engine<'_>) -> Result<()> {
     import(engine)?;
     assert_eq!(engine.run(&["--rm"], &["echo", "hi"])?.ok()?.text(), "hi");
-    engine.run(&["--rm"], &["sh", "-c", "exit 7"])?.exits(7)?;
-    engine.run(&["--rm"], &["no-such-program"])?.exits(127)?;
     let name = engine.env.id("web");
     engine.run(&["--detach", "--name", &name, "--memory", "64m", "--pids-limit", "50"], &["sleep", "600"])?.ok()?;
     let limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null";
     let limit = engine.call(&["exec", &name, "sh", "-c", limit])?;
     ensure!(limit.stdout.contains(&(64 << 20).to_string()), "the limit is not in force: {limit:?}");
-    engine.call(&["exec", &name, "sh", "-c", "exit 3"])?.exits(3)?;
-    let mut terminal = Pty::start(&engine.command(&["exec", "--interactive", "--tty", &name, "sh"]))?;
-    terminal.types("tty; exit 5\n")?;
-    terminal.expect("/dev/pts/0")?;
-    ensure!(terminal.end()?.code() == Some(5), "{}", terminal.shown());
-    ensure!(engine.call(&["top", &name])?.ok()?.text().contains("sleep 600"));
-    ensure!(engine.call(&["stats", "--no-stream", &name])?.ok()?.text().lines().count() == 2);
-    let paused = || -> Result<bool> {
-        let filter = ["ps", "--filter", "status=paused", "--format", "{{.Names}}"];
-        Ok(engine.call(&filter)?.ok()?.text().contains(&name))
-    };
-    engine.call(&["pause", &name])?.ok()?;
-    ensure!(paused()?, "not paused");
-    engine.call(&["unpause", &name])?.ok()?;
-    ensure!(!paused()?, "paused for ever");
-    if engine.program == "docker" {
-        engine.call(&["update", "--memory", "96m", "--memory-swap", "96m", &name])?.ok()?;
+    // Each call of an engine takes an emulated machine ten seconds.
+    if Need::Fast.unmet().is_none() {
+        exits(engine, &name)?;
+        looks_and_changes(engine, &name)?;
     }
     engine.call(&["stop", "--time", "1", &name])?.ok()?;
     engine.call(&["rm", &name])?.ok()?;
     ensure!(!engine.call(&["ps", "--all", "--quiet"])?.ok()?.text().contains(char::is_alphanumeric));
+    Ok(())
+}
+
+fn exits(engine: &Engine<'_>, name: &str) -> Result<()> {
+    engine.run(&["--rm"], &["sh", "-c", "exit 7"])?.exits(7)?;
+    engine.run(&["--rm"], &["no-such-program"])?.exits(127)?;
+    engine.call(&["exec", name, "sh", "-c", "exit 3"])?.exits(3)?;
+    let mut terminal = Pty::start(&engine.command(&["exec", "--interactive", "--tty", name, "sh"]))?;
+    terminal.types("tty; exit 5\n")?;
+    terminal.expect("/dev/pts/0")?;
+    ensure!(terminal.end()?.code() == Some(5), "{}", terminal.shown());
+    Ok(())
+}
+
+fn looks_and_changes(engine: &Engine<'_>, name: &str) -> Result<()> {
+    ensure!(engine.call(&["top", name])?.ok()?.text().contains("sleep 600"));
+    ensure!(engine.call(&["stats", "--no-stream", name])?.ok()?.text().lines().count() == 2);
+    let paused = || -> Result<bool> {
+        let filter = ["ps", "--filter", "status=paused", "--format", "{{.Names}}"];
+        Ok(engine.call(&filter)?.ok()?.text().contains(name))
+    };
+    engine.call(&["pause", name])?.ok()?;
+    ensure!(paused()?, "not paused");
+    engine.call(&["unpause", name])?.ok()?;
+    ensure!(!paused()?, "paused for ever");
+    if engine.program == "docker" {
+        engine.call(&["update", "--memory", "96m", "--memory-swap", "96m", name])?.ok()?;
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Bundle, Env, Result, Test, output, tests};
+use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn the_executable_cannot_be_overwritten(env: &Env) -> Result<()> {
                    { exec 9<$p/exe; while :; do echo x 2>/dev/null >/proc/self/fd/9 && touch /won; done; }; done; done";
     bundle.set("/process/args", json!(["sh", "-c", watcher]));
     detached(env, &bundle, &id)?;
-    for _ in 0..20 {
+    for _ in 0..if wait::patience() < 4 { 20 } else { 5 } {
         // The outcome of each does not matter; what the watcher can make of it does.
         env.run_rung(&["exec", &id, "/proc/self/exe", "--version"])?;
     }

@@ -6,9 +6,9 @@ use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
 pub(crate) const TESTS: &[Test] = tests![
     pulls_and_runs [Root, Overlay],
     detached_container_logs_limits_and_execs [Root, Overlay, EveryHost],
-    exit_codes_are_dockers [Root, Overlay, EveryHost],
+    exit_codes_are_dockers [Root, Overlay],
     ctr_pulls_runs_and_lists [Root, Overlay],
-    container_outlives_a_crash_of_the_daemon [Root, Overlay, EveryHost],
+    container_outlives_a_crash_of_the_daemon [Root, Overlay],
     daemon_stops_when_asked [Root],
 ];
 
