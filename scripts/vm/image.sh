@@ -7,12 +7,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 suite=bookworm
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-base=systemd,systemd-sysv,udev,dbus,libpam-systemd,kmod,busybox-static,iproute2,procps
-extra=(dbus-user-session apparmor uidmap nftables iptables ca-certificates openssl docker-registry skopeo
-    containerd runc crun conmon podman docker.io containernetworking-plugins criu erofs-utils jq socat
-    strace)
+# What the tests that run there use, and what boots it; what these need comes with them.
+packages=(systemd systemd-sysv udev dbus dbus-user-session libpam-systemd kmod busybox-static iproute2 procps
+    apparmor uidmap nftables openssl docker-registry skopeo containerd runc podman docker.io
+    containernetworking-plugins criu strace)
 
-key=$({ echo "$suite $base ${extra[*]}"; cat "$here/image.sh" "$here/initramfs-init"; } | sha256sum | cut -c1-16)
+key=$(cat "$here/image.sh" "$here/initramfs-init" | sha256sum | cut -c1-16)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gantry/vm
 image=$cache/$key
 if [[ -f $image/complete ]]; then
@@ -22,9 +22,9 @@ if [[ -f $image/complete ]]; then
     exit 0
 fi
 
-[[ $(id -u) -eq 0 ]] || { echo "error: debootstrap needs root" >&2; exit 1; }
+[[ $(id -u) -eq 0 ]] || { echo "error: making a machine needs root" >&2; exit 1; }
 if [[ -z ${GANTRY_VM_IMAGE_LOCKED:-} ]]; then
-    "$here/../packages.sh" debootstrap e2fsprogs busybox-static
+    "$here/../packages.sh" mmdebstrap debian-archive-keyring e2fsprogs busybox-static
     mkdir -p "$cache"
     # One build at a time: whoever waited finds it done. Its mounts and processes are in namespaces of its own, which end
     # with it however it ends.
@@ -49,31 +49,26 @@ quietly() {
 }
 
 root=$work/root
-# The root is thrown away if anything fails, so nothing needs to be on disk before the next thing.
-install -d "$root/etc/dpkg/dpkg.cfg.d"
-echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
-say "debootstrap $suite from $mirror"
-quietly debootstrap --variant=minbase --include="$base" "$suite" "$root" "$mirror"
-say "packages: ${extra[*]} and the cloud kernel"
-cat >"$root/etc/apt/sources.list" <<SOURCES
-deb $mirror $suite main
-deb $mirror $suite-updates main
-deb http://deb.debian.org/debian-security $suite-security main
-SOURCES
-# Packages must not start anything here.
-printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
-chmod 0755 "$root/usr/sbin/policy-rc.d"
-apt=(env DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -qq -o Dpkg::Use-Pty=0)
-quietly "${apt[@]}" update
-quietly "${apt[@]}" install -y --no-install-recommends "${extra[@]}"
+say "$suite from $mirror: ${packages[*]}"
+# The kernel is unpacked, not installed: installing would make an initramfs for hardware that is not there.
+# shellcheck disable=SC2016 # The hook is a script of its own.
+fetch_kernel='
+    export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n "s/.*Depends: \(linux-image-[^ ]*\).*/\1/p" | head -n 1)
+    cd "$WORK" && apt-get -qq -o APT::Sandbox::User=root download "$kernel"'
+export WORK=$work
+# All at once, and nothing but what runs: unpacking and configuring is what this takes, not the network. A root that fails
+# is thrown away, so nothing needs to be on disk before the next thing.
+options=(--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io)
+for directory in doc man info locale lintian; do options+=(--dpkgopt="path-exclude=/usr/share/$directory/*"); done
+quietly mmdebstrap --mode=root --format=directory --variant=essential "${options[@]}" \
+    --include="$(IFS=,; echo "${packages[*]}")" --customize-hook="$fetch_kernel" "$suite" "$root" \
+    "deb $mirror $suite main" "deb $mirror $suite-updates main" \
+    "deb http://deb.debian.org/debian-security $suite-security main"
 
 say "kernel"
-# Unpacked, not installed: installing would make an initramfs for hardware that is not there.
-kernel=$(chroot "$root" apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -n 1)
-quietly "${apt[@]}" -o Dir::Cache::archives=/tmp install -y --download-only --no-install-recommends "$kernel"
-mkdir "$work/kernel"
-dpkg-deb -x "$root"/tmp/"$kernel"_*.deb "$work/kernel"
-version=${kernel#linux-image-}
+dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel"
+version=$(ls "$work/kernel/lib/modules")
 mkdir -p "$root/lib/modules"
 cp -a "$work/kernel/lib/modules/$version" "$root/lib/modules/"
 chroot "$root" depmod "$version"
@@ -131,8 +126,6 @@ echo gantry-vm >"$root/etc/hostname"
 printf '127.0.0.1 localhost gantry-vm\n' >"$root/etc/hosts"
 : >"$root/etc/machine-id"
 : >"$root/etc/fstab"
-rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/tmp/* "$root"/usr/share/{doc,man,locale} \
-    "$root/usr/sbin/policy-rc.d"
 
 say "file system"
 size=$(($(du -sm "$root" | cut -f1) + 1500))
