@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is merged, on this machine and in two virtual ones. It takes no input, leaves
 # nothing on the machine however it ends, and its last lines say how much ran where and how long each step took.
-#   GANTRY_TEST_VM=no           without the virtual machines
+#   GANTRY_TEST_VM=yes          with the virtual machines
 #   GANTRY_TEST_SECONDS=1680    the machines get what is left of this, and do not run if that is not enough for anything
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
@@ -56,7 +56,7 @@ here() {
         (trap '' INT TERM HUP; exec tee "$work/log")
 }
 
-machines=${GANTRY_TEST_VM:-yes}
+machines=${GANTRY_TEST_VM:-no}
 budget=${GANTRY_TEST_SECONDS:-1680}
 if [[ $machines != no ]]; then
     # Made beside what comes first, if it is not there. Whoever needs it waits for this, and says why it failed.
@@ -72,7 +72,7 @@ integration=$(scripts/test-program.sh)
 failed=0
 step "unit tests, lints and integration tests on this machine" here || failed=1
 step "integration tests on this machine as an ordinary user" scripts/test-user.sh "$work/user" || failed=1
-not_run="GANTRY_TEST_VM=no"
+not_run="GANTRY_TEST_VM=yes or make test-vm runs them"
 if [[ $machines != no ]]; then
     code=0
     GANTRY_TEST_VM_SECONDS=$((budget - SECONDS + begun)) \

@@ -56,13 +56,11 @@ impl Test {
     }
 
     /// Whether what it looks at depends on the kind of host (cgroup version, systemd, security modules), so that it is
-    /// worth its time on every kind: tests of the runtime and of the shim's processes, tests that say so, and those that
-    /// ask for a kind.
+    /// worth its time on every kind: tests of the runtime, alone and under containerd, tests that say so, and those that ask
+    /// for a kind.
     pub fn host_matters(&self) -> bool {
         let name = self.full_name();
-        ["harness::", "rung_", "shim_containerd::", "shim_exit_order::", "shim_faults::"]
-            .iter()
-            .any(|area| name.starts_with(area))
+        ["rung_", "shim_containerd::"].iter().any(|area| name.starts_with(area))
             || self.needs.iter().any(|need| *need == Need::EveryHost || need.is_kind_of_host())
     }
 }

@@ -185,7 +185,8 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
 fn the_dead_do_not_hinder(env: &Env) -> Result<()> {
     let id = env.id("dead");
     let mut bundle = counting(env, "dead")?;
-    let dead = "(exit 0) & echo 4 > /count; exec sleep 600";
+    let dead = "(until grep -q sleep /proc/1/comm; do :; done) & dead=$!; \
+                (until grep -q ' Z ' /proc/$dead/stat; do :; done; echo 4 > /count) & exec sleep 600";
     bundle.set("/process/args", json!(["sh", "-c", dead]));
     let images = checkpointed(env, &bundle, &id)?;
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;

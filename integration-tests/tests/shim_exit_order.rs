@@ -11,7 +11,7 @@ pub(crate) const TESTS: &[Test] = tests![
     execs_racing_the_end_all_end[Root],
     execs_racing_the_end_without_a_namespace_all_end[Root],
     many_short_execs_leave_no_zombie[Root],
-    a_process_killed_for_memory_is_announced_before_its_exit[Root],
+    a_process_killed_for_memory_is_announced_before_its_exit[Root, EveryHost],
     everybody_who_waits_is_answered[Root],
 ];
 

@@ -5,7 +5,7 @@ use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     pulls_and_runs [Root, Overlay],
-    detached_container_logs_limits_and_execs [Root, Overlay, EveryHost],
+    detached_container_logs_limits_and_execs [Root, Overlay],
     exit_codes_are_dockers [Root, Overlay],
     ctr_pulls_runs_and_lists [Root, Overlay],
     container_outlives_a_crash_of_the_daemon [Root, Overlay],
