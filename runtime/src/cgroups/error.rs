@@ -8,6 +8,9 @@ pub enum Error {
     /// The kernel refused a file operation.
     #[error(transparent)]
     File(#[from] rung_sys::Error),
+    /// An ordinary user asked for limits where he may make no cgroup.
+    #[error("rootless needs no limits + no cgrouppath when no permission is granted for cgroups: {0}")]
+    Rootless(rung_sys::Error),
     /// A value of the configuration cannot be applied; `path` is where it stands there.
     #[error("{path}: {reason}")]
     Invalid {
@@ -51,7 +54,7 @@ impl Error {
     /// The caller lacks a permission; a rootless runtime may go on.
     #[must_use]
     pub fn is_denied(&self) -> bool {
-        matches!(self, Self::File(e) if is_denied(e))
+        matches!(self, Self::File(e) | Self::Rootless(e) if is_denied(e))
     }
 }
 

@@ -61,11 +61,12 @@ pub(super) fn inherit_cpuset(mount: &Path, path: &Path) -> Result<()> {
 }
 
 fn cpu_files(cpu: &LinuxCpu, list: &mut Vec<Setting>) {
-    if let Some(idle) = cpu.idle() {
-        list.push(Setting::new("cpu", "cpu.idle", idle));
-    }
     if let Some(shares) = cpu.shares().filter(|&n| n != 0) {
         list.push(Setting::new("cpu", "cpu.shares", shares));
+    }
+    // While a group is idle it refuses shares; those before it are kept.
+    if let Some(idle) = cpu.idle() {
+        list.push(Setting::new("cpu", "cpu.idle", idle));
     }
     if let Some(burst) = cpu.burst() {
         list.push(Setting::new("cpu", "cpu.cfs_burst_us", burst));

@@ -41,7 +41,7 @@ impl Cgroup {
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
         let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, ours: false };
-        Ok(Self { places, rootless, lenient: false, managed: Some(managed), foreign: false })
+        Ok(Self { places, rootless, lenient: false, managed: Some(managed), everywhere: false, foreign: false })
     }
 
     /// Says what annotations ask of the unit: `org.systemd.property.<name>`. Means nothing without systemd.
@@ -98,7 +98,9 @@ impl Cgroup {
     /// Tells systemd about new limits.
     pub(super) fn update_unit(&self, resources: &LinuxResources) -> Result<()> {
         let Some(managed) = &self.managed else { return Ok(()) };
-        let list: Vec<(String, Value)> = systemd::wanted(Some(resources), self.is_unified(), &[])?;
+        let mut list: Vec<(String, Value)> = systemd::wanted(Some(resources), self.is_unified(), &[])?;
+        // Of a unit that is there systemd refuses to change it; the file itself is written anyway.
+        list.retain(|(name, _)| name != "OOMPolicy");
         Systemd::connect(managed.unit.user)?.set(&managed.unit, &list)
     }
 

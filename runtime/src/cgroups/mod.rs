@@ -29,6 +29,7 @@ mod settings;
 pub mod stats;
 mod systemd;
 mod unified;
+mod update;
 mod view;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
@@ -50,8 +51,11 @@ pub use view::View;
 use locate::Hierarchy;
 use settings::Setting;
 
-/// Controllers whose v1 cgroup is made only when a limit of it is set: nobody looks at them for anything else, a
-/// cpuset is by far the most expensive cgroup to set up, and `update` can still make them.
+use crate::log;
+
+/// Controllers whose v1 cgroup is made only when a limit of it is set or the container may make cgroups itself: nobody
+/// looks at them for anything else, a cpuset is by far the most expensive cgroup to set up, and `update` can still make
+/// them.
 const ON_DEMAND: [&str; 5] = ["cpuset", "net_cls", "net_prio", "rdma", "misc"];
 
 /// The place of a container in one hierarchy.
@@ -91,6 +95,8 @@ pub struct Cgroup {
     lenient: bool,
     /// The unit, with the systemd driver.
     managed: Option<managed::Managed>,
+    /// Every hierarchy gets one, limited or not.
+    everywhere: bool,
     /// It could not be made: what is at its place, if anything, is another's.
     foreign: bool,
 }
@@ -110,7 +116,15 @@ impl Cgroup {
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
         let lenient = rootless && cgroups_path.is_none();
-        Ok(Self { places, rootless, lenient, managed: None, foreign: false })
+        Ok(Self { places, rootless, lenient, managed: None, everywhere: false, foreign: false })
+    }
+
+    /// Says whether the container may write where its cgroups are shown. Of a hierarchy in which it had none it would be
+    /// shown the runtime's own.
+    #[must_use]
+    pub fn shown_writable(mut self, writable: bool) -> Self {
+        self.everywhere = writable;
+        self
     }
 
     /// The handle of a cgroup that exists or existed, from the paths that [`Self::paths`] once said.
@@ -131,7 +145,7 @@ impl Cgroup {
                 }),
             }
         }
-        Self { places, rootless: false, lenient: false, managed: None, foreign: false }
+        Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -149,7 +163,7 @@ impl Cgroup {
                 places.push(Place { hierarchy, path, dir: None, made: false });
             }
         }
-        Ok(Self { places, rootless: false, lenient: false, managed: None, foreign: false })
+        Ok(Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
@@ -198,7 +212,7 @@ impl Cgroup {
         let lenient = self.lenient && settings.is_empty();
         let hybrid = !self.is_unified();
         for place in &mut self.places {
-            if place.on_demand() && !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
+            if place.on_demand() && !self.everywhere && !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
                 continue;
             }
             match CgroupDir::create(&place.hierarchy.mount, &place.path) {
@@ -207,6 +221,7 @@ impl Cgroup {
                     place.made = made;
                 }
                 Err(e) if lenient && is_denied(&e) => continue,
+                Err(e) if self.lenient && is_denied(&e) => return Err(Error::Rootless(e)),
                 Err(e) => return Err(e.into()),
             }
             if !managed {
@@ -224,7 +239,13 @@ impl Cgroup {
     }
 
     fn settings(&self, resources: &LinuxResources) -> Result<Vec<Setting>> {
-        if self.is_unified() { settings::unified(resources) } else { legacy::settings(resources) }
+        if !self.is_unified() {
+            return legacy::settings(resources);
+        }
+        if settings::is_idle(resources) && settings::has_weight(resources) {
+            log::warning("unable to apply both cpu.weight and cpu.idle, ignoring cpu.weight");
+        }
+        settings::unified(resources)
     }
 
     /// Whether there is nothing but v2.
@@ -299,87 +320,6 @@ impl Cgroup {
             }
         }
         Ok(Entry { files })
-    }
-
-    /// Sets new limits. Device rules stay as they are; a v1 cgroup that was not needed before is made now, and the
-    /// container's processes are put in.
-    ///
-    /// # Errors
-    /// When a limit is invalid or refused; those before it are set then.
-    pub fn apply(&mut self, resources: &LinuxResources) -> Result<()> {
-        let settings = self.settings(resources)?;
-        self.open_all()?;
-        if let Some(memory) = resources.memory().filter(|m| m.check_before_update() == Some(true)) {
-            self.check_usage(&memory)?;
-        }
-        self.update_unit(resources)?;
-        self.make_missing(&settings)?;
-        self.write(&settings)
-    }
-
-    fn open_all(&mut self) -> Result<()> {
-        for place in self.places.iter_mut().filter(|place| place.dir.is_none()) {
-            place.dir = place.open()?;
-        }
-        Ok(())
-    }
-
-    /// Makes the v1 cgroups that `settings` need and that do not exist yet.
-    fn make_missing(&mut self, settings: &[Setting]) -> Result<()> {
-        let known: Vec<Hierarchy> = self.places.iter().map(|place| place.hierarchy.clone()).collect();
-        if !self.is_unified() && settings.iter().any(|s| !known.iter().any(|h| h.has(&s.controller))) {
-            self.add_unrecorded()?;
-        }
-        let pids = self.pids()?;
-        for place in &mut self.places {
-            if place.dir.is_some() || !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
-                continue;
-            }
-            let (dir, made) = CgroupDir::create(&place.hierarchy.mount, &place.path)?;
-            place.dir = Some(dir);
-            place.made = made;
-            place.prepare(settings)?;
-            for pid in place.dir.iter().flat_map(|dir| pids.iter().map(move |pid| (dir, *pid))) {
-                processes::put(pid.0, pid.1)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the hierarchies that a record does not name, at the path the container has in the others.
-    fn add_unrecorded(&mut self) -> Result<()> {
-        let Some(model) = self.places.iter().find(|place| !place.hierarchy.is_v2()) else { return Ok(()) };
-        let inner = model.path.strip_prefix(&model.hierarchy.mount).unwrap_or(&model.path).to_owned();
-        for hierarchy in locate::hierarchies()? {
-            let known = |place: &Place| {
-                place.hierarchy.is_v2() == hierarchy.is_v2()
-                    && hierarchy.controllers.iter().all(|name| place.hierarchy.has(name))
-            };
-            if !self.places.iter().any(known) {
-                let path = hierarchy.mount.join(&inner);
-                self.places.push(Place { hierarchy, path, dir: None, made: false });
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses limits that would kill at once (`checkBeforeUpdate`).
-    fn check_usage(&self, memory: &LinuxMemory) -> Result<()> {
-        let limits = [("memory+swap", "swap", memory.swap()), ("memory", "limit", memory.limit())];
-        for dir in self.places.iter().filter_map(|place| place.dir.as_ref()) {
-            for file in ["memory.current", "memory.usage_in_bytes"] {
-                let read = dir.read_optional(file)?;
-                let Some(usage) = read.as_deref().and_then(rung_sys::cgroupfs::single) else { continue };
-                for (what, field, limit) in limits {
-                    let Some(limit) = limit.and_then(|limit| u64::try_from(limit).ok()) else { continue };
-                    if limit > 0 && limit <= usage {
-                        let reason = format!("rejecting {what} limit {limit} <= usage {usage}");
-                        return Err(Error::invalid(format!("linux.resources.memory.{field}"), reason));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     fn undo(&mut self) {

@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::dbus::Value;
 use super::error::{Error, Result};
-use super::settings::{DEFAULT_PERIOD, swap_of, weight_of_shares};
+use super::settings::{DEFAULT_PERIOD, is_idle, is_weight, swap_of, weight_of_shares};
 
 type List = Vec<(String, Value)>;
 
@@ -20,7 +20,7 @@ pub(super) fn of(resources: &LinuxResources, unified: bool) -> Result<List> {
         memory_properties(memory, unified, &mut list)?;
     }
     if let Some(cpu) = resources.cpu() {
-        cpu_properties(cpu, unified, &mut list)?;
+        cpu_properties(cpu, unified, is_idle(resources), &mut list)?;
     }
     if let Some(pids) = resources.pids() {
         let limit = match pids.limit() {
@@ -61,13 +61,12 @@ fn memory_properties(memory: &LinuxMemory, unified: bool, list: &mut List) -> Re
     Ok(())
 }
 
-fn cpu_properties(cpu: &LinuxCpu, unified: bool, list: &mut List) -> Result<()> {
-    let idle = cpu.idle() == Some(1);
-    if let Some(shares) = cpu.shares().filter(|&n| n != 0 && !idle) {
+fn cpu_properties(cpu: &LinuxCpu, unified: bool, idle: bool, list: &mut List) -> Result<()> {
+    if let Some(shares) = cpu.shares().filter(|&n| n != 0 && !(idle && unified)) {
         let (name, value) = if unified { ("CPUWeight", weight_of_shares(shares)) } else { ("CPUShares", shares) };
         list.push((name.into(), Value::U64(value)));
     }
-    if idle && unified {
+    if unified && cpu.idle() == Some(1) {
         // Zero is how systemd spells idle, since version 252.
         list.push(("CPUWeight".into(), Value::U64(0)));
     }
@@ -111,7 +110,8 @@ fn bits(list: &str, path: &str) -> Result<Value> {
 fn unified_properties(resources: &LinuxResources, list: &mut List) -> Result<()> {
     let mut files: Vec<_> = resources.unified().iter().flatten().collect();
     files.sort();
-    for (file, value) in files {
+    let idle = is_idle(resources);
+    for (file, value) in files.into_iter().filter(|(file, _)| !idle || !is_weight(file)) {
         let path = || format!("linux.resources.unified[{file:?}]");
         let number = || {
             rung_sys::cgroupfs::single(value).ok_or_else(|| Error::invalid(path(), format!("{value:?} is no number")))
@@ -284,6 +284,16 @@ mod tests {
         let expected =
             [("MemoryLimit", u64::MAX), ("CPUShares", 10), ("CPUQuotaPerSecUSec", u64::MAX), ("BlockIOWeight", 20)];
         assert_eq!(list, expected.map(|(name, value)| (name.to_owned(), Value::U64(value))));
+    }
+
+    #[test]
+    fn an_idle_group_has_no_weight() {
+        for json in [r#"{"cpu":{"shares":200,"idle":1}}"#, r#"{"unified":{"cpu.idle":"1\n","cpu.weight":"8"}}"#] {
+            assert_eq!(properties(json, true), [("CPUWeight".to_owned(), Value::U64(0))], "{json}");
+            let files = super::super::settings::unified(&serde_json::from_str(json).unwrap()).unwrap();
+            assert_eq!(files.iter().map(|setting| &*setting.file).collect::<Vec<_>>(), ["cpu.idle"], "{json}");
+        }
+        assert_eq!(properties(r#"{"cpu":{"shares":10,"idle":1}}"#, false), [("CPUShares".to_owned(), Value::U64(10))]);
     }
 
     #[test]

@@ -57,8 +57,9 @@ pub(super) const DEFAULT_PERIOD: u64 = 100_000;
 /// What to write for `resources` in the unified hierarchy, device rules aside.
 pub(super) fn unified(resources: &LinuxResources) -> Result<Vec<Setting>> {
     let mut list = Vec::new();
+    let idle = is_idle(resources);
     if let Some(cpu) = resources.cpu() {
-        cpu_files(cpu, &mut list)?;
+        cpu_files(cpu, idle, &mut list)?;
     }
     if let Some(memory) = resources.memory() {
         memory_files(memory, &mut list)?;
@@ -78,13 +79,31 @@ pub(super) fn unified(resources: &LinuxResources) -> Result<Vec<Setting>> {
     // Last, as the specification says: they may override what came before.
     let mut own: Vec<_> = resources.unified().iter().flatten().collect();
     own.sort();
-    for (file, value) in own {
+    for (file, value) in own.into_iter().filter(|(file, _)| !idle || !is_weight(file)) {
         // A file of limits for devices takes one of them a write.
         for line in value.trim_end_matches('\n').split('\n') {
             list.push(unified_entry(file, line)?);
         }
     }
     Ok(list)
+}
+
+/// Whether the group shall run only when nothing else wants the processor. The kernel refuses a weight for such a group,
+/// and systemd spells idle as one.
+pub(super) fn is_idle(resources: &LinuxResources) -> bool {
+    let own = resources.unified().as_ref().and_then(|files| files.get("cpu.idle"));
+    resources.cpu().as_ref().and_then(LinuxCpu::idle) == Some(1) || own.is_some_and(|value| value.trim() == "1")
+}
+
+/// Whether a file of the unified hierarchy is the weight that an idle group cannot have.
+pub(super) fn is_weight(file: &str) -> bool {
+    matches!(file, "cpu.weight" | "cpu.weight.nice")
+}
+
+/// Whether `resources` ask for a weight of processor time.
+pub(super) fn has_weight(resources: &LinuxResources) -> bool {
+    resources.cpu().as_ref().and_then(LinuxCpu::shares).is_some_and(|shares| shares != 0)
+        || resources.unified().iter().flatten().any(|(file, _)| is_weight(file))
 }
 
 fn unified_entry(file: &str, value: &str) -> Result<Setting> {
@@ -109,12 +128,12 @@ pub(super) fn pids_max(limit: i64) -> String {
     }
 }
 
-fn cpu_files(cpu: &LinuxCpu, list: &mut Vec<Setting>) -> Result<()> {
-    // An idle group refuses a weight, so idle is decided first.
+fn cpu_files(cpu: &LinuxCpu, idle: bool, list: &mut Vec<Setting>) -> Result<()> {
+    // While a group is idle it refuses a weight, so that is decided first.
     if let Some(idle) = cpu.idle() {
         list.push(Setting::new("cpu", "cpu.idle", idle));
     }
-    if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
+    if let Some(shares) = cpu.shares().filter(|&shares| shares != 0 && !idle) {
         list.push(Setting::new("cpu", "cpu.weight", weight_of_shares(shares)));
     }
     if let Some(burst) = cpu.burst() {

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use oci_spec::runtime::LinuxResources;
+use rung_spec::config::fold_resource_keys;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -20,7 +21,8 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
     let mut document: Value = serde_json::from_str(container.record.config.spec.get())
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| "read the recorded configuration")?;
-    let current = document.pointer("/linux/resources").cloned().unwrap_or_else(|| json!({}));
+    let mut current = document.pointer("/linux/resources").cloned().unwrap_or_else(|| json!({}));
+    fold_resource_keys(&mut current);
     let mut wanted = match &args.resources {
         Some(file) => read(file)?,
         None => from_flags(args)?,
@@ -97,6 +99,7 @@ fn read(file: &Path) -> Result<Value> {
     let mut value: Value = serde_json::from_str(&text)
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| format!("read {}", file.display()))?;
+    fold_resource_keys(&mut value);
     if let Some(object) = value.as_object_mut() {
         object.remove("devices");
     }

@@ -90,7 +90,8 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?
-        .with_annotations(bundle.spec.annotations().as_ref());
+        .with_annotations(bundle.spec.annotations().as_ref())
+        .shown_writable(plan.shows_cgroups_writable());
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
     let resctrl = linux.and_then(|linux| linux.intel_rdt().as_ref()).map(|rdt| Resctrl::plan(rdt, id.as_str()));
     let mut resctrl = resctrl.transpose()?;
@@ -101,7 +102,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
     let made = entry.plan(&record).and_then(|()| {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
-        cgroup.create(resources, None).map_err(launch::cgroup_error)
+        cgroup.create(resources, None).map_err(launch::cgroup_not_made)
     });
     if let Err(error) = made {
         // What it had made is gone again; what was there before, perhaps another container's, is not ours to touch.
@@ -110,6 +111,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         }
         return Err(error);
     }
+    warn_of_escape(&plan, &cgroup);
     let attempt = || -> Result<(Started, Record, Option<Readiness>)> {
         let mut record = record;
         let readiness = prepare_readiness(&entry, &mut plan, options)?;
@@ -146,6 +148,16 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             }
             Err(error)
         }
+    }
+}
+
+/// Without a pid namespace and without a cgroup nothing holds the processes of a container together.
+fn warn_of_escape(plan: &InitPlan, cgroup: &Cgroup) {
+    if !plan.namespaces.makes(Namespace::Pid) && cgroup.paths().is_empty() {
+        log::warning(
+            "the container has neither a cgroup nor a pid namespace of its own. Such configuration is strongly discouraged: \
+             its processes cannot be told from others, and `delete` may leave some of them running",
+        );
     }
 }
 

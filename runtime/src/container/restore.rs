@@ -71,7 +71,8 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
     let cgroups_path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?
-        .with_annotations(bundle.spec.annotations().as_ref());
+        .with_annotations(bundle.spec.annotations().as_ref())
+        .shown_writable(plan.shows_cgroups_writable());
     let state = create::hook_state(id, &bundle);
     let record = create::first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;

@@ -259,6 +259,15 @@ pub fn set_oom_score(pid: Pid, process: &Process, rootless: bool) -> Result<()> 
     }
 }
 
+/// A cgroup that could not be made, in the words that callers look for.
+pub fn cgroup_not_made(error: crate::cgroups::Error) -> Error {
+    let error = cgroup_error(error);
+    match error.kind() {
+        Kind::Invalid => error,
+        _ => error.while_doing("unable to apply cgroup configuration"),
+    }
+}
+
 /// A failed cgroup operation as an error of the runtime.
 pub fn cgroup_error(error: crate::cgroups::Error) -> Error {
     let kind = match &error {

@@ -78,12 +78,8 @@ impl InitPlan {
     /// The user, as the host counts, who may make cgroups below the container's: that of the program, where it has a
     /// cgroup namespace of its own and can write to the file system that shows it.
     pub fn cgroup_owner(&self) -> Option<u32> {
-        let writable = |step: &MountPlan| {
-            step.kind == MountKind::Cgroup
-                && step.destination == Path::new("/sys/fs/cgroup")
-                && step.options.set & attribute::RDONLY == 0
-        };
-        if !self.namespaces.makes(Namespace::Cgroup) || !self.mounts.iter().any(writable) {
+        let usual = |step: &MountPlan| step.destination == Path::new("/sys/fs/cgroup") && shows_cgroups_writable(step);
+        if !self.namespaces.makes(Namespace::Cgroup) || !self.mounts.iter().any(usual) {
             return None;
         }
         let user = self.process.spec.user().uid();
@@ -93,6 +89,17 @@ impl InitPlan {
             None => Some(user),
         }
     }
+}
+
+impl InitPlan {
+    /// Whether the container can write where it sees its cgroups.
+    pub fn shows_cgroups_writable(&self) -> bool {
+        self.mounts.iter().any(shows_cgroups_writable)
+    }
+}
+
+fn shows_cgroups_writable(step: &MountPlan) -> bool {
+    step.kind == MountKind::Cgroup && (step.options.set | step.options.set_recursive) & attribute::RDONLY == 0
 }
 
 /// What the command line adds to the configuration.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Capability, LinuxResources, Process, Spec};
+use super::{Capability, LinuxResources, Process, Spec, keys};
 
 /// What was read, and what was set aside.
 #[derive(Debug)]
@@ -41,20 +41,24 @@ impl std::error::Error for ReadError {}
 /// # Errors
 /// When it is no JSON, or a value has a type or word that the specification does not allow.
 pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
-    read(text, lacks_pids_limit, |document, unknown| {
-        if let Some(process) = document.get_mut("process") {
-            repair_process(process, "process", unknown);
-        }
-        if let Some(resources) = document.pointer_mut("/linux/resources") {
-            repair_resources(resources);
-        }
-        // An empty profile means no filter.
-        if let Some(Value::Object(linux)) = document.get_mut("linux")
-            && linux.get("seccomp").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty)
-        {
-            linux.remove("seccomp");
-        }
-    })
+    read(
+        text,
+        |spec| lacks_pids_limit(spec) || keys::may_be_folded(text),
+        |document, unknown| {
+            if let Some(process) = document.get_mut("process") {
+                repair_process(process, "process", unknown);
+            }
+            if let Some(resources) = document.pointer_mut("/linux/resources") {
+                repair_resources(resources);
+            }
+            // An empty profile means no filter.
+            if let Some(Value::Object(linux)) = document.get_mut("linux")
+                && linux.get("seccomp").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty)
+            {
+                linux.remove("seccomp");
+            }
+        },
+    )
 }
 
 /// Reads a process document, as `exec --process` takes it.
@@ -65,7 +69,7 @@ pub fn parse_process(text: &[u8]) -> Result<Parsed<Process>, ReadError> {
     read(text, |_| false, |document, unknown| repair_process(document, "", unknown))
 }
 
-/// Reads resources, as `update --resources` takes them.
+/// Reads resources whose keys are in their usual form, as `update` has them by then.
 ///
 /// # Errors
 /// As [`parse`].
@@ -82,7 +86,11 @@ fn lacks_pids_limit(spec: &Spec) -> bool {
 
 type Repair = fn(&mut Value, &mut Vec<(String, String)>);
 
-fn read<T: DeserializeOwned>(text: &[u8], doubtful: fn(&T) -> bool, repair: Repair) -> Result<Parsed<T>, ReadError> {
+fn read<T: DeserializeOwned>(
+    text: &[u8],
+    doubtful: impl Fn(&T) -> bool,
+    repair: Repair,
+) -> Result<Parsed<T>, ReadError> {
     if let Ok(value) = serde_json::from_slice::<T>(text)
         && !doubtful(&value)
     {
@@ -135,6 +143,7 @@ fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, Stri
 
 /// A limit of processes that is absent or null is no limit, and must not become zero.
 fn repair_resources(resources: &mut Value) {
+    keys::fold_resource_keys(resources);
     let Value::Object(resources) = resources else { return };
     let given = |pids: &Value| pids.get("limit").is_some_and(|limit| !limit.is_null());
     if resources.get("pids").is_some_and(|pids| pids.is_object() && !given(pids)) {
@@ -175,6 +184,15 @@ mod tests {
         assert_eq!(pids(r#""resources":{"pids":{"limit":0}}"#), Some(0));
         assert_eq!(pids(r#""resources":{"pids":{"limit":9}}"#), Some(9));
         assert!(parse_resources(br#"{"pids":{}}"#).unwrap().pids().is_none());
+    }
+
+    #[test]
+    fn limits_are_read_in_any_case() {
+        let text = config("", r#""resources":{"CPU":{"Cpus":"0-1"},"hugepageLimits":[{"pagesize":"2MB","limit":1}]}"#);
+        let parsed = parse(text.as_bytes()).unwrap().value;
+        let resources = parsed.linux().as_ref().unwrap().resources().clone().unwrap();
+        assert_eq!(resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("0-1"));
+        assert_eq!(resources.hugepage_limits().as_ref().unwrap()[0].page_size(), "2MB");
     }
 
     #[test]
