@@ -6,7 +6,7 @@ set -euo pipefail
 
 cargo build --release --locked --quiet --bins -p containerd-shim-rung-v2 -p gantryd -p gantry
 musl=${TRIPLE%-gnu}-musl
-if { [[ -d $(rustc --print target-libdir --target "$musl") ]] || rustup --quiet target add "$musl"; } &&
+if has_target "$musl" &&
     cargo build --profile rung --locked --quiet -p rung --target "$musl"; then
     install -m 0755 "$(built rung "$musl")/rung" "$(built release)/rung"
 else

@@ -9,5 +9,7 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/packages.sh gcc libc6-dev
 TRIPLE=$(rustc -vV | sed -n 's/^host: //p')
+# Whether the standard library for a target is there, or rustup can get it.
+has_target() { [[ -d $(rustc --print target-libdir --target "$1") ]] || rustup --quiet target add "$1" 2>/dev/null; }
 # Where cargo puts what it builds for PROFILE (debug or release) and, if not this machine's own, for a target.
 built() { echo "${CARGO_TARGET_DIR:-$PWD/target}/${2:-$TRIPLE}/$1"; }

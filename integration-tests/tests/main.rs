@@ -34,6 +34,7 @@ mod rung_killed;
 mod rung_lifecycle;
 mod rung_mounts;
 mod rung_network;
+mod rung_options;
 mod rung_races;
 mod rung_readiness;
 mod rung_refusals;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         rung_lifecycle::TESTS,
         rung_mounts::TESTS,
         rung_network::TESTS,
+        rung_options::TESTS,
         rung_races::TESTS,
         rung_readiness::TESTS,
         rung_refusals::TESTS,

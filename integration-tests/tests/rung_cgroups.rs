@@ -14,6 +14,11 @@ pub(crate) const TESTS: &[Test] = tests![
     pids_limit_holds [Root],
     cpuset_is_kept [Root],
     devices_are_denied [Root],
+    a_device_that_no_rule_allows_is_denied [Root],
+    keys_are_read_in_any_case [Root],
+    a_writable_view_shows_nothing_of_the_runtimes [Root, CgroupV1],
+    an_idle_container_has_no_weight [Root, CgroupV2],
+    systemd_is_not_told_what_it_cannot_change [Root, CgroupV2, Systemd],
     occupied_cgroup_is_refused [Root],
     refused_limit_leaves_nothing [Root],
     cgroups_below_are_removed_too [Root],
@@ -161,6 +166,82 @@ fn devices_are_denied(env: &Env) -> Result<()> {
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("devices")])?.ok()?;
     assert!(ran.text().contains("Operation not permitted"), "{} {}", ran.stdout, ran.stderr);
     assert!(ran.text().ends_with('2'), "{}", ran.stdout);
+    Ok(())
+}
+
+/// A list that only allows is one of exceptions, and not a list of all that is allowed beside everything.
+fn a_device_that_no_rule_allows_is_denied(env: &Env) -> Result<()> {
+    let script = "mknod /dev/kmsg2 c 1 11 && head -c 1 /dev/kmsg2 2>&1; head -c 2 /dev/zero | wc -c";
+    let mut bundle = Bundle::new(env, "exceptions", &["sh", "-c", script])?;
+    bundle.set("/root/readonly", false);
+    let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"});
+    bundle.set("/linux/resources", json!({"devices": [rule]}));
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.push(&format!("/process/capabilities/{set}"), "CAP_MKNOD");
+    }
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("exceptions")])?.ok()?;
+    assert!(
+        ran.text().contains("Operation not permitted") && ran.text().ends_with('2'),
+        "{} {}",
+        ran.stdout,
+        ran.stderr
+    );
+    Ok(())
+}
+
+/// As readers written in Go take them.
+fn keys_are_read_in_any_case(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "case", json!({"CPU": {"Cpus": "0"}, "Pids": {"limit": 33}}))?;
+    assert_eq!(value(env, "case", "cpuset", "cpuset.cpus", "cpuset.cpus")?, "0");
+    assert_eq!(value(env, "case", "pids", "pids.max", "pids.max")?, "33");
+    let file = env.path("case.json");
+    fs::write(&file, r#"{"PIDS":{"Limit":44}}"#)?;
+    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.ok()?;
+    assert_eq!(value(env, "case", "pids", "pids.max", "pids.max")?, "44");
+    // An empty value changes nothing.
+    env.run_rung(&["update", "--pids-limit=", "--cpu-quota=", "--memory", "64m", &sleeper.id])?.ok()?;
+    assert_eq!(value(env, "case", "pids", "pids.max", "pids.max")?, "44");
+    Ok(())
+}
+
+/// In a hierarchy in which the container has no cgroup it would see, and could write to, the runtime's.
+fn a_writable_view_shows_nothing_of_the_runtimes(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "writable", &["sh", "-c", "cut -d: -f3 /proc/self/cgroup | sort -u"])?;
+    let mounts = bundle.config["mounts"].as_array_mut().into_iter().flatten();
+    for mount in mounts.filter(|mount| mount["type"] == "cgroup") {
+        mount["options"] = json!(["nosuid", "noexec", "nodev", "relatime"]);
+    }
+    let mut namespaces = bundle.config["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    bundle.set("/linux/namespaces", namespaces);
+    if !bundle.config["mounts"].as_array().into_iter().flatten().any(|mount| mount["type"] == "cgroup") {
+        bundle.push("/mounts", json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}));
+    }
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("writable")])?.ok()?;
+    assert_eq!(ran.text(), format!("/{}", env.id("writable")));
+    Ok(())
+}
+
+fn an_idle_container_has_no_weight(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "idle", json!({"cpu": {"shares": 100}}))?;
+    let ran = env.run_rung(&["update", "--cpu-share", "200", "--cpu-idle", "1", &sleeper.id])?.ok()?;
+    assert!(ran.stderr.contains("unable to apply both"), "{}", ran.stderr);
+    assert_eq!(value(env, "idle", "", "", "cpu.idle")?, "1");
+    Ok(())
+}
+
+fn systemd_is_not_told_what_it_cannot_change(env: &Env) -> Result<()> {
+    let id = env.id("policy");
+    let mut bundle = Bundle::new(env, "policy", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
+    env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let file = env.path("policy.json");
+    fs::write(&file, r#"{"unified":{"memory.oom.group":"1"},"pids":{"limit":44}}"#)?;
+    let updated = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &id]);
+    let written = fs::read_to_string(format!("/sys/fs/cgroup/system.slice/rung-{id}.scope/memory.oom.group"));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    updated?.ok()?;
+    assert_eq!(written?.trim(), "1");
     Ok(())
 }
 

@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     exec_works_in_a_user_namespace_that_the_container_shares[Root],
     hooks_see_the_states_of_the_specification[Root],
     a_killed_runtime_leaves_what_delete_removes[Root],
+    a_lost_record_does_not_hide_what_runs[Root],
     a_failed_start_spares_the_cgroup_of_another[Root],
     the_log_tells_the_kind[Root],
     debug_messages_tell_the_phases[Root],
@@ -85,6 +86,26 @@ fn a_name_is_taken_once(env: &Env) -> Result<()> {
     ensure!(told.contains("container with given ID already exists"), "{told}");
     ensure!(status(env, &id)? == "created", "the first one is untouched");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// Whatever a full disk or a careless hand has made of the record, `delete --force` ends what it was about.
+fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
+    for (name, damage) in [("lost", None), ("emptied", Some("")), ("halved", Some("{\"id\":"))] {
+        let id = env.id(name);
+        let bundle = Bundle::new(env, name, &["sleep", "100"])?;
+        env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+        let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+        let record = env.path("rung").join(&id).join("state.json");
+        match damage {
+            None => fs::remove_file(&record)?,
+            Some(text) => fs::write(&record, text)?,
+        }
+        env.run_rung(&["delete", "--force", &id])?.ok()?;
+        let process = std::path::PathBuf::from(format!("/proc/{}", state["pid"]));
+        integration_tests::wait::until("the program to end", || (!process.exists()).then_some(()))?;
+        ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand};
 mod flags;
 mod images;
 
+pub use flags::{Given, boolean};
 pub use images::{CheckpointArgs, ImageArgs, RestoreArgs};
 
 /// Open Container Initiative runtime: runs containers from bundles
@@ -40,6 +41,12 @@ pub struct Global {
     /// Let systemd make the cgroups; cgroupsPath is then slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
+    /// Who makes the cgroups: cgroupfs or systemd; crun's way to say --systemd-cgroup
+    #[arg(long, value_name = "MANAGER")]
+    pub cgroup_manager: Option<String>,
+    /// What is logged: debug, warning or error; warning unless --debug says more
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
     /// Ignore permission errors of cgroups: true, false or auto
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub rootless: String,
@@ -101,8 +108,8 @@ impl Cli {
     /// container's life are first read with a description of that command alone; whatever that does not understand,
     /// help and mistakes included, is read again with the whole description.
     pub fn read(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let ended = flags::end_after_id(arguments);
-        let arguments = ended.as_deref().unwrap_or(arguments);
+        let settled = flags::settle(arguments);
+        let arguments = settled.as_deref().unwrap_or(arguments);
         let known = arguments.iter().skip(1).find_map(|argument| match argument.to_str()? {
             "create" => Some(one::<CreateArgs>("create", arguments, Command::Create)),
             "delete" => Some(one::<DeleteArgs>("delete", arguments, Command::Delete)),
@@ -386,26 +393,26 @@ pub struct UpdateArgs {
     #[arg(short, long, value_name = "FILE")]
     pub resources: Option<PathBuf>,
     /// Weight of block device access, 10 to 1000
-    #[arg(long, allow_hyphen_values = true)]
-    pub blkio_weight: Option<u16>,
+    #[arg(long, allow_hyphen_values = true, value_parser = flags::given::<u16>)]
+    pub blkio_weight: Option<Given<u16>>,
     /// Period of the processor quota in microseconds
-    #[arg(long)]
-    pub cpu_period: Option<u64>,
+    #[arg(long, value_parser = flags::given::<u64>)]
+    pub cpu_period: Option<Given<u64>>,
     /// Processor time a period in microseconds
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_quota: Option<i64>,
+    #[arg(long, allow_hyphen_values = true, value_parser = flags::given::<i64>)]
+    pub cpu_quota: Option<Given<i64>>,
     /// Processor time that may be saved up, in microseconds
-    #[arg(long)]
-    pub cpu_burst: Option<u64>,
+    #[arg(long, value_parser = flags::given::<u64>)]
+    pub cpu_burst: Option<Given<u64>>,
     /// Weight of processor time
-    #[arg(long)]
-    pub cpu_share: Option<u64>,
+    #[arg(long, value_parser = flags::given::<u64>)]
+    pub cpu_share: Option<Given<u64>>,
     /// Period of realtime scheduling in microseconds
-    #[arg(long)]
-    pub cpu_rt_period: Option<u64>,
+    #[arg(long, value_parser = flags::given::<u64>)]
+    pub cpu_rt_period: Option<Given<u64>>,
     /// Realtime processor time a period in microseconds
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_rt_runtime: Option<i64>,
+    #[arg(long, allow_hyphen_values = true, value_parser = flags::given::<i64>)]
+    pub cpu_rt_runtime: Option<Given<i64>>,
     /// Processors to use, as 0-3,7
     #[arg(long)]
     pub cpuset_cpus: Option<String>,
@@ -413,8 +420,8 @@ pub struct UpdateArgs {
     #[arg(long)]
     pub cpuset_mems: Option<String>,
     /// 1 runs the container only when nothing else wants the processor
-    #[arg(long, allow_hyphen_values = true)]
-    pub cpu_idle: Option<i64>,
+    #[arg(long, allow_hyphen_values = true, value_parser = flags::given::<i64>)]
+    pub cpu_idle: Option<Given<i64>>,
     /// Obsolete, ignored by kernels
     #[arg(long, hide = true)]
     pub kernel_memory: Option<String>,
@@ -431,8 +438,8 @@ pub struct UpdateArgs {
     #[arg(long, allow_hyphen_values = true)]
     pub memory_swap: Option<String>,
     /// Number of processes; -1 for no limit
-    #[arg(long, allow_hyphen_values = true)]
-    pub pids_limit: Option<i64>,
+    #[arg(long, allow_hyphen_values = true, value_parser = flags::given::<i64>)]
+    pub pids_limit: Option<Given<i64>>,
     /// Level 3 cache schema of Intel RDT
     #[arg(long)]
     pub l3_cache_schema: Option<String>,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Hook;
@@ -27,6 +28,8 @@ pub struct HookState {
     pub bundle: PathBuf,
     /// Annotations of the configuration.
     pub annotations: BTreeMap<String, String>,
+    /// Files that get what hooks print instead of the runtime: stdout, stderr.
+    pub output: [Option<Arc<OwnedFd>>; 2],
 }
 
 #[derive(Serialize)]
@@ -42,7 +45,22 @@ struct Message<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
+/// Opens the files that annotations name for the output of hooks. Now, since some hooks run where they have no path.
+pub fn open_output(paths: &[Option<PathBuf>; 2]) -> Result<[Option<Arc<OwnedFd>>; 2]> {
+    let open = |path: &PathBuf| {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        file.map(|file| Arc::new(file.into())).doing(|| format!("open {} for the output of hooks", path.display()))
+    };
+    let [out, err] = paths;
+    Ok([out.as_ref().map(open).transpose()?, err.as_ref().map(open).transpose()?])
+}
+
 impl HookState {
+    /// The descriptors of [`Self::output`].
+    pub fn outputs(&self) -> Vec<BorrowedFd<'_>> {
+        self.output.iter().flatten().map(|file| file.as_fd()).collect()
+    }
+
     /// The state document, as hooks and seccomp agents read it.
     pub fn to_json(&self, status: &str, pid: Option<i32>) -> Result<Vec<u8>> {
         let message = Message {
@@ -87,12 +105,12 @@ fn run_list(
     }
     let message = state.to_json(status, pid)?;
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, &message, env).doing(|| format!("error running {name} hook #{index}"))?;
+        run_one(hook, &message, env, &state.output).doing(|| format!("error running {name} hook #{index}"))?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
+fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>, files: &[Option<Arc<OwnedFd>>; 2]) -> Result<()> {
     if !hook.path().is_absolute() {
         return Err(Error::invalid(format!("hook path {} is not absolute", hook.path().display())));
     }
@@ -114,7 +132,14 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>) -> Result<()> {
     command.envs(own.iter().filter_map(|entry| entry.split_once('=')));
     let (reader, writer) = std::io::pipe().doing(|| "make a pipe")?;
     let errors = writer.try_clone().doing(|| "make a pipe")?;
-    command.stdin(in_memory(message)?).stdout(writer).stderr(errors);
+    let [out, err] = files;
+    let to = |file: &Option<Arc<OwnedFd>>, pipe: std::io::PipeWriter| -> Result<Stdio> {
+        Ok(match file {
+            Some(file) => file.try_clone().doing(|| "copy a descriptor")?.into(),
+            None => pipe.into(),
+        })
+    };
+    command.stdin(in_memory(message)?).stdout(to(out, writer)?).stderr(to(err, errors)?);
     let child = command.spawn().doing(|| format!("start {}", hook.path().display()))?;
     // The command holds copies of the pipe's writing end, which would keep it open.
     drop(command);
@@ -206,7 +231,7 @@ mod tests {
     #[test]
     fn output_and_status_are_told() {
         let failing = hook(r#"{"path":"/bin/sh","args":["sh","-c","cat; echo oops >&2; exit 3"]}"#);
-        let error = run_one(&failing, b"{state}", None).expect_err("fails").to_string();
+        let error = run_one(&failing, b"{state}", None, &[None, None]).expect_err("fails").to_string();
         assert!(error.contains("exit status 3") && error.contains("oops") && error.contains("{state}"), "{error}");
     }
 
@@ -214,13 +239,13 @@ mod tests {
     fn a_hook_that_takes_too_long_is_killed() {
         let slow = hook(r#"{"path":"/bin/sleep","args":["sleep","100"],"timeout":1}"#);
         // More than a pipe holds, and nobody reads it.
-        let error = run_one(&slow, &[b' '; 1 << 20], None).expect_err("killed");
+        let error = run_one(&slow, &[b' '; 1 << 20], None, &[None, None]).expect_err("killed");
         assert_eq!(error.kind(), Kind::Timeout);
     }
 
     #[test]
     fn an_empty_environment_stays_empty() {
         let check = hook(r#"{"path":"/bin/sh","args":["sh","-c","test -z \"$HOME\""]}"#);
-        run_one(&check, b"", None).expect("no HOME");
+        run_one(&check, b"", None, &[None, None]).expect("no HOME");
     }
 }

@@ -33,18 +33,42 @@ impl Format {
     }
 }
 
+/// What is logged: this and all that is worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The phases of a start too.
+    Debug,
+    /// What was ignored and perhaps should not have been.
+    Warning,
+    /// Why the run failed.
+    Error,
+}
+
+impl Level {
+    /// `debug`, `warning` or `error`.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "debug" => Ok(Self::Debug),
+            "warning" => Ok(Self::Warning),
+            "error" => Ok(Self::Error),
+            other => Err(Error::invalid(format!("invalid log-level: {other} (use debug, warning or error)"))),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Log {
     file: Option<std::fs::File>,
     format: Format,
-    debug: bool,
+    level: Level,
     hints: bool,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Opens the log; without a path it is stderr.
-pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<()> {
+pub fn open(path: Option<&Path>, format: Format, level: Level) -> Result<()> {
+    let path = path.map(backend).transpose()?;
     let file = match path {
         None => None,
         Some(path) if path.as_os_str().is_empty() => None,
@@ -61,8 +85,19 @@ pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<()> {
     // Asked here: what is stderr to the process of a container may be a terminal of its own.
     let hints = file.is_some() || std::io::stderr().is_terminal();
     // A second call keeps the first log: there is one log a run.
-    let _ = LOG.set(Log { file, format, debug, hints });
+    let _ = LOG.set(Log { file, format, level, hints });
     Ok(())
+}
+
+/// The file of crun's `file:PATH`. Its other backends have daemons behind them that a runtime should not wait for.
+fn backend(path: &Path) -> Result<&Path> {
+    match path.to_str().and_then(|text| text.split_once(':')) {
+        Some(("file", file)) => Ok(Path::new(file)),
+        Some(("journald" | "syslog", _)) => {
+            Err(Error::unsupported(format!("--log {}: not supported (use a file)", path.display())))
+        }
+        _ => Ok(path),
+    }
 }
 
 /// Reports the error that ends the run. It goes to the log, and to stderr too when the log is a file.
@@ -86,19 +121,21 @@ pub fn takes_hints() -> bool {
 
 /// Something that was ignored and perhaps should not have been.
 pub fn warning(message: &str) {
-    write("warning", message, None);
+    if LOG.get().is_none_or(|log| log.level <= Level::Warning) {
+        write("warning", message, None);
+    }
 }
 
 /// Only with `--debug`; the text is not made otherwise.
 pub fn debug(message: impl FnOnce() -> String) {
-    if LOG.get().is_some_and(|log| log.debug) {
+    if is_debug() {
         write("debug", &message(), None);
     }
 }
 
 /// Whether `--debug` was given.
 pub fn is_debug() -> bool {
-    LOG.get().is_some_and(|log| log.debug)
+    LOG.get().is_some_and(|log| log.level == Level::Debug)
 }
 
 fn write(level: &str, message: &str, kind: Option<&str>) {

@@ -23,6 +23,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8> {
     exe::refuse_inside_containers()?;
     let format = log::Format::parse(&cli.global.log_format)?;
-    log::open(cli.global.log.as_deref(), format, cli.global.debug)?;
+    let level = match &cli.global.log_level {
+        _ if cli.global.debug => log::Level::Debug,
+        Some(word) => log::Level::parse(word)?,
+        None => log::Level::Warning,
+    };
+    log::open(cli.global.log.as_deref(), format, level)?;
     commands::dispatch(&cli.global, cli.command)
 }

@@ -5,7 +5,10 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rung_sys::fd_pass;
 
 use super::error::{Error, Result};
 
@@ -228,16 +231,9 @@ impl Connection {
     /// (not at systemd's own socket) the connection introduces itself.
     pub(super) fn open(address: &str, uid: u32, is_bus: bool, limit: Duration) -> Result<Self> {
         let failed = |e: std::io::Error| Error::Systemd(format!("connect to {address}: {e}"));
-        let stream = match address.strip_prefix('@') {
-            Some(name) => {
-                use std::os::linux::net::SocketAddrExt;
-                let name = std::os::unix::net::SocketAddr::from_abstract_name(name).map_err(failed)?;
-                UnixStream::connect_addr(&name)
-            }
-            None => UnixStream::connect(address),
-        };
-        let mut connection =
-            Self { stream: stream.map_err(failed)?, serial: 0, deadline: Instant::now() + limit, is_bus };
+        let deadline = Instant::now() + limit;
+        let stream = fd_pass::connect(Path::new(address), limit).map_err(failed)?;
+        let mut connection = Self { stream, serial: 0, deadline, is_bus };
         connection.authenticate(uid)?;
         if is_bus {
             connection.call(BUS, "Hello", Body::default())?;

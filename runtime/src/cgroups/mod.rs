@@ -45,7 +45,7 @@ pub use error::{Error, Result};
 pub use locate::is_unified;
 pub use oom::OomWatch;
 pub use processes::Frozen;
-pub use systemd::Unit;
+pub use systemd::{Unit, session_of_ordinary_user};
 pub use view::View;
 
 use locate::Hierarchy;

@@ -96,6 +96,30 @@ fn expand_slice(slice: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Whether there is a session bus, and one that knows this process as another than root.
+#[must_use]
+pub fn session_of_ordinary_user() -> bool {
+    let Ok((bus, uid)) = session_bus() else { return false };
+    uid != 0 && Connection::open(&bus, uid, true, LIMIT).is_ok()
+}
+
+/// The address of the session bus and the user's id there. In a user namespace the user is root, and the bus knows him
+/// under his own id: whose socket it is. A bus in the same user namespace knows him as root all the same.
+fn session_bus() -> Result<(String, u32)> {
+    let listed = std::env::var("DBUS_SESSION_BUS_ADDRESS").ok().and_then(|list| address(&list));
+    let runtime = std::env::var("XDG_RUNTIME_DIR").ok().filter(|dir| !dir.is_empty());
+    let bus = listed.or_else(|| runtime.map(|dir| format!("{dir}/bus"))).ok_or_else(|| {
+        Error::Systemd("neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set; log in as a session user".into())
+    })?;
+    let uid = if bus.starts_with('@') {
+        nix::unistd::geteuid().as_raw()
+    } else {
+        let found = std::fs::metadata(&bus).map_err(|e| Error::Systemd(format!("stat {bus}: {e}")))?;
+        outside(found.uid())
+    };
+    Ok((bus, uid))
+}
+
 const MANAGER: Target<'static> = Target {
     destination: "org.freedesktop.systemd1",
     path: "/org/freedesktop/systemd1",
@@ -113,7 +137,8 @@ impl Systemd {
     pub(super) fn connect(user: bool) -> Result<Self> {
         let uid = nix::unistd::geteuid().as_raw();
         if user {
-            return Self::connect_user(uid);
+            let (bus, uid) = session_bus()?;
+            return Ok(Self { bus: Connection::open(&bus, uid, true, LIMIT)? });
         }
         let bus = std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok().and_then(|list| address(&list));
         let bus = bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".to_owned());
@@ -125,21 +150,6 @@ impl Systemd {
                 Err(_) => Err(e),
             },
         }
-    }
-
-    /// In a user namespace the user is root, and the bus knows him under his own id: whose directory it is.
-    fn connect_user(uid: u32) -> Result<Self> {
-        let listed = std::env::var("DBUS_SESSION_BUS_ADDRESS").ok().and_then(|list| address(&list));
-        let runtime = std::env::var("XDG_RUNTIME_DIR").ok().filter(|dir| !dir.is_empty());
-        let bus = listed.or_else(|| runtime.as_ref().map(|dir| format!("{dir}/bus"))).ok_or_else(|| {
-            Error::Systemd(
-                "neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR is set; log in as a session user".into(),
-            )
-        })?;
-        let owner = |e| Error::Systemd(format!("stat {bus}: {e}"));
-        let _ = uid;
-        let uid = if bus.starts_with('@') { uid } else { outside(std::fs::metadata(&bus).map_err(owner)?.uid()) };
-        Ok(Self { bus: Connection::open(&bus, uid, true, LIMIT)? })
     }
 
     /// The cgroup under which the service manager makes its own: `/` for the one of the system.
@@ -157,13 +167,16 @@ impl Systemd {
         let mut all = base_properties(unit, id, pid);
         all.extend(list.iter().cloned());
         self.subscribe()?;
-        match self.start_once(unit, &all) {
-            Err(Error::Systemd(text)) if text.contains("UnitExists") => {
-                // A scope of that name that failed before stays until it is reset.
-                self.reset_failed(unit);
-                self.start_once(unit, &all)
+        loop {
+            match self.start_once(unit, &all) {
+                Err(Error::Systemd(text)) if text.contains("UnitExists") => {
+                    // A scope of that name that failed before stays until it is reset.
+                    self.reset_failed(unit);
+                    return self.start_once(unit, &all);
+                }
+                Err(Error::Systemd(text)) if drop_unknown(&mut all, &text) => {}
+                other => return other,
             }
-            other => other,
         }
     }
 
@@ -216,8 +229,14 @@ impl Systemd {
         if list.is_empty() {
             return Ok(());
         }
-        let body = Body::default().with(&Value::text(&unit.name)).with(&Value::Bool(true)).with_properties(list);
-        self.bus.call(MANAGER, "SetUnitProperties", body).map(drop)
+        let mut list = list.to_vec();
+        loop {
+            let body = Body::default().with(&Value::text(&unit.name)).with(&Value::Bool(true)).with_properties(&list);
+            match self.bus.call(MANAGER, "SetUnitProperties", body).map(drop) {
+                Err(Error::Systemd(text)) if drop_unknown(&mut list, &text) => {}
+                other => return other,
+            }
+        }
     }
 
     /// Stops the unit; one that is gone already is fine.
@@ -241,6 +260,22 @@ impl Systemd {
         // Fails for a unit that did not fail.
         let _ = self.bus.call(MANAGER, "ResetFailedUnit", Body::default().with(&Value::text(&unit.name)));
     }
+}
+
+/// Properties that came with systemd 242 to 253. What they say is written into the cgroup's files too.
+const RECENT: [&str; 4] = ["AllowedCPUs", "AllowedMemoryNodes", "CPUQuotaPeriodUSec", "OOMPolicy"];
+
+/// Takes out the property that an older systemd says it does not know. Whether there was one to take out.
+fn drop_unknown(list: &mut Vec<(String, Value)>, refusal: &str) -> bool {
+    if !refusal.contains("Cannot set property") {
+        return false;
+    }
+    let named = |name: &str| refusal.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name);
+    let Some(at) = list.iter().position(|(name, _)| RECENT.contains(&name.as_str()) && named(name)) else {
+        return false;
+    };
+    list.remove(at);
+    true
 }
 
 /// The first address of a list that is a socket of this machine.
@@ -302,4 +337,18 @@ pub(super) fn wanted(
         list.push(properties::annotated(name, text)?);
     }
     Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_systemd_does_not_know_is_left_out() {
+        let mut list: Vec<_> = ["CPUWeight", "AllowedCPUs"].map(|name| (name.to_owned(), Value::U64(1))).into();
+        assert!(!drop_unknown(&mut list, "Cannot set property CPUWeight, or unknown property."));
+        assert!(!drop_unknown(&mut list, "Access denied: AllowedCPUs"));
+        assert!(drop_unknown(&mut list, "Cannot set property AllowedCPUs, or unknown property."));
+        assert_eq!(list, [("CPUWeight".to_owned(), Value::U64(1))]);
+    }
 }

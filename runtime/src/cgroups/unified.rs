@@ -8,6 +8,7 @@ use rung_sys::cgroupfs::{CgroupDir, is_denied};
 use super::error::{Error, Result};
 use super::locate::Hierarchy;
 use super::settings::Setting;
+use super::view::THREADED;
 
 impl Hierarchy {
     /// Whether this is the v2 hierarchy and `setting` is in the form for it.
@@ -28,6 +29,7 @@ pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, setting
     if missing.is_empty() {
         return Ok(());
     }
+    require_domain(dir, &needed)?;
     let inner = dir.path().strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
     let mut current = root;
     for name in inner.parent().into_iter().flat_map(Path::components) {
@@ -35,6 +37,22 @@ pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, setting
         current = current.child(name.as_os_str())?;
     }
     enable(&current, &missing, &needed)
+}
+
+/// Below a threaded cgroup a new one is of no use as it is: the kernel lets no process in.
+fn require_domain(dir: &CgroupDir, needed: &[&str]) -> Result<()> {
+    let kind = dir.read_optional("cgroup.type")?.unwrap_or_default();
+    if kind.trim() != "domain invalid" {
+        return Ok(());
+    }
+    let path = dir.path().display();
+    let limited = needed.iter().find(|name| !THREADED.contains(name));
+    Err(Error::Occupied(match limited {
+        Some(name) => format!(
+            "{path} is below a threaded cgroup, where there are no limits of {name}: choose another cgroupsPath"
+        ),
+        None => format!("{path} is below a threaded cgroup, where no container can be: choose another cgroupsPath"),
+    }))
 }
 
 fn enable(dir: &CgroupDir, missing: &[&str], needed: &[&str]) -> Result<()> {

@@ -18,6 +18,18 @@ pub struct View {
     pub mount: PathBuf,
 }
 
+/// Controllers that can distribute to threads, and so to processes beside cgroups.
+pub(super) const THREADED: [&str; 4] = ["cpu", "cpuset", "perf_event", "pids"];
+
+fn has_populated_child(path: &Path) -> bool {
+    let children = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let populated = |child: std::fs::DirEntry| {
+        let read = |file: &str| std::fs::read_to_string(child.path().join(file)).unwrap_or_default();
+        read("cgroup.events").contains("populated 1") && read("cgroup.type").starts_with("domain")
+    };
+    children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())).any(populated)
+}
+
 impl Cgroup {
     /// Where the cgroups will be, by controller, whether they are made yet or not: for a record that is written first.
     #[must_use]
@@ -80,15 +92,20 @@ impl Cgroup {
         self.entry(false)
     }
 
-    /// Whether this v2 cgroup has handed its controllers down: then it can have no processes of its own.
+    /// Whether this v2 cgroup has handed its controllers down so that it can have no processes of its own. Those that
+    /// count threads may be handed down beside processes, as long as no cgroup below has processes.
     #[must_use]
     pub fn is_divided(&self) -> bool {
-        let handed_down = |place: &super::Place| {
+        let divided = |place: &super::Place| -> Option<bool> {
             let dir = place.open().ok().flatten()?;
-            dir.read_optional("cgroup.subtree_control").ok().flatten()
+            let list = dir.read_optional("cgroup.subtree_control").ok().flatten()?;
+            let mut names = list.split_ascii_whitespace().peekable();
+            if names.peek().is_none() {
+                return Some(false);
+            }
+            Some(names.any(|name| !THREADED.contains(&name)) || has_populated_child(&place.path))
         };
-        self.is_unified()
-            && self.places.iter().any(|place| handed_down(place).is_some_and(|list| !list.trim().is_empty()))
+        self.is_unified() && self.places.iter().any(|place| divided(place) == Some(true))
     }
 
     /// The way into cgroups below this one: one path for all, or paths for controllers, `controller,…:path`.

@@ -1,4 +1,4 @@
-//! Where the flags of a command line end.
+//! What runc's command line allows and the argument parser does not: values of switches, `help`, and where flags end.
 //!
 //! The arguments of `exec`, `kill` and `ps` after the container's id are the program's, the signal, or for ps(1), whatever
 //! they look like. To the argument parser a word with a hyphen that it knows is a flag wherever it stands, so it is told.
@@ -11,6 +11,7 @@ const WITH_VALUE: &[&str] = &[
     "--apparmor",
     "--cap",
     "--cgroup",
+    "--cgroup-manager",
     "--console-socket",
     "--criu",
     "--cwd",
@@ -18,6 +19,7 @@ const WITH_VALUE: &[&str] = &[
     "--format",
     "--log",
     "--log-format",
+    "--log-level",
     "--pid-file",
     "--pidfd-socket",
     "--preserve-fds",
@@ -31,36 +33,102 @@ const WITH_VALUE: &[&str] = &[
 /// Their short forms.
 const WITH_VALUE_SHORT: &str = "cefgpu";
 
-/// The line with `--` after the id of a container, when its command is one of the three.
-pub(super) fn end_after_id(arguments: &[OsString]) -> Option<Vec<OsString>> {
-    let mut rest = arguments.iter().enumerate().skip(1);
-    let mut command_seen = false;
-    while let Some((at, argument)) = rest.next() {
-        let argument = argument.to_str()?;
-        if argument == "--" {
-            return None;
+/// Flags that are there or not. To runc they are also `--flag=true` and `--flag=false`.
+const SWITCHES: &[&str] = &[
+    "--all",
+    "--auto-dedup",
+    "--debug",
+    "--detach",
+    "--ext-unix-sk",
+    "--file-locks",
+    "--force",
+    "--ignore-paused",
+    "--keep",
+    "--lazy-pages",
+    "--leave-running",
+    "--link-remap",
+    "--no-new-keyring",
+    "--no-pivot",
+    "--no-subreaper",
+    "--pre-dump",
+    "--quiet",
+    "--rootless",
+    "--shell-job",
+    "--stats",
+    "--systemd-cgroup",
+    "--tcp-established",
+    "--tcp-skip-in-flight",
+    "--tty",
+    "--version",
+];
+
+/// A number, or nothing: callers pass a variable that may be empty, and mean that nothing changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given<T>(pub Option<T>);
+
+pub(super) fn given<T: std::str::FromStr>(text: &str) -> Result<Given<T>, T::Err> {
+    if text.is_empty() { Ok(Given(None)) } else { text.parse().map(|number| Given(Some(number))) }
+}
+
+/// A truth value as Go's flags take it.
+#[must_use]
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// The line as the parser takes it, where that is another one: without values of switches, with `help COMMAND` as
+/// `COMMAND --help`, and with `--` after the id of a container when the command is one of the three.
+pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
+    let mut line: Vec<OsString> = Vec::with_capacity(arguments.len() + 1);
+    let mut rest = arguments.iter();
+    line.extend(rest.next().cloned());
+    let mut command = None;
+    while let Some(argument) = rest.next() {
+        let text = argument.to_str()?;
+        if text == "--" {
+            line.push(argument.clone());
+            break;
         }
-        if takes_next(argument) {
-            rest.next();
-        } else if argument.starts_with('-') && argument.len() > 1 {
-            // A flag that has its value with it, or none.
-        } else if !command_seen {
-            if !matches!(argument, "exec" | "kill" | "ps") {
-                return None;
+        match switch(text, command) {
+            Some((name, true)) => {
+                line.push(name.into());
+                continue;
             }
-            command_seen = true;
-        } else {
-            let after = at + 1;
-            let ended = arguments.get(after).is_none_or(|next| next == "--");
-            return (!ended).then(|| {
-                let mut line = arguments[..after].to_vec();
+            Some((_, false)) => continue,
+            None => {}
+        }
+        if command.is_none() && matches!(text, "help" | "h") {
+            line.extend(rest.next().cloned());
+            line.push("--help".into());
+            return Some(line);
+        }
+        line.push(argument.clone());
+        if takes_next(text) {
+            line.extend(rest.next().cloned());
+        } else if text.starts_with('-') && text.len() > 1 {
+            // A flag that has its value with it, or none.
+        } else if command.is_none() {
+            command = Some(text);
+        } else if command.is_some_and(|name| matches!(name, "exec" | "kill" | "ps")) {
+            if rest.as_slice().first().is_some_and(|next| next != "--") {
                 line.push("--".into());
-                line.extend_from_slice(&arguments[after..]);
-                line
-            });
+            }
+            break;
         }
     }
-    None
+    line.extend(rest.cloned());
+    (line != arguments).then_some(line)
+}
+
+/// The name and value of a switch that is given one. Before the command `--rootless` takes three, and is none.
+fn switch<'a>(text: &'a str, command: Option<&str>) -> Option<(&'a str, bool)> {
+    let (name, value) = text.split_once('=')?;
+    let known = SWITCHES.contains(&name) && (name != "--rootless" || command.is_some());
+    known.then(|| boolean(value).map(|value| (name, value)))?
 }
 
 /// Whether the next argument belongs to this one.
@@ -91,16 +159,25 @@ mod tests {
         let mut long: Vec<_> = arguments().filter(takes).filter_map(|a| Some(format!("--{}", a.get_long()?))).collect();
         long.sort();
         assert_eq!(long, WITH_VALUE);
+        let switches = |command: &clap::Command| {
+            let set = |argument: &&clap::Arg| matches!(argument.get_action(), clap::ArgAction::SetTrue);
+            let names = command.get_arguments().filter(set).filter_map(clap::Arg::get_long);
+            names.map(|name| format!("--{name}")).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = whole.get_subcommands().flat_map(switches).chain(switches(&whole)).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all, SWITCHES);
         let mut short: Vec<_> = arguments().filter(takes).filter_map(clap::Arg::get_short).collect();
         short.sort_unstable();
         assert_eq!(short.into_iter().collect::<String>(), WITH_VALUE_SHORT);
     }
 
     #[test]
-    fn flags_end_at_the_id() {
-        let ended = |line: &str| {
+    fn lines_are_settled() {
+        let settled = |line: &str| {
             let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            let line = end_after_id(&arguments)?;
+            let line = settle(&arguments)?;
             Some(line.join(std::ffi::OsStr::new(" ")).into_string().expect("text"))
         };
         for (line, told) in [
@@ -111,13 +188,17 @@ mod tests {
             ),
             ("rung ps web -f x", "rung ps web -- -f x"),
             ("rung kill --all web -a", "rung kill --all web -- -a"),
+            ("rung delete --force=true web", "rung delete --force web"),
+            ("rung --debug=0 run --detach=false web", "rung run web"),
+            ("rung help run", "rung run --help"),
+            ("rung --root /r h", "rung --root /r --help"),
         ] {
-            assert_eq!(ended(line).as_deref(), Some(told));
+            assert_eq!(settled(line).as_deref(), Some(told));
         }
         for line in
             ["rung exec web", "rung exec web -- sh -u", "rung exec -- web -u", "rung run web -d", "rung exec -u"]
         {
-            assert_eq!(ended(line), None, "{line}");
+            assert_eq!(settled(line), None, "{line}");
         }
     }
 }

@@ -45,8 +45,8 @@ fn listen_fds() -> Result<Option<u32>> {
     if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
         return Ok(None);
     }
-    let count = text.parse().map_err(|_| Error::invalid(format!("LISTEN_FDS={text}: no number")))?;
-    Ok(Some(count).filter(|count| *count > 0))
+    // What is no number says nothing, as to every other reader of it.
+    Ok(text.parse().ok().filter(|count| *count > 0))
 }
 
 /// A descriptor to pass must be there now, or the program would get whatever this run opens next.

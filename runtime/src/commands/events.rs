@@ -90,24 +90,27 @@ fn print<T: Serialize>(event: &Event<'_, T>) -> Result<()> {
     super::print(&(text + "\n"))
 }
 
-/// `5s`, `100ms`, `1m30s`: more than nothing.
+/// `5s`, `1.5s`, `100ms`, `1m30s`, as Go reads them: more than nothing.
 fn duration(text: &str) -> Result<Duration> {
     let invalid = || Error::invalid(format!("duration interval must be greater than 0: {text:?}"));
-    let mut rest = text;
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| invalid())?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
         rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let one = match &rest[..unit] {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let seconds = match &rest[..unit] {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
             _ => return Err(invalid()),
         };
-        total = total.saturating_add(one.saturating_mul(number));
+        let one = Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())?;
+        total = total.saturating_add(one);
         rest = &rest[unit..];
     }
     if total.is_zero() { Err(invalid()) } else { Ok(total) }
@@ -121,7 +124,9 @@ mod tests {
     fn durations() {
         assert_eq!(duration("1m30s").expect("valid"), Duration::from_secs(90));
         assert_eq!(duration("100ms").expect("valid"), Duration::from_millis(100));
-        for bad in ["", "0s", "5", "5x", "s", "-1s"] {
+        assert_eq!(duration("+1.5s").expect("valid"), Duration::from_millis(1500));
+        assert_eq!(duration("250µs").expect("valid"), Duration::from_micros(250));
+        for bad in ["", "1.2.3s", "99999999999999999999h", "0s", "5", "5x", "s", "-1s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
-use rung_spec::config;
+use rung_spec::{config, validate};
 
 use crate::cli::ExecArgs;
 use crate::container::create::write_pid_file;
@@ -13,6 +13,7 @@ use crate::container::id::ContainerId;
 use crate::container::{Container, Settings, sockets};
 use crate::error::{Doing as _, Error, Result};
 use crate::exe;
+use crate::log;
 use crate::plan::Wishes;
 
 /// What a failure before the program runs ends with: programs themselves rarely do.
@@ -82,6 +83,10 @@ fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
         if let Some(own) = container.record.spec()?.process() {
             complete(&mut process, own);
         }
+        validate::check_process(&process).map_err(|violations| {
+            let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+            Error::invalid(format!("check {}: {}", file.display(), all.join("; ")))
+        })?;
         return Ok(process);
     }
     if args.command.is_empty() {
@@ -172,10 +177,11 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
 fn add_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> Result<LinuxCapabilities> {
     let mut added = Capabilities::new();
     for name in names {
-        let json = serde_json::Value::from(name.to_ascii_uppercase());
-        let capability =
-            serde_json::from_value(json).map_err(|_| Error::invalid(format!("--cap {name}: unknown capability")))?;
-        added.insert(capability);
+        match serde_json::from_value(serde_json::Value::from(name.as_str())) {
+            Ok(capability) => drop(added.insert(capability)),
+            // As in a configuration.
+            Err(_) => log::warning(&format!("--cap: unknown capability {name} is ignored")),
+        }
     }
     let sets = match sets {
         Some(sets) => sets,

@@ -44,7 +44,9 @@ fn document() -> Value {
             "org.opencontainers.runc.checkpoint.enabled": "true",
             "org.opencontainers.runc.version": VERSION,
         },
-        "potentiallyUnsafeConfigAnnotations": ["bundle", "org.systemd.property.", "org.criu.config"],
+        "potentiallyUnsafeConfigAnnotations": [
+            "bundle", "org.systemd.property.", "org.criu.config", "run.oci."
+        ],
     })
 }
 

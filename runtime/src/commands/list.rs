@@ -20,15 +20,15 @@ pub(super) fn run(settings: &Settings, args: &ListArgs, explicit_root: bool) -> 
         match Container::load(&settings.store, id) {
             Ok(container) => containers.push(container),
             // Deleted since its name was read.
-            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(error) if error.kind() == Kind::NotFound && !root.join(id.as_str()).exists() => {}
             Err(error) => log::warning(&format!("load container {id}: {error}")),
         }
     }
     let states: Vec<State<'_>> = containers.iter().map(|container| State::of(container, owner(container))).collect();
     super::print(&match args.format.as_str() {
         _ if args.quiet => states.iter().fold(String::new(), |text, state| text + state.id + "\n"),
-        "json" if states.is_empty() => "null".to_owned(),
-        "json" => serde_json::to_string(&states).map_err(|error| Error::invalid(error.to_string()))?,
+        "json" if states.is_empty() => "null\n".to_owned(),
+        "json" => serde_json::to_string(&states).map_err(|error| Error::invalid(error.to_string()))? + "\n",
         _ => table(&states),
     })
 }

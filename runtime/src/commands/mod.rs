@@ -64,6 +64,18 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
 fn settings(global: &Global) -> Result<Settings> {
     // Root of a user namespace only is an ordinary user to the host, whatever he may do in there.
     let rootless = !nix::unistd::geteuid().is_root() || in_user_namespace();
+    let systemd = match global.cgroup_manager.as_deref() {
+        None => global.systemd_cgroup,
+        Some("systemd") => true,
+        Some("cgroupfs") => false,
+        Some("disabled") => {
+            let reason = "not supported: what a container without a cgroup leaves running could not be found";
+            return Err(Error::unsupported(format!("--cgroup-manager disabled: {reason}")));
+        }
+        Some(other) => {
+            return Err(Error::invalid(format!("invalid --cgroup-manager value {other:?} (use cgroupfs or systemd)")));
+        }
+    };
     let root = match &global.root {
         Some(root) => root.clone(),
         None => default_root(rootless)?,
@@ -73,12 +85,17 @@ fn settings(global: &Global) -> Result<Settings> {
         return Err(Error::invalid("--root: / is no place for state"));
     }
     let lenient = match global.rootless.as_str() {
-        "true" => true,
-        "false" => false,
-        "auto" => rootless,
-        other => return Err(Error::invalid(format!("invalid --rootless value {other:?} (use true, false or auto)"))),
+        "auto" | "" => rootless && !(systemd && nix::unistd::geteuid().is_root() && runs_system()),
+        other => crate::cli::boolean(other)
+            .ok_or_else(|| Error::invalid(format!("invalid --rootless value {other:?} (use true, false or auto)")))?,
     };
-    Ok(Settings { store: Store::new(&root), systemd: global.systemd_cgroup, rootless: lenient })
+    Ok(Settings { store: Store::new(&root), systemd, rootless: lenient })
+}
+
+/// Whether root of a user namespace has the service manager of a whole system in there, as in a system container. A
+/// session bus that belongs to an ordinary user of the host says that it has not.
+fn runs_system() -> bool {
+    !crate::cgroups::session_of_ordinary_user()
 }
 
 fn in_user_namespace() -> bool {
@@ -115,9 +132,31 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|error| Error::invalid(error.to_string()))
 }
 
+/// Callers look for the error in the log that they name. The line could not be read, so it is looked for by hand.
+fn open_log() {
+    let arguments: Vec<_> = std::env::args().collect();
+    let value = |flag: &str| {
+        let mut found = None;
+        for (at, argument) in arguments.iter().enumerate() {
+            match argument.strip_prefix(flag) {
+                Some("") => found = arguments.get(at + 1).cloned(),
+                Some(rest) => found = rest.strip_prefix('=').map(str::to_owned).or(found),
+                None => {}
+            }
+        }
+        found
+    };
+    let format = crate::log::Format::parse(&value("--log-format").unwrap_or_default());
+    if let (Some(path), Ok(format)) = (value("--log"), format) {
+        // Without the log stderr has it.
+        drop(crate::log::open(Some(Path::new(&path)), format, crate::log::Level::Warning));
+    }
+}
+
 /// What the argument parser has to say: help and version on stdout with success, anything else as an error of ours.
 pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     use clap::error::{ContextKind, ErrorKind};
+    open_log();
     // A closed stdout is no reason for another error.
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         drop(print(&error.to_string()));

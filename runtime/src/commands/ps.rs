@@ -20,7 +20,7 @@ pub(super) fn run(settings: &Settings, args: &PsArgs) -> Result<()> {
     match args.format.as_str() {
         "json" => {
             let text = serde_json::to_string(&pids).map_err(|error| Error::invalid(error.to_string()))?;
-            super::print(&text)
+            super::print(&(text + "\n"))
         }
         "table" => super::print(&filter(&list(&args.options)?, &pids)?),
         _ => Err(Error::invalid("invalid format option")),

@@ -8,12 +8,12 @@ use rung_spec::config::fold_resource_keys;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use crate::cli::UpdateArgs;
+use crate::cli::{Given, UpdateArgs};
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings};
 use crate::error::{Doing as _, Error, Result};
 use crate::launch::cgroup_error;
-use crate::resctrl;
+use crate::{log, resctrl};
 
 pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
     let mut container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
@@ -100,32 +100,47 @@ fn read(file: &Path) -> Result<Value> {
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| format!("read {}", file.display()))?;
     fold_resource_keys(&mut value);
+    if ["/memory/kernel", "/memory/kernelTCP"].iter().any(|limit| value.pointer(limit).is_some_and(Value::is_i64)) {
+        log::warning(KERNEL_MEMORY);
+    }
     if let Some(object) = value.as_object_mut() {
         object.remove("devices");
     }
     Ok(value)
 }
 
+fn number<T: Into<Value>>(given: Option<Given<T>>) -> Option<Value> {
+    Some(given?.0?.into())
+}
+
+fn text(given: &Option<String>) -> Option<Value> {
+    given.clone().filter(|text| !text.is_empty()).map(Value::from)
+}
+
 fn from_flags(args: &UpdateArgs) -> Result<Value> {
+    if [&args.kernel_memory, &args.kernel_memory_tcp].into_iter().any(|given| text(given).is_some()) {
+        log::warning(KERNEL_MEMORY);
+    }
     let mut cpu = Map::new();
     let mut set = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
             cpu.insert(key.to_owned(), value);
         }
     };
-    set("shares", args.cpu_share.map(Value::from));
-    set("quota", args.cpu_quota.map(Value::from));
-    set("period", args.cpu_period.map(Value::from));
-    set("burst", args.cpu_burst.map(Value::from));
-    set("realtimePeriod", args.cpu_rt_period.map(Value::from));
-    set("realtimeRuntime", args.cpu_rt_runtime.map(Value::from));
-    set("cpus", args.cpuset_cpus.clone().map(Value::from));
-    set("mems", args.cpuset_mems.clone().map(Value::from));
-    set("idle", args.cpu_idle.map(Value::from));
+    set("shares", number(args.cpu_share));
+    set("quota", number(args.cpu_quota));
+    set("period", number(args.cpu_period));
+    set("burst", number(args.cpu_burst));
+    set("realtimePeriod", number(args.cpu_rt_period));
+    set("realtimeRuntime", number(args.cpu_rt_runtime));
+    set("cpus", text(&args.cpuset_cpus));
+    set("mems", text(&args.cpuset_mems));
+    set("idle", number(args.cpu_idle));
     let mut memory = Map::new();
-    for (key, text) in [("limit", &args.memory), ("reservation", &args.memory_reservation), ("swap", &args.memory_swap)]
+    for (key, given) in
+        [("limit", &args.memory), ("reservation", &args.memory_reservation), ("swap", &args.memory_swap)]
     {
-        if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
+        if let Some(text) = given.as_deref().filter(|text| !text.is_empty()) {
             memory.insert(key.to_owned(), Value::from(size(text).doing(|| format!("--memory ({key})"))?));
         }
     }
@@ -138,14 +153,17 @@ fn from_flags(args: &UpdateArgs) -> Result<Value> {
             resources.insert(key.to_owned(), Value::Object(part));
         }
     }
-    if let Some(limit) = args.pids_limit {
+    if let Some(Given(Some(limit))) = args.pids_limit {
         resources.insert("pids".into(), json!({"limit": limit}));
     }
-    if let Some(weight) = args.blkio_weight {
+    if let Some(Given(Some(weight))) = args.blkio_weight {
         resources.insert("blockIO".into(), json!({"weight": weight}));
     }
     Ok(Value::Object(resources))
 }
+
+/// No kernel since 5.16 keeps such a limit, and runc sets none since 1.0.
+const KERNEL_MEMORY: &str = "kernel memory settings are ignored and will be removed";
 
 /// `512m`, `1.5g`, `1024`, `-1`.
 #[allow(

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use oci_spec::runtime::{ContainerState, Spec};
+use oci_spec::runtime::{ContainerState, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec};
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
@@ -25,6 +25,7 @@ use crate::exe;
 use crate::hooks::{self, HookState};
 use crate::launch::{self, Launch, Started, gate, notify};
 use crate::log;
+use crate::plan::extensions::Extensions;
 use crate::plan::namespaces::record_key;
 use crate::plan::{InitPlan, Wishes};
 use crate::resctrl::Resctrl;
@@ -95,7 +96,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
     let resctrl = linux.and_then(|linux| linux.intel_rdt().as_ref()).map(|rdt| Resctrl::plan(rdt, id.as_str()));
     let mut resctrl = resctrl.transpose()?;
-    let state = hook_state(id, &bundle);
+    let state = hook_state(id, &bundle, &plan)?;
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let host_mount = record.host_mount;
     let entry = settings.store.claim(id)?;
@@ -129,8 +130,11 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             rootless: settings.rootless,
         };
         let started = launch::start_init(launch, &mut cgroup)?;
-        let outcome = enter_resctrl(resctrl.as_mut(), &started, &mut record)
-            .and_then(|()| finish(&started, &mut record, &cgroup, &entry, options));
+        let outcome = enter_resctrl(resctrl.as_mut(), &started, &mut record).and_then(|()| {
+            let receiver = plan.extensions.pidfd_receiver.as_ref();
+            let record = &mut record;
+            finish(Finished { started: &started, record, cgroup: &cgroup, entry: &entry, receiver }, options)
+        });
         outcome.inspect_err(|_| started.abort())?;
         Ok((started, record, readiness))
     };
@@ -187,7 +191,18 @@ fn enter_resctrl(resctrl: Option<&mut Resctrl>, started: &Started, record: &mut 
     Ok(())
 }
 
-fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry, options: &Options) -> Result<()> {
+/// What [`finish`] needs of a container whose process is ready.
+struct Finished<'a> {
+    started: &'a Started,
+    record: &'a mut Record,
+    cgroup: &'a Cgroup,
+    entry: &'a Entry,
+    /// One more socket that gets the descriptor of the process.
+    receiver: Option<&'a PathBuf>,
+}
+
+fn finish(made: Finished<'_>, options: &Options) -> Result<()> {
+    let Finished { started, record, cgroup, entry, receiver } = made;
     if let Some(socket) = &options.console_socket {
         let console = started.console.as_ref().ok_or_else(|| Error::new(Kind::Internal, "no terminal was made"))?;
         sockets::send_console(socket, console)?;
@@ -195,7 +210,7 @@ fn finish(started: &Started, record: &mut Record, cgroup: &Cgroup, entry: &Entry
         // Before the program writes its first line.
         rung_sys::tty::clear_newline_translation(console.as_fd()).doing(|| "set the terminal up")?;
     }
-    if let Some(socket) = &options.pidfd_socket {
+    for socket in options.pidfd_socket.iter().chain(receiver) {
         sockets::send_pidfd(socket, &started.pidfd, "standard")?;
     }
     let pid = started.pid;
@@ -252,13 +267,19 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
         (false, Some(_)) => Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty")),
         _ => Ok(()),
     }?;
-    if let Some(ids) = &plan.ids {
+    if let Some(ids) = plan.ids.as_ref().or(plan.stated_ids.as_ref()) {
         let user = plan.process.spec.user();
         if ids.host_uid(user.uid()).is_none() || ids.host_uid(0).is_none() {
             return Err(Error::invalid("process.user.uid: cannot set uid to unmapped user in user namespace"));
         }
         if ids.host_gid(user.gid()).is_none() || ids.host_gid(0).is_none() {
             return Err(Error::invalid("process.user.gid: cannot set gid to unmapped user in user namespace"));
+        }
+        let others = user.additional_gids().as_deref().unwrap_or_default();
+        if let Some(index) = others.iter().position(|gid| ids.host_gid(*gid).is_none()) {
+            let what =
+                format!("process.user.additionalGids[{index}]: {} is not mapped in the user namespace", others[index]);
+            return Err(Error::invalid(what));
         }
     }
     check_labels(&plan.process.spec)
@@ -276,11 +297,32 @@ pub fn check_labels(process: &oci_spec::runtime::Process) -> Result<()> {
     Ok(())
 }
 
+/// A profile that notifies and does not say whom, with whom an annotation or, as with crun, the environment names.
+fn with_receiver(profile: &LinuxSeccomp, annotated: Option<PathBuf>) -> Option<LinuxSeccomp> {
+    let notifies = |call: &LinuxSyscall| call.action() == LinuxSeccompAction::ScmpActNotify;
+    let named = profile.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
+    if named || !profile.syscalls().iter().flatten().any(notifies) {
+        return None;
+    }
+    let receiver = annotated.or_else(|| std::env::var_os("RUN_OCI_SECCOMP_RECEIVER").map(PathBuf::from))?;
+    let mut profile = profile.clone();
+    profile.set_listener_path(Some(receiver));
+    Some(profile)
+}
+
 /// Compiles the seccomp profile of a configuration.
 pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination>)> {
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok((None, None));
     };
+    let extensions = Extensions::read(spec.annotations().as_ref())?;
+    let own = with_receiver(profile, extensions.seccomp_receiver);
+    let profile = own.as_ref().unwrap_or(profile);
+    if extensions.strict_seccomp
+        && let Some(name) = seccomp::unknown_call(profile)
+    {
+        return Err(Error::invalid(format!("linux.seccomp.syscalls: unknown system call {name:?}")));
+    }
     let filter = seccomp::compile(profile).map_err(|error| Error::invalid(error.to_string()))?;
     let destination = profile.listener_path().clone().filter(|path| !path.as_os_str().is_empty());
     let destination = destination.map(|path| notify::Destination {
@@ -298,14 +340,15 @@ pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination
 }
 
 /// What hooks of a container that is being made are told.
-pub(super) fn hook_state(id: &ContainerId, bundle: &Bundle) -> HookState {
+pub(super) fn hook_state(id: &ContainerId, bundle: &Bundle, plan: &InitPlan) -> Result<HookState> {
     let annotations = bundle.spec.annotations().clone().unwrap_or_default();
-    HookState {
+    Ok(HookState {
         version: bundle.spec.version().clone(),
         id: id.as_str().to_owned(),
         bundle: bundle.path.clone(),
         annotations: annotations.into_iter().collect::<BTreeMap<_, _>>(),
-    }
+        output: hooks::open_output(&plan.extensions.hook_output)?,
+    })
 }
 
 /// The record of a container of which nothing was made yet.

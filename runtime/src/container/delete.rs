@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rung_sys::pidfd;
@@ -10,6 +10,7 @@ use rung_sys::process::Pid;
 
 use super::create::REMOVAL;
 use super::id::ContainerId;
+use super::record::Record;
 use super::status::Status;
 use super::store::Store;
 use super::{Container, host_root};
@@ -29,6 +30,11 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     };
     let container = match entry.load() {
         Ok(record) => Container { entry, record },
+        // Damaged, but what was planned still says where its processes are.
+        Err(error) if force && let Some(record) = entry.planned() => {
+            log::debug(|| format!("no usable record: {error}"));
+            return destroy(&Container { entry, record });
+        }
         // A run that was killed before it could write a record had made nothing else either.
         // The record of another runtime, or a damaged one, may be all that is known of something that runs.
         Err(error) if force && !entry.may_run() => {
@@ -71,6 +77,17 @@ fn end(container: &Container) -> Result<()> {
 
 /// Whether a process is this program on its way to become the first one of container `id`: then it has the command line
 /// of the run that made it. It ends by itself when that run is gone, but a hook of the container may keep it.
+///
+/// Later it has another program, and is known by its root, which is the container's and nobody else's.
+fn is_of(pid: Pid, record: &Record) -> bool {
+    let same = |one: &Path, other: &Path| match (std::fs::metadata(one), std::fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    };
+    let (rootfs, its) = (&record.config.rootfs, PathBuf::from(format!("/proc/{pid}/root")));
+    is_unfinished(pid, &record.id) || (same(&its, rootfs) && !same(Path::new("/"), rootfs))
+}
+
 fn is_unfinished(pid: Pid, id: &str) -> bool {
     let (Ok(own), Ok(its)) = (std::fs::metadata("/proc/self/exe"), std::fs::metadata(format!("/proc/{pid}/exe")))
     else {
@@ -97,7 +114,7 @@ pub fn destroy(container: &Container) -> Result<()> {
     // somebody else, unless one of it is the process that was to become the container's.
     let finished = container.record.init_process_pid != 0;
     let pids = cgroup.pids().unwrap_or_default();
-    if !pids.is_empty() && (finished || pids.iter().any(|pid| is_unfinished(*pid, &container.record.id))) {
+    if !pids.is_empty() && (finished || pids.iter().any(|pid| is_of(*pid, &container.record))) {
         note(cgroup.kill().map_err(cgroup_error));
     }
     note(cgroup.remove(REMOVAL).map_err(cgroup_error));

@@ -17,6 +17,7 @@ use crate::launch::exec::{ExecLaunch, start_exec};
 use crate::launch::{Answers, Started, cgroup_error, clone};
 use crate::log;
 use crate::plan::Wishes;
+use crate::plan::extensions::Extensions;
 use crate::plan::process::ProcessPlan;
 
 /// The flags of `exec` that concern the container.
@@ -58,7 +59,8 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
     let spec = container.record.spec()?;
     check_labels(&process)?;
     let wishes = Wishes { no_new_keyring: container.record.config.no_new_keyring, ..options.wishes };
-    let plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
+    let mut plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
+    plan.keep_groups = Extensions::read(spec.annotations().as_ref())?.keep_groups;
     let (filter, listener) = filter(&spec)?;
     let listener = listener.map(|mut listener| {
         listener.status = ContainerState::Running;

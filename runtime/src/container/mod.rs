@@ -18,11 +18,16 @@ pub mod status;
 pub mod store;
 mod terminal;
 
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use rung_sys::process::Pid;
 
 use crate::cgroups::{Cgroup, Unit};
 use crate::error::{Error, Kind, Result};
-use crate::hooks::HookState;
+use crate::hooks::{self, HookState};
+use crate::log;
 use id::ContainerId;
 use record::Record;
 use status::Status;
@@ -89,7 +94,18 @@ impl Container {
                 .into_iter()
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
+            output: self.hook_output(),
         }
+    }
+
+    /// Where the hooks of this container print to. A file that is gone by now is no reason not to run them.
+    fn hook_output(&self) -> [Option<Arc<OwnedFd>>; 2] {
+        let annotations = self.record.annotations();
+        let named = |stream: &str| annotations.get(&*format!("run.oci.hooks.{stream}")).map(PathBuf::from);
+        hooks::open_output(&[named("stdout"), named("stderr")]).unwrap_or_else(|error| {
+            log::warning(&error.to_string());
+            [None, None]
+        })
     }
 
     /// Refuses when the container is stopped.

@@ -73,7 +73,7 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref())
         .shown_writable(plan.shows_cgroups_writable());
-    let state = create::hook_state(id, &bundle);
+    let state = create::hook_state(id, &bundle, &plan)?;
     let record = create::first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
     let mut restore =

@@ -142,6 +142,12 @@ impl Entry {
         })
     }
 
+    /// The record as it was before anything was made. Half of it says the same as nothing.
+    pub fn planned(&self) -> Option<Record> {
+        let text = std::fs::read(self.path.join(PLANNED)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
     /// Whether a record that [`Self::load`] does not take still says that there may be a process.
     pub fn may_run(&self) -> bool {
         let text = match std::fs::read(self.path.join(RECORD)) {

@@ -1,6 +1,6 @@
 //! Becoming the user the program runs as: filter, ids, groups, capabilities, working directory.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -20,27 +20,24 @@ use crate::launch::sync::ChildEnd;
 use crate::plan::process::{ProcessPlan, replace};
 use crate::seccomp::Filter;
 
-/// What happens where the working directory is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Directory {
-    /// It is made: images name directories that no layer has.
-    Made,
-    /// It is an error: an exec must not change the container's files because of a slip of the pen.
-    Needed,
+/// Makes the working directory below the root, while that can be written to: images name directories that no layer has.
+/// Whatever else is wrong with it is told when it is entered.
+pub(super) fn make_directory(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    match target::find(root, path, true) {
+        Err(Errno::ENOENT) => {
+            target::make_missing(root, path, Make::Directory).map(drop).map_err(|error| no_directory(path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Gives up what the program is not to have, and finds the program as the user that will execute it.
-pub(super) fn become_user(
-    process: &ProcessPlan,
-    filter: Option<&Filter>,
-    directory: Directory,
-    sync: &ChildEnd,
-) -> Result<Program> {
+pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: &ChildEnd) -> Result<Program> {
     let spec = &process.spec;
     let mut env = process.env.clone();
     add_home(process, &mut env);
     set_labels(process)?;
-    let directory = find_directory(spec.cwd(), directory)?;
+    let directory = find_directory(spec.cwd())?;
     let no_new_privileges = spec.no_new_privileges().unwrap_or(false);
     if no_new_privileges {
         rung_sys::process::set_no_new_privileges()?;
@@ -80,7 +77,8 @@ fn set_labels(process: &ProcessPlan) -> Result<()> {
     if apparmor.is_none() && selinux.is_none() {
         return Ok(());
     }
-    let proc = Procfs::open().doing(|| "open /proc to set labels")?;
+    // One of our own: the container may have none, or another container's work in its place.
+    let proc = Procfs::private().or_else(|_| Procfs::open()).doing(|| "open /proc to set labels")?;
     if let Some(profile) = apparmor {
         lsm::set_apparmor(&proc, &profile).doing(|| format!("unable to apply apparmor profile {profile:?}"))?;
     }
@@ -140,7 +138,8 @@ impl Wanted {
 
 fn set_ids(process: &ProcessPlan) -> Result<()> {
     let user = process.spec.user();
-    match credentials::set_groups(&process.groups) {
+    let groups = if process.keep_groups { Ok(()) } else { credentials::set_groups(&process.groups) };
+    match groups {
         Ok(()) => {}
         // A user namespace may forbid setgroups(2); with nothing to set that is no loss.
         Err(error) if error.is(&[libc::EPERM]) && process.groups.is_empty() => {}
@@ -154,13 +153,10 @@ fn set_ids(process: &ProcessPlan) -> Result<()> {
 
 /// Opens the working directory; found before the filter is in force, which may forbid how
 /// it is looked for. `None` when this user may not go there, so that the program's own may try.
-fn find_directory(path: &Path, missing: Directory) -> Result<Option<OwnedFd>> {
+fn find_directory(path: &Path) -> Result<Option<OwnedFd>> {
     let root = binds::current_root()?;
     match target::find(root.as_fd(), path, true) {
         Ok(found) => Ok(Some(found)),
-        Err(Errno::ENOENT) if missing == Directory::Made => target::find_or_make(root.as_fd(), path, Make::Directory)
-            .map(Some)
-            .map_err(|error| no_directory(path, error)),
         Err(Errno::EACCES) => Ok(None),
         Err(Errno::ELOOP) => {
             Err(Error::invalid(format!("process.cwd: {} is a link that leads out of the root", path.display())))

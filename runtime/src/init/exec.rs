@@ -11,6 +11,8 @@ use rung_sys::process::{CStringArray, exec};
 use crate::error::{Error, Kind, Result};
 use crate::log;
 
+use super::hint;
+
 /// A program that was found, ready to be executed.
 #[derive(Debug)]
 pub struct Program {
@@ -38,7 +40,7 @@ impl Program {
     pub fn execute(&self) -> Error {
         let error = exec(&self.path, &self.argv, &self.env);
         let code = if error.errno() == libc::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE };
-        let hint = if log::takes_hints() { hint(&self.path, error.errno()) } else { String::new() };
+        let hint = if log::takes_hints() { hint::of(&self.path, error.errno()) } else { String::new() };
         let message = format!("exec {}: {}{hint}", self.path.display(), error.cause());
         Error::new(kind(code), message).with_exit_code(code)
     }
@@ -59,7 +61,7 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
         return match check(Path::new(name)) {
             Ok(()) => Ok(PathBuf::from(name)),
             Err(Errno::ENOENT) => fail(&format!("stat {name}: no such file or directory"), NOT_FOUND),
-            Err(errno) => fail(&rung_sys::error::describe(errno as i32), NOT_EXECUTABLE),
+            Err(errno) => fail(&refusal(Path::new(name), errno), NOT_EXECUTABLE),
         };
     }
     let mut forbidden = None;
@@ -68,14 +70,19 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
         let candidate = Path::new(directory).join(name);
         match check(&candidate) {
             Ok(()) => return Ok(candidate),
-            Err(errno @ Errno::EACCES) => forbidden = Some(errno),
+            Err(errno @ Errno::EACCES) => forbidden = Some((candidate, errno)),
             Err(_) => {}
         }
     }
     match forbidden {
-        Some(errno) => fail(&rung_sys::error::describe(errno as i32), NOT_EXECUTABLE),
+        Some((candidate, errno)) => fail(&refusal(&candidate, errno), NOT_EXECUTABLE),
         None => fail("executable file not found in $PATH", NOT_FOUND),
     }
+}
+
+fn refusal(path: &Path, errno: Errno) -> String {
+    let hint = if log::takes_hints() { hint::of(path, errno as i32) } else { String::new() };
+    format!("{}{hint}", rung_sys::error::describe(errno as i32))
 }
 
 fn check(path: &Path) -> std::result::Result<(), Errno> {
@@ -93,28 +100,6 @@ fn check(path: &Path) -> std::result::Result<(), Errno> {
     }
 }
 
-/// What the kernel's answer hides: which other file is missing, or why the format is wrong.
-fn hint(path: &Path, errno: i32) -> String {
-    use std::io::Read as _;
-    let mut head = [0; 256];
-    let length = std::fs::File::open(path).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
-    let head = &head[..length];
-    let Some(line) = head.strip_prefix(b"#!") else {
-        return match errno {
-            libc::ENOENT if head.starts_with(b"\x7fELF") => " (its dynamic loader is missing)".into(),
-            libc::ENOEXEC if head.starts_with(b"\x7fELF") => " (built for another machine?)".into(),
-            libc::ENOEXEC => " (no program and no #! line)".into(),
-            _ => String::new(),
-        };
-    };
-    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    if line.ends_with(b"\r") {
-        return " (its #! line ends in a carriage return)".into();
-    }
-    let interpreter = String::from_utf8_lossy(line).trim().split(' ').next().unwrap_or_default().to_owned();
-    if errno == libc::ENOENT { format!(" (its interpreter {interpreter:?} is missing)") } else { String::new() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,15 +113,5 @@ mod tests {
         assert_eq!(message("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
         assert!(look_up("sh", "/usr/bin:/bin").is_ok());
         assert!(look_up("src", "").is_err() && look_up("Cargo.toml", "::").is_err());
-    }
-
-    #[test]
-    fn hints_name_the_missing_part() {
-        let directory = tempfile::tempdir().expect("temp");
-        let script = directory.path().join("script");
-        std::fs::write(&script, "#!/no/such/shell -x\n").expect("write");
-        assert_eq!(hint(&script, libc::ENOENT), " (its interpreter \"/no/such/shell\" is missing)");
-        std::fs::write(&script, "#!/bin/sh\r\n").expect("write");
-        assert!(hint(&script, libc::ENOENT).contains("carriage return"));
     }
 }

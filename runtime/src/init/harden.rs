@@ -37,7 +37,8 @@ fn make_read_only(root: &OwnedFd, path: &Path) -> Result<()> {
     };
     let tree = mount::open_tree(place.as_fd(), Path::new(""), true)?;
     let change = Change { set: attribute::RDONLY, ..Change::default() };
-    mount::set_attributes(tree.as_fd(), true, &change)?;
+    // What is mounted below it is as writable as its own options say.
+    mount::set_attributes(tree.as_fd(), false, &change)?;
     Ok(mount::attach(tree.as_fd(), place.as_fd())?)
 }
 

@@ -25,6 +25,7 @@ mod credentials;
 pub mod devices;
 pub mod exec;
 mod harden;
+mod hint;
 mod join;
 pub mod mounts;
 mod network;
@@ -35,7 +36,7 @@ mod stdio;
 mod sysctl;
 pub mod target;
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rung_sys::namespace::{self, Namespace};
 use rung_sys::signal;
@@ -48,7 +49,6 @@ use crate::launch::sources::Source;
 use crate::launch::sync::{ChildEnd, Order};
 use crate::plan::InitPlan;
 use crate::seccomp::Filter;
-use credentials::Directory;
 
 /// What the parent opened for the child.
 #[derive(Debug)]
@@ -157,6 +157,7 @@ fn set_up(
         nix::unistd::fchdir(&root).doing(|| "change to the root for hooks")?;
     }
     hooks::run_inside("createContainer", &plan.create_container_hooks, state, "creating", None)?;
+    credentials::make_directory(root.as_fd(), plan.process.spec.cwd())?;
     pivot::change_root(plan, &root)?;
     if plan.process.terminal() {
         console::set_up(&plan.process, plan.devices.is_some(), sync)?;
@@ -166,7 +167,7 @@ fn set_up(
     harden::apply(plan, &read_only_later)?;
     // Both owners of descriptors end here: `finish` closes everything by number.
     drop((root, read_only_later));
-    let program = finish(&plan.process, filter, Directory::Made, inherited)?;
+    let program = finish(&plan.process, filter, &state.outputs(), inherited)?;
     sync.debug(|| "init: closing the pipe to signal completion".into());
     sync.ready()?;
     Ok(program)
@@ -185,16 +186,17 @@ fn enter_cgroups(inherited: &Inherited) -> Result<()> {
 fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
-    directory: Directory,
+    outputs: &[BorrowedFd<'_>],
     inherited: &Inherited,
 ) -> Result<exec::Program> {
     stdio::prepare(process)?;
     let mut keep = vec![inherited.sync.as_fd()];
     keep.extend(inherited.gate.as_ref().map(OwnedFd::as_fd));
+    keep.extend(outputs);
     rung_sys::process::close_others(process.preserve_fds.saturating_add(3), &keep)?;
     process::limit(process)?;
     process::set_limits(&process.spec)?;
-    credentials::become_user(process, filter, directory, &inherited.sync)
+    credentials::become_user(process, filter, &inherited.sync)
 }
 
 /// Runs an `exec`ed program to its exec; returns only to report why it failed.
@@ -222,7 +224,7 @@ pub fn run_exec(
         if process.terminal() {
             console::set_up_exec(process, sync)?;
         }
-        let program = finish(process, filter, Directory::Needed, inherited)?;
+        let program = finish(process, filter, &[], inherited)?;
         sync.ready()?;
         sync.debug(|| "setns_init: about to exec".into());
         Ok(program.execute())

@@ -204,7 +204,7 @@ fn words(
         }
     }
     if let Some(label) = plan.mount_label.as_ref().filter(|_| matches!(name, "tmpfs" | "devpts")) {
-        words.push(format!("context={label}"));
+        words.push(format!("{}={label}", plan.extensions.context_option.unwrap_or("context")));
     }
     Ok(Some(words))
 }
@@ -236,7 +236,7 @@ fn mount_by_string(
 ) -> Result<()> {
     let mut data = step.options.data.clone();
     if let Some(label) = &plan.mount_label {
-        data.push(format!("context=\"{label}\""));
+        data.push(format!("{}=\"{label}\"", plan.extensions.context_option.unwrap_or("context")));
     }
     let mut flags = mount_flags(attributes);
     for word in &step.options.superblock {

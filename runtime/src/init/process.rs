@@ -3,8 +3,9 @@
 use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::Process;
 use rung_sys::process::Pid;
+use rung_sys::procfs::Procfs;
 use rung_sys::sched::{self, NumberSet};
-use rung_sys::{keyring, personality, rlimit};
+use rung_sys::{keyring, lsm, personality, rlimit};
 use serde::Serialize;
 
 use crate::error::{Doing as _, Error, Result};
@@ -35,7 +36,16 @@ pub fn end_when_told() -> Result<()> {
 /// container has, by the same name.
 pub fn join_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
     let Some(name) = &process.keyring else { return Ok(()) };
-    match keyring::join_session(name) {
+    let label = process.spec.selinux_label().as_deref().filter(|label| !label.is_empty());
+    let labelled = |label: &str| -> Result<()> {
+        let proc = Procfs::private().or_else(|_| Procfs::open())?;
+        lsm::set_selinux_keys(&proc, label).doing(|| format!("label the session keyring {label:?}"))
+    };
+    label.map(labelled).transpose()?;
+    let joined = keyring::join_session(name);
+    // The program's own keys get what the policy says.
+    label.map(|_| labelled("")).transpose()?;
+    match joined {
         Ok(()) => Ok(()),
         // A kernel without keyrings, or a filter around us, has nothing to protect.
         Err(error) if error.is(&[libc::ENOSYS]) => Ok(()),

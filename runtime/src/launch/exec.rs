@@ -1,5 +1,6 @@
 //! The parent's story of an `exec`.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rung_sys::cgroupfs::CgroupDir;
@@ -60,8 +61,9 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         init::run_exec(launch.process, &inherited, launch.filter, joined)
     })?;
     drop(inherited);
-    let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
-    let mut started = Started { pid, pidfd, console: None, sync: parent };
+    let mut early = VecDeque::new();
+    let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
+    let mut started = Started { pid, pidfd, console: None, sync: parent, early };
     let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())

@@ -1,7 +1,7 @@
 //! Id maps of user namespaces: of the container's, and of throwaway ones that translate mounts.
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -10,6 +10,7 @@ use rung_sys::namespace::Namespace;
 use rung_sys::process::{CloneRequest, Forked, Pid, Target, clone, exit_now, wait};
 
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::log;
 use crate::plan::ids::IdMaps;
 
 /// Writes the maps of a process's new user namespace.
@@ -58,6 +59,69 @@ fn run(program: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(Error::new(Kind::Permission, format!("{program}: {text} (see /etc/subuid and /etc/subgid)")))
+}
+
+/// Holds the maps that a configuration states against those of the user namespace that it joins: files that were given
+/// other owners for maps that do not hold would be somebody else's.
+pub fn verify(stated: &IdMaps, joined: &[(Namespace, OwnedFd)]) -> Result<()> {
+    let Some((_, namespace)) = joined.iter().find(|(kind, _)| *kind == Namespace::User) else { return Ok(()) };
+    let found = maps_of(namespace.as_fd()).doing(|| "linux.uidMappings: read those of the joined user namespace")?;
+    for (field, stated, found) in
+        [("uidMappings", &stated.uids, &found.uids), ("gidMappings", &stated.gids, &found.gids)]
+    {
+        let sorted = |ranges: &[Range]| {
+            let mut ranges: Vec<_> = ranges.iter().map(|range| (range.inside, range.outside, range.count)).collect();
+            ranges.sort_unstable();
+            ranges
+        };
+        if sorted(stated) != sorted(found) {
+            let reason = "not those of the user namespace that is joined by path; state one or the other";
+            return Err(Error::invalid(format!("linux.{field}: {reason}")));
+        }
+    }
+    log::warning("linux.uidMappings: the user namespace is joined by path, and its mappings need not be stated");
+    Ok(())
+}
+
+/// The maps of a user namespace. They can be read through a process in it only, so one goes in for a moment.
+fn maps_of(namespace: BorrowedFd<'_>) -> Result<IdMaps> {
+    let (reader, writer) = std::io::pipe()?;
+    let (arrived, arrives) = std::io::pipe()?;
+    match clone(&CloneRequest::default())? {
+        Forked::Child => {
+            drop((writer, arrived));
+            if rung_sys::namespace::enter(namespace, Namespace::User.flag()).is_err() {
+                exit_now(1);
+            }
+            drop(std::io::Write::write(&mut &arrives, &[1]));
+            drop(std::io::Read::read(&mut &reader, &mut [0]));
+            exit_now(0)
+        }
+        Forked::Parent { pid, .. } => {
+            drop((reader, arrives));
+            let inside = std::io::Read::read(&mut &arrived, &mut [0]).is_ok_and(|count| count == 1);
+            let read = |kind: &str| {
+                let path = format!("/proc/{pid}/{kind}");
+                std::fs::read_to_string(&path).map(|text| parse(&text)).doing(|| format!("read {path}"))
+            };
+            let maps = if inside {
+                read("uid_map").and_then(|uids| Ok(IdMaps { uids, gids: read("gid_map")? }))
+            } else {
+                Err(Error::new(Kind::Permission, "the namespace cannot be joined"))
+            };
+            drop(writer);
+            wait(Target::Pid(pid), true)?;
+            maps
+        }
+    }
+}
+
+fn parse(table: &str) -> Vec<Range> {
+    let line = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map_while(|number| number.parse().ok());
+        Some(Range { inside: numbers.next()?, outside: numbers.next()?, count: numbers.next()? })
+    };
+    table.lines().filter_map(line).collect()
 }
 
 /// A user namespace with these maps and nobody in it.

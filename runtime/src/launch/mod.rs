@@ -9,6 +9,7 @@ pub mod notify;
 pub mod sources;
 pub mod sync;
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use oci_spec::runtime::{Hooks, Process};
@@ -55,12 +56,17 @@ pub struct Started {
     /// The master of its terminal.
     pub console: Option<OwnedFd>,
     sync: ParentEnd,
+    /// What it reported before the process in between had told of it.
+    early: VecDeque<Report>,
 }
 
 /// Makes the first process of a container and takes it to the point where only the exec is left.
 pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
+    if let Some(stated) = &plan.stated_ids {
+        idmap::verify(stated, &joined)?;
+    }
     let sources = sources::open(plan, &joined)?;
     let network = network_for_devices(plan, &joined)?;
     let (parent, child) = sync::pair()?;
@@ -87,8 +93,9 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
         init::run(plan, &inherited, launch.filter, launch.state, joined)
     })?;
     drop(inherited);
-    let (pid, pidfd) = clone::claim(newborn, || announced(&parent))?;
-    let mut started = Started { pid, pidfd, console: None, sync: parent };
+    let mut early = VecDeque::new();
+    let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
+    let mut started = Started { pid, pidfd, console: None, sync: parent, early };
     let answers = Answers { hooks: launch.hooks, state: launch.state, listener: launch.listener };
     let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| started.converse(&answers));
     if let Err(error) = outcome {
@@ -99,15 +106,14 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     Ok(started)
 }
 
-fn announced(parent: &ParentEnd) -> Result<i32> {
+/// The number of the process that counts. It may be faster than the one that tells of it: what it says is kept.
+fn announced(parent: &ParentEnd, early: &mut VecDeque<Report>) -> Result<i32> {
     loop {
         match parent.receive()? {
             Some(Report::Forked(pid)) => return Ok(pid),
             Some(Report::Failed(error)) => return Err(error),
-            // The process that counts may be faster than the one that tells of it.
-            Some(Report::Warning(text)) => log::warning(&text),
-            Some(Report::Debug(text)) => log::debug(|| text),
-            _ => return Err(Error::new(Kind::Internal, "the process in between ended without a word")),
+            Some(report) => early.push_back(report),
+            None => return Err(Error::new(Kind::Internal, "the process in between ended without a word")),
         }
     }
 }
@@ -162,13 +168,17 @@ pub struct Answers<'a> {
 impl Started {
     /// A process that runs already, and of which nothing is left to be said.
     pub fn adopted(pid: Pid, pidfd: OwnedFd, console: Option<OwnedFd>) -> Result<Self> {
-        Ok(Self { pid, pidfd, console, sync: sync::pair()?.0 })
+        Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, early: VecDeque::new() })
     }
 
     /// Answers until the process is ready.
     pub fn converse(&mut self, answers: &Answers<'_>) -> Result<()> {
         loop {
-            match self.sync.receive()? {
+            let report = match self.early.pop_front() {
+                Some(report) => Some(report),
+                None => self.sync.receive()?,
+            };
+            match report {
                 Some(Report::Ready) => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
                 Some(Report::Warning(text)) => log::warning(&text),
@@ -279,5 +289,22 @@ pub fn cgroup_error(error: crate::cgroups::Error) -> Error {
     match kind {
         Kind::Invalid => Error::new(kind, format!("invalid configuration: {error}")),
         _ => Error::new(kind, format!("cgroup: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_may_be_faster_than_the_one_that_tells_of_it() {
+        let (parent, child) = sync::pair().expect("pair");
+        child.warning("early");
+        child.forked(7).expect("send");
+        let mut early = VecDeque::new();
+        assert_eq!(announced(&parent, &mut early).expect("number"), 7);
+        assert!(matches!(&early.make_contiguous()[..], [Report::Warning(text)] if text == "early"));
+        drop(child);
+        assert!(announced(&parent, &mut early).is_err());
     }
 }

@@ -35,6 +35,16 @@ impl IdMaps {
         Ok(Some(Self { uids, gids }))
     }
 
+    /// The maps that a configuration with a path of a user namespace states, which must be those that it has.
+    pub fn stated(linux: Option<&Linux>, namespaces: &NamespacePlan) -> Result<Option<Self>> {
+        let uids = linux.and_then(|linux| linux.uid_mappings().as_ref()).filter(|list| !list.is_empty());
+        let gids = linux.and_then(|linux| linux.gid_mappings().as_ref()).filter(|list| !list.is_empty());
+        if !namespaces.joins(Namespace::User) || (uids.is_none() && gids.is_none()) {
+            return Ok(None);
+        }
+        Ok(Some(Self { uids: ranges("linux.uidMappings", uids)?, gids: ranges("linux.gidMappings", gids)? }))
+    }
+
     /// The user id outside of `inside`, when it is mapped.
     pub fn host_uid(&self, inside: u32) -> Option<u32> {
         lookup(&self.uids, inside)
@@ -68,7 +78,8 @@ pub fn ranges(name: &str, list: Option<&Vec<LinuxIdMapping>>) -> Result<Vec<Rang
         .collect()
 }
 
-fn lookup(ranges: &[Range], inside: u32) -> Option<u32> {
+/// What an id inside is outside.
+pub(super) fn lookup(ranges: &[Range], inside: u32) -> Option<u32> {
     let range = ranges.iter().find(|range| inside.checked_sub(range.inside).is_some_and(|at| at < range.count))?;
     range.outside.checked_add(inside - range.inside)
 }

@@ -4,6 +4,7 @@
 //! before anything on the host was touched. The child inherits the plan through the fork and only carries it out.
 
 pub mod devices;
+pub mod extensions;
 pub mod ids;
 pub mod mounts;
 pub mod namespaces;
@@ -19,6 +20,7 @@ use rung_sys::namespace::Namespace;
 use crate::container::readiness;
 use crate::error::{Error, Result};
 use devices::DevicePlan;
+use extensions::Extensions;
 use ids::IdMaps;
 use mounts::{MountKind, MountPlan};
 use namespaces::NamespacePlan;
@@ -31,6 +33,8 @@ pub struct InitPlan {
     pub namespaces: NamespacePlan,
     /// Id maps of a new user namespace.
     pub ids: Option<IdMaps>,
+    /// Id maps that the configuration says a joined user namespace has.
+    pub stated_ids: Option<IdMaps>,
     /// The root file system.
     pub root: RootPlan,
     /// Mounts, in the order of the configuration.
@@ -49,8 +53,10 @@ pub struct InitPlan {
     pub hostname: Option<String>,
     /// The NIS domain name.
     pub domainname: Option<String>,
-    /// SELinux label of mounts.
+    /// SELinux label of mounts, and the option that carries it.
     pub mount_label: Option<String>,
+    /// What annotations ask for beyond the specification.
+    pub extensions: Extensions,
     /// The program.
     pub process: ProcessPlan,
     /// Hooks that run in the container's namespaces before the root is changed.
@@ -139,15 +145,22 @@ impl InitPlan {
             return Err(Error::invalid("rootfsPropagation of [r]private is not safe without pivot_root"));
         }
         let ids = IdMaps::new(linux, &namespaces)?;
-        let mounts = mounts::plan(spec, bundle, &rootfs, &namespaces)?;
+        let stated_ids = IdMaps::stated(linux, &namespaces)?;
+        let mapped = ids.as_ref().or(stated_ids.as_ref());
+        let mounts =
+            mounts::plan(spec, mounts::Context { bundle, rootfs: &rootfs, namespaces: &namespaces, ids: mapped })?;
         let devices = devices::plan(linux, &mounts)?;
         let hooks = spec.hooks().as_ref();
         #[allow(deprecated, reason = "prestart hooks are deprecated for authors of bundles, not for runtimes")]
         let prestart = hooks.and_then(|hooks| hooks.prestart().as_ref());
         let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_ref());
         let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
+        let extensions = Extensions::read(spec.annotations().as_ref())?;
+        let mut process = ProcessPlan::for_init(id, spec, wishes)?;
+        process.keep_groups = extensions.keep_groups;
         Ok(Self {
             ids,
+            stated_ids,
             root: RootPlan {
                 path: rootfs,
                 read_only: spec.root().as_ref().and_then(oci_spec::runtime::Root::readonly).unwrap_or(false),
@@ -162,7 +175,8 @@ impl InitPlan {
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             mount_label: linux.and_then(|linux| linux.mount_label().clone()).filter(|label| !label.is_empty()),
-            process: ProcessPlan::for_init(id, spec, wishes)?,
+            process,
+            extensions,
             create_container_hooks: list(hooks.and_then(|hooks| hooks.create_container().as_ref())),
             start_container_hooks: list(hooks.and_then(|hooks| hooks.start_container().as_ref())),
             stops_for_runtime_hooks: [prestart, create_runtime].into_iter().flatten().any(|list| !list.is_empty()),

@@ -7,7 +7,7 @@ use rung_sys::idmap::Range;
 use rung_sys::mount_options::MountOptions;
 use rung_sys::namespace::Namespace;
 
-use super::ids;
+use super::ids::{self, IdMaps};
 use super::namespaces::NamespacePlan;
 use crate::error::{Doing as _, Error, Result};
 use crate::log;
@@ -73,13 +73,26 @@ const BELOW_PROC: &[&str] = &[
     "sys/crypto/fips_enabled",
 ];
 
+/// What mounts depend on beside themselves.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// Where relative sources start.
+    pub bundle: &'a Path,
+    /// The root file system on the host.
+    pub rootfs: &'a Path,
+    /// The namespaces of the container.
+    pub namespaces: &'a NamespacePlan,
+    /// The id maps of its user namespace, where they are known.
+    pub ids: Option<&'a IdMaps>,
+}
+
 /// Plans every mount of the configuration, in its order.
-pub fn plan(spec: &Spec, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) -> Result<Vec<MountPlan>> {
+pub fn plan(spec: &Spec, context: Context<'_>) -> Result<Vec<MountPlan>> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     // One more for the readiness socket.
     let mut planned = Vec::with_capacity(mounts.len() + 1);
     for (index, mount) in mounts.iter().enumerate() {
-        planned.push(one(mount, bundle, rootfs, namespaces).doing(|| format!("mounts[{index}]"))?);
+        planned.push(one(mount, context).doing(|| format!("mounts[{index}]"))?);
     }
     Ok(planned)
 }
@@ -96,14 +109,15 @@ impl MountPlan {
     }
 }
 
-fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) -> Result<MountPlan> {
+fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
     let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
-    let destination = destination(mount.destination(), rootfs)?;
+    let destination = destination(mount.destination(), context.rootfs)?;
     let type_name = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let kind = if options.bind || type_name == "bind" {
         if !options.data.is_empty() {
-            // The specification hands them to mount(2), which has no use for them here.
+            // The specification hands them to mount(2), which has no use for them here. Runc refuses them; crun and the
+            // conformance programs of the specification take them.
             log::warning(&format!(
                 "options of {}: a bind mount has none of a file system: {} is ignored",
                 destination.display(),
@@ -113,7 +127,7 @@ fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) 
         if source.as_os_str().is_empty() {
             return Err(Error::invalid(format!("source: a bind mount needs one ({})", destination.display())));
         }
-        MountKind::Bind { source: if source.is_absolute() { source } else { bundle.join(source) } }
+        MountKind::Bind { source: if source.is_absolute() { source } else { context.bundle.join(source) } }
     } else {
         match type_name {
             "cgroup" => MountKind::Cgroup,
@@ -123,19 +137,25 @@ fn one(mount: &Mount, bundle: &Path, rootfs: &Path, namespaces: &NamespacePlan) 
         }
     };
     below_proc(&destination, &kind)?;
-    let idmap = idmap(mount, &options, &kind, namespaces)?;
+    let idmap = idmap(mount, &options, &kind, context)?;
     Ok(MountPlan { destination, kind, options, idmap })
 }
 
-fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, namespaces: &NamespacePlan) -> Result<Option<Idmap>> {
+fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, context: Context<'_>) -> Result<Option<Idmap>> {
     let given = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let planned = match (given(mount.uid_mappings()), given(mount.gid_mappings())) {
+        (false, false) if options.idmap_ranges.is_some() => {
+            idmap_option(options.idmap_ranges.as_deref().unwrap_or_default(), context.ids)?
+        }
+        (true, _) | (_, true) if options.idmap_ranges.is_some() => {
+            return Err(Error::invalid("options: idmap=… and uidMappings or gidMappings exclude each other"));
+        }
         (true, true) => Idmap::Ranges {
             uids: ids::ranges("uidMappings", mount.uid_mappings().as_ref())?,
             gids: ids::ranges("gidMappings", mount.gid_mappings().as_ref())?,
         },
         (false, false) if options.idmap.is_none() => return Ok(None),
-        (false, false) if namespaces.has(Namespace::User) => Idmap::Container,
+        (false, false) if context.namespaces.has(Namespace::User) => Idmap::Container,
         (false, false) => {
             return Err(Error::invalid("options: idmap without mappings needs a container with a user namespace"));
         }
@@ -149,6 +169,40 @@ fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, namespaces: &N
         return Err(Error::invalid("uidMappings: id-mapped mounts are only possible for bind mounts"));
     }
     Ok(Some(planned))
+}
+
+/// The ranges of `idmap=uids=INSIDE-OUTSIDE-COUNT#…;gids=…`. After an `@` what is outside is counted as in the container.
+fn idmap_option(text: &str, container: Option<&IdMaps>) -> Result<Idmap> {
+    let wrong = |part: &str| Error::invalid(format!("options: idmap={text}: {part:?} is not understood"));
+    let (mut uids, mut gids) = (Vec::new(), Vec::new());
+    for part in text.split(';').filter(|part| !part.is_empty()) {
+        let (list, known, rest) = match part.split_once('=') {
+            Some(("uids", rest)) => (&mut uids, container.map(|maps| maps.uids.as_slice()), rest),
+            Some(("gids", rest)) => (&mut gids, container.map(|maps| maps.gids.as_slice()), rest),
+            _ => return Err(wrong(part)),
+        };
+        let (relative, rest) = rest.strip_prefix('@').map_or((false, rest), |rest| (true, rest));
+        for triple in rest.split('#') {
+            let numbers: Vec<u32> = triple.split('-').map_while(|number| number.parse().ok()).collect();
+            let [inside, mut outside, count] = numbers[..] else { return Err(wrong(triple)) };
+            if triple.split('-').count() != 3 || count == 0 {
+                return Err(wrong(triple));
+            }
+            if relative {
+                let maps = known.ok_or_else(|| {
+                    Error::invalid(format!("options: idmap={text}: @ needs a user namespace whose maps are known"))
+                })?;
+                outside = ids::lookup(maps, outside).ok_or_else(|| {
+                    Error::invalid(format!("options: idmap={text}: {outside} is not mapped in the container"))
+                })?;
+            }
+            list.push(Range { inside, outside, count });
+        }
+    }
+    if uids.is_empty() || gids.is_empty() {
+        return Err(Error::invalid(format!("options: idmap={text}: uids and gids must both be given")));
+    }
+    Ok(Idmap::Ranges { uids, gids })
 }
 
 /// Makes a destination absolute and lexically clean; links are resolved inside the root later. As runc does, one that
@@ -197,7 +251,11 @@ mod tests {
 
     fn plan_one(json: &str) -> Result<MountPlan> {
         let mount: Mount = serde_json::from_str(json).expect("valid JSON");
-        one(&mount, Path::new("/bundle"), Path::new("/bundle/rootfs"), &NamespacePlan::default())
+        let (bundle, rootfs, namespaces) =
+            (Path::new("/bundle"), Path::new("/bundle/rootfs"), NamespacePlan::default());
+        let range = |inside, outside, count| Range { inside, outside, count };
+        let ids = IdMaps { uids: vec![range(0, 0, 1), range(1, 2, 1000)], gids: vec![range(0, 100, 10)] };
+        one(&mount, Context { bundle, rootfs, namespaces: &namespaces, ids: Some(&ids) })
     }
 
     #[test]
@@ -214,6 +272,26 @@ mod tests {
         let plan = plan_one(r#"{"destination":"/bundle/rootfs2","type":"tmpfs"}"#).expect("plan");
         assert_eq!(plan.destination, Path::new("/bundle/rootfs2"));
         assert!(plan_one(r#"{"destination":"/bundle/rootfs","type":"tmpfs"}"#).is_err());
+    }
+
+    #[test]
+    fn maps_in_an_option_are_those_of_the_mount() {
+        let idmap = |option: &str| {
+            let json = format!(r#"{{"destination":"/x","source":"/y","options":["rbind","{option}"]}}"#);
+            plan_one(&json).map(|plan| (plan.idmap, plan.options.idmap))
+        };
+        let range = |inside, outside, count| Range { inside, outside, count };
+        let (planned, recursive) = idmap("ridmap=uids=0-1-10#10-11-10;gids=@0-3-5").expect("taken");
+        let uids = vec![range(0, 1, 10), range(10, 11, 10)];
+        assert_eq!(planned, Some(Idmap::Ranges { uids, gids: vec![range(0, 103, 5)] }));
+        assert_eq!(recursive, Some(true));
+        let (planned, _) = idmap("idmap=uids=@1-3-10;gids=0-0-1").expect("taken");
+        assert_eq!(planned, Some(Idmap::Ranges { uids: vec![range(1, 4, 10)], gids: vec![range(0, 0, 1)] }));
+        for bad in
+            ["uids=0-1-1", "uids=0-1;gids=0-0-1", "uids=0-1-1-1;gids=0-0-1", "x=0-1-1", "uids=@5000-5000-1;gids=0-0-1"]
+        {
+            assert!(idmap(&format!("idmap={bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

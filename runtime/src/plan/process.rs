@@ -4,6 +4,7 @@ use oci_spec::runtime::{Linux, LinuxMemoryPolicy, LinuxPersonality, Process, Spe
 
 use super::Wishes;
 use crate::error::{Error, Result};
+use crate::log;
 
 /// Everything about the program.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct ProcessPlan {
     pub env: Vec<String>,
     /// Supplementary groups, with the primary one.
     pub groups: Vec<u32>,
+    /// The groups of the runtime's caller are kept instead.
+    pub keep_groups: bool,
     /// Descriptors after the first three that the program gets.
     pub preserve_fds: u32,
     /// The name of a new session keyring; `None` keeps the caller's.
@@ -50,13 +53,18 @@ impl ProcessPlan {
             replace(&mut env, "LISTEN_FDS", &count.to_string());
             replace(&mut env, "LISTEN_PID", "1");
         }
+        let personality = linux.and_then(|linux| linux.personality().clone());
+        if personality.as_ref().and_then(|found| found.flags().as_ref()).is_some_and(|flags| !flags.is_empty()) {
+            log::warning("linux.personality.flags: none is supported, all are ignored");
+        }
         Ok(Self {
             args,
             env,
             groups: groups(&process),
+            keep_groups: false,
             preserve_fds: wishes.preserve_fds,
             keyring: (!wishes.no_new_keyring).then(|| format!("_ses.{id}")),
-            personality: linux.and_then(|linux| linux.personality().clone()),
+            personality,
             memory_policy: linux.and_then(|linux| linux.memory_policy().clone()),
             spec: process,
         })

@@ -10,6 +10,7 @@ pub mod notify;
 
 use std::os::fd::OwnedFd;
 
+use oci_spec::runtime::LinuxSeccomp;
 use rung_sys::seccomp::{self, Instruction};
 
 pub use compile::compile;
@@ -66,6 +67,13 @@ impl Filter {
             other => other,
         }
     }
+}
+
+/// A name in the profile that no kernel this build knows of has.
+#[must_use]
+pub fn unknown_call(profile: &LinuxSeccomp) -> Option<&str> {
+    let calls = profile.syscalls().iter().flatten();
+    calls.flat_map(|call| call.names()).map(String::as_str).find(|name| arch::numbers(name).is_none())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use oci_spec::runtime::{ContainerProcessStateBuilder, State};
+use rung_sys::fd_pass;
 
 use super::{Error, Result};
 
@@ -26,8 +27,7 @@ pub fn hand_over(path: &Path, metadata: Option<&str>, state: State, pid: i32, li
     };
     let hand = "hand the notify descriptor to";
     let message = message(metadata, state, pid).map_err(|e| failed(hand, &e))?;
-    let socket = UnixStream::connect(path).map_err(|e| failed("failed to connect with seccomp agent", &e))?;
-    socket.set_write_timeout(Some(DEADLINE)).map_err(|e| failed(hand, &e))?;
+    let socket = fd_pass::connect(path, DEADLINE).map_err(|e| failed("failed to connect with seccomp agent", &e))?;
     send(&socket, &message, listener).map_err(|e| failed(hand, &e))
 }
 

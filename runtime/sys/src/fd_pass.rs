@@ -1,10 +1,15 @@
 //! Messages with descriptors over a unix socket.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
+    socket, socketpair,
 };
 
 use crate::error::{Error, Result};
@@ -16,6 +21,25 @@ pub const MAX_FDS: usize = 16;
 pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .map_err(|errno| Error::new("socketpair", "AF_UNIX, SOCK_SEQPACKET", errno as i32))
+}
+
+/// Connects to the socket `address`, an abstract one after an `@`. Who listens there but takes no connections, and later
+/// who does not read, holds nobody up for longer than `limit` a step.
+pub fn connect(address: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    // The kernel waits for room in the listener's queue as long as for room to write.
+    stream.set_write_timeout(Some(limit))?;
+    let bytes = address.as_os_str().as_bytes();
+    let target = match bytes.strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name),
+        None => UnixAddr::new(address),
+    };
+    match nix::sys::socket::connect(stream.as_raw_fd(), &target?) {
+        Ok(()) => Ok(stream),
+        Err(nix::errno::Errno::EAGAIN) => Err(nix::errno::Errno::ETIMEDOUT.into()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Sends one message with descriptors.
@@ -80,6 +104,24 @@ mod tests {
         assert_eq!((&buffer[..length], fds.len()), (&b"hello"[..], 1));
         drop(left);
         assert_eq!(receive(right.as_fd(), &mut buffer).expect("end").0, 0);
+    }
+
+    #[test]
+    fn a_listener_that_takes_nobody_holds_nobody_up() {
+        use nix::sys::socket::{Backlog, bind, listen};
+        let name = format!("@rung-fd-pass-{}", std::process::id());
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("socket");
+        bind(listener.as_raw_fd(), &UnixAddr::new_abstract(&name.as_bytes()[1..]).expect("address")).expect("bind");
+        listen(&listener, Backlog::new(0).expect("backlog")).expect("listen");
+        let attempt = || connect(Path::new(&name), Duration::from_millis(20));
+        let mut held = Vec::new();
+        let refused = loop {
+            match attempt() {
+                Ok(stream) if held.len() < 10 => held.push(stream),
+                other => break other,
+            }
+        };
+        assert_eq!(refused.expect_err("queue is full").raw_os_error(), Some(libc::ETIMEDOUT));
     }
 
     #[test]

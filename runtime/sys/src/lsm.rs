@@ -28,8 +28,8 @@ pub fn set_apparmor(proc: &Procfs, profile: &str) -> Result<()> {
     }
 }
 
-/// Gives the next program this thread executes, and the keys it makes, SELinux `label`, and reads it back: a label
-/// that did not arrive would leave the program unconfined.
+/// Gives the next program this thread executes SELinux `label`, and reads it back: a label that did not arrive would
+/// leave the program unconfined.
 pub fn set_selinux(proc: &Procfs, label: &str) -> Result<()> {
     let file = format!("{}/attr/exec", proc.this_thread()?);
     proc.write(&file, label)?;

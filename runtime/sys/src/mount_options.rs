@@ -29,6 +29,8 @@ pub struct MountOptions {
     pub copy_up: bool,
     /// `idmap` (`false`) or `ridmap` (`true`).
     pub idmap: Option<bool>,
+    /// What follows `idmap=` or `ridmap=`: ranges of ids.
+    pub idmap_ranges: Option<String>,
     /// `copy-symlink`: a link at the source is made again at the destination.
     pub copy_symlink: bool,
     /// `src-nofollow`: a link at the source is mounted itself.
@@ -146,7 +148,13 @@ impl MountOptions {
             match WORDS.binary_search_by_key(&word, |(known, _)| known) {
                 Ok(index) => options.take(WORDS[index].1),
                 Err(_) if word.is_empty() => {}
-                Err(_) => options.data.push(word.to_owned()),
+                Err(_) => match word.split_once('=') {
+                    Some((name @ ("idmap" | "ridmap"), ranges)) => {
+                        options.idmap = Some(name == "ridmap");
+                        options.idmap_ranges = Some(ranges.to_owned());
+                    }
+                    _ => options.data.push(word.to_owned()),
+                },
             }
         }
         options

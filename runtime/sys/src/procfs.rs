@@ -34,6 +34,11 @@ impl Procfs {
         if real { Ok(Self { root }) } else { Err(Error::new("open", "\"/proc\" (not procfs)", libc::EXDEV)) }
     }
 
+    /// Makes one of this process's own, of its pid namespace, that nobody else can see or mount over.
+    pub fn private() -> Result<Self> {
+        Ok(Self { root: crate::mount::FileSystem::open("proc")?.mount(0)? })
+    }
+
     /// Opens `path`, which has no links and no mounts in it.
     pub fn open_file(&self, path: &str, flags: OFlag) -> Result<OwnedFd> {
         let failed = |errno: Errno| Error::new("openat2", format!("\"/proc/{path}\""), errno as i32);

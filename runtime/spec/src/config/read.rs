@@ -51,9 +51,15 @@ pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
             if let Some(resources) = document.pointer_mut("/linux/resources") {
                 repair_resources(resources);
             }
-            // An empty profile means no filter.
+            // A profile without a default action and without a system call says nothing, and means no filter.
+            let says_nothing = |profile: &serde_json::Map<String, Value>| {
+                let named =
+                    |key: &str| profile.get(key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""));
+                let calls = profile.get("syscalls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
+                !named("defaultAction") && !calls
+            };
             if let Some(Value::Object(linux)) = document.get_mut("linux")
-                && linux.get("seccomp").and_then(Value::as_object).is_some_and(serde_json::Map::is_empty)
+                && linux.get("seccomp").and_then(Value::as_object).is_some_and(says_nothing)
             {
                 linux.remove("seccomp");
             }
@@ -193,6 +199,16 @@ mod tests {
         let resources = parsed.linux().as_ref().unwrap().resources().clone().unwrap();
         assert_eq!(resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("0-1"));
         assert_eq!(resources.hugepage_limits().as_ref().unwrap()[0].page_size(), "2MB");
+    }
+
+    #[test]
+    fn a_profile_that_says_nothing_is_none() {
+        for profile in ["{}", r#"{"syscalls":[]}"#, r#"{"architectures":["SCMP_ARCH_X86_64"],"syscalls":null}"#] {
+            let parsed = parse(config("", &format!(r#""seccomp":{profile}"#)).as_bytes()).expect(profile).value;
+            assert!(parsed.linux().as_ref().unwrap().seccomp().is_none(), "{profile}");
+        }
+        let call = r#"{"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#;
+        assert!(parse(config("", &format!(r#""seccomp":{call}"#)).as_bytes()).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::config::{LinuxSchedulerPolicy as Policy, Process, Scheduler};
 
+use super::linux::is_number_list;
 use super::{Found, Violation};
 
 pub(super) fn check(process: &Process, at: &str, found: &mut Found) {
@@ -12,6 +13,7 @@ pub(super) fn check(process: &Process, at: &str, found: &mut Found) {
     oom_score_is_in_range(process, at, found);
     mode_mask_is_a_mode(process, at, found);
     io_priority_is_in_range(process, at, found);
+    affinity_is_a_list(process, at, found);
     if let Some(scheduler) = process.scheduler() {
         nice_is_in_range(scheduler, at, found);
         priority_fits_policy(scheduler, at, found);
@@ -77,6 +79,16 @@ fn io_priority_is_in_range(process: &Process, at: &str, found: &mut Found) {
     if let Some(io) = process.io_priority().filter(|io| !(0..=7).contains(&io.priority())) {
         let reason = format!("invalid ioPriority.priority: {} is not between 0 and 7", io.priority());
         found.push(Violation::new(format!("{at}.ioPriority.priority"), reason));
+    }
+}
+
+fn affinity_is_a_list(process: &Process, at: &str, found: &mut Found) {
+    let Some(affinity) = process.exec_cpu_affinity() else { return };
+    for (field, list) in [("initial", affinity.initial()), ("final", affinity.cpu_affinity_final())] {
+        if let Some(list) = list.as_deref().filter(|list| !list.is_empty() && !is_number_list(list)) {
+            let path = format!("{at}.execCPUAffinity.{field}");
+            found.push(Violation::new(path, format!("{list:?} is no list of processors (0-3,7)")));
+        }
     }
 }
 

@@ -1,0 +1,180 @@
+//! What a configuration and a command line can ask for beside the usual, one small container each: that it arrives.
+
+use std::fs;
+
+use integration_tests::{Bundle, Env, Result, Test, tests};
+use serde_json::{Value, json};
+
+pub(crate) const TESTS: &[Test] = tests![
+    settings_reach_the_program [Root],
+    kinds_of_mounts_are_seen [Root],
+    the_working_directory_is_made_below_a_read_only_root [Root],
+    descriptors_are_kept [Root],
+    words_after_the_id_are_the_programs [Root],
+    switches_take_values [],
+    hooks_print_where_an_annotation_says [Root],
+    the_groups_of_the_caller_can_be_kept [Root],
+    annotations_that_are_not_built_are_refused [Root],
+    a_joined_user_namespace_has_the_stated_maps [Root],
+];
+
+/// Values of a configuration by JSON pointer.
+type Settings<'a> = &'a [(&'a str, Value)];
+
+/// Runs a shell script in a container with these settings.
+fn run(env: &Env, name: &str, settings: Settings<'_>, script: &str) -> Result<String> {
+    let mut bundle = Bundle::new(env, name, &["sh", "-c", script])?;
+    for (pointer, value) in settings {
+        bundle.set(pointer, value.clone());
+    }
+    Ok(env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?.ok()?.text().to_owned())
+}
+
+fn settings_reach_the_program(env: &Env) -> Result<()> {
+    let namespaces = |more: &str| {
+        let kinds = ["pid", "network", "ipc", "uts", "mount", more];
+        kinds.into_iter().filter(|kind| !kind.is_empty()).map(|kind| json!({"type": kind})).collect::<Value>()
+    };
+    let limits = json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 111}]);
+    let scheduler = json!({"policy": "SCHED_BATCH", "nice": 5});
+    let offsets = json!({"boottime": {"secs": 1_000_000}});
+    let table: &[(&str, Settings<'_>, &str, &str)] = &[
+        ("umask", &[("/process/user/umask", json!(0o77))], "umask", "0077"),
+        ("rlimits", &[("/process/rlimits", limits)], "ulimit -Sn; ulimit -Hn", "99\n111"),
+        ("oom", &[("/process/oomScoreAdj", json!(123))], "cat /proc/self/oom_score_adj", "123"),
+        ("domain", &[("/domainname", json!("inside"))], "cat /proc/sys/kernel/domainname", "inside"),
+        ("nice", &[("/process/scheduler", scheduler)], "cut -d' ' -f19,41 /proc/self/stat", "5 3"),
+        (
+            "offsets",
+            &[("/linux/namespaces", namespaces("time")), ("/linux/timeOffsets", offsets)],
+            "grep boottime /proc/self/timens_offsets | tr -s ' '",
+            "boottime 1000000 0",
+        ),
+        ("groups", &[("/process/user/additionalGids", json!([7, 9]))], "id -G", "0 7 9"),
+    ];
+    for (name, settings, script, expected) in table {
+        assert_eq!(run(env, name, settings, script)?, *expected, "{name}");
+    }
+    if cfg!(target_arch = "x86_64") {
+        let personality = [("/linux/personality", json!({"domain": "LINUX32"}))];
+        assert_eq!(run(env, "personality", &personality, "uname -m")?, "i686");
+    }
+    Ok(())
+}
+
+fn kinds_of_mounts_are_seen(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "copied", &["sh", "-c", "cat /etc/passwd | wc -l; touch /etc/new && ls /etc"])?;
+    let options = json!(["tmpcopyup", "mode=755"]);
+    bundle.push("/mounts", json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": options}));
+    let path = bundle.write()?.to_owned();
+    let expected = "2\ngroup\nnew\npasswd";
+    assert_eq!(env.run_rung(&["run", "--bundle", &path, &env.id("copied")])?.ok()?.text(), expected);
+    assert!(!bundle.rootfs().join("etc/new").exists());
+    // For a root that cannot be pivoted away from.
+    assert_eq!(env.run_rung(&["run", "--no-pivot", "--bundle", &path, &env.id("moved")])?.ok()?.text(), expected);
+    Ok(())
+}
+
+/// Images name directories that no layer has, and pods often have read-only roots.
+fn the_working_directory_is_made_below_a_read_only_root(env: &Env) -> Result<()> {
+    let settings = [("/root/readonly", json!(true)), ("/process/cwd", json!("/made/by/run"))];
+    let said = run(env, "made", &settings, "pwd; touch x 2>&1; true")?;
+    assert!(said.starts_with("/made/by/run\n") && said.contains("Read-only file system"), "{said}");
+    Ok(())
+}
+
+fn descriptors_are_kept(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "kept", &["sh", "-c", "cat <&3; ls /proc/self/fd | wc -l"])?;
+    let file = env.path("third");
+    fs::write(&file, "third\n")?;
+    let rung = env.rung(&["run", "--preserve-fds", "1", "--bundle", bundle.write()?, &env.id("kept")])?;
+    let words: Vec<_> = rung.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let line = format!("exec {} {} 3<{}", rung.get_program().to_string_lossy(), words.join(" "), file.display());
+    // 0 to 3, and the directory that is listed.
+    assert_eq!(env.run("sh", &["-c", &line])?.ok()?.text(), "third\n5");
+    Ok(())
+}
+
+fn words_after_the_id_are_the_programs(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "words", &["sleep", "600"])?;
+    let id = env.id("words");
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let said = env.run_rung(&["exec", "--env", "A=1", &id, "echo", "--env", "-u"]);
+    let listed = env.run_rung(&["ps", &id, "-f", "-A"]);
+    let signalled = env.run_rung(&["kill", &id, "-a"]);
+    env.run_rung(&["delete", "--force=true", &id])?.ok()?;
+    assert_eq!(said?.ok()?.text(), "--env -u");
+    assert!(listed?.ok()?.text().contains("sleep 600"));
+    assert!(signalled?.fails()?.contains("unknown signal"));
+    Ok(())
+}
+
+fn switches_take_values(env: &Env) -> Result<()> {
+    // A root that is named must be there.
+    fs::create_dir(env.path("rung"))?;
+    assert_eq!(env.run_rung(&["--debug=false", "--rootless=1", "list", "--quiet=true"])?.ok()?.text(), "");
+    let log = env.path("log");
+    env.run_rung(&["--log", &log.to_string_lossy(), "--log-format=json", "delete", "--force=maybe", "x"])?.fails()?;
+    assert!(fs::read_to_string(&log)?.contains(r#""level":"error""#));
+    Ok(())
+}
+
+fn hooks_print_where_an_annotation_says(env: &Env) -> Result<()> {
+    let (out, err) = (env.path("out"), env.path("err"));
+    fs::write(&out, "before\n")?;
+    let hook = |word: &str, path: &str| json!([{"path": path, "args": ["sh", "-c", format!("echo {word}; echo {word}! >&2")]}]);
+    let settings = [
+        ("/annotations", json!({"run.oci.hooks.stdout": out, "run.oci.hooks.stderr": err})),
+        ("/hooks/createRuntime", hook("runtime", "/bin/sh")),
+        ("/hooks/startContainer", hook("inside", "/bin/sh")),
+        ("/hooks/poststop", hook("after", "/bin/sh")),
+    ];
+    assert_eq!(run(env, "printing", &settings, "ls /proc/self/fd | wc -l")?, "4");
+    assert_eq!(fs::read_to_string(&out)?, "before\nruntime\ninside\nafter\n");
+    assert_eq!(fs::read_to_string(&err)?, "runtime!\ninside!\nafter!\n");
+    Ok(())
+}
+
+fn the_groups_of_the_caller_can_be_kept(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "caller", &["id", "-G"])?;
+    bundle.set("/annotations", json!({"run.oci.keep_original_groups": "1"}));
+    let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id("caller")])?;
+    let mut command = vec!["--groups=0,4242", "--"];
+    let words: Vec<_> =
+        std::iter::once(rung.get_program()).chain(rung.get_args()).map(|w| w.to_string_lossy()).collect();
+    command.extend(words.iter().map(|word| &**word));
+    assert_eq!(env.run("setpriv", &command)?.ok()?.text(), "0 4242");
+    Ok(())
+}
+
+fn annotations_that_are_not_built_are_refused(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "handler", &["true"])?;
+    bundle.set("/annotations", json!({"run.oci.handler": "krun"}));
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("handler")])?.fails()?;
+    assert!(said.contains("run.oci.handler") && said.contains("not supported"), "{said}");
+    Ok(())
+}
+
+fn a_joined_user_namespace_has_the_stated_maps(env: &Env) -> Result<()> {
+    let map = |outside: u32| json!([{"containerID": 0, "hostID": outside, "size": 1000}]);
+    let mut bundle = Bundle::new(env, "owner", &["sleep", "600"])?;
+    bundle.set("/linux/uidMappings", map(100_000)).set("/linux/gidMappings", map(100_000));
+    bundle.push("/linux/namespaces", json!({"type": "user"}));
+    let id = env.id("owner");
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let join = |outside: u32| -> Result<_> {
+        let name = format!("joins{outside}");
+        let mut bundle = Bundle::new(env, &name, &["cat", "/proc/self/uid_map"])?;
+        bundle.set("/linux/uidMappings", map(outside)).set("/linux/gidMappings", map(outside));
+        let path = format!("/proc/{}/ns/user", state["pid"]);
+        bundle.push("/linux/namespaces", json!({"type": "user", "path": path}));
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(&name)])
+    };
+    let (same, other) = (join(100_000), join(200_000));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let same = same?.ok()?;
+    assert_eq!(same.text().split_whitespace().collect::<Vec<_>>(), ["0", "100000", "1000"]);
+    assert!(other?.fails()?.contains("linux.uidMappings: not those of the user namespace"));
+    Ok(())
+}
