@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[Test] = tests![
     standard_input_reaches_the_program [Root, Overlay],
     binds_show_the_host [Root, Overlay],
     limits_are_in_force [Root, Overlay, EveryHost],
+    limits_change_while_it_runs [Root, Overlay],
+    a_container_gets_another_name [Root, Overlay],
     privileges_are_the_default_ones [Root, Overlay],
     networks_are_private_or_the_hosts [Root, Overlay],
     detached_containers_run_on [Root, Overlay],
@@ -144,12 +146,53 @@ fn binds_show_the_host(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Shows the limits from inside.
+const LIMITS: &str = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max 2>/dev/null ||
+    cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
+        /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us";
+
+fn limits_change_while_it_runs(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["run", "-d", "--name", "web", "-m", "64m", "--pids-limit", "20", "IMAGE", "sleep", "1000"])?.ok()?;
+    let changed = ["-m", "96m", "--cpus", "0.5", "--pids-limit", "30", "--restart", "on-failure:3"];
+    assert_eq!(stack.gantry(&[&["update"], &changed[..], &["web"]].concat())?.ok()?.text(), "web");
+    let inside = || -> Result<Vec<String>> {
+        let ran = stack.gantry(&["exec", "web", "sh", "-c", LIMITS])?.ok()?;
+        Ok(ran.stdout.split_whitespace().map(str::to_owned).collect())
+    };
+    let wanted = ["100663296", "30", "50000", "100000"];
+    assert_eq!(inside()?, wanted);
+    let format = "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}";
+    assert_eq!(stack.gantry(&["inspect", "--format", format, "web"])?.ok()?.text(), "100663296 on-failure");
+    stack.gantry(&["restart", "-t", "0", "web"])?.ok()?;
+    assert_eq!(inside()?, wanted, "of the next run too");
+    assert!(stack.gantry(&["update", "web"])?.fails()?.contains("nothing to change"));
+    assert!(stack.gantry(&["update", "-m", "1k", "web"])?.fails()?.contains("memory"));
+    assert_eq!(inside()?, wanted, "a refused change changes nothing");
+    Ok(())
+}
+
+fn a_container_gets_another_name(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    for name in ["web", "other"] {
+        stack.gantry(&["run", "-d", "--name", name, "IMAGE", "sleep", "1000"])?.ok()?;
+    }
+    stack.gantry(&["rename", "web", "site"])?.ok()?;
+    stack.gantry(&["exec", "site", "true"])?.ok()?;
+    assert!(stack.gantry(&["exec", "web", "true"])?.fails()?.contains("no such container"));
+    assert!(stack.gantry(&["rename", "other", "site"])?.fails()?.contains("in use"));
+    assert!(stack.gantry(&["rename", "other", "-x"])?.fails()?.contains("-x"));
+    stack.gantry(&["rename", "other", "web"])?.ok()?;
+    let names = stack.gantry(&["ps", "--format", "{{.Names}}"])?.ok()?.stdout;
+    let mut names: Vec<&str> = names.lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["site", "web"]);
+    Ok(())
+}
+
 fn limits_are_in_force(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
-    let script = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max 2>/dev/null ||
-        cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
-            /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us";
-    let ran = stack.script(&["-m", "64m", "--pids-limit", "20", "--cpus", "0.5"], script)?.ok()?;
+    let ran = stack.script(&["-m", "64m", "--pids-limit", "20", "--cpus", "0.5"], LIMITS)?.ok()?;
     let numbers: Vec<&str> = ran.stdout.split_whitespace().collect();
     assert_eq!(numbers, ["67108864", "20", "50000", "100000"]);
     let hungry = "head -c 100000000 /dev/zero | tail | wc -c";

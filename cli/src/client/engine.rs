@@ -46,6 +46,21 @@ impl Client {
         Ok(())
     }
 
+    /// Changes a container's limits and restart policy.
+    pub async fn update(&mut self, container: &str, limits: api::Limits, restart: &str) -> Result<()> {
+        let (r#ref, restart) = (container.to_owned(), restart.to_owned());
+        let request = self.request(api::UpdateRequest { r#ref, limits: Some(limits), restart });
+        self.engine.update(request).await?;
+        Ok(())
+    }
+
+    /// Gives a container another name.
+    pub async fn rename(&mut self, container: &str, name: &str) -> Result<()> {
+        let request = self.request(api::RenameRequest { r#ref: container.to_owned(), name: name.to_owned() });
+        self.engine.rename(request).await?;
+        Ok(())
+    }
+
     /// Removes a container.
     pub async fn remove(&mut self, container: &str, force: bool) -> Result<()> {
         let request = self.request(api::RemoveRequest { r#ref: container.to_owned(), force });

@@ -32,6 +32,7 @@ pub mod stop;
 pub mod system;
 pub mod tag;
 pub mod top;
+pub mod update;
 pub mod version;
 pub mod wait;
 
@@ -72,6 +73,10 @@ pub enum Command {
     Attach(attach::Args),
     /// Wait until containers end and print their exit codes
     Wait(wait::Args),
+    /// Change the limits of containers
+    Update(update::Update),
+    /// Give a container another name
+    Rename(update::Rename),
     /// Stop every process of containers where it is
     Pause(pause::Args),
     /// Let paused containers go on
@@ -173,6 +178,10 @@ pub enum ContainerCommand {
     Attach(attach::Args),
     /// Wait until containers end and print their exit codes
     Wait(wait::Args),
+    /// Change the limits of containers
+    Update(update::Update),
+    /// Give a container another name
+    Rename(update::Rename),
     /// Stop every process of containers where it is
     Pause(pause::Args),
     /// Let paused containers go on
@@ -255,6 +264,8 @@ impl Command {
             Self::Stop(args) | Self::Container(ContainerCommand::Stop(args)) => args.run(context).await,
             Self::Restart(args) | Self::Container(ContainerCommand::Restart(args)) => args.run(context).await,
             Self::Kill(args) | Self::Container(ContainerCommand::Kill(args)) => args.run(context).await,
+            Self::Update(args) | Self::Container(ContainerCommand::Update(args)) => args.run(context).await,
+            Self::Rename(args) | Self::Container(ContainerCommand::Rename(args)) => args.run(context).await,
             Self::Rm(args) | Self::Container(ContainerCommand::Rm(args)) => args.run(context).await,
             Self::Create(args) | Self::Container(ContainerCommand::Create(args)) => args.run(context).await,
             Self::Start(args) | Self::Container(ContainerCommand::Start(args)) => args.run(context).await,

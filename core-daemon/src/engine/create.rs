@@ -186,12 +186,7 @@ impl Engine {
             hostname: Some(hostname.to_owned()),
             terminal: request.terminal,
             console_size: request.console_size.as_ref().and_then(size_of),
-            limits: builder::Limits {
-                memory: limits.memory,
-                memory_swap: limits.memory_swap,
-                nano_cpus: limits.nano_cpus,
-                pids: limits.pids,
-            },
+            limits: limits_of(&limits).into(),
             binds: request
                 .binds
                 .iter()

@@ -26,6 +26,7 @@ mod run;
 mod start;
 mod stop;
 mod turns;
+mod update;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

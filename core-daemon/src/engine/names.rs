@@ -41,10 +41,7 @@ impl Names {
         let space = spaces.entry(namespace.clone()).or_default();
         let name = if name.is_empty() { made_up(id, |name| space.names.contains_key(name)) } else { checked(name)? };
         if let Some(holder) = space.names.get(&name) {
-            let holder = short(holder);
-            return Err(Error::already_exists(format!(
-                "container name {name:?} is in use by container {holder}; remove it first or choose another name"
-            )));
+            return Err(taken(&name, holder));
         }
         space.insert(name.clone(), id);
         Ok(Reservation { names: self, namespace: namespace.clone(), id: id.clone(), name, kept: false })
@@ -53,6 +50,22 @@ impl Names {
     /// Takes a container of an earlier daemon into the index.
     pub(super) fn learn(&self, namespace: &Namespace, id: &ContainerId, name: &str) {
         self.lock().entry(namespace.clone()).or_default().insert(name.to_owned(), id);
+    }
+
+    /// Gives a container another name, and answers with the name as it is kept.
+    pub(super) fn rename(&self, namespace: &Namespace, id: &ContainerId, name: &str) -> Result<String> {
+        let name = checked(name)?;
+        let mut spaces = self.lock();
+        let space = spaces.entry(namespace.clone()).or_default();
+        match space.names.get(&name) {
+            Some(holder) if holder != id => return Err(taken(&name, holder)),
+            _ => {}
+        }
+        if let Some(old) = space.ids.get(id.as_str()) {
+            space.names.remove(old);
+        }
+        space.insert(name.clone(), id);
+        Ok(name)
     }
 
     /// Frees a container's name.
@@ -116,6 +129,12 @@ impl Drop for Reservation<'_> {
             self.names.forget(&self.namespace, &self.id);
         }
     }
+}
+
+fn taken(name: &str, holder: &ContainerId) -> Error {
+    let holder = short(holder);
+    let advice = "remove it first or choose another name";
+    Error::already_exists(format!("container name {name:?} is in use by container {holder}; {advice}"))
 }
 
 /// An id as people see it.

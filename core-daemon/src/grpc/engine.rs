@@ -203,6 +203,18 @@ impl Engine for EngineService {
         Ok(Response::new(api::KillResponse {}))
     }
 
+    async fn update(&self, request: Request<api::UpdateRequest>) -> Result<Response<api::UpdateResponse>, Status> {
+        let context = Context::of(request.metadata())?;
+        self.engine.update(&context, request.get_ref()).await?;
+        Ok(Response::new(api::UpdateResponse {}))
+    }
+
+    async fn rename(&self, request: Request<api::RenameRequest>) -> Result<Response<api::RenameResponse>, Status> {
+        let context = Context::of(request.metadata())?;
+        self.engine.rename(&context, request.get_ref()).await?;
+        Ok(Response::new(api::RenameResponse {}))
+    }
+
     async fn remove(&self, request: Request<api::RemoveRequest>) -> Result<Response<api::RemoveResponse>, Status> {
         let context = Context::of(request.metadata())?;
         let id = self.engine.remove(&context, request.get_ref()).await?;

@@ -589,6 +589,68 @@ impl ::prost::Name for KillResponse {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+    /// What is 0 stays as it is.
+    #[prost(message, optional, tag = "2")]
+    pub limits: ::core::option::Option<Limits>,
+    /// Empty: it stays as it is.
+    #[prost(string, tag = "3")]
+    pub restart: ::prost::alloc::string::String,
+}
+impl ::prost::Name for UpdateRequest {
+    const NAME: &'static str = "UpdateRequest";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.UpdateRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.UpdateRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateResponse {}
+impl ::prost::Name for UpdateResponse {
+    const NAME: &'static str = "UpdateResponse";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.UpdateResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.UpdateResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenameRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RenameRequest {
+    const NAME: &'static str = "RenameRequest";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.RenameRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.RenameRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenameResponse {}
+impl ::prost::Name for RenameResponse {
+    const NAME: &'static str = "RenameResponse";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.RenameResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.RenameResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveRequest {
     #[prost(string, tag = "1")]
     pub r#ref: ::prost::alloc::string::String,
@@ -1474,6 +1536,49 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Kill"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes limits and restart policy, of a running container at once.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gantry.engine.v1.Engine/Update",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn rename(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenameRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenameResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gantry.engine.v1.Engine/Rename",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Rename"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn remove(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveRequest>,
@@ -1799,6 +1904,15 @@ pub mod engine_server {
             &self,
             request: tonic::Request<super::KillRequest>,
         ) -> std::result::Result<tonic::Response<super::KillResponse>, tonic::Status>;
+        /// Changes limits and restart policy, of a running container at once.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status>;
+        async fn rename(
+            &self,
+            request: tonic::Request<super::RenameRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenameResponse>, tonic::Status>;
         async fn remove(
             &self,
             request: tonic::Request<super::RemoveRequest>,
@@ -2233,6 +2347,92 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = KillSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gantry.engine.v1.Engine/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::UpdateRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gantry.engine.v1.Engine/Rename" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenameSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::RenameRequest>
+                    for RenameSvc<T> {
+                        type Response = super::RenameResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenameRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::rename(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenameSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

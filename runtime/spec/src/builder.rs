@@ -400,10 +400,19 @@ const MIN_CPU_QUOTA: i64 = 1_000;
 const MIN_MEMORY: i64 = 6 << 20;
 
 fn resources(options: &Options) -> Result<LinuxResources, InvalidOptions> {
-    let limits = options.limits;
-    let mut resources = LinuxResources::default();
+    let mut resources = limited(options.limits)?;
     let rules = if options.privileged { defaults::devices::everything() } else { defaults::devices::default() };
-    resources.set_devices(Some(rules)).set_memory(memory(limits)?);
+    resources.set_devices(Some(rules));
+    Ok(resources)
+}
+
+/// Limits alone, as a running container is given them: without rules about devices.
+///
+/// # Errors
+/// Names a limit that cannot be.
+pub fn limited(limits: Limits) -> Result<LinuxResources, InvalidOptions> {
+    let mut resources = LinuxResources::default();
+    resources.set_devices(None).set_memory(memory(limits)?);
     if limits.nano_cpus < 0 {
         return Err(InvalidOptions::Limit("cpus: must not be negative"));
     }

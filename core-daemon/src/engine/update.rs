@@ -1,0 +1,98 @@
+//! Changing a container that is there: its limits, when it is started again, its name.
+
+use gantry_proto::any;
+use gantry_proto::gantry::engine::v1 as api;
+use oci_spec::runtime::Spec;
+use rung_spec::builder;
+
+use super::record::Limits;
+use super::restart::Policy;
+use super::{Engine, Record};
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::error::{Doing, Error, Result};
+
+impl Engine {
+    /// Changes limits and restart policy. Of a running container the limits change at once, and are those of later runs
+    /// only where that succeeds.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` for a limit or policy that cannot be; what the runtime says.
+    pub async fn update(&self, context: &Context, request: &api::UpdateRequest) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let doing = || format!("update container {}", known.record.name);
+        let policy = match request.restart.as_str() {
+            "" => known.record.restart,
+            text => Policy::parse(text)?,
+        };
+        if known.record.auto_remove && policy != Policy::No {
+            return Err(Error::invalid("it is removed once it has ended, and so never restarted")).doing(doing);
+        }
+        let limits = known.record.limits.changed(&request.limits.unwrap_or_default());
+        let limited =
+            builder::limited(limits.into()).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
+        let encode = |error: serde_json::Error| Error::internal(format!("encode limits: {error}"));
+        if limits != known.record.limits
+            && let Some(live) = self.running(&context.namespace, &known.id)
+        {
+            let document = serde_json::to_vec(&limited).map_err(encode)?;
+            let resources = Some(any::json(any::LINUX_RESOURCES, document));
+            live.task.update(resources, Default::default()).await.doing(doing)?;
+        }
+        let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
+        let edit = move || {
+            let edited = engine.parts().containers.edit(&namespace, &id, |container| {
+                let mut record = Record::of(container)?.unwrap_or_default();
+                (record.limits, record.restart) = (limits, policy);
+                record.put(container)?;
+                let document = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
+                let mut spec: Spec = serde_json::from_slice(document).map_err(encode)?;
+                if let Some(linux) = spec.linux_mut() {
+                    let mut limited = limited;
+                    limited.set_devices(linux.resources().as_ref().and_then(|old| old.devices().clone()));
+                    linux.set_resources(Some(limited));
+                }
+                container.spec = Some(any::json(any::SPEC, serde_json::to_vec(&spec).map_err(encode)?));
+                Ok(())
+            });
+            edited.map(drop)
+        };
+        blocking(edit).await.doing(doing)
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` for a malformed name, `AlreadyExists` for one that is taken.
+    pub async fn rename(&self, context: &Context, request: &api::RenameRequest) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let names = &self.shared.names;
+        let name = names.rename(&context.namespace, &known.id, &request.name)?;
+        let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
+        let recorded = blocking(move || engine.edit_record(&namespace, &id, |record| record.name = name)).await;
+        if recorded.is_err() {
+            names.rename(&context.namespace, &known.id, &known.record.name)?;
+        }
+        recorded.doing(|| format!("rename container {}", known.record.name))
+    }
+}
+
+impl Limits {
+    /// These limits with those of `wanted` that are given.
+    fn changed(self, wanted: &api::Limits) -> Self {
+        let or = |new: i64, old: i64| if new == 0 { old } else { new };
+        Self {
+            memory: or(wanted.memory, self.memory),
+            memory_swap: or(wanted.memory_swap, self.memory_swap),
+            nano_cpus: or(wanted.nano_cpus, self.nano_cpus),
+            pids: or(wanted.pids, self.pids),
+        }
+    }
+}
+
+impl From<Limits> for builder::Limits {
+    fn from(limits: Limits) -> Self {
+        let Limits { memory, memory_swap, nano_cpus, pids } = limits;
+        Self { memory, memory_swap, nano_cpus, pids }
+    }
+}
