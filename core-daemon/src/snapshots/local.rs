@@ -244,7 +244,9 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn prepare(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(ctx, New { kind: Kind::Active, key, parent, lasting: true }, labels)
+        // What is to be removed soon is made with something of its own that is recorded to last: that takes it along.
+        let lasting = !labels.contains_key(labels::SHORT_LIVED);
+        self.create(ctx, New { kind: Kind::Active, key, parent, lasting }, labels)
     }
 
     fn view(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
