@@ -157,11 +157,13 @@ fn checksum(bytes: &[u8]) -> u32 {
     crc.sum()
 }
 
+/// Every record: table, namespace, key and value.
+pub(super) type Rows = std::collections::BTreeMap<(String, String, String), Vec<u8>>;
+
 /// What a journal says.
 #[derive(Debug)]
 pub(super) struct Told {
-    /// Every record: table, namespace, key and value.
-    pub(super) rows: std::collections::BTreeMap<(String, String, String), Vec<u8>>,
+    pub(super) rows: Rows,
     /// What follows cannot be read.
     pub(super) is_clipped: bool,
 }
@@ -177,7 +179,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Told>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => std::io::BufReader::new(other.doing(|| format!("open {}", path.display()))?),
     };
-    let mut told = Told { rows: std::collections::BTreeMap::new(), is_clipped: false };
+    let mut told = Told { rows: Rows::new(), is_clipped: false };
     let mut is_whole = false;
     loop {
         match read_frame(&mut file).doing(|| format!("read {}", path.display()))? {

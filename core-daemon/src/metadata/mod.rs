@@ -58,6 +58,9 @@ impl Db {
 
     fn try_open(path: &Path) -> Result<Self> {
         let doing = || format!("open {}", path.display());
+        if rebuild::is_gone(path)? {
+            rebuild::begin(path).doing(doing)?;
+        }
         private(path).doing(doing)?;
         let inner = redb::Database::create(path).map_err(failed).doing(doing)?;
         let (inner, journal) = (Arc::new(RwLock::new(Some(inner))), Arc::new(Mutex::new(Journal::new(path))));

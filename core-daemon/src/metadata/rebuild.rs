@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use redb::TableHandle as _;
 use rung_sys::atomic_file::sync_directory;
 
+use super::journal::Rows;
 use super::tx::{ReadTx, Tx as _, WriteTx};
 use super::{Db, failed, journal, schema};
 use crate::error::{Doing, Error, Kind, Result};
@@ -62,16 +63,13 @@ fn blame(error: Error) -> Error {
 pub(super) fn rebuild(path: &Path) -> Result<Option<PathBuf>> {
     let Some(told) = journal::read(path)? else { return Ok(None) };
     let doing = || format!("make {} anew", path.display());
-    let fresh = path.with_extension("redb.new");
-    drop(std::fs::remove_file(&fresh));
-    write(&fresh, &told).doing(doing)?;
+    let fresh = write(path, &told.rows).doing(doing)?;
     let aside = path.with_extension(format!("redb.damaged-{}", jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ")));
     match std::fs::rename(path, &aside) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).doing(doing),
         _ => {}
     }
-    std::fs::rename(&fresh, path).doing(doing)?;
-    sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(std::io::Error::from).doing(doing)?;
+    place(&fresh, path).doing(doing)?;
     let (records, aside_shown) = (told.rows.len(), aside.display());
     if told.is_clipped {
         tracing::warn!(records, damaged = %aside_shown, "metadata was damaged and made anew; its last changes may be lost");
@@ -81,18 +79,42 @@ pub(super) fn rebuild(path: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(aside))
 }
 
-fn write(path: &Path, told: &journal::Told) -> Result<()> {
-    let database = redb::Database::create(path).map_err(failed)?;
+/// Makes a database at `path`, where there is none. The machine may fail meanwhile: then there is none still, and not
+/// one that is damaged.
+pub(super) fn begin(path: &Path) -> Result<()> {
+    place(&write(path, &Rows::new())?, path)
+}
+
+fn place(fresh: &Path, path: &Path) -> Result<()> {
+    std::fs::rename(fresh, path)?;
+    Ok(sync_directory(path.parent().unwrap_or(Path::new("/"))).map_err(std::io::Error::from)?)
+}
+
+/// Whether there is nothing at `path` that a database could be made of.
+pub(super) fn is_gone(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len() == 0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).doing(|| format!("open {}", path.display())),
+    }
+}
+
+/// Writes a database beside `path`.
+fn write(path: &Path, rows: &Rows) -> Result<PathBuf> {
+    let fresh = path.with_extension("redb.new");
+    drop(std::fs::remove_file(&fresh));
+    let database = redb::Database::create(&fresh).map_err(failed)?;
     let tx = WriteTx::begin(&database, redb::Durability::Immediate)?;
     for table in schema::ALL {
         tx.create(table)?;
     }
-    for ((table, namespace, key), value) in &told.rows {
+    for ((table, namespace, key), value) in rows {
         if let Some(table) = schema::ALL.into_iter().find(|known| known.name() == table) {
             tx.put(table, namespace, key, value)?;
         }
     }
-    tx.commit().map(drop)
+    tx.commit()?;
+    Ok(fresh)
 }
 
 impl Db {
@@ -107,12 +129,7 @@ impl Db {
         described: &[PathBuf],
         verify: &dyn Fn(&Path) -> Result<Condition>,
     ) -> Result<Self> {
-        let is_gone = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.len() == 0,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => return Err(error).doing(|| format!("open {}", path.display())),
-        };
-        let damage = if is_gone {
+        let damage = if is_gone(path)? {
             let holds = |directory: &&PathBuf| std::fs::read_dir(directory).is_ok_and(|mut all| all.next().is_some());
             let what = |directory: &PathBuf| {
                 let text = format!("open {}: gone or empty, but {} is not", path.display(), directory.display());
