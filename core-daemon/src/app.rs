@@ -66,6 +66,7 @@ pub async fn run(config: Config) -> Result<()> {
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
     shims::raise_open_files();
+    shims::spawn_without_copying();
     let stopping = CancellationToken::new();
     let daemon = Daemon::build(&config, &stopping)?;
     // Shims may report from the moment they are looked for.

@@ -41,11 +41,50 @@ pub struct Options {
     pub criu_work_path: String,
 }
 
+/// What `ctr` before 2.0 says to runtimes other than runc, in the message of containerd's first shims.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Earlier {
+    #[prost(bool, tag = "1")]
+    no_pivot_root: bool,
+    #[prost(bool, tag = "8")]
+    no_new_keyring: bool,
+    #[prost(string, tag = "9")]
+    shim_cgroup: String,
+    #[prost(uint32, tag = "10")]
+    io_uid: u32,
+    #[prost(uint32, tag = "11")]
+    io_gid: u32,
+    #[prost(string, tag = "12")]
+    criu_work_path: String,
+    #[prost(string, tag = "13")]
+    criu_image_path: String,
+}
+
+impl prost::Name for Earlier {
+    const PACKAGE: &'static str = "containerd.linux.runc";
+    const NAME: &'static str = "CreateOptions";
+}
+
+impl From<Earlier> for Options {
+    fn from(message: Earlier) -> Self {
+        Self {
+            no_pivot_root: message.no_pivot_root,
+            no_new_keyring: message.no_new_keyring,
+            shim_cgroup: message.shim_cgroup,
+            io_uid: message.io_uid,
+            io_gid: message.io_gid,
+            criu_image_path: message.criu_image_path,
+            criu_work_path: message.criu_work_path,
+            ..Self::default()
+        }
+    }
+}
+
 impl Options {
     /// Reads the options of a request; none means the defaults.
     ///
     /// # Errors
-    /// Where the value is neither of the two option messages.
+    /// Where the value is none of the option messages.
     pub fn from_any(value: Option<&Any>) -> Result<Self> {
         let Some(value) = value.filter(|value| !value.type_url.is_empty()) else { return Ok(Self::default()) };
         let unreadable = |error: any::Mismatch| Error::invalid(format!("runtime options: {error}"));
@@ -53,12 +92,15 @@ impl Options {
             let options: generic::Options = any::unpack(value).map_err(unreadable)?;
             return Self::from_generic(&options);
         }
+        if any::is::<Earlier>(value) {
+            return any::unpack::<Earlier>(value).map(Self::from).map_err(unreadable);
+        }
         Ok(Self::from_message(any::unpack(value).map_err(unreadable)?))
     }
 
-    /// Whether the value is one of the two option messages.
+    /// Whether the value is one of the option messages.
     pub fn understands(value: &Any) -> bool {
-        any::is::<generic::Options>(value) || any::is::<runc::Options>(value)
+        any::is::<generic::Options>(value) || any::is::<runc::Options>(value) || any::is::<Earlier>(value)
     }
 
     fn from_message(message: runc::Options) -> Self {
@@ -130,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_messages() {
+    fn each_message() {
         let message = runc::Options { binary_name: "crun".into(), systemd_cgroup: true, ..runc::Options::default() };
         let options = Options::from_any(Some(&any::pack(&message))).expect("runc options");
         assert_eq!((options.program(), options.systemd_cgroup), (PathBuf::from("crun"), true));
@@ -138,6 +180,8 @@ mod tests {
         let message = generic::Options { config_body: br#"{"root":"/r"}"#.to_vec(), ..generic::Options::default() };
         let options = Options::from_any(Some(&any::pack(&message))).expect("generic options");
         assert_eq!(options.root("ns"), PathBuf::from("/r/ns"));
+        let earlier = Options::from_any(Some(&any::pack(&Earlier { no_pivot_root: true, ..Earlier::default() })));
+        assert!(earlier.expect("earlier options").no_pivot_root);
         assert_eq!(Options::from_any(None).expect("none"), Options::default());
         let other = Any { type_url: "example.Other".into(), value: Vec::new() };
         assert!(Options::from_any(Some(&other)).is_err());

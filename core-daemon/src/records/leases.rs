@@ -1,5 +1,6 @@
 //! Lease records: what must not be collected yet.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 pub use gantry_proto::containerd::services::leases::v1::{Lease, Resource};
@@ -27,11 +28,12 @@ impl Leases {
         Self { db, snapshotters }
     }
 
-    /// Makes a lease.
+    /// Makes a lease, of a name nobody else has where none is given.
     ///
     /// # Errors
     /// `AlreadyExists`; `InvalidArgument` for the id or a label.
     pub fn create(&self, ctx: &Context, id: &str, mut labels: Labels) -> Result<Lease> {
+        let id = &*if id.is_empty() { Cow::from(format!("{:016x}", random()?)) } else { Cow::from(id) };
         check_id(id)?;
         labels::drop_empty(&mut labels);
         labels::check(&labels)?;

@@ -22,12 +22,12 @@ impl Namespaces {
         Self { db, events }
     }
 
-    /// One namespace.
+    /// One namespace. One in which nothing is yet has no labels: clients ask for defaults before they make the first thing.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// When the records cannot be read.
     pub fn get(&self, name: &str) -> Result<Record> {
-        self.db.read(|tx| table::get(tx, name))?.ok_or_else(|| missing(name))
+        Ok(self.db.read(|tx| table::get(tx, name))?.unwrap_or_else(|| unlabelled(name)))
     }
 
     /// All namespaces.
@@ -56,14 +56,14 @@ impl Namespaces {
         Ok(record)
     }
 
-    /// Changes labels as the mask says: all of them without one.
+    /// Changes labels as the mask says: all of them without one. A namespace that is not there comes into being.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidArgument` for a field that cannot change.
+    /// `InvalidArgument` for the name, a label or a field that cannot change.
     pub fn update(&self, name: &str, wanted: &Labels, mask: &[String]) -> Result<Record> {
         let namespace = parse(name)?;
         let record = self.db.write(|tx| {
-            let mut record = table::get(tx, name)?.ok_or_else(|| missing(name))?;
+            let mut record = table::get(tx, name)?.unwrap_or_else(|| unlabelled(name));
             labels::update(&mut record.labels, wanted, mask, |path| {
                 Err(Error::invalid(format!("cannot update field {path:?} of namespace {name}")))
             })?;
@@ -97,6 +97,10 @@ impl Namespaces {
 
 fn parse(name: &str) -> Result<Namespace> {
     Namespace::parse(name).map_err(|error| Error::invalid(format!("namespace: {error}")))
+}
+
+fn unlabelled(name: &str) -> Record {
+    Record { name: name.to_owned(), ..Record::default() }
 }
 
 fn missing(name: &str) -> Error {

@@ -57,6 +57,12 @@ pub struct Instance<'a> {
     pub bundle: &'a Path,
 }
 
+/// This project's shim.
+const OURS: &str = "containerd-shim-rung-v2";
+/// The runtime that clients name who were told nothing. Where it is not installed, our shim, which knows its options and is
+/// spoken to as it is, does its work.
+const USUAL: &str = "io.containerd.runc.v2";
+
 /// The program of a runtime: an absolute path is its own name, and `io.containerd.NAME.VERSION` is
 /// `containerd-shim-NAME-VERSION`, beside the daemon or on `PATH`.
 ///
@@ -73,14 +79,24 @@ pub fn locate(runtime: &str, daemon: &Path, opt: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid(format!("runtime {runtime:?}: expected io.containerd.NAME.VERSION or a path")))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let beside = daemon.parent().map(Path::to_owned);
-    let mut places = beside.into_iter().chain([opt.join("bin")]).chain(std::env::split_paths(&path));
-    places.by_ref().map(|place| place.join(&name)).find(|program| program.is_file()).ok_or_else(|| {
+    let places: Vec<PathBuf> =
+        beside.into_iter().chain([opt.join("bin")]).chain(std::env::split_paths(&path)).collect();
+    let installed = |name: &str| places.iter().map(|place| place.join(name)).find(|program| program.is_file());
+    let instead = || installed(OURS).filter(|_| runtime == USUAL);
+    installed(&name).or_else(instead).ok_or_else(|| {
         let path = path.to_string_lossy();
         let (daemon, opt) = (daemon.display(), opt.display());
         Error::not_found(format!(
             "runtime {runtime}: {name} is neither beside {daemon}, in {opt}/bin nor on PATH {path}"
         ))
     })
+}
+
+/// Lets the daemon start programs in other directories without a copy of its page tables, which takes longer than the start:
+/// the standard library does so where the C library has this call, which a static program has only where something names it.
+pub fn spawn_without_copying() {
+    #[cfg(target_env = "gnu")]
+    std::hint::black_box(nix::libc::posix_spawn_file_actions_addchdir_np as *const ());
 }
 
 /// The limit of open files that this process was started with.
@@ -111,7 +127,7 @@ fn lower_open_files(pid: u32) -> std::io::Result<()> {
 
 /// Whether a program is the shim of this project, which knows the bootstrap parameters.
 pub fn is_ours(program: &Path) -> bool {
-    program.file_name().is_some_and(|name| name == "containerd-shim-rung-v2")
+    program.file_name().is_some_and(|name| name == OURS)
 }
 
 fn program_name(runtime: &str) -> Option<String> {
