@@ -7,11 +7,11 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl strace criu
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl strace criu e2fsprogs docker.io
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}
-for subject in ${SOAK_ONLY:-racing memory_kills slow_reader full_disk shim_faults daemon_restart daemon_storage}; do
+for subject in ${SOAK_ONLY:-racing memory_kills slow_reader full_disk shim_faults daemon_restart daemon_storage daemon_power}; do
     echo "== $subject, in full"
     GANTRY_TEST_FULL=1 "$integration" "$subject"
 done

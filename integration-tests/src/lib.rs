@@ -8,6 +8,8 @@
 
 pub mod bundle;
 pub mod daemon;
+pub mod disk;
+pub mod engines;
 pub mod env;
 pub mod http;
 pub mod image;

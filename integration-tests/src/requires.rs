@@ -40,6 +40,8 @@ pub enum Need {
     Openssl,
     /// The `strace` program is installed, and may trace.
     Strace,
+    /// The kernel has FUSE and loop devices.
+    Fuse,
     /// The `criu` program is installed and works with this kernel.
     Criu,
     /// Not a property of the machine: no other test runs at the same time.
@@ -78,6 +80,7 @@ impl Need {
         Self::Openssl,
         Self::Criu,
         Self::Strace,
+        Self::Fuse,
         Self::Alone,
         Self::EveryHost,
     ];
@@ -114,6 +117,10 @@ impl Need {
             Self::Strace => {
                 (succeeds("strace", &["-qq", "-o", "/dev/null", "true"]), "strace is missing or may not trace")
             }
+            Self::Fuse => (
+                ["/dev/fuse", "/dev/loop-control"].iter().all(|path| Path::new(path).exists()),
+                "the kernel has no FUSE or no loop devices",
+            ),
             Self::Alone | Self::EveryHost => return None,
         };
         (!met).then(|| reason.to_owned())

@@ -16,7 +16,9 @@ mod cri_pods;
 mod cri_stats;
 mod cri_streaming;
 mod daemon_checkpoints;
+mod daemon_clients;
 mod daemon_mounts;
+mod daemon_power;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
@@ -61,7 +63,9 @@ fn main() -> ExitCode {
         cri_stats::TESTS,
         cri_streaming::TESTS,
         daemon_checkpoints::TESTS,
+        daemon_clients::TESTS,
         daemon_mounts::TESTS,
+        daemon_power::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_snapshots::TESTS,

@@ -1,57 +1,20 @@
 //! The container engines of Debian with our runtime in place of runc: podman and dockerd.
 
-use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command};
 
-use anyhow::{Context as _, ensure};
-use integration_tests::bundle::busybox_root;
+use anyhow::ensure;
+use integration_tests::engines::{Dockerd, Engine, Server, words};
 use integration_tests::pty::Pty;
-use integration_tests::{Env, Need, Ran, Result, Test, output, tests, wait};
+use integration_tests::{Env, Need, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     podman_runs_its_containers[Root, Podman],
     dockerd_runs_its_containers[Root, Dockerd],
 ];
 
-/// An engine's command line, with what every call of it needs.
-struct Engine<'env> {
-    env: &'env Env,
-    program: &'static str,
-    global: Vec<String>,
-    run: Vec<String>,
-}
-
-impl Engine<'_> {
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.program);
-        self.env.prepare(&mut command);
-        command.args(&self.global).args(args);
-        command
-    }
-
-    fn call(&self, args: &[&str]) -> Result<Ran> {
-        output::run(self.command(args))
-    }
-
-    fn run(&self, flags: &[&str], program: &[&str]) -> Result<Ran> {
-        let fixed: Vec<&str> = self.run.iter().map(String::as_str).collect();
-        self.call(&[&["run", "--network", "none", "--cgroup-parent"], &fixed[..], flags, &["box"], program].concat())
-    }
-}
-
-/// Makes the image `box`, whose files are busybox.
-fn import(engine: &Engine<'_>) -> Result<()> {
-    let root = engine.env.dir("image")?;
-    busybox_root(&root)?;
-    let archive = engine.env.path("image.tar").to_string_lossy().into_owned();
-    engine.env.run("tar", &["-C", &root.to_string_lossy(), "-cf", &archive, "."])?.ok()?;
-    engine.call(&["import", &archive, "box"])?.ok().map(drop)
-}
-
 /// What people do with an engine, from the first container to the last.
 fn everyday(engine: &Engine<'_>) -> Result<()> {
-    import(engine)?;
+    engine.import()?;
     assert_eq!(engine.run(&["--rm"], &["echo", "hi"])?.ok()?.text(), "hi");
     let name = engine.env.id("web");
     engine.run(&["--detach", "--name", &name, "--memory", "64m", "--pids-limit", "50"], &["sleep", "600"])?.ok()?;
@@ -97,11 +60,6 @@ fn looks_and_changes(engine: &Engine<'_>, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The words of a command line; the test's own directory has no spaces in its name.
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
-
 fn podman_runs_its_containers(env: &Env) -> Result<()> {
     let (root, runtime) = (env.root().display(), env.program("rung")?);
     let global = format!(
@@ -115,32 +73,6 @@ fn podman_runs_its_containers(env: &Env) -> Result<()> {
     let outcome = everyday(&engine);
     engine.call(&["rm", "--all", "--force", "--time", "0"])?.ok()?;
     outcome
-}
-
-/// A program that serves until it is told to end.
-struct Server(Child);
-
-impl Server {
-    fn start(env: &Env, program: &str, args: &[String]) -> Result<Self> {
-        let mut command = Command::new(program);
-        env.prepare(&mut command);
-        let log = File::create(env.path(&format!("{program}.log")))?;
-        let child = command.args(args).stdout(log.try_clone()?).stderr(log).spawn();
-        Ok(Self(child.with_context(|| format!("start {program}"))?))
-    }
-
-    fn stop(&mut self, env: &Env) -> Result<()> {
-        env.run("kill", &[&self.0.id().to_string()])?.ok()?;
-        self.0.wait()?;
-        Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn containerd(env: &Env, socket: &Path) -> Result<Server> {
@@ -158,25 +90,10 @@ fn dockerd_runs_its_containers(env: &Env) -> Result<()> {
     let socket = env.path("c.sock");
     let mut containerd = containerd(env, &socket)?;
     wait::until_within(wait::seconds(20), "containerd's socket", || socket.exists().then_some(()))?;
-    let (root, runtime) = (env.root().display(), env.program("rung")?);
-    let host = format!("unix://{root}/d.sock");
-    let args = format!(
-        "--host {host} --containerd {} --pidfile {root}/d.pid --data-root {root}/data --exec-root {root}/exec \
-         --storage-driver vfs --add-runtime rung={} --default-runtime rung --iptables=false --ip-forward=false \
-         --bridge=none --exec-opt native.cgroupdriver=cgroupfs",
-        socket.display(),
-        runtime.display()
-    );
-    let mut dockerd = Server::start(env, "dockerd", &words(&args))?;
-    let (global, run) = (words(&format!("--host {host}")), vec![format!("/{}", env.token())]);
-    let engine = Engine { env, program: "docker", global, run };
-    let answers = || engine.call(&["version"]).ok().filter(|ran| ran.code() == 0).map(drop);
-    let outcome = wait::until_within(wait::seconds(40), "dockerd to answer", answers).and_then(|()| everyday(&engine));
-    if outcome.is_err() {
-        // A failed test must not leave its container behind; that it may not exist is no other failure.
-        let _ = engine.call(&["rm", "--force", &env.id("web")]);
-    }
-    dockerd.stop(env)?;
+    let runtime = format!("--add-runtime rung={} --default-runtime rung", env.program("rung")?.display());
+    let dockerd = Dockerd::start(env, &socket, &runtime)?;
+    let outcome = everyday(&dockerd.engine);
+    dockerd.stop()?;
     containerd.stop(env)?;
     outcome
 }

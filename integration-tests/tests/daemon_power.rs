@@ -1,0 +1,147 @@
+//! What the daemon has acknowledged is there after a power failure at any moment: blocks of a disk under its root are
+//! written again up to a moment, with any part of what was not flushed by then, and a daemon is started on that.
+
+use std::cell::RefCell;
+use std::fs;
+
+use anyhow::{Context as _, ensure};
+use integration_tests::disk::{NotedDisk, mount_image, unmount};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_power_failure_at_any_moment_loses_nothing_acknowledged [Root, Overlay, Fuse],
+];
+
+/// Size of the disk.
+const SIZE: u64 = 192 << 20;
+
+/// What can be asked of the daemon after a power failure in a span of time.
+struct Promise {
+    what: String,
+    from: usize,
+    until: usize,
+    asked: Vec<String>,
+    /// What is answered; `None` where it must be refused.
+    answer: Option<&'static str>,
+}
+
+/// What is done on the disk, and what holds since when.
+struct Story<'a> {
+    daemon: Daemon<'a>,
+    disk: &'a NotedDisk,
+    promises: RefCell<Vec<Promise>>,
+}
+
+impl Story<'_> {
+    fn act(&self, args: &[&str]) -> Result<()> {
+        self.daemon.gantry(args)?.ok().map(drop)
+    }
+
+    /// From now on `asked` has this answer.
+    fn holds(&self, what: &str, asked: &[&str], answer: Option<&'static str>) {
+        let asked = asked.iter().map(|word| (*word).to_owned()).collect();
+        let promise = Promise { what: what.to_owned(), from: self.disk.now(), until: usize::MAX, asked, answer };
+        self.promises.borrow_mut().push(promise);
+    }
+
+    /// From now on nothing is said of `what`.
+    fn no_longer(&self, what: &str) {
+        let now = self.disk.now();
+        let mut promises = self.promises.borrow_mut();
+        promises.iter_mut().filter(|it| it.what == what && it.until == usize::MAX).for_each(|it| it.until = now);
+    }
+
+    fn tell(&self, image: &str, archive: &str) -> Result<()> {
+        self.act(&["pull", "-q", image])?;
+        self.holds("image", &["run", "--rm", "--pull", "never", image, "echo", "here"], Some("here"));
+        self.act(&["save", "-o", archive, image])?;
+        self.act(&["create", "--name", "web", image, "sh", "-c", "echo new > /etc/new; rm /bin/ls"])?;
+        self.holds("container", &["inspect", "-f", "{{.Name}}", "web"], Some("/web"));
+        self.act(&["start", "-a", "web"])?;
+        self.act(&["commit", "web", "made:1"])?;
+        let look = "cat /etc/new; test -e /bin/ls || echo gone";
+        self.holds("made", &["run", "--rm", "--pull", "never", "made:1", "sh", "-c", look], Some("new\ngone"));
+        self.act(&["tag", "made:1", "other:1"])?;
+        self.holds("tag", &["run", "--rm", "--pull", "never", "other:1", "cat", "/etc/new"], Some("new"));
+        self.no_longer("container");
+        self.act(&["rm", "web"])?;
+        self.holds("no container", &["inspect", "web"], None);
+        self.no_longer("made");
+        self.act(&["rmi", "made:1"])?;
+        self.holds("not made", &["run", "--rm", "--pull", "never", "made:1", "true"], None);
+        self.no_longer("image");
+        self.act(&["rmi", image])?;
+        self.act(&["system", "gc"])?;
+        self.act(&["load", "-i", archive])?;
+        self.holds("image", &["run", "--rm", "--pull", "never", image, "echo", "here"], Some("here"));
+        Ok(())
+    }
+}
+
+/// Numbers without an order.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// The daemon after a boot, on what is left of the disk.
+fn examine(env: &Env, moment: usize, promises: &[Promise], image: &str) -> Result<()> {
+    fs::remove_dir_all(env.path("state"))
+        .or_else(|error| if env.path("state").exists() { Err(error) } else { Ok(()) })?;
+    let daemon = env.daemon()?;
+    ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    let is_whole =
+        || daemon.gantry(&["system", "gc"])?.ok().and_then(|_| daemon.gantry(&["system", "fsck", "--deep"])?.ok());
+    is_whole()?;
+    for promise in promises.iter().filter(|it| (it.from..it.until).contains(&moment)) {
+        let asked: Vec<&str> = promise.asked.iter().map(String::as_str).collect();
+        let ran = daemon.gantry(&asked)?;
+        match promise.answer {
+            Some(answer) => ensure!(ran.code() == 0 && ran.text() == answer, "{}: {asked:?}: {ran}", promise.what),
+            None => drop(ran.fails().with_context(|| promise.what.clone())?),
+        }
+    }
+    daemon.gantry(&["pull", "-q", image])?.ok()?;
+    daemon.gantry(&["run", "--rm", image, "true"])?.ok()?;
+    is_whole()?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn a_power_failure_at_any_moment_loses_nothing_acknowledged(env: &Env) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "1")?;
+    let (root, archive) = (env.dir("root")?, env.path("archive.tar").to_string_lossy().into_owned());
+    let disk = NotedDisk::mount(env, SIZE, &root)?;
+    let begun = disk.now();
+    let story = Story { daemon: env.daemon()?, disk: &disk, promises: RefCell::default() };
+    story.tell(&image, &archive)?;
+    let Story { daemon, promises, .. } = story;
+    daemon.crash()?;
+    unmount(env, &root)?;
+    let (promises, ended, cut) = (promises.into_inner(), disk.now(), env.path("cut"));
+    let mut chance = Chance(u64::from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos()) | 1);
+    let rounds = wait::amount(3, 200);
+    for round in 0..rounds {
+        // Spread over the story, and now and then right after something was acknowledged.
+        let span = (ended - begun) / rounds;
+        let aimed = begun + round * span + usize::try_from(chance.next() % (span as u64 + 1))?;
+        let moment = promises.iter().map(|it| it.from).find(|from| round % 2 == 1 && *from >= aimed).unwrap_or(aimed);
+        disk.cut(moment, &cut, || chance.next() & 64 != 0)?;
+        mount_image(env, &cut, &root)?;
+        let failed = || format!("the power failed at {moment} of {begun}..{ended}");
+        examine(env, moment, &promises, &image).with_context(failed)?;
+        unmount(env, &root)?;
+    }
+    Ok(())
+}
