@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
 # Points checkouts of other projects' conformance suites at rung. They have to be there, built, with their images.
-#   run.sh bats CHECKOUT [FILE...]      runc's tests/integration/*.bats; on a terminal of their own
-#   run.sh programs CHECKOUT [NAME...]  the validation programs of runtime-tools
+#   run.sh bats CHECKOUT [FILE...]           runc's tests/integration/*.bats; on a terminal of their own
+#   run.sh bats-systemd CHECKOUT [FILE...]   the same with the systemd driver
+#   run.sh bats-rootless CHECKOUT [FILE...]  the same as the ordinary user that ROOTLESS names
+#   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
 here=$(dirname "$(realpath "$0")")
 rung=$(realpath "${RUNG:-$(find "$here/../../target" -path '*/debug/rung' -type f | head -1)}")
 results=${RESULTS:-$(mktemp -d)}
+rootless=
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
@@ -25,8 +28,16 @@ bats_files() {
     mkfifo "$work/stdin"
     exec 3<>"$work/stdin"
     export RUNC=$work/runc TMPDIR=$work
+    local as=()
+    if [[ -n $rootless ]]; then
+        as=(runuser --user "$rootless" --)
+        export HOME XDG_RUNTIME_DIR ROOTLESS_FEATURES=${ROOTLESS_FEATURES:-}
+        HOME=$(getent passwd "$rootless" | cut -d: -f6)
+        XDG_RUNTIME_DIR=/run/user/$(id -u "$rootless")
+        chown -R "$rootless" "$work"
+    fi
     for file in "${@%.bats}"; do
-        timeout 900 script -qec "bats --tap $file.bats" /dev/null <&3 2>&1 | tr -d '\r' >"$results/$file" || true
+        timeout 900 "${as[@]}" script -qec "bats --tap $file.bats" /dev/null <&3 2>&1 | tr -d '\r' >"$results/$file" || true
         awk -v file="$file" '/^ok .*# skip/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
             END { printf "%-24s %d passed, %d failed, %d skipped\n", file, passed, failed, skipped }' "$results/$file"
     done
@@ -46,6 +57,8 @@ programs() {
 
 case $suite in
     bats) bats_files "$@" ;;
+    bats-systemd) RUNC_USE_SYSTEMD=yes bats_files "$@" ;;
+    bats-rootless) rootless=${ROOTLESS:?names the user} bats_files "$@" ;;
     programs) programs "$@" ;;
     *) usage ;;
 esac

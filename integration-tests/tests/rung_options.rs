@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use integration_tests::{Bundle, Env, Result, Test, tests};
+use integration_tests::{Bundle, Env, Result, Test, tests, wait};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -10,6 +10,9 @@ pub(crate) const TESTS: &[Test] = tests![
     kinds_of_mounts_are_seen [Root],
     the_working_directory_is_made_below_a_read_only_root [Root],
     descriptors_are_kept [Root],
+    the_session_keyring_is_the_containers [Root],
+    a_shared_process_namespace_is_killed_whole [Root],
+    a_profile_is_in_force_without_proc [Root, Apparmor],
     words_after_the_id_are_the_programs [Root],
     switches_take_values [],
     hooks_print_where_an_annotation_says [Root],
@@ -92,6 +95,52 @@ fn descriptors_are_kept(env: &Env) -> Result<()> {
     let line = format!("exec {} {} 3<{}", rung.get_program().to_string_lossy(), words.join(" "), file.display());
     // 0 to 3, and the directory that is listed.
     assert_eq!(env.run("sh", &["-c", &line])?.ok()?.text(), "third\n5");
+    Ok(())
+}
+
+fn the_session_keyring_is_the_containers(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "keys", &["cat", "/proc/keys"])?;
+    let kept = env.run_rung(&["run", "--no-new-keyring", "--bundle", bundle.write()?, &env.id("caller")])?.ok()?;
+    let id = env.id("keys");
+    // Where it can be hidden it is: this one shows it.
+    bundle.set("/linux/maskedPaths", json!([]));
+    let own = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.ok()?;
+    assert!(own.stdout.contains(&format!("_ses.{id}")) && !kept.stdout.contains("_ses."), "{own}\n{kept}");
+    Ok(())
+}
+
+fn a_shared_process_namespace_is_killed_whole(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "shared", &["sh", "-c", "sleep 611 & sleep 611 & wait"])?;
+    let namespaces = bundle.config["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
+    let others = namespaces.into_iter().filter(|namespace| namespace["type"] != "pid").collect::<Value>();
+    bundle.set("/linux/namespaces", others);
+    let id = env.id("shared");
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let pids = || env.run_rung(&["ps", "--format", "json", &id]).and_then(|ran| Ok(ran.text().to_owned()));
+    let seen = wait::until("three processes", || pids().ok().filter(|pids| pids.matches(',').count() == 2));
+    let killed = env.run_rung(&["kill", "--all", &id, "KILL"]);
+    let gone = wait::until("their end", || pids().ok().filter(|pids| pids == "[]"));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    killed?.ok()?;
+    seen.and(gone).map(drop)
+}
+
+/// The label is written through a procfs that no image and no mount can get at, whether the container has one or not.
+fn a_profile_is_in_force_without_proc(env: &Env) -> Result<()> {
+    let (id, file) = (env.id("profile"), env.path("profile"));
+    fs::write(&file, format!("profile {id} flags=(attach_disconnected) {{ file, capability, signal, }}\n"))?;
+    env.run("apparmor_parser", &["--replace", "--skip-cache", &file.to_string_lossy()])?.ok()?;
+    let mut bundle = Bundle::new(env, "profile", &["sleep", "600"])?;
+    bundle.set("/mounts", json!([])).set("/process/apparmorProfile", id.clone());
+    bundle.set("/linux/maskedPaths", json!([])).set("/linux/readonlyPaths", json!([]));
+    let run = env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    let state = env.run_rung(&["state", &id])?;
+    let state: Value = serde_json::from_str(state.text()).unwrap_or_default();
+    let label = fs::read_to_string(format!("/proc/{}/attr/current", state["pid"]));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    env.run("apparmor_parser", &["--remove", &file.to_string_lossy()])?.ok()?;
+    run.ok()?;
+    assert_eq!(label?.trim(), format!("{id} (enforce)"));
     Ok(())
 }
 

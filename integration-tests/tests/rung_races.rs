@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_swapped_mount_target_stays_inside[Root, Fast],
+    a_swapped_way_into_proc_sets_what_was_asked[Root, Fast],
     a_swapped_null_device_masks_nothing[Root, Fast],
     a_swapped_console_leads_nowhere[Root, Fast],
     a_swapped_working_directory_makes_nothing_outside[Root, Fast],
@@ -94,6 +95,37 @@ fn a_swapped_mount_target_stays_inside(env: &Env) -> Result<()> {
     drop(swapper);
     ensure!(picture(&victim)? == before, "a mount point was made outside");
     ensure!(host_mounts(env)? == mounts, "a mount is left on the host");
+    Ok(())
+}
+
+/// CVE-2025-52881: a mount lands on the container's `/proc` where a link leads there for a moment, so that what is written
+/// to a setting goes elsewhere. The container looks at its settings through a `/proc` of its own.
+fn a_swapped_way_into_proc_sets_what_was_asked(env: &Env) -> Result<()> {
+    let volume = env.dir("volume")?;
+    fs::create_dir_all(volume.join("dir/ipv4"))?;
+    symlink("/proc/sys/net", volume.join("link"))?;
+    let script =
+        "mkdir -p /tmp/proc && mount -t proc proc /tmp/proc && cat /tmp/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let mut bundle = Bundle::new(env, "setting", &["sh", "-c", script])?;
+    bundle.set("/root/readonly", false).set("/linux/sysctl/net.ipv4.ip_unprivileged_port_start", "77");
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.push(&format!("/process/capabilities/{set}"), json!("CAP_SYS_ADMIN"));
+    }
+    bundle.push("/mounts", json!({"destination": "/volume", "source": volume, "options": ["bind"]}));
+    bundle.push("/mounts", json!({"destination": "/volume/dir/ipv4", "type": "tmpfs", "source": "tmpfs"}));
+    let path = bundle.write()?;
+    let swapper = Swapper::start(volume.join("dir"), volume.join("link"));
+    let mut started = 0;
+    for round in 0..ROUNDS {
+        let ran = env.run_rung(&["run", "--bundle", path, &env.id(&format!("setting{round}"))])?;
+        // It may be refused; a container that runs has what was asked for.
+        if ran.code() == 0 {
+            started += 1;
+            ensure!(ran.text() == "77", "a setting went elsewhere: {ran}");
+        }
+    }
+    drop(swapper);
+    ensure!(started > 0, "no container started");
     Ok(())
 }
 
