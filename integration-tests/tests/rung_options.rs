@@ -116,7 +116,7 @@ fn a_shared_process_namespace_is_killed_whole(env: &Env) -> Result<()> {
     bundle.set("/linux/namespaces", others);
     let id = env.id("shared");
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    let pids = || env.run_rung(&["ps", "--format", "json", &id]).and_then(|ran| Ok(ran.text().to_owned()));
+    let pids = || env.run_rung(&["ps", "--format", "json", &id]).map(|ran| ran.text().to_owned());
     let seen = wait::until("three processes", || pids().ok().filter(|pids| pids.matches(',').count() == 2));
     let killed = env.run_rung(&["kill", "--all", &id, "KILL"]);
     let gone = wait::until("their end", || pids().ok().filter(|pids| pids == "[]"));
