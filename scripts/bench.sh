@@ -25,8 +25,9 @@ fi
 PATH=$PATH:$cache/bin
 bench=$(built release)/bench
 echo "$(nproc) processors, Linux $(uname -r); $(crun --version | head -n 1); $(runc --version | head -n 1)"
-# crun refuses a host with controllers on both cgroup versions: all of them see v1 alone, in a mount namespace of their own.
-if mountpoint -q /sys/fs/cgroup/unified; then
-    exec unshare --mount --propagation private sh -c 'umount /sys/fs/cgroup/unified && exec "$0"' "$bench"
-fi
-exec "$bench"
+# In a mount namespace of their own, all runtimes keep their state in memory, as below /run of a host, and see v1 alone
+# where there are both cgroup versions: crun refuses a host with controllers on both.
+exec unshare --mount --propagation private sh -euc '
+    mount -t tmpfs -o mode=711 state /mnt
+    if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi
+    BENCH_STATE=/mnt exec "$0"' "$bench"

@@ -3,10 +3,10 @@
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use oci_spec::runtime::Spec;
 use rung_spec::{config, validate};
+use rung_sys::file;
 
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::log;
@@ -26,16 +26,16 @@ impl Bundle {
     /// Reads the bundle at `path`; `config` names another file than the bundle's own.
     pub fn open(path: &Path, config_path: Option<&Path>) -> Result<Self> {
         let path = resolve(path).doing(|| format!("open bundle {}", path.display()))?;
-        let file = config_path.map_or_else(|| path.join("config.json"), Path::to_owned);
-        let text = match std::fs::read_to_string(&file) {
+        let config = config_path.map_or_else(|| path.join("config.json"), Path::to_owned);
+        let text = match file::read_to_string(&config) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let message = format!("JSON specification file {} not found", file.display());
+                let message = format!("JSON specification file {} not found", config.display());
                 return Err(Error::new(Kind::NotFound, message));
             }
-            other => other.doing(|| format!("read {}", file.display()))?,
+            other => other.doing(|| format!("read {}", config.display()))?,
         };
-        let spec = parse(&text, &file)?;
-        check(&spec).doing(|| format!("check {}", file.display()))?;
+        let spec = parse(&text, &config)?;
+        check(&spec).doing(|| format!("check {}", config.display()))?;
         Ok(Self { path, text, spec })
     }
 
@@ -70,7 +70,7 @@ pub fn parse(text: &str, file: &Path) -> Result<Spec> {
 
 /// A directory's path as the kernel says it: absolute, without links, and of what was really opened.
 fn resolve(path: &Path) -> Result<PathBuf> {
-    let fd = open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let fd = file::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
     Ok(std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?)
 }
 

@@ -13,9 +13,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use rung_sys::file;
 use rung_sys::mount::{self, Change, attribute};
 use rung_sys::process::{CStringArray, exec_fd};
 
@@ -26,7 +26,7 @@ const SELF: &str = "/proc/self/exe";
 
 /// Goes on from a read-only mount of the executable, unless that is where it comes from.
 pub fn protect() -> Result<()> {
-    let own = open(SELF, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).doing(|| format!("open {SELF}"))?;
+    let own = file::open(Path::new(SELF), OFlag::O_PATH).doing(|| format!("open {SELF}"))?;
     if fstatvfs(&own).doing(|| format!("look at {SELF}"))?.flags().contains(FsFlags::ST_RDONLY) {
         return Ok(());
     }
@@ -46,6 +46,14 @@ pub fn protect() -> Result<()> {
     Err(exec_fd(tree.as_fd(), &argv, &env)).doing(|| "go on from the protected executable")
 }
 
+/// As [`protect`], before the command line is read, which is done twice otherwise. Whether it is needed is found out
+/// again later, and so is why it failed.
+pub fn protect_early() {
+    if refuse_inside_containers().is_ok() {
+        drop(protect());
+    }
+}
+
 /// Refuses to run where the executable cannot be found at its own path: that is how a container sees the runtime's.
 pub fn refuse_inside_containers() -> Result<()> {
     let Ok(path) = std::fs::read_link(SELF) else { return Ok(()) };
@@ -60,7 +68,7 @@ pub fn refuse_inside_containers() -> Result<()> {
     // Where `protect` goes on from: a mount of the file alone, whose path is that of its own root. A read-only disk is
     // no such place.
     let read_only = || {
-        open(SELF, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        file::open(Path::new(SELF), OFlag::O_PATH)
             .and_then(fstatvfs)
             .is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
     };

@@ -126,6 +126,11 @@ pub fn warning(message: &str) {
     }
 }
 
+/// Several of them, a line each.
+pub fn warnings(messages: &str) {
+    messages.lines().for_each(warning);
+}
+
 /// Only with `--debug`; the text is not made otherwise.
 pub fn debug(message: impl FnOnce() -> String) {
     if is_debug() {

@@ -5,19 +5,26 @@ use std::process::ExitCode;
 use rung::cli::Cli;
 use rung::error::Result;
 use rung::{commands, exe, log};
+use rung_sys::allocator::Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator::new();
 
 fn main() -> ExitCode {
-    let cli = match Cli::read(&std::env::args_os().collect::<Vec<_>>()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.iter().skip(1).any(|argument| argument == "exec") {
+        exe::protect_early();
+    }
+    let cli = match Cli::read(&arguments) {
         Ok(cli) => cli,
         Err(error) => return commands::usage(&error),
     };
-    match run(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            log::error(&error);
-            ExitCode::from(error.exit_code())
-        }
-    }
+    let code = run(cli).unwrap_or_else(|error| {
+        log::error(&error);
+        error.exit_code()
+    });
+    // Everything printed was flushed; what is left to be given back goes with the process.
+    rung_sys::process::exit_now(code)
 }
 
 fn run(cli: Cli) -> Result<u8> {

@@ -71,7 +71,7 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
 }
 
 fn read_proc(path: &str) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::Host(format!("read {path}: {e}")))
+    rung_sys::file::read_to_string(path).map_err(|e| Error::Host(format!("read {path}: {e}")))
 }
 
 /// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path.

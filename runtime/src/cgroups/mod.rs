@@ -75,6 +75,11 @@ impl Place {
         !names.is_empty() && names.iter().all(|name| ON_DEMAND.contains(&name.as_str()))
     }
 
+    /// The file through which a process of one thread puts itself in.
+    fn way_in(&self) -> &'static str {
+        if self.hierarchy.is_v2() { "cgroup.procs" } else { "tasks" }
+    }
+
     /// The open directory, when the cgroup exists.
     fn open(&self) -> Result<Option<CgroupDir>> {
         match CgroupDir::open(&self.path) {
@@ -315,7 +320,7 @@ impl Cgroup {
         for place in &self.places {
             let v2 = place.hierarchy.is_v2();
             if let Some(dir) = place.dir.as_ref().filter(|_| !(v2 && cloned_into)) {
-                let file = if v2 { "cgroup.procs" } else { "tasks" };
+                let file = place.way_in();
                 files.push((place.path.join(file), dir.open_to_write(file)?));
             }
         }

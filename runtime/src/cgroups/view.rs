@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use rung_sys::cgroupfs::{self, is_missing};
+
 use super::{Cgroup, Entry, Error, Result, locate};
 
 /// One hierarchy as a container sees it.
@@ -84,12 +86,20 @@ impl Cgroup {
     ///
     /// # Errors
     /// When they are gone or may not be entered.
-    pub fn open_entry(mut self) -> Result<Entry> {
-        self.open_all()?;
-        if !self.places.is_empty() && self.places.iter().all(|place| place.dir.is_none()) {
+    pub fn open_entry(self) -> Result<Entry> {
+        let mut files = Vec::new();
+        for place in &self.places {
+            let file = place.way_in();
+            match cgroupfs::open_to_write(&place.path, file) {
+                Ok(opened) => files.push((place.path.join(file), opened)),
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if files.is_empty() && !self.places.is_empty() {
             return Err(Error::Host(format!("cgroup {} is gone", self.places[0].path.display())));
         }
-        self.entry(false)
+        Ok(Entry { files })
     }
 
     /// Whether this v2 cgroup has handed its controllers down so that it can have no processes of its own. Those that

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 use rung_spec::{config, validate};
 
 use crate::cli::ExecArgs;
@@ -29,7 +29,8 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     for number in 3..args.preserve_fds.saturating_add(3) {
         super::create::require_open(number)?;
     }
-    let process = process(&container, &args)?;
+    let spec = container.record.spec()?;
+    let process = process(&container, &spec, &args)?;
     let terminal = process.terminal().unwrap_or(false);
     match (args.detach && terminal, &args.console_socket) {
         (true, None) => {
@@ -46,7 +47,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
         ignore_paused: args.ignore_paused,
         cgroups: args.cgroup.clone(),
     };
-    let mut started = exec::start(&container, process, &options)?;
+    let mut started = exec::start(&container, &spec, process, &options)?;
     let finish = || -> Result<()> {
         if let (Some(socket), Some(console)) = (&args.console_socket, &started.console) {
             sockets::send_console(socket, console)?;
@@ -75,12 +76,12 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
 
 /// The process of `--process`, where what is left out is as for the container's own, or the bundle's with what the
 /// flags say.
-fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
+fn process(container: &Container, spec: &Spec, args: &ExecArgs) -> Result<Process> {
     if let Some(file) = &args.process {
         let text = std::fs::read(file).doing(|| format!("read {}", file.display()))?;
         let parsed = config::parse_process(&text).map_err(|error| Error::invalid(error.to_string()));
         let mut process = parsed.doing(|| format!("read {}", file.display()))?.value;
-        if let Some(own) = container.record.spec()?.process() {
+        if let Some(own) = spec.process() {
             complete(&mut process, own);
         }
         validate::check_process(&process).map_err(|violations| {
@@ -92,7 +93,7 @@ fn process(container: &Container, args: &ExecArgs) -> Result<Process> {
     if args.command.is_empty() {
         return Err(Error::invalid("process args cannot be empty"));
     }
-    let mut process = exec::base_process(container)?;
+    let mut process = exec::base_process(container, spec)?;
     process.set_args(Some(args.command.clone()));
     process.set_terminal(Some(args.tty));
     if let Some(cwd) = &args.cwd {

@@ -99,7 +99,7 @@ fn runs_system() -> bool {
 }
 
 fn in_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map")
+    rung_sys::file::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"])
 }
 

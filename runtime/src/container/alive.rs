@@ -14,7 +14,7 @@ pub struct ProcessStat {
 impl ProcessStat {
     /// Reads it; `None` when there is no such process.
     pub fn read(pid: Pid) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&rung_sys::file::read_to_string(format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// A zombie counts as ended.

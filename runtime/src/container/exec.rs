@@ -1,10 +1,11 @@
 //! Another process in a container that runs.
 
-use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use nix::fcntl::OFlag;
 use oci_spec::runtime::{ContainerState, Process, Spec};
+use rung_sys::file;
 use rung_sys::namespace::Namespace;
 
 use super::Container;
@@ -31,18 +32,21 @@ pub struct Options {
     pub cgroups: Vec<String>,
 }
 
-/// The process of the bundle as it is now, which an `exec` starts from; the record's when the bundle is gone.
-pub fn base_process(container: &Container) -> Result<Process> {
-    let file = container.record.bundle().join("config.json");
-    let spec = match std::fs::read_to_string(&file) {
-        Ok(text) => bundle::parse(&text, &file)?,
-        Err(_) => container.record.spec()?,
+/// The process of the bundle as it is now, which an `exec` starts from; that of `recorded`, the record's configuration,
+/// when the bundle is gone, or has not changed and so need not be read again.
+pub fn base_process(container: &Container, recorded: &Spec) -> Result<Process> {
+    let path = container.record.bundle().join("config.json");
+    let process = match file::read_to_string(&path) {
+        Ok(text) if text.trim_ascii() != container.record.config.spec.get() => {
+            bundle::parse(&text, &path)?.process().clone()
+        }
+        _ => recorded.process().clone(),
     };
-    spec.process().clone().ok_or_else(|| Error::invalid("process: property is required"))
+    process.ok_or_else(|| Error::invalid("process: property is required"))
 }
 
 /// Makes the process and takes it to the point where only the exec is left.
-pub fn start(container: &Container, process: Process, options: &Options) -> Result<Started> {
+pub fn start(container: &Container, spec: &Spec, process: Process, options: &Options) -> Result<Started> {
     match container.status() {
         Status::Creating | Status::Stopped => {
             return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container"));
@@ -56,12 +60,11 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
         Status::Created | Status::Running | Status::Paused => {}
     }
     log::debug(|| format!("exec {:?} in {}", process.args().as_deref().unwrap_or_default(), container.record.id));
-    let spec = container.record.spec()?;
     check_labels(&process)?;
     let wishes = Wishes { no_new_keyring: container.record.config.no_new_keyring, ..options.wishes };
     let mut plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
     plan.keep_groups = Extensions::read(spec.annotations().as_ref())?.keep_groups;
-    let (filter, listener) = filter(&spec)?;
+    let (filter, listener) = filter(spec)?;
     let listener = listener.map(|mut listener| {
         listener.status = ContainerState::Running;
         listener.init_pid = Some(container.record.init_process_pid);
@@ -71,7 +74,7 @@ pub fn start(container: &Container, process: Process, options: &Options) -> Resu
     let launch = ExecLaunch {
         process: &plan,
         filter: filter.as_ref(),
-        namespaces: namespaces(container, &spec)?,
+        namespaces: namespaces(container, spec)?,
         entry: placement,
         cgroup: None,
         rootless: container.record.rootless,
@@ -105,8 +108,7 @@ fn namespaces(container: &Container, spec: &Spec) -> Result<Vec<(Namespace, Owne
     for entry in &configured {
         let kind = crate::plan::namespaces::kind(entry.typ());
         let path = PathBuf::from(format!("/proc/{}/ns/{}", container.pid(), kind.proc_name()));
-        let file = File::open(&path).doing(|| format!("open {}", path.display()))?;
-        list.push((kind, OwnedFd::from(file)));
+        list.push((kind, file::open(&path, OFlag::O_RDONLY).doing(|| format!("open {}", path.display()))?));
     }
     clone::sort(&mut list);
     // Opened by number: were the process gone and its number given away, these would be another container's.

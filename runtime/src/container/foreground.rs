@@ -86,6 +86,9 @@ impl Foreground {
 
     fn handle_signals(&self, started: &Started, terminal: Option<&Terminal>) -> Result<Option<Exit>> {
         let mut exit = reap(started)?;
+        if exit.is_some() {
+            return Ok(exit);
+        }
         while let Some(signal) = self.signals.next()? {
             match signal {
                 libc::SIGCHLD => exit = exit.or(reap(started)?),

@@ -182,8 +182,15 @@ impl Entry {
 
     /// Forgets the container. What is gone already is no error.
     pub fn remove(&self) -> Result<()> {
+        for name in [RECORD, PLANNED] {
+            gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
+        }
+        // Nothing else is there as a rule; where something is, it is looked for.
+        if std::fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         gone(std::fs::remove_file(self.readiness().join(SOCKET))).doing(|| format!("remove {SOCKET}"))?;
-        for name in [RECORD, PLANNED, FIFO, TEMPORARY] {
+        for name in [FIFO, TEMPORARY] {
             gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
         for directory in [self.readiness(), self.criu_root()] {

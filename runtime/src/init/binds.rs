@@ -5,9 +5,9 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use rung_sys::file;
 use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::mount_options::MountOptions;
 
@@ -32,9 +32,9 @@ pub fn open_source(
     behalf: Behalf,
     cut_off: Option<(Propagation, bool)>,
 ) -> Result<OwnedFd> {
-    let mut flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let mut flags = OFlag::O_PATH;
     flags.set(OFlag::O_NOFOLLOW, plan.options.source_nofollow);
-    let place = open(source, flags, Mode::empty()).doing(|| format!("open bind source {}", source.display()))?;
+    let place = file::open(source, flags).doing(|| format!("open bind source {}", source.display()))?;
     if plan.destination == Path::new("/proc") {
         let found = fstatfs(&place).doing(|| format!("look at {}", source.display()))?;
         if found.filesystem_type() != PROC_SUPER_MAGIC {
@@ -139,5 +139,5 @@ pub fn set_propagation(tree: BorrowedFd<'_>, list: &[(Propagation, bool)]) -> Re
 
 /// The current root directory as a place.
 pub fn current_root() -> Result<OwnedFd> {
-    open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).doing(|| "open /")
+    file::open(Path::new("/"), OFlag::O_PATH | OFlag::O_DIRECTORY).doing(|| "open /")
 }

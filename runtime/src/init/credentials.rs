@@ -129,8 +129,12 @@ impl Wanted {
         }
         capabilities::keep_over_setuid(false)?;
         let refused = capabilities::set_ambient(self.ambient).doing(|| "set ambient capabilities")?;
-        for name in refused.numbers().filter_map(|number| capabilities::NAMES.get(usize::from(number))) {
-            sync.warning(&format!("can't raise ambient capability {name}: operation not permitted"));
+        // In one message: the runtime wakes up for each.
+        let names = refused.numbers().filter_map(|number| capabilities::NAMES.get(usize::from(number)));
+        let told: Vec<_> =
+            names.map(|name| format!("can't raise ambient capability {name}: operation not permitted")).collect();
+        if !told.is_empty() {
+            sync.warning(&told.join("\n"));
         }
         Ok(())
     }

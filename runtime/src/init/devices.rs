@@ -4,11 +4,11 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, major, makedev, minor, mknodat};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, major, makedev, minor, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
-use rung_sys::mount;
 use rung_sys::namespace::Namespace;
+use rung_sys::{file, mount};
 
 use super::rootfs::Root;
 use super::target::{self, Make};
@@ -109,7 +109,7 @@ fn make_node(directory: BorrowedFd<'_>, name: &Path, node: &Node, bound: bool) -
 
 /// Where nodes cannot be made (user namespaces, hosts without CAP_MKNOD) the host's own is bound.
 fn bind_node(directory: BorrowedFd<'_>, name: &Path, node: &Node) -> Result<()> {
-    let source = open(&node.path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+    let source = file::open(&node.path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
         .doing(|| format!("open {} of the host", node.path.display()))?;
     let place = target::find_or_make_last(directory, name, Make::File)?;
     if target::kind_of(place.as_fd())? == SFlag::S_IFLNK {
@@ -131,9 +131,13 @@ pub fn open_null() -> Result<std::os::fd::OwnedFd> {
 
 /// Whether a descriptor refers to the null device.
 pub fn is_null(fd: BorrowedFd<'_>) -> nix::Result<bool> {
-    let found = nix::sys::stat::fstat(fd)?;
+    Ok(is_null_device(&fstat(fd)?))
+}
+
+/// Whether this is said of the null device.
+pub fn is_null_device(found: &FileStat) -> bool {
     let is_device = found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits();
-    Ok(is_device && found.st_rdev == makedev(1, 3))
+    is_device && found.st_rdev == makedev(1, 3)
 }
 
 /// Opens an existing null device for reading and writing through a place.

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
+use rung_sys::file;
 use rung_sys::mount::{self, Change, Propagation};
 use rung_sys::namespace::Namespace;
 
@@ -24,10 +24,8 @@ impl AsFd for Root {
 /// Cuts the tree off from the host's and puts a mount of its own under the root, as pivot_root(2) demands.
 pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
     let path = &plan.root.path;
-    let open_directory = |path: &Path| {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        open(path, flags, Mode::empty()).doing(|| format!("open {}", path.display()))
-    };
+    let open_directory =
+        |path: &Path| file::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY).doing(|| format!("open {}", path.display()));
     if !plan.namespaces.has(Namespace::Mount) {
         return mount_on_itself(path, open_directory(path)?);
     }

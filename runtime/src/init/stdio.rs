@@ -20,7 +20,7 @@ pub(super) fn prepare(process: &ProcessPlan) -> Result<()> {
     for (number, fd) in (0..).zip(descriptors) {
         let Ok(found) = fstat(fd) else { continue };
         let kind = SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits());
-        if devices::is_null(fd)? {
+        if devices::is_null_device(&found) {
             if null.is_none() {
                 // A container without a null device of its own keeps the host's, which gives nothing away.
                 let Ok(opened) = devices::reopen_null() else { break };

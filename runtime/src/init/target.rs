@@ -65,7 +65,22 @@ pub fn find_or_make(root: BorrowedFd<'_>, path: &Path, make: Make) -> Result<Own
 
 /// As [`find_or_make`], for what was not found.
 pub fn make_missing(root: BorrowedFd<'_>, path: &Path, make: Make) -> Result<OwnedFd> {
+    if make == Make::Directory
+        && let Some(made) = make_last(root, path)
+    {
+        return Ok(made);
+    }
     walk(root, path, make).doing(|| format!("make mount point {}", path.display()))
+}
+
+/// Makes a directory of which nothing but itself is missing, as is usual. What somebody has put in its place meanwhile
+/// is not it, and no link to anywhere.
+fn make_last(root: BorrowedFd<'_>, path: &Path) -> Option<OwnedFd> {
+    let (above, name) = (path.parent()?, path.file_name()?);
+    let above = find(root, above, true).ok()?;
+    mkdirat(&above, name, Mode::from_bits_truncate(0o755)).ok()?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(&above, name, flags, Mode::empty()).ok()
 }
 
 /// Goes down one component at a time, expanding links by hand, because a dangling link must lead to a place inside the

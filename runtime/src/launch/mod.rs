@@ -181,7 +181,7 @@ impl Started {
             match report {
                 Some(Report::Ready) => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
-                Some(Report::Warning(text)) => log::warning(&text),
+                Some(Report::Warning(text)) => log::warnings(&text),
                 Some(Report::Debug(text)) => log::debug(|| text),
                 Some(Report::Console(master)) => self.console = Some(master),
                 Some(Report::AtHooks) => {
@@ -226,7 +226,7 @@ impl Started {
             match self.sync.receive()? {
                 None => return Ok(()),
                 Some(Report::Failed(error)) => return Err(error),
-                Some(Report::Warning(text)) => log::warning(&text),
+                Some(Report::Warning(text)) => log::warnings(&text),
                 Some(Report::Debug(text)) => log::debug(|| text),
                 Some(_) => return Err(Error::new(Kind::Internal, "container process: message out of turn")),
             }

@@ -97,16 +97,8 @@ impl CgroupDir {
         Ok((Self::open(path)?, created))
     }
 
-    fn require_cgroup(&self) -> Result<Version> {
-        let at = |errno| failed("open", &self.path, errno);
-        let found = fstatfs(&self.fd).map_err(at)?.filesystem_type();
-        if found == CGROUP2_SUPER_MAGIC {
-            Ok(Version::V2)
-        } else if found == CGROUP_SUPER_MAGIC {
-            Ok(Version::V1)
-        } else {
-            Err(at(Errno::ENOTSUP))
-        }
+    fn require_cgroup(&self) -> Result<()> {
+        require_cgroup(&self.fd, &self.path)
     }
 
     /// Where it was opened.
@@ -289,6 +281,26 @@ impl AsRawFd for CgroupDir {
     fn as_raw_fd(&self) -> i32 {
         self.fd.as_raw_fd()
     }
+}
+
+fn require_cgroup(fd: &OwnedFd, path: &Path) -> Result<()> {
+    let at = |errno| failed("open", path, errno);
+    match fstatfs(fd).map_err(at)?.filesystem_type() {
+        CGROUP2_SUPER_MAGIC | CGROUP_SUPER_MAGIC => Ok(()),
+        _ => Err(at(Errno::ENOTSUP)),
+    }
+}
+
+/// Opens `file` of the cgroup at `path` for writing; refuses a file of any other file system.
+///
+/// # Errors
+/// When it is not there or may not be written; `ENOTSUP` when it is not in a cgroup.
+pub fn open_to_write(path: &Path, file: &str) -> Result<OwnedFd> {
+    let path = path.join(file);
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let fd = openat(AT_FDCWD, &path, flags, Mode::empty()).map_err(|errno| failed("open", &path, errno))?;
+    require_cgroup(&fd, &path)?;
+    Ok(fd)
 }
 
 fn make(path: &Path) -> Result<bool> {

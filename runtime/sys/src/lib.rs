@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 #![allow(unsafe_code)]
 
+pub mod allocator;
 pub mod atomic_file;
 pub mod beneath;
 pub mod bpf;
@@ -15,6 +16,7 @@ pub mod cgroupfs;
 pub mod credentials;
 pub mod error;
 pub mod fd_pass;
+pub mod file;
 pub mod idmap;
 pub mod keyring;
 pub mod loop_device;

@@ -117,9 +117,12 @@ impl NumberSet {
     /// Every number below `count`.
     #[must_use]
     pub fn all(count: usize) -> Self {
-        let mut set = Self::default();
-        (0..count.min(MOST)).for_each(|n| set.add(n));
-        set
+        let count = count.min(MOST);
+        let mut words = vec![u64::MAX; count.div_ceil(64)];
+        if let (Some(last), rest @ 1..) = (words.last_mut(), count % 64) {
+            *last = (1 << rest) - 1;
+        }
+        Self(words)
     }
 
     fn add(&mut self, number: usize) {

@@ -60,8 +60,9 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
         linux.remove("cgroupsPath");
     }
     let path = bundle.write()?.to_owned();
+    let state = std::env::var_os("BENCH_STATE").map_or_else(|| env.path("runtimes"), PathBuf::from);
     let entry = |name, program| {
-        let root = env.path(&format!("{name}-state"));
+        let root = state.join(name);
         Runtime { name, program, bundle: path.clone(), root, id: env.id(name) }
     };
     let mut runtimes = Vec::new();
