@@ -96,11 +96,12 @@ fn fold_object(object: &mut Map<String, Value>) {
 }
 
 /// Whether the text of a configuration may have such a key. It is asked at every start: one search for the resources,
-/// and one look at the strings in them.
+/// which come before what is long, and one look at the strings in them.
 pub(super) fn may_be_folded(text: &[u8]) -> bool {
     let Some(text) = std::str::from_utf8(text).ok() else { return false };
     // A key in another case could be `resources` itself, which nobody is known to write.
-    text.match_indices("\"resources\"").any(|(at, name)| has_folded_key(&text[at + name.len()..]))
+    let mut after = text.match_indices("\"resources\"").map(|(at, name)| text[at + name.len()..].trim_start());
+    after.find_map(|rest| rest.strip_prefix(':')).is_some_and(has_folded_key)
 }
 
 /// Looks at the keys up to the end of the first object.
