@@ -9,6 +9,7 @@ pub(crate) const TESTS: &[Test] = tests![
     settings_reach_the_program [Root],
     kinds_of_mounts_are_seen [Root],
     the_working_directory_is_made_below_a_read_only_root [Root],
+    mounts_come_and_go_while_it_runs [Root],
     descriptors_are_kept [Root],
     the_session_keyring_is_the_containers [Root],
     a_shared_process_namespace_is_killed_whole [Root],
@@ -83,6 +84,39 @@ fn the_working_directory_is_made_below_a_read_only_root(env: &Env) -> Result<()>
     let settings = [("/root/readonly", json!(true)), ("/process/cwd", json!("/made/by/run"))];
     let said = run(env, "made", &settings, "pwd; touch x 2>&1; true")?;
     assert!(said.starts_with("/made/by/run\n") && said.contains("Read-only file system"), "{said}");
+    Ok(())
+}
+
+fn mounts_come_and_go_while_it_runs(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "live", &["sleep", "600"])?;
+    bundle.set("/root/readonly", false);
+    let (id, volume, file) = (env.id("live"), env.dir("volume")?, env.path("mounts.json"));
+    fs::write(volume.join("canary"), "seen")?;
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let look = "cat /added/canary; echo x 2>/dev/null >/added/canary; grep -c ' /ram tmpfs' /proc/mounts";
+    let steps = || -> Result<[String; 3]> {
+        let mounts = json!([
+            {"destination": "/added", "source": volume, "options": ["rbind", "ro"]},
+            {"destination": "/ram", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"]},
+        ]);
+        fs::write(&file, mounts.to_string())?;
+        let path = file.to_string_lossy();
+        env.run_rung(&["mounts", "add", &id, &path])?.ok()?;
+        let with = env.run_rung(&["exec", &id, "sh", "-c", look])?.text().to_owned();
+        env.run_rung(&["mounts", "remove", &id, &path])?.ok()?;
+        let without = env.run_rung(&["exec", &id, "sh", "-c", look])?.text().to_owned();
+        fs::write(
+            &file,
+            json!([{"destination": "/proc/self/attr", "source": volume, "options": ["bind"]}]).to_string(),
+        )?;
+        Ok([with, without, env.run_rung(&["mounts", "add", &id, &path])?.fails()?])
+    };
+    let seen = steps();
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let [with, without, refused] = seen?;
+    assert_eq!((&*with, &*without), ("seen1", "0"));
+    assert!(refused.contains("inside /proc"), "{refused}");
+    assert_eq!(fs::read_to_string(volume.join("canary"))?, "seen");
     Ok(())
 }
 

@@ -7,9 +7,11 @@ use clap::{Args, CommandFactory as _, FromArgMatches, Parser, Subcommand};
 
 mod flags;
 mod images;
+mod mounts;
 
 pub use flags::{Given, boolean};
 pub use images::{CheckpointArgs, ImageArgs, RestoreArgs};
+pub use mounts::{MountsArgs, MountsVerb};
 
 /// Open Container Initiative runtime: runs containers from bundles
 #[derive(Debug, Parser)]
@@ -81,6 +83,8 @@ pub enum Command {
     List(ListArgs),
     /// Write man pages, one for each command
     Man(ManArgs),
+    /// Add mounts to a container that runs, or remove them, as crun does
+    Mounts(MountsArgs),
     /// Freeze the processes of a container
     Pause(OneContainer),
     /// List the processes of a container

@@ -9,6 +9,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
+mod mounts;
 mod pause;
 mod ps;
 mod restore;
@@ -49,6 +50,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),
         Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
         Command::Man(args) => completion::man(&args).map(|()| 0),
+        Command::Mounts(args) => mounts::run(&settings, &args).map(|()| 0),
         Command::Pause(args) => pause::pause(&settings, &args).map(|()| 0),
         Command::Ps(args) => ps::run(&settings, &args).map(|()| 0),
         Command::Restore(args) => restore::run(&settings, *args),

@@ -9,6 +9,7 @@ pub mod foreground;
 mod host_root;
 pub mod id;
 pub mod kill;
+pub mod mounts;
 pub mod readiness;
 pub mod record;
 pub mod restore;

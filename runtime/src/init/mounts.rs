@@ -85,7 +85,7 @@ fn bind(step: &MountPlan, source: &Path, opened: &Source, inherited: &Inherited,
 }
 
 /// A link of the image may lead into `/proc`, where the configuration's own words were looked at already.
-fn refuse_in_proc(step: &MountPlan, place: &OwnedFd) -> Result<()> {
+pub fn refuse_in_proc(step: &MountPlan, place: &OwnedFd) -> Result<()> {
     if step.destination.starts_with("/proc") || fstatfs(place)?.filesystem_type() != PROC_SUPER_MAGIC {
         return Ok(());
     }
