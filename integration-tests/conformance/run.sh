@@ -30,7 +30,7 @@ bats_files() {
     export RUNC=$work/runc TMPDIR=$work
     local as=()
     if [[ -n $rootless ]]; then
-        as=(runuser --user "$rootless" --)
+        as=(runuser --user "$rootless" -- env "PATH=$PATH")
         export HOME XDG_RUNTIME_DIR ROOTLESS_FEATURES=${ROOTLESS_FEATURES:-}
         HOME=$(getent passwd "$rootless" | cut -d: -f6)
         XDG_RUNTIME_DIR=/run/user/$(id -u "$rootless")

@@ -46,6 +46,16 @@ pub fn protect() -> Result<()> {
     Err(exec_fd(tree.as_fd(), &argv, &env)).doing(|| "go on from the protected executable")
 }
 
+/// Whether the executable is not this user's to change. Then an ordinary user's process that waits for `start` need not be
+/// hidden from what is executed in its container meanwhile, as it has to be joined by: neither could write the file.
+pub fn is_of_another_user() -> bool {
+    let user = nix::unistd::geteuid();
+    let owner = std::fs::metadata(SELF).map(|found| found.uid());
+    !user.is_root()
+        && owner.is_ok_and(|owner| owner != user.as_raw())
+        && nix::unistd::access(SELF, nix::unistd::AccessFlags::W_OK) == Err(nix::errno::Errno::EACCES)
+}
+
 /// As [`protect`], before the command line is read, which is done twice otherwise. Whether it is needed is found out
 /// again later, and so is why it failed.
 pub fn protect_early() {

@@ -82,6 +82,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let rootfs = bundle.rootfs()?;
     let mut plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
     check(&plan, options, settings.rootless)?;
+    plan.process.visible = options.gated && exe::is_of_another_user();
     if !plan.namespaces.makes(Namespace::Pid) {
         // Processes of others will see the new one.
         exe::protect()?;

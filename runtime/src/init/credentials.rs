@@ -56,6 +56,9 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<&Filter>, sync: 
     wanted.apply(sync)?;
     umask(Mode::from_bits_truncate(spec.user().umask().unwrap_or(0o022)));
     let program = Program::find(&process.args, &env)?;
+    if process.visible {
+        system::set_dumpable(true)?;
+    }
     if no_new_privileges {
         load(filter, sync)?;
     }

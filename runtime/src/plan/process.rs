@@ -19,6 +19,8 @@ pub struct ProcessPlan {
     pub groups: Vec<u32>,
     /// The groups of the runtime's caller are kept instead.
     pub keep_groups: bool,
+    /// The user who runs the runtime may look at the process while it waits for `start`. Root may anyway.
+    pub visible: bool,
     /// Descriptors after the first three that the program gets.
     pub preserve_fds: u32,
     /// The name of a new session keyring; `None` keeps the caller's.
@@ -62,6 +64,7 @@ impl ProcessPlan {
             env,
             groups: groups(&process),
             keep_groups: false,
+            visible: false,
             preserve_fds: wishes.preserve_fds,
             keyring: (!wishes.no_new_keyring).then(|| format!("_ses.{id}")),
             personality,
