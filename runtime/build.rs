@@ -1,15 +1,21 @@
-//! Links `rung` at a fixed address.
+//! How `rung` is linked: at a fixed address, and with the functions of a start side by side.
 //!
 //! A static position-independent program relocates itself at each start: for this one 77 pages of tables are written,
-//! a third of the time from exec to main. See docs/decisions for what that costs in address randomisation.
+//! a third of the time from exec to main. See docs/decisions for what that costs in address randomisation, and for
+//! `hot-functions.ld`, which the build for use follows.
+
+use std::env;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let is_gnu = std::env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|env| env == "gnu");
-    let is_static =
-        std::env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|list| list.split(',').any(|f| f == "crt-static"));
-    if is_gnu && is_static {
+    let libc = env::var("CARGO_CFG_TARGET_ENV").unwrap_or_default();
+    let is_static = env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|list| list.split(',').any(|f| f == "crt-static"));
+    if libc == "gnu" && is_static {
         println!("cargo::rustc-link-arg-bins=-static");
         println!("cargo::rustc-link-arg-bins=-no-pie");
+    }
+    if let ("musl", Ok(here)) = (libc.as_str(), env::var("CARGO_MANIFEST_DIR")) {
+        println!("cargo::rerun-if-changed=hot-functions.ld");
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{here}/hot-functions.ld");
     }
 }

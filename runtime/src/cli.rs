@@ -122,6 +122,7 @@ impl Cli {
             "run" => Some(one::<RunArgs>("run", arguments, Command::Run)),
             "start" => Some(one::<OneContainer>("start", arguments, Command::Start)),
             "state" => Some(one::<OneContainer>("state", arguments, Command::State)),
+            "--version" | "-v" => Some(none(arguments)),
             _ => None,
         });
         match known {
@@ -179,6 +180,13 @@ pub fn program() -> String {
     let name = std::env::args_os().next().map(PathBuf::from);
     let name = name.as_ref().and_then(|path| path.file_name()).and_then(|name| name.to_str());
     name.unwrap_or("rung").to_owned()
+}
+
+/// Without a command.
+fn none(arguments: &[OsString]) -> Result<Cli, clap::Error> {
+    let program = clap::Command::new("rung").disable_help_flag(true).disable_version_flag(true);
+    let matches = Global::augment_args(program).try_get_matches_from(arguments)?;
+    Ok(Cli { global: Global::from_arg_matches(&matches)?, command: None })
 }
 
 fn one<A: Args + FromArgMatches>(

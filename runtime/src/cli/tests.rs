@@ -12,6 +12,8 @@ fn both_descriptions_read_alike() {
         "rung kill web -9",
         "rung --root run state web",
         "rung delete --force web",
+        "rung --root /r --version",
+        "rung -v list",
     ] {
         let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
         let whole = Cli::try_parse_from(&arguments).expect(line);

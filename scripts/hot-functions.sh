@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Writes runtime/hot-functions.ld anew: which functions of `rung` a start, an exec and a delete run. Needs root and x86-64.
+# See docs/decisions/0019-hot-functions.md.
+set -euo pipefail
+. "$(dirname "$0")/toolchain.sh"
+
+[[ $(id -u) -eq 0 ]] || { echo "error: this makes containers, so it needs root" >&2; exit 1; }
+scripts/packages.sh busybox-static binutils
+musl=${TRIPLE%-gnu}-musl
+cargo build --locked --quiet -p rung-sys --example reached
+cargo rustc --locked --quiet --profile rung -p rung --bin rung --target "$musl" -- -C strip=none
+rung=$(built rung "$musl")/rung
+reached=$(built debug)/examples/reached
+work=$(mktemp -d)
+run() { "$rung" --root "$work/state" "$@" </dev/null >/dev/null 2>&1; }
+trap 'run delete --force hot; rm -rf "$work"' EXIT
+
+mkdir -p "$work"/bundle/rootfs/{bin,dev,proc,sys} "$work/state"
+cp "$(command -v busybox)" "$work/bundle/rootfs/bin/sleep"
+"$rung" spec --bundle "$work/bundle"
+rule='{"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}'
+filter="{\"defaultAction\": \"SCMP_ACT_ALLOW\", \"architectures\": [\"SCMP_ARCH_X86_64\"], \"syscalls\": [$rule]}"
+sed -i "s/\"terminal\": true/\"terminal\": false/; s/\"sh\"/\"sleep\", \"9\"/; s/\"linux\": {/&\"seccomp\": $filter,/" \
+    "$work/bundle/config.json"
+nm "$rung" | sort >"$work/symbols"
+awk '$2 ~ /[tTwW]/ { print $1 }' "$work/symbols" | uniq >"$work/addresses"
+watch() { timeout 60 "$reached" "$work/addresses" "$rung" --root "$work/state" "$@" >>"$work/reached"; }
+
+# What is left of a container by a command that is watched ends with it: the next one begins with one that is not.
+watch run --bundle "$work/bundle" hot
+watch create --bundle "$work/bundle" hot
+run delete --force hot
+run create --bundle "$work/bundle" hot
+watch exec hot sleep 0
+watch start hot
+watch state hot
+watch kill hot KILL
+watch delete --force hot
+
+# First what most of them need. The hashes in the names change with every build, so they are left open.
+{
+    echo "/* The functions that a start, an exec and a delete run, side by side: docs/decisions/0019-hot-functions.md."
+    echo "   Written by scripts/hot-functions.sh. A name that is not there any more does no harm. */"
+    printf 'SECTIONS\n{\n  .text.hot :\n  {\n    *libc.a:*(.text .text.*)\n'
+    awk '{ sub(/^0+/, "", $1) } NR == FNR { count[$1]++; next } $1 in count { print count[$1], $3 }' \
+        "$work/reached" "$work/symbols" | sort -s -k1,1nr | cut -d' ' -f2 |
+        sed -E 's/17h[0-9a-f]{16}E$/17h*/; s/Cs[0-9A-Za-z]+_/Cs*_/g; s/[^A-Za-z0-9_.*$]/?/g' |
+        awk '!seen[$0]++ { print "    *(.text." $0 ")" }'
+    printf '  }\n}\nINSERT BEFORE .text;\n'
+} >"$work/hot-functions.ld"
+install -m 0644 "$work/hot-functions.ld" runtime/hot-functions.ld
+echo "runtime/hot-functions.ld names $(grep -c 'text\._' runtime/hot-functions.ld) functions"
