@@ -1,7 +1,7 @@
 //! How a pod is.
 
 use gantry_proto::runtime::v1;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::blocking::blocking;
 use crate::cri::container::status_of;
@@ -35,9 +35,14 @@ impl Cri {
             let path = places.namespace(kind);
             path.exists().then(|| path.display().to_string())
         };
+        let runtime = self.config().handler(&record.runtime_handler).map(|handler| self.runtime(handler));
+        let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(limits_json);
         json!({
             "pid": sandbox.pid().unwrap_or(0),
             "runtimeHandler": record.runtime_handler,
+            "runtimeType": runtime.map(|runtime| runtime.name).unwrap_or_default(),
+            "overhead": limits(&record.overhead),
+            "resources": limits(&record.resources),
             "directory": places.dir(),
             "networkNamespace": namespace(rung_sys::namespace::Namespace::Network),
             "ipcNamespace": namespace(rung_sys::namespace::Namespace::Ipc),
@@ -48,6 +53,32 @@ impl Cri {
         })
         .to_string()
     }
+}
+
+/// Limits, under their names in this interface; those that are not set are left out.
+fn limits_json(limits: &v1::LinuxContainerResources) -> Value {
+    let hugepages: Vec<Value> = limits
+        .hugepage_limits
+        .iter()
+        .map(|limit| json!({"page_size": limit.page_size, "limit": limit.limit}))
+        .collect();
+    let mut all = json!({
+        "cpu_period": limits.cpu_period,
+        "cpu_quota": limits.cpu_quota,
+        "cpu_shares": limits.cpu_shares,
+        "memory_limit_in_bytes": limits.memory_limit_in_bytes,
+        "oom_score_adj": limits.oom_score_adj,
+        "cpuset_cpus": limits.cpuset_cpus,
+        "cpuset_mems": limits.cpuset_mems,
+        "hugepage_limits": hugepages,
+        "unified": limits.unified,
+        "memory_swap_limit_in_bytes": limits.memory_swap_limit_in_bytes,
+    });
+    if let Some(all) = all.as_object_mut() {
+        let unset = [json!(0), json!(""), json!([]), json!({})];
+        all.retain(|_, value| !unset.contains(value));
+    }
+    all
 }
 
 /// How a sandbox is, as this interface says it.

@@ -46,6 +46,9 @@ struct Edits {
     hooks: Vec<WantedHook>,
     #[serde(rename = "additionalGids")]
     additional_gids: Vec<u32>,
+    /// What else there is, none of which can be left out: a device without it may not work, or be less confined.
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -154,6 +157,9 @@ fn read(path: &Path) -> Result<Description> {
 }
 
 fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
+    if let Some(other) = edits.others.keys().next() {
+        return Err(invalid("CDI_devices", format!("a description asks for {other}, which is not supported")));
+    }
     let mut process = spec.process().clone().unwrap_or_default();
     let env = merge_environment(process.env().as_deref().unwrap_or_default(), &edits.env);
     process.set_env(Some(env));
@@ -249,6 +255,13 @@ fn add_hook(wanted: &WantedHook, spec: &mut Spec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let edits: Edits = serde_json::from_str(r#"{"env":["A=1"],"intelRdt":{"closID":"a"}}"#).expect("edits");
+        let error = edit(&edits, &mut Spec::default()).expect_err("not supported");
+        assert!(error.to_string().contains("intelRdt"), "{error}");
+    }
 
     #[test]
     fn descriptions_become_edits() {

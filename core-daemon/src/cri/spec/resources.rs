@@ -98,10 +98,12 @@ fn cpu(wanted: &v1::LinuxContainerResources) -> Option<LinuxCpu> {
 
 /// Memory, and as much of memory and swap together where nothing is said of that: no swap.
 fn memory(wanted: &v1::LinuxContainerResources) -> Option<LinuxMemory> {
-    let limit = Some(wanted.memory_limit_in_bytes).filter(|limit| *limit != 0)?;
-    let swap = if wanted.memory_swap_limit_in_bytes != 0 { wanted.memory_swap_limit_in_bytes } else { limit };
+    let said = |limit: i64| Some(limit).filter(|limit| *limit != 0);
+    let limit = said(wanted.memory_limit_in_bytes);
+    // Without a limit of memory, the runtime says whether one of swap makes sense.
+    let swap = said(wanted.memory_swap_limit_in_bytes).or(limit)?;
     let mut memory = LinuxMemory::default();
-    memory.set_limit(Some(limit)).set_swap(Some(swap).filter(|_| counts_swap()));
+    memory.set_limit(limit).set_swap(Some(swap).filter(|_| counts_swap()));
     Some(memory)
 }
 
