@@ -3,12 +3,15 @@
 //! The daemon stops when it is told to: calls under way may finish, for a while; containers keep running, because their
 //! shims hold them.
 
+mod authority;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use gantry_proto::ttrpc::{Service, serve_connection};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
@@ -132,7 +135,7 @@ pub async fn grpc(
     stopping: CancellationToken,
     timeouts: &Timeouts,
 ) -> Result<()> {
-    let incoming = UnixListenerStream::new(socket.listener()?);
+    let incoming = UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.map(authority::Connection::new));
     let server = Server::builder()
         // Uploads of content would otherwise wait for the client every 64 KiB.
         .initial_stream_window_size(1 << 20)
