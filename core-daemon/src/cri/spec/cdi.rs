@@ -1,16 +1,16 @@
 //! Devices that vendors describe: the container device interface.
 //!
-//! A device is `vendor/class=name`; files in JSON say what a container needs to use it. Files in YAML, which the interface
-//! also allows, are not read: a device that only such a file has is not found, and the error says so.
+//! A device is `vendor/class=name`; files in JSON or YAML say what a container needs to use it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Hooks, LinuxDevice, LinuxDeviceType, Spec};
+use oci_spec::runtime::{Hook, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIntelRdt, LinuxNetDevice, Spec};
 use rung_spec::builder::merge_environment;
 use rung_spec::defaults::mounts::mount;
 use serde::Deserialize;
 
+use super::mounts::push_option;
 use super::{Making, devices, invalid};
 use crate::error::{Error, Result};
 
@@ -46,6 +46,9 @@ struct Edits {
     hooks: Vec<WantedHook>,
     #[serde(rename = "additionalGids")]
     additional_gids: Vec<u32>,
+    net_devices: Vec<NetDevice>,
+    /// As the runtime's configuration has it.
+    intel_rdt: Option<LinuxIntelRdt>,
     /// What else there is, none of which can be left out: a device without it may not work, or be less confined.
     #[serde(flatten)]
     others: BTreeMap<String, serde_json::Value>,
@@ -76,6 +79,13 @@ struct Mount {
     kind: String,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NetDevice {
+    host_interface_name: String,
+    name: String,
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct WantedHook {
@@ -92,13 +102,10 @@ pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let (known, yaml) = read_all(&making.settings.cdi_dirs);
+    let known = read_all(&making.settings.cdi_dirs);
     let mut begun: Vec<&str> = Vec::new();
     for name in &names {
-        let unknown = || {
-            let hint = if yaml { "; descriptions in YAML are not read" } else { "" };
-            invalid("CDI_devices", format!("{name}: no such device{hint}"))
-        };
+        let unknown = || invalid("CDI_devices", format!("{name}: no such device"));
         let (kind, device) =
             name.split_once('=').ok_or_else(|| invalid("CDI_devices", format!("{name:?} is not vendor/class=name")))?;
         let description = known.get(name.as_str()).ok_or_else(unknown)?;
@@ -121,9 +128,9 @@ fn names(making: &Making<'_>) -> Vec<String> {
     names
 }
 
-/// The descriptions by the names of their devices; later directories count more. And whether some are in YAML.
-fn read_all(dirs: &[PathBuf]) -> (BTreeMap<String, Description>, bool) {
-    let (mut known, mut yaml) = (BTreeMap::new(), false);
+/// The descriptions by the names of their devices; later directories count more.
+fn read_all(dirs: &[PathBuf]) -> BTreeMap<String, Description> {
+    let mut known = BTreeMap::new();
     for dir in dirs {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
             .into_iter()
@@ -132,28 +139,39 @@ fn read_all(dirs: &[PathBuf]) -> (BTreeMap<String, Description>, bool) {
             .collect();
         paths.sort();
         for path in paths {
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("json") => match read(&path) {
-                    Ok(description) => {
-                        let names =
-                            description.devices.iter().map(|device| format!("{}={}", description.kind, device.name));
-                        known.extend(names.map(|name| (name, description.clone())).collect::<Vec<_>>());
-                    }
-                    Err(error) => tracing::warn!(path = %path.display(), %error, "device description cannot be used"),
-                },
-                Some("yaml" | "yml") => yaml = true,
-                _ => {}
+            let parse = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("json") => from_json,
+                Some("yaml" | "yml") => from_yaml,
+                _ => continue,
+            };
+            match read(&path, parse) {
+                Ok(description) => {
+                    let names =
+                        description.devices.iter().map(|device| format!("{}={}", description.kind, device.name));
+                    known.extend(names.map(|name| (name, description.clone())).collect::<Vec<_>>());
+                }
+                Err(error) => tracing::warn!(path = %path.display(), %error, "device description cannot be used"),
             }
         }
     }
-    (known, yaml)
+    known
 }
 
-fn read(path: &Path) -> Result<Description> {
+fn read(path: &Path, parse: fn(&str) -> Result<Description>) -> Result<Description> {
     use std::io::Read as _;
     let mut text = String::new();
     std::fs::File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
-    serde_json::from_str(&text).map_err(|error| Error::invalid(error.to_string()))
+    parse(&text)
+}
+
+fn from_json(text: &str) -> Result<Description> {
+    serde_json::from_str(text).map_err(|error| Error::invalid(error.to_string()))
+}
+
+fn from_yaml(text: &str) -> Result<Description> {
+    // As the tools write numbers that make these files.
+    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| Error::invalid(error.to_string()))
 }
 
 fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
@@ -182,6 +200,11 @@ fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
     }
     resources.set_devices(Some(rules));
     linux.set_devices(Some(nodes)).set_resources(Some(resources));
+    if let Some(class) = &edits.intel_rdt {
+        linux.set_intel_rdt(Some(class.clone()));
+    }
+    add_interfaces(&edits.net_devices, &mut linux);
+    let ids = linux.uid_mappings().clone().zip(linux.gid_mappings().clone());
     spec.set_linux(Some(linux));
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for wanted in &edits.mounts {
@@ -189,13 +212,33 @@ fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
         let options =
             if wanted.options.is_empty() { vec!["rbind".to_owned(), "ro".to_owned()] } else { wanted.options.clone() };
         mounts.retain(|old| *old.destination() != Path::new(&wanted.container_path));
-        mounts.push(mount(&wanted.container_path, kind, &wanted.host_path, options));
+        let mut added = mount(&wanted.container_path, kind, &wanted.host_path, options);
+        if let Some((users, groups)) = ids.as_ref().filter(|_| kind == "bind") {
+            added.set_uid_mappings(Some(users.clone())).set_gid_mappings(Some(groups.clone()));
+            push_option(&mut added, "idmap");
+        }
+        mounts.push(added);
     }
+    // Outer ones before inner ones.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
     spec.set_mounts(Some(mounts));
     for wanted in &edits.hooks {
         add_hook(wanted, spec)?;
     }
     Ok(())
+}
+
+fn add_interfaces(wanted: &[NetDevice], linux: &mut Linux) {
+    if wanted.is_empty() {
+        return;
+    }
+    let mut all = linux.net_devices().clone().unwrap_or_default();
+    for one in wanted {
+        let mut device = LinuxNetDevice::default();
+        device.set_name(Some(one.name.clone()));
+        all.insert(one.host_interface_name.clone(), device);
+    }
+    linux.set_net_devices(Some(all));
 }
 
 fn node(wanted: &Node) -> Result<LinuxDevice> {
@@ -239,8 +282,9 @@ fn add_hook(wanted: &WantedHook, spec: &mut Spec) -> Result<()> {
         .set_env((!wanted.env.is_empty()).then(|| wanted.env.clone()))
         .set_timeout(wanted.timeout);
     let mut hooks: Hooks = spec.hooks().clone().unwrap_or_default();
-    let with = |old: &Option<Vec<Hook>>| Some(old.iter().flatten().cloned().chain([hook]).collect());
+    let with = |old: &Option<Vec<Hook>>| Some(old.iter().flatten().chain([&hook]).cloned().collect());
     match wanted.hook_name.as_str() {
+        "prestart" => prestart(&mut hooks, &hook),
         "createRuntime" => drop(hooks.set_create_runtime(with(&hooks.create_runtime().clone()))),
         "createContainer" => drop(hooks.set_create_container(with(&hooks.create_container().clone()))),
         "startContainer" => drop(hooks.set_start_container(with(&hooks.start_container().clone()))),
@@ -252,15 +296,21 @@ fn add_hook(wanted: &WantedHook, spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
+#[allow(deprecated, reason = "descriptions may still name it")]
+fn prestart(hooks: &mut Hooks, hook: &Hook) {
+    let with = hooks.prestart().iter().flatten().chain([hook]).cloned().collect();
+    hooks.set_prestart(Some(with));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        let edits: Edits = serde_json::from_str(r#"{"env":["A=1"],"intelRdt":{"closID":"a"}}"#).expect("edits");
+        let edits: Edits = serde_json::from_str(r#"{"env":["A=1"],"newest":{"a":"b"}}"#).expect("edits");
         let error = edit(&edits, &mut Spec::default()).expect_err("not supported");
-        assert!(error.to_string().contains("intelRdt"), "{error}");
+        assert!(error.to_string().contains("newest"), "{error}");
     }
 
     #[test]
@@ -272,9 +322,7 @@ mod tests {
             "hooks":[{"hookName":"createContainer","path":"/bin/true"}],"additionalGids":[5]}}]}"#;
         std::fs::write(dir.path().join("vendor.json"), text).expect("write");
         std::fs::write(dir.path().join("broken.json"), "{").expect("write");
-        std::fs::write(dir.path().join("other.yaml"), "x").expect("write");
-        let (known, yaml) = read_all(&[dir.path().to_owned()]);
-        assert!(yaml);
+        let known = read_all(&[dir.path().to_owned()]);
         let device = &known["vendor.com/net=n0"].devices[0];
         let mut spec = Spec::default();
         edit(&device.container_edits, &mut spec).expect("edit");
@@ -284,5 +332,33 @@ mod tests {
         assert!(spec.process().as_ref().is_some_and(|p| p.env().iter().flatten().any(|entry| entry == "A=1")));
         assert!(spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new("/mylib")));
         assert_eq!(spec.hooks().as_ref().and_then(|hooks| hooks.create_container().as_ref()).map(Vec::len), Some(1));
+    }
+
+    #[test]
+    fn descriptions_in_yaml_are_the_same() {
+        let dir = tempfile::tempdir().expect("directory");
+        let text = concat!(
+            "---\ncdiVersion: 0.5.0\nkind: vendor.com/gpu\n",
+            "containerEdits:\n  env:\n  - VISIBLE=void\n  intelRdt: {closID: gold}\n",
+            "  netDevices:\n  - hostInterfaceName: ib0\n    name: net1\n",
+            "devices:\n- name: \"0\"\n  containerEdits:\n    deviceNodes:\n    - path: /dev/mine\n      hostPath: /dev/null\n",
+            "      fileMode: 0640\n    hooks:\n    - hookName: prestart\n      path: /bin/true\n      args: [a, b]\n",
+            "      timeout: 3\n",
+        );
+        std::fs::write(dir.path().join("vendor.yaml"), text).expect("write");
+        std::fs::write(dir.path().join("broken.yaml"), "a: [").expect("write");
+        let known = read_all(&[dir.path().to_owned()]);
+        let description = &known["vendor.com/gpu=0"];
+        let mut spec = Spec::default();
+        edit(&description.container_edits, &mut spec).expect("edit of all");
+        edit(&description.devices[0].container_edits, &mut spec).expect("edit of one");
+        let linux = spec.linux().clone().expect("linux");
+        let nodes = linux.devices().clone().expect("devices");
+        let node = nodes.iter().find(|node| node.path() == Path::new("/dev/mine")).expect("node");
+        assert_eq!(node.file_mode(), Some(0o640));
+        assert_eq!(linux.intel_rdt().as_ref().and_then(|class| class.clos_id().as_deref()), Some("gold"));
+        let interface = linux.net_devices().as_ref().and_then(|all| all.get("ib0")).expect("interface");
+        assert_eq!(interface.name().as_deref(), Some("net1"));
+        assert!(spec.hooks().is_some());
     }
 }

@@ -185,7 +185,7 @@ fn map_ids(making: &Making<'_>, mount: &mut Mount, wanted: bool) {
     push_option(mount, "idmap");
 }
 
-fn push_option(mount: &mut Mount, option: &str) {
+pub(super) fn push_option(mount: &mut Mount, option: &str) {
     let mut options = mount.options().clone().unwrap_or_default();
     options.push(option.to_owned());
     mount.set_options(Some(options));
