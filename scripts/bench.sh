@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the bench makes containers, so it needs root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc crun podman docker.io curl zstd
+scripts/packages.sh busybox-static docker-registry containerd runc crun podman docker.io containernetworking-plugins curl zstd
 scripts/build.sh
 cargo build --release --locked --quiet -p rung-sys --examples
 musl=${TRIPLE%-gnu}-musl

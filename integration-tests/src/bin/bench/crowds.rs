@@ -125,9 +125,9 @@ fn shims(env: &Env) -> Result<Vec<u32>> {
 
 /// What a process has and does.
 #[derive(Debug, Clone, Copy, Default)]
-struct Use {
+pub(crate) struct Use {
     /// KiB, what is shared divided among those who share it.
-    proportional: u64,
+    pub(crate) proportional: u64,
     /// KiB of its own.
     private: u64,
     /// Processor time.
@@ -137,7 +137,7 @@ struct Use {
 }
 
 impl Use {
-    fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let read = |name: &str| read(&Path::new("/proc").join(pid.to_string()).join(name));
         let memory = read("smaps_rollup")?;
         let kib = |key: &str| -> u64 {

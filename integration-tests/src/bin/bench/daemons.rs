@@ -97,18 +97,23 @@ pub(crate) struct Containerd {
 
 impl Containerd {
     pub(crate) fn start(env: &Env) -> Result<Option<Self>> {
+        Self::start_with(env, "containerd", "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n", "")
+    }
+
+    /// The same with more lines of configuration: before the first table, and after the last.
+    pub(crate) fn start_with(env: &Env, name: &str, before: &str, after: &str) -> Result<Option<Self>> {
         if find(env, "containerd").is_none() {
             return Ok(None);
         }
-        let dir = env.dir("containerd")?;
+        let dir = env.dir(name)?;
         let address = dir.join("sock").to_str().context("path is not UTF-8")?.to_owned();
         let config = dir.join("config.toml");
         let shown = dir.display();
         fs::write(
             &config,
             format!(
-                "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n\
-                 disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{address}\"\n"
+                "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n{before}\
+                 [grpc]\naddress = \"{address}\"\n{after}"
             ),
         )?;
         let log = fs::File::create(dir.join("log"))?;
@@ -120,6 +125,14 @@ impl Containerd {
             output::run(containerd.ctr(env, &["version"])).ok()?.ok().ok()
         })?;
         Ok(Some(containerd))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(crate) fn ctr(&self, env: &Env, args: &[&str]) -> Command {

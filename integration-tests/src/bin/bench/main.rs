@@ -7,6 +7,7 @@
 mod crowds;
 mod daemons;
 mod engines;
+mod pods;
 mod pulls;
 mod runtimes;
 mod stores;
@@ -36,6 +37,7 @@ fn measure(rounds: usize) -> Result<()> {
         Ok("runtimes") => runtimes::measure(&env, rounds),
         Ok("daemons") => daemons::measure(&env, rounds),
         Ok("crowds") => crowds::measure(&env),
+        Ok("pods") => pods::measure(&env, rounds),
         _ => everything(&env, rounds),
     };
     let left = integration_tests::leaks::settle_and_clear(&scratch);
@@ -48,6 +50,7 @@ fn everything(env: &Env, rounds: usize) -> Result<()> {
     runtimes::measure(env, rounds.div_ceil(2))?;
     daemons::measure(env, rounds.div_ceil(4))?;
     crowds::measure(env)?;
+    pods::measure(env, rounds.div_ceil(5))?;
     pulls::measure(env, rounds.div_ceil(30))?;
     stores::measure(env, rounds)
 }
