@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use gantry_proto::runtime::v1;
+use integration_tests::image::Packing;
 use integration_tests::pods::{Pods, spec};
+use integration_tests::tar::Tar;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -123,6 +125,10 @@ fn what_a_container_is_given(env: &Env) -> Result<()> {
     })?;
     assert_eq!(code, 0, "{said}");
     assert!(said.contains(" /dev/shm tmpfs ") && !said.contains("devpts"), "{said}");
+    let refused = script(env, &mut pods, (&pod, &config), &image, "true", |container| {
+        container.annotations.insert("io.kubernetes.cri.rdt-class".to_owned(), "gold".to_owned());
+    });
+    assert!(format!("{:#}", refused.expect_err("there is no such class")).contains("rdt class"));
     Ok(())
 }
 
@@ -152,6 +158,10 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
     let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}), "/usr/lib/cni")?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
+    let layer = |name: &str| Tar::new().dir("d").file(&format!("d/{name}"), name);
+    let two = Image::empty().layer(layer("one"), Packing::Gzip)?.layer(layer("two"), Packing::Gzip)?;
+    let two = two.push(&registry, "test/two", "latest")?;
+    pods.pull(&two)?;
     let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
     let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
     let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
@@ -159,14 +169,23 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
     let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.namespace_options = Some(options.clone());
     let pod = pods.run(&config)?;
-    let text = "cat /proc/self/uid_map; touch /new /dev/shm/new; stat -c %u /bin/busybox /new /dev/shm/new /etc/hosts";
+    let text = "echo said > /proc/self/fd/2 || exit; cat /proc/self/uid_map; touch /new /dev/shm/new; stat -c %u /bin/busybox /new /dev/shm/new /etc/hosts \
+                /volume/d/one /volume/d/two";
     let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
         let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
         container.linux.get_or_insert_default().security_context = Some(context);
+        container.mounts.push(v1::Mount {
+            container_path: "/volume".into(),
+            image: Some(spec(&two)),
+            readonly: true,
+            ..Default::default()
+        });
     })?;
     assert_eq!(code, 0, "{said}");
-    let words: Vec<&str> = said.lines().flat_map(|line| line.split_whitespace().skip(3)).collect();
-    assert_eq!(words, ["0", "100000", "65536", "0", "0", "0", "0"], "{said}");
+    assert!(said.contains("stderr F said"), "the root opens its streams: {said}");
+    let words: Vec<&str> =
+        said.lines().filter(|line| !line.ends_with(" said")).flat_map(|line| line.split_whitespace().skip(3)).collect();
+    assert_eq!(words, ["0", "100000", "65536", "0", "0", "0", "0", "0", "0"], "{said}");
     // One that says nothing of it is not of this pod.
     let refused = script(env, &mut pods, (&pod, &config), &image, "true", |_| {}).expect_err("other users");
     assert!(format!("{refused:#}").contains("userns_options"), "{refused:#}");

@@ -105,8 +105,13 @@ fn what_is_wrong_is_named(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     let good = own_network(&pods, "pod");
-    let wrong: [(&str, Spoil); 4] = [
+    let wrong: [(&str, Spoil); 5] = [
         ("hostname", |config| config.hostname = "a b".to_owned()),
+        ("config.hostname", |config| {
+            config.hostname = "web".to_owned();
+            let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            context.namespace_options.get_or_insert_default().network = v1::NamespaceMode::Node.into();
+        }),
         ("log_directory", |config| config.log_directory = "logs".to_owned()),
         ("metadata", |config| config.metadata = None),
         ("sysctls", |config| {

@@ -46,9 +46,9 @@ while [ $n -gt 0 ]; do
     set -- "$@" "$word"
 done
 case $verb in
-checkpoint) mkdir -p "$images/sub" && echo pages > "$images/sub/pages-1.img" ;;
+checkpoint) mkdir -p "$images/sub" && echo pages | tee "$images/pages-1.img" > "$images/sub/pages-1.img" ;;
 restore)
-    [ "$(cat "$images/sub/pages-1.img")" = pages ] || exit 1
+    [ "$(cat "$images/pages-1.img")" = pages ] || exit 1
     "$rung" "$@" && "$rung" --root "$root" start "$word" ;;
 *) exec "$rung" "$@" ;;
 esac
@@ -135,7 +135,7 @@ impl<'env> Client<'env> {
     }
 }
 
-fn stand_in(env: &Env) -> Result<std::path::PathBuf> {
+pub(crate) fn stand_in(env: &Env) -> Result<std::path::PathBuf> {
     let path = env.path("stand-in");
     fs::write(&path, STAND_IN.replace("RUNG", &env.program("rung")?.to_string_lossy()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;

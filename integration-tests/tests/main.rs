@@ -9,6 +9,7 @@ mod cli_archives;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
+mod cri_checkpoints;
 mod cri_containers;
 mod cri_hosts;
 mod cri_images;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        cri_checkpoints::TESTS,
         cri_containers::TESTS,
         cri_hosts::TESTS,
         cri_images::TESTS,

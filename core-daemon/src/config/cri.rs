@@ -24,6 +24,9 @@ pub struct Cri {
     pub unprivileged_ports: bool,
     /// Pods with a network of their own may ping without privilege.
     pub unprivileged_icmp: bool,
+    /// Containers may be made from checkpoints, which come back with whatever privileges those say: only for nodes whose
+    /// users are trusted with the node.
+    pub restore_checkpoints: bool,
     /// SELinux labels are set, where the kernel has SELinux. Not built yet: true is refused.
     pub selinux: bool,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
@@ -142,6 +145,7 @@ impl Default for Cri {
             unset_seccomp_profile: "unconfined".into(),
             unprivileged_ports: true,
             unprivileged_icmp: true,
+            restore_checkpoints: false,
             selinux: false,
             max_log_line: 16 << 10,
             exec_drain: 5,

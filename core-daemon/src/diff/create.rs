@@ -58,6 +58,24 @@ pub fn create<W: Write>(changes: &Changes<'_>, latest: Option<i64>, to: W) -> Re
     layer.tar.finish().doing(|| "write layer")
 }
 
+/// Writes a layer that only removes: the paths, beneath the root.
+///
+/// # Errors
+/// What writing fails with.
+pub fn removals<W: Write>(paths: impl IntoIterator<Item = PathBuf>, to: W) -> io::Result<W> {
+    let mut tar = Writer::new(to);
+    for path in paths.into_iter().filter(|path| path.file_name().is_some()) {
+        tar.entry(&removal(&path), &mut io::empty())?;
+    }
+    tar.finish()
+}
+
+fn removal(path: &Path) -> Entry {
+    let mut name = OsString::from(".wh.");
+    name.push(path.file_name().unwrap_or_default());
+    plain(&path.with_file_name(name), Kind::File, 0)
+}
+
 struct Layer<W> {
     tar: Writer<W>,
     upper: bool,
@@ -131,10 +149,7 @@ impl<W: Write> Layer<W> {
 
     fn removed(&mut self, path: &Path) -> Result<()> {
         self.write_parents()?;
-        let mut name = OsString::from(".wh.");
-        name.push(path.file_name().unwrap_or_default());
-        let entry = plain(&path.with_file_name(name), Kind::File, 0);
-        Ok(self.tar.entry(&entry, &mut io::empty())?)
+        Ok(self.tar.entry(&removal(path), &mut io::empty())?)
     }
 
     fn write(

@@ -28,7 +28,7 @@ mod whiteout;
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use changes::{Change, changes};
 pub use compression::decompress;
-pub use create::{Changes, create};
+pub use create::{Changes, create, removals};
 pub use image::{Unfinished, convert};
 pub use settle::settle;
 pub use target::Target;

@@ -17,7 +17,7 @@ use crate::content::Ingest;
 use crate::context::Context;
 use crate::diff;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::image::layers::NewLayer;
+use crate::image::layers::{NewLayer, compare};
 use crate::image::{Names, Resolved, walk};
 use crate::labels::{self, Labels};
 use crate::records::leases::random;
@@ -144,21 +144,12 @@ impl Engine {
     /// What a container has changed, as a layer.
     fn changes_of(&self, ctx: &Context, known: &Known, base: &Resolved) -> Result<Made> {
         let snapshotter = self.parts().snapshotters.get(&known.container.snapshotter)?;
-        let right = snapshotter.mounts(ctx, &known.container.snapshot_key)?;
-        let parent = snapshotter.stat(ctx, &known.container.snapshot_key)?.parent;
-        let view = format!("commit-{:016x}", random()?);
-        let left = match parent.as_str() {
-            "" => Vec::new(),
-            parent => snapshotter.view(ctx, &view, parent, Labels::new())?,
-        };
         let is_docker = base.manifest.config.media_type == media_types::DOCKER_CONFIG;
         let media_type = if is_docker { media_types::DOCKER_LAYER_GZIP } else { media_types::OCI_LAYER_GZIP };
         let wanted = NewLayer { media_type: media_type.to_owned(), ..NewLayer::default() };
-        let layer = self.parts().images.diff(ctx, &left, &right, &wanted);
-        if !left.is_empty() {
-            snapshotter.remove(ctx, &view)?;
-        }
-        let layer = layer?;
+        let layer = compare(ctx, snapshotter.as_ref(), &known.container.snapshot_key, |left, right| {
+            self.parts().images.diff(ctx, left, right, &wanted)
+        })?;
         let info = self.parts().images.content.info(ctx, &layer.digest)?;
         let diff_id = info.labels.get(labels::UNCOMPRESSED).and_then(|text| Digest::parse(text).ok());
         let diff_id =

@@ -14,7 +14,7 @@ use crate::diff::{self, Applied, Changes, Target};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
 use crate::records::leases::random;
-use crate::snapshots::Mount;
+use crate::snapshots::{Mount, Snapshotter};
 
 /// How much larger than its stored form a layer may be: more than gzip can compress anything.
 const MAX_RATIO: u64 = 1100;
@@ -125,6 +125,36 @@ pub struct NewLayer {
     pub labels: Labels,
     /// The latest time in it, in seconds.
     pub latest: Option<i64>,
+}
+
+/// Shows `work` what a snapshot was made of, and the snapshot. What is made for that is held by the lease in `ctx`.
+///
+/// # Errors
+/// `NotFound` for the snapshot; what `work` fails with.
+pub fn compare<T>(
+    ctx: &Context,
+    snapshotter: &dyn Snapshotter,
+    key: &str,
+    work: impl FnOnce(&[Mount], &[Mount]) -> Result<T>,
+) -> Result<T> {
+    let right = snapshotter.mounts(ctx, key)?;
+    let parent = snapshotter.stat(ctx, key)?.parent;
+    if parent.is_empty() {
+        return work(&[], &right);
+    }
+    let view = format!("compare-{:016x}", random()?);
+    let left = snapshotter.view(ctx, &view, &parent, Labels::new())?;
+    let done = work(&left, &right);
+    snapshotter.remove(ctx, &view)?;
+    done
+}
+
+/// Writes what a snapshot changes as a layer that is not compressed, as [`compare`] finds it.
+///
+/// # Errors
+/// What reading the files or writing fails with.
+pub fn write_changes_of(ctx: &Context, snapshotter: &dyn Snapshotter, key: &str, to: impl Write) -> Result<()> {
+    compare(ctx, snapshotter, key, |left, right| changes(left, right, None, to).map(drop))
 }
 
 /// Writes the changes, compressed, and answers with the digest of the plain tar.

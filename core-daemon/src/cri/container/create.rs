@@ -10,6 +10,7 @@ use gantry_proto::containerd::services::containers::v1::{Container as Stored, co
 use gantry_proto::gantry::cri::v1::{ContainerRecord, SandboxRecord};
 use gantry_proto::runtime::v1;
 use prost::Message as _;
+use rung_sys::idmap::Range;
 
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
@@ -43,6 +44,8 @@ struct Draft {
     config: v1::ContainerConfig,
     namespaces: Namespaces,
     image: Resolved,
+    /// It goes on from a checkpoint, which is unpacked.
+    restored: bool,
     sources: Vec<Option<PathBuf>>,
     volumes: Vec<Volume>,
     pid_of: Option<u32>,
@@ -86,6 +89,10 @@ impl Cri {
         let (id, pod) = (id::random::<32>()?, sandbox.id().clone());
         let made = self.make_container(id.clone(), name, sandbox, config, &stage).await;
         if let Err(error) = made {
+            let (cri, left) = (self.clone(), id.clone());
+            if let Err(error) = blocking(move || cri.remove_container_dir(&left)).await {
+                tracing::warn!(id, %error, "remove the files of a container that could not be made");
+            }
             return Err(error.context(format!("create container {shown}")));
         }
         self.announce(&id, pod.as_str(), v1::ContainerEventType::ContainerCreatedEvent);
@@ -105,14 +112,25 @@ impl Cri {
         stage.enter("image")?;
         let wanted = config.image.clone().unwrap_or_default().image;
         let (cri, text) = (self.clone(), wanted.clone());
-        let image = blocking(move || cri.find_image(&text)).await.doing(|| format!("image {wanted:?}"))?;
+        let found = blocking(move || cri.image_or_checkpoint(&text)).await.doing(|| format!("image {wanted:?}"))?;
+        let (image, restored) = match found {
+            Ok(image) => (image, false),
+            Err(source) => {
+                if namespaces.user.is_some() {
+                    return Err(Error::unimplemented("restore a checkpoint in a pod with users of its own"));
+                }
+                let (cri, id) = (self.clone(), id.clone());
+                let unpacked = blocking(move || cri.unpack_checkpoint(&id, &source)).await;
+                (unpacked.doing(|| format!("image {wanted:?}"))?, true)
+            }
+        };
         stage.enter("host paths")?;
         let sources = stage.unless_cancelled(self.host_paths(&config)).await?;
         stage.enter("process to share with")?;
         let pid_of = self.pid_to_join(&sandbox, &namespaces, &config)?;
         stage.enter("volumes")?;
-        let volumes = self.image_mounts(&sandbox, &config).await?;
-        let draft = Draft { id, name, sandbox, record, config, namespaces, image, sources, volumes, pid_of };
+        let volumes = self.image_mounts(&sandbox, &config, &namespaces).await?;
+        let draft = Draft { id, name, sandbox, record, config, namespaces, image, restored, sources, volumes, pid_of };
         stage.enter("root file system")?;
         let cri = self.clone();
         // Whoever stops the pod meanwhile takes the turn after this, and finds the container.
@@ -125,17 +143,18 @@ impl Cri {
     fn make_now(&self, draft: &Draft) -> Result<()> {
         let snapshotter = self.parts().snapshotters.get("")?;
         let parent = draft.image.chain_id.as_ref().map_or("", |chain| chain.as_str());
-        let prepared = snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(draft));
+        let prepared = snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(&draft.namespaces));
         let rootfs = prepared.doing(|| format!("root file system of image {}", draft.image.name))?;
         failpoint::hit("cri.snapshot");
-        let made = self.record_now(draft, &rootfs);
-        if made.is_err() {
-            if let Err(left) = snapshotter.remove(self.context(), &draft.id) {
-                tracing::warn!(id = draft.id, error = %left, "remove the snapshot of a container that could not be made");
-            }
-            if let Err(left) = self.remove_container_dir(&draft.id) {
-                tracing::warn!(id = draft.id, error = %left, "remove the files of a container that could not be made");
-            }
+        let changed = match draft.restored {
+            true => self.apply_checkpoint(&draft.id, &rootfs).doing(|| "apply the checkpoint's changes"),
+            false => Ok(()),
+        };
+        let made = changed.and_then(|()| self.record_now(draft, &rootfs));
+        if made.is_err()
+            && let Err(left) = snapshotter.remove(self.context(), &draft.id)
+        {
+            tracing::warn!(id = draft.id, error = %left, "remove the snapshot of a container that could not be made");
         }
         made
     }
@@ -188,7 +207,7 @@ impl Cri {
             id: draft.id.clone(),
             labels: labels::of(&draft.config.labels, labels::CONTAINER),
             image: draft.image.name.clone(),
-            runtime: Some(self.runtime(handler)),
+            runtime: Some(self.runtime(handler, draft.namespaces.user.as_ref())),
             spec: Some(any::json(any::SPEC, document)),
             snapshotter: self.parts().snapshotters.default_name().to_owned(),
             snapshot_key: draft.id.clone(),
@@ -200,17 +219,26 @@ impl Cri {
         Ok(())
     }
 
-    /// The runtime of a handler, and its options.
-    pub(in crate::cri) fn runtime(&self, handler: &crate::config::RuntimeHandler) -> container::Runtime {
+    /// The runtime of a handler, and its options for what has these users: its pipes are those of their root, so that they
+    /// can be opened again.
+    pub(in crate::cri) fn runtime(
+        &self,
+        handler: &crate::config::RuntimeHandler,
+        users: Option<&(Vec<Range>, Vec<Range>)>,
+    ) -> container::Runtime {
         let name = match handler.runtime.as_str() {
             "" => self.parts().config.runtime.default.clone(),
             name => name.to_owned(),
         };
         let systemd = self.config().cgroup_driver == CgroupDriver::Systemd;
-        let options = (systemd || !handler.binary.is_empty()).then(|| {
+        let root = |ranges: &[Range]| ranges.iter().find(|range| range.inside == 0).map_or(0, |range| range.outside);
+        let (io_uid, io_gid) = users.map_or((0, 0), |(users, groups)| (root(users), root(groups)));
+        let options = (systemd || !handler.binary.is_empty() || users.is_some()).then(|| {
             any::pack(&RuncOptions {
                 systemd_cgroup: systemd,
                 binary_name: handler.binary.clone(),
+                io_uid,
+                io_gid,
                 ..RuncOptions::default()
             })
         });
@@ -297,10 +325,11 @@ pub(super) fn ready(sandbox: &Sandbox) -> Result<()> {
     }
 }
 
-fn snapshot_labels(draft: &Draft) -> Labels {
+/// Labels of a snapshot for a container in a pod with these namespaces.
+pub(super) fn snapshot_labels(namespaces: &Namespaces) -> Labels {
     let mut labels =
         Labels::from([(GC_ROOT.to_owned(), (now() / 1_000_000_000).to_string()), (OURS.to_owned(), "yes".to_owned())]);
-    if let Some((users, groups)) = &draft.namespaces.user {
+    if let Some((users, groups)) = &namespaces.user {
         for (label, ranges) in [(UID_MAPPING, users), (GID_MAPPING, groups)] {
             let ranges: Vec<String> =
                 ranges.iter().map(|range| format!("{}:{}:{}", range.inside, range.outside, range.count)).collect();

@@ -8,6 +8,7 @@ mod create;
 mod list;
 mod log;
 mod remove;
+mod restored;
 mod start;
 mod status;
 mod stop;

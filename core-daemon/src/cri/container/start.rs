@@ -14,7 +14,7 @@ use crate::cri::store::{Run, nanos, now};
 use crate::cri::{Container, Cri, spec};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
-use crate::tasks::{CreateTask, Exit, Task};
+use crate::tasks::{Checkpoint, CreateTask, Exit, Task};
 
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
@@ -84,6 +84,9 @@ impl Cri {
         // Before its end can be seen.
         self.announce_container(container, v1::ContainerEventType::ContainerStartedEvent);
         self.record_start(container, nanos(started_at));
+        if self.checkpoint_images(container.id().as_str()).is_some() {
+            self.forget_checkpoint(container.id().as_str());
+        }
         self.supervise(container, task, nanos(started_at));
         Ok(())
     }
@@ -120,10 +123,12 @@ impl Cri {
             attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
             ..LogUri::new(record.log_path.clone())
         };
+        let images = self.checkpoint_images(container.id().as_str());
         Ok(CreateTask {
             stdin: if config.stdin { uri.to_string() } else { String::new() },
             stdout: uri.to_string(),
             terminal: config.tty,
+            checkpoint: images.map(|images| Checkpoint::Directory(images.to_string_lossy().into_owned())),
             ..CreateTask::default()
         })
     }

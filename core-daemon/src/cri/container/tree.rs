@@ -12,6 +12,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use rung_sys::beneath::{self, Root};
 use rung_sys::mount::{self, Change, FileSystem};
+use rung_sys::mount_options::MountOptions;
+use rung_sys::mount_words;
 use rung_sys::xattr;
 
 use crate::error::{Doing as _, Error, Result};
@@ -20,8 +22,21 @@ use crate::snapshots::Mount;
 /// Deepest directory that is copied.
 const MAX_DEPTH: usize = 256;
 
-/// The layers of a snapshot as one read-only tree, mounted nowhere.
-pub(super) fn mount_read_only(mounts: &[Mount]) -> Result<OwnedFd> {
+/// A read-only snapshot as one tree, mounted nowhere.
+pub(super) fn mount_view(mounts: &[Mount]) -> Result<OwnedFd> {
+    let [mount] = mounts else {
+        return Err(Error::unimplemented(format!("mount a snapshot of {} mounts as a volume", mounts.len())));
+    };
+    let options = MountOptions::parse(&mount.options);
+    let made = mount_words::make(&mount.kind, &mount.source, &options).and_then(|tree| {
+        let change = Change { set: mount::attribute::RDONLY, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), false, &change).map(|()| tree)
+    });
+    Ok(made.map_err(io::Error::from)?)
+}
+
+/// The layers below a snapshot as one read-only tree, mounted nowhere.
+fn mount_read_only(mounts: &[Mount]) -> Result<OwnedFd> {
     let mount = mounts.first().ok_or_else(|| Error::internal("snapshot without a mount"))?;
     let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
     let layers: Vec<&str> = match (mount.kind.as_str(), lower) {

@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use rung_sys::beneath::{self, Root};
 use rung_sys::mount;
 
-use super::create::{OURS, ready};
+use super::create::{ready, snapshot_labels};
 use super::tree;
 use crate::blocking::blocking;
 use crate::cri::sandbox::check::Namespaces;
@@ -17,7 +17,6 @@ use crate::cri::spec::Volume;
 use crate::cri::{Cri, Sandbox};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::image::Resolved;
-use crate::labels::{GC_ROOT, Labels};
 use crate::snapshots::Mount as SnapshotMount;
 
 impl Cri {
@@ -75,19 +74,25 @@ impl Cri {
     }
 
     /// Mounts the images that the kubelet wants as volumes, each once for a pod.
-    pub(super) async fn image_mounts(&self, sandbox: &Sandbox, config: &v1::ContainerConfig) -> Result<Vec<Volume>> {
+    pub(super) async fn image_mounts(
+        &self,
+        sandbox: &Sandbox,
+        config: &v1::ContainerConfig,
+        namespaces: &Namespaces,
+    ) -> Result<Vec<Volume>> {
         let mut volumes = Vec::new();
         for wanted in config.mounts.iter().filter(|mount| mount.image.is_some()) {
             let (cri, pod, wanted) = (self.clone(), sandbox.id().to_string(), wanted.clone());
+            let namespaces = namespaces.clone();
             // Nobody else mounts it, and nobody unmounts it while it is looked at.
             let _turn = sandbox.turn.lock().await;
             ready(sandbox)?;
-            volumes.push(blocking(move || cri.image_mount(&pod, &wanted)).await?);
+            volumes.push(blocking(move || cri.image_mount(&pod, &wanted, &namespaces)).await?);
         }
         Ok(volumes)
     }
 
-    fn image_mount(&self, pod: &str, wanted: &v1::Mount) -> Result<Volume> {
+    fn image_mount(&self, pod: &str, wanted: &v1::Mount, namespaces: &Namespaces) -> Result<Volume> {
         let field = "config.mounts.image";
         if !wanted.host_path.is_empty() {
             return Err(Error::invalid(format!("{field}: has a host_path too")));
@@ -101,28 +106,32 @@ impl Cri {
         let target = self.places(pod).images().join(&name);
         if !is_mounted(&target)? {
             // Kubelets look for the first word.
-            self.mount_image(pod, &name, &image, &target).doing(|| "ImageVolumeMountFailed")?;
+            self.mount_image(pod, &name, &image, &target, namespaces).doing(|| "ImageVolumeMountFailed")?;
         }
         let source = sub_path(&target, &wanted.image_sub_path).doing(|| "ImageVolumeMountFailed")?;
         let destination = wanted.container_path.clone();
-        Ok(Volume { source, destination, read_only: true, map_ids: true })
+        // Its layers are translated already, as the kernel can do it only there.
+        Ok(Volume { source, destination, read_only: true, map_ids: false })
     }
 
-    fn mount_image(&self, pod: &str, name: &str, image: &Resolved, target: &Path) -> Result<()> {
+    fn mount_image(
+        &self,
+        pod: &str,
+        name: &str,
+        image: &Resolved,
+        target: &Path,
+        namespaces: &Namespaces,
+    ) -> Result<()> {
         let doing = || format!("mount image {}", image.name);
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(target).doing(doing)?;
         let Some(chain) = &image.chain_id else { return Ok(()) };
         let (key, snapshotter) = (image_key(pod, name), self.parts().snapshotters.get("")?);
-        let labels = Labels::from([
-            (GC_ROOT.to_owned(), (crate::cri::store::now() / 1_000_000_000).to_string()),
-            (OURS.to_owned(), "yes".to_owned()),
-        ]);
-        let mounts = match snapshotter.view(self.context(), &key, chain.as_str(), labels) {
+        let mounts = match snapshotter.view(self.context(), &key, chain.as_str(), snapshot_labels(namespaces)) {
             // It was mounted before the machine was started anew.
             Err(error) if error.kind() == Kind::AlreadyExists => snapshotter.mounts(self.context(), &key),
             viewed => viewed,
         };
-        let tree = tree::mount_read_only(&mounts.doing(doing)?).doing(doing)?;
+        let tree = tree::mount_view(&mounts.doing(doing)?).doing(doing)?;
         let place = Root::open(target).doing(doing)?;
         mount::attach(std::os::fd::AsFd::as_fd(&tree), std::os::fd::AsFd::as_fd(&place))
             .map_err(std::io::Error::from)
@@ -179,13 +188,18 @@ fn mount_of(path: &Path) -> Result<Option<String>> {
     Ok(about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(|number| number.trim().to_owned()))
 }
 
-/// A part of an image; links in it lead nowhere but into it.
+/// A directory of an image; links in it lead nowhere but into it.
 fn sub_path(image: &Path, sub: &str) -> Result<PathBuf> {
     if sub.is_empty() {
         return Ok(image.to_owned());
     }
-    let doing = || format!("config.mounts.image_sub_path: {sub:?}");
+    let field = "config.mounts.image_sub_path";
+    let plain = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
+    if !Path::new(sub).components().all(plain) {
+        return Err(Error::invalid(format!("{field}: {sub:?}: leads out of the image")));
+    }
+    let doing = || format!("{field}: {sub:?}");
     let root = Root::open(image).doing(doing)?;
-    let opened = root.resolve(Path::new(sub), OFlag::O_PATH).doing(doing)?;
+    let opened = root.resolve(Path::new(sub), OFlag::O_PATH | OFlag::O_DIRECTORY).doing(doing)?;
     std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).doing(doing)
 }

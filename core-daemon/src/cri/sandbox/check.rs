@@ -38,7 +38,7 @@ pub(in crate::cri) fn metadata(config: &v1::PodSandboxConfig) -> Result<&v1::Pod
     Ok(metadata)
 }
 
-/// One part of a name: what becomes a line of a file, a path or an argument must not be more than that.
+/// One part of a name: what becomes a line of a file or an argument must not be more than that.
 pub(in crate::cri) fn part(field: &str, text: &str, required: bool) -> Result<()> {
     if text.is_empty() && required {
         return Err(Error::invalid(format!("{field}: is required")));
@@ -46,7 +46,7 @@ pub(in crate::cri) fn part(field: &str, text: &str, required: bool) -> Result<()
     if text.len() > MAX_PART {
         return Err(Error::invalid(format!("{field}: is longer than {MAX_PART} bytes")));
     }
-    match text.chars().find(|letter| letter.is_control() || matches!(letter, '/' | ';')) {
+    match text.chars().find(|letter| letter.is_control() || *letter == ';') {
         Some(letter) => Err(Error::invalid(format!("{field}: {text:?} has {letter:?} in it"))),
         None => Ok(()),
     }
@@ -83,6 +83,9 @@ pub(super) fn config(config: &v1::PodSandboxConfig) -> Result<Namespaces> {
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let options = context.and_then(|context| context.namespace_options.as_ref());
     let namespaces = namespaces(options)?;
+    if namespaces.host_network && !config.hostname.is_empty() {
+        return Err(Error::invalid("config.hostname: is possible only with a network of its own"));
+    }
     if let Some(context) = context {
         spec::check_security(context)?;
     }
@@ -272,7 +275,7 @@ mod tests {
         }
         let host = Namespaces { host_network: true, host_ipc: true, ..own };
         assert!(sysctl("net.ipv4.tcp_syncookies", "0", &host).is_err() && sysctl("kernel.shmmax", "1", &host).is_err());
-        assert!(part("f", "a\nb", true).is_err() && part("f", "a/b", true).is_err() && part("f", "", true).is_err());
+        assert!(part("f", "a\nb", true).is_err() && part("f", "a;b", true).is_err() && part("f", "", true).is_err());
         assert!(part("f", "", false).is_ok() && hostname("a b").is_err() && hostname("web-1").is_ok());
         assert!(path("f", "/a/../b").is_err() && path("f", "a").is_err() && path("f", "").is_ok());
         let port = v1::PortMapping { container_port: 80, host_port: 70_000, ..Default::default() };

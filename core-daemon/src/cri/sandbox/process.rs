@@ -40,7 +40,7 @@ impl Cri {
     ) -> Result<Option<u32>> {
         let key = ContainerId::parse(id)?;
         let handler = self.config().handler(handler)?;
-        let runtime = self.runtime(handler);
+        let runtime = self.runtime(handler, None);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
             true => Some(self.pause(id, config, handler, namespaces)?),

@@ -35,7 +35,7 @@ impl Cri {
             let path = places.namespace(kind);
             path.exists().then(|| path.display().to_string())
         };
-        let runtime = self.config().handler(&record.runtime_handler).map(|handler| self.runtime(handler));
+        let runtime = self.config().handler(&record.runtime_handler).map(|handler| self.runtime(handler, None));
         let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(limits_json);
         json!({
             "pid": sandbox.pid().unwrap_or(0),

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use gantry_proto::runtime::v1;
 
-use super::Making;
+use super::{Making, invalid};
 use crate::config::RuntimeHandler;
+use crate::error::Result;
 
 /// Begin of the names that Kubernetes' runtimes agreed on.
 const PREFIX: &str = "io.kubernetes.cri.";
@@ -58,6 +59,21 @@ fn of_pod(id: &str, pod: &v1::PodSandboxConfig, handler: &RuntimeHandler) -> Has
     ];
     annotations.extend(own.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
     annotations
+}
+
+/// Refuses classes of disk and cache use: a container that is to have one must not run without, and none are configured.
+pub(super) fn check_classes(making: &Making<'_>) -> Result<()> {
+    let name = making.config.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default();
+    for kind in ["blockio", "rdt"] {
+        let pod = format!("{kind}.resources.beta.kubernetes.io");
+        let own = making.config.annotations.get(&format!("{PREFIX}{kind}-class"));
+        let given = |key: &str| making.pod.annotations.get(&format!("{pod}/{key}"));
+        let class = own.or_else(|| given(&format!("container.{name}"))).or_else(|| given("pod"));
+        if let Some(class) = class.filter(|class| !class.is_empty()) {
+            return Err(invalid("annotations", format!("{kind} class {class:?}: this runtime has no such classes")));
+        }
+    }
+    Ok(())
 }
 
 /// The annotations that one of the patterns names.

@@ -107,6 +107,7 @@ impl Making<'_> {
 /// # Errors
 /// `InvalidArgument` naming the field that is wrong.
 pub(super) fn make(making: &Making<'_>) -> Result<Made> {
+    annotations::check_classes(making)?;
     let context = making.context();
     let (process, user) = process::make(making, &context)?;
     let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()).unwrap_or_default();
