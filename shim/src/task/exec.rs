@@ -34,11 +34,11 @@ impl Container {
         }
         let spec = request.spec.ok_or_else(|| Error::invalid("spec: the process is missing"))?;
         let spec = any::json_of(&spec, any::PROCESS).map_err(|error| Error::invalid(format!("spec: {error}")))?;
-        serde_json::from_slice::<serde::de::IgnoredAny>(spec)
+        let spec = with_terminal(spec, request.terminal)
             .map_err(|error| Error::invalid(format!("spec: the process is not JSON: {error}")))?;
         let stdio =
             Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, terminal: request.terminal };
-        let mut process = Process::new(&id, stdio, spec.to_vec());
+        let mut process = Process::new(&id, stdio, spec);
         // Clients of a FIFO open it when they start the process; those of an attach socket connect to it before.
         if LogUri::parse(&process.stdio.stdout).is_some() {
             process.opened = Some(self.open_streams(&process.stdio)?);
@@ -107,6 +107,16 @@ impl Container {
     }
 }
 
+/// The process, with a terminal where the request says so: clients need not say it twice.
+fn with_terminal(spec: &[u8], terminal: bool) -> serde_json::Result<Vec<u8>> {
+    let mut process: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(spec)?;
+    if process.get("terminal").and_then(serde_json::Value::as_bool).unwrap_or(false) == terminal {
+        return Ok(spec.to_vec());
+    }
+    process.insert("terminal".to_owned(), terminal.into());
+    serde_json::to_vec(&process)
+}
+
 fn not_running() -> Error {
     Error::precondition("the container's init process is not running")
 }
@@ -126,4 +136,19 @@ fn memory_file(bytes: &[u8]) -> Result<File> {
     let mut file = File::from(memfd_create(c"process", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_says_whether_there_is_a_terminal() {
+        let said =
+            |spec: &[u8], terminal| String::from_utf8(with_terminal(spec, terminal).expect("JSON")).expect("text");
+        assert_eq!(said(br#"{"args":["sh"]}"#, false), r#"{"args":["sh"]}"#);
+        assert_eq!(said(br#"{"args":["sh"]}"#, true), r#"{"args":["sh"],"terminal":true}"#);
+        assert_eq!(said(br#"{"terminal":true}"#, false), r#"{"terminal":false}"#);
+        assert!(with_terminal(b"[]", true).is_err());
+    }
 }
