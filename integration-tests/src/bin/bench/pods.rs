@@ -47,7 +47,7 @@ enum Network {
 pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.push(&registry, "pods", "latest")?;
-    let pause = Image::busybox()?.setting("Entrypoint", vec!["sleep", "1000000"]);
+    let pause = Image::busybox()?.setting("Cmd", vec!["sleep", "1000000"]);
     let pause = pause.setting("Env", vec!["PATH=/bin"]).push(&registry, "pause", "latest")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let bridges = [Bridge::new(env, 0)?, Bridge::new(env, 1)?];
