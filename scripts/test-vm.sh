@@ -62,7 +62,7 @@ boot() {
     TMPDIR=$work exec setpriv --pdeathsig TERM timeout --kill-after=5 "$limit" qemu-system-x86_64 \
         -nodefaults -no-user-config -no-reboot -display none -nic none -machine q35 "${accelerator[@]}" -smp 2 -m 2048 \
         -kernel "$image/vmlinuz" -initrd "$image/initramfs" \
-        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off $clock $parameters" \
+        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off $tuning $parameters" \
         -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
         -drive "file=$work/tests.ext4,if=none,id=tests,format=raw,snapshot=on" \
         -device virtio-blk-pci,drive=tests,serial=tests \
@@ -80,12 +80,13 @@ probe() {
     grep -q "gantry probe: booted" "$work/probe/console"
 }
 accelerator=(-accel kvm -cpu host)
-clock=
+tuning=
 patience=2
 if ! probe; then
     accelerator=(-accel "tcg,thread=multi" -cpu max)
     # A busy host lets the kernel's test of the timer fail, and the time stamp counter is the clock that costs no exit.
-    clock="no_timer_check tsc=reliable"
+    # Code is translated anew for every address it is seen at, which takes most of the time where these differ each time.
+    tuning="no_timer_check tsc=reliable norandmaps no5lvl"
     patience=8
 fi
 echo "machines run with ${accelerator[1]}"
