@@ -241,11 +241,10 @@ impl Systemd {
 
     /// Stops the unit; one that is gone already is fine.
     pub(super) fn stop(&mut self, unit: &Unit) -> Result<()> {
-        // What matters is that the processes are dead and the directories go, which does not take systemd.
-        self.bus.limit(STOP_LIMIT * 5);
         let body = Body::default().with(&Value::text(&unit.name)).with(&Value::text("replace"));
         self.subscribe()?;
         let serial = self.bus.post(MANAGER, "StopUnit", body)?;
+        // What matters is that the processes are dead and the directories go, which does not take the end of the job.
         self.bus.limit(STOP_LIMIT);
         let stopped = self.wait_for_job(serial, unit, "StopUnit");
         self.bus.limit(STOP_LIMIT);
