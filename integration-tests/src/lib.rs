@@ -58,11 +58,12 @@ impl Test {
     }
 
     /// Whether what it looks at depends on the kind of host (cgroup version, systemd, security modules), so that it is
-    /// worth its time on every kind: tests of the runtime, alone and under containerd, tests that say so, and those that ask
-    /// for a kind.
+    /// worth its time on every kind: tests of the runtime where it meets the kernel, tests that say so, and those that ask for
+    /// a kind.
     pub fn host_matters(&self) -> bool {
         let name = self.full_name();
-        ["rung_", "shim_containerd::"].iter().any(|area| name.starts_with(area))
+        let areas = ["cgroups", "checkpoint", "escapes", "lifecycle", "mounts", "network", "seccomp"];
+        areas.iter().any(|area| name.strip_prefix("rung_").is_some_and(|rest| rest.starts_with(area)))
             || self.needs.iter().any(|need| *need == Need::EveryHost || need.is_kind_of_host())
     }
 }

@@ -9,7 +9,7 @@ use integration_tests::bundle::busybox_root;
 use integration_tests::{Env, Ran, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_container_runs_under_stock_containerd [Root, Containerd],
+    a_container_runs_under_stock_containerd [Root, Containerd, EveryHost],
     tasks_survive_a_restart_of_stock_containerd [Root, Containerd],
 ];
 
