@@ -87,7 +87,8 @@ impl Need {
 
     /// Whether only some kinds of host meet it: a test that asks for one is worth its time on all that do.
     pub fn is_kind_of_host(self) -> bool {
-        matches!(self, Self::Rootless | Self::CgroupV1 | Self::CgroupV2 | Self::Systemd | Self::Apparmor)
+        // criu knows few kernels of containers and sandboxes, and the machines' one.
+        matches!(self, Self::Rootless | Self::CgroupV1 | Self::CgroupV2 | Self::Systemd | Self::Apparmor | Self::Criu)
     }
 
     /// Why this machine does not meet the need, or `None` when it does.

@@ -24,7 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_checkpoint_is_content_and_is_restored_from[Root],
     a_checkpoint_may_be_a_directory[Root],
     what_is_no_checkpoint_is_refused[Root],
-    a_container_goes_on_from_its_checkpoint[Root, Criu, EveryHost],
+    a_container_goes_on_from_its_checkpoint[Root, Criu],
     maps_of_mounts_need_a_runtime_that_knows_them[Root],
 ];
 

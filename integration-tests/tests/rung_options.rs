@@ -161,7 +161,7 @@ fn a_shared_process_namespace_is_killed_whole(env: &Env) -> Result<()> {
 
 /// The label is written through a procfs that no image and no mount can get at, whether the container has one or not.
 fn a_profile_is_in_force_without_proc(env: &Env) -> Result<()> {
-    let (id, file) = (env.id("profile"), env.path("profile"));
+    let (id, file) = (env.id("profile"), env.path("profile.text"));
     fs::write(&file, format!("profile {id} flags=(attach_disconnected) {{ file, capability, signal, }}\n"))?;
     env.run("apparmor_parser", &["--replace", "--skip-cache", &file.to_string_lossy()])?.ok()?;
     let mut bundle = Bundle::new(env, "profile", &["sleep", "600"])?;

@@ -340,5 +340,7 @@ fn podman_runs_as_an_ordinary_user(env: &Env) -> Result<()> {
     podman(&["rm", "--all", "--force", "--time", "0"])?.ok()?;
     // Its files belong to ids of the range, so they go from inside.
     podman(&["unshare", "rm", "-rf", &format!("{root}/root"), &format!("{root}/run")])?.ok()?;
+    // Ends the process that holds podman's user namespace.
+    podman(&["system", "migrate"])?.ok()?;
     outcome
 }
