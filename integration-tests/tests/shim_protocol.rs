@@ -1,6 +1,7 @@
 //! The shim's start, its Task and Sandbox services, and its end, without a daemon.
 
 use gantry_proto::any;
+use gantry_proto::containerd::events::TaskExecAdded;
 use gantry_proto::containerd::runtime::sandbox::v1 as sandbox;
 use gantry_proto::containerd::task::v3::*;
 use gantry_proto::containerd::types::RuntimeInfo;
@@ -110,14 +111,28 @@ fn refusals_have_their_codes(env: &Env) -> Result<()> {
         assert_eq!(code(shim.kill("", 99).await), Code::InvalidArgument);
         let unknown = shim.client.call::<_, ()>("containerd.task.v3.Task", "Fly", &(), &Context::new()).await;
         assert_eq!(code(unknown), Code::Unimplemented);
+        // A start that failed ends the wait of whoever waits, and leaves the exec as it was.
+        shim.exec("missing", &["/no-such-program"], &Stdio::default()).await?;
+        assert!(shim.start_process("missing").await.is_err());
+        assert_eq!(shim.wait("missing").await?, 255);
+        assert_eq!(shim.state("missing").await?, TaskStatus::Created);
+        shim.delete("missing").await?;
+        let pause = PauseRequest { id: shim.id.clone() };
+        shim.call::<_, ()>("Pause", &pause).await?;
+        assert_eq!(code(shim.exec("frozen", &["true"], &Stdio::default()).await), Code::Unknown);
+        shim.call::<_, ()>("Resume", &ResumeRequest { id: shim.id.clone() }).await?;
         // An exec that never ran ends by the signal it is sent, and is waited for like any other.
         shim.kill("one", 15).await?;
         assert_eq!(shim.wait("one").await?, 128 + 15);
         shim.kill("", 9).await?;
         assert_eq!(shim.wait("").await?, 128 + 9);
         assert_eq!(code(shim.kill("", 9).await), Code::NotFound);
-        shim.exec("late", &["true"], &Stdio::default()).await?;
-        assert_eq!(code(shim.start_process("late").await.map(drop)), Code::FailedPrecondition);
+        assert_eq!(code(shim.exec("late", &["true"], &Stdio::default()).await), Code::Unknown);
+        shim.events.until("exit", 1).await?;
+        let added = shim.events.of::<TaskExecAdded>().into_iter().map(|event| event.exec_id).collect::<Vec<_>>();
+        assert_eq!(added, ["one", "missing"], "what is refused is not announced");
+        let resize = ResizePtyRequest { id: shim.id.clone(), width: 80, height: 24, ..ResizePtyRequest::default() };
+        assert_eq!(code(shim.call::<_, ()>("ResizePty", &resize).await), Code::Unknown);
         shim.finish().await
     })
 }

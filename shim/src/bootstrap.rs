@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use gantry_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, BootstrapResult, LogLevel};
+use gantry_proto::namespace::check_identifier;
 use prost::Message;
 use prost_types::Any;
 use rung_sys::process::{self, CloneRequest, Forked, Pid};
@@ -93,7 +94,10 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     let address = format!("unix://{}", request.setting.socket.display());
     let answer = request.answer.encode(&address);
     bundle::write(&request.setting.bundle.join("address"), address.as_bytes())?;
-    let Some(listener) = listen(&request.setting.socket)? else { return Ok(answer) };
+    let Some(listener) = listen(&request.setting.socket)? else {
+        name_supervisor(&request.setting.bundle, &group)?;
+        return Ok(answer);
+    };
     match process::clone(&CloneRequest::default()).doing(|| "start the supervisor")? {
         Forked::Parent { pid, .. } => {
             settle(pid, &request).inspect_err(|_| {
@@ -104,6 +108,16 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
             Ok(answer)
         }
         Forked::Child => server::run(listener, request.setting).map(|()| Vec::new()),
+    }
+}
+
+/// Leaves the number of the group's supervisor in the bundle of one that joins, as it is in the bundle of the one that it
+/// was started for.
+fn name_supervisor(bundle: &Path, group: &str) -> Result<()> {
+    let first = check_identifier(group).ok().and_then(|()| Some(bundle.parent()?.join(group).join("shim.pid")));
+    match first.and_then(|path| fs::read(path).ok()) {
+        Some(pid) => bundle::write(&bundle.join("shim.pid"), &pid),
+        None => Ok(()),
     }
 }
 

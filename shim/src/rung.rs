@@ -18,9 +18,9 @@ use crate::options::Options;
 use crate::reaper::Reaper;
 use crate::{Doing, Error, Result};
 
-/// Deadline of verbs that run hooks or criu.
+/// Deadline of verbs that run hooks.
 const LONG: Duration = Duration::from_secs(300);
-/// Deadline of the others.
+/// Deadline of the others, but of those that run criu, which takes as long as the container's memory is large.
 const SHORT: Duration = Duration::from_secs(60);
 /// What is read of a program's complaints.
 const MAX_COMPLAINT: u64 = 4096;
@@ -139,25 +139,35 @@ impl Runtime {
 
     /// Spawns and waits. The wait is the reaper's, so that nobody else may wait for children.
     async fn finish(&self, mut command: Command, verb: &str) -> Result<u32> {
-        let child = command.spawn().doing(|| format!("start {}", self.program.display()))?;
+        let child = command.spawn().map_err(|error| self.not_started(error))?;
         let pid = i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?;
         let exit = self.reaper.child(pid);
         let mut running = Running(Some(Pid::from_raw(pid)));
         // The pipes and files of the command are the program's now; ours would keep its readers waiting.
         drop(command);
-        let deadline =
-            if matches!(verb, "create" | "exec" | "checkpoint" | "restore" | "start") { LONG } else { SHORT };
-        match tokio::time::timeout(deadline, exit).await {
-            Ok(exited) => {
-                running.0 = None;
-                let lost = |_| Error::internal(format!("{} {verb}: its exit was lost", self.name()));
-                exited.map(|exited| exited.status).map_err(lost)
+        let exited = match verb {
+            "checkpoint" | "restore" => exit.await,
+            _ => {
+                let deadline = if matches!(verb, "create" | "exec" | "start") { LONG } else { SHORT };
+                tokio::time::timeout(deadline, exit).await.map_err(|_| {
+                    let text = format!("{} {verb}: not done within {deadline:?}", self.name());
+                    Error::new(Kind::DeadlineExceeded, text)
+                })?
             }
-            Err(_) => {
-                let text = format!("{} {verb}: not done within {deadline:?}", self.name());
-                Err(Error::new(Kind::DeadlineExceeded, text))
-            }
+        };
+        running.0 = None;
+        exited
+            .map(|exited| exited.status)
+            .map_err(|_| Error::internal(format!("{} {verb}: its exit was lost", self.name())))
+    }
+
+    /// A bare name that is nowhere is said in the words, and with the code, that clients of containerd know.
+    fn not_started(&self, error: std::io::Error) -> Error {
+        let name = self.program.to_string_lossy();
+        if error.kind() == std::io::ErrorKind::NotFound && !name.contains('/') {
+            return Error::new(Kind::Unknown, format!("exec: {name:?}: executable file not found in $PATH"));
         }
+        Error::from(error).context(format_args!("start {name}"))
     }
 
     /// The last error in the log since `from`, else what the program wrote, else its exit status.

@@ -90,6 +90,11 @@ impl Sandboxes {
         self.one.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether there is one.
+    pub fn is_there(&self) -> bool {
+        self.lock().is_some()
+    }
+
     fn with<R>(&self, id: &str, look: impl FnOnce(&mut Sandbox) -> R) -> Result<R> {
         let mut one = self.lock();
         match one.as_mut().filter(|sandbox| sandbox.request.sandbox_id == id) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gantry_proto::containerd::task::v3 as task;
 use gantry_proto::containerd::v1::types::Status as TaskStatus;
-use gantry_proto::gantry::shim::v1::ReopenLogRequest;
+use gantry_proto::gantry::shim::v1::{OomRequest, OomResponse, ReopenLogRequest};
 use gantry_proto::namespace::check_identifier;
 use gantry_proto::status::Status;
 use gantry_proto::time::timestamp;
@@ -95,7 +95,7 @@ impl Services {
             "Wait" => self.wait(payload).await,
             "Stats" => self.stats(payload).await,
             "Connect" => self.connect(payload).await,
-            "Shutdown" => self.shutdown(payload),
+            "Shutdown" => self.shutdown(payload).await,
             _ => return None,
         })
     }
@@ -213,17 +213,34 @@ impl Services {
         answer(&task::ConnectResponse { shim_pid: std::process::id(), task_pid, version })
     }
 
-    fn shutdown(&self, payload: &[u8]) -> Answer {
-        let _: task::ShutdownRequest = decode(payload)?;
-        if self.shim.lifetime.is_empty() {
+    async fn shutdown(&self, payload: &[u8]) -> Answer {
+        let task::ShutdownRequest { now, .. } = decode(payload)?;
+        if self.shim.lifetime.is_empty() || now && self.has_only_leftovers().await {
             self.shim.lifetime.stop();
         }
         answer(&())
     }
 
+    /// Whether every container has ended, and there is no sandbox that more may come into.
+    async fn has_only_leftovers(&self) -> bool {
+        for id in self.shim.containers.ids() {
+            let Ok(mailbox) = self.shim.containers.get(&id) else { continue };
+            if mailbox.peek(|container| container.state("")).await.is_ok_and(|it| it.status() != TaskStatus::Stopped) {
+                return false;
+            }
+        }
+        !self.sandboxes.is_there()
+    }
+
     async fn reopen_log(&self, payload: &[u8]) -> Answer {
         let ReopenLogRequest { id, exec_id } = decode(payload)?;
         answer(&self.mailbox(&id)?.peek(move |container| container.reopen_log(&exec_id)).await?)
+    }
+
+    async fn oom(&self, payload: &[u8]) -> Answer {
+        let OomRequest { id } = decode(payload)?;
+        let killed = self.mailbox(&id)?.peek(|container| Ok(container.was_oom_killed())).await?;
+        answer(&OomResponse { killed })
     }
 }
 
@@ -276,6 +293,7 @@ impl Service for Services {
             "containerd.task.v3.Task" | "containerd.task.v2.Task" => self.task(method, payload).await,
             "containerd.runtime.sandbox.v1.Sandbox" => self.sandboxes.call(method, payload).await,
             "gantry.shim.v1.Shim" if method == "ReopenLog" => Some(self.reopen_log(payload).await),
+            "gantry.shim.v1.Shim" if method == "Oom" => Some(self.oom(payload).await),
             _ => None,
         };
         match answer {

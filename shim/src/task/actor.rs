@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gantry_proto::any;
 use gantry_proto::containerd::runc::v1::ProcessDetails;
@@ -78,6 +79,7 @@ impl Mailbox {
             restore: None,
             cgroup: None,
             oom: None,
+            oom_killed: Arc::default(),
             held_exit: None,
             init_is_gone: false,
             mailbox: (jobs.downgrade(), peeks.downgrade()),
@@ -172,6 +174,8 @@ pub struct Container {
     pub(super) restore: Option<Restore>,
     pub(super) cgroup: Option<Cgroup>,
     pub(super) oom: Option<oom::Watch>,
+    /// The kernel has ended processes for want of memory.
+    pub(super) oom_killed: Arc<AtomicBool>,
     /// The first process's exit while it waits for the exits of execs to be announced.
     pub(super) held_exit: Option<Exited>,
     /// The first process has been collected; what follows from that may wait for its turn.
@@ -196,6 +200,11 @@ impl Container {
             Some(process) => Ok(process),
             None => Err(missing()),
         }
+    }
+
+    /// Whether the kernel has ended processes for want of memory.
+    pub fn was_oom_killed(&self) -> bool {
+        self.oom_killed.load(Ordering::Relaxed)
     }
 
     /// The bundle directory.

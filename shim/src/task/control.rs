@@ -9,6 +9,7 @@ use gantry_proto::time::timestamp;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use prost_types::Any;
 
+use crate::error::Kind;
 use crate::rung::Ends;
 use crate::task::Container;
 use crate::task::state::State;
@@ -24,7 +25,8 @@ impl Container {
         let (id, bundle) = (self.id.clone(), self.bundle.to_string_lossy().into_owned());
         let process = self.process(exec_id)?;
         let state = if paused && process.state == State::Running { State::Paused } else { process.state };
-        let exited = process.exited();
+        // Of one whose start failed nothing is said before it is deleted.
+        let exited = process.exited().filter(|_| state == State::Stopped);
         Ok(StateResponse {
             id,
             bundle,
@@ -93,9 +95,13 @@ impl Container {
     /// Changes a terminal's size.
     ///
     /// # Errors
-    /// Where there is no such process; those of the terminal.
+    /// Where there is no such process, or it has ended; those of the terminal.
     pub fn resize(&mut self, exec_id: &str, width: u32, height: u32) -> Result<()> {
-        match &self.process(exec_id)?.io {
+        let process = self.process(exec_id)?;
+        if process.state == State::Stopped {
+            return Err(Error::new(Kind::Unknown, "cannot resize the terminal of a process that has stopped"));
+        }
+        match &process.io {
             Some(io) => io.resize(width, height),
             None => Ok(()),
         }

@@ -1,6 +1,7 @@
 //! Create: mounts, standard streams, `rung create`.
 
 use std::ffi::OsString;
+use std::sync::atomic::Ordering;
 
 use gantry_proto::containerd::events::{TaskCreate, TaskIo};
 use gantry_proto::containerd::task::v3::CreateTaskRequest;
@@ -117,12 +118,12 @@ impl Container {
             io.attach_terminal(master)?;
         }
         self.cgroup = Cgroup::of(self.init.pid);
-        let events = self.shim.events.clone();
-        let id = self.id.clone();
-        self.oom = self
-            .cgroup
-            .as_ref()
-            .and_then(|cgroup| oom::Watch::start(cgroup, move || super::exit::publish_oom(&events, &id)));
+        let (events, id, killed) = (self.shim.events.clone(), self.id.clone(), self.oom_killed.clone());
+        let report = move || {
+            killed.store(true, Ordering::Relaxed);
+            super::exit::publish_oom(&events, &id);
+        };
+        self.oom = self.cgroup.as_ref().and_then(|cgroup| oom::Watch::start(cgroup, report));
         Ok(())
     }
 

@@ -48,7 +48,10 @@ impl Container {
             State::Created if process.pid > 0 => {
                 let _ = rung_sys::signal::send(Pid::from_raw(process.pid), nix::libc::SIGKILL);
             }
-            State::Created => process.stop(Exited { status: 0, at: std::time::SystemTime::now() }),
+            State::Created => {
+                let failed = process.exited();
+                process.stop(failed.unwrap_or(Exited { status: 0, at: std::time::SystemTime::now() }));
+            }
             // An exit may be on its way through the mailbox behind us; only a living process is a reason to refuse.
             State::Running | State::Paused if gone(process.pid) => {}
             State::Running | State::Paused => {

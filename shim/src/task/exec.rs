@@ -14,6 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::arguments;
 use crate::bundle;
+use crate::error::Kind;
 use crate::io::terminal::Console;
 use crate::io::{Io, Opened, Stdio};
 use crate::task::Container;
@@ -25,13 +26,15 @@ impl Container {
     /// Announces a process that a later Start starts.
     ///
     /// # Errors
-    /// `AlreadyExists` where the identifier is taken; where it or the process is malformed.
+    /// `AlreadyExists` where the identifier is taken; `Unknown` where the container is not in a state for it; where the
+    /// identifier or the process is malformed.
     pub fn add_exec(&mut self, request: ExecProcessRequest) -> Result<()> {
         let id = request.exec_id;
         check_identifier(&id).map_err(|error| Error::invalid(format!("exec_id: {error}")))?;
         if self.execs.contains_key(&id) {
             return Err(Error::already_exists(format!("exec {id} of container {} already exists", self.id)));
         }
+        self.takes_execs()?;
         let spec = request.spec.ok_or_else(|| Error::invalid("spec: the process is missing"))?;
         let spec = any::json_of(&spec, any::PROCESS).map_err(|error| Error::invalid(format!("spec: {error}")))?;
         let spec = with_terminal(spec, request.terminal)
@@ -47,6 +50,18 @@ impl Container {
         let event = TaskExecAdded { container_id: self.id.clone(), exec_id: id };
         self.shim.events.publish("/tasks/exec-added", &event);
         Ok(())
+    }
+
+    /// A container that has ended, is frozen or is yet to be restored takes none. One whose end is not announced yet does:
+    /// its client finds out at the start.
+    fn takes_execs(&self) -> Result<()> {
+        let state = match self.init.state {
+            State::Stopped | State::Paused => self.init.state.word(),
+            State::Created if self.restore.is_some() => State::Created.word(),
+            State::Created | State::Running => return Ok(()),
+        };
+        // The code of all that clients of containerd hear of a state.
+        Err(Error::new(Kind::Unknown, format!("cannot exec in a {state} container: {}", self.id)))
     }
 
     pub(super) async fn start_exec(&mut self, id: &str) -> Result<u32> {
@@ -76,7 +91,7 @@ impl Container {
             arguments.extend(arguments!["--console-socket", console.path()]);
         }
         arguments.push(OsString::from(&self.id));
-        self.process(id)?.starting = true;
+        self.process(id)?.begin();
         // A runtime that hangs may not keep the end of the container from being announced.
         let ran = self.run_while(&arguments, ends, |container| !container.init_is_gone).await;
         self.process(id)?.starting = false;
@@ -85,9 +100,7 @@ impl Container {
         let pid = match taken {
             Ok(pid) => pid,
             Err(error) => {
-                // A failed start is final: who waits for this exec must be told, and there will be no exit to tell.
-                let exited = crate::reaper::Exited { status: 255, at: std::time::SystemTime::now() };
-                self.process(id)?.stop(exited);
+                self.process(id)?.give_up();
                 // Whatever the runtime stumbled over while the container ended around it.
                 if self.ended_with_init(&error).await {
                     return Err(not_running().context(error));

@@ -3,6 +3,7 @@
 //! The first process's exit is announced after those of all execs: with a process namespace of its own they end with it,
 //! without one they are ended here. The wait for them has a bound, so that no exec can keep a container from ending.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gantry_proto::containerd::events::{TaskExit, TaskOom};
@@ -59,6 +60,7 @@ impl Container {
     pub(super) fn release_exit(&mut self) {
         let Some(exited) = self.held_exit.take() else { return };
         if self.oom.as_ref().is_some_and(|watch| watch.grown()) {
+            self.oom_killed.store(true, Ordering::Relaxed);
             publish_oom(&self.shim.events, &self.id);
         }
         self.announce("", exited);

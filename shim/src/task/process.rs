@@ -66,6 +66,19 @@ impl Process {
         self.exit.send_replace(Some(exited));
     }
 
+    /// Wakes who waits for a process that could not be started: there will be no end to tell of. It stays as it was, to be
+    /// started again or deleted.
+    pub fn give_up(&mut self) {
+        let exited = Exited { status: 255, at: std::time::SystemTime::now() };
+        self.exit.send_replace(Some(exited));
+    }
+
+    /// It is started, perhaps again.
+    pub fn begin(&mut self) {
+        self.exit.send_replace(None);
+        self.starting = true;
+    }
+
     /// True while a process of this number is there, or was and has not been announced as gone.
     pub fn is_alive(&self) -> bool {
         self.pid > 0 && self.state != State::Stopped

@@ -6,7 +6,8 @@
 //!           └───────exit──────┴───────────exit─────┘──► Stopped ──delete──► (gone)
 //!
 //! exec:  Created ──start──► Running ──exit──► Stopped ──delete──► (gone)
-//!           └─────────────kill─────────────────▲
+//!        ▲  └─────────────kill─────────────────▲
+//!        └─ a start that failed
 //! ```
 
 use gantry_proto::containerd::v1::types::Status;
