@@ -1,5 +1,8 @@
 //! From an image's configuration and a person's wishes to a runtime configuration.
 
+mod extras;
+pub mod profile;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -12,6 +15,7 @@ use oci_spec::runtime::{
 use crate::defaults::{self, capabilities};
 use crate::image::ContainerConfig;
 use crate::user::User;
+pub use extras::{Extras, Tmpfs, Ulimit};
 
 /// What is wished of a container beyond its image. `Default` wishes nothing.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +62,8 @@ pub struct Options {
     pub cgroups_path: PathBuf,
     /// Notes for the runtime and its hooks.
     pub annotations: HashMap<String, String>,
+    /// What few wish for.
+    pub extras: Extras,
 }
 
 /// Ceilings; 0 is none.
@@ -123,6 +129,9 @@ pub enum InvalidOptions {
     /// A capability that is not one.
     #[error(transparent)]
     Capability(#[from] capabilities::UnknownCapability),
+    /// One of the wishes that few have.
+    #[error("{0}")]
+    Extra(String),
     /// An environment entry without a name.
     #[error("environment variable {0:?} has no name")]
     Env(String),
@@ -176,6 +185,7 @@ pub fn build(image: &ContainerConfig, options: &Options) -> Result<Spec, Invalid
         .set_mounts(Some(mounts(options)?))
         .set_annotations((!options.annotations.is_empty()).then(|| options.annotations.clone()))
         .set_linux(Some(linux(options, &bounding)?));
+    options.extras.apply(&mut spec, &options.network)?;
     Ok(spec)
 }
 
@@ -220,7 +230,8 @@ fn capability_sets(uid: u32, bounding: &Capabilities) -> LinuxCapabilities {
     sets
 }
 
-fn nofile(ceiling: Option<u64>) -> PosixRlimit {
+/// The limit on open files that programs expect, as far as `ceiling` lets it be.
+pub fn nofile(ceiling: Option<u64>) -> PosixRlimit {
     let (soft, hard) = defaults::NOFILE;
     let hard = ceiling.map_or(hard, |ceiling| hard.min(ceiling));
     let limit = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft.min(hard)).hard(hard);
