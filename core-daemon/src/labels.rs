@@ -21,6 +21,12 @@ pub const GC_REF_CONTENT: &str = "containerd.io/gc.ref.content";
 pub const GC_REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 /// From an object to an image it needs; `.x` or `/x` may follow.
 pub const GC_REF_IMAGE: &str = "containerd.io/gc.ref.image";
+/// From an object to a snapshot it needs as long as that is used: `usedat<24h|KEY`, the snapshotter's name follows.
+pub const GC_COND_SNAPSHOT: &str = "containerd.io/gc.cond.snapshot";
+/// On a snapshot: when it was last used, as RFC 3339, for those that need it only then.
+pub const GC_COND_USED_AT: &str = "containerd.io/gc.cond.value-usedat";
+/// On a namespace: its blobs are for all namespaces, be they isolated otherwise.
+pub const SHAREABLE: &str = "containerd.io/namespace.shareable";
 /// From content to an object which keeps it; the same with other names of kinds.
 pub const GC_BACK_REF: &str = "containerd.io/gc.bref.";
 /// On a compressed layer: the digest of its plain tar.

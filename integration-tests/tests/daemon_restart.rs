@@ -272,13 +272,24 @@ fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
         Ok(())
     });
     let after = resident(daemon.pid())?;
+    daemon.crash()?;
+    let daemon = env.daemon()?;
+    let unknown = daemon.ctr(&["tasks", "ls"]).and_then(integration_tests::Ran::ok);
+    let silent = unknown.iter().flat_map(|it| it.stdout.lines()).find(|line| line.contains("UNKNOWN"));
+    let silent = silent.and_then(|line| line.split_whitespace().next()).unwrap_or("nobody").to_owned();
+    let asked = daemon.ctr(&["tasks", "kill", &silent]).and_then(integration_tests::Ran::fails);
     for pid in &stopped {
         kill(*pid, Signal::SIGCONT)?;
     }
     outcome?;
     assert!(after < before + (20 << 10), "the daemon grew from {before} to {after} KiB");
-    let listed = daemon.ctr(&["tasks", "ls"])?.ok()?.stdout;
-    assert_eq!(listed.matches("RUNNING").count(), names.len(), "{listed}");
+    let unknown = unknown?.stdout;
+    assert_eq!(unknown.matches("UNKNOWN").count(), stopped.len(), "a new daemon knows of them: {unknown}");
+    assert!(asked?.contains("unavailable"), "who asks is not told that they are gone");
+    wait::until_within(wait::seconds(60), "all to be found", || {
+        let listed = daemon.ctr(&["tasks", "ls"]).ok()?.stdout;
+        (listed.matches("RUNNING").count() == names.len()).then_some(())
+    })?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     daemon.gantry(&[&["rm", "-f"], &names[..]].concat())?.ok()?;
     Ok(())

@@ -18,6 +18,7 @@ mod cri_stats;
 mod cri_streaming;
 mod daemon_checkpoints;
 mod daemon_clients;
+mod daemon_codes;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_pull;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         cri_streaming::TESTS,
         daemon_checkpoints::TESTS,
         daemon_clients::TESTS,
+        daemon_codes::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_restart::TESTS,

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::mark::{Graph, Marked, Node, flat_leases};
 use crate::error::Result;
 use crate::metadata::Tx;
+use crate::snapshots::Snapshotters;
 
 /// Fewest characters of a digest or an id that stand for it.
 const MIN_PREFIX: usize = 4;
@@ -25,8 +26,8 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub(super) fn read(tx: &impl Tx) -> Result<Self> {
-        let graph = Graph::read(tx)?;
+    pub(super) fn read(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<Self> {
+        let graph = Graph::read(tx, snapshotters)?;
         let marked = graph.mark(&flat_leases(tx)?);
         Ok(Self { graph, marked })
     }

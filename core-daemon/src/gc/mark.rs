@@ -12,6 +12,7 @@ use crate::labels::{self, Labels};
 use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASE_RESOURCES, LEASES, SANDBOXES, SNAPSHOTS};
 use crate::metadata::{Tx, snapshots::Record};
 use crate::records;
+use crate::snapshots::Snapshotters;
 
 /// An object of a namespace that can be collected, or leads to one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,21 +77,60 @@ pub(super) struct Graph {
     pub(super) candidates: Vec<Node>,
     /// Expired leases, and images that expired.
     pub(super) expired: Vec<Node>,
+    /// Snapshots that somebody runs on: roots, where nothing that says more leads to them.
+    in_use: Vec<Node>,
+    /// References that hold only where the snapshot was used as they say.
+    conditions: Vec<Condition>,
+    /// When snapshots were last used, as their labels say.
+    used: HashMap<Node, jiff::Timestamp>,
+}
+
+/// A reference from an object to a snapshot, on a condition.
+struct Condition {
+    from: Node,
+    label: String,
+    to: Node,
+    age: Age,
+}
+
+/// How long ago something was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Less(jiff::SignedDuration),
+    More(jiff::SignedDuration),
 }
 
 /// Says of each reachable object what leads to it.
 pub(super) type Marked = HashMap<Node, Option<(String, Node)>>;
 
 impl Graph {
-    pub(super) fn read(tx: &impl Tx) -> Result<Self> {
+    pub(super) fn read(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<Self> {
         let mut graph = Self::default();
+        let node = |(namespace, snapshotter, key)| Node::Snapshot(namespace, snapshotter, key);
+        graph.in_use = snapshotters.used().into_iter().map(node).collect();
         let now = jiff::Timestamp::now();
         graph.images(tx, now)?;
         graph.leases(tx, now)?;
         graph.content(tx)?;
         graph.snapshots(tx)?;
         graph.containers(tx)?;
+        graph.decide(now);
         Ok(graph)
+    }
+
+    /// Makes references of those conditions that are met.
+    fn decide(&mut self, now: jiff::Timestamp) {
+        for Condition { from, label, to, age } in std::mem::take(&mut self.conditions) {
+            let Some(used) = self.used.get(&to) else { continue };
+            let since = now.duration_since(*used);
+            let is_met = match age {
+                Age::Less(limit) => since < limit,
+                Age::More(limit) => since > limit,
+            };
+            if is_met {
+                self.edge(&from, &label, to);
+            }
+        }
     }
 
     fn root(&mut self, node: Node) {
@@ -163,6 +203,9 @@ impl Graph {
             if !info.parent.is_empty() {
                 self.edge(&node, "parent", of(&info.parent));
             }
+            if let Some(used) = info.labels.get(labels::GC_COND_USED_AT).and_then(|text| text.parse().ok()) {
+                self.used.insert(node.clone(), used);
+            }
             self.candidate(namespace, node, &info.labels);
             Ok(())
         })
@@ -207,6 +250,12 @@ impl Graph {
                 // A name may be followed by a number: gc.ref.snapshot.overlayfs/1.
                 let snapshotter = rest.split('/').next().unwrap_or(rest);
                 self.edge(node, key, Node::Snapshot(own(namespace), own(snapshotter), own(value)));
+            } else if let Some(rest) = key.strip_prefix(labels::GC_COND_SNAPSHOT) {
+                let snapshotter = rest.trim_start_matches(['.', '/']).split('/').next().unwrap_or_default();
+                let Some((ages, name)) = value.split_once('|') else { continue };
+                let to = Node::Snapshot(own(namespace), own(snapshotter), own(name));
+                let condition = |age| Condition { from: node.clone(), label: key.clone(), to: to.clone(), age };
+                self.conditions.extend(ages.split(',').filter_map(used_at).map(condition));
             } else if is_of(key, labels::GC_REF_CONTENT) {
                 self.edge(node, key, Node::Content(own(namespace), own(value)));
             } else if is_of(key, labels::GC_REF_IMAGE) {
@@ -222,11 +271,13 @@ impl Graph {
     /// Everything that the roots lead to.
     pub(super) fn mark(&self, flat: &HashSet<Node>) -> Marked {
         let mut marked: Marked = self.roots.iter().map(|root| (root.clone(), None)).collect();
-        let mut waiting: Vec<Node> = self.roots.clone();
+        // Those that come last are looked at first.
+        let mut waiting: Vec<Node> = self.in_use.iter().chain(&self.roots).cloned().collect();
         // What a flat lease holds is kept without what it refers to, unless something else leads there too; but not
         // without what it cannot be without: a snapshot's parents, and what an image stands for.
         let mut held_flat = Vec::new();
         while let Some(node) = waiting.pop() {
+            marked.entry(node.clone()).or_insert(None);
             for (by, to) in self.edges.get(&node).into_iter().flatten() {
                 if flat.contains(&node) {
                     held_flat.push((by.clone(), node.clone(), to.clone()));
@@ -267,6 +318,16 @@ fn is_of(label: &str, name: &str) -> bool {
     label.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
 }
 
+/// A condition such as `usedat<24h`; others are not known, and never met.
+fn used_at(text: &str) -> Option<Age> {
+    let rest = text.strip_prefix("usedat")?;
+    match (rest.strip_prefix('<'), rest.strip_prefix('>')) {
+        (Some(limit), _) => limit.parse().ok().map(Age::Less),
+        (_, Some(limit)) => limit.parse().ok().map(Age::More),
+        _ => None,
+    }
+}
+
 fn resource(namespace: &str, kind: &str, id: &str) -> Option<Node> {
     let namespace = namespace.to_owned();
     match kind.split_once('/') {
@@ -293,4 +354,19 @@ fn back_reference(namespace: &str, kind: &str, value: &str) -> Option<Node> {
 fn has_expired(labels: &BTreeMap<String, String>, now: jiff::Timestamp) -> bool {
     // A time that cannot be read keeps the object: better too much is kept than too little.
     labels.get(labels::GC_EXPIRE).and_then(|text| text.parse::<jiff::Timestamp>().ok()).is_some_and(|at| at < now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read() {
+        let hours = jiff::SignedDuration::from_hours;
+        assert_eq!(used_at("usedat<24h"), Some(Age::Less(hours(24))));
+        assert_eq!(used_at("usedat>1h30m"), Some(Age::More(hours(1) + jiff::SignedDuration::from_mins(30))));
+        for other in ["usedat<=24h", "usedat=24h", "usedat", "size<3", "usedat<soon"] {
+            assert_eq!(used_at(other), None, "{other}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Collection: what nothing refers to any more is removed.
 //!
 //! ```text
-//! roots ─► images · leases · containers · sandboxes · objects labelled gc.root
+//! roots ─► images · leases · containers · sandboxes · objects labelled gc.root · snapshots that tasks run on
 //!   │ gc.ref.content, gc.ref.snapshot.<name>, gc.ref.image labels; a snapshot's parent; what a lease holds
 //!   ▼
 //! marked ── everything else is swept: first records, in one transaction with the marking, then files
@@ -96,7 +96,7 @@ impl Gc {
     /// # Errors
     /// When records cannot be read.
     pub fn kept(&self) -> Result<Kept> {
-        self.parts.db.read(Kept::read)
+        self.parts.db.read(|tx| Kept::read(tx, &self.parts.snapshotters))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::failpoint;
 use crate::metadata::schema::{LEASE_RESOURCES, join};
 use crate::metadata::{Tx, WriteTx, content as blobs, images, leases, snapshots};
+use crate::snapshots::Snapshotters;
 
 /// What a collection removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,10 +40,11 @@ impl Swept {
 pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     let mut swept = Swept::default();
     // Most runs find nothing: that is known without the one writer's place.
-    let idle = parts.db.read(|tx| doomed(tx).map(|(doomed, expired)| doomed.is_empty() && expired.is_empty()))?;
+    let is_idle = |(doomed, expired): (Vec<Node>, Vec<Node>)| doomed.is_empty() && expired.is_empty();
+    let idle = parts.db.read(|tx| doomed(tx, &parts.snapshotters).map(is_idle))?;
     if !idle {
         failpoint::hit("gc.begun");
-        let gone = parts.db.write(remove_records)?;
+        let gone = parts.db.write(|tx| remove_records(tx, &parts.snapshotters))?;
         failpoint::hit("gc.records");
         swept.expired = gone.iter().filter(|node| matches!(node, Node::Image(..) | Node::Lease(..))).count();
         swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
@@ -66,15 +68,15 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
 }
 
 /// What is not reachable, and what has expired.
-fn doomed(tx: &impl Tx) -> Result<(Vec<Node>, Vec<Node>)> {
-    let graph = Graph::read(tx)?;
+fn doomed(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<(Vec<Node>, Vec<Node>)> {
+    let graph = Graph::read(tx, snapshotters)?;
     let marked = graph.mark(&flat_leases(tx)?);
     let doomed = graph.candidates.iter().filter(|node| !marked.contains_key(*node)).cloned().collect();
     Ok((doomed, graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect()))
 }
 
-fn remove_records(tx: &WriteTx) -> Result<Vec<Node>> {
-    let (mut doomed, expired) = doomed(tx)?;
+fn remove_records(tx: &WriteTx, snapshotters: &Snapshotters) -> Result<Vec<Node>> {
+    let (mut doomed, expired) = doomed(tx, snapshotters)?;
     for node in &expired {
         match node {
             Node::Lease(namespace, id) => drop(leases::delete(tx, namespace, id)?),

@@ -15,6 +15,37 @@ use crate::records::{ImageRecords, Leases};
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::{Local, Snapshotter};
 
+#[tokio::test]
+async fn a_snapshot_that_somebody_runs_on_stays() {
+    let it = fixture();
+    it.committed("base", "");
+    it.snapshots.prepare(&it.ctx, "rw", "base", Labels::new()).expect("prepare");
+    let in_use = it.all.in_use(&it.ctx.namespace, "overlayfs", "rw");
+    let also = it.all.in_use(&it.ctx.namespace, "", "rw");
+    assert!(it.collect().await.is_empty());
+    drop(in_use);
+    assert!(it.collect().await.is_empty());
+    drop(also);
+    assert_eq!(it.collect().await.snapshots, 2);
+}
+
+#[tokio::test]
+async fn a_condition_keeps_what_was_used_lately() {
+    let it = fixture();
+    for (name, used) in [("new", jiff::Timestamp::now()), ("old", jiff::Timestamp::UNIX_EPOCH)] {
+        let labels = label(labels::GC_COND_USED_AT, &used.to_string());
+        it.snapshots.prepare(&it.ctx, &format!("{name}-key"), "", Labels::new()).expect("prepare");
+        it.snapshots.commit(&it.ctx, name, &format!("{name}-key"), labels, None).expect("commit");
+    }
+    let mut conditions = label("containerd.io/gc.cond.snapshot.overlayfs/1", "usedat<24h|new");
+    conditions.extend(label("containerd.io/gc.cond.snapshot.overlayfs/2", "usedat<24h|old"));
+    let target = it.blob(b"manifest", conditions);
+    it.image("i", &target, Labels::new());
+    it.collect().await;
+    let left: Vec<String> = it.snapshots.list(&it.ctx).expect("list").into_iter().map(|info| info.name).collect();
+    assert_eq!(left, ["new"]);
+}
+
 struct Fixture {
     _dir: tempfile::TempDir,
     db: Db,
@@ -22,6 +53,7 @@ struct Fixture {
     images: ImageRecords,
     leases: Leases,
     snapshots: Shared<dyn Snapshotter>,
+    all: Snapshotters,
     events: Events,
     gc: Gc,
     ctx: Context,
@@ -41,7 +73,8 @@ fn fixture() -> Fixture {
     Fixture {
         images: ImageRecords::new(db.clone(), events.clone()),
         leases: Leases::new(db.clone(), snapshotters.clone()),
-        gc: Gc::new(db.clone(), content.clone(), snapshotters, mounts, events.clone()),
+        gc: Gc::new(db.clone(), content.clone(), snapshotters.clone(), mounts, events.clone()),
+        all: snapshotters,
         events,
         ctx: Context::new(gantry_proto::namespace::Namespace::parse("n").expect("namespace")),
         _dir: dir,

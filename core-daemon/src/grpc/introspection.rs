@@ -19,6 +19,7 @@ use crate::tasks::Tasks;
 
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
+const SERVICE: &str = "io.containerd.service.v1";
 
 /// The service.
 pub struct IntrospectionService {
@@ -93,11 +94,10 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters, opt: &Path) -> 
         ("io.containerd.internal.v1", "restart"),
         ("io.containerd.lease.v1", "manager"),
         ("io.containerd.monitor.container.v1", "restart"),
-        ("io.containerd.mount-handler.v1", "erofs"),
-        ("io.containerd.mount-handler.v1", "loop"),
         ("io.containerd.mount-manager.v1", "bolt"),
         ("io.containerd.shim.v1", "manager"),
         ("io.containerd.warning.v1", "deprecations"),
+        ("io.containerd.podsandbox.controller.v1", "podsandbox"),
         ("io.containerd.sandbox.controller.v1", "podsandbox"),
         ("io.containerd.sandbox.controller.v1", "shim"),
         ("io.containerd.sandbox.store.v1", "local"),
@@ -123,9 +123,25 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters, opt: &Path) -> 
         ("io.containerd.grpc.v1", "tasks"),
         ("io.containerd.grpc.v1", "transfer"),
         ("io.containerd.grpc.v1", "version"),
+        ("io.containerd.server.v1", "grpc"),
+        ("io.containerd.server.v1", "ttrpc"),
+        // The same services under the names by which clients inside containerd know them.
+        (SERVICE, "containers-service"),
+        (SERVICE, "content-service"),
+        (SERVICE, "diff-service"),
+        (SERVICE, "images-service"),
+        (SERVICE, "introspection-service"),
+        (SERVICE, "namespaces-service"),
+        (SERVICE, "snapshots-service"),
+        (SERVICE, "tasks-service"),
     ];
-    let on_platform =
-        [("io.containerd.differ.v1", "walking"), ("io.containerd.monitor.task.v1", "cgroups"), (RUNTIME, "task")];
+    let on_platform = [
+        ("io.containerd.differ.v1", "walking"),
+        ("io.containerd.monitor.task.v1", "cgroups"),
+        ("io.containerd.mount-handler.v1", "erofs"),
+        ("io.containerd.mount-handler.v1", "loop"),
+        (RUNTIME, "task"),
+    ];
     let mut plugins: Vec<Plugin> = plain.into_iter().map(|(kind, id)| plugin(kind, id, None)).collect();
     plugins.extend(on_platform.into_iter().map(|(kind, id)| plugin(kind, id, Some(platform))));
     let mut programs = plugin("io.containerd.internal.v1", "opt", None);

@@ -86,7 +86,7 @@ impl Tasks for TasksService {
     async fn list(&self, request: Request<ListTasksRequest>) -> Result<Response<ListTasksResponse>, Status> {
         let context = Context::of(request.metadata())?;
         let states = self.tasks.states(&context.namespace).await;
-        let tasks = states.into_iter().map(|(task, state)| convert::process(task.id(), None, state)).collect();
+        let tasks = states.into_iter().map(|(id, state)| convert::process(&id, None, state)).collect();
         Ok(Response::new(ListTasksResponse { tasks }))
     }
 

@@ -1,5 +1,7 @@
 //! Namespaces and their labels: ("", name) to `namespaces.v1.Namespace`.
 
+use std::collections::BTreeSet;
+
 use gantry_proto::containerd::services::namespaces::v1::Namespace;
 
 use super::schema::{self, NAMESPACES};
@@ -57,18 +59,19 @@ pub fn delete(tx: &WriteTx, name: &str) -> Result<bool> {
 ///
 /// # Errors
 /// When the database cannot be read.
-pub fn contents(tx: &impl Tx, name: &str) -> Result<Vec<&'static str>> {
-    let kinds = [
-        (schema::IMAGES, "images"),
-        (schema::CONTENT, "blobs"),
-        (schema::CONTAINERS, "containers"),
-        (schema::SNAPSHOTS, "snapshots"),
-    ];
+pub fn contents(tx: &impl Tx, name: &str) -> Result<Vec<String>> {
+    let kinds = [(schema::IMAGES, "images"), (schema::CONTENT, "blobs"), (schema::CONTAINERS, "containers")];
     let mut left = Vec::new();
     for (table, kind) in kinds {
         if tx.any(table, name, "")? {
-            left.push(kind);
+            left.push(kind.to_owned());
         }
     }
+    let mut snapshotters = BTreeSet::new();
+    tx.scan(schema::SNAPSHOTS, name, "", &mut |key, _| {
+        snapshotters.extend(key.split('\0').next().map(str::to_owned));
+        Ok(true)
+    })?;
+    left.extend(snapshotters.into_iter().map(|name| format!("snapshots on {name:?} snapshotter")));
     Ok(left)
 }

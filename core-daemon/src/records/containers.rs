@@ -192,9 +192,8 @@ fn check(container: &Container) -> Result<()> {
     if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {
         return invalid("snapshotter is required with a snapshot_key");
     }
-    if let Some((name, _)) = container.extensions.iter().find(|(name, any)| name.is_empty() || any.type_url.is_empty())
-    {
-        return invalid(&format!("extension {name:?} needs a name and a type"));
+    if container.extensions.contains_key("") {
+        return invalid("extension needs a name");
     }
     labels::check(&container.labels)
 }
@@ -306,5 +305,11 @@ mod tests {
         assert!(error.to_string().contains("spec"), "{error}");
         assert!(records.create(&namespace, Container { runtime: None, ..container("a") }).is_err());
         assert!(records.create(&namespace, container("../a")).is_err());
+        let with = |name: &str| {
+            let extensions = [(name.to_owned(), prost_types::Any::default())].into_iter().collect();
+            records.create(&namespace, Container { extensions, ..container("a") })
+        };
+        assert!(with("").is_err());
+        with("untyped").expect("the type of an extension is its own affair");
     }
 }

@@ -172,7 +172,7 @@ fn check_id(id: &str) -> Result<()> {
 }
 
 /// Longest lease id.
-const MAX_ID: usize = 128;
+const MAX_ID: usize = 1024;
 
 fn missing(id: &str) -> Error {
     Error::not_found(format!("lease {id:?}: not found"))

@@ -56,17 +56,20 @@ impl Namespaces {
         Ok(record)
     }
 
-    /// Changes labels as the mask says: all of them without one. A namespace that is not there comes into being.
+    /// Changes labels as the mask says: all of them without one. A label can be the first thing in a namespace, and makes it.
     ///
     /// # Errors
-    /// `InvalidArgument` for the name, a label or a field that cannot change.
+    /// `InvalidArgument` for the name, and for a field that cannot change.
     pub fn update(&self, name: &str, wanted: &Labels, mask: &[String]) -> Result<Record> {
         let namespace = parse(name)?;
         let record = self.db.write(|tx| {
+            let refused = |path: &str| Error::invalid(format!("cannot update field {path:?} of namespace {name}"));
+            // Here, unlike elsewhere, a mask names single labels only.
+            if mask.iter().any(|path| path == "labels") {
+                return Err(refused("labels"));
+            }
             let mut record = table::get(tx, name)?.unwrap_or_else(|| unlabelled(name));
-            labels::update(&mut record.labels, wanted, mask, |path| {
-                Err(Error::invalid(format!("cannot update field {path:?} of namespace {name}")))
-            })?;
+            labels::update(&mut record.labels, wanted, mask, |path| Err(refused(path)))?;
             table::put(tx, &record)?;
             Ok(record)
         })?;
@@ -105,4 +108,28 @@ fn unlabelled(name: &str) -> Record {
 
 fn missing(name: &str) -> Error {
     Error::not_found(format!("namespace {name}: not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_namespace_that_nobody_made_has_no_labels_and_is_made_by_the_first() {
+        let dir = tempfile::tempdir().expect("directory");
+        let namespaces = Namespaces::new(Db::open(&dir.path().join("meta.redb")).expect("database"), Events::new());
+        assert_eq!(namespaces.get("new").expect("get"), unlabelled("new"));
+        assert!(namespaces.list().expect("list").is_empty(), "asking made it");
+        let wanted = Labels::from([("a".to_owned(), "1".to_owned())]);
+        let whole = namespaces.update("new", &wanted, &["labels".to_owned()]).expect_err("the whole of the labels");
+        assert_eq!(whole.kind(), Kind::InvalidArgument);
+        assert!(namespaces.list().expect("list").is_empty(), "a refused update made it");
+        let made = namespaces.update("new", &wanted, &["labels.a".to_owned()]).expect("update");
+        assert_eq!((made.name.as_str(), &made.labels), ("new", &wanted));
+        assert_eq!(namespaces.get("new").expect("get"), made);
+        assert_eq!(namespaces.update("../x", &wanted, &[]).expect_err("malformed").kind(), Kind::InvalidArgument);
+        namespaces.delete("new").expect("delete");
+        assert_eq!(namespaces.delete("new").expect_err("gone").kind(), Kind::NotFound);
+    }
 }

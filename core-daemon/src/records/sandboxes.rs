@@ -99,6 +99,11 @@ fn check(sandbox: &Sandbox) -> Result<()> {
 }
 
 fn apply(sandbox: &mut Sandbox, wanted: &Sandbox, mask: &[String]) -> Result<()> {
+    let runtime = |sandbox: &Sandbox| sandbox.runtime.as_ref().map(|runtime| runtime.name.clone());
+    // Who names no fields sends the whole sandbox back, in which the runtime is what it was.
+    if mask.is_empty() && runtime(sandbox) != runtime(wanted) {
+        return Err(Error::invalid(format!("sandbox {}: runtime.name cannot change", wanted.sandbox_id)));
+    }
     let rest = |path: &str| !matches!(path, "spec" | "runtime" | "extensions") && !path.starts_with("extensions.");
     labels::update(&mut sandbox.labels, &wanted.labels, mask, |path| match rest(path) {
         true => Err(Error::invalid(format!("sandbox {}: {path} cannot be updated", wanted.sandbox_id))),
@@ -154,6 +159,10 @@ mod tests {
         assert_eq!(sandboxes.update(&namespace, &pod, &["extensions.x".into()]).expect("update").extensions.len(), 1);
         let refused = sandboxes.update(&namespace, &pod, &["created_at".into()]);
         assert_eq!(refused.expect_err("immutable").kind(), Kind::InvalidArgument);
+        let other = Some(Runtime { name: "io.containerd.other.v2".into(), options: None });
+        let other = Sandbox { runtime: other, ..pod.clone() };
+        assert_eq!(sandboxes.update(&namespace, &other, &[]).expect_err("runtime").kind(), Kind::InvalidArgument);
+        sandboxes.update(&namespace, &pod, &[]).expect("the whole of it");
         let filter = Filter::parse(&["labels.a==1".to_owned()]).expect("filter");
         assert_eq!(sandboxes.list(&namespace, &filter).expect("list").len(), 1);
         sandboxes.delete(&namespace, "pod").expect("delete");

@@ -31,8 +31,10 @@ pub struct Shim {
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// It changes something, and may run the runtime.
+    /// It changes something, and may run the runtime, or is asked of one shim only.
     Change,
+    /// It moves the memory of a container, which takes as long as that is large: whoever asks says how long is too long.
+    Work,
     /// It asks how something is, and belongs to a list that must not wait for one frozen shim.
     Look,
     /// It finds out whether a shim of an earlier daemon still answers.
@@ -89,11 +91,16 @@ impl Shim {
         request: &Req,
         patience: Patience,
     ) -> Result<Resp> {
+        let mut context = Context::in_namespace(&self.namespace);
         let limit = self.limit_of(patience);
+        if let Some(limit) = limit {
+            context = context.with_timeout(limit);
+        }
         let call = async {
             let _permit = self.limit.acquire().await.map_err(|_| Error::unavailable("shim connection is closed"))?;
-            self.dispatch(method, request, Context::in_namespace(&self.namespace).with_timeout(limit)).await
+            self.dispatch(method, request, context).await
         };
+        let Some(limit) = limit else { return call.await };
         // The outer limit counts the time spent waiting for a turn.
         tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
             let message = format!("shim: {method}: no answer within {} s", limit.as_secs());
@@ -157,13 +164,14 @@ impl Shim {
         }
     }
 
-    fn limit_of(&self, patience: Patience) -> Duration {
-        Timeouts::of(match patience {
+    fn limit_of(&self, patience: Patience) -> Option<Duration> {
+        Some(Timeouts::of(match patience {
+            Patience::Work => return None,
             Patience::Change => self.timeouts.shim_call,
             Patience::Look => self.timeouts.shim_state,
             Patience::Load => self.timeouts.shim_load,
             Patience::Leave => self.timeouts.shim_shutdown,
-        })
+        }))
     }
 }
 

@@ -59,12 +59,9 @@ pub struct Instance<'a> {
 
 /// This project's shim.
 const OURS: &str = "containerd-shim-rung-v2";
-/// The runtime that clients name who were told nothing. Where it is not installed, our shim, which knows its options and is
-/// spoken to as it is, does its work.
-const USUAL: &str = "io.containerd.runc.v2";
 
 /// The program of a runtime: an absolute path is its own name, and `io.containerd.NAME.VERSION` is
-/// `containerd-shim-NAME-VERSION`, beside the daemon or on `PATH`.
+/// `containerd-shim-NAME-VERSION`, on `PATH`, beside the daemon, or where clients install programs.
 ///
 /// # Errors
 /// `InvalidArgument` for a name of another form, `NotFound` with the places where the program was looked for.
@@ -79,15 +76,13 @@ pub fn locate(runtime: &str, daemon: &Path, opt: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::invalid(format!("runtime {runtime:?}: expected io.containerd.NAME.VERSION or a path")))?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let beside = daemon.parent().map(Path::to_owned);
-    let places: Vec<PathBuf> =
-        beside.into_iter().chain([opt.join("bin")]).chain(std::env::split_paths(&path)).collect();
-    let installed = |name: &str| places.iter().map(|place| place.join(name)).find(|program| program.is_file());
-    let instead = || installed(OURS).filter(|_| runtime == USUAL);
-    installed(&name).or_else(instead).ok_or_else(|| {
+    let mut places =
+        std::env::split_paths(&path).filter(|place| place.is_absolute()).chain(beside).chain([opt.join("bin")]);
+    places.by_ref().map(|place| place.join(&name)).find(|program| program.is_file()).ok_or_else(|| {
         let path = path.to_string_lossy();
         let (daemon, opt) = (daemon.display(), opt.display());
         Error::not_found(format!(
-            "runtime {runtime}: {name} is neither beside {daemon}, in {opt}/bin nor on PATH {path}"
+            "runtime {runtime}: {name} is neither on PATH {path}, beside {daemon} nor in {opt}/bin"
         ))
     })
 }

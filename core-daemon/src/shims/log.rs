@@ -7,6 +7,7 @@ use gantry_proto::namespace::Namespace;
 use nix::sys::stat::Mode;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::unix::pipe;
+use tracing::Level;
 
 use crate::error::{Doing, Result};
 use crate::id::ContainerId;
@@ -49,7 +50,12 @@ impl ShimLog {
             match read {
                 Ok(_) => {
                     let text = String::from_utf8_lossy(&line);
-                    tracing::debug!(target: "shim", %namespace, %id, "{}", text.trim_end());
+                    let text = text.trim_end();
+                    match level_of(text) {
+                        Level::ERROR => tracing::error!(target: "shim", %namespace, %id, "{text}"),
+                        Level::WARN => tracing::warn!(target: "shim", %namespace, %id, "{text}"),
+                        _ => tracing::debug!(target: "shim", %namespace, %id, "{text}"),
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -58,5 +64,33 @@ impl ShimLog {
                 }
             }
         }
+    }
+}
+
+/// How bad a line says that it is. Shims write `time="…" level=…` and what they have to say; what else they write is no
+/// record of theirs but a complaint, such as a trace of a program that crashed.
+fn level_of(line: &str) -> Level {
+    if line.is_empty() {
+        return Level::DEBUG;
+    }
+    let level = line.strip_prefix("time=").and_then(|rest| rest.split_once(" level=")).map(|(_, rest)| rest);
+    match level.and_then(|rest| rest.split(' ').next()).map(|level| level.trim_matches('"')) {
+        Some("panic" | "fatal" | "error") => Level::ERROR,
+        Some("warn" | "warning") | None => Level::WARN,
+        Some(_) => Level::DEBUG,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_how_bad_they_are() {
+        assert_eq!(level_of("time=\"2026-01-01T00:00:00Z\" level=info msg=\"level=error\""), Level::DEBUG);
+        assert_eq!(level_of("time=\"2026-01-01T00:00:00Z\" level=warn msg=full"), Level::WARN);
+        assert_eq!(level_of("time=\"2026-01-01T00:00:00Z\" level=error"), Level::ERROR);
+        assert_eq!(level_of("goroutine 1 [running]:"), Level::WARN);
+        assert_eq!(level_of(""), Level::DEBUG);
     }
 }

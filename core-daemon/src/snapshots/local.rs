@@ -21,7 +21,7 @@ use crate::metadata::snapshots::{self as table, Record};
 use crate::metadata::{Db, Tx, WriteTx, leases};
 
 /// Longest snapshot name.
-const MAX_KEY: usize = 1024;
+const MAX_KEY: usize = 4096;
 
 /// A snapshot to be made.
 struct New<'a> {

@@ -36,15 +36,21 @@ mod quota;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod uses;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use gantry_proto::namespace::Namespace;
+
 pub use driver::{Driver, Made};
 pub use gantry_proto::containerd::services::snapshots::v1::{Info, Kind};
 pub use local::Local;
 pub use usage::{Usage, disk_usage};
+pub use uses::{InUse, Use};
+
+use uses::Uses;
 
 use crate::context::Context;
 use crate::error::{Error, Kind as ErrorKind, Result};
@@ -235,6 +241,7 @@ pub struct Snapshotters {
     /// Those that this machine cannot have, and why.
     failed: Arc<BTreeMap<String, String>>,
     default: Arc<str>,
+    uses: Uses,
 }
 
 impl Snapshotters {
@@ -265,7 +272,7 @@ impl Snapshotters {
                 names.join(", ")
             )));
         }
-        Ok(Self { all: Arc::new(all), failed: Arc::new(failed), default: default.into() })
+        Ok(Self { all: Arc::new(all), failed: Arc::new(failed), default: default.into(), uses: Uses::default() })
     }
 
     /// The snapshotter of that name; the default for an empty one.
@@ -278,6 +285,16 @@ impl Snapshotters {
             let why = self.failed.get(name).map(|why| format!(": {why}")).unwrap_or_default();
             Error::invalid(format!("snapshotter not loaded: {name}{why}"))
         })
+    }
+
+    /// Keeps a snapshot from being collected while somebody runs on it.
+    pub fn in_use(&self, namespace: &Namespace, snapshotter: &str, key: &str) -> InUse {
+        self.uses.begin(namespace, self.name_or_default(snapshotter), key)
+    }
+
+    /// Namespace, snapshotter and key of every snapshot in use.
+    pub fn used(&self) -> Vec<Use> {
+        self.uses.all()
     }
 
     /// Those that could not be opened, and why.

@@ -7,6 +7,7 @@
 //!     work                  link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
 //!     shim-binary-path      the shim's program
 //!     sandbox               the sandbox it is in, or is
+//!     snapshot              the snapshot that its root file system is: snapshotter, line break, key
 //!     bootstrap.json        where the shim listens; written once it has answered
 //!     …                     what the shim itself keeps: address, init.pid, log.json
 //! <state>/io.containerd.runtime.v2.task/<namespace>/.<id>     being removed
@@ -232,6 +233,25 @@ impl Bundle {
     /// When the file cannot be written.
     pub fn mark_sandbox(&self, sandbox: &str) -> Result<()> {
         self.write("sandbox", sandbox.as_bytes())
+    }
+
+    /// The sandbox that the bundle's container is in, as far as it is noted.
+    pub fn sandbox(&self) -> Option<ContainerId> {
+        ContainerId::parse(&fs::read_to_string(self.path.join("sandbox")).ok()?).ok()
+    }
+
+    /// Notes the snapshot that the root file system is; an empty key: there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note_rootfs(&self, snapshotter: &str, key: &str) -> Result<()> {
+        if key.is_empty() { Ok(()) } else { self.write("snapshot", format!("{snapshotter}\n{key}").as_bytes()) }
+    }
+
+    /// The snapshotter and the key of the root file system, where they are noted.
+    pub fn rootfs(&self) -> Option<(String, String)> {
+        let text = fs::read_to_string(self.path.join("snapshot")).ok()?;
+        text.split_once('\n').map(|(snapshotter, key)| (snapshotter.to_owned(), key.to_owned()))
     }
 
     /// Whether it is a sandbox's own, not a container's.

@@ -90,6 +90,7 @@ impl Tasks {
             .then(|| ShimLog::open(bundle.path()))
             .transpose()
             .inspect_err(|_| bundle.remove())?;
+        bundle.note_rootfs(&container.snapshotter, &container.snapshot_key).inspect_err(|_| bundle.remove())?;
         let task = self.launch(&key, &container, bundle, program, request, rootfs).await?;
         self.adopt(task.clone(), log);
         reservation.fulfilled();
@@ -144,7 +145,9 @@ impl Tasks {
                 return Err(error);
             }
         };
-        let task = Arc::new(Task::new(key.clone(), bundle, program, shim));
+        let rootfs_in_use = self.rootfs_in_use(namespace, id, &bundle);
+        let task = Arc::new(Task::new(key.clone(), bundle, program, shim, rootfs_in_use));
+        task.restored.store(request.checkpoint.is_some(), Ordering::Relaxed);
         match create_in_shim(&task, request, rootfs, options).await {
             Ok(pid) => {
                 task.pid.store(pid, Ordering::Relaxed);
@@ -259,8 +262,10 @@ impl<'a> Reservation<'a> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if !self.done {
-            self.tasks.table().remove(&self.key);
+        let mut table = self.tasks.table();
+        // What a failed creation left may have to be cleaned up yet.
+        if !self.done && matches!(table.get(&self.key), Some(Slot::Creating)) {
+            table.remove(&self.key);
         }
     }
 }

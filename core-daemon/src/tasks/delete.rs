@@ -1,8 +1,9 @@
 //! Deleting tasks, and cleaning up after shims: those that did their work and those that died.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use gantry_proto::containerd::events::{TaskDelete, TaskExit};
 use gantry_proto::containerd::task::v3 as shim;
@@ -10,14 +11,23 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 use prost_types::Timestamp;
 
-use super::{Exit, Task, Tasks};
+use super::{Bundle, Exit, Key, NOT_CLEAN, Slot, Task, Tasks};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{ContainerId, ExecId, exec_field};
-use crate::shims::Patience;
+use crate::shims::{Instance, Patience};
 
 /// What a process is said to have ended with when nobody saw its end.
 const UNKNOWN_STATUS: u32 = 255;
+
+/// How often it is tried to clean up after a dead shim before the container's end is told without that.
+pub(super) const TRIES: u32 = 3;
+/// How often it is tried after that, before what is left stays.
+const MORE_TRIES: u32 = 10;
+/// How long to wait before the second try; twice as long before each other one.
+const PAUSE: Duration = Duration::from_secs(1);
+/// But no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Tasks {
     /// Deletes a stopped task, its shim and its bundle, and returns how it ended.
@@ -45,10 +55,13 @@ impl Tasks {
             };
             failpoint::hit("delete.process");
             let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
-            // Where the shim went away meanwhile, that was cleaned up after already.
-            if tasks.forget(&task) {
+            // Where the shim went away meanwhile, it is cleaned up after already.
+            if task.leaving.swap(true, Ordering::SeqCst) {
+                task.end().await?;
+            } else {
                 tasks.leave(&task).await;
                 tasks.deactivate(&task.namespace, &task.id).await;
+                tasks.forget(&task);
                 task.ended.send_replace(Some(exit));
             }
             failpoint::hit("delete.done");
@@ -70,7 +83,7 @@ impl Tasks {
     pub async fn discard(&self, task: &Arc<Task>) {
         let kill = task.kill(None, 9, true).await;
         if kill.is_ok() {
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task.wait(None)).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), task.wait(None)).await;
         }
         if let Err(error) = self.delete(&task.namespace, &task.id).await {
             tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "delete an abandoned task");
@@ -80,10 +93,10 @@ impl Tasks {
     /// Undoes a task whose creation in its shim failed.
     pub(super) async fn dismiss(&self, task: &Arc<Task>) {
         if task.shim.is_closed() {
-            if let Err(error) = self.parts().launcher.delete(task.instance()).await {
-                tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "clean up after a dead shim");
+            match self.clean_up_dead(task.instance(), 0, 1).await {
+                Ok(_) => task.bundle.remove(),
+                Err(_) => self.clean_up_later(task.key(), &task.bundle, &task.program),
             }
-            task.bundle.remove();
             return;
         }
         // Most failures leave nothing in the shim, and then this answers so.
@@ -111,27 +124,75 @@ impl Tasks {
     /// The connection to a shim ended without being asked to: the shim died, or was killed. What it held is killed and
     /// cleaned up, and everybody who waits is told.
     pub(super) async fn shim_lost(&self, task: &Arc<Task>) {
-        if !self.forget(task) {
+        if task.leaving.swap(true, Ordering::SeqCst) {
             return;
         }
         tracing::warn!(namespace = %task.namespace, id = %task.id, "shim is gone; cleaning up after it");
-        let exit = self.clean_up_dead(task.instance(), task.pid()).await;
-        task.bundle.remove();
+        let exit = self.bury(&task.key(), &task.bundle, &task.program, task.pid(), TRIES).await;
+        self.forget(task);
         self.announce_end(&task.namespace, &task.id, exit);
         task.ended.send_replace(Some(exit));
     }
 
-    /// Runs a dead shim's `delete` and says how its container ended.
-    pub(super) async fn clean_up_dead(&self, instance: crate::shims::Instance<'_>, pid: u32) -> Exit {
-        match self.parts().launcher.delete(instance).await {
-            Ok(response) => {
-                let known = if response.pid == 0 { pid } else { response.pid };
-                Exit::of(known, response.exit_status, response.exited_at.as_ref())
+    /// Cleans up after a dead shim and says how its container ended. Where that fails, the container's name stays taken and
+    /// its bundle where it is, and it is tried on.
+    pub(super) async fn bury(&self, key: &Key, bundle: &Bundle, program: &Path, pid: u32, tries: u32) -> Exit {
+        let (namespace, id) = key;
+        let exit = self.clean_up_dead(Instance { program, namespace, id, bundle: bundle.path() }, pid, tries).await;
+        match &exit {
+            Ok(_) => self.is_clean(key, bundle).await,
+            Err(_) => self.clean_up_later(key.clone(), bundle, program),
+        }
+        exit.unwrap_or_else(|_| Exit::unseen(pid))
+    }
+
+    /// Runs a dead shim's `delete`, up to `tries` times, and says how its container ended.
+    ///
+    /// # Errors
+    /// What it said the last time: then processes, a cgroup or mounts may be left.
+    pub(super) async fn clean_up_dead(&self, instance: Instance<'_>, pid: u32, tries: u32) -> Result<Exit> {
+        let mut pause = PAUSE;
+        for again in (0..tries).rev() {
+            match self.parts().launcher.delete(instance).await {
+                Ok(response) => {
+                    let known = if response.pid == 0 { pid } else { response.pid };
+                    return Ok(Exit::of(known, response.exit_status, response.exited_at.as_ref()));
+                }
+                Err(error) => {
+                    let (namespace, id) = (instance.namespace, instance.id);
+                    tracing::warn!(%namespace, %id, %error, "clean up after a dead shim");
+                    if again == 0 {
+                        return Err(error);
+                    }
+                }
             }
-            Err(error) => {
-                tracing::warn!(namespace = %instance.namespace, id = %instance.id, %error, "clean up after a dead shim");
-                Exit { pid, status: UNKNOWN_STATUS, at: SystemTime::now() }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Err(Error::internal("clean up after a dead shim: not tried"))
+    }
+
+    fn clean_up_later(&self, key: Key, bundle: &Bundle, program: &Path) {
+        self.table().insert(key.clone(), Slot::Silent(NOT_CLEAN));
+        let (tasks, bundle, program) = (self.clone(), bundle.clone(), program.to_owned());
+        tokio::spawn(async move {
+            let (namespace, id) = &key;
+            tokio::time::sleep(PAUSE).await;
+            let instance = Instance { program: &program, namespace, id, bundle: bundle.path() };
+            if let Err(error) = tasks.clean_up_dead(instance, 0, MORE_TRIES).await {
+                tracing::error!(%namespace, %id, %error, "what a dead shim left stays: cleaning up after it is given up");
             }
+            tasks.is_clean(&key, &bundle).await;
+        });
+    }
+
+    /// Removes what the daemon itself kept of a dead shim's container, and frees its name.
+    async fn is_clean(&self, key: &Key, bundle: &Bundle) {
+        bundle.remove();
+        self.deactivate(&key.0, &key.1).await;
+        let mut table = self.table();
+        if matches!(table.get(key), Some(Slot::Silent(_))) {
+            table.remove(key);
         }
     }
 
@@ -156,6 +217,11 @@ impl Task {
 }
 
 impl Exit {
+    /// An end that nobody saw.
+    pub(super) fn unseen(pid: u32) -> Self {
+        Self { pid, status: UNKNOWN_STATUS, at: SystemTime::now() }
+    }
+
     /// An exit as messages carry it.
     pub fn of(pid: u32, status: u32, at: Option<&Timestamp>) -> Self {
         Self { pid, status, at: at.map_or_else(SystemTime::now, time::system_time) }

@@ -11,19 +11,22 @@ use prost_types::Any;
 
 use super::{ProcessState, Task, Tasks};
 use crate::error::{Kind, Result};
+use crate::id::ContainerId;
 
 /// Shims that are asked at the same time.
 const AT_ONCE: usize = 256;
 
 impl Tasks {
-    /// The state of every task of a namespace, in the order of their ids.
-    pub async fn states(&self, namespace: &Namespace) -> Vec<(Arc<Task>, ProcessState)> {
+    /// The state of every task of a namespace, in the order of their ids; last those that cannot be asked.
+    pub async fn states(&self, namespace: &Namespace) -> Vec<(ContainerId, ProcessState)> {
         let asked = stream::iter(self.all(Some(namespace))).map(|task| async move {
             let state = task.state(None).await;
             (task, state)
         });
         let answers = asked.buffered(AT_ONCE).collect::<Vec<_>>().await;
-        answers.into_iter().filter_map(|(task, state)| known(&task, state).map(|state| (task, state))).collect()
+        let known = answers.into_iter().filter_map(|(task, state)| Some((task.id.clone(), known(&task, state)?)));
+        let silent = self.silent(namespace).into_iter().map(|id| (id, ProcessState::unknown(0)));
+        known.chain(silent).collect()
     }
 
     /// The counters of those tasks of a namespace that `wanted` picks, with the time they were read.
@@ -58,16 +61,23 @@ fn known(task: &Task, state: Result<ProcessState>) -> Option<ProcessState> {
         Err(error) if error.kind() == Kind::NotFound => None,
         Err(error) => {
             tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "list tasks");
-            Some(ProcessState {
-                pid: task.pid(),
-                status: Status::Unknown,
-                stdin: String::new(),
-                stdout: String::new(),
-                stderr: String::new(),
-                terminal: false,
-                exit_status: 0,
-                exited_at: None,
-            })
+            Some(ProcessState::unknown(task.pid()))
+        }
+    }
+}
+
+impl ProcessState {
+    /// The state of a process whose shim does not answer.
+    fn unknown(pid: u32) -> Self {
+        Self {
+            pid,
+            status: Status::Unknown,
+            stdin: String::new(),
+            stdout: String::new(),
+            stderr: String::new(),
+            terminal: false,
+            exit_status: 0,
+            exited_at: None,
         }
     }
 }

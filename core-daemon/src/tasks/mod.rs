@@ -38,13 +38,13 @@ pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status 
 
 use crate::config::{Runtime, Timeouts};
 use crate::content::Content;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::id::ContainerId;
 use crate::mounts::Mounts;
 use crate::records::Containers;
 use crate::shims::{Instance, Launcher, Shim, ShimLog};
-use crate::snapshots::Snapshotters;
+use crate::snapshots::{InUse, Snapshotters};
 
 /// All tasks of the daemon; clones are the same.
 #[derive(Clone)]
@@ -85,8 +85,15 @@ type Key = (Namespace, ContainerId);
 enum Slot {
     /// Somebody is creating it.
     Creating,
+    /// It was there before the daemon, or its shim died: nothing can be asked of it now, and it is not gone.
+    Silent(&'static str),
     Live(Arc<Task>),
 }
+
+/// Why a task cannot be asked: its shim is slow, or stopped.
+const NO_ANSWER: &str = "its shim does not answer";
+/// Why a task cannot be asked: its shim is dead, and cleaning up after it failed so far.
+const NOT_CLEAN: &str = "its shim is dead, and what it left is not cleaned up yet";
 
 /// A container and the shim that holds it.
 pub struct Task {
@@ -98,9 +105,15 @@ pub struct Task {
     pid: AtomicU32,
     oom_killed: AtomicBool,
     paused: AtomicBool,
+    /// It is made from a checkpoint.
+    restored: AtomicBool,
+    /// Keeps its root file system from being collected, whatever becomes of the container's record.
+    #[expect(dead_code, reason = "what it does is to be dropped with the task")]
+    rootfs: Option<InUse>,
     /// Set once the shim has published the init process's exit, and with it everything before that.
     reported: watch::Sender<bool>,
-    /// Set before the shim is asked to leave, so that its going is not taken for a failure.
+    /// Set by whoever ends it, before the shim is asked to leave: who comes second leaves it alone, and its going is not
+    /// taken for a failure.
     leaving: AtomicBool,
     ended: watch::Sender<Option<Exit>>,
     /// Held while it is deleted.
@@ -127,10 +140,11 @@ impl Tasks {
     /// The task of a container.
     ///
     /// # Errors
-    /// `NotFound` when there is none, or when it is not yet created.
+    /// `NotFound` when there is none, or when it is not yet created; `Unavailable` when its shim does not answer.
     pub fn get(&self, namespace: &Namespace, id: &ContainerId) -> Result<Arc<Task>> {
         match self.table().get(&(namespace.clone(), id.clone())) {
             Some(Slot::Live(task)) => Ok(task.clone()),
+            Some(Slot::Silent(why)) => Err(Error::unavailable(format!("task {id}: {why}"))),
             _ => Err(Error::not_found(format!("task {id}: not found"))),
         }
     }
@@ -154,13 +168,29 @@ impl Tasks {
         tasks
     }
 
-    /// The program of the runtime called `runtime`, or of the default one.
+    /// The containers of a namespace that have a task which cannot be asked, by id.
+    pub fn silent(&self, namespace: &Namespace) -> Vec<ContainerId> {
+        let is_silent = |(key, slot): (&Key, &Slot)| {
+            (key.0 == *namespace && matches!(slot, Slot::Silent(_))).then(|| key.1.clone())
+        };
+        let mut silent: Vec<_> = self.table().iter().filter_map(is_silent).collect();
+        silent.sort();
+        silent
+    }
+
+    /// The program of the runtime called `runtime`, or of the default one; where it is not installed, that of the runtime
+    /// which is configured to stand in for it.
     ///
     /// # Errors
     /// As [`crate::shims::locate`].
     pub fn program(&self, runtime: &str) -> Result<PathBuf> {
-        let runtime = if runtime.is_empty() { &self.parts().runtime.default } else { runtime };
-        crate::shims::locate(runtime, &self.parts().launcher.daemon, &self.parts().launcher.opt)
+        let Parts { runtime: config, launcher, .. } = self.parts();
+        let runtime = if runtime.is_empty() { &config.default } else { runtime };
+        let locate = |runtime: &str| crate::shims::locate(runtime, &launcher.daemon, &launcher.opt);
+        match (locate(runtime), config.aliases.get(runtime)) {
+            (Err(error), Some(other)) if error.kind() == Kind::NotFound => locate(other).map_err(|_| error),
+            (found, _) => found,
+        }
     }
 
     /// Runs shims' programs.
@@ -189,20 +219,16 @@ impl Tasks {
                 log.pass_on(&task.namespace, &task.id, task.shim.closed()).await;
             }
             task.shim.closed().await;
-            if !task.leaving.load(Ordering::SeqCst) {
-                tasks.shim_lost(&task).await;
-            }
+            tasks.shim_lost(&task).await;
         });
     }
 
     /// Takes a task out of the table, if it is still that one.
-    fn forget(&self, task: &Arc<Task>) -> bool {
+    fn forget(&self, task: &Arc<Task>) {
         let mut table = self.table();
-        let same = matches!(table.get(&task.key()), Some(Slot::Live(live)) if Arc::ptr_eq(live, task));
-        if same {
+        if matches!(table.get(&task.key()), Some(Slot::Live(live)) if Arc::ptr_eq(live, task)) {
             table.remove(&task.key());
         }
-        same
     }
 }
 
@@ -243,7 +269,7 @@ impl Task {
         &self.bundle
     }
 
-    fn new(key: Key, bundle: Bundle, program: PathBuf, shim: Shim) -> Self {
+    fn new(key: Key, bundle: Bundle, program: PathBuf, shim: Shim, rootfs: Option<InUse>) -> Self {
         let (namespace, id) = key;
         Self {
             namespace,
@@ -254,6 +280,8 @@ impl Task {
             pid: AtomicU32::new(0),
             oom_killed: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            restored: AtomicBool::new(false),
+            rootfs,
             reported: watch::Sender::new(false),
             leaving: AtomicBool::new(false),
             ended: watch::Sender::new(None),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use gantry_proto::containerd::task::v3 as shim;
 use gantry_proto::containerd::v1::types::{ProcessInfo, Status};
-use gantry_proto::gantry::shim::v1::ReopenLogRequest;
+use gantry_proto::gantry::shim::v1::{OomRequest, OomResponse, ReopenLogRequest};
 use gantry_proto::time;
 use prost_types::Any;
 
@@ -18,6 +18,8 @@ use crate::shims::Patience;
 
 /// How long opening a file may take.
 const REOPEN: Duration = Duration::from_secs(10);
+/// How long a shim that has just answered may take to remember.
+const OOM: Duration = Duration::from_secs(2);
 
 /// What a shim says of a process.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +65,9 @@ impl Task {
     pub async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         failpoint::hit("start.before");
         let request = shim::StartRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
-        let answer: Result<shim::StartResponse> = self.shim.call("Start", &request, Patience::Change).await;
+        let restores = exec.is_none() && self.restored.load(Ordering::Relaxed);
+        let patience = if restores { Patience::Work } else { Patience::Change };
+        let answer: Result<shim::StartResponse> = self.shim.call("Start", &request, patience).await;
         let response = answer.map_err(|error| match error.kind() {
             Kind::Unavailable | Kind::DeadlineExceeded => error.context(format!("start {}", self.process_name(exec))),
             // The shim says which process it could not start.
@@ -171,7 +175,7 @@ impl Task {
     /// What the shim says.
     pub async fn pids(&self) -> Result<Vec<ProcessInfo>> {
         let request = shim::PidsRequest { id: self.id.to_string() };
-        let answer: Result<shim::PidsResponse> = self.shim.call("Pids", &request, Patience::Look).await;
+        let answer: Result<shim::PidsResponse> = self.shim.call("Pids", &request, Patience::Change).await;
         answer.map(|answer| answer.processes).doing(|| format!("processes of task {}", self.id))
     }
 
@@ -201,7 +205,8 @@ impl Task {
     /// What the shim says.
     pub async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
         let request = shim::CheckpointTaskRequest { id: self.id.to_string(), path: path.to_owned(), options };
-        self.change("Checkpoint", "checkpoint", &request, None).await
+        let answer = self.shim.call("Checkpoint", &request, Patience::Work).await;
+        answer.doing(|| format!("checkpoint {}", self.process_name(None)))
     }
 
     /// Has the shim open the log of the init process again under its path.
@@ -212,6 +217,14 @@ impl Task {
         let request = ReopenLogRequest { id: self.id.to_string(), exec_id: String::new() };
         let answer = self.shim.call_service("gantry.shim.v1.Shim", "ReopenLog", &request, Some(REOPEN)).await;
         answer.doing(|| format!("reopen the log of task {}", self.id))
+    }
+
+    /// Whether the kernel killed one of its processes for want of memory, as its shim remembers it. Shims of other kinds do
+    /// not say.
+    pub(super) async fn was_oom_killed(&self) -> bool {
+        let request = OomRequest { id: self.id.to_string() };
+        let answer = self.shim.call_service("gantry.shim.v1.Shim", "Oom", &request, Some(OOM)).await;
+        answer.is_ok_and(|answer: OomResponse| answer.killed)
     }
 
     async fn change<Req: prost::Message, Resp: prost::Message + Default>(

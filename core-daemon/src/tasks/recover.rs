@@ -2,6 +2,7 @@
 //! their bundles are made again.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use gantry_proto::namespace::Namespace;
 
@@ -18,32 +19,54 @@ impl Tasks {
     /// Writes down anew what bundles do not say any more of shims that run, and adds the bundles that are gone.
     pub(super) async fn recover(&self, bundles: &mut Vec<Found>) {
         let address = self.launcher().grpc_address.clone();
-        let shims = match blocking(move || running(&address)).await {
-            Ok(shims) => shims,
-            Err(error) => {
-                tracing::warn!(%error, "shims without a bundle are not found");
-                return;
-            }
-        };
+        let shims = blocking(move || running(&address)).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "shims without a bundle are not found");
+            Vec::new()
+        });
         let mut shims: HashMap<Key, Running> =
             shims.into_iter().map(|shim| ((shim.namespace.clone(), shim.id.clone()), shim)).collect();
         for (namespace, id, bundle) in bundles.iter() {
-            let key = (namespace.clone(), id.clone());
-            let own = shims.remove(&key);
             if bundle.shim_program().is_some() && matches!(Address::load(bundle.path()), Ok(Some(_))) {
                 continue;
             }
-            let Some(shim) = own else { continue };
-            tracing::warn!(%namespace, %id, "bundle is damaged, but its shim runs");
-            if let Err(error) = mend(bundle, &shim) {
-                tracing::warn!(%namespace, %id, %error, "mend a bundle");
+            let mended = match shims.get(&(namespace.clone(), id.clone())) {
+                Some(own) => mend(bundle, &own.program, || own.address()),
+                None => self.mend_by_sandbox(namespace, id, bundle, &shims),
+            };
+            match mended {
+                Ok(true) => tracing::warn!(%namespace, %id, "bundle was damaged, but its shim runs"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%namespace, %id, %error, "mend a bundle"),
             }
+        }
+        for (namespace, id, _) in bundles.iter() {
+            shims.remove(&(namespace.clone(), id.clone()));
         }
         for (key, shim) in &shims {
             match self.recreate(key, shim) {
                 Ok(found) => bundles.extend(found),
                 Err(error) => tracing::warn!(namespace = %key.0, id = %key.1, %error, "make a bundle again"),
             }
+        }
+    }
+
+    /// A container of a sandbox is in the sandbox's shim, which the command line of no process says.
+    fn mend_by_sandbox(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        bundle: &Bundle,
+        shims: &HashMap<Key, Running>,
+    ) -> Result<bool> {
+        let noted = || ContainerId::parse(&self.parts().containers.get(namespace, id).ok()?.sandbox).ok();
+        let Some(sandbox) = bundle.sandbox().or_else(noted).filter(|sandbox| sandbox != id) else { return Ok(false) };
+        let of_sandbox = self.parts().bundles.of(namespace, &sandbox);
+        if let Some(shim) = shims.get(&(namespace.clone(), sandbox)) {
+            return mend(bundle, &shim.program, || shim.address());
+        }
+        match (of_sandbox.shim_program(), Address::load(of_sandbox.path())?) {
+            (Some(program), Some(address)) => mend(bundle, &program, || Ok(address)),
+            _ => Ok(false),
         }
     }
 
@@ -82,7 +105,8 @@ impl Tasks {
     }
 }
 
-fn mend(bundle: &Bundle, shim: &Running) -> Result<()> {
-    bundle.name_program(&shim.program)?;
-    bundle.record(&shim.address()?)
+fn mend(bundle: &Bundle, program: &Path, address: impl FnOnce() -> Result<Address>) -> Result<bool> {
+    bundle.name_program(program)?;
+    bundle.record(&address()?)?;
+    Ok(true)
 }

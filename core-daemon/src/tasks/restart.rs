@@ -90,7 +90,8 @@ impl Tasks {
                 let alive =
                     matches!(status, Some(Status::Running | Status::Paused | Status::Pausing | Status::Created));
                 let exit_status = state.map_or(0, |state| state.exit_status);
-                if alive || is_young(container, self.interval()) || !wants_restart(&container.labels, exit_status)? {
+                let waits = task.is_none() && is_young(container, self.interval());
+                if alive || waits || !wants_restart(&container.labels, exit_status)? {
                     return Ok(());
                 }
                 if let Some(task) = &task {
@@ -160,7 +161,8 @@ fn log_of(labels: &Labels, loggers: &[PathBuf]) -> Result<String> {
     Ok(uri.to_owned())
 }
 
-/// A client that makes a container with these labels is about to create the task itself.
+/// A client that makes a container with these labels is about to create the task itself; where there is a task already,
+/// it has.
 fn is_young(container: &Container, grace: Duration) -> bool {
     let made = container.created_at.as_ref().map(time::system_time);
     made.and_then(|made| SystemTime::now().duration_since(made).ok()).is_some_and(|age| age < grace)

@@ -17,10 +17,10 @@ use gantry_proto::containerd::v1::types::Status;
 use gantry_proto::namespace::Namespace;
 use tokio::sync::mpsc;
 
-use super::{Bundle, Exit, Sandboxes, Slot, Task, Tasks};
+use super::{Bundle, Exit, Key, NO_ANSWER, Sandboxes, Slot, Task, Tasks};
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
-use crate::shims::{Address, Instance, Patience, Shim, ShimLog};
+use crate::shims::{Address, Patience, Shim, ShimLog};
 
 /// Bundles that are looked at at the same time.
 const AT_ONCE: usize = 64;
@@ -110,7 +110,7 @@ impl Tasks {
                 tracing::info!(%namespace, %id, "shim without a container; shutting it down");
                 self.leave(&task).await;
             }
-            Found::Dead => self.bury(namespace, id, &bundle, &program, &report).await,
+            Found::Dead => self.report_dead((namespace, id), &bundle, &program, &report).await,
             Found::Silent => self.ask_again(namespace, id, bundle, program, report),
         }
     }
@@ -144,12 +144,14 @@ impl Tasks {
             }
         };
         let key = (namespace.clone(), id.clone());
-        let task = Arc::new(Task::new(key, bundle.clone(), program.to_owned(), shim));
+        let rootfs = self.rootfs_in_use(namespace, id, bundle);
+        let task = Arc::new(Task::new(key, bundle.clone(), program.to_owned(), shim, rootfs));
         let request = shim::StateRequest { id: id.to_string(), exec_id: String::new() };
         match task.shim.call::<_, shim::StateResponse>("State", &request, Patience::Load).await {
             Ok(state) => {
                 task.pid.store(state.pid, Ordering::Relaxed);
                 task.paused.store(state.status() == Status::Paused, Ordering::SeqCst);
+                task.oom_killed.store(task.was_oom_killed().await, Ordering::SeqCst);
                 Found::Alive(task)
             }
             Err(error) if error.kind() == Kind::NotFound => Found::Empty(task),
@@ -169,21 +171,22 @@ impl Tasks {
     }
 
     /// Cleans up after a dead shim and tells the world how its container ended.
-    async fn bury(&self, namespace: Namespace, id: ContainerId, bundle: &Bundle, program: &Path, report: &Report) {
-        tracing::info!(%namespace, %id, "shim died while no daemon ran; cleaning up after it");
-        let instance = Instance { program, namespace: &namespace, id: &id, bundle: bundle.path() };
+    async fn report_dead(&self, key: Key, bundle: &Bundle, program: &Path, report: &Report) {
+        tracing::info!(namespace = %key.0, id = %key.1, "shim died while no daemon ran; cleaning up after it");
         let since = bundle.created_at();
-        let exit = self.clean_up_dead(instance, 0).await;
-        bundle.remove();
+        // Once: the daemon's start waits for this.
+        let exit = self.bury(&key, bundle, program, 0, 1).await;
+        let (namespace, id) = key;
         self.announce_end(&namespace, &id, exit);
         // Nobody may want to know.
         let _ = report.send(Restored::Dead { namespace, id, since, exit });
     }
 
-    /// Keeps asking a shim that did not answer. Until it does, its container's name is taken.
+    /// Keeps asking a shim that did not answer. Until it does, its container's name is taken, and the task is there but
+    /// cannot be asked: who heard that it is gone would start another.
     fn ask_again(&self, namespace: Namespace, id: ContainerId, bundle: Bundle, program: PathBuf, report: Report) {
         let key = (namespace.clone(), id.clone());
-        self.table().insert(key.clone(), Slot::Creating);
+        self.table().insert(key.clone(), Slot::Silent(NO_ANSWER));
         let tasks = self.clone();
         tokio::spawn(async move {
             loop {
@@ -195,10 +198,7 @@ impl Tasks {
                         tasks.table().remove(&key);
                         tasks.leave(&task).await;
                     }
-                    Found::Dead => {
-                        tasks.bury(namespace, id, &bundle, &program, &report).await;
-                        tasks.table().remove(&key);
-                    }
+                    Found::Dead => tasks.report_dead(key, &bundle, &program, &report).await,
                 }
                 return;
             }

@@ -5,13 +5,14 @@ use std::path::Path;
 use gantry_proto::containerd::types::Mount;
 use gantry_proto::namespace::Namespace;
 
-use super::Tasks;
+use super::{Bundle, Tasks};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
 use crate::mounts::{OF_CONTAINER, Wish};
 use crate::shims::is_ours;
+use crate::snapshots::InUse;
 
 /// The annotation in which a shim names the types of mounts that it makes itself.
 const ALLOWED: &str = "containerd.io/runtime-allow-mounts";
@@ -44,6 +45,15 @@ impl Tasks {
             Err(error) => Err(error),
         })
         .await
+    }
+
+    /// Keeps a task's root file system from being collected, be it that somebody deletes the container's record.
+    pub(super) fn rootfs_in_use(&self, namespace: &Namespace, id: &ContainerId, bundle: &Bundle) -> Option<InUse> {
+        let (snapshotter, key) = bundle.rootfs().or_else(|| {
+            let container = self.parts().containers.get(namespace, id).ok()?;
+            (!container.snapshot_key.is_empty()).then_some((container.snapshotter, container.snapshot_key))
+        })?;
+        Some(self.parts().snapshots.in_use(namespace, &snapshotter, &key))
     }
 
     async fn allowed_mounts(&self, program: &Path) -> Vec<String> {

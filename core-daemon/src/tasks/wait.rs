@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::id::{ExecId, exec_field};
 
 /// How long cleaning up after a dead shim may take before waiters are told that it failed.
-const CLEANUP: Duration = Duration::from_secs(30);
+const CLEANUP: Duration = Duration::from_secs(150);
 
 impl Task {
     /// Waits for the init process, or for an exec, and returns how it ended.

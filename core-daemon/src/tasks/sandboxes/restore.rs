@@ -12,6 +12,7 @@ use gantry_proto::namespace::Namespace;
 use tokio::sync::watch;
 
 use super::super::Bundle;
+use super::super::delete::TRIES;
 use super::control::READY;
 use super::{Held, Key, Sandbox, Sandboxes, Slot};
 use crate::config::Timeouts;
@@ -42,19 +43,21 @@ impl Sandboxes {
         program: PathBuf,
     ) {
         let key = (namespace, id);
-        if self.restore_once(&key, &bundle, &program).await {
+        let mut tries = TRIES;
+        if self.restore_once(&key, &bundle, &program, &mut tries).await {
             return;
         }
         self.tasks.sandboxes().insert(key.clone(), Slot::Reserved);
         tokio::spawn(async move {
-            while !self.restore_once(&key, &bundle, &program).await {
+            tokio::time::sleep(AGAIN).await;
+            while !self.restore_once(&key, &bundle, &program, &mut tries).await {
                 tokio::time::sleep(AGAIN).await;
             }
         });
     }
 
-    /// `false` where the shim did not answer.
-    async fn restore_once(&self, key: &Key, bundle: &Bundle, program: &Path) -> bool {
+    /// `false` where the shim did not answer, or what a dead one left is not cleaned up, which is tried `tries` times.
+    async fn restore_once(&self, key: &Key, bundle: &Bundle, program: &Path, tries: &mut u32) -> bool {
         let (namespace, id) = key;
         match self.look(key, bundle, program).await {
             Found::Alive(sandbox, started) => {
@@ -78,7 +81,10 @@ impl Sandboxes {
             Found::Dead => {
                 tracing::info!(%namespace, %id, "sandbox's shim died while no daemon ran; cleaning up after it");
                 let instance = Instance { program, namespace, id, bundle: bundle.path() };
-                self.tasks.clean_up_dead(instance, 0).await;
+                *tries = tries.saturating_sub(1);
+                if self.tasks.clean_up_dead(instance, 0, 1).await.is_err() && *tries > 0 {
+                    return false;
+                }
                 bundle.remove();
                 self.tasks.sandboxes().remove(key);
             }

@@ -8,6 +8,7 @@ use gantry_proto::containerd::runtime::sandbox::v1 as wire;
 use gantry_proto::containerd::task::v3 as task;
 use gantry_proto::time;
 
+use super::super::delete::TRIES;
 use super::{Exit, Held, Sandbox, Sandboxes, Slot};
 use crate::error::Result;
 
@@ -38,8 +39,9 @@ impl Sandboxes {
 
     /// Cleans up after a dead shim.
     pub(super) async fn clean_up(&self, sandbox: &Sandbox) {
-        let exit = self.tasks.clean_up_dead(sandbox.instance(), sandbox.pid.load(Ordering::Relaxed)).await;
-        self.ended(sandbox, exit);
+        let pid = sandbox.pid.load(Ordering::Relaxed);
+        let exit = self.tasks.clean_up_dead(sandbox.instance(), pid, TRIES).await;
+        self.ended(sandbox, exit.unwrap_or_else(|_| Exit::unseen(pid)));
     }
 
     /// Notes and announces the end; the first one stands.
