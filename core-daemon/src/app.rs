@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
-use crate::config::{Config, Timeouts};
+use crate::config::{Config, SharingPolicy, Timeouts};
 use crate::content::Content;
 use crate::cri::{self, Cri};
 use crate::engine::{self, Engine};
@@ -37,7 +37,7 @@ use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
 use crate::gc::{Gc, Schedule};
 use crate::grpc;
-use crate::image::{self, Images};
+use crate::image::{self, AtOnce, Images, Verifiers};
 use crate::metadata::Db;
 use crate::mounts::Mounts;
 use crate::observe::{self, Observer};
@@ -121,6 +121,7 @@ impl Daemon {
         let db = Db::open_beside(&config.root.join("meta.redb"), &described, &verify::in_process)?;
         let snapshots = snapshotters(config, &db, &events)?;
         let content = Content::open(&content, db.clone(), events.clone())?;
+        let content = content.isolated(config.content.sharing_policy == SharingPolicy::Isolated);
         let mounts = Mounts::open(&config.state, &config.root)?;
         let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), events.clone());
         let storage = Storage::new(storage::Parts {
@@ -135,6 +136,8 @@ impl Daemon {
             snapshotters: snapshots.clone(),
             leases: Leases::new(db.clone(), snapshots.clone()),
             registry: registry(config),
+            at_once: AtOnce { downloads: config.registry.max_downloads, uploads: config.registry.max_uploads },
+            verifiers: Verifiers::new(&config.image_verifier),
             wake: gc.waker(),
         });
         let namespaces = Namespaces::new(db.clone(), events.clone());

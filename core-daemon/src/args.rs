@@ -28,6 +28,13 @@ pub enum Command {
         #[arg(long, short)]
         namespace: String,
     },
+    /// Run a program as a hook of an OCI runtime: {{id}}, {{pid}}, {{status}}, {{bundle}}, {{rootfs}} and
+    /// {{annotation "NAME"}} in its words and its environment stand for what the container's state on standard input says
+    OciHook {
+        /// Program and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Make the namespaces that the flags name and keep them until the input ends; the daemon runs this for pods
     #[command(name = crate::net::namespaces::HOLD, hide = true)]
     HoldNamespaces {
@@ -60,5 +67,6 @@ pub enum ConfigCommand {
     /// The built-in defaults
     Default,
     /// What the daemon would run with: file and flags over the defaults
+    #[command(visible_alias = "migrate")]
     Dump,
 }

@@ -1,8 +1,11 @@
 //! Configuration: a TOML file over built-in defaults, and flags over the file.
 //!
-//! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late.
+//! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late. Only a file of
+//! containerd's is read leniently, see `containerd`.
 
+mod containerd;
 mod cri;
+mod images;
 mod observe;
 mod snapshotters;
 
@@ -13,6 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
+pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy};
 pub use self::observe::{Metrics, Tracing};
 pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
@@ -40,8 +44,12 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Containers' logs.
     pub container_log: ContainerLog,
+    /// Blobs.
+    pub content: ContentStore,
     /// Registries.
     pub registry: Registry,
+    /// Programs that are asked whether an image may be pulled.
+    pub image_verifier: ImageVerifier,
     /// Kubernetes' container runtime interface.
     pub cri: Cri,
     /// Counters of calls.
@@ -52,6 +60,9 @@ pub struct Config {
     pub snapshotters: Snapshotters,
     /// Programs that are plugins, by name, as containerd configures them.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// What whoever starts the daemon should know of the file that this was read from.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// The API's socket.
@@ -102,6 +113,8 @@ pub enum LogFormat {
 pub struct Runtime {
     /// Runtime of containers that name none, as containerd spells it.
     pub default: String,
+    /// Runtimes that stand in for others whose program is not installed.
+    pub aliases: BTreeMap<String, String>,
     /// Snapshotter of containers that name none.
     pub snapshotter: String,
     /// Calls a shim may have to answer at once; more wait for their turn.
@@ -140,16 +153,20 @@ pub struct ContainerLog {
     pub max_size: u64,
     /// Files kept of one container, the current one included.
     pub max_files: u32,
+    /// Rotated files are packed with gzip.
+    pub compress: bool,
+    /// What happens to output that cannot be written as fast as it comes.
+    pub policy: LogPolicy,
 }
 
-/// Registries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Registry {
-    /// Directory of `HOST/hosts.toml` and certificates.
-    pub config_path: PathBuf,
-    /// The daemon's own accounts, as docker's `config.json` has them; empty: none.
-    pub auth_file: PathBuf,
+/// What happens to output that cannot be written as fast as it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogPolicy {
+    /// The container waits.
+    Block,
+    /// It is dropped, and how much is noted in the log.
+    Drop,
 }
 
 /// Flags that take precedence over the configuration file.
@@ -183,12 +200,15 @@ impl Default for Config {
             runtime: Runtime::default(),
             timeouts: Timeouts::default(),
             container_log: ContainerLog::default(),
+            content: ContentStore::default(),
             registry: Registry::default(),
+            image_verifier: ImageVerifier::default(),
             cri: Cri::default(),
             metrics: Metrics::default(),
             tracing: Tracing::default(),
             snapshotters: Snapshotters::default(),
             proxy_plugins: BTreeMap::new(),
+            notes: Vec::new(),
         }
     }
 }
@@ -209,6 +229,8 @@ impl Default for Runtime {
     fn default() -> Self {
         Self {
             default: "io.containerd.rung.v2".into(),
+            // What clients ask for who care for no runtime in particular.
+            aliases: [("io.containerd.runc.v2".to_owned(), "io.containerd.rung.v2".to_owned())].into(),
             snapshotter: "overlayfs".into(),
             shim_calls: 32,
             restart_interval: 10,
@@ -225,7 +247,8 @@ impl Default for Timeouts {
             shim_call: 120,
             shim_state: 2,
             shim_shutdown: 3,
-            shim_cleanup: 10,
+            // More than a shim gives the runtime.
+            shim_cleanup: 35,
             drain: 5,
         }
     }
@@ -233,13 +256,7 @@ impl Default for Timeouts {
 
 impl Default for ContainerLog {
     fn default() -> Self {
-        Self { max_size: 16 << 20, max_files: 5 }
-    }
-}
-
-impl Default for Registry {
-    fn default() -> Self {
-        Self { config_path: "/etc/gantry/certs.d".into(), auth_file: PathBuf::new() }
+        Self { max_size: 16 << 20, max_files: 5, compress: true, policy: LogPolicy::Block }
     }
 }
 
@@ -251,13 +268,28 @@ impl Config {
     pub fn load(flags: &Overrides) -> Result<Self> {
         let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         let mut config = match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).doing(|| format!("read configuration {}", path.display()))?,
+            Ok(text) => Self::read(&text, path).doing(|| format!("read configuration {}", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => Self::default(),
             Err(error) => return Err(error).doing(|| format!("read configuration {}", path.display())),
         };
         config.put_over(flags);
         config.check()?;
+        // Its blobs would be ours to collect, because no record of ours names them.
+        if config.root.join("io.containerd.metadata.v1.bolt/meta.db").exists() {
+            let root = config.root.display();
+            return Err(Error::precondition(format!(
+                "root {root}: has data of containerd; choose another with --root"
+            )));
+        }
         Ok(config)
+    }
+
+    fn read(text: &str, path: &Path) -> Result<Self> {
+        match text.parse::<toml::Table>() {
+            Ok(table) if containerd::is_theirs(&table) => containerd::read(table, path),
+            // What is wrong is said below, with the place.
+            _ => Self::parse(text),
+        }
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -327,6 +359,9 @@ impl Config {
             if !plugin.address.is_absolute() {
                 return Err(Error::invalid(format!("proxy_plugins.{name}.address: path must be absolute")));
             }
+        }
+        if self.registry.max_downloads == 0 || self.registry.max_uploads == 0 {
+            return Err(Error::invalid("registry.max_downloads, registry.max_uploads: must be at least 1"));
         }
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));

@@ -5,7 +5,7 @@
 //! 1 `metadata`, `events`, `erofs` ·
 //! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` ·
 //! 3 `records`, `image`, `tasks`, `shims`, `net`, `gc`, `storage` ·
-//! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`.
+//! 4 `grpc`, `engine`, `cri`, `ttrpc`, `observe` · 5 `app`, `serve`, `args`, `hook`.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod app;
@@ -24,6 +24,7 @@ pub mod failpoint;
 pub mod filter;
 pub mod gc;
 pub mod grpc;
+pub mod hook;
 pub mod id;
 pub mod image;
 pub mod labels;
@@ -55,11 +56,12 @@ pub const CONTAINERD_VERSION: &str = "v2.3.0";
 
 /// Does what the command line asks.
 pub fn run(args: Args) -> ExitCode {
-    // These serve the daemon, whose configuration is none of their business.
+    // These serve the daemon or a runtime, and the daemon's configuration is none of their business.
     let served = match &args.command {
         Some(Command::HoldNamespaces { flags }) => Some(net::namespaces::hold(*flags)),
         Some(Command::LookAtPath { path }) => Some(cri::host::look_at_path(path)),
         Some(Command::VerifyMetadata { path }) => return app::verify_metadata(path),
+        Some(Command::OciHook { words }) => Some(hook::run(words)),
         _ => None,
     };
     if let Some(served) = served {
@@ -67,7 +69,8 @@ pub fn run(args: Args) -> ExitCode {
     }
     let config = Config::load(&args.daemon);
     let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
-    if let Err(error) = start_log(&log).and(config).and_then(|config| dispatch(config, args.command)) {
+    let note = |config: &Config| config.notes.iter().for_each(|note| tracing::warn!("configuration: {note}"));
+    if let Err(error) = start_log(&log).and(config).inspect(note).and_then(|config| dispatch(config, args.command)) {
         tracing::error!("gantryd: {error}");
         return ExitCode::FAILURE;
     }
@@ -87,9 +90,14 @@ fn said(served: Result<()>) -> ExitCode {
 
 fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
     match command {
-        None | Some(Command::HoldNamespaces { .. } | Command::LookAtPath { .. } | Command::VerifyMetadata { .. }) => {
-            runtime()?.block_on(app::run(config))
-        }
+        // What is not here was served above.
+        None
+        | Some(
+            Command::HoldNamespaces { .. }
+            | Command::LookAtPath { .. }
+            | Command::VerifyMetadata { .. }
+            | Command::OciHook { .. },
+        ) => runtime()?.block_on(app::run(config)),
         Some(Command::Publish { topic, namespace }) => {
             runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic))
         }

@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 
 use anyhow::Context;
 use integration_tests::pty::Pty;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Bundle, Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_task_from_start_to_delete [Root, Overlay, EveryHost],
@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     labels_keep_a_container_running [Root, Overlay],
     a_terminal_for_a_person_with_ctr [Root, Overlay],
     a_shim_answers_whoever_finds_its_socket [Root, Overlay],
+    a_plain_program_can_be_a_hook [Root],
 ];
 
 const RUN: [&str; 3] = ["run", "--runtime", "io.containerd.rung.v2"];
@@ -182,6 +183,21 @@ fn a_terminal_for_a_person_with_ctr(env: &Env) -> Result<()> {
     shows(&mut pty, "40 100")?;
     pty.types("exit 7\n")?;
     assert_eq!(pty.end()?.code(), Some(7));
+    Ok(())
+}
+
+/// `gantryd oci-hook`, which tells a program what runtimes tell hooks only.
+fn a_plain_program_can_be_a_hook(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "hooked", &["true"])?;
+    let (said, id) = (env.path("said"), env.id("hooked"));
+    let script =
+        format!("test {{{{pid}}}} -gt 0 && echo {{{{id}}}} {{{{ annotation \"note\" }}}} > {}", said.display());
+    let path = env.command("gantryd")?.get_program().to_string_lossy().into_owned();
+    bundle.set("/annotations", serde_json::json!({ "note": "kept" }));
+    let args = ["gantryd", "oci-hook", "--", "/bin/sh", "-c", &script];
+    bundle.set("/hooks", serde_json::json!({ "createRuntime": [{ "path": path, "args": args }] }));
+    env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.ok()?;
+    assert_eq!(std::fs::read_to_string(&said)?.trim(), format!("{id} kept"));
     Ok(())
 }
 

@@ -379,6 +379,9 @@ fn shared(content: &Content, about: &About) -> Result<Option<(Pending, u64)>> {
         // Recorded here but not whole, or the caller would have been told: it is to be written again.
         return Ok(None);
     }
+    if !content.is_shared(expected)? {
+        return Ok(None);
+    }
     let pending = Pending::new(&content.0, expected.clone());
     let blob = content.0.open_blob(expected)?;
     Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (pending, blob.size)))

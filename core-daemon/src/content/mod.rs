@@ -20,6 +20,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -37,7 +38,7 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Events;
 use crate::failpoint;
 use crate::labels;
-use crate::metadata::{Db, content as table, leases};
+use crate::metadata::{Db, content as table, leases, namespaces};
 
 /// What a lease calls a blob it holds.
 pub const RESOURCE: &str = "content";
@@ -52,6 +53,8 @@ struct Store {
     root: PathBuf,
     db: Db,
     events: Events,
+    /// A namespace gets a blob that another has only by proving that it has the bytes.
+    isolated: AtomicBool,
     /// Ingests that have a writer, by directory.
     writing: Mutex<HashSet<String>>,
     /// Blobs that are on disk for a record about to be written: not for collection.
@@ -79,7 +82,32 @@ impl Content {
             builder.recursive(true).mode(0o700).create(&path).doing(|| format!("make {}", path.display()))?;
         }
         let (writing, pending) = (Mutex::default(), Mutex::default());
-        Ok(Self(Arc::new(Store { root: root.to_owned(), db, events, writing, pending })))
+        let isolated = AtomicBool::new(false);
+        Ok(Self(Arc::new(Store { root: root.to_owned(), db, events, isolated, writing, pending })))
+    }
+
+    /// The same store, in which a namespace gets a blob that another has only by writing it too.
+    #[must_use]
+    pub fn isolated(self, isolated: bool) -> Self {
+        self.0.isolated.store(isolated, Ordering::Relaxed);
+        self
+    }
+
+    /// Whether any namespace may have a blob that is here for the asking.
+    fn is_shared(&self, digest: &Digest) -> Result<bool> {
+        if !self.0.isolated.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        self.0.db.read(|tx| {
+            for namespace in namespaces::list(tx)? {
+                if namespace.labels.get(labels::SHAREABLE).is_some_and(|value| value == "true")
+                    && table::get(tx, &namespace.name, digest.as_str())?.is_some()
+                {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
     }
 
     /// Where it is.

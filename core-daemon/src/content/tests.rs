@@ -31,6 +31,24 @@ fn what_is_written_can_be_read_only_in_its_namespace() {
 }
 
 #[test]
+fn isolated_namespaces_have_to_show_that_they_have_the_bytes() {
+    let it = fixture();
+    let content = it.content.clone().isolated(true);
+    let digest = content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    let offset = |namespace: &str| {
+        let ingest = content.writer(&ctx(namespace), "r", 5, Some(&digest)).expect("writer");
+        let offset = ingest.offset();
+        ingest.abort();
+        offset
+    };
+    assert_eq!(offset("b"), 0);
+    let shareable = labels::Labels::from([(labels::SHAREABLE.to_owned(), "true".to_owned())]);
+    let shared = gantry_proto::containerd::services::namespaces::v1::Namespace { name: "a".into(), labels: shareable };
+    it.db.write(|tx| namespaces::put(tx, &shared)).expect("label");
+    assert_eq!(offset("b"), 5);
+}
+
+#[test]
 fn a_wrong_digest_or_size_is_refused_and_leaves_no_blob() {
     let it = fixture();
     let expected = Digest::of(b"right");

@@ -15,9 +15,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::labels::{self, Labels};
 
-/// Layers that come in at once.
-const AT_ONCE: usize = 6;
-
 /// Blobs, layers being unpacked, and the turns for both, which last until they are recorded.
 #[derive(Default)]
 pub(super) struct Haul {
@@ -36,6 +33,8 @@ pub(super) struct Gear<'a> {
     pub(super) flights: &'a Flights,
     /// The label that says where blobs come from.
     pub(super) source: (String, String),
+    /// How many come in at once.
+    pub(super) at_once: usize,
 }
 
 impl Haul {
@@ -51,7 +50,7 @@ impl Haul {
 
     /// Fetches the layers of an image, all at once as far as nobody else is at it. Those are waited for.
     pub(super) async fn layers(&mut self, gear: &Gear<'_>, manifest: &Manifest, stack: Option<&Stack>) -> Result<()> {
-        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let room = Arc::new(Semaphore::new(gear.at_once));
         let mut all: Vec<Option<Fetched>> = manifest.layers.iter().map(|_| None).collect();
         let (mut ours, mut theirs) = (JoinSet::new(), Vec::new());
         let job = |index: usize| Job {

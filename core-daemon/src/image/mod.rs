@@ -16,6 +16,7 @@ mod referrers;
 mod tree;
 mod unpack;
 pub mod users;
+mod verify;
 pub mod walk;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use flights::Flights;
 pub use naming::Names;
 pub use push::{PushOptions, Pushed};
 pub use tree::manifest_labels;
+pub use verify::Verifiers;
 
 /// The images of all namespaces.
 #[derive(Clone)]
@@ -50,6 +52,8 @@ pub struct Images {
     /// What keeps a pull's parts until its record is written.
     pub leases: Leases,
     registry: Registry,
+    at_once: AtOnce,
+    verifiers: Verifiers,
     /// Told when something may be collected.
     wake: Arc<Notify>,
     /// What is being pulled.
@@ -68,8 +72,21 @@ pub struct Parts {
     pub leases: Leases,
     /// The way to registries.
     pub registry: Registry,
+    /// How much goes that way at once.
+    pub at_once: AtOnce,
+    /// Who is asked about an image.
+    pub verifiers: Verifiers,
     /// Told when something may be collected.
     pub wake: Arc<Notify>,
+}
+
+/// How much goes to and from a registry at once, for one image.
+#[derive(Debug, Clone, Copy)]
+pub struct AtOnce {
+    /// Layers that come in.
+    pub downloads: usize,
+    /// Blobs that go out.
+    pub uploads: usize,
 }
 
 /// How to pull.
@@ -126,6 +143,8 @@ pub trait Progress: Send + Sync {
     fn resolving(&self, _reference: &str) {}
     /// What the name stands for.
     fn resolved(&self, _target: &Descriptor) {}
+    /// What the registry wants people to know.
+    fn warning(&self, _text: &str) {}
     /// A document leads to these.
     fn children(&self, _parent: &Descriptor, _children: &[Descriptor]) {}
     /// A manifest, index or configuration is here, or there when it is pushed.
@@ -176,8 +195,9 @@ pub struct Resolved {
 impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
-        let Parts { records, content, snapshotters, leases, registry, wake } = parts;
-        Self { records, content, snapshotters, leases, registry, wake, flights: Flights::default() }
+        let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, wake } = parts;
+        let flights = Flights::default();
+        Self { records, content, snapshotters, leases, registry, at_once, verifiers, wake, flights }
     }
 
     /// Looks an image up by its exact record name, for a platform or for this machine.

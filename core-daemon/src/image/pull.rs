@@ -48,8 +48,11 @@ impl Images {
         let pull = Pull { images: self, ctx: held, repository, options, progress };
         let resolved = pull.repository.resolve(reference.object()).await.doing(|| format!("pull {name}"))?;
         pull.progress.resolved(&resolved.descriptor);
+        self.verifiers.ask(&name, &resolved.descriptor).await.doing(|| format!("pull {name}"))?;
         let _turn = self.flights.take(&format!("{} {}", ctx.namespace, resolved.descriptor.digest)).await;
-        pull.run(&name, resolved.descriptor, resolved.bytes).await.doing(|| format!("pull {name}"))
+        let pulled = pull.run(&name, resolved.descriptor, resolved.bytes).await.doing(|| format!("pull {name}"));
+        pull.repository.warnings().iter().for_each(|warning| pull.progress.warning(warning));
+        pulled
     }
 }
 
@@ -169,7 +172,12 @@ impl Pull<'_> {
             ctx: self.ctx.clone(),
             progress: self.progress.clone(),
         };
-        let gear = Gear { fetcher: &fetcher, flights: &self.images.flights, source: self.source() };
+        let gear = Gear {
+            fetcher: &fetcher,
+            flights: &self.images.flights,
+            source: self.source(),
+            at_once: self.images.at_once.downloads,
+        };
         let fetched = haul.layers(&gear, manifest, stack.as_ref()).await;
         haul.stacks.extend(stack);
         fetched

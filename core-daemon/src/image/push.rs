@@ -24,8 +24,6 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::labels;
 use crate::registry::{Pusher, Room};
 
-/// Blobs that go out at once.
-const AT_ONCE: usize = 4;
 /// Repositories that are tried for one blob.
 const MAX_SOURCES: usize = 2;
 
@@ -91,7 +89,8 @@ impl Images {
         let plan = self.plan(ctx, target, &options, progress.as_ref()).await.doing(doing)?;
         progress.resolved(&plan.target);
         let pusher = self.registry.repository(to, &options.access)?.pusher().await.doing(doing)?;
-        let sender = Sender { content: self.content.clone(), ctx: ctx.clone(), pusher, progress };
+        let (content, at_once) = (self.content.clone(), self.at_once.uploads);
+        let sender = Sender { content, ctx: ctx.clone(), pusher, progress, at_once };
         sender.blobs(plan.blobs).await.doing(doing)?;
         sender.documents(plan.documents, &plan.target, to).await.doing(doing)?;
         Ok(Pushed { target: plan.target, is_part: plan.is_part })
@@ -192,11 +191,12 @@ struct Sender {
     ctx: Context,
     pusher: Pusher,
     progress: Arc<dyn Progress>,
+    at_once: usize,
 }
 
 impl Sender {
     async fn blobs(&self, blobs: Vec<Blob>) -> Result<()> {
-        let room = Arc::new(Semaphore::new(AT_ONCE));
+        let room = Arc::new(Semaphore::new(self.at_once));
         let mut tasks = JoinSet::new();
         for blob in blobs {
             let (sender, room) = (self.clone(), room.clone());

@@ -43,6 +43,8 @@ fn fixture() -> Fixture {
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
         registry: Registry::new(PathBuf::from("/nonexistent")),
+        at_once: AtOnce { downloads: 6, uploads: 4 },
+        verifiers: Verifiers::default(),
         wake: gc.waker(),
     });
     Fixture { _dir: dir, images, gc, ctx: Context::new(Namespace::parse("n").expect("namespace")) }

@@ -28,6 +28,21 @@ pub fn resolve(text: &str, mounts: &[Mount]) -> Result<User> {
     user::resolve(text, &passwd, &group).map_err(|error| Error::invalid(error.to_string()))
 }
 
+/// Looks groups up in the root file system that `mounts` make.
+///
+/// # Errors
+/// `InvalidArgument` for a group that is not there.
+pub fn groups(names: &[String], mounts: &[Mount]) -> Result<Vec<u32>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let layers: Vec<PathBuf> = mounts.first().map(layers).unwrap_or_default();
+    let group = layers.iter().find_map(|layer| read_beneath(layer, "etc/group").transpose()).transpose()?;
+    let group = group.unwrap_or_default();
+    let id = |name: &String| user::group_id(name, &group).map_err(|error| Error::invalid(error.to_string()));
+    names.iter().map(id).collect()
+}
+
 /// Looks `text` up in the root file system of a running process.
 ///
 /// # Errors

@@ -54,13 +54,18 @@ impl Repository {
     pub(super) async fn send(&self, host: &Host, ask: &Ask, scope: &str) -> Result<Response> {
         let known = self.known(host, scope).await;
         let answer = transport::send(host, ask, known.as_deref()).await?;
+        self.warnings.take(&host.name(), answer.headers());
         // Only the host itself may ask for its account: not who it redirects to, nor where it wants uploads sent.
         if answer.status() != StatusCode::UNAUTHORIZED || !same_origin(answer.url(), &host.base) {
             return Ok(answer);
         }
         // Either there was no authorization yet, or it ended meanwhile.
         match self.authorize(host, &answer, scope).await? {
-            Some(authorization) => transport::send(host, ask, Some(&authorization)).await,
+            Some(authorization) => {
+                let answer = transport::send(host, ask, Some(&authorization)).await?;
+                self.warnings.take(&host.name(), answer.headers());
+                Ok(answer)
+            }
             None => Ok(answer),
         }
     }

@@ -22,6 +22,7 @@ mod push;
 mod reach;
 mod referrers;
 mod transport;
+mod warnings;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ use crate::error::Result;
 use accounts::AccountsFile;
 use auth::Tokens;
 use hosts::Host;
+use warnings::Warnings;
 
 /// An account at a registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -151,6 +153,7 @@ impl Registry {
             credentials: access.credentials.clone(),
             keyrings: self.keyrings(access),
             tokens: Arc::default(),
+            warnings: Arc::default(),
         })
     }
 
@@ -171,12 +174,18 @@ pub struct Repository {
     credentials: Option<Credentials>,
     keyrings: Arc<[Arc<dyn Keyring>]>,
     tokens: Arc<Tokens>,
+    warnings: Arc<Warnings>,
 }
 
 impl Repository {
     /// The registry as the reference names it.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// What its hosts wanted people to know so far.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.all()
     }
 
     /// The repository's path in it.

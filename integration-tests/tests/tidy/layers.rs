@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["registry", "diff", "snapshots", "mounts", "content"],
     &["records", "image", "tasks", "shims", "net", "volumes", "gc", "storage"],
     &["grpc", "engine", "ttrpc", "cri", "observe"],
-    &["main", "lib", "args", "app", "serve"],
+    &["main", "lib", "args", "app", "serve", "hook"],
 ];
 
 /// Pairs in one layer of which the first may use the second.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use gantry_proto::runtime::v1;
+use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{LinuxCapabilities, Process};
 use rung_spec::builder::{self, Options};
 use rung_spec::defaults::{self, capabilities};
@@ -32,7 +33,7 @@ pub(super) fn make(making: &Making<'_>, context: &v1::LinuxContainerSecurityCont
         .set_selinux_label(
             Some(making.sandbox.process_label.clone()).filter(|label| !label.is_empty() && !context.privileged),
         )
-        .set_rlimits(None)
+        .set_rlimits(Some(vec![builder::nofile(getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard))]))
         .set_oom_score_adj(oom_score(making)?);
     Ok((process, user))
 }

@@ -1,0 +1,62 @@
+//! Content and images: who may have what is here, and who may be pulled from.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The content store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContentStore {
+    /// How a namespace gets a blob that another one has.
+    pub sharing_policy: SharingPolicy,
+}
+
+/// How a namespace gets a blob that another one has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SharingPolicy {
+    /// By asking for its digest.
+    #[default]
+    Shared,
+    /// By writing all of its bytes, unless the other one has the label `containerd.io/namespace.shareable`.
+    Isolated,
+}
+
+/// Registries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Directory of `HOST/hosts.toml` and certificates.
+    pub config_path: PathBuf,
+    /// The daemon's own accounts, as docker's `config.json` has them; empty: none.
+    pub auth_file: PathBuf,
+    /// Layers of one image that come in at once.
+    pub max_downloads: usize,
+    /// Blobs of one image that go out at once.
+    pub max_uploads: usize,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { config_path: "/etc/gantry/certs.d".into(), auth_file: PathBuf::new(), max_downloads: 6, max_uploads: 4 }
+    }
+}
+
+/// Programs that are asked whether an image may be pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageVerifier {
+    /// Directory of the programs, all of which must agree; empty, or not there: nobody is asked.
+    pub bin_dir: PathBuf,
+    /// How many of them are asked, in the order of their names; -1: all.
+    pub max_verifiers: i64,
+    /// Seconds that each may take.
+    pub per_verifier_timeout: u64,
+}
+
+impl Default for ImageVerifier {
+    fn default() -> Self {
+        Self { bin_dir: PathBuf::new(), max_verifiers: 10, per_verifier_timeout: 10 }
+    }
+}

@@ -1,0 +1,161 @@
+//! Programs that are asked whether an image may be pulled: every one in a directory must agree. Each is run as
+//!
+//! ```text
+//! PROGRAM -name NAME -digest DIGEST -stdin-media-type application/vnd.oci.descriptor.v1+json
+//! ```
+//!
+//! with the image's descriptor on its standard input. It agrees by exiting with 0; what it prints is the reason.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rung_spec::image::Descriptor;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+
+use crate::config::{ImageVerifier, Timeouts};
+use crate::error::{Doing, Error, Kind, Result};
+
+/// Media type of what is on standard input.
+const DESCRIPTOR: &str = "application/vnd.oci.descriptor.v1+json";
+/// Most bytes that are read of what a program prints.
+const MAX_OUTPUT: u64 = 32 << 10;
+
+/// Those who are asked.
+#[derive(Debug, Clone, Default)]
+pub struct Verifiers {
+    directory: PathBuf,
+    most: Option<usize>,
+    patience: Duration,
+}
+
+impl Verifiers {
+    /// As they are configured.
+    pub fn new(config: &ImageVerifier) -> Self {
+        Self {
+            directory: config.bin_dir.clone(),
+            most: usize::try_from(config.max_verifiers).ok(),
+            patience: Timeouts::of(config.per_verifier_timeout),
+        }
+    }
+
+    /// Asks all of them about an image.
+    ///
+    /// # Errors
+    /// `PermissionDenied` with the reason of the one that refuses; what keeps one from answering.
+    pub async fn ask(&self, name: &str, image: &Descriptor) -> Result<()> {
+        let programs = self.programs()?;
+        let asked = self.most.unwrap_or(usize::MAX);
+        if programs.len() > asked {
+            let (directory, there) = (self.directory.display(), programs.len());
+            tracing::warn!(%directory, there, asked, "not all image verifiers are asked");
+        }
+        for program in programs.iter().take(asked) {
+            let doing = || format!("image verifier {}", program.display());
+            let conversation = converse(program, name, image);
+            let (agrees, reason) = match tokio::time::timeout(self.patience, conversation).await {
+                Ok(answer) => answer.doing(doing)?,
+                Err(_) => {
+                    let text = format!("no answer within {} s", self.patience.as_secs());
+                    return Err(Error::new(Kind::DeadlineExceeded, text)).doing(doing);
+                }
+            };
+            if !agrees {
+                return Err(Error::new(Kind::PermissionDenied, format!("refuses the image: {reason}"))).doing(doing);
+            }
+            tracing::debug!(program = %program.display(), name, reason, "image verifier agrees");
+        }
+        Ok(())
+    }
+
+    /// The programs by name; none where there is no directory.
+    fn programs(&self) -> Result<Vec<PathBuf>> {
+        if self.directory.as_os_str().is_empty() {
+            return Ok(Vec::new());
+        }
+        let doing = || format!("image verifiers in {}", self.directory.display());
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).doing(doing),
+        };
+        let mut programs = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>().doing(doing)?;
+        programs.sort();
+        Ok(programs)
+    }
+}
+
+/// Whether a program agrees, and what it says.
+async fn converse(program: &Path, name: &str, image: &Descriptor) -> Result<(bool, String)> {
+    let descriptor = serde_json::to_vec(image).map_err(|error| Error::internal(error.to_string()))?;
+    let mut child = Command::new(program)
+        .args(["-name", name, "-digest", image.digest.as_str(), "-stdin-media-type", DESCRIPTOR])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let tell = async {
+        if let Some(mut stdin) = stdin {
+            // A program that does not read its input is not wrong.
+            let _ = stdin.write_all(&descriptor).await;
+        }
+    };
+    let hear = async {
+        let Some(mut stdout) = stdout else { return Ok(Vec::new()) };
+        let mut said = Vec::new();
+        (&mut stdout).take(MAX_OUTPUT).read_to_end(&mut said).await?;
+        tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
+        Ok::<_, std::io::Error>(said)
+    };
+    let ((), said) = tokio::join!(tell, hear);
+    let reason = String::from_utf8_lossy(&said?).trim().to_owned();
+    let status = child.wait().await?;
+    Ok((status.success(), if reason.is_empty() { status.to_string() } else { reason }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_must_agree() {
+        let dir = tempfile::tempdir().expect("directory");
+        let config = |most: i64, patience: u64| ImageVerifier {
+            bin_dir: dir.path().join("bin"),
+            max_verifiers: most,
+            per_verifier_timeout: patience,
+        };
+        let image = Descriptor::new("application/x", rung_spec::digest::Digest::of(b"x"), 1);
+        let ask = async |most, patience| {
+            let asked = Verifiers::new(&config(most, patience)).ask("a.test/b:1", &image).await;
+            asked.map_err(|error| (error.kind(), error.to_string()))
+        };
+        assert_eq!(ask(-1, 5).await, Ok(()), "no directory");
+        let write = |name: &str, script: &str| {
+            std::fs::create_dir_all(dir.path().join("bin")).expect("bin");
+            let path = dir.path().join("bin").join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("program");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+        };
+        let digest = image.digest.to_string();
+        write(
+            "1",
+            &format!(
+                "grep -q {digest} && test \"$*\" = '-name a.test/b:1 -digest {digest} -stdin-media-type {DESCRIPTOR}'"
+            ),
+        );
+        assert_eq!(ask(-1, 5).await, Ok(()));
+        write("2", "echo not signed; exit 1");
+        let (kind, text) = ask(-1, 5).await.expect_err("the second refuses");
+        assert!(kind == Kind::PermissionDenied && text.contains("not signed"), "{text}");
+        assert_eq!(ask(1, 5).await, Ok(()), "the second is not asked");
+        write("1", "exec sleep 60");
+        assert_eq!(ask(1, 1).await.expect_err("hangs").0, Kind::DeadlineExceeded);
+    }
+}
