@@ -11,6 +11,7 @@ pub mod commands;
 pub mod credentials;
 pub mod error;
 pub mod exit;
+pub mod files;
 pub mod output;
 pub mod parse;
 pub mod session;

@@ -271,6 +271,43 @@ fn files_become_an_image_and_come_out_again(env: &Env) -> Result<()> {
     let followed = stack.gantry(&["cp", "-L", "runs:/tmp/out", "-"])?;
     assert!(!followed.stdout.contains(own.trim()), "a link led out of the container: {followed}");
     stack.gantry(&["cp", "runs:/nothing", "-"])?.fails()?;
+    copies_files_of_this_machine(env, &stack)
+}
+
+/// Where docker puts them, and nowhere else, whatever links the container has.
+fn copies_files_of_this_machine(env: &Env, stack: &Stack<'_>) -> Result<()> {
+    let (here, back) = (env.dir("here")?, env.dir("back")?);
+    fs::write(here.join("a"), "one")?;
+    let copy = |from: &str, to: &str| stack.gantry(&["cp", "-q", from, to]);
+    let (tree, file, back) = (here.to_string_lossy(), here.join("a"), back.to_string_lossy());
+    let file = file.to_string_lossy();
+    copy(&file, "runs:/tmp/")?.ok()?;
+    copy(&file, "runs:/tmp/b")?.ok()?;
+    copy(&tree, "runs:/tmp/tree")?.ok()?;
+    copy(&tree, "runs:/tmp")?.ok()?;
+    copy(&format!("{tree}/."), "runs:/tmp/tree")?.ok()?;
+    let found = stack.gantry(&["exec", "runs", "find", "/tmp", "-name", "[ab]", "-type", "f"])?.ok()?;
+    let mut found: Vec<&str> = found.stdout.lines().collect();
+    found.sort_unstable();
+    assert_eq!(found, ["/tmp/a", "/tmp/b", "/tmp/here/a", "/tmp/tree/a"]);
+    copy(&file, "runs:/none/a")?.fails()?;
+    copy(&tree, "runs:/tmp/b")?.fails()?;
+    copy("runs:/tmp/tree", &back)?.ok()?;
+    copy("runs:/tmp/tree/.", &format!("{back}/content"))?.ok()?;
+    copy("runs:/tmp/b", &format!("{back}/c"))?.ok()?;
+    for copied in ["tree/a", "content/a", "c"] {
+        assert_eq!(fs::read_to_string(format!("{back}/{copied}"))?, "one", "{copied}");
+    }
+    // A link in the container leads to the container's own files, and comes out as a link.
+    let outside = env.dir("outside")?;
+    let links = format!("mkdir -p {0} && ln -s {0} /tmp/way && ln -s {0}/x /tmp/tree/x", outside.display());
+    stack.gantry(&["exec", "runs", "sh", "-c", &links])?.ok()?;
+    copy(&file, "runs:/tmp/way/a")?.ok()?;
+    assert_eq!(fs::read_dir(&outside)?.count(), 0, "a link led out of the container");
+    copy("runs:/tmp/tree/.", &format!("{back}/content"))?.ok()?;
+    assert_eq!(fs::read_link(format!("{back}/content/x"))?, outside.join("x"));
+    copy(&file, &format!("runs:{}/a", outside.display()))?.ok()?;
+    assert_eq!(fs::read_dir(&outside)?.count(), 0);
     Ok(())
 }
 

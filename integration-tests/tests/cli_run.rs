@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = tests![
     output_is_exact_and_streams_are_apart [Root, Overlay],
     exit_codes_are_dockers [Root, Overlay],
     surroundings_are_set_from_outside [Root, Overlay],
+    what_few_wish_for_reaches_the_container [Root, Overlay],
+    what_does_not_run_is_pruned [Root, Overlay],
     users_are_looked_up_in_the_image [Root, Overlay],
     standard_input_reaches_the_program [Root, Overlay],
     binds_show_the_host [Root, Overlay],
@@ -89,6 +91,78 @@ fn surroundings_are_set_from_outside(env: &Env) -> Result<()> {
     stack.gantry(&["run", "--rm", "--entrypoint", "", "IMAGE"])?.exits(125)?;
     let hostname = stack.gantry(&["run", "--rm", "--name", "named", "IMAGE", "hostname"])?.ok()?;
     assert_eq!(hostname.text().len(), 12, "a container is called by its id unless told: {}", hostname.text());
+    Ok(())
+}
+
+fn what_few_wish_for_reaches_the_container(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let says = |options: &[&str], script: &str, wanted: &str| -> Result<()> {
+        let ran = stack.script(options, script)?.ok()?;
+        assert_eq!(ran.text(), wanted, "{options:?}");
+        Ok(())
+    };
+    let labels = env.path("labels");
+    fs::write(&labels, "# mine\nfrom=file\nboth=file\n")?;
+    says(
+        &["--ulimit", "nofile=100:200", "--sysctl", "net.ipv4.ip_forward=1", "--oom-score-adj", "77"],
+        "ulimit -n; ulimit -Hn; cat /proc/sys/net/ipv4/ip_forward /proc/self/oom_score_adj",
+        "100\n200\n1\n77",
+    )?;
+    says(
+        &["--shm-size", "1m", "--tmpfs", "/scratch:size=2m,exec", "--add-host", "db:10.1.2.3", "--group-add", "4321"],
+        "for d in /dev/shm /scratch; do df -k $d | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; done; \
+         grep ' /scratch ' /proc/mounts | grep -c noexec; grep db /etc/hosts; id -G",
+        "1024\n2048\n0\n10.1.2.3\tdb\n0 4321",
+    )?;
+    says(
+        &["--device", "/dev/null:/dev/nothing:rw", "--security-opt", "no-new-privileges"],
+        "echo x > /dev/nothing; stat -c %t:%T /dev/nothing; grep NoNewPrivs /proc/self/status",
+        "1:3\nNoNewPrivs:\t1",
+    )?;
+    let init = fs::read_to_string("/proc/1/comm")?;
+    says(&["--pid", "host", "--ipc", "host"], "cat /proc/1/comm", init.trim())?;
+    let own = fs::read_to_string("/proc/sys/kernel/hostname")?;
+    says(&["--uts", "host"], "hostname", own.trim())?;
+    for (options, word) in [
+        (&["--sysctl", "kernel.panic=1"][..], "kernel.panic"),
+        (&["--network", "host", "--sysctl", "net.ipv4.ip_forward=1"], "ip_forward"),
+        (&["--device", "/dev/there-is-none"], "there-is-none"),
+        (&["--group-add", "nobody-here"], "nobody-here"),
+        (&["--ulimit", "nothing=1"], "nothing"),
+        (&["--security-opt", "seccomp=/none.json"], "none.json"),
+    ] {
+        let refused = stack.script(options, "true")?.exits(125)?;
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+    let profile = env.path("profile.json");
+    let rule = r#"{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","args":null,"includes":{},"excludes":{}}"#;
+    fs::write(&profile, format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#))?;
+    let option = format!("seccomp={}", profile.display());
+    stack.script(&["--security-opt", &option], "mkdir /new")?.exits(1)?;
+    let words = ["create", "--name", "wishes", "--stop-timeout", "3", "--annotation", "note=1", "--label", "both=line"];
+    let file = labels.display().to_string();
+    stack.gantry(&[&words[..], &["--label-file", &file, "IMAGE", "true"]].concat())?.ok()?;
+    let format = "{{.Config.StopTimeout}} {{index .Config.Labels \"from\"}} {{index .Config.Labels \"both\"}}";
+    assert_eq!(stack.gantry(&["inspect", "--format", format, "wishes"])?.ok()?.text(), "3 file line");
+    Ok(())
+}
+
+fn what_does_not_run_is_pruned(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let names = |stack: &Stack<'_>| -> Result<String> {
+        Ok(stack.gantry(&["ps", "-a", "--format", "{{.Names}}"])?.ok()?.text().replace('\n', " "))
+    };
+    stack.gantry(&["run", "-d", "--name", "runs", "IMAGE", "sleep", "1000"])?.ok()?;
+    stack.gantry(&["create", "--name", "kept", "--label", "keep", "IMAGE", "true"])?.ok()?;
+    stack.gantry(&["run", "--name", "ended", "IMAGE", "true"])?.ok()?;
+    stack.gantry(&["container", "prune"])?.fails()?;
+    let pruned = stack.gantry(&["container", "prune", "-f", "--filter", "label!=keep"])?.ok()?;
+    assert!(pruned.stdout.starts_with("Deleted Containers:\n"), "{pruned}");
+    assert!(pruned.stdout.contains("Total reclaimed space:"), "{pruned}");
+    assert_eq!(names(&stack)?, "kept runs");
+    stack.gantry(&["system", "prune", "-f"])?.ok()?;
+    assert_eq!(names(&stack)?, "runs");
+    stack.script(&["--pull", "never"], "true")?.ok()?;
     Ok(())
 }
 

@@ -6,43 +6,20 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of docker's `run` and `create` that are not built; said by name, so that nobody looks for a typo.
 const NOT_BUILT: &[&str] = &[
-    "--add-host",
-    "--annotation",
     "--blkio-weight",
     "--cgroup-parent",
-    "--cgroupns",
-    "--cpu-shares",
-    "--cpuset-cpus",
-    "--cpuset-mems",
-    "--device",
     "--dns",
     "--expose",
     "--gpus",
-    "--group-add",
     "--health-cmd",
     "--init",
     "--ip",
-    "--ipc",
     "--link",
-    "--log-driver",
-    "--log-opt",
     "--mac-address",
-    "--memory-reservation",
     "--network-alias",
     "--oom-kill-disable",
-    "--oom-score-adj",
-    "--pid",
     "--publish",
     "--publish-all",
-    "--restart",
-    "--security-opt",
-    "--shm-size",
-    "--stop-timeout",
-    "--sysctl",
-    "--tmpfs",
-    "--ulimit",
-    "--userns",
-    "--uts",
     "--volumes-from",
     "-P",
     "-p",
@@ -69,7 +46,22 @@ pub(super) fn of(error: &clap::Error, args: &[OsString]) -> Option<String> {
         (ErrorKind::MissingRequiredArgument, "run" | "create") => {
             Some(format!("{verb} needs an image, such as: gantry {verb} alpine"))
         }
-        (ErrorKind::InvalidSubcommand, _) if matches!(verb, "build" | "network" | "volume" | "compose") => {
+        (ErrorKind::InvalidSubcommand, _)
+            if matches!(
+                verb,
+                "build"
+                    | "network"
+                    | "volume"
+                    | "compose"
+                    | "port"
+                    | "search"
+                    | "context"
+                    | "manifest"
+                    | "checkpoint"
+                    | "plugin"
+                    | "trust"
+            ) =>
+        {
             Some(format!("gantry does not have docker's {verb:?} yet"))
         }
         _ => None,

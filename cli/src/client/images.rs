@@ -93,6 +93,17 @@ impl Client {
         Ok(())
     }
 
+    /// What is at a path of a container.
+    pub async fn copy_stat(&mut self, request: api::CopyOutRequest) -> Result<api::PathStat> {
+        use api::copy_output::Event;
+        let request = self.request(request);
+        let mut outputs = self.images_service().copy_out(request).await?.into_inner();
+        match outputs.message().await?.and_then(|output| output.event) {
+            Some(Event::Stat(stat)) => Ok(stat),
+            _ => Err(Failure::new("gantryd does not say what is there")),
+        }
+    }
+
     /// Makes an image of a container; gives its id.
     pub async fn commit(&mut self, request: api::CommitRequest) -> Result<String> {
         let request = self.request(request);

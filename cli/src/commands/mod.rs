@@ -8,6 +8,7 @@ pub mod copy;
 pub mod create;
 pub mod events;
 pub mod exec;
+pub mod extras;
 pub mod history;
 pub mod image_prune;
 pub mod images;
@@ -18,6 +19,7 @@ pub mod login;
 pub mod logs;
 pub mod options;
 pub mod pause;
+pub mod prune;
 pub mod ps;
 pub mod pull;
 pub mod push;
@@ -103,7 +105,7 @@ pub enum Command {
     Commit(commit::Commit),
     /// List what a container has changed
     Diff(commit::Diff),
-    /// Copy files of a container as a tar
+    /// Copy files from and to a container
     Cp(copy::Args),
     /// Show the steps that made an image
     History(history::Args),
@@ -198,8 +200,10 @@ pub enum ContainerCommand {
     Commit(commit::Commit),
     /// List what a container has changed
     Diff(commit::Diff),
-    /// Copy files of a container as a tar
+    /// Copy files from and to a container
     Cp(copy::Args),
+    /// Remove all containers that do not run
+    Prune(prune::Containers),
 }
 
 /// `gantry image …`.
@@ -248,6 +252,8 @@ pub enum SystemCommand {
     Fsck(system::Fsck),
     /// Remove what nothing refers to, or say why a thing is kept
     Gc(system::Gc),
+    /// Remove containers that do not run, and images that nobody needs
+    Prune(prune::System),
 }
 
 impl Command {
@@ -291,6 +297,8 @@ impl Command {
             Self::Commit(args) | Self::Container(ContainerCommand::Commit(args)) => args.run(context).await,
             Self::Diff(args) | Self::Container(ContainerCommand::Diff(args)) => args.run(context).await,
             Self::Cp(args) | Self::Container(ContainerCommand::Cp(args)) => args.run(context).await,
+            Self::Container(ContainerCommand::Prune(args)) => args.run(context).await,
+            Self::System(SystemCommand::Prune(args)) => args.run(context).await,
             Self::Login(args) => args.run(context).await,
             Self::Logout(args) => args.run().await,
             Self::Registry(RegistryCommand::Explain(args)) => args.run(context).await,

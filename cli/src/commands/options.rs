@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use gantry_proto::gantry::engine::v1 as api;
 use rung_spec::platform::Platform;
 
+use super::extras::Extras;
 use crate::client::reason;
 use crate::error::{Failure, Result};
 use crate::parse::{bind, env, size};
@@ -143,6 +144,8 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub cidfile: Option<PathBuf>,
     #[command(flatten)]
+    extras: Extras,
+    #[command(flatten)]
     registry: Registry,
     /// Do not report the download
     #[arg(long, short)]
@@ -170,7 +173,7 @@ impl Options {
             args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
         });
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
-        Ok(api::CreateRequest {
+        let mut request = api::CreateRequest {
             image: self.image.clone(),
             name: text(&self.name),
             args: self.args.clone(),
@@ -189,6 +192,7 @@ impl Options {
                 nano_cpus: self.cpus.unwrap_or(0),
                 pids: self.pids_limit.unwrap_or(0),
                 memory_swap: self.memory_swap.unwrap_or(0),
+                ..api::Limits::default()
             }),
             network: network(&self.network)?.into(),
             pull_policy: match self.pull {
@@ -210,7 +214,10 @@ impl Options {
             },
             runtime: text(&self.runtime),
             restart: text(&self.restart),
-        })
+            ..api::CreateRequest::default()
+        };
+        self.extras.fill(&mut request)?;
+        Ok(request)
     }
 
     fn binds(&self) -> Result<Vec<api::Bind>> {

@@ -52,6 +52,7 @@ impl Update {
             memory_swap: self.memory_swap.unwrap_or(0),
             nano_cpus: self.cpus.unwrap_or(0),
             pids: self.pids_limit.unwrap_or(0),
+            ..api::Limits::default()
         };
         let restart = self.restart.unwrap_or_default();
         let client = context.connect().await?;

@@ -7,7 +7,7 @@ use gantry_proto::gantry::engine::v1::{LayerProgress, LayerState, PullProgress, 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rung_spec::reference::Reference;
 
-use crate::error::Result;
+use crate::error::{Result, warn};
 
 /// Where the report goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,7 @@ impl Report {
             Some(pull_progress::Event::Resolving(name)) if self.is_push => self.line(&pushing(&name))?,
             Some(pull_progress::Event::Resolving(name)) => self.line(&resolving(&name))?,
             Some(pull_progress::Event::Layer(layer)) => self.layer(&layer)?,
+            Some(pull_progress::Event::Warning(text)) => warn(&text),
             Some(pull_progress::Event::Done(pulled)) => {
                 self.finish();
                 self.line(&format!("Digest: {}", pulled.digest))?;

@@ -2,6 +2,7 @@
 //! that variables come from.
 
 pub mod bind;
+pub mod container;
 pub mod env;
 pub mod filter;
 pub mod keys;

@@ -10,14 +10,14 @@ use gantry_proto::any;
 use gantry_proto::containerd::services::containers::v1::{Container, container};
 use gantry_proto::gantry::engine::v1 as api;
 use oci_spec::runtime::{Capabilities, Spec};
-use rung_spec::builder::{self, Options};
+use rung_spec::builder::{self, Extras, Options};
 use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 use rung_spec::user::User;
 
-use super::Engine;
-use super::record::{Limits, Record};
+use super::record::{Limits, Log, Record};
 use super::restart::Policy;
+use super::{Engine, extras};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -78,7 +78,7 @@ impl Engine {
         &self,
         context: &Context,
         id: &ContainerId,
-        request: api::CreateRequest,
+        mut request: api::CreateRequest,
         image: &Resolved,
     ) -> Result<Created> {
         let reserved = self.shared.names.reserve(&context.namespace, id, &request.name)?;
@@ -100,12 +100,15 @@ impl Engine {
             .prepare(context, id.as_str(), parent, labels)
             .doing(|| format!("root file system of image {}", image.name))?;
         failpoint::hit("engine.snapshot");
-        let made = self.draft(context, id, &request, image, &mounts).and_then(|mut draft| {
+        let hosts = self.hosts(&context.namespace, id, &request).map(|hosts| request.binds.extend(hosts));
+        let made = hosts.and_then(|()| self.draft(context, id, &request, image, &mounts)).and_then(|mut draft| {
             reserved.name().clone_into(&mut draft.record.name);
             let container = self.container(id, &request, image, &runtime, draft)?;
             self.parts().containers.create(&context.namespace, container)
         });
         if let Err(error) = made {
+            // There is something in it only where there is a hosts file.
+            let _ = rung_sys::beneath::remove(&self.directory(&context.namespace, id));
             if let Err(left) = snapshotter.remove(context, id.as_str()) {
                 tracing::warn!(%id, error = %left, "remove the snapshot of a container that could not be made");
             }
@@ -147,8 +150,9 @@ impl Engine {
         mounts: &[Mount],
     ) -> Result<Draft> {
         let config = &image.config.config;
-        let user = users::resolve(builder::user_text(config, &request.user), mounts)?;
-        let options = self.options(context, id, request, user);
+        let mut user = users::resolve(builder::user_text(config, &request.user), mounts)?;
+        user.additional_gids.extend(users::groups(&request.group_add, mounts)?);
+        let options = self.options(context, id, request, user)?;
         let invalid = |error: builder::InvalidOptions| Error::invalid(error.to_string());
         let spec = builder::build(config, &options).map_err(invalid)?;
         let stop_signal = [&request.stop_signal, &config.stop_signal].into_iter().find(|text| !text.is_empty());
@@ -166,6 +170,8 @@ impl Engine {
             binds: request.binds.iter().map(bind_text).collect(),
             limits: request.limits.map(|limits| limits_of(&limits)).unwrap_or_default(),
             restart: Policy::parse(&request.restart)?,
+            stop_timeout: request.stop_timeout,
+            log: request.log.map(log_of).unwrap_or_default(),
             restarts: 0,
             stopped: false,
             ended: None,
@@ -174,10 +180,18 @@ impl Engine {
         Ok(Draft { spec: encode(&spec)?, record })
     }
 
-    fn options(&self, context: &Context, id: &ContainerId, request: &api::CreateRequest, user: User) -> Options {
+    fn options(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: &api::CreateRequest,
+        user: User,
+    ) -> Result<Options> {
         let limits = request.limits.unwrap_or_default();
+        let (devices, device_rules) = extras::device_nodes(&request.devices)?;
+        let extras = extras::extras(request, self.shared.host.capabilities.as_ref())?;
         let hostname = if request.hostname.is_empty() { super::names::short(id) } else { &request.hostname };
-        Options {
+        Ok(Options {
             args: request.args.clone(),
             entrypoint: request.entrypoint.clone().map(|entrypoint| entrypoint.args),
             env: request.env.clone(),
@@ -208,8 +222,11 @@ impl Engine {
             available_capabilities: self.shared.host.capabilities.clone(),
             nofile_ceiling: self.shared.host.nofile,
             cgroups_path: Path::new("/gantry").join(context.namespace.as_str()).join(id.as_str()),
+            annotations: request.annotations.clone().into_iter().collect(),
+            devices,
+            extras: Extras { device_rules, ..extras },
             ..Options::default()
-        }
+        })
     }
 
     fn container(
@@ -285,6 +302,15 @@ pub(super) fn access(registry: Option<api::RegistryOptions>) -> Access {
         None
     };
     Access { plain_http: registry.plain_http, skip_verify: registry.insecure, credentials, ..Access::default() }
+}
+
+fn log_of(log: api::LogOptions) -> Log {
+    Log {
+        drop: log.drop,
+        max_size: Some(log.max_size).filter(|size| *size > 0),
+        max_files: Some(log.max_files).filter(|files| *files > 0),
+        compress: log.compress,
+    }
 }
 
 fn bind_text(bind: &api::Bind) -> String {

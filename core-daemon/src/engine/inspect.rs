@@ -112,6 +112,7 @@ fn config(known: &Known, spec: &Spec) -> Value {
         "WorkingDir": process.map(|process| process.cwd().to_string_lossy().into_owned()),
         "Labels": container.labels,
         "StopSignal": record.stop_signal.to_string(),
+        "StopTimeout": record.stop_timeout,
     })
 }
 

@@ -8,6 +8,7 @@ mod archives;
 mod attach;
 mod create;
 mod exec;
+mod extras;
 mod files;
 mod history;
 mod images;

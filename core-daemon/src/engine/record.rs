@@ -36,6 +36,12 @@ pub(super) struct Record {
     /// When it is started again.
     #[serde(default)]
     pub(super) restart: Policy,
+    /// Seconds it has to stop by itself; none: the usual number.
+    #[serde(default)]
+    pub(super) stop_timeout: Option<u32>,
+    /// How its log is kept, where it was said.
+    #[serde(default)]
+    pub(super) log: Log,
     /// How often it was started again since somebody started it.
     #[serde(default)]
     pub(super) restarts: u32,
@@ -47,6 +53,16 @@ pub(super) struct Record {
     /// Why the last start failed; empty if it did not.
     #[serde(default)]
     pub(super) error: String,
+}
+
+/// How a log is kept; what is not said is as the daemon is configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Log {
+    pub(super) drop: Option<bool>,
+    pub(super) max_size: Option<u64>,
+    pub(super) max_files: Option<u32>,
+    pub(super) compress: Option<bool>,
 }
 
 /// Limits as they were asked for.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gantry_proto::namespace::Namespace;
-use gantry_proto::stdio::{LogFormat, LogUri};
+use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri};
 use rung_sys::atomic_file;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::{Ended, Engine, Known, Live};
 use crate::blocking::blocking;
+use crate::config;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
@@ -98,12 +99,15 @@ impl Engine {
     fn task_request(&self, namespace: &Namespace, known: &Known) -> Result<CreateTask> {
         let log = self.log_path(namespace, &known.id);
         make_parents(&log)?;
-        let settings = &self.parts().config.container_log;
+        let (usual, own) = (&self.parts().config.container_log, &known.record.log);
+        let drops = own.drop.unwrap_or(usual.policy == config::LogPolicy::Drop);
         let uri = LogUri {
             format: LogFormat::Json,
             attach: self.socket(&known.id).to_string_lossy().into_owned(),
-            max_size: settings.max_size,
-            max_files: settings.max_files,
+            max_size: own.max_size.unwrap_or(usual.max_size),
+            max_files: own.max_files.unwrap_or(usual.max_files),
+            compress: own.compress.unwrap_or(usual.compress),
+            policy: if drops { LogPolicy::Drop } else { LogPolicy::Block },
             ..LogUri::new(log.to_string_lossy())
         };
         Ok(CreateTask {
@@ -240,7 +244,7 @@ impl Live {
     }
 }
 
-fn make_parents(path: &std::path::Path) -> Result<()> {
+pub(super) fn make_parents(path: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let Some(parent) = path.parent() else { return Ok(()) };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).doing(|| format!("make {}", parent.display()))

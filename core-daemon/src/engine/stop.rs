@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::signals;
 
-/// How long a container has to stop by itself, unless the request says.
+/// How long a container has to stop by itself, unless the request or the container says.
 const GRACE: u32 = 10;
 /// How long a killed container may take to end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
@@ -33,7 +33,8 @@ impl Engine {
             // A frozen process cannot answer a signal.
             live.task.resume().await?;
         }
-        let grace = Duration::from_secs(u64::from(request.timeout.unwrap_or(GRACE)));
+        let grace = request.timeout.or(known.record.stop_timeout).unwrap_or(GRACE);
+        let grace = Duration::from_secs(u64::from(grace));
         if !grace.is_zero() {
             tolerate_ended(live.task.kill(None, signal, false).await)?;
             if tokio::time::timeout(grace, live.settled()).await.is_ok() {

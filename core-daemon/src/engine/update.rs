@@ -2,7 +2,7 @@
 
 use gantry_proto::any;
 use gantry_proto::gantry::engine::v1 as api;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use rung_spec::builder;
 
 use super::record::Limits;
@@ -48,9 +48,8 @@ impl Engine {
                 let document = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
                 let mut spec: Spec = serde_json::from_slice(document).map_err(encode)?;
                 if let Some(linux) = spec.linux_mut() {
-                    let mut limited = limited;
-                    limited.set_devices(linux.resources().as_ref().and_then(|old| old.devices().clone()));
-                    linux.set_resources(Some(limited));
+                    let old = linux.resources().clone().unwrap_or_default();
+                    linux.set_resources(Some(beside(limited, &old)));
                 }
                 container.spec = Some(any::json(any::SPEC, serde_json::to_vec(&spec).map_err(encode)?));
                 Ok(())
@@ -75,6 +74,24 @@ impl Engine {
         }
         recorded.doing(|| format!("rename container {}", known.record.name))
     }
+}
+
+/// Changed limits, and those of `old` that no update changes.
+fn beside(mut limited: LinuxResources, old: &LinuxResources) -> LinuxResources {
+    limited.set_devices(old.devices().clone());
+    if let Some(reservation) = old.memory().as_ref().and_then(|memory| memory.reservation()) {
+        let mut memory = limited.memory().unwrap_or_default();
+        memory.set_reservation(Some(reservation));
+        limited.set_memory(Some(memory));
+    }
+    if let Some(old) =
+        old.cpu().as_ref().filter(|cpu| cpu.shares().is_some() || cpu.cpus().is_some() || cpu.mems().is_some())
+    {
+        let mut cpu = limited.cpu().clone().unwrap_or_default();
+        cpu.set_shares(old.shares()).set_cpus(old.cpus().clone()).set_mems(old.mems().clone());
+        limited.set_cpu(Some(cpu));
+    }
+    limited
 }
 
 impl Limits {

@@ -81,6 +81,10 @@ impl<T: Send> Progress for Report<T> {
         self.tell(api::pull_progress::Event::Resolving(reference.to_owned()));
     }
 
+    fn warning(&self, text: &str) {
+        self.tell(api::pull_progress::Event::Warning(text.to_owned()));
+    }
+
     fn layer(&self, digest: &Digest, step: Step, current: u64, total: u64) {
         let state = match step {
             Step::Waiting => api::LayerState::Waiting,

@@ -13,7 +13,7 @@ use gantryd::events::Events;
 use gantryd::filter::Filter;
 use gantryd::gc::Gc;
 use gantryd::image::archive::ImportOptions;
-use gantryd::image::{Images, Parts, Quiet};
+use gantryd::image::{AtOnce, Images, Parts, Quiet, Verifiers};
 use gantryd::metadata::Db;
 use gantryd::mounts::Mounts;
 use gantryd::records::{ImageRecords, Leases};
@@ -160,6 +160,8 @@ fn images(dir: &Path) -> (Images, Gc) {
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
         registry: Registry::new("/nonexistent".into()),
+        at_once: AtOnce { downloads: 6, uploads: 4 },
+        verifiers: Verifiers::default(),
         wake: gc.waker(),
     });
     (images, gc)

@@ -69,6 +69,51 @@ pub struct CreateRequest {
     /// "no", "always", "unless-stopped", "on-failure" or "on-failure:TIMES"; empty: no.
     #[prost(string, tag = "26")]
     pub restart: ::prost::alloc::string::String,
+    /// Absent: as the daemon is configured.
+    #[prost(message, optional, tag = "27")]
+    pub log: ::core::option::Option<LogOptions>,
+    /// For the runtime and its hooks.
+    #[prost(btree_map = "string, string", tag = "28")]
+    pub annotations: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(message, repeated, tag = "29")]
+    pub devices: ::prost::alloc::vec::Vec<Device>,
+    #[prost(message, repeated, tag = "30")]
+    pub ulimits: ::prost::alloc::vec::Vec<Ulimit>,
+    #[prost(btree_map = "string, string", tag = "31")]
+    pub sysctls: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(message, optional, tag = "32")]
+    pub security: ::core::option::Option<Security>,
+    /// Bytes of /dev/shm; 0: 64 MiB.
+    #[prost(int64, tag = "33")]
+    pub shm_size: i64,
+    /// Further groups of the process, by name or number; names are looked up in the image.
+    #[prost(string, repeated, tag = "34")]
+    pub group_add: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Namespaces that are the host's: "pid", "ipc", "uts", "cgroup".
+    #[prost(string, repeated, tag = "35")]
+    pub host_namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "36")]
+    pub tmpfs: ::prost::alloc::vec::Vec<Tmpfs>,
+    /// Seconds between the signal that stops it and the one that ends it; absent: 10.
+    #[prost(uint32, optional, tag = "37")]
+    pub stop_timeout: ::core::option::Option<u32>,
+    /// Lines for /etc/hosts: "NAME:ADDRESS".
+    #[prost(string, repeated, tag = "38")]
+    pub extra_hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Processors and memory nodes it may use, such as "0-2,5"; empty: all.
+    #[prost(string, tag = "39")]
+    pub cpuset_cpus: ::prost::alloc::string::String,
+    #[prost(string, tag = "40")]
+    pub cpuset_mems: ::prost::alloc::string::String,
+    /// How willingly the kernel ends it for want of memory, -1000 to 1000; absent: as the daemon.
+    #[prost(int32, optional, tag = "41")]
+    pub oom_score_adj: ::core::option::Option<i32>,
 }
 impl ::prost::Name for CreateRequest {
     const NAME: &'static str = "CreateRequest";
@@ -78,6 +123,116 @@ impl ::prost::Name for CreateRequest {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.CreateRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogOptions {
+    /// Output that cannot be written as fast as it comes is dropped; absent: as the daemon is configured.
+    #[prost(bool, optional, tag = "1")]
+    pub drop: ::core::option::Option<bool>,
+    /// Bytes after which a log file is rotated; 0: as the daemon is configured.
+    #[prost(uint64, tag = "2")]
+    pub max_size: u64,
+    /// Files kept, the current one included; 0: as the daemon is configured.
+    #[prost(uint32, tag = "3")]
+    pub max_files: u32,
+    /// Rotated files are compressed; absent: as the daemon is configured.
+    #[prost(bool, optional, tag = "4")]
+    pub compress: ::core::option::Option<bool>,
+}
+impl ::prost::Name for LogOptions {
+    const NAME: &'static str = "LogOptions";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.LogOptions".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.LogOptions".into()
+    }
+}
+/// A device of the host. A directory stands for all devices in it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Device {
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub destination: ::prost::alloc::string::String,
+    /// Some of "rwm"; empty: all.
+    #[prost(string, tag = "3")]
+    pub access: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Device {
+    const NAME: &'static str = "Device";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Device".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Device".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ulimit {
+    /// "nofile", "nproc" and so on.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// -1: any.
+    #[prost(int64, tag = "2")]
+    pub soft: i64,
+    #[prost(int64, tag = "3")]
+    pub hard: i64,
+}
+impl ::prost::Name for Ulimit {
+    const NAME: &'static str = "Ulimit";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Ulimit".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Ulimit".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Security {
+    #[prost(bool, tag = "1")]
+    pub no_new_privileges: bool,
+    /// A profile as JSON, or "unconfined"; empty: the default one.
+    #[prost(string, tag = "2")]
+    pub seccomp: ::prost::alloc::string::String,
+    /// A profile's name, or "unconfined".
+    #[prost(string, tag = "3")]
+    pub apparmor: ::prost::alloc::string::String,
+    /// Nothing in /proc and /sys is hidden or made read-only.
+    #[prost(bool, tag = "4")]
+    pub open_system_paths: bool,
+}
+impl ::prost::Name for Security {
+    const NAME: &'static str = "Security";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Security".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Security".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tmpfs {
+    /// Absolute path in the container.
+    #[prost(string, tag = "1")]
+    pub destination: ::prost::alloc::string::String,
+    /// Options of the mount; empty: noexec, nosuid, nodev.
+    #[prost(string, repeated, tag = "2")]
+    pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for Tmpfs {
+    const NAME: &'static str = "Tmpfs";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Tmpfs".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Tmpfs".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -133,6 +288,12 @@ pub struct Limits {
     /// Memory plus swap, in bytes; 0: twice the memory; -1: unlimited swap.
     #[prost(int64, tag = "4")]
     pub memory_swap: i64,
+    /// Bytes that are taken from it last where memory is short; 0: none.
+    #[prost(int64, tag = "5")]
+    pub memory_reservation: i64,
+    /// Its share of processors beside others', 1024 being usual; 0: that.
+    #[prost(int64, tag = "6")]
+    pub cpu_shares: i64,
 }
 impl ::prost::Name for Limits {
     const NAME: &'static str = "Limits";
@@ -884,7 +1045,7 @@ impl ::prost::Name for PullRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PullProgress {
-    #[prost(oneof = "pull_progress::Event", tags = "1, 2, 3")]
+    #[prost(oneof = "pull_progress::Event", tags = "1, 2, 3, 4")]
     pub event: ::core::option::Option<pull_progress::Event>,
 }
 /// Nested message and enum types in `PullProgress`.
@@ -898,6 +1059,9 @@ pub mod pull_progress {
         Layer(super::LayerProgress),
         #[prost(message, tag = "3")]
         Done(super::Pulled),
+        /// What the registry wants people to know.
+        #[prost(string, tag = "4")]
+        Warning(::prost::alloc::string::String),
     }
 }
 impl ::prost::Name for PullProgress {

@@ -1,0 +1,133 @@
+//! The options of `run` and `create` that few containers need.
+
+use std::path::{Path, PathBuf};
+
+use gantry_proto::gantry::engine::v1 as api;
+
+use crate::client::reason;
+use crate::error::{Failure, Result};
+use crate::parse::{container, size};
+
+/// What can be said of a container beyond the usual.
+#[derive(Debug, Default, clap::Args)]
+pub struct Extras {
+    /// Memory that is taken from it last, such as 32m
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
+    memory_reservation: Option<i64>,
+    /// Share of processors beside other containers', 1024 being usual
+    #[arg(long, short = 'c', value_name = "NUMBER")]
+    cpu_shares: Option<i64>,
+    /// Processors it may use, such as 0-2,5
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes it may use, such as 0,1
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
+    /// How willingly the kernel ends it for want of memory, -1000 to 1000
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    oom_score_adj: Option<i32>,
+    /// Let it use a device of this machine
+    #[arg(long, value_name = "HOST_PATH[:PATH][:ACCESS]", value_parser = container::device)]
+    device: Vec<api::Device>,
+    /// Limit of a process, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = container::ulimit)]
+    ulimit: Vec<api::Ulimit>,
+    /// Setting of the container's own part of the kernel
+    #[arg(long, value_name = "KEY=VALUE", value_parser = container::pair)]
+    sysctl: Vec<(String, String)>,
+    /// no-new-privileges, seccomp=FILE, apparmor=NAME, systempaths=unconfined
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// Size of /dev/shm, such as 256m
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
+    shm_size: Option<i64>,
+    /// Further group of the process, by name or number
+    #[arg(long, value_name = "GROUP")]
+    group_add: Vec<String>,
+    /// Whose processes it sees: its own, or the host's
+    #[arg(long, value_name = "MODE", value_parser = ["", "private", "host"])]
+    pid: Option<String>,
+    /// Whose shared memory and messages it has: its own, or the host's
+    #[arg(long, value_name = "MODE", value_parser = ["", "private", "shareable", "host"])]
+    ipc: Option<String>,
+    /// Whose name it has: its own, or the host's
+    #[arg(long, value_name = "MODE", value_parser = ["", "private", "host"])]
+    uts: Option<String>,
+    /// Whose cgroups it sees: its own, or the host's
+    #[arg(long, value_name = "MODE", value_parser = ["", "private", "host"])]
+    cgroupns: Option<String>,
+    /// Whose users it has: there are only the host's
+    #[arg(long, value_name = "MODE", value_parser = ["", "host"])]
+    userns: Option<String>,
+    /// Have a file system in memory at a path
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = container::tmpfs)]
+    tmpfs: Vec<api::Tmpfs>,
+    /// Seconds it has to stop by itself
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u32>,
+    /// Line for /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = container::host)]
+    add_host: Vec<String>,
+    /// Note what a file says of the container, one KEY=VALUE a line
+    #[arg(long, value_name = "FILE")]
+    label_file: Vec<PathBuf>,
+    /// Note for the runtime and its hooks
+    #[arg(long, value_name = "KEY=VALUE", value_parser = container::pair)]
+    annotation: Vec<(String, String)>,
+    /// How output is kept: there is only json-file
+    #[arg(long, value_name = "NAME", value_parser = ["json-file"])]
+    log_driver: Option<String>,
+    /// mode=blocking or non-blocking, max-size=BYTES, max-file=NUMBER, compress=true or false
+    #[arg(long, value_name = "KEY=VALUE")]
+    log_opt: Vec<String>,
+}
+
+impl Extras {
+    /// Adds what is said to a request.
+    ///
+    /// # Errors
+    /// Names the option that cannot be.
+    pub(super) fn fill(&self, request: &mut api::CreateRequest) -> Result<()> {
+        let limits = request.limits.get_or_insert_default();
+        limits.memory_reservation = self.memory_reservation.unwrap_or(0);
+        limits.cpu_shares = self.cpu_shares.unwrap_or(0);
+        request.cpuset_cpus = self.cpuset_cpus.clone().unwrap_or_default();
+        request.cpuset_mems = self.cpuset_mems.clone().unwrap_or_default();
+        request.oom_score_adj = self.oom_score_adj;
+        request.devices.clone_from(&self.device);
+        request.ulimits.clone_from(&self.ulimit);
+        request.sysctls = self.sysctl.iter().cloned().collect();
+        request.shm_size = self.shm_size.unwrap_or(0);
+        request.group_add.clone_from(&self.group_add);
+        request.tmpfs.clone_from(&self.tmpfs);
+        request.stop_timeout = self.stop_timeout;
+        request.extra_hosts.clone_from(&self.add_host);
+        request.annotations = self.annotation.iter().cloned().collect();
+        let modes = [("pid", &self.pid), ("ipc", &self.ipc), ("uts", &self.uts), ("cgroup", &self.cgroupns)];
+        let shared = modes.into_iter().filter(|(_, mode)| mode.as_deref() == Some("host"));
+        request.host_namespaces = shared.map(|(name, _)| name.to_owned()).collect();
+        if !self.security_opt.is_empty() {
+            let security = container::security(&self.security_opt, |path| {
+                std::fs::read_to_string(path).map_err(|error| format!("seccomp profile {path}: {}", reason(&error)))
+            });
+            request.security = Some(security.map_err(|error| Failure::new(format!("--security-opt {error}")))?);
+        }
+        if !self.log_opt.is_empty() {
+            let log = container::log(&self.log_opt);
+            request.log = Some(log.map_err(|error| Failure::new(format!("--log-opt {error}")))?);
+        }
+        for path in &self.label_file {
+            // What is said on the command line stands over a file.
+            for (key, value) in labels(path)? {
+                request.labels.entry(key).or_insert(value);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn labels(path: &Path) -> Result<std::collections::BTreeMap<String, String>> {
+    let failed = |cause: String| Failure::new(format!("--label-file {}: {cause}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(reason(&error)))?;
+    container::label_file(&text).map_err(failed)
+}
