@@ -373,7 +373,8 @@ mod tests {
     fn read_text(text: &str) -> Config {
         let table: Table = text.parse().expect("toml");
         assert!(is_theirs(&table));
-        let config = read(table, Path::new("/nowhere/config.toml")).expect("read");
+        let mut config = read(table, Path::new("/nowhere/config.toml")).expect("read");
+        config.put_over(&crate::config::Overrides::default());
         config.check().expect("valid");
         config
     }

@@ -30,6 +30,8 @@ struct New<'a> {
     parent: &'a str,
     /// Its record is on disk when it is made.
     lasting: bool,
+    /// A layer is put into it alone: its parents are not needed.
+    layer: bool,
 }
 
 /// A snapshotter whose files are on this machine.
@@ -115,7 +117,7 @@ impl<D: Driver> Local<D> {
     }
 
     fn create(&self, ctx: &Context, new: New<'_>, labels: Labels) -> Result<Vec<Mount>> {
-        let New { kind, key, parent, lasting } = new;
+        let New { kind, key, parent, lasting, layer } = new;
         check_key(key)?;
         labels::check(&labels)?;
         let parents = self.db.read(|tx| {
@@ -161,10 +163,10 @@ impl<D: Driver> Local<D> {
             let event = SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() };
             self.events.announce(&ctx.namespace, "/snapshot/prepare", &event);
         }
-        if lasting {
-            return self.driver.mounts(number, kind, &parents, &labels);
+        if layer {
+            return self.driver.layer(number, &labels);
         }
-        self.driver.layer(number, &labels)
+        self.driver.mounts(number, kind, &parents, &labels)
     }
 
     /// Puts what a caller is told exists already under its lease, so that it can go on with it.
@@ -246,11 +248,11 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn prepare(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
         // What is to be removed soon is made with something of its own that is recorded to last: that takes it along.
         let lasting = !labels.contains_key(labels::SHORT_LIVED);
-        self.create(ctx, New { kind: Kind::Active, key, parent, lasting }, labels)
+        self.create(ctx, New { kind: Kind::Active, key, parent, lasting, layer: false }, labels)
     }
 
     fn view(&self, ctx: &Context, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(ctx, New { kind: Kind::View, key, parent, lasting: true }, labels)
+        self.create(ctx, New { kind: Kind::View, key, parent, lasting: true, layer: false }, labels)
     }
 
     fn mounts(&self, ctx: &Context, key: &str) -> Result<Vec<Mount>> {
@@ -298,7 +300,8 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn prepare_layer(&self, ctx: &Context, key: &str, parent: &str) -> Result<Vec<Mount>> {
-        self.create(ctx, New { kind: Kind::Active, key, parent, lasting: false }, Labels::new())
+        let new = New { kind: Kind::Active, key, parent, lasting: false, layer: true };
+        self.create(ctx, new, Labels::new())
     }
 
     fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {

@@ -200,6 +200,11 @@ fn sub_path(image: &Path, sub: &str) -> Result<PathBuf> {
     }
     let doing = || format!("{field}: {sub:?}");
     let root = Root::open(image).doing(doing)?;
-    let opened = root.resolve(Path::new(sub), OFlag::O_PATH | OFlag::O_DIRECTORY).doing(doing)?;
+    let opened = match root.resolve(Path::new(sub), OFlag::O_PATH | OFlag::O_DIRECTORY) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(Error::invalid(format!("{field}: {sub:?}: not a directory")));
+        }
+        opened => opened.doing(doing)?,
+    };
     std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).doing(doing)
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde_json::{Map, Value, json};
 
 use cache::{Cache, Entry};
@@ -264,7 +265,8 @@ impl Cni {
         config: &Map<String, Value>,
         command: &'static str,
     ) -> Result<()> {
-        let there = entry.netns().exists();
+        // A file that nothing is bound to any more is no namespace, and plugins would fail over it for ever.
+        let there = statfs(entry.netns()).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC);
         let args = entry.args();
         let call = Call {
             command,

@@ -89,6 +89,19 @@ async fn a_chain_there_and_back() {
 }
 
 #[tokio::test]
+async fn a_namespace_that_was_unbound_is_gone() {
+    let machine = Machine::new();
+    let left = machine.dir.path().join("netns");
+    std::fs::write(&left, "").expect("write");
+    for (container, netns, told) in [("c1", left, ""), ("c2", "/proc/self/ns/net".into(), "/proc/self/ns/net")] {
+        machine.cni.connect(&Attachment { netns, ..attachment(container) }).await.expect("connect");
+        machine.cni.disconnect(container).await.expect("disconnect");
+        let calls = machine.calls();
+        assert_eq!(calls.last(), Some(&format!("one DEL {container} eth0 netns={told}")), "{calls:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_fails_is_taken_back_and_what_cannot_be_is_kept() {
     let machine = Machine::new();
     std::fs::write(machine.bin("fail-two-ADD"), "").expect("write");
