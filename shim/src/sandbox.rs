@@ -49,8 +49,8 @@ struct Sandbox {
     started: bool,
     /// Set when it has ended.
     exit: watch::Sender<Option<Exited>>,
-    #[allow(dead_code, reason = "what it does is to be dropped with the sandbox")]
-    hold: Hold,
+    /// What it does is to be dropped with the sandbox.
+    _hold: Hold,
 }
 
 impl Sandbox {
@@ -118,7 +118,7 @@ impl Sandboxes {
             created_at: SystemTime::now(),
             started: false,
             exit: watch::Sender::default(),
-            hold: self.shim.lifetime.container(),
+            _hold: self.shim.lifetime.container(),
         });
         Ok(sandbox::CreateSandboxResponse {})
     }

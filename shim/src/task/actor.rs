@@ -67,7 +67,7 @@ impl Mailbox {
         let (peeks, peeked) = mpsc::unbounded_channel::<Peek>();
         let runtime = Runtime::new(&options, &shim.setting.namespace, &bundle, shim.reaper.clone());
         let mut container = Container {
-            hold: shim.lifetime.container(),
+            _hold: shim.lifetime.container(),
             shim,
             id: id.to_owned(),
             bundle,
@@ -182,8 +182,8 @@ pub struct Container {
     pub(super) init_is_gone: bool,
     mailbox: (mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>),
     peeked: mpsc::UnboundedReceiver<Peek>,
-    #[allow(dead_code, reason = "what it does is to be dropped with the container")]
-    hold: Hold,
+    /// What it does is to be dropped with the container.
+    _hold: Hold,
 }
 
 impl Container {
