@@ -86,67 +86,142 @@ impl Arch {
     }
 }
 
-/// The numbers of a system call on every architecture; none for a name that no kernel has.
-pub(super) fn numbers(name: &str) -> Option<&'static [u32; 8]> {
-    let at = NUMBERS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
-    Some(&NUMBERS[at].1)
-}
+/// A system call that some kernel has, by its place in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Call(usize);
 
-/// The number of a system call on one architecture, with the bit that x32 calls carry.
-pub(super) fn number(row: &[u32; 8], arch: Arch) -> Option<u32> {
-    let number = row[arch as usize];
-    if number == N {
-        None
-    } else if arch == Arch::X32 {
-        Some(number | X32_BIT)
-    } else {
-        Some(number)
+impl Call {
+    /// The call of that name.
+    pub(super) fn find(name: &str) -> Option<Self> {
+        let prefix = prefix(name);
+        let first = PREFIXES.partition_point(|known| *known < prefix);
+        let alike = (first..PREFIXES.len()).take_while(|at| PREFIXES[*at] == prefix);
+        alike.map(Self).find(|call| NUMBERS[call.0].0 == name)
+    }
+
+    /// Its number on one architecture, with the bit that x32 calls carry.
+    pub(super) fn number(self, arch: Arch) -> Option<u32> {
+        let number = NUMBERS[self.0].1[arch as usize];
+        if number == N {
+            None
+        } else if arch == Arch::X32 {
+            Some(number | X32_BIT)
+        } else {
+            Some(number)
+        }
+    }
+
+    /// What the same thing is called when it is made through `socketcall` or `ipc`: that call, and its first argument.
+    pub(super) fn multiplexed(self) -> Option<(Self, u64)> {
+        let (through, which) = THROUGH[self.0];
+        let call = match through {
+            Through::Itself => None,
+            Through::SocketCall => Self::find("socketcall"),
+            Through::Ipc => Self::find("ipc"),
+        };
+        call.map(|call| (call, which.into()))
     }
 }
 
-/// What the same thing is called when it is made through `socketcall` or `ipc`: that call, and its first argument.
-pub(super) fn multiplexed(name: &str) -> Option<(&'static str, u64)> {
-    const SOCKET: [&str; 20] = [
-        "socket",
-        "bind",
-        "connect",
-        "listen",
-        "accept",
-        "getsockname",
-        "getpeername",
-        "socketpair",
-        "send",
-        "recv",
-        "sendto",
-        "recvfrom",
-        "shutdown",
-        "setsockopt",
-        "getsockopt",
-        "sendmsg",
-        "recvmsg",
-        "accept4",
-        "recvmmsg",
-        "sendmmsg",
-    ];
-    const IPC: [(&str, u64); 12] = [
-        ("semop", 1),
-        ("semget", 2),
-        ("semctl", 3),
-        ("semtimedop", 4),
-        ("msgsnd", 11),
-        ("msgrcv", 12),
-        ("msgget", 13),
-        ("msgctl", 14),
-        ("shmat", 21),
-        ("shmdt", 22),
-        ("shmget", 23),
-        ("shmctl", 24),
-    ];
-    if let Some(at) = SOCKET.iter().position(|known| *known == name) {
-        return Some(("socketcall", at as u64 + 1));
+/// What the search goes by: a profile has hundreds of names, and numbers are compared in no time.
+static PREFIXES: [u64; NUMBERS.len()] = {
+    let mut all = [0; NUMBERS.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = prefix(NUMBERS[at].0);
+        at += 1;
     }
-    IPC.iter().find(|(known, _)| *known == name).map(|(_, number)| ("ipc", *number))
+    all
+};
+
+/// The first eight letters, ordered as names are.
+const fn prefix(name: &str) -> u64 {
+    let (name, mut value, mut at) = (name.as_bytes(), 0, 0);
+    while at < 8 {
+        value = value << 8 | if at < name.len() { name[at] as u64 } else { 0 };
+        at += 1;
+    }
+    value
 }
+
+/// The call that a call can also be made through.
+#[derive(Clone, Copy)]
+enum Through {
+    Itself,
+    SocketCall,
+    Ipc,
+}
+
+/// For each call of the table, what it can be made through and the number it has there.
+static THROUGH: [(Through, u8); NUMBERS.len()] = {
+    let mut all = [(Through::Itself, 0); NUMBERS.len()];
+    let mut which: u8 = 0;
+    while (which as usize) < SOCKET.len() {
+        all[place(SOCKET[which as usize])] = (Through::SocketCall, which + 1);
+        which += 1;
+    }
+    let mut at = 0;
+    while at < IPC.len() {
+        all[place(IPC[at].0)] = (Through::Ipc, IPC[at].1);
+        at += 1;
+    }
+    all
+};
+
+/// Where a name is in the table. Only the compiler runs it, and it ends with an error for a name that is not there.
+const fn place(name: &str) -> usize {
+    let mut at = 0;
+    while !same(NUMBERS[at].0.as_bytes(), name.as_bytes()) {
+        at += 1;
+    }
+    at
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    let mut at = 0;
+    while at < one.len() && at < other.len() && one[at] == other[at] {
+        at += 1;
+    }
+    at == one.len() && at == other.len()
+}
+
+const SOCKET: [&str; 20] = [
+    "socket",
+    "bind",
+    "connect",
+    "listen",
+    "accept",
+    "getsockname",
+    "getpeername",
+    "socketpair",
+    "send",
+    "recv",
+    "sendto",
+    "recvfrom",
+    "shutdown",
+    "setsockopt",
+    "getsockopt",
+    "sendmsg",
+    "recvmsg",
+    "accept4",
+    "recvmmsg",
+    "sendmmsg",
+];
+
+const IPC: [(&str, u8); 12] = [
+    ("semop", 1),
+    ("semget", 2),
+    ("semctl", 3),
+    ("semtimedop", 4),
+    ("msgsnd", 11),
+    ("msgrcv", 12),
+    ("msgget", 13),
+    ("msgctl", 14),
+    ("shmat", 21),
+    ("shmdt", 22),
+    ("shmget", 23),
+    ("shmctl", 24),
+];
 
 #[cfg(test)]
 mod tests {
@@ -155,21 +230,22 @@ mod tests {
     #[test]
     fn the_table_is_sorted_for_the_search() {
         assert!(NUMBERS.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(NUMBERS.iter().enumerate().all(|(at, (name, _))| Call::find(name) == Some(Call(at))));
     }
 
     #[test]
     fn numbers_are_those_of_the_c_library() {
-        let found = |name: &str| Arch::NATIVE.and_then(|arch| number(numbers(name).unwrap(), arch)).map(i64::from);
+        let found = |name: &str| Arch::NATIVE.and_then(|arch| Call::find(name)?.number(arch)).map(i64::from);
         assert_eq!(found("openat"), Some(libc::SYS_openat));
         assert_eq!(found("execve"), Some(libc::SYS_execve));
         assert_eq!(found("clone3"), Some(libc::SYS_clone3));
         assert_eq!(found("mseal"), Some(libc::SYS_mseal));
-        assert!(numbers("no_such_call").is_none());
+        assert_eq!(Call::find("no_such_call"), None);
     }
 
     #[test]
     fn known_facts_of_each_column() {
-        let at = |name: &str, arch| number(numbers(name).unwrap(), arch);
+        let at = |name: &str, arch| Call::find(name).unwrap().number(arch);
         assert_eq!(at("read", Arch::X86), Some(3));
         assert_eq!(at("execve", Arch::X32), Some(520 | X32_BIT));
         assert_eq!(at("openat", Arch::Aarch64), Some(56));
@@ -177,7 +253,9 @@ mod tests {
         assert_eq!(at("mmap", Arch::Riscv64), Some(222));
         assert_eq!(at("socketcall", Arch::S390x), Some(102));
         assert_eq!(at("open", Arch::Aarch64), None);
-        assert_eq!(multiplexed("connect"), Some(("socketcall", 3)));
-        assert_eq!(multiplexed("shmget"), Some(("ipc", 23)));
+        let through = |name: &str| Call::find(name).unwrap().multiplexed();
+        assert_eq!(through("connect"), Call::find("socketcall").map(|call| (call, 3)));
+        assert_eq!(through("shmget"), Call::find("ipc").map(|call| (call, 23)));
+        assert_eq!(through("read"), None);
     }
 }

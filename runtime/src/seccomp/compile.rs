@@ -11,8 +11,6 @@
 //!   written. Where the default refuses, it is answered with ENOSYS, so that the C library takes its older way.
 //! - A program of an architecture that the profile does not list is killed, as with libseccomp.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag, LinuxSeccompOperator,
     LinuxSyscall,
@@ -21,7 +19,7 @@ use rung_sys::seccomp::{
     FLAG_LOG, FLAG_NEW_LISTENER, FLAG_SPEC_ALLOW, FLAG_TSYNC, FLAG_TSYNC_ESRCH, FLAG_WAIT_KILLABLE_RECV, LONGEST,
 };
 
-use super::arch::{Arch, multiplexed, number, numbers};
+use super::arch::{Arch, Call};
 use super::emit::{self, Leaf, Range, Section};
 use super::{Error, Filter, Result};
 
@@ -57,11 +55,12 @@ pub(super) enum Test {
     Masked { mask: u64, value: u64 },
 }
 
-/// The rules of one call.
-#[derive(Debug, Clone, Default)]
-struct Call {
-    conditional: Vec<(Vec<Condition>, u32)>,
-    otherwise: Option<u32>,
+/// What one entry of the profile says of its calls.
+#[derive(Debug)]
+struct Rule {
+    /// Each a list of conditions that must all hold; none for a rule without conditions.
+    alternatives: Vec<Vec<Condition>>,
+    value: u32,
 }
 
 /// Compiles a profile.
@@ -70,7 +69,8 @@ struct Call {
 /// When a value is invalid, or the profile is larger than the kernel takes.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
     let calls = profile.syscalls().as_deref().unwrap_or_default();
-    let default = action(profile.default_action(), profile.default_errno_ret(), "linux.seccomp.defaultErrnoRet")?;
+    let default = action(profile.default_action(), profile.default_errno_ret())
+        .map_err(|reason| Error::new("linux.seccomp.defaultErrnoRet", reason))?;
     if profile.default_action() == Action::ScmpActNotify {
         return Err(Error::new("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action"));
     }
@@ -80,8 +80,10 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
     if calls.is_empty() && default == RET_ALLOW && flags == 0 {
         return Ok(Filter { program: Vec::new(), flags: 0, optional_flags: 0, listener: false });
     }
-    let sections = sections(profile, calls, default)?;
-    let program = emit::program(&sections, RET_KILL_THREAD);
+    let archs = architectures(profile);
+    let (rules, tables) = rules(calls, &archs)?;
+    let sections = archs.iter().zip(&tables).map(|(arch, table)| section(*arch, table, &rules, default));
+    let program = emit::program(&sections.collect::<Vec<_>>(), RET_KILL_THREAD);
     if program.len() > LONGEST {
         let reason = format!("makes a filter of {} instructions, and the kernel takes {LONGEST}", program.len());
         return Err(Error::new("linux.seccomp", reason));
@@ -134,15 +136,15 @@ fn flags(profile: &LinuxSeccomp, notifies: bool) -> (u32, u32) {
     (wanted, optional)
 }
 
-/// The kernel's form of an action.
-fn action(action: Action, errno: Option<u32>, path: &str) -> Result<u32> {
+/// The kernel's form of an action, or what is wrong with its number.
+fn action(action: Action, errno: Option<u32>) -> std::result::Result<u32, String> {
     let takes_number = matches!(action, Action::ScmpActErrno | Action::ScmpActTrace);
     if let Some(errno) = errno.filter(|&errno| errno != 0) {
         if !takes_number {
-            return Err(Error::new(path, format!("{errno} is set, and {action} takes no number")));
+            return Err(format!("{errno} is set, and {action} takes no number"));
         }
         if errno > MOST_DATA {
-            return Err(Error::new(path, format!("{errno} is more than {MOST_DATA}")));
+            return Err(format!("{errno} is more than {MOST_DATA}"));
         }
     }
     let number = errno.unwrap_or(1);
@@ -169,51 +171,56 @@ fn architectures(profile: &LinuxSeccomp) -> Vec<Arch> {
     found
 }
 
-fn sections(profile: &LinuxSeccomp, calls: &[LinuxSyscall], default: u32) -> Result<Vec<Section>> {
-    let archs = architectures(profile);
-    let mut tables: Vec<BTreeMap<u32, Call>> = archs.iter().map(|_| BTreeMap::new()).collect();
+/// Which rules there are for which calls of one architecture: the number of a call, and the place of a rule in the list
+/// of all. Sorted, it has all rules of a call side by side, in the order of the profile.
+type Table = Vec<(u32, u32)>;
+
+/// The rules of a profile in its order, and a table for each architecture.
+fn rules(calls: &[LinuxSyscall], archs: &[Arch]) -> Result<(Vec<Rule>, Vec<Table>)> {
+    let mut rules = Vec::with_capacity(calls.len());
+    let mut tables: Vec<Table> = archs.iter().map(|_| Vec::with_capacity(512)).collect();
     for (index, call) in calls.iter().enumerate() {
-        let path = format!("linux.seccomp.syscalls[{index}]");
-        let value = action(call.action(), call.errno_ret(), &format!("{path}.errnoRet"))?;
-        let rules = conditions(call, &path)?;
+        let value = action(call.action(), call.errno_ret())
+            .map_err(|reason| Error::new(format!("linux.seccomp.syscalls[{index}].errnoRet"), reason))?;
+        let alternatives = alternatives(call, index)?;
+        let general = alternatives.is_empty();
+        let own = add(&mut rules, Rule { alternatives, value });
         for name in call.names() {
-            let Some(row) = numbers(name) else { continue };
+            let Some(call) = Call::find(name) else { continue };
             for (arch, table) in archs.iter().zip(&mut tables) {
-                if let Some(number) = number(row, *arch) {
-                    add(table.entry(number).or_default(), &rules, value);
-                }
-                if arch.multiplexes() && rules.is_empty() {
-                    add_multiplexed(table, *arch, name, value);
+                table.extend(call.number(*arch).map(|number| (number, own)));
+                if general && let Some((number, rule)) = through_another(call, *arch, value) {
+                    table.push((number, add(&mut rules, rule)));
                 }
             }
         }
     }
-    Ok(archs.into_iter().zip(tables).map(|(arch, table)| section(arch, table, default)).collect())
+    // As one number each, they are compared at once.
+    let key = |&(number, rule): &(u32, u32)| u64::from(number) << 32 | u64::from(rule);
+    tables.iter_mut().for_each(|table| table.sort_unstable_by_key(key));
+    Ok((rules, tables))
 }
 
-fn add(call: &mut Call, rules: &[Vec<Condition>], value: u32) {
-    if rules.is_empty() {
-        call.otherwise.get_or_insert(value);
-    }
-    call.conditional.extend(rules.iter().map(|rule| (rule.clone(), value)));
+/// The place of a rule in the list of all. A profile with 2^32 rules does not fit into memory.
+fn add(rules: &mut Vec<Rule>, rule: Rule) -> u32 {
+    rules.push(rule);
+    u32::try_from(rules.len() - 1).unwrap_or(u32::MAX)
 }
 
 /// A 32-bit program may make a socket call through `socketcall`: it must meet the same rule there. What such a call's
 /// arguments are cannot be seen by a filter, so rules with conditions stay with the direct call.
-fn add_multiplexed(table: &mut BTreeMap<u32, Call>, arch: Arch, name: &str, value: u32) {
-    let Some((through, which)) = multiplexed(name) else { return };
-    if let Some(number) = numbers(through).and_then(|row| number(row, arch)) {
-        let condition = Condition { argument: 0, test: Test::Equal(which) };
-        table.entry(number).or_default().conditional.push((vec![condition], value));
-    }
+fn through_another(call: Call, arch: Arch, value: u32) -> Option<(u32, Rule)> {
+    let (through, which) = if arch.multiplexes() { call.multiplexed()? } else { return None };
+    let number = through.number(arch)?;
+    Some((number, Rule { alternatives: vec![vec![Condition { argument: 0, test: Test::Equal(which) }]], value }))
 }
 
-/// The alternatives of a rule, each a list of conditions that must all hold; none for a rule without conditions.
-fn conditions(call: &LinuxSyscall, path: &str) -> Result<Vec<Vec<Condition>>> {
+fn alternatives(call: &LinuxSyscall, entry: usize) -> Result<Vec<Vec<Condition>>> {
     let arguments = call.args().as_deref().unwrap_or_default();
     let mut found = Vec::with_capacity(arguments.len());
     for (index, argument) in arguments.iter().enumerate() {
-        found.push(condition(argument, &format!("{path}.args[{index}]"))?);
+        let at = |reason| Error::new(format!("linux.seccomp.syscalls[{entry}].args[{index}].index"), reason);
+        found.push(condition(argument).map_err(at)?);
     }
     let twice =
         found.iter().enumerate().any(|(at, one)| found[..at].iter().any(|other| other.argument == one.argument));
@@ -226,11 +233,9 @@ fn conditions(call: &LinuxSyscall, path: &str) -> Result<Vec<Vec<Condition>>> {
     })
 }
 
-fn condition(argument: &LinuxSeccompArg, path: &str) -> Result<Condition> {
+fn condition(argument: &LinuxSeccompArg) -> std::result::Result<Condition, String> {
     let index = u32::try_from(argument.index()).ok().filter(|&index| index < 6);
-    let Some(index) = index else {
-        return Err(Error::new(format!("{path}.index"), format!("{} is not an argument (0 to 5)", argument.index())));
-    };
+    let index = index.ok_or_else(|| format!("{} is not an argument (0 to 5)", argument.index()))?;
     let value = argument.value();
     let test = match argument.op() {
         LinuxSeccompOperator::ScmpCmpEq => Test::Equal(value),
@@ -245,38 +250,40 @@ fn condition(argument: &LinuxSeccompArg, path: &str) -> Result<Condition> {
 }
 
 /// The rules of one architecture as ranges of numbers with the same answer.
-fn section(arch: Arch, table: BTreeMap<u32, Call>, default: u32) -> Section {
+fn section<'a>(arch: Arch, table: &[(u32, u32)], rules: &'a [Rule], default: u32) -> Section<'a> {
     let kept = matches!(default & 0xffff_0000, RET_ERRNO | RET_TRAP | RET_KILL_PROCESS) || default == RET_KILL_THREAD;
-    let last = table.keys().next_back().copied();
-    let above = if kept && last.is_some() { RET_ENOSYS } else { default };
-    let mut ranges: Vec<Range> = Vec::new();
-    let mut push = |start: u32, leaf: Leaf| match ranges.last() {
+    let above = if kept && !table.is_empty() { RET_ENOSYS } else { default };
+    let mut ranges: Vec<Range<'_>> = Vec::with_capacity(256);
+    let mut push = |start: u32, leaf: Leaf<'a>| match ranges.last() {
         Some(Range { leaf: Leaf::Answer(before), .. }) if leaf == Leaf::Answer(*before) => {}
         _ => ranges.push(Range { start, leaf }),
     };
-    push(0, Leaf::Answer(default));
     let mut next = 0;
-    for (number, call) in table {
+    for of_one in table.chunk_by(|one, other| one.0 == other.0) {
+        let number = of_one[0].0;
         if number > next {
             push(next, Leaf::Answer(default));
         }
-        push(number, leaf(call, default));
+        push(number, leaf(of_one, rules, default));
         next = number + 1;
     }
     push(next, Leaf::Answer(above));
-    // The first range starts at zero whether or not a call has that number.
-    if ranges.get(1).is_some_and(|second| second.start == 0) {
-        ranges.remove(0);
-    }
     Section { arch, ranges }
 }
 
 /// The answer to one call; conditions that change nothing are left out.
-fn leaf(call: Call, default: u32) -> Leaf {
-    let otherwise = call.otherwise.unwrap_or(default);
-    let mut rules = call.conditional;
-    while rules.last().is_some_and(|(_, value)| *value == otherwise) {
-        rules.pop();
+fn leaf<'a>(of_one: &[(u32, u32)], rules: &'a [Rule], default: u32) -> Leaf<'a> {
+    let mut conditional: Vec<(&[Condition], u32)> = Vec::new();
+    let mut general = None;
+    for rule in of_one.iter().map(|(_, at)| &rules[*at as usize]) {
+        if rule.alternatives.is_empty() {
+            general.get_or_insert(rule.value);
+        }
+        conditional.extend(rule.alternatives.iter().map(|conditions| (conditions.as_slice(), rule.value)));
     }
-    if rules.is_empty() { Leaf::Answer(otherwise) } else { Leaf::Rules { rules, otherwise } }
+    let otherwise = general.unwrap_or(default);
+    while conditional.last().is_some_and(|(_, value)| *value == otherwise) {
+        conditional.pop();
+    }
+    if conditional.is_empty() { Leaf::Answer(otherwise) } else { Leaf::Rules { rules: conditional, otherwise } }
 }

@@ -73,7 +73,7 @@ impl Filter {
 #[must_use]
 pub fn unknown_call(profile: &LinuxSeccomp) -> Option<&str> {
     let calls = profile.syscalls().iter().flatten();
-    calls.flat_map(|call| call.names()).map(String::as_str).find(|name| arch::numbers(name).is_none())
+    calls.flat_map(|call| call.names()).map(String::as_str).find(|name| arch::Call::find(name).is_none())
 }
 
 #[cfg(test)]
