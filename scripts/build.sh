@@ -4,6 +4,9 @@
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
+# What `rung --version` says it was built from.
+if GANTRY_COMMIT=$(git rev-parse HEAD 2>/dev/null); then export GANTRY_COMMIT; fi
+
 cargo build --release --locked --quiet --bins -p containerd-shim-rung-v2 -p gantryd -p gantry
 musl=${TRIPLE%-gnu}-musl
 if has_target "$musl" &&

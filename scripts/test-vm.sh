@@ -50,45 +50,9 @@ for program in rung containerd-shim-rung-v2 gantryd gantry; do
 done
 strip --strip-debug -o "$work/disk/integration" "$integration"
 install -m 0755 scripts/vm/guest.sh "$work/disk/guest.sh"
-mkfs.ext4 -q -F -O ^has_journal -d "$work/disk" "$work/tests.ext4" \
-    $(($(du -sm "$work/disk" | cut -f1) + 32))M >/dev/null
-rm -rf "$work/disk"
-
-# boot DIRECTORY SECONDS KERNEL-PARAMETERS: becomes a machine, which ends with this script at the latest.
-boot() {
-    local dir=$1 limit=$2 parameters=$3
-    mkdir -p "$dir"
-    exec </dev/null >"$dir/qemu" 2>&1
-    TMPDIR=$work exec setpriv --pdeathsig TERM timeout --kill-after=5 "$limit" qemu-system-x86_64 \
-        -nodefaults -no-user-config -no-reboot -display none -nic none -machine q35 "${accelerator[@]}" -smp 2 -m 2048 \
-        -kernel "$image/vmlinuz" -initrd "$image/initramfs" \
-        -append "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off $tuning $parameters" \
-        -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
-        -drive "file=$work/tests.ext4,if=none,id=tests,format=raw,snapshot=on" \
-        -device virtio-blk-pci,drive=tests,serial=tests \
-        -serial "file:$dir/console" -device virtio-serial-pci \
-        -chardev "file,id=out,path=$dir/out" -device virtserialport,chardev=out,name=gantry.out \
-        -chardev "file,id=results,path=$dir/results" -device virtserialport,chardev=results,name=gantry.results \
-        -chardev "file,id=status,path=$dir/status" -device virtserialport,chardev=status,name=gantry.status
-}
-
-# Emulation always works. KVM is used where it does, which a machine that only boots and leaves shows.
-probe() {
-    [[ -w /dev/kvm ]] || return 1
-    # QEMU may abort where the kernel refuses it: that is an answer too, and no news for the reader.
-    (ulimit -c 0; boot "$work/probe" 20 gantry.probe) 2>/dev/null || return 1
-    grep -q "gantry probe: booted" "$work/probe/console"
-}
-accelerator=(-accel kvm -cpu host)
-tuning=
-patience=2
-if ! probe; then
-    accelerator=(-accel "tcg,thread=multi" -cpu max)
-    # A busy host lets the kernel's test of the timer fail, and the time stamp counter is the clock that costs no exit.
-    # Code is translated anew for every address it is seen at, which takes most of the time where these differ each time.
-    tuning="no_timer_check tsc=reliable norandmaps no5lvl"
-    patience=8
-fi
+. scripts/vm/boot.sh
+make_disk "$work/disk" 32
+choose_accelerator
 echo "machines run with ${accelerator[1]}"
 
 begun=$SECONDS

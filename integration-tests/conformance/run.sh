@@ -3,11 +3,13 @@
 #   run.sh bats CHECKOUT [FILE...]           runc's tests/integration/*.bats; on a terminal of their own
 #   run.sh bats-systemd CHECKOUT [FILE...]   the same with the systemd driver
 #   run.sh bats-rootless CHECKOUT [FILE...]  the same as the ordinary user that ROOTLESS names
+#   run.sh bats-vm CHECKOUT [FILE...]        bats and bats-systemd in a machine with cgroup v2 and systemd; MODES chooses
+#                                            others, VM_SECONDS how long all may take
 #   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,7s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,9s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -37,10 +39,43 @@ bats_files() {
         chown -R "$rootless" "$work"
     fi
     for file in "${@%.bats}"; do
-        timeout 900 "${as[@]}" script -qec "bats --tap $file.bats" /dev/null <&3 2>&1 | tr -d '\r' >"$results/$file" || true
+        # Flushed line by line: what a test that hangs has said before is there.
+        timeout --kill-after=10 900 "${as[@]}" script -qfec "bats --tap $file.bats" "$work/$file.log" <&3 >/dev/null 2>&1 || true
+        tr -d '\r' <"$work/$file.log" | grep -v '^Script [a-z]* on ' >"$results/$file" || true
         awk -v file="$file" '/^ok .*# skip/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
             END { printf "%-24s %d passed, %d failed, %d skipped\n", file, passed, failed, skipped }' "$results/$file"
     done
+}
+
+# The checkout, this script and bats go to a machine of scripts/vm, which runs one file after another.
+bats_machine() {
+    "$here/../../scripts/packages.sh" qemu-system-x86 e2fsprogs
+    image=$("$here/../../scripts/vm/image.sh")
+    mkdir -p "$work/disk"/{bin,checkout/tests}
+    cp "$("$here/../../scripts/vm/add-packages.sh" bats jq xz-utils gcc libc6-dev sudo)" "$work/disk/packages.tar"
+    cp -a "$checkout"/tests/{cmd,integration} "$work/disk/checkout/tests/"
+    # Each test unpacks one of these, and unpacking what is compressed takes an emulated machine seconds.
+    for archive in "$work"/disk/checkout/tests/integration/testdata/*.tar.xz; do
+        ! xz --test "$archive" 2>/dev/null || { xz --decompress --stdout "$archive" >"$work/tar" && mv "$work/tar" "$archive"; }
+    done
+    cp "$here/run.sh" "$here/guest.sh" "$work/disk/"
+    cp -L "$rung" "$work/disk/bin/rung"
+    # All that runc's tests ask of it is the name of the architecture.
+    printf '#!/bin/sh\necho amd64\n' >"$work/disk/bin/go"
+    chmod 755 "$work/disk/bin/go"
+    . "$here/../../scripts/vm/boot.sh"
+    make_disk "$work/disk" 2048
+    choose_accelerator
+    (
+        files=("${@%.bats}")
+        boot "$work/vm" "${VM_SECONDS:-7200}" "gantry.modes=${MODES:-bats,bats-systemd} gantry.files=$(IFS=,; echo "${files[*]}")"
+    ) &
+    trap 'kill "$machine" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
+    machine=$!
+    until [[ -f $work/vm/out ]]; do sleep 0.2; done
+    tail --pid="$machine" -f "$work/vm/out"
+    awk -v to="$results" '/^== / { file = to "/" $2 "." $3; next } { sub(/\r$/, ""); print >file }' "$work/vm/results"
+    [[ -s $work/vm/status ]] || tail -n 40 "$work/vm/qemu" "$work/vm/console"
 }
 
 programs() {
@@ -59,6 +94,7 @@ case $suite in
     bats) bats_files "$@" ;;
     bats-systemd) RUNC_USE_SYSTEMD=yes bats_files "$@" ;;
     bats-rootless) rootless=${ROOTLESS:?names the user} bats_files "$@" ;;
+    bats-vm) bats_machine "$@" ;;
     programs) programs "$@" ;;
     *) usage ;;
 esac

@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     cgroups_below_are_removed_too [Root],
     unified_is_refused_on_v1 [Root, CgroupV1],
     unified_is_written [Root, CgroupV2],
+    below_a_threaded_cgroup_it_is_threaded [Root, CgroupV2],
     systemd_knows_the_limits [Root, Systemd],
     systemd_path_of_another_form_is_refused [Root],
     statistics_are_in_the_known_form [Root],
@@ -191,7 +192,7 @@ fn a_device_that_no_rule_allows_is_denied(env: &Env) -> Result<()> {
 
 /// As readers written in Go take them.
 fn keys_are_read_in_any_case(env: &Env) -> Result<()> {
-    let sleeper = Sleeper::start(env, "case", json!({"CPU": {"Cpus": "0"}, "Pids": {"limit": 33}}))?;
+    let sleeper = Sleeper::start(env, "case", json!({"cpu": {}, "CPU": {"Cpus": "0"}, "Pids": {"limit": 33}}))?;
     assert_eq!(value(env, "case", "cpuset", "cpuset.cpus", "cpuset.cpus")?, "0");
     assert_eq!(value(env, "case", "pids", "pids.max", "pids.max")?, "33");
     let file = env.path("case.json");
@@ -300,21 +301,52 @@ fn systemd_knows_the_limits(env: &Env) -> Result<()> {
     let id = env.id("unit");
     let mut bundle = Bundle::new(env, "unit", &["sleep", "600"])?;
     bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
-    bundle.set("/linux/resources", json!({"memory": {"limit": 50_331_648}, "pids": {"limit": 31}}));
+    // One process, and systemd wants one of us in there first. A quota that systemd rounds to 560 ms a second.
+    let cpu = json!({"quota": 500_000, "period": 900_000});
+    bundle.set("/linux/resources", json!({"memory": {"limit": 50_331_648}, "pids": {"limit": 0}, "cpu": cpu}));
     bundle.set("/annotations", json!({"org.systemd.property.TimeoutStopUSec": "uint64 7000000"}));
     env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
     let unit = format!("rung-{id}.scope");
     let shown = env.run("systemctl", &["show", &unit])?.ok()?;
     let memory = if unified() { "MemoryMax=50331648" } else { "MemoryLimit=50331648" };
-    for line in ["ActiveState=active", "Delegate=yes", "TasksMax=31", "TimeoutStopUSec=7s", memory] {
+    let quota = "CPUQuotaPerSecUSec=560ms";
+    for line in ["ActiveState=active", "Delegate=yes", "TasksMax=1", "TimeoutStopUSec=7s", memory, quota] {
         assert!(shown.stdout.lines().any(|found| found == line), "{line} is missing:\n{}", shown.stdout);
     }
     let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
     let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
     assert!(table.contains(&format!("system.slice/{unit}")), "{table}");
+    if unified() {
+        let written = fs::read_to_string(format!("/sys/fs/cgroup/system.slice/{unit}/cpu.max"))?;
+        assert_eq!(written.trim(), "504000 900000");
+    }
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     let gone = env.run("systemctl", &["show", "--property=ActiveState", &unit])?.ok()?;
     assert_eq!(gone.text(), "ActiveState=inactive");
+    Ok(())
+}
+
+/// Below a threaded cgroup a container's is threaded too, unless it is to have limits that only whole processes have.
+fn below_a_threaded_cgroup_it_is_threaded(env: &Env) -> Result<()> {
+    let parent = format!("/sys/fs/cgroup/{}", env.id("threaded"));
+    fs::create_dir_all(format!("{parent}/sibling"))?;
+    fs::write(format!("{parent}/sibling/cgroup.type"), "threaded")?;
+    let mut bundle = Bundle::new(env, "inner", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("/{}/inner/one", env.id("threaded")));
+    bundle.set("/linux/resources", json!({"pids": {"limit": 12}}));
+    let id = env.id("inner");
+    let ran = env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    let kind = fs::read_to_string(format!("{parent}/inner/one/cgroup.type"));
+    let deleted = env.run_rung(&["delete", "--force", &id])?;
+    bundle.set("/linux/resources", json!({"memory": {"limit": 50_331_648}}));
+    let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("other")])?;
+    for directory in ["inner/one", "inner", "sibling", ""] {
+        drop(fs::remove_dir(format!("{parent}/{directory}")));
+    }
+    ran.ok()?;
+    deleted.ok()?;
+    assert_eq!(kind?.trim(), "threaded");
+    assert!(refused.fails()?.contains("below a threaded cgroup"));
     Ok(())
 }
 

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pipes_are_connected_again[Root, Criu],
     memory_is_written_in_steps[Root, Criu],
     a_user_namespace_comes_back[Root, Criu],
+    cgroups_can_be_left_to_the_caller[Root, Criu],
     the_dead_do_not_hinder[Root, Criu],
     a_bundle_that_hides_more_refuses_the_images[Root, Criu],
     a_bundle_that_allows_less_refuses_the_images[Root, Criu],
@@ -178,6 +179,28 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
     let user = env.run_rung(&["exec", &id, "cat", "/proc/1/uid_map"])?.ok()?.stdout;
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(user.contains("100000"), "{user}");
+    Ok(())
+}
+
+/// As podman restores: criu has nothing to do with cgroups then, and makes no namespace of them.
+fn cgroups_can_be_left_to_the_caller(env: &Env) -> Result<()> {
+    let (id, ignore) = (env.id("left"), ["--manage-cgroups-mode", "ignore"]);
+    let mut bundle = counting(env, "left")?;
+    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut()
+        && !kinds.iter().any(|kind| kind["type"] == "cgroup")
+    {
+        kinds.push(json!({"type": "cgroup"}));
+    }
+    quietly(env, &["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    wait_for_count(&bundle, 3)?;
+    let images = env.path("images").to_str().context("a path")?.to_owned();
+    quietly(env, &[&["checkpoint", "--image-path", &images], &ignore[..], &[&id]].concat())?;
+    let restore = ["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images];
+    quietly(env, &[&restore[..], &ignore, &[&id]].concat())?;
+    let seen = env.run_rung(&["exec", &id, "cat", "/proc/self/cgroup"])?;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let seen = seen.ok()?.text().to_owned();
+    ensure!(seen.contains(&id), "{seen}");
     Ok(())
 }
 

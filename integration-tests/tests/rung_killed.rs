@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pause_can_be_killed_anywhere[Root, Strace, Fast],
     an_exec_can_be_killed_anywhere[Root, Strace, Fast],
     force_is_enough_for_anything_in_the_state_directory[Root],
+    force_finds_what_has_lost_its_records[Root],
 ];
 
 /// A system call and its how-many-eth it is.
@@ -215,4 +216,38 @@ fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> 
     assert!(said.contains("read the record"), "{said}");
     assert!(root.join(&id).join("state.json").exists());
     Ok(fs::remove_dir_all(root.join(&id))?)
+}
+
+/// The state directory is in memory, and may be gone with a mount namespace or by somebody's hand. The cgroup still says
+/// whose it is.
+fn force_finds_what_has_lost_its_records(env: &Env) -> Result<()> {
+    let root = env.dir("rung")?;
+    for (name, lost) in [("half", "half"), ("both", "both"), ("all", "all")] {
+        let id = env.id(name);
+        let run = env.run_rung(&["run", "--detach", "--bundle", bundle(env, name)?.write()?, &id])?;
+        run.ok()?;
+        let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+        let entry = root.join(&id);
+        match lost {
+            "all" => fs::remove_dir_all(&entry)?,
+            _ => {
+                fs::remove_file(entry.join("planned.json"))?;
+                fs::remove_file(entry.join("state.json"))?;
+            }
+        }
+        if lost == "half" {
+            fs::write(entry.join("state.json"), format!("{{\"init_process_pid\":{},", state["pid"]))?;
+        }
+        // Another of the same name is not meant.
+        let other = env.path("other");
+        env.run_rung(&["--root", &other.to_string_lossy(), "delete", "--force", &id])?.ok()?;
+        // What has ended and is not waited for has no command line any more.
+        let line = format!("/proc/{}/cmdline", state["pid"]);
+        let runs = || fs::read(&line).is_ok_and(|line| !line.is_empty());
+        ensure!(runs(), "{lost}: ended by another's name");
+        env.run_rung(&["delete", "--force", &id])?.ok()?;
+        wait::until("its end", || (!runs()).then_some(()))?;
+        ensure!(!entry.exists(), "{lost}: the name is taken");
+    }
+    Ok(())
 }

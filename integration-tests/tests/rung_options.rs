@@ -1,8 +1,14 @@
 //! What a configuration and a command line can ask for beside the usual, one small container each: that it arrives.
 
 use std::fs;
+use std::io::IoSliceMut;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixListener;
 
+use anyhow::Context as _;
 use integration_tests::{Bundle, Env, Result, Test, tests, wait};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -20,6 +26,11 @@ pub(crate) const TESTS: &[Test] = tests![
     the_groups_of_the_caller_can_be_kept [Root],
     annotations_that_are_not_built_are_refused [Root],
     a_joined_user_namespace_has_the_stated_maps [Root],
+    sockets_get_the_terminal_and_the_process [Root],
+    huge_pages_are_limited [Root],
+    ids_of_mounts_below_are_mapped_too [Root],
+    expressions_choose_containers [Root],
+    the_journal_takes_the_log [Root, Systemd],
 ];
 
 /// Values of a configuration by JSON pointer.
@@ -42,6 +53,8 @@ fn settings_reach_the_program(env: &Env) -> Result<()> {
     let limits = json!([{"type": "RLIMIT_NOFILE", "soft": 99, "hard": 111}]);
     let scheduler = json!({"policy": "SCHED_BATCH", "nice": 5});
     let offsets = json!({"boottime": {"secs": 1_000_000}});
+    let io = json!({"class": "IOPRIO_CLASS_BE", "priority": 3});
+    let nodes = json!({"mode": "MPOL_BIND", "nodes": "0"});
     let table: &[(&str, Settings<'_>, &str, &str)] = &[
         ("umask", &[("/process/user/umask", json!(0o77))], "umask", "0077"),
         ("rlimits", &[("/process/rlimits", limits)], "ulimit -Sn; ulimit -Hn", "99\n111"),
@@ -55,6 +68,8 @@ fn settings_reach_the_program(env: &Env) -> Result<()> {
             "boottime 1000000 0",
         ),
         ("groups", &[("/process/user/additionalGids", json!([7, 9]))], "id -G", "0 7 9"),
+        ("io", &[("/process/ioPriority", io)], "ionice", "best-effort: prio 3"),
+        ("nodes", &[("/linux/memoryPolicy", nodes)], "cut -d' ' -f2 /proc/self/numa_maps | head -n 1", "bind:0"),
     ];
     for (name, settings, script, expected) in table {
         assert_eq!(run(env, name, settings, script)?, *expected, "{name}");
@@ -259,5 +274,132 @@ fn a_joined_user_namespace_has_the_stated_maps(env: &Env) -> Result<()> {
     let same = same?.ok()?;
     assert_eq!(same.text().split_whitespace().collect::<Vec<_>>(), ["0", "100000", "1000"]);
     assert!(other?.fails()?.contains("linux.uidMappings: not those of the user namespace"));
+    Ok(())
+}
+
+/// The terminal has the configured size before anybody has looked at it; the descriptor is the first process's.
+fn sockets_get_the_terminal_and_the_process(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "sockets", &["sh", "-c", "stty size >/size; sleep 600"])?;
+    bundle.set("/process/terminal", true).set("/process/consoleSize", json!({"height": 17, "width": 91}));
+    bundle.set("/root/readonly", false);
+    let (id, console, process) = (env.id("sockets"), env.path("console"), env.path("pidfd"));
+    let listeners = [UnixListener::bind(&console)?, UnixListener::bind(&process)?];
+    let (console, process) = (console.to_string_lossy(), process.to_string_lossy());
+    let flags = ["run", "--detach", "--console-socket", &console, "--pidfd-socket", &process, "--bundle"];
+    env.run_rung(&[&flags[..], &[bundle.write()?, &id]].concat())?.ok()?;
+    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let looked = (|| {
+        let (_, terminal) = receive(&listeners[0])?;
+        let (name, pidfd) = receive(&listeners[1])?;
+        let size = || fs::read_to_string(bundle.rootfs().join("size")).ok().filter(|size| size.ends_with('\n'));
+        let size = wait::until("the size", size)?;
+        Ok::<_, anyhow::Error>((name, terminal, fs::read_to_string(format!("/proc/self/fdinfo/{pidfd}"))?, size))
+    })();
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let (name, terminal, info, size) = looked?;
+    assert!(fs::read_link(format!("/proc/self/fd/{terminal}"))?.ends_with("ptmx"));
+    assert_eq!((name.as_str(), size.trim()), ("standard", "17 91"));
+    assert!(info.contains(&format!("Pid:\t{}\n", state["pid"])), "{info}");
+    Ok(())
+}
+
+/// What was sent to a listener: a text, and the number of the descriptor that came with it, which stays open.
+fn receive(listener: &UnixListener) -> Result<(String, i32)> {
+    let (socket, _) = listener.accept()?;
+    let (mut text, mut space) = (vec![0; 4096], nix::cmsg_space!([i32; 1]));
+    let (length, sent) = {
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let sent = message.cmsgs()?.find_map(|one| match one {
+            ControlMessageOwned::ScmRights(list) => list.first().copied(),
+            _ => None,
+        });
+        (message.bytes, sent)
+    };
+    text.truncate(length);
+    Ok((String::from_utf8(text)?, sent.context("no descriptor came")?))
+}
+
+/// The limit arrives in the cgroup, or the host lacks the controller and that is told.
+fn huge_pages_are_limited(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "huge", &["sleep", "600"])?;
+    bundle.set("/linux/resources/hugepageLimits", json!([{"pageSize": "2MB", "limit": 4_194_304}]));
+    let id = env.id("huge");
+    let ran = env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    let inner = bundle.config["linux"]["cgroupsPath"].as_str().unwrap_or_default();
+    let files = [format!("hugetlb{inner}/hugetlb.2MB.limit_in_bytes"), format!("{}/hugetlb.2MB.max", &inner[1..])];
+    let found = files.iter().find_map(|file| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok());
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    match found {
+        Some(limit) => assert_eq!((ran.ok()?.text(), limit.trim()), ("", "4194304")),
+        None => assert!(ran.fails()?.contains("hugetlb")),
+    }
+    Ok(())
+}
+
+/// `ridmap` reaches the mounts below, `idmap` does not.
+fn ids_of_mounts_below_are_mapped_too(env: &Env) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let outer = env.dir("outer")?;
+    let path = outer.to_string_lossy().into_owned();
+    env.run("mount", &["--make-rprivate", "/"])?.ok()?;
+    env.run("mount", &["-t", "tmpfs", "tmpfs", &path])?.ok()?;
+    fs::create_dir(outer.join("inner"))?;
+    env.run("mount", &["-t", "tmpfs", "tmpfs", &format!("{path}/inner")])?.ok()?;
+    for file in ["a", "inner/b"] {
+        fs::write(outer.join(file), "")?;
+    }
+    for (option, below) in [("idmap", "0"), ("ridmap", "1000")] {
+        let mut bundle = Bundle::new(env, option, &["stat", "-c", "%u", "/v/a", "/v/inner/b"])?;
+        let maps = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        bundle.push(
+            "/mounts",
+            json!({"destination": "/v", "source": path, "type": "bind", "options": ["rbind", option],
+                "uidMappings": maps, "gidMappings": maps}),
+        );
+        let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(option)])?;
+        if ran.code() != 0 && ran.stderr.contains("invalid argument") {
+            // Before Linux 6.3 a tmpfs cannot be mapped, and that is said.
+            assert!(ran.fails()?.contains("map the ids"));
+            return Ok(());
+        }
+        assert_eq!(ran.ok()?.text(), format!("1000\n{below}"), "{option}");
+    }
+    Ok(())
+}
+
+fn expressions_choose_containers(env: &Env) -> Result<()> {
+    for name in ["one", "two", "other"] {
+        let bundle = Bundle::new(env, name, &["sleep", "600"])?;
+        env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &env.id(name)])?.ok()?;
+    }
+    let (some, all, none) = (format!("^{}-(one|two)$", env.token()), format!("^{}-", env.token()), "^nobody$");
+    let killed = env.run_rung(&["kill", "--regex", &some, "KILL"])?;
+    let nobody = env.run_rung(&["delete", "--regex", none])?;
+    let deleted = env.run_rung(&["delete", "--force", "--regex", &some])?;
+    let left = env.run_rung(&["list", "--quiet"])?;
+    env.run_rung(&["delete", "--force", "--regex", &all])?.ok()?;
+    killed.ok()?;
+    nobody.ok()?;
+    deleted.ok()?;
+    assert_eq!(left.ok()?.text(), env.id("other"));
+    assert!(env.run_rung(&["delete", "--regex", "("])?.fails()?.contains("no regular expression"));
+    Ok(())
+}
+
+fn the_journal_takes_the_log(env: &Env) -> Result<()> {
+    let name = env.id("log");
+    for global in
+        [&["--log", &format!("journald:{name}")][..], &["--log", &format!("syslog:{name}")], &["--systemd-log"]]
+    {
+        env.run_rung(&[global, &["state", &name]].concat())?.fails()?;
+    }
+    let said = |identifier: &str| {
+        let ran = env.run("journalctl", &["--quiet", "--output", "cat", "--identifier", identifier]).ok()?;
+        Some(ran.text().to_owned())
+    };
+    let lines = |text: &str| text.matches(&*name).count();
+    wait::until("the journal", || said(&name).filter(|text| lines(text) == 2))?;
+    wait::until("the journal", || said("rung").filter(|text| lines(text) == 1))?;
     Ok(())
 }

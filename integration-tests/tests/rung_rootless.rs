@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     what_spec_writes_runs[Rootless],
+    a_configuration_without_a_user_namespace_gets_one[Rootless],
     a_container_lives_its_life[Rootless],
     ranges_of_ids_are_mapped[Rootless],
     ids_of_others_are_refused[Rootless],
@@ -60,6 +61,23 @@ fn alone(env: &Env, name: &str, args: &[&str]) -> Result<Bundle> {
     let map = |id| json!([{"containerID": 0, "hostID": id, "size": 1}]);
     rootless(&mut bundle, map(own_ids().0), map(own_ids().1));
     Ok(bundle)
+}
+
+/// As with crun: root inside is the user, the other ids are the granted ones.
+fn a_configuration_without_a_user_namespace_gets_one(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "given", &["sleep", "600"])?;
+    if let Some(linux) = bundle.config["linux"].as_object_mut() {
+        linux.remove("cgroupsPath");
+    }
+    let id = env.id("given");
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let ran = env.run_rung(&["exec", &id, "sh", "-c", "tr -s ' ' </proc/self/uid_map; id -u; cat /proc/1/comm"])?;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    let first = first_of_range("/etc/subuid")?;
+    let said = ran.ok()?.text().to_owned();
+    ensure!(said.starts_with(&format!("0 {} 1\n 1 {first} ", own_ids().0)), "{said}");
+    ensure!(said.ends_with("0\nsleep"), "{said}");
+    Ok(())
 }
 
 /// The first id of the user's range in `/etc/subuid` or `/etc/subgid`.
@@ -190,8 +208,9 @@ fn ids_of_others_are_refused(env: &Env) -> Result<()> {
     assert!(refused.contains("newuidmap") && refused.contains("/etc/subuid"), "{refused}");
     let mut bundle = Bundle::new(env, "plain", &["true"])?;
     bundle.set("/linux/cgroupsPath", Value::Null);
+    bundle.set("/linux/uidMappings", json!([{"containerID": 0, "hostID": own_ids().0, "size": 1}]));
     let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("plain")])?.fails()?;
-    assert!(refused.contains("linux.namespaces") && refused.contains("spec --rootless"), "{refused}");
+    assert!(refused.contains("linux.uidMappings") && refused.contains("isn't enabled"), "{refused}");
     Ok(())
 }
 

@@ -4,12 +4,13 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rung_spec::{config, validate};
 use rung_sys::file;
 
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::log;
+use crate::subids;
 
 /// A bundle that was read.
 #[derive(Debug)]
@@ -36,7 +37,20 @@ impl Bundle {
         };
         let spec = parse(&text, &config)?;
         check(&spec).doing(|| format!("check {}", config.display()))?;
-        Ok(Self { path, text, spec })
+        let mut bundle = Self { path, text, spec };
+        if !nix::unistd::geteuid().is_root() && !bundle.speaks_of_users() {
+            subids::add_user_namespace(&mut bundle)?;
+        }
+        Ok(bundle)
+    }
+
+    /// Whether the configuration has a user namespace, or mappings for one, which then are wrong.
+    fn speaks_of_users(&self) -> bool {
+        let Some(linux) = self.spec.linux() else { return false };
+        let mut namespaces = linux.namespaces().iter().flatten();
+        namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User)
+            || linux.uid_mappings().is_some()
+            || linux.gid_mappings().is_some()
     }
 
     /// The root file system, with links resolved.

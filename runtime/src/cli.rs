@@ -31,9 +31,12 @@ pub struct Global {
     /// Write debug messages to the log
     #[arg(long)]
     pub debug: bool,
-    /// Write the log to this file instead of stderr
+    /// Write the log to this file instead of stderr, or to journald:NAME or syslog:NAME
     #[arg(long, value_name = "PATH")]
     pub log: Option<PathBuf>,
+    /// Write the log to systemd's journal; youki's way to say --log journald:
+    #[arg(long, conflicts_with = "log")]
+    pub systemd_log: bool,
     /// Format of the log: text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log_format: String,
@@ -77,6 +80,8 @@ pub enum Command {
     Exec(ExecArgs),
     /// Print what this build can do
     Features,
+    /// Print what this build and this host are, for reports of faults
+    Info,
     /// Send a signal to a container (default: SIGTERM)
     Kill(KillArgs),
     /// List the containers below --root
@@ -284,6 +289,9 @@ pub struct DeleteArgs {
     /// Kill it if it runs; succeed if it is gone
     #[arg(short, long)]
     pub force: bool,
+    /// CONTAINER-ID is a regular expression for the names of containers
+    #[arg(short, long)]
+    pub regex: bool,
 }
 
 /// Flags of `kill`.
@@ -292,6 +300,9 @@ pub struct KillArgs {
     /// Signal every process of the container
     #[arg(short, long, hide = true)]
     pub all: bool,
+    /// CONTAINER-ID is a regular expression for the names of containers
+    #[arg(short, long)]
+    pub regex: bool,
     /// The container
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,

@@ -20,3 +20,4 @@ pub mod log;
 pub mod plan;
 pub mod resctrl;
 pub mod seccomp;
+mod subids;

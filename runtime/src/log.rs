@@ -1,7 +1,9 @@
-//! The log of one run: text or JSON lines, to stderr or to the file of `--log`.
+//! The log of one run: text or JSON lines, to stderr or to the file of `--log`, or to a log of the system.
 //!
 //! Callers such as the containerd shim read the last line of level `error` as the reason of a failure; ours carries a
 //! `kind` beside the text, so that nobody has to match on words.
+
+mod daemon;
 
 use std::fs::OpenOptions;
 use std::io::{IsTerminal as _, Write as _};
@@ -12,6 +14,7 @@ use std::time::SystemTime;
 
 use crate::clock;
 use crate::error::{Doing as _, Error, Result};
+use daemon::Daemon;
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,9 +59,17 @@ impl Level {
     }
 }
 
+/// Where the log goes.
+#[derive(Debug)]
+enum Place {
+    Stderr,
+    File(std::fs::File),
+    Daemon(Daemon),
+}
+
 #[derive(Debug)]
 struct Log {
-    file: Option<std::fs::File>,
+    place: Place,
     format: Format,
     level: Level,
     hints: bool,
@@ -66,44 +77,39 @@ struct Log {
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Opens the log; without a path it is stderr.
+/// Opens the log; without a path it is stderr. As with crun `file:PATH` is a path, and `journald:NAME` and `syslog:NAME`
+/// are the logs of the system, where the lines have that name.
 pub fn open(path: Option<&Path>, format: Format, level: Level) -> Result<()> {
-    let path = path.map(backend).transpose()?;
-    let file = match path {
-        None => None,
-        Some(path) if path.as_os_str().is_empty() => None,
-        Some(path) => Some(
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o644)
-                .custom_flags(libc::O_CLOEXEC | libc::O_SYNC)
-                .open(path)
-                .doing(|| format!("open log file {}", path.display()))?,
-        ),
+    let place = match path.filter(|path| !path.as_os_str().is_empty()) {
+        None => Place::Stderr,
+        Some(path) => match path.to_str().and_then(|text| text.split_once(':')) {
+            Some(("journald", name)) => Place::Daemon(Daemon::journald(name)?),
+            Some(("syslog", name)) => Place::Daemon(Daemon::syslog(name)?),
+            Some(("file", path)) => Place::File(open_file(Path::new(path))?),
+            _ => Place::File(open_file(path)?),
+        },
     };
     // Asked here: what is stderr to the process of a container may be a terminal of its own.
-    let hints = file.is_some() || std::io::stderr().is_terminal();
+    let hints = !matches!(place, Place::Stderr) || std::io::stderr().is_terminal();
     // A second call keeps the first log: there is one log a run.
-    let _ = LOG.set(Log { file, format, level, hints });
+    let _ = LOG.set(Log { place, format, level, hints });
     Ok(())
 }
 
-/// The file of crun's `file:PATH`. Its other backends have daemons behind them that a runtime should not wait for.
-fn backend(path: &Path) -> Result<&Path> {
-    match path.to_str().and_then(|text| text.split_once(':')) {
-        Some(("file", file)) => Ok(Path::new(file)),
-        Some(("journald" | "syslog", _)) => {
-            Err(Error::unsupported(format!("--log {}: not supported (use a file)", path.display())))
-        }
-        _ => Ok(path),
-    }
+fn open_file(path: &Path) -> Result<std::fs::File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .custom_flags(libc::O_CLOEXEC | libc::O_SYNC)
+        .open(path)
+        .doing(|| format!("open log file {}", path.display()))
 }
 
-/// Reports the error that ends the run. It goes to the log, and to stderr too when the log is a file.
+/// Reports the error that ends the run. It goes to the log, and to stderr too when the log is elsewhere.
 pub fn error(error: &Error) {
     write("error", &error.to_string(), Some(error.kind().name()));
-    if LOG.get().is_some_and(|log| log.file.is_some()) {
+    if LOG.get().is_some_and(|log| !matches!(log.place, Place::Stderr)) {
         to_stderr(&line(Format::Text, "error", &error.to_string(), None));
     }
 }
@@ -144,12 +150,15 @@ pub fn is_debug() -> bool {
 }
 
 fn write(level: &str, message: &str, kind: Option<&str>) {
-    let (file, format) = LOG.get().map_or((None, Format::Text), |log| (log.file.as_ref(), log.format));
-    let text = line(format, level, message, kind);
-    match file {
+    let format = LOG.get().map_or(Format::Text, |log| log.format);
+    match LOG.get().map(|log| &log.place) {
         // A full disk must not hide the error itself, which still reaches stderr.
-        Some(mut file) => drop(file.write_all(text.as_bytes())),
-        None => to_stderr(&text),
+        Some(Place::File(file)) => {
+            let mut file = file;
+            drop(file.write_all(line(format, level, message, kind).as_bytes()));
+        }
+        Some(Place::Daemon(daemon)) => daemon.write(level, message),
+        Some(Place::Stderr) | None => to_stderr(&line(format, level, message, kind)),
     }
 }
 

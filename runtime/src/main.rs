@@ -1,5 +1,6 @@
 //! The `rung` program: parse, log, dispatch, exit code.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use rung::cli::Cli;
@@ -35,6 +36,7 @@ fn run(cli: Cli) -> Result<u8> {
         Some(word) => log::Level::parse(word)?,
         None => log::Level::Warning,
     };
-    log::open(cli.global.log.as_deref(), format, level)?;
+    let journal = cli.global.systemd_log.then_some(Path::new("journald:"));
+    log::open(cli.global.log.as_deref().or(journal), format, level)?;
     commands::dispatch(&cli.global, cli.command)
 }

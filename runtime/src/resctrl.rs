@@ -52,12 +52,12 @@ impl Resctrl {
         &self.directory
     }
 
-    /// Makes the group where it does not exist, and puts `pid` in. The answer is whether it is the container's to remove:
+    /// Makes the group where it does not exist, and puts `pids` in. The answer is whether it is the container's to remove:
     /// a named class may have others in it by then.
     ///
     /// # Errors
     /// When a named class exists with another share, or the kernel refuses.
-    pub fn enter(&mut self, pid: Pid) -> Result<bool> {
+    pub fn enter(&mut self, pids: &[Pid]) -> Result<bool> {
         if self.named && self.schemata.is_empty() && !self.directory.is_dir() {
             // Whoever names a class and says nothing of its share means one that somebody has set up.
             let message = format!("linux.intelRdt.closID: {} does not exist", self.directory.display());
@@ -69,7 +69,7 @@ impl Resctrl {
             Err(error) => return Err(error).doing(|| format!("make {}", self.directory.display())),
         };
         self.made = made;
-        let outcome = self.fill(pid, made);
+        let outcome = self.fill(pids, made);
         if outcome.is_err() {
             self.take_back();
         }
@@ -84,20 +84,20 @@ impl Resctrl {
         }
     }
 
-    fn fill(&self, pid: Pid, made: bool) -> Result<()> {
+    fn fill(&self, pids: &[Pid], made: bool) -> Result<()> {
         if !made && self.named && !self.schemata.is_empty() {
             self.require_same()?;
         } else if !self.schemata.is_empty() {
             write(&self.directory.join("schemata"), &format!("{}\n", self.schemata.join("\n")))?;
         }
-        write(&self.directory.join("tasks"), &pid.to_string())?;
+        put(&self.directory, pids)?;
         if let Some(id) = &self.monitor {
             let group = self.directory.join("mon_groups").join(id);
             match DirBuilder::new().create(&group) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 other => other.doing(|| format!("make {}", group.display()))?,
             }
-            write(&group.join("tasks"), &pid.to_string())?;
+            put(&group, pids)?;
         }
         Ok(())
     }
@@ -115,6 +115,10 @@ impl Resctrl {
             }
         }
     }
+}
+
+fn put(group: &Path, pids: &[Pid]) -> Result<()> {
+    pids.iter().try_for_each(|pid| write(&group.join("tasks"), &pid.to_string()))
 }
 
 /// The lines to write; the newer field comes last, as the specification says.
@@ -192,8 +196,9 @@ mod tests {
             std::fs::write(directory.join("schemata"), "    L3:0=ff;1=ff\n").expect("written");
             std::fs::write(directory.join("tasks"), "").expect("written");
         }
-        let enter =
-            |json: &str| Resctrl::plan_below(root.path(), &wanted(json), "web").and_then(|mut r| r.enter(Pid::this()));
+        let enter = |json: &str| {
+            Resctrl::plan_below(root.path(), &wanted(json), "web").and_then(|mut r| r.enter(&[Pid::this()]))
+        };
         assert!(!enter(r#"{"closID":"gold","schemata":["L3:0=ff;1=ff"]}"#).expect("the same share"));
         let refused = enter(r#"{"closID":"gold","schemata":["L3:0=0f;1=ff"]}"#).expect_err("another share");
         assert!(refused.to_string().contains("does not have \"L3:0=0f;1=ff\""), "{refused}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxPids, LinuxResources};
 use rung_sys::bpf::device::Rule;
 use rung_sys::process::{CloneRequest, Forked, Target, clone, exit_now, set_parent_death_signal, wait};
 
@@ -24,6 +24,8 @@ pub(super) struct Managed {
     id: String,
     annotations: Vec<(String, String)>,
     placeholder: Option<Placeholder>,
+    /// That one takes the only place of a cgroup that may have one process.
+    pub(super) full: bool,
     /// This run has made the unit, or a record says that an earlier one did.
     ours: bool,
 }
@@ -40,7 +42,8 @@ impl Cgroup {
             let path = hierarchy.mount.join(&inner);
             places.push(Place { hierarchy, path, dir: None, made: false });
         }
-        let managed = Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, ours: false };
+        let managed =
+            Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, full: false, ours: false };
         Ok(Self { places, rootless, lenient: false, managed: Some(managed), everywhere: false, foreign: false })
     }
 
@@ -69,7 +72,7 @@ impl Cgroup {
     pub fn managed_by(mut self, unit: Option<Unit>) -> Self {
         self.managed = unit.map(|unit| {
             let id = unit.name.clone();
-            Managed { unit, id, annotations: Vec::new(), placeholder: None, ours: true }
+            Managed { unit, id, annotations: Vec::new(), placeholder: None, full: false, ours: true }
         });
         self
     }
@@ -88,6 +91,8 @@ impl Cgroup {
         list.extend(systemd::wanted(resources, unified, &managed.annotations)?);
         if pid.is_none() && !managed.unit.is_slice() {
             managed.placeholder = Some(Placeholder::new()?);
+            let limit = resources.and_then(|wanted| wanted.pids().as_ref()).map(LinuxPids::limit);
+            managed.full = matches!(limit, Some(0 | 1));
         }
         let pid = pid.or(managed.placeholder.as_ref().map(|placeholder| placeholder.0));
         Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)?;

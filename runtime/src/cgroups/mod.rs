@@ -22,6 +22,7 @@ mod error;
 mod legacy;
 mod locate;
 mod managed;
+mod mark;
 mod oom;
 mod processes;
 mod properties;
@@ -244,6 +245,8 @@ impl Cgroup {
     }
 
     fn settings(&self, resources: &LinuxResources) -> Result<Vec<Setting>> {
+        let rounded = self.managed.is_some().then(|| properties::rounded(resources));
+        let resources = rounded.as_ref().unwrap_or(resources);
         if !self.is_unified() {
             return legacy::settings(resources);
         }
@@ -304,9 +307,12 @@ impl Cgroup {
     }
 
     /// The v2 cgroup of any host that has one, to clone a process into (`CLONE_INTO_CGROUP`). On a hybrid host the v1
-    /// ones remain, for [`Self::entry`].
+    /// ones remain, for [`Self::entry`]. None where the limit of processes counts clones: it lets in whoever enters.
     #[must_use]
     pub fn clone_into(&self) -> Option<BorrowedFd<'_>> {
+        if self.managed.as_ref().is_some_and(|managed| managed.full) {
+            return None;
+        }
         self.places.iter().find(|place| place.hierarchy.is_v2())?.dir.as_ref().map(CgroupDir::as_fd)
     }
 

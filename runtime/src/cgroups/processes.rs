@@ -17,7 +17,7 @@ use super::{Cgroup, Place};
 /// How long the kernel may take to stop every process. One that sleeps uninterruptibly (a hung NFS mount) holds up v1.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 /// How deep cgroups may be nested below a container before they are no longer followed.
-const DEPTH: usize = 32;
+pub(super) const DEPTH: usize = 32;
 
 /// Puts a process into one cgroup.
 pub(super) fn put(dir: &CgroupDir, pid: Pid) -> Result<()> {
@@ -55,7 +55,7 @@ pub(super) fn pids_below(dir: &CgroupDir) -> Result<Vec<Pid>> {
 }
 
 /// Visits a cgroup and those below it; ones that vanish meanwhile are passed over.
-fn walk(dir: &CgroupDir, depth: usize, visit: &mut impl FnMut(&CgroupDir) -> Result<()>) -> Result<()> {
+pub(super) fn walk(dir: &CgroupDir, depth: usize, visit: &mut impl FnMut(&CgroupDir) -> Result<()>) -> Result<()> {
     visit(dir)?;
     if depth == 0 {
         return Ok(());
@@ -233,8 +233,8 @@ impl Cgroup {
         if let Some(dir) = self.v2_place().map(Place::open).transpose()?.flatten() {
             match dir.write("cgroup.kill", "1") {
                 Ok(()) => return self.thaw(),
-                // Before Linux 5.14, or not the owner.
-                Err(e) if is_missing(&e) || is_denied(&e) => {}
+                // Before Linux 5.14, or not the owner, or threaded.
+                Err(e) if is_missing(&e) || is_denied(&e) || e.is(&[libc::EOPNOTSUPP]) => {}
                 Err(e) => return Err(e.into()),
             }
         }

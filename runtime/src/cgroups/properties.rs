@@ -94,6 +94,20 @@ fn quota_per_second(quota: i64, period: u64) -> u64 {
     (quota.saturating_mul(1_000_000) / period).next_multiple_of(10_000)
 }
 
+/// The limits as systemd can keep them: what it rounds is written rounded to the files too, so that both say the same.
+pub(super) fn rounded(resources: &LinuxResources) -> LinuxResources {
+    let mut resources = resources.clone();
+    let Some(cpu) = resources.cpu() else { return resources };
+    let (quota, period) = (cpu.quota().unwrap_or(0), cpu.period().filter(|&n| n != 0).unwrap_or(DEFAULT_PERIOD));
+    if quota > 0 {
+        let quota = u128::from(quota_per_second(quota, period)) * u128::from(period) / 1_000_000;
+        let mut cpu = cpu.clone();
+        cpu.set_quota(i64::try_from(quota).ok());
+        resources.set_cpu(Some(cpu));
+    }
+    resources
+}
+
 /// A list of numbers as a bit for each, as systemd takes it.
 fn bits(list: &str, path: &str) -> Result<Value> {
     let set = rung_sys::sched::NumberSet::parse(list)
@@ -301,6 +315,8 @@ mod tests {
         assert_eq!(quota_per_second(1, 100_000), 10_000);
         assert_eq!(quota_per_second(33_333, 100_000), 340_000);
         assert_eq!(quota_per_second(200_000, 0), 2_000_000);
+        let given: LinuxResources = serde_json::from_str(r#"{"cpu":{"quota":500000,"period":900000}}"#).unwrap();
+        assert_eq!(rounded(&given).cpu().as_ref().and_then(LinuxCpu::quota), Some(504_000));
     }
 
     #[test]

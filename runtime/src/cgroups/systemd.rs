@@ -314,7 +314,8 @@ fn base_properties(unit: &Unit, id: &str, pid: Option<Pid>) -> Vec<(String, Valu
             yes("PIDs", Value::Array("u".into(), vec![Value::U32(pid.as_raw().cast_unsigned())]));
         }
     }
-    for name in ["MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting"] {
+    let io = if super::is_unified() { "IOAccounting" } else { "BlockIOAccounting" };
+    for name in ["MemoryAccounting", "CPUAccounting", io, "TasksAccounting"] {
         yes(name, Value::Bool(true));
     }
     // A container must not wait for, or be stopped by, what the system starts and stops by default.

@@ -29,30 +29,34 @@ pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, setting
     if missing.is_empty() {
         return Ok(());
     }
-    require_domain(dir, &needed)?;
     let inner = dir.path().strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
     let mut current = root;
-    for name in inner.parent().into_iter().flat_map(Path::components) {
+    for name in inner.components() {
         enable(&current, &missing, &needed)?;
         current = current.child(name.as_os_str())?;
+        make_valid(&current, &needed)?;
     }
-    enable(&current, &missing, &needed)
+    Ok(())
 }
 
-/// Below a threaded cgroup a new one is of no use as it is: the kernel lets no process in.
-fn require_domain(dir: &CgroupDir, needed: &[&str]) -> Result<()> {
+/// Below a threaded cgroup a new one lets no process in unless it is threaded too, and then has no limits of controllers
+/// that count no threads.
+fn make_valid(dir: &CgroupDir, needed: &[&str]) -> Result<()> {
     let kind = dir.read_optional("cgroup.type")?.unwrap_or_default();
-    if kind.trim() != "domain invalid" {
+    let invalid = kind.trim() == "domain invalid";
+    if !invalid && kind.trim() != "threaded" {
         return Ok(());
     }
-    let path = dir.path().display();
-    let limited = needed.iter().find(|name| !THREADED.contains(name));
-    Err(Error::Occupied(match limited {
-        Some(name) => format!(
+    if let Some(name) = needed.iter().find(|name| !THREADED.contains(name)) {
+        let path = dir.path().display();
+        return Err(Error::Occupied(format!(
             "{path} is below a threaded cgroup, where there are no limits of {name}: choose another cgroupsPath"
-        ),
-        None => format!("{path} is below a threaded cgroup, where no container can be: choose another cgroupsPath"),
-    }))
+        )));
+    }
+    if invalid {
+        dir.write("cgroup.type", "threaded")?;
+    }
+    Ok(())
 }
 
 fn enable(dir: &CgroupDir, missing: &[&str], needed: &[&str]) -> Result<()> {

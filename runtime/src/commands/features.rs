@@ -4,7 +4,7 @@ use rung_sys::capabilities;
 use rung_sys::mount_options;
 use serde_json::{Value, json};
 
-use super::version::VERSION;
+use super::version::{COMMIT, VERSION};
 use crate::error::{Error, Result};
 
 /// The newest specification that is understood.
@@ -42,6 +42,7 @@ fn document() -> Value {
         },
         "annotations": {
             "org.opencontainers.runc.checkpoint.enabled": "true",
+            "org.opencontainers.runc.commit": COMMIT,
             "org.opencontainers.runc.version": VERSION,
         },
         "potentiallyUnsafeConfigAnnotations": [

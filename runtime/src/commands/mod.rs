@@ -7,6 +7,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod info;
 mod kill;
 mod list;
 mod mounts;
@@ -24,8 +25,11 @@ mod version;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use rung_sys::regex::Regex;
+
 use crate::cli::{Command, Global};
 use crate::container::Settings;
+use crate::container::id::ContainerId;
 use crate::container::store::Store;
 use crate::error::{Doing as _, Error, Result};
 
@@ -47,6 +51,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
         Command::Events(args) => events::run(&settings, &args).map(|()| 0),
         Command::Exec(args) => exec::run(&settings, args),
         Command::Features => features::run().map(|()| 0),
+        Command::Info => info::run().map(|()| 0),
         Command::Kill(args) => kill::run(&settings, &args).map(|()| 0),
         Command::List(args) => list::run(&settings, &args, global.root.is_some()).map(|()| 0),
         Command::Man(args) => completion::man(&args).map(|()| 0),
@@ -122,6 +127,24 @@ fn default_root(rootless: bool) -> Result<PathBuf> {
         })
         .doing(|| format!("make state directory {}", root.display()))?;
     Ok(root)
+}
+
+/// Does something with one container, or with each whose name a regular expression matches, as crun does. One that fails
+/// does not keep the others.
+fn each(settings: &Settings, id: &str, regex: bool, mut act: impl FnMut(&ContainerId) -> Result<()>) -> Result<()> {
+    if !regex {
+        return act(&ContainerId::parse(id)?);
+    }
+    let wanted = Regex::new(id).map_err(|_| Error::invalid(format!("--regex: {id:?} is no regular expression")))?;
+    let mut outcome = Ok(());
+    for name in settings.store.names()?.iter().filter(|name| wanted.matches(name.as_str())) {
+        let acted = act(name).doing(|| format!("container {name}"));
+        if let (Err(error), Err(_)) = (&acted, &outcome) {
+            crate::log::warning(&error.to_string());
+        }
+        outcome = outcome.and(acted);
+    }
+    outcome
 }
 
 /// Everything a command prints goes through here.

@@ -4,7 +4,13 @@ use crate::error::Result;
 
 pub(super) fn run() -> Result<()> {
     let program = crate::cli::program();
-    super::print(&format!("{program} version {VERSION}\ncommit: {VERSION}\nspec: {}\n", super::features::SPEC_VERSION))
+    super::print(&format!("{program} version {VERSION}\ncommit: {COMMIT}\nspec: {}\n", super::features::SPEC_VERSION))
 }
+
+/// What `scripts/build.sh` was run on; of another build only the version is known.
+pub(super) const COMMIT: &str = match option_env!("GANTRY_COMMIT") {
+    Some(commit) => commit,
+    None => VERSION,
+};
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

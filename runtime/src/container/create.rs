@@ -95,8 +95,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         .with_annotations(bundle.spec.annotations().as_ref())
         .shown_writable(plan.shows_cgroups_writable());
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
-    let resctrl = linux.and_then(|linux| linux.intel_rdt().as_ref()).map(|rdt| Resctrl::plan(rdt, id.as_str()));
-    let mut resctrl = resctrl.transpose()?;
+    let mut resctrl = plan_resctrl(&bundle.spec, id)?;
     let state = hook_state(id, &bundle, &plan)?;
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let host_mount = record.host_mount;
@@ -113,6 +112,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         }
         return Err(error);
     }
+    cgroup.mark(entry.path());
     warn_of_escape(&plan, &cgroup);
     let attempt = || -> Result<(Started, Record, Option<Readiness>)> {
         let mut record = record;
@@ -131,7 +131,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             rootless: settings.rootless,
         };
         let started = launch::start_init(launch, &mut cgroup)?;
-        let outcome = enter_resctrl(resctrl.as_mut(), &started, &mut record).and_then(|()| {
+        let outcome = enter_resctrl(resctrl.as_mut(), &[started.pid], &mut record).and_then(|()| {
             let receiver = plan.extensions.pidfd_receiver.as_ref();
             let record = &mut record;
             finish(Finished { started: &started, record, cgroup: &cgroup, entry: &entry, receiver }, options)
@@ -154,6 +154,12 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             Err(error)
         }
     }
+}
+
+/// The share of cache and memory bandwidth, where the configuration speaks of it.
+pub(super) fn plan_resctrl(spec: &Spec, id: &ContainerId) -> Result<Option<Resctrl>> {
+    let wanted = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
+    wanted.map(|wanted| Resctrl::plan(wanted, id.as_str())).transpose()
 }
 
 /// Without a pid namespace and without a cgroup nothing holds the processes of a container together.
@@ -184,9 +190,9 @@ fn delegate(cgroup: &Cgroup, owner: u32, rootless: bool) -> Result<()> {
     }
 }
 
-fn enter_resctrl(resctrl: Option<&mut Resctrl>, started: &Started, record: &mut Record) -> Result<()> {
+pub(super) fn enter_resctrl(resctrl: Option<&mut Resctrl>, pids: &[Pid], record: &mut Record) -> Result<()> {
     if let Some(group) = resctrl {
-        record.intel_rdt_owned = group.enter(started.pid)?;
+        record.intel_rdt_owned = group.enter(pids)?;
         record.intel_rdt_path = group.path().display().to_string();
     }
     Ok(())

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::status::Status;
 use super::store::Store;
 use super::{Container, host_root};
+use crate::cgroups::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::hooks;
 use crate::launch::cgroup_error;
@@ -25,7 +26,7 @@ const DYING: Duration = Duration::from_secs(10);
 /// `delete`. With `force`, what is not there is removed already.
 pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     let entry = match store.entry(id) {
-        Err(error) if force && error.kind() == Kind::NotFound => return Ok(()),
+        Err(error) if force && error.kind() == Kind::NotFound => return end_unrecorded(&store.path(id)).map(drop),
         other => other?,
     };
     let container = match entry.load() {
@@ -37,7 +38,7 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
         }
         // A run that was killed before it could write a record had made nothing else either.
         // The record of another runtime, or a damaged one, may be all that is known of something that runs.
-        Err(error) if force && !entry.may_run() => {
+        Err(error) if force && (end_unrecorded(entry.path())? || !entry.may_run()) => {
             log::debug(|| format!("no usable record: {error}"));
             return entry.remove();
         }
@@ -56,6 +57,18 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
         }
     }
     destroy(&container)
+}
+
+/// Ends a container of which there is no record, if a cgroup has its mark; says whether one had.
+fn end_unrecorded(entry: &Path) -> Result<bool> {
+    let found = Cgroup::find_marked(entry).unwrap_or_else(|error| {
+        log::debug(|| format!("look for a cgroup of {}: {error}", entry.display()));
+        None
+    });
+    let Some(cgroup) = found else { return Ok(false) };
+    cgroup.kill().map_err(cgroup_error)?;
+    cgroup.remove(REMOVAL).map_err(cgroup_error)?;
+    Ok(true)
 }
 
 fn end(container: &Container) -> Result<()> {

@@ -35,6 +35,7 @@ use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks::{self, HookState};
 use crate::launch::{self, Started};
 use crate::plan::InitPlan;
+use crate::resctrl::Resctrl;
 
 const LOG: &str = "restore.log";
 
@@ -58,6 +59,8 @@ struct Restore<'a> {
     cgroup: Cgroup,
     options: &'a Options,
     record: Record,
+    resctrl: Option<Resctrl>,
+    cgroup_mode: options::CgroupMode,
     pid: Option<Pid>,
     verified: bool,
     console: Option<OwnedFd>,
@@ -73,11 +76,24 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref())
         .shown_writable(plan.shows_cgroups_writable());
+    let resctrl = create::plan_resctrl(&bundle.spec, id)?;
     let state = create::hook_state(id, &bundle, &plan)?;
     let record = create::first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
     let entry = settings.store.claim(id)?;
-    let mut restore =
-        Restore { bundle, plan, state, entry, cgroup, options, record, pid: None, verified: false, console: None };
+    let mut restore = Restore {
+        bundle,
+        plan,
+        state,
+        entry,
+        cgroup,
+        resctrl,
+        cgroup_mode: wanted.common.cgroups,
+        options,
+        record,
+        pid: None,
+        verified: false,
+        console: None,
+    };
     match restore.attempt(wanted) {
         Ok(started) => {
             let Restore { bundle, state, entry, cgroup, record, .. } = restore;
@@ -85,6 +101,9 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
         }
         Err(error) => {
             create::undo(&restore.entry, &restore.cgroup, &restore.bundle.spec, &restore.state);
+            if let Some(group) = &mut restore.resctrl {
+                group.take_back();
+            }
             Err(error)
         }
     }
@@ -101,6 +120,7 @@ impl Restore<'_> {
         let (directories, message, mut session) = begun?;
         let resources = self.bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         self.cgroup.create(resources, Some(session.pid())).map_err(launch::cgroup_error)?;
+        self.cgroup.mark(self.entry.path());
         let message = self.place(message.text(13, &root.to_string_lossy()), session.pid())?;
         let request = Message::default().message(2, &message);
         let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
@@ -236,9 +256,21 @@ impl Restore<'_> {
         let pid = self.pid.ok_or_else(|| Error::new(Kind::Internal, "criu has not said which process it restored"))?;
         let protected = self.protect_root(pid).doing(|| "make the root read-only");
         let all = protected.and_then(|()| verify::family(pid).doing(|| "look for the restored processes"));
-        let checked = all.and_then(|all| verify::check(&self.plan, &self.bundle.spec, &self.external(), pid, &all));
+        let checked = all.and_then(|all| {
+            verify::check(&self.plan, &self.bundle.spec, &self.external(), pid, &all, self.cgroup_mode)?;
+            self.enter_resctrl(&all)
+        });
         self.verified = checked.is_ok();
         checked.inspect_err(|_| self.kill())
+    }
+
+    /// criu knows nothing of these groups, and the processes are where it was.
+    fn enter_resctrl(&mut self, all: &[Pid]) -> Result<()> {
+        if self.resctrl.is_none() {
+            return Ok(());
+        }
+        create::enter_resctrl(self.resctrl.as_mut(), all, &mut self.record)?;
+        self.entry.save(&self.record)
     }
 
     /// criu leaves the root as it was given, and has to write there.

@@ -78,6 +78,11 @@ impl Store {
         }
     }
 
+    /// Where the directory of a container is, or was.
+    pub fn path(&self, id: &ContainerId) -> PathBuf {
+        self.root.join(id.as_str())
+    }
+
     /// The directory of a container that exists.
     pub fn entry(&self, id: &ContainerId) -> Result<Entry> {
         let path = self.root.join(id.as_str());

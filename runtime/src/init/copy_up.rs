@@ -1,18 +1,21 @@
 //! Filling a tmpfs with what it is going to cover (`tmpcopyup`).
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mkdirat, mknodat};
 use nix::unistd::{fchownat, symlinkat};
+use rung_sys::xattr;
 
 use super::target;
 use crate::error::{Doing as _, Error, Kind, Result};
 
-/// Deeper trees than this are refused rather than followed with the stack.
-const MAX_DEPTH: usize = 64;
+/// Deeper trees than this are refused: each level costs two descriptors, of which a process has a thousand.
+const MAX_DEPTH: usize = 256;
 
 /// Copies everything below `from` to `to`; links are copied as links.
 pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
@@ -30,6 +33,7 @@ fn copy_directory(from: OwnedFd, to: BorrowedFd<'_>, depth: usize) -> Result<()>
     let mut directory = Dir::from_fd(from.try_clone()?)?;
     let names: Vec<_> =
         directory.iter().filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned())).collect();
+    drop(directory);
     for name in names {
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
@@ -60,6 +64,28 @@ fn copy_directory(from: OwnedFd, to: BorrowedFd<'_>, depth: usize) -> Result<()>
         if kind != SFlag::S_IFLNK {
             // The umask and the change of owner both took bits away.
             fchmodat(to, name, mode, FchmodatFlags::FollowSymlink)?;
+            copy_attributes(from.as_fd(), to, OsStr::from_bytes(name.to_bytes()))?;
+        }
+    }
+    Ok(())
+}
+
+/// File capabilities, access lists and the like: what this file system has and this process may set. The label is the
+/// mount's own.
+fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let no_matter = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EPERM));
+    let attributes = match xattr::list(from, name) {
+        Err(error) if no_matter(&error) => return Ok(()),
+        other => other.doing(|| format!("list the attributes of {name:?}"))?,
+    };
+    for attribute in attributes.iter().filter(|attribute| *attribute != b"security.selinux") {
+        let Some(value) = xattr::get(from, name, attribute)? else { continue };
+        match xattr::set(to, name, attribute, &value) {
+            Err(error) if !no_matter(&error) => {
+                return Err(error)
+                    .doing(|| format!("set the attribute {} of {name:?}", String::from_utf8_lossy(attribute)));
+            }
+            _ => {}
         }
     }
     Ok(())

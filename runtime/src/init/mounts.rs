@@ -1,5 +1,6 @@
 //! Carrying out the mounts of the plan, in its order.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use rung_sys::mount::{self, FileSystem, attribute};
 use rung_sys::mount_options::MountOptions;
+use rung_sys::xattr;
 
 use super::binds::Behalf;
 use super::rootfs::Root;
@@ -142,6 +144,11 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
         copy_up::copy(place.as_fd(), mounted.as_fd())?;
     }
     mount::attach(mounted.as_fd(), place.as_fd())?;
+    if let Some(label) = plan.mount_label.as_ref().filter(|_| name == "mqueue") {
+        // It takes no label when it is mounted, and gets it as a file does.
+        let set = xattr::set(mounted.as_fd(), OsStr::new(""), b"security.selinux", label.as_bytes());
+        set.doing(|| format!("label it {label:?}"))?;
+    }
     if step.options.changes_recursively() {
         binds::set_attributes(mounted.as_fd(), &step.options)?;
     }

@@ -34,6 +34,7 @@ pub mod poll;
 pub mod process;
 pub mod procfs;
 pub mod project_quota;
+pub mod regex;
 pub mod rlimit;
 pub mod sched;
 pub mod seccomp;

@@ -66,8 +66,8 @@ fn meant(key: &str) -> Option<&'static str> {
     Some(KNOWN[found]).filter(|known| *known != key)
 }
 
-/// Gives keys of resources that differ from known ones in nothing but case their usual form. One that is there in both
-/// forms stays as it is.
+/// Gives keys of resources that differ from known ones in nothing but case their usual form. Objects that are there in both
+/// forms become one.
 pub fn fold_resource_keys(resources: &mut Value) {
     match resources {
         Value::Array(list) => list.iter_mut().for_each(fold_resource_keys),
@@ -79,10 +79,17 @@ pub fn fold_resource_keys(resources: &mut Value) {
 fn fold_object(object: &mut Map<String, Value>) {
     let strange: Vec<_> = object.keys().filter_map(|key| Some((key.clone(), meant(key)?))).collect();
     for (key, known) in strange {
-        if !object.contains_key(known)
-            && let Some(value) = object.remove(&key)
-        {
-            object.insert(known.to_owned(), value);
+        let Some(mut value) = object.remove(&key) else { continue };
+        match (object.get_mut(known), &mut value) {
+            (None, _) => drop(object.insert(known.to_owned(), value)),
+            (Some(Value::Object(there)), Value::Object(more)) => {
+                fold_object(there);
+                fold_object(more);
+                for (key, value) in std::mem::take(more) {
+                    there.entry(key).or_insert(value);
+                }
+            }
+            _ => drop(object.insert(key, value)),
         }
     }
     for (key, value) in object {
@@ -146,11 +153,13 @@ mod tests {
         let mut value = json!({
             "CPU": {"Cpus": "0", "mems": "1"}, "hugepageLimits": [{"pagesize": "2MB", "limit": 1}],
             "unified": {"CPU": "1"}, "rdma": {"CPU": {"hcahandles": 1}}, "pids": {"limit": 1, "LIMIT": 2},
+            "memory": {"limit": 1}, "Memory": {"LIMIT": 2, "Swap": 3},
         });
         fold_resource_keys(&mut value);
         let expected = json!({
             "cpu": {"cpus": "0", "mems": "1"}, "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
             "unified": {"CPU": "1"}, "rdma": {"CPU": {"hcaHandles": 1}}, "pids": {"limit": 1, "LIMIT": 2},
+            "memory": {"limit": 1, "swap": 3},
         });
         assert_eq!(value, expected);
     }

@@ -1,0 +1,23 @@
+#!/bin/bash
+# Runs inside a test machine, from the second disk: runc's tests with run.sh, a file at a time, so that each result has left
+# the machine when the next begins.
+set -uo pipefail
+
+exec >/dev/virtio-ports/gantry.out 2>&1 </dev/null
+mount -o remount,rw /gantry
+tar -C / -xf /gantry/packages.tar
+export PATH=/gantry/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
+export RUNG=/gantry/bin/rung RESULTS=/tmp/results ROOTLESS=tester
+mkdir -p "$RESULTS"
+parameter() { sed -n "s/.*\bgantry\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+IFS=, read -ra modes <<<"$(parameter modes)"
+IFS=, read -ra files <<<"$(parameter files)"
+[[ ${#files[@]} -gt 0 ]] || files=($(cd /gantry/checkout/tests/integration && basename -s .bats -- *.bats))
+for module in dummy loop overlay; do modprobe "$module"; done
+for mode in "${modes[@]}"; do
+    for file in "${files[@]}"; do
+        echo "$mode $(/gantry/run.sh "$mode" /gantry/checkout "$file" 2>&1 | head -n 1), ${SECONDS} s"
+        { echo "== $mode $file"; cat "$RESULTS/$file"; } >/dev/virtio-ports/gantry.results
+    done
+done
+echo 0 >/dev/virtio-ports/gantry.status
