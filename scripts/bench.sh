@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Measures Gantry beside crun, runc and containerd of this machine. BENCH_ROUNDS (100) says how often. With BENCH_YOUKI=1,
-# youki comes from crates.io into BENCH_CACHE (~/.cache/gantry-bench), once, and is measured too.
+# Measures Gantry beside crun, runc and containerd of this machine. BENCH_ROUNDS (100) says how often. youki comes from
+# crates.io into BENCH_CACHE (~/.cache/gantry-bench), once; where it cannot be built it is named as not measured, and
+# BENCH_YOUKI=0 leaves it out. BENCH_MACHINE=vm-v2 measures the runtimes in the test machine with cgroup v2 and systemd
+# instead: there they compare with one another, not with this machine, which may have to emulate it.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
@@ -17,13 +19,19 @@ cargo build --release --locked --quiet -p integration-tests --bin bench
 
 # Elsewhere, so that the flags of this workspace are not those of another's program.
 cache=${BENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gantry-bench}
-if [[ ${BENCH_YOUKI:-} = 1 && ! -x $cache/bin/youki ]]; then
+if [[ ${BENCH_YOUKI:-1} = 1 && ! -x $cache/bin/youki ]]; then
     scripts/packages.sh gcc pkg-config libseccomp-dev
     (cd / && cargo install --quiet --locked youki --no-default-features --features v1,v2,seccomp --root "$cache") ||
         echo "youki cannot be built here: not measured"
 fi
 PATH=$PATH:$cache/bin
 bench=$(built release)/bench
+if [[ ${BENCH_MACHINE:-} = vm-v2 ]]; then
+    exec scripts/vm/bench.sh "$(built release)" "$cache/bin/youki"
+elif [[ -n ${BENCH_MACHINE:-} ]]; then
+    echo "error: BENCH_MACHINE: there is only vm-v2" >&2
+    exit 1
+fi
 echo "$(nproc) processors, Linux $(uname -r); $(crun --version | head -n 1); $(runc --version | head -n 1)"
 # In a mount namespace of their own, all runtimes keep their state in memory, as below /run of a host, and see v1 alone
 # where there are both cgroup versions: crun refuses a host with controllers on both.

@@ -66,6 +66,7 @@ fi
 
 step "format" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+step "the code for the other architecture" scripts/other-architecture.sh
 step "build" build
 integration=$(scripts/test-program.sh)
 

@@ -170,7 +170,7 @@ fn devices_are_denied(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// A list that only allows is one of exceptions, and not a list of all that is allowed beside everything.
+/// GHSA-g54h-m393-cpwq: a list that only allows is one of exceptions, and not a list of all that is allowed beside everything.
 fn a_device_that_no_rule_allows_is_denied(env: &Env) -> Result<()> {
     let script = "mknod /dev/kmsg2 c 1 11 && head -c 1 /dev/kmsg2 2>&1; head -c 2 /dev/zero | wc -c";
     let mut bundle = Bundle::new(env, "exceptions", &["sh", "-c", script])?;
