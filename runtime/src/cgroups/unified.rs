@@ -29,34 +29,34 @@ pub(super) fn enable_controllers(hierarchy: &Hierarchy, dir: &CgroupDir, setting
     if missing.is_empty() {
         return Ok(());
     }
+    require_possible(dir, &needed)?;
     let inner = dir.path().strip_prefix(&hierarchy.mount).unwrap_or(Path::new(""));
     let mut current = root;
     for name in inner.components() {
         enable(&current, &missing, &needed)?;
         current = current.child(name.as_os_str())?;
-        make_valid(&current, &needed)?;
+        if kind(&current)? == "domain invalid" {
+            current.write("cgroup.type", "threaded")?;
+        }
     }
     Ok(())
 }
 
 /// Below a threaded cgroup a new one lets no process in unless it is threaded too, and then has no limits of controllers
 /// that count no threads.
-fn make_valid(dir: &CgroupDir, needed: &[&str]) -> Result<()> {
-    let kind = dir.read_optional("cgroup.type")?.unwrap_or_default();
-    let invalid = kind.trim() == "domain invalid";
-    if !invalid && kind.trim() != "threaded" {
-        return Ok(());
+fn require_possible(dir: &CgroupDir, needed: &[&str]) -> Result<()> {
+    let limited = needed.iter().find(|name| !THREADED.contains(name));
+    match (kind(dir)?.as_str(), limited) {
+        ("domain invalid" | "threaded", Some(name)) => Err(Error::Occupied(format!(
+            "{} is below a threaded cgroup, where there are no limits of {name}: choose another cgroupsPath",
+            dir.path().display()
+        ))),
+        _ => Ok(()),
     }
-    if let Some(name) = needed.iter().find(|name| !THREADED.contains(name)) {
-        let path = dir.path().display();
-        return Err(Error::Occupied(format!(
-            "{path} is below a threaded cgroup, where there are no limits of {name}: choose another cgroupsPath"
-        )));
-    }
-    if invalid {
-        dir.write("cgroup.type", "threaded")?;
-    }
-    Ok(())
+}
+
+fn kind(dir: &CgroupDir) -> Result<String> {
+    Ok(dir.read_optional("cgroup.type")?.unwrap_or_default().trim().to_owned())
 }
 
 fn enable(dir: &CgroupDir, missing: &[&str], needed: &[&str]) -> Result<()> {
