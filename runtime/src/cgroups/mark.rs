@@ -25,10 +25,10 @@ impl Cgroup {
             return;
         };
         let mut text = owner.as_os_str().as_bytes().to_vec();
-        for (name, path) in self.paths() {
-            if path != place.path {
+        for other in self.places.iter().filter(|other| other.dir.is_some() && other.path != place.path) {
+            for name in &other.hierarchy.controllers {
                 text.extend_from_slice(format!("\n{name}:").as_bytes());
-                text.extend_from_slice(path.as_os_str().as_bytes());
+                text.extend_from_slice(other.path.as_os_str().as_bytes());
             }
         }
         let set = |name, text: &[u8]| xattr::set(dir.as_fd(), OsStr::new(""), name, text);
