@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{Args as _, CommandFactory, FromArgMatches, Parser};
 
-use crate::commands::Command;
+use crate::commands::{Command, create, exec, ps, rm, run, start};
 use crate::exit::Code;
 
 mod hints;
@@ -24,6 +24,17 @@ mod trailing;
     after_help = "The daemon's socket is taken from --address, else GANTRY_ADDRESS, else /run/gantry/gantryd.sock."
 )]
 pub struct Gantry {
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The options of every verb.
+#[derive(Debug, clap::Args)]
+pub struct Global {
     /// Socket of gantryd
     #[arg(
         long,
@@ -37,9 +48,6 @@ pub struct Gantry {
     /// Namespace to work in: GANTRY_NAMESPACE, else "default"
     #[arg(long, global = true, help_heading = "Global options", value_name = "NAME")]
     pub namespace: Option<String>,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
 }
 
 /// Why there is nothing to do: the command line is wrong, or asks for help.
@@ -69,6 +77,12 @@ impl Stop {
 /// # Errors
 /// What clap says, with a hint where the mistake is a known one.
 pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
+    if let Some(mut gantry) = args.get(1).and_then(|verb| only(verb.to_str()?))
+        && let Ok(matches) = gantry.try_get_matches_from_mut(trailing::protected(args, &gantry))
+        && let Ok(parsed) = Gantry::from_arg_matches(&matches)
+    {
+        return Ok(parsed);
+    }
     let stop = |mut error: clap::Error| {
         let hint = hints::of(&error, args);
         if hint.is_some() {
@@ -80,6 +94,21 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
     let mut gantry = Gantry::command();
     let matches = gantry.try_get_matches_from_mut(trailing::protected(args, &gantry)).map_err(stop)?;
     Gantry::from_arg_matches(&matches).map_err(|error| stop(error.format(&mut gantry)))
+}
+
+/// The definition with one verb alone, of those that scripts call often: all sixty with their options take longer to
+/// describe than to ask the daemon something. What it does not take is left to the whole, which knows what to say.
+fn only(verb: &str) -> Option<clap::Command> {
+    let command = match verb {
+        "run" => run::Args::augment_args(clap::Command::new("run")),
+        "create" => create::Args::augment_args(clap::Command::new("create")),
+        "start" => start::Args::augment_args(clap::Command::new("start")),
+        "exec" => exec::Args::augment_args(clap::Command::new("exec")),
+        "ps" => ps::Args::augment_args(clap::Command::new("ps")),
+        "rm" => rm::Args::augment_args(clap::Command::new("rm")),
+        _ => return None,
+    };
+    Some(Global::augment_args(clap::Command::new("gantry")).subcommand_required(true).subcommand(command))
 }
 
 #[cfg(test)]

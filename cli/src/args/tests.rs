@@ -60,6 +60,20 @@ fn dockers_spellings_parse() {
 }
 
 #[test]
+fn a_verb_alone_is_what_it_is_among_all() {
+    for verb in ["run", "create", "start", "exec", "ps", "rm"] {
+        let (alone, among) = (only(verb).expect(verb), Gantry::command());
+        let names = |gantry: &clap::Command| {
+            let verb = gantry.find_subcommand(verb).expect(verb);
+            verb.get_arguments().chain(gantry.get_arguments()).map(|one| one.get_id().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&alone), names(&among), "{verb}");
+        alone.debug_assert();
+    }
+    assert!(only("image").is_none());
+}
+
+#[test]
 fn options_after_the_image_are_the_commands() {
     for (line, args) in [
         ("run alpine ls -l --rm", r#"args: ["ls", "-l", "--rm"]"#),
