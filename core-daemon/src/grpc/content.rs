@@ -28,6 +28,9 @@ use crate::gc::Gc;
 const PAGE: usize = 100;
 /// Bytes in one message of a blob.
 const CHUNK: u64 = 1 << 20;
+/// Bytes that are read at once: manifests and configurations, of which clients read many. A thread that may block takes
+/// longer to wake up than this takes to read.
+const SMALL: u64 = 64 << 10;
 
 /// The service.
 pub struct ContentService {
@@ -109,14 +112,16 @@ impl Service for ContentService {
         let ctx = Context::of(request.metadata())?;
         let ReadContentRequest { digest, offset, size } = request.into_inner();
         let digest = content::parse(&digest)?;
-        let content = self.content.clone();
-        let blob = blocking(move || content.reader(&ctx, &digest)).await?;
+        let blob = self.content.reader(&ctx, &digest)?;
         let offset = u64::try_from(offset).unwrap_or(0);
         if offset > blob.size {
             return Err(Error::new(Kind::OutOfRange, format!("read past object length {} bytes", blob.size)).into());
         }
         let size = u64::try_from(size).unwrap_or(0);
         let end = if size == 0 { blob.size } else { offset.saturating_add(size).min(blob.size) };
+        if end - offset <= SMALL {
+            return Ok(Response::new(Box::pin(stream::iter((offset < end).then(|| piece(&blob.file, offset, end))))));
+        }
         let (sender, receiver) = mpsc::channel(4);
         // The reader waits for the client, not longer: it ends with the stream.
         tokio::task::spawn_blocking(move || send_pieces(&blob.file, offset, end, &sender));
@@ -173,16 +178,20 @@ fn send_pieces(
     to: &mpsc::Sender<Result<ReadContentResponse, Status>>,
 ) {
     while offset < end {
-        let mut data = vec![0; usize::try_from((end - offset).min(CHUNK)).unwrap_or(0)];
-        let piece = match file.read_exact_at(&mut data, offset) {
-            Ok(()) => Ok(ReadContentResponse { offset: signed(offset), data: Bytes::from(data) }),
-            Err(error) => Err(Error::from(error).context("read content").into()),
-        };
+        let piece = piece(file, offset, end.min(offset + CHUNK));
         offset += CHUNK;
         let failed = piece.is_err();
         if to.blocking_send(piece).is_err() || failed {
             return;
         }
+    }
+}
+
+fn piece(file: &std::fs::File, offset: u64, end: u64) -> Result<ReadContentResponse, Status> {
+    let mut data = vec![0; usize::try_from(end - offset).unwrap_or(0)];
+    match file.read_exact_at(&mut data, offset) {
+        Ok(()) => Ok(ReadContentResponse { offset: signed(offset), data: Bytes::from(data) }),
+        Err(error) => Err(Error::from(error).context("read content").into()),
     }
 }
 
