@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use gantry_proto::containerd::types::Mount;
 use nix::libc;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use rung_sys::mount::{self, Change};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::mount_words;
@@ -56,6 +57,17 @@ pub fn unmount(rootfs: &Path) {
             }
         }
     }
+}
+
+/// Takes everything off `rootfs`, and leaves what it takes long to be done with to whoever drops the answer: the kernel
+/// flushes all of the disk below an overlay when the last that holds it goes. Where it is no overlay nobody holds it any
+/// more, because there may be a device below that is to be removed next.
+pub fn detach(rootfs: &Path) -> Option<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let root = OpenOptions::new().read(true).custom_flags(flags).open(rootfs).ok();
+    let root = root.filter(|root| fstatfs(root).is_ok_and(|it| it.filesystem_type() == OVERLAYFS_SUPER_MAGIC));
+    unmount(rootfs);
+    root.map(OwnedFd::from)
 }
 
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {

@@ -16,6 +16,8 @@ use crate::task::state::State;
 use crate::task::{Container, Mailbox};
 use crate::{Error, Result};
 
+/// How long a shim that goes on holds the root of a deleted container.
+const ROOT_HELD: Duration = Duration::from_secs(1);
 /// How long Delete waits for output that is still being copied, and for the end of a process it has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -78,7 +80,13 @@ impl Container {
         }
         self.delete_by_runtime().await.map_err(|error| error.context(format_args!("delete container {}", self.id)))?;
         self.init.io = None;
-        rootfs::unmount(&self.bundle.join("rootfs"));
+        if let Some(root) = rootfs::detach(&self.bundle.join("rootfs")) {
+            // Most shims end with their container, and the kernel lets go of it then.
+            tokio::spawn(async move {
+                tokio::time::sleep(ROOT_HELD).await;
+                drop(root);
+            });
+        }
         let event = TaskDelete {
             container_id: self.id.clone(),
             pid: response.pid,
