@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_shim_that_dies_unseen_is_cleaned_up_after [Root, Overlay],
     a_crash_at_any_step_of_a_run_leaves_nothing_behind [Root, Overlay],
     a_crash_at_any_step_of_an_end_is_made_good [Root, Overlay],
+    a_crash_at_any_step_of_a_removal_at_the_end_leaves_nothing [Root, Overlay],
     two_daemons_do_not_share_a_root [Root],
     many_containers_live_through_many_restarts [Root, Overlay],
     a_crash_at_any_step_of_an_exec_harms_nothing [Root, Overlay],
@@ -325,6 +326,38 @@ fn a_crash_at_any_step_of_an_end_is_made_good(env: &Env) -> Result<()> {
         assert_eq!(code.text(), "3", "exit code after {step}");
         daemon.gantry(&["rm", "web"])?.ok().context(*step)?;
         wait::until(&format!("no shim is left after {step}"), || shim_pids(env).is_empty().then_some(()))?;
+    }
+    Ok(())
+}
+
+/// Steps that follow from the end of a container that is removed then. Some are taken side by side.
+const STEPS_OF_A_REMOVAL: &[&str] = &[
+    "engine.recorded",
+    "delete.process",
+    "delete.shim",
+    "snapshot.removing",
+    "snapshot.removed",
+    "engine.removed.snapshot",
+    "engine.removed.record",
+];
+
+fn a_crash_at_any_step_of_a_removal_at_the_end_leaves_nothing(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    env.daemon()?.gantry(&["pull", &image])?.ok()?;
+    let entries = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
+    let snapshots = || entries(env.path("root/io.containerd.snapshotter.v1.overlayfs/snapshots"));
+    let before = snapshots();
+    for step in STEPS_OF_A_REMOVAL {
+        let mut daemon = env.daemon_dying_at(step)?;
+        daemon.gantry(&["run", "--rm", "--name", "web", &image, "true"])?;
+        assert!(daemon.died(), "the daemon never came to {step}");
+        let daemon = env.daemon()?;
+        wait::until(&format!("nothing is left after {step}"), || {
+            let listed = daemon.gantry(&["ps", "-aq"]).ok()?.ok().ok()?.stdout;
+            let directories = entries(env.path("root/engine").join(env.namespace()));
+            let left = (listed.is_empty(), directories, snapshots(), shim_pids(env).len());
+            (left == (true, 0, before, 0)).then_some(())
+        })?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Removing containers. Each step may be repeated, and the record goes last, so what an interruption leaves can be
-//! removed again.
+//! Removing containers. Each step may be repeated, and the record goes after what it names, so what an interruption leaves
+//! can be removed again. The container's own directory goes last: its log says of a record that the container has run.
 
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
@@ -58,17 +58,23 @@ impl Engine {
             }
         }
         failpoint::hit("engine.removed.snapshot");
+        // The shim removes its socket; a dead one did not.
+        let _ = std::fs::remove_file(self.socket(id));
+        self.parts().containers.delete(namespace, id)?;
+        failpoint::hit("engine.removed.record");
+        self.remove_directory(namespace, id);
+        self.shared.names.forget(namespace, id);
+        self.parts().gc.changed();
+        Ok(())
+    }
+
+    /// Removes what is kept of a container beside its record. What cannot be removed now waits for the next start.
+    pub(super) fn remove_directory(&self, namespace: &Namespace, id: &ContainerId) {
         let directory = self.directory(namespace, id);
         if let Err(error) = rung_sys::beneath::remove(&directory)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            return Err(Error::from(error).context(format!("remove {}", directory.display())));
+            tracing::warn!(directory = %directory.display(), %error, "left the directory of a removed container");
         }
-        // The shim removes its socket; a dead one did not.
-        let _ = std::fs::remove_file(self.socket(id));
-        self.parts().containers.delete(namespace, id)?;
-        self.shared.names.forget(namespace, id);
-        self.parts().gc.changed();
-        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Finding the engine's containers again after a restart of the daemon.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use gantry_proto::namespace::Namespace;
@@ -10,7 +11,7 @@ use super::start::read_started;
 use super::{Ended, Engine, Known, Record};
 use crate::blocking::blocking;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::id::ContainerId;
 use crate::tasks::Restored;
 
@@ -84,7 +85,7 @@ impl Engine {
     }
 
     /// Settles containers that ran when the machine went down: they have a log, but neither a task nor an end. And
-    /// removes snapshots of containers whose creation was cut short.
+    /// removes what is left of containers whose creation or removal was cut short.
     fn settle_unseen(&self) -> Result<()> {
         for (namespace, known) in self.everything()? {
             let log = self.log_path(&namespace, &known.id);
@@ -99,7 +100,26 @@ impl Engine {
                 }
             }
         }
+        self.sweep_directories();
         self.sweep_snapshots()
+    }
+
+    /// Removes directories of containers that have no record.
+    fn sweep_directories(&self) {
+        let names = |dir: &Path| -> Vec<String> {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        };
+        for space in names(&self.root()) {
+            let Ok(namespace) = Namespace::parse(&space) else { continue };
+            for id in names(&self.root().join(&space)).iter().filter_map(|name| ContainerId::parse(name).ok()) {
+                let record = self.parts().containers.get(&namespace, &id);
+                let is_gone = record.is_err_and(|error| error.kind() == Kind::NotFound);
+                if is_gone && !self.parts().tasks.holds(&namespace, &id) {
+                    self.remove_directory(&namespace, &id);
+                }
+            }
+        }
     }
 
     fn sweep_snapshots(&self) -> Result<()> {

@@ -182,35 +182,46 @@ impl Engine {
     /// the one who knows it.
     async fn settle(&self, task: &Arc<Task>, ended: Ended) -> Result<()> {
         let (namespace, id) = (task.namespace().clone(), task.id().clone());
-        let engine = self.clone();
-        let of = (namespace.clone(), id.clone());
-        let auto_remove = match blocking(move || engine.record_end(&of.0, &of.1, ended)).await {
+        let auto_remove = match self.is_removed_at_end(&namespace, &id) {
+            Ok(false) => {
+                let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+                blocking(move || engine.record_end(&of.0, &of.1, ended)).await.map(|()| false)
+            }
+            other => other,
+        };
+        let auto_remove = match auto_remove {
             // Another client removed the record; the task has to go all the same.
             Err(error) if error.kind() == Kind::NotFound => false,
             recorded => recorded?,
         };
         failpoint::hit("engine.recorded");
-        match self.parts().tasks.delete(&namespace, &id).await {
-            Err(error) if error.kind() != Kind::NotFound => return Err(error),
-            _ => {}
+        if !auto_remove {
+            return match self.parts().tasks.delete(&namespace, &id).await {
+                Err(error) if error.kind() != Kind::NotFound => Err(error),
+                _ => Ok(()),
+            };
         }
-        if auto_remove {
-            return self.remove_now(&namespace, &id).await;
+        let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+        let removal = async move { engine.remove_now(&of.0, &of.1).await };
+        match self.parts().tasks.delete_and(&namespace, &id, removal).await {
+            Ok((_, removed)) => removed,
+            Err(error) if error.kind() == Kind::NotFound => self.remove_now(&namespace, &id).await,
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
-    /// Writes down how a run ended, unless the container is to be removed now anyway, which is the answer.
-    pub(super) fn record_end(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> Result<bool> {
+    /// Whether the container is to be removed when its process has ended.
+    fn is_removed_at_end(&self, namespace: &Namespace, id: &ContainerId) -> Result<bool> {
         let container = self.parts().containers.get(namespace, id)?;
-        let record = super::Record::of(&container)?.unwrap_or_default();
-        if !record.auto_remove {
-            self.edit_record(namespace, id, |record| {
-                record.ended = Some(ended);
-                record.error.clear();
-            })?;
-        }
-        Ok(record.auto_remove)
+        Ok(super::Record::of(&container)?.unwrap_or_default().auto_remove)
+    }
+
+    /// Writes down how a run ended.
+    pub(super) fn record_end(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> Result<()> {
+        self.edit_record(namespace, id, |record| {
+            record.ended = Some(ended);
+            record.error.clear();
+        })
     }
 
     fn forget_live(&self, live: &Arc<Live>) {

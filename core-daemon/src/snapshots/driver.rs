@@ -8,7 +8,7 @@ use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::labels::Labels;
 
 /// Keeps the files of snapshots, which it knows by number. Parents come newest first.
-pub trait Driver: Send + Sync {
+pub trait Driver: Send + Sync + 'static {
     /// Everything it keeps is below this, each snapshot in `snapshots/<number>`.
     fn root(&self) -> &Path;
 

@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
+
+use tokio::sync::Semaphore;
 
 use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage};
 use crate::context::Context;
@@ -22,6 +24,8 @@ use crate::metadata::{Db, Tx, WriteTx, leases};
 
 /// Longest snapshot name.
 const MAX_KEY: usize = 4096;
+/// Snapshots whose files are removed at once, before whoever removes one more waits for it.
+const REMOVALS: usize = 8;
 
 /// A snapshot to be made.
 struct New<'a> {
@@ -37,22 +41,24 @@ struct New<'a> {
 /// A snapshotter whose files are on this machine.
 pub struct Local<D> {
     name: String,
-    driver: D,
+    driver: Arc<D>,
     db: Db,
     events: Events,
     next: AtomicU64,
     /// Numbers of directories whose record is not written yet, or which are being committed or removed. Never held while
     /// the metadata is waited for.
-    busy: Mutex<HashSet<u64>>,
+    busy: Arc<Mutex<HashSet<u64>>>,
+    /// How many may be removed beside what goes on.
+    removals: Arc<Semaphore>,
 }
 
 /// A number that is busy until this is dropped.
-struct Busy<'a> {
-    all: &'a Mutex<HashSet<u64>>,
+struct Busy {
+    all: Arc<Mutex<HashSet<u64>>>,
     number: u64,
 }
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
@@ -66,8 +72,8 @@ impl<D: Driver> Local<D> {
     pub fn open(name: &str, driver: D, db: Db, events: Events) -> Result<Self> {
         let records = db.read(|tx| table::list_all(tx, name))?;
         let highest = records.iter().map(|(_, record)| record.number).chain(numbers(&driver)?).max().unwrap_or(0);
-        let busy = Mutex::new(HashSet::new());
-        Ok(Self { name: name.to_owned(), driver, db, events, next: AtomicU64::new(highest + 1), busy })
+        let (driver, name, next) = (Arc::new(driver), name.to_owned(), AtomicU64::new(highest + 1));
+        Ok(Self { name, driver, db, events, next, busy: Arc::default(), removals: Arc::new(Semaphore::new(REMOVALS)) })
     }
 
     fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
@@ -75,11 +81,11 @@ impl<D: Driver> Local<D> {
     }
 
     /// Keeps others from committing or removing a snapshot.
-    fn take(&self, number: u64, key: &str) -> Result<Busy<'_>> {
+    fn take(&self, number: u64, key: &str) -> Result<Busy> {
         if !self.busy().insert(number) {
             return Err(Error::unavailable(format!("snapshot {key}: is being made, committed or removed")));
         }
-        Ok(Busy { all: &self.busy, number })
+        Ok(Busy { all: self.busy.clone(), number })
     }
 
     fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
@@ -201,9 +207,21 @@ impl<D: Driver> Local<D> {
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
     fn discard(&self, number: u64) {
-        if let Err(error) = self.driver.remove(number) {
-            tracing::warn!(snapshotter = self.name, number, %error, "left a removed snapshot's files for the next cleanup");
-        }
+        discard(self.driver.as_ref(), &self.name, number);
+    }
+
+    /// Removes the files of a number beside what its caller does next, where that is possible and there are not too many.
+    fn discard_beside(&self, busy: Busy) {
+        let place = self.removals.clone().try_acquire_owned();
+        let (Ok(runtime), Ok(place)) = (tokio::runtime::Handle::try_current(), place) else {
+            return self.discard(busy.number);
+        };
+        let (driver, name) = (self.driver.clone(), self.name.clone());
+        runtime.spawn_blocking(move || {
+            discard(driver.as_ref(), &name, busy.number);
+            failpoint::hit("snapshot.removed");
+            drop((busy, place));
+        });
     }
 
     fn commit_one(&self, tx: &WriteTx, ctx: &Context, layer: &Layer, usage: Usage) -> Result<()> {
@@ -337,9 +355,10 @@ impl<D: Driver> Snapshotter for Local<D> {
 
     fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
         let namespace = ctx.namespace.as_str();
-        let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
-        let _busy = self.take(number, key)?;
-        self.db.write(|tx| {
+        let found = self.db.read(|tx| self.find(tx, ctx, key))?;
+        let number = found.number;
+        let busy = self.take(number, key)?;
+        let remove = |tx: &WriteTx| {
             let record = self.find(tx, ctx, key)?;
             if record.number != number {
                 return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
@@ -349,10 +368,12 @@ impl<D: Driver> Snapshotter for Local<D> {
             }
             table::delete(tx, namespace, &self.name, &record)?;
             leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
-        })?;
+        };
+        // What was made for something else goes before that: the end of the other's record takes it along.
+        let lasting = !found.info.labels.contains_key(labels::SHORT_LIVED);
+        if lasting { self.db.write(remove) } else { self.db.write_soon(remove) }?;
         failpoint::hit("snapshot.removing");
-        self.discard(number);
-        failpoint::hit("snapshot.removed");
+        self.discard_beside(busy);
         let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
         self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
         Ok(())
@@ -392,7 +413,7 @@ impl<D: Driver> Snapshotter for Local<D> {
 
     fn orphans(&self) -> Result<Vec<u64>> {
         // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
-        let found = numbers(&self.driver)?;
+        let found = numbers(self.driver.as_ref())?;
         let mut orphans: Vec<u64> = {
             // Not held while the records are read: who writes them may wait for it.
             let mut busy = self.busy().clone();
@@ -456,6 +477,12 @@ fn check_key(key: &str) -> Result<()> {
         return Err(Error::invalid(format!("snapshot: its key must be at most {MAX_KEY} bytes without NUL")));
     }
     Ok(())
+}
+
+fn discard(driver: &impl Driver, name: &str, number: u64) {
+    if let Err(error) = driver.remove(number) {
+        tracing::warn!(snapshotter = name, number, %error, "left a removed snapshot's files for the next cleanup");
+    }
 }
 
 /// The numbers that have a directory.

@@ -35,6 +35,20 @@ impl Tasks {
     /// # Errors
     /// `NotFound` without such a task, `FailedPrecondition` while it runs.
     pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
+        self.delete_and(namespace, id, std::future::ready(())).await.map(|(exit, ())| exit)
+    }
+
+    /// Deletes a task as [`Tasks::delete`] does, and does `beside` while its shim leaves: what needs only that the container
+    /// is gone. It is done unless there is an error.
+    ///
+    /// # Errors
+    /// As [`Tasks::delete`].
+    pub async fn delete_and<T: Send + 'static>(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        beside: impl Future<Output = T> + Send + 'static,
+    ) -> Result<(Exit, T)> {
         let task = self.get(namespace, id)?;
         let tasks = self.clone();
         // Half a deletion would leave a shim without a container, so the caller's going does not stop it.
@@ -50,22 +64,29 @@ impl Tasks {
                 // The shim has no such container: a delete that was interrupted got as far as that.
                 Err(error) if error.kind() == Kind::NotFound => shim::DeleteResponse::default(),
                 // The shim is gone. Cleaning up after it tells how the container ended.
-                Err(error) if error.kind() == Kind::Unavailable => return task.end().await,
+                Err(error) if error.kind() == Kind::Unavailable => return Ok((task.end().await?, beside.await)),
                 Err(error) => return Err(error),
             };
             failpoint::hit("delete.process");
             let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
             // Where the shim went away meanwhile, it is cleaned up after already.
-            if task.leaving.swap(true, Ordering::SeqCst) {
+            let done = if task.leaving.swap(true, Ordering::SeqCst) {
                 task.end().await?;
+                beside.await
             } else {
-                tasks.leave(&task).await;
-                tasks.deactivate(&task.namespace, &task.id).await;
+                let done = if tasks.parts().mounts.holds(&task.namespace, task.id.as_str()) {
+                    tasks.leave(&task).await;
+                    tasks.deactivate(&task.namespace, &task.id).await;
+                    beside.await
+                } else {
+                    tokio::join!(tasks.leave(&task), beside).1
+                };
                 tasks.forget(&task);
                 task.ended.send_replace(Some(exit));
-            }
+                done
+            };
             failpoint::hit("delete.done");
-            Ok(exit)
+            Ok((exit, done))
         });
         work.await.map_err(|error| Error::internal(format!("delete task {id}: {error}")))?
     }

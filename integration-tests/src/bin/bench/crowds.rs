@@ -7,9 +7,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Daemon, Env, Image, Registry, Result};
+use integration_tests::{Daemon, Env, Image, Registry, Result, output};
 
 use crate::daemons::Containerd;
+use crate::engines::Engine;
+use crate::runtimes::find;
 use crate::table::{millis, note};
 
 /// Containers that start at once.
@@ -26,30 +28,42 @@ pub(crate) fn measure(env: &Env) -> Result<()> {
     daemon.gantry(&["pull", &image])?.ok()?;
     note("");
     note(&format!("{AT_ONCE} containers of `sleep` started at once, until all run"));
-    let names: Vec<String> = (0..AT_ONCE).map(|number| format!("at-once-{number}")).collect();
-    let took = together(
-        names.iter().map(|name| daemon.gantry_command(&["run", "-d", "--name", name, &image, "sleep", "1000"])),
-    )?;
-    note(&format!("  {:<34} {took:>10.0} ms", "gantry run -d (gantryd)"));
+    let names = names("at-once", AT_ONCE);
+    let started = |name: &str, took: f64| note(&format!("  {name:<34} {took:>10.0} ms"));
+    started("gantry run -d (gantryd)", together(names.iter().map(|name| detached(&daemon, name, &image)))?);
     remove(&daemon, &names)?;
-    if let Some(containerd) = Containerd::start(env)? {
-        let took = containerd_at_once(env, &containerd, &image)?;
-        note(&format!("  {:<34} {took:>10.0} ms", "ctr run -d (containerd, runc)"));
+    let containerd = Containerd::start(env)?;
+    let mut docker = None;
+    if let Some(containerd) = &containerd {
+        output::run(containerd.ctr(env, &["images", "pull", "--plain-http", &image]))?.ok()?;
+        for runtime in ["runc", "crun"].into_iter().filter(|runtime| find(env, runtime).is_some()) {
+            let ids: Vec<String> = names.iter().map(|name| env.id(name)).collect();
+            let took = together(ids.iter().map(|id| Ok(containerd.detached(env, runtime, &image, id))));
+            ids.iter().try_for_each(|id| containerd.remove(env, id))?;
+            started(&format!("ctr run -d (containerd, {runtime})"), took?);
+        }
+        docker = Engine::docker(env, containerd.address())?;
     }
-    many_idle(env, &daemon, &image, idle)
+    for (title, engine) in [("podman run -d", Engine::podman(env)?), ("docker run -d", docker)] {
+        if let Some(engine) = engine {
+            let took = together(names.iter().map(|name| Ok(engine.detached(name))));
+            engine.remove(&names)?;
+            started(title, took?);
+        }
+    }
+    many_idle(env, &daemon, &image, idle)?;
+    match &containerd {
+        Some(containerd) => idle_on_containerd(env, containerd, &image, idle),
+        None => Ok(()),
+    }
 }
 
-fn containerd_at_once(env: &Env, containerd: &Containerd, image: &str) -> Result<f64> {
-    let run = |args: &[&str]| integration_tests::output::run(containerd.ctr(env, args)).and_then(|ran| ran.ok());
-    run(&["images", "pull", "--plain-http", image])?;
-    let ids: Vec<String> = (0..AT_ONCE).map(|number| env.id(&format!("at-once-{number}"))).collect();
-    let took =
-        together(ids.iter().map(|id| Ok(containerd.ctr(env, &["run", "-d", "--null-io", image, id, "sleep", "1000"]))));
-    for id in &ids {
-        let _ = run(&["tasks", "rm", "--force", id]);
-        let _ = run(&["containers", "rm", id]);
-    }
-    took
+fn names(what: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{what}-{number}")).collect()
+}
+
+fn detached(daemon: &Daemon<'_>, name: &str, image: &str) -> Result<Command> {
+    daemon.gantry_command(&["run", "-d", "--name", name, image, "sleep", "100000"])
 }
 
 /// Starts commands side by side and waits for all of them; milliseconds.
@@ -74,43 +88,80 @@ fn remove(daemon: &Daemon<'_>, names: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// What an idle daemon and its shims take, and what they do in a while.
 fn many_idle(env: &Env, daemon: &Daemon<'_>, image: &str, count: usize) -> Result<()> {
     let before = Use::of(daemon.pid())?;
-    let names: Vec<String> = (0..count).map(|number| format!("idle-{number}")).collect();
+    let names = names("idle", count);
     for some in names.chunks(25) {
-        together(
-            some.iter().map(|name| daemon.gantry_command(&["run", "-d", "--name", name, image, "sleep", "10000"])),
-        )?;
+        together(some.iter().map(|name| detached(daemon, name, image)))?;
     }
     let shims = shims(env)?;
     ensure!(shims.len() == count, "{} shims of {count} containers", shims.len());
-    let watched = (|| {
-        // What the starts left to do is done then.
-        std::thread::sleep(Duration::from_secs(5));
-        let daemon_before = Use::of(daemon.pid())?;
-        let shims_before = Use::of_all(&shims)?;
-        std::thread::sleep(WATCH);
-        let (daemon_after, shims_after) = (Use::of(daemon.pid())?, Use::of_all(&shims)?);
-        anyhow::Ok((daemon_before, shims_before, daemon_after, shims_after))
-    })();
+    let watched = watch(daemon.pid(), &shims);
     remove(daemon, &names)?;
-    let (daemon_before, shims_before, daemon_after, shims_after) = watched?;
-    let seconds = WATCH.as_secs();
     note("");
     note(&format!("{count} idle containers"));
-    note(&format!("  gantryd without any: {} KiB proportional, {} KiB private", before.proportional, before.private));
-    note(&format!("  gantryd: {} KiB proportional, {} KiB private", daemon_after.proportional, daemon_after.private));
-    let each = |total: u64| total / u64::try_from(count.max(1)).unwrap_or(u64::MAX);
-    let (proportional, private) = (each(shims_after.proportional), each(shims_after.private));
-    note(&format!("  a shim: {proportional} KiB proportional, {private} KiB private"));
-    note(&format!("  all of it: {} MiB proportional", (daemon_after.proportional + shims_after.proportional) >> 10));
-    let ticks = daemon_after.ticks - daemon_before.ticks;
-    let switches = daemon_after.switches - daemon_before.switches;
-    note(&format!("  gantryd in {seconds} s: {ticks} clock ticks, {switches} wake-ups"));
-    let ticks = shims_after.ticks - shims_before.ticks;
-    let switches = shims_after.switches - shims_before.switches;
-    note(&format!("  all shims in {seconds} s: {ticks} clock ticks, {switches} wake-ups"));
+    tell("gantryd", before, count, &watched?);
     Ok(())
+}
+
+/// The same of containerd with runc.
+fn idle_on_containerd(env: &Env, containerd: &Containerd, image: &str, count: usize) -> Result<()> {
+    let before = Use::of(containerd.pid())?;
+    let ids: Vec<String> = names("idle", count).iter().map(|name| env.id(name)).collect();
+    for some in ids.chunks(25) {
+        together(some.iter().map(|id| Ok(containerd.detached(env, "runc", image, id))))?;
+    }
+    let watched = shims_of(containerd.address()).and_then(|shims| watch(containerd.pid(), &shims));
+    ids.iter().try_for_each(|id| containerd.remove(env, id))?;
+    tell("containerd", before, count, &watched?);
+    Ok(())
+}
+
+/// What a daemon and its shims are at the beginning and the end of a while.
+struct Watched {
+    daemon: [Use; 2],
+    shims: [Use; 2],
+}
+
+fn watch(daemon: u32, shims: &[u32]) -> Result<Watched> {
+    // What the starts left to do is done then.
+    std::thread::sleep(Duration::from_secs(5));
+    let (daemon_before, shims_before) = (Use::of(daemon)?, Use::of_all(shims)?);
+    std::thread::sleep(WATCH);
+    Ok(Watched { daemon: [daemon_before, Use::of(daemon)?], shims: [shims_before, Use::of_all(shims)?] })
+}
+
+fn tell(name: &str, before: Use, count: usize, watched: &Watched) {
+    let (daemon, shims) = (watched.daemon[1], watched.shims[1]);
+    note(&format!("  {name} without any: {} KiB proportional, {} KiB private", before.proportional, before.private));
+    note(&format!("  {name}: {} KiB proportional, {} KiB private", daemon.proportional, daemon.private));
+    let each = |total: u64| total / u64::try_from(count.max(1)).unwrap_or(u64::MAX);
+    let (proportional, private) = (each(shims.proportional), each(shims.private));
+    note(&format!("  a shim of {name}: {proportional} KiB proportional, {private} KiB private"));
+    note(&format!("  all of it: {} MiB proportional", (daemon.proportional + shims.proportional) >> 10));
+    let seconds = WATCH.as_secs();
+    for (who, [before, after]) in [(name, watched.daemon), ("all its shims", watched.shims)] {
+        let (ticks, switches) = (after.ticks - before.ticks, after.switches - before.switches);
+        note(&format!("  {who} in {seconds} s: {ticks} clock ticks, {switches} wake-ups"));
+    }
+}
+
+/// The shims of the containerd at `address`.
+fn shims_of(address: &str) -> Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may have ended since.
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        let is_shim = words.next().is_some_and(|program| program.ends_with(b"containerd-shim-runc-v2"));
+        if is_shim && words.any(|word| word == address.as_bytes()) {
+            pids.push(pid);
+        }
+    }
+    Ok(pids)
 }
 
 /// The shims that the bundles of the bench's daemon name.

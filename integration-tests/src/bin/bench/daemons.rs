@@ -55,29 +55,49 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     interleave(&mut subjects, rounds)?;
     table::print("run --rm true, image pulled", "ms", &mut subjects, "ctr run --rm (containerd, runc)");
     drop(subjects);
-    exec(env, &daemon, containerd.as_ref(), &image, rounds)
+    exec(env, &daemon, containerd.as_ref(), &[("podman exec", podman), ("docker exec", docker)], &image, rounds)
 }
 
 /// One more process in a container that runs.
-fn exec(env: &Env, daemon: &Daemon<'_>, containerd: Option<&Containerd>, image: &str, rounds: usize) -> Result<()> {
-    let id = env.id("exec");
-    daemon.gantry(&["run", "-d", "--name", "exec", image, "sleep", "100000"])?.ok()?;
+fn exec(
+    env: &Env,
+    daemon: &Daemon<'_>,
+    containerd: Option<&Containerd>,
+    engines: &[(&str, Option<Engine<'_>>)],
+    image: &str,
+    rounds: usize,
+) -> Result<()> {
+    let name = env.id("exec");
+    daemon.gantry(&["run", "-d", "--name", &name, image, "sleep", "100000"])?.ok()?;
+    let mut ids = Vec::new();
+    let engines: Vec<_> = engines.iter().filter_map(|(title, engine)| Some((title, engine.as_ref()?))).collect();
     let mut subjects =
-        vec![Subject::new("gantry exec (gantryd)", || time(daemon.gantry_command(&["exec", "exec", "true"])?))];
+        vec![Subject::new("gantry exec (gantryd)", || time(daemon.gantry_command(&["exec", &name, "true"])?))];
     if let Some(containerd) = containerd {
-        output::run(containerd.ctr(env, &["run", "-d", "--null-io", image, &id, "sleep", "100000"]))?.ok()?;
-        subjects.push(Subject::new("ctr tasks exec (containerd, runc)", || {
-            time(containerd.ctr(env, &["tasks", "exec", "--exec-id", "e", &id, "true"]))
-        }));
+        ids.push(("ctr tasks exec (containerd, runc)", "runc", env.id("exec-runc")));
+        if find(env, "crun").is_some() {
+            ids.push(("ctr tasks exec (containerd, crun)", "crun", env.id("exec-crun")));
+        }
+        for (_, runtime, id) in &ids {
+            output::run(containerd.detached(env, runtime, image, id))?.ok()?;
+        }
+        for (title, _, id) in &ids {
+            subjects.push(Subject::new(title, || {
+                time(containerd.ctr(env, &["tasks", "exec", "--exec-id", "e", id, "true"]))
+            }));
+        }
+    }
+    for (title, engine) in &engines {
+        output::run(engine.detached(&name))?.ok()?;
+        subjects.push(Subject::new(title, || time(engine.exec(&name))));
     }
     let measured = interleave(&mut subjects, rounds);
     table::print("exec true in a running container", "ms", &mut subjects, "ctr tasks exec (containerd, runc)");
-    daemon.gantry(&["rm", "-f", "exec"])?.ok()?;
+    daemon.gantry(&["rm", "-f", &name])?.ok()?;
     if let Some(containerd) = containerd {
-        // ctr leaves with the status of the task that it removes.
-        let _ = output::run(containerd.ctr(env, &["tasks", "rm", "--force", &id]))?;
-        output::run(containerd.ctr(env, &["containers", "rm", &id]))?.ok()?;
+        ids.iter().try_for_each(|(_, _, id)| containerd.remove(env, id))?;
     }
+    engines.iter().try_for_each(|(_, engine)| engine.remove(std::slice::from_ref(&name)))?;
     measured
 }
 
@@ -133,6 +153,19 @@ impl Containerd {
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The command that leaves a container running with runc or crun.
+    pub(crate) fn detached(&self, env: &Env, runtime: &str, image: &str, id: &str) -> Command {
+        let args = ["run", "-d", "--null-io", "--runc-binary", runtime, image, id, "sleep", "100000"];
+        self.ctr(env, &args)
+    }
+
+    /// Removes a container that runs.
+    pub(crate) fn remove(&self, env: &Env, id: &str) -> Result<()> {
+        // ctr leaves with the status of the task that it removes.
+        let _ = output::run(self.ctr(env, &["tasks", "rm", "--force", id]))?;
+        output::run(self.ctr(env, &["containers", "rm", id]))?.ok().map(drop)
     }
 
     pub(crate) fn ctr(&self, env: &Env, args: &[&str]) -> Command {

@@ -93,6 +93,25 @@ impl<'env> Engine<'env> {
         command
     }
 
+    /// The command that leaves a container called `name` running.
+    pub(crate) fn detached(&self, name: &str) -> Command {
+        let mut command = self.command(&["run", "-d", "--name", name, "--network", "none"]);
+        command.args(&self.run).args(["box", "sleep", "100000"]);
+        command
+    }
+
+    /// The command that runs `true` in that container.
+    pub(crate) fn exec(&self, name: &str) -> Command {
+        self.command(&["exec", name, "true"])
+    }
+
+    /// Removes containers.
+    pub(crate) fn remove(&self, names: &[String]) -> Result<()> {
+        let mut command = self.command(&["rm", "-f"]);
+        command.args(names);
+        output::run(command)?.ok().map(drop)
+    }
+
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.program);
         self.env.prepare(&mut command);
