@@ -95,7 +95,8 @@ impl<'env> Engine<'env> {
 
     /// The command that leaves a container called `name` running.
     pub(crate) fn detached(&self, name: &str) -> Command {
-        let mut command = self.command(&["run", "-d", "--name", name, "--network", "none"]);
+        // podman would give each of them ten seconds to end at its removal.
+        let mut command = self.command(&["run", "-d", "--name", name, "--network", "none", "--stop-signal", "KILL"]);
         command.args(&self.run).args(["box", "sleep", "100000"]);
         command
     }
