@@ -18,6 +18,8 @@ pub(super) struct Host {
     pub(super) base: reqwest::Url,
     clients: Arc<Clients>,
     tls: Tls,
+    /// What the client of the daemon lets pass of certificates, wherever they are met.
+    skip_verify: bool,
     /// Where its own name may lead.
     reach: Reach,
     /// It was met at a private address, so it may send us to others.
@@ -48,7 +50,16 @@ impl Host {
     /// The client for an address, of this host or where it sends us.
     pub(super) fn client_for(&self, url: &reqwest::Url) -> Result<reqwest::Client> {
         let reach = if same_origin(url, &self.base) { self.reach } else { self.elsewhere() };
-        self.clients.get(&self.tls, reach)
+        self.clients.get(&self.tls_for(url), reach)
+    }
+
+    /// What holds for another machine that it sends us to: the authorities that are trusted, but neither our certificate
+    /// nor that its own may be anybody's.
+    fn tls_for(&self, url: &reqwest::Url) -> Tls {
+        if url.host_str() == self.base.host_str() {
+            return self.tls.clone();
+        }
+        Tls { skip_verify: self.skip_verify, identity: None, ..self.tls.clone() }
     }
 
     fn elsewhere(&self) -> Reach {
@@ -58,7 +69,8 @@ impl Host {
     /// The token service that it names: no further from it than a redirect may lead.
     pub(super) fn service_at(&self, realm: reqwest::Url) -> Self {
         let reach = if same_origin(&realm, &self.base) { self.reach } else { self.elsewhere() };
-        Self { base: realm, headers: http::HeaderMap::new(), reach, is_near: Arc::default(), ..self.clone() }
+        let tls = self.tls_for(&realm);
+        Self { base: realm, headers: http::HeaderMap::new(), tls, reach, is_near: Arc::default(), ..self.clone() }
     }
 }
 
@@ -123,6 +135,7 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
         base: at.base,
         clients: clients.clone(),
         tls,
+        skip_verify: access.skip_verify,
         reach: Reach::Anywhere,
         headers,
         mirrors: at.mirrors,
@@ -179,6 +192,32 @@ fn is_loopback(authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_configured_for_a_host_is_not_for_where_it_sends_us() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::create_dir(dir.path().join("r.io")).expect("directory");
+        let text = "server = \"http://r.io\"\nskip_verify = true\n";
+        std::fs::write(dir.path().join("r.io/hosts.toml"), text).expect("file");
+        let host = |access: &Access| {
+            let mut host = of(&Arc::default(), dir.path(), "r.io", access).expect("hosts").remove(0);
+            host.tls.identity = Some(("c".into(), "k".into()));
+            host.tls.authorities = vec!["a".into()];
+            host
+        };
+        let url = |text: &str| text.parse::<reqwest::Url>().expect("url");
+        let is_lax = |host: &Host, at: &str| {
+            let (tls, service) = (host.tls_for(&url(at)), host.service_at(url(at)).tls);
+            assert_eq!(tls, service, "{at}");
+            assert_eq!(tls.authorities, host.tls.authorities, "{at}");
+            (tls.skip_verify, tls.identity.is_some())
+        };
+        let configured = host(&Access::default());
+        assert_eq!(is_lax(&configured, "https://r.io:5001/token"), (true, true));
+        assert_eq!(is_lax(&configured, "https://cdn.io/blob"), (false, false));
+        let asked = host(&Access { skip_verify: true, ..Access::default() });
+        assert_eq!(is_lax(&asked, "https://cdn.io/blob"), (true, false));
+    }
 
     #[test]
     fn a_registry_of_this_machine_needs_no_certificate() {
