@@ -51,6 +51,7 @@ struct Walk {
 impl Walk {
     /// Walks a directory, and says whether anything in it has changed.
     fn directory(&mut self, now: BorrowedFd<'_>, path: &Path) -> Result<bool> {
+        beneath::check_depth(path)?;
         let mut names: Vec<OsString> = beneath::entries(now).doing(|| format!("list {}", path.display()))?;
         names.sort();
         let mut changed = self.removed(path, &names)?;

@@ -92,6 +92,7 @@ impl<W: Write> Layer<W> {
     }
 
     fn directory(&mut self, before: Option<BorrowedFd<'_>>, after: BorrowedFd<'_>, path: &Path) -> Result<()> {
+        beneath::check_depth(path)?;
         let now: BTreeSet<OsString> = beneath::entries(after)?.into_iter().collect();
         let was: BTreeSet<OsString> = match before {
             Some(before) => beneath::entries(before)?.into_iter().collect(),

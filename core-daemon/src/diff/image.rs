@@ -225,6 +225,10 @@ impl Layer {
                 continue;
             }
             let at = way.last().copied().unwrap_or(Tree::ROOT);
+            if way.len() > beneath::MAX_DEPTH {
+                let text = format!("directories nest deeper than {} levels", beneath::MAX_DEPTH);
+                return Err(Error::invalid(text));
+            }
             let Some(id) = self.tree.child(at, part.as_bytes()) else {
                 if !make {
                     return Ok(None);
@@ -320,6 +324,7 @@ impl Layer {
     /// Gives implicit directories the attributes that they have below; where a link is below, what is in them moves to
     /// where it leads.
     fn settle_directories(&mut self, lowers: &Lowers, directory: Id, path: &Path) -> Result<()> {
+        beneath::check_depth(path)?;
         let children: Vec<(OsString, Id)> =
             self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
         for (name, id) in children {

@@ -126,7 +126,7 @@ fn copy_attributes(
 fn relocate(root: &Root, lowers: &Lowers, from: &Path, to: &Path, times: &mut Times) -> Result<()> {
     let target = make_like_below(root, lowers, to, times)?;
     let source = root.directory(from)?;
-    merge(source.as_fd(), target.as_fd())?;
+    merge(source.as_fd(), target.as_fd(), from)?;
     let (Some(within), Some(name)) = (from.parent(), from.file_name()) else { return Ok(()) };
     Ok(beneath::remove_tree(root.directory(within)?.as_fd(), name)?)
 }
@@ -145,14 +145,16 @@ fn make_like_below(root: &Root, lowers: &Lowers, path: &Path, times: &mut Times)
     Ok(fd)
 }
 
-/// Moves everything in `from` to `to`; what comes replaces what is there, except that directories are merged.
-fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+/// Moves everything in `from`, which is at `path`, to `to`; what comes replaces what is there, except that directories
+/// are merged.
+fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    beneath::check_depth(path)?;
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     for name in beneath::entries(from)? {
         let both =
             (openat(from, name.as_os_str(), flags, Mode::empty()), openat(to, name.as_os_str(), flags, Mode::empty()));
         if let (Ok(source), Ok(target)) = both {
-            merge(source.as_fd(), target.as_fd())?;
+            merge(source.as_fd(), target.as_fd(), &path.join(&name))?;
             beneath::remove_tree(from, &name)?;
         } else {
             beneath::remove_tree(to, &name)?;

@@ -41,6 +41,7 @@ struct Copy<'a> {
 
 impl Copy<'_> {
     fn inside(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+        beneath::check_depth(path)?;
         for name in beneath::entries(from)? {
             let path = path.join(&name);
             let Some(stat) = beneath::stat(from, &name)? else { continue };

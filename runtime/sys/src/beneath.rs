@@ -11,13 +11,17 @@ use std::path::{Component, Path};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, open, openat, openat2, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-/// Deepest tree that is removed; the kernel does not let anyone make one whose path is longer than this many levels
-/// without going down step by step.
-const MAX_DEPTH: usize = 4096;
+/// Most parts of a path that is made.
+const MAX_PARTS: usize = 4096;
+/// How deep directories may nest for those who go down a tree by calling themselves, which takes stack and a descriptor
+/// for each level. Whoever goes down step by step can make deeper ones.
+pub const MAX_DEPTH: usize = 256;
+/// How far a removal goes down at a time.
+const REACH: usize = 128;
 
 /// A directory whose contents are not trusted.
 #[derive(Debug)]
@@ -101,7 +105,7 @@ impl Root {
             Some(parent) if target.is_relative() => parent.join(target),
             _ => target.to_owned(),
         };
-        if joined.components().count() > MAX_DEPTH || joined.as_os_str().len() > 4096 {
+        if joined.components().count() > MAX_PARTS || joined.as_os_str().len() > 4096 {
             return Err(Errno::ELOOP.into());
         }
         let plain = lexical(&joined);
@@ -153,13 +157,35 @@ pub fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// Removes `name` from `directory`, with everything below it. Links are removed, never followed, and nothing there is
-/// no error.
+/// Refuses a directory at `path` within a tree that is deeper than [`MAX_DEPTH`].
+///
+/// # Errors
+/// Says so.
+pub fn check_depth(path: &Path) -> io::Result<()> {
+    if path.components().count() > MAX_DEPTH {
+        let text = format!("directories nest deeper than {MAX_DEPTH} levels");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(())
+}
+
+/// Removes `name` from `directory`, with everything below it, however deep that is. Links are removed, never followed,
+/// and nothing there is no error.
 ///
 /// # Errors
 /// What the kernel says of the first thing that cannot be removed.
 pub fn remove_tree(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    remove_below(directory, name, MAX_DEPTH)
+    let Some(top) = remove_file(directory, name)? else { return Ok(()) };
+    let mut moved = 0;
+    loop {
+        let before = moved;
+        for entry in entries(top.as_fd())? {
+            remove_below(top.as_fd(), &entry, REACH, &mut (top.as_fd(), &mut moved))?;
+        }
+        if moved == before {
+            return remove_directory(directory, name);
+        }
+    }
 }
 
 /// Removes what is at a path whose directory is trusted, with everything below it, as [`remove_tree`].
@@ -176,29 +202,56 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn remove_below(directory: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<()> {
+/// Removes what is not a directory; a directory is opened.
+fn remove_file(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
-        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        Ok(()) | Err(Errno::ENOENT) => return Ok(None),
         Err(Errno::EISDIR | Errno::EPERM) => {}
         Err(error) => return Err(error.into()),
     }
-    if depth == 0 {
-        return Err(Errno::ELOOP.into());
-    }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let fd = match openat(directory, name, flags, Mode::empty()) {
-        Ok(fd) => fd,
-        Err(Errno::ENOENT) => return Ok(()),
+    match openat(directory, name, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT) => Ok(None),
         // Not a directory after all: what unlink refused stays refused.
-        Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(Errno::EPERM.into()),
-        Err(error) => return Err(error.into()),
-    };
-    for entry in entries(fd.as_fd())? {
-        remove_below(fd.as_fd(), &entry, depth - 1)?;
+        Err(Errno::ENOTDIR | Errno::ELOOP) => Err(Errno::EPERM.into()),
+        Err(error) => Err(error.into()),
     }
+}
+
+fn remove_directory(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a tree down to `reach` levels. What lies deeper is moved up to the top, to be removed from there.
+fn remove_below(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    reach: usize,
+    top: &mut (BorrowedFd<'_>, &mut u64),
+) -> io::Result<()> {
+    let Some(fd) = remove_file(directory, name)? else { return Ok(()) };
+    for entry in entries(fd.as_fd())? {
+        match reach {
+            0 => move_up(fd.as_fd(), &entry, top)?,
+            _ => remove_below(fd.as_fd(), &entry, reach - 1, top)?,
+        }
+    }
+    remove_directory(directory, name)
+}
+
+/// Moves `name` to a free name at the top of the tree that is removed.
+fn move_up(from: BorrowedFd<'_>, name: &OsStr, (top, moved): &mut (BorrowedFd<'_>, &mut u64)) -> io::Result<()> {
+    loop {
+        **moved += 1;
+        match renameat2(from, name, *top, format!("{moved}").as_str(), RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EEXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -269,5 +322,20 @@ mod tests {
         assert!(!dir.path().join("gone").exists());
         assert!(dir.path().join("kept/file").exists());
         remove(&dir.path().join("gone")).expect("remove nothing");
+    }
+
+    #[test]
+    fn a_tree_may_be_deeper_than_any_path() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let root = Root::open(dir.path()).expect("open");
+        let mut at = openat(&root, ".", OFlag::O_DIRECTORY, Mode::empty()).expect("open");
+        for _ in 0..6 * REACH {
+            for name in ["1", "d"] {
+                mkdirat(&at, name, Mode::S_IRWXU).expect("make");
+            }
+            at = openat(&at, "d", OFlag::O_DIRECTORY, Mode::empty()).expect("open");
+        }
+        remove_tree(root.as_fd(), OsStr::new("d")).expect("remove");
+        assert_eq!(entries(root.as_fd()).expect("entries"), ["1"]);
     }
 }

@@ -222,3 +222,31 @@ fn a_directory_that_comes_again_is_kept_once() {
     assert_eq!(applied.deferred.times.len(), 1);
     assert_eq!(stat(&dir.path().join("d")).mtime(), 7);
 }
+
+#[test]
+fn links_that_lead_ever_deeper_exhaust_nothing() {
+    let deep = "d/".repeat(120);
+    let named =
+        |tar: Tar, path: &str, link: &str| tar.pax(b'x', &[("path", path.as_bytes()), ("linkpath", link.as_bytes())]);
+    let mut tar = named(Tar::default(), &deep, "").dir("x");
+    let mut way = deep.clone();
+    for number in 0..6 {
+        let link = format!("l{number}");
+        tar = named(tar, &link, &way).symlink("x", "x");
+        way = format!("{link}/{deep}");
+        tar = named(tar, &way, "").dir("x");
+    }
+    let tar = tar.end();
+    // In memory a tree is gone through by recursion; on disk it is not, and can be removed.
+    let images = unpack(Way::Images, std::slice::from_ref(&tar)).map(drop);
+    assert_eq!(images.expect_err("too deep").kind(), Code::InvalidArgument);
+    for mode in [Mode::Lowest, Mode::Direct] {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("layer");
+        std::fs::create_dir(&path).expect("directory");
+        let open = || Root::open(&path).expect("open");
+        apply(open(), &tar[..], mode, LIMIT).expect("apply");
+        assert!(create(&Changes::All(&open()), None, Vec::new()).is_err(), "a layer of any depth");
+        rung_sys::beneath::remove(&path).expect("remove");
+    }
+}
