@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gantry_proto::containerd::services::containers::v1::containers_server::ContainersServer;
 use gantry_proto::containerd::services::content::v1::content_server::ContentServer;
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::config::{Config, SharingPolicy, Timeouts};
-use crate::content::Content;
+use crate::content::{Content, Pace};
 use crate::cri::{self, Cri};
 use crate::engine::{self, Engine};
 use crate::error::{Doing as _, Error, Result};
@@ -83,6 +84,11 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(metrics.run(stopping.clone()));
     }
     tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));
+    let pace = Pace {
+        rate: config.content.verify_rate.saturating_mul(1 << 20),
+        interval: Duration::from_secs(config.content.verify_interval.max(1)),
+    };
+    tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
     let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config.timeouts);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");

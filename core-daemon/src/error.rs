@@ -104,6 +104,8 @@ impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
         use std::io::ErrorKind;
         let kind = match error.kind() {
+            // The disk, or the kernel that checks what it reads, has lost it.
+            _ if error.raw_os_error() == Some(nix::errno::Errno::EIO as i32) => Kind::DataLoss,
             ErrorKind::NotFound => Kind::NotFound,
             ErrorKind::AlreadyExists => Kind::AlreadyExists,
             ErrorKind::PermissionDenied => Kind::PermissionDenied,

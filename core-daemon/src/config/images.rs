@@ -5,11 +5,21 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The content store.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContentStore {
     /// How a namespace gets a blob that another one has.
     pub sharing_policy: SharingPolicy,
+    /// MiB a second of blobs that are read again in the background, to find damaged ones; 0: none are.
+    pub verify_rate: u64,
+    /// Seconds from one such look at a blob to the next.
+    pub verify_interval: u64,
+}
+
+impl Default for ContentStore {
+    fn default() -> Self {
+        Self { sharing_policy: SharingPolicy::Shared, verify_rate: 8, verify_interval: 30 * 24 * 60 * 60 }
+    }
 }
 
 /// How a namespace gets a blob that another one has.

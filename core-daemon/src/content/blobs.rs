@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
+use nix::errno::Errno;
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::{Blob, Content, Store};
@@ -22,6 +25,22 @@ impl Store {
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).doing(|| format!("open {}", path.display())),
+        }
+    }
+}
+
+impl Store {
+    /// Has the kernel check a blob whenever it is read, where the file system can. The first that says no is not asked
+    /// again.
+    pub(super) fn seal_for_good(&self, digest: &Digest) {
+        if self.without_verity.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(Some(blob)) = self.open_blob(digest) else { return };
+        if let Err(error) = rung_sys::verity::enable(blob.file.as_fd()) {
+            let has_none = error.is(&[Errno::ENOTTY as i32, Errno::EOPNOTSUPP as i32]);
+            self.without_verity.store(has_none, Ordering::Relaxed);
+            tracing::debug!(%digest, %error, "content is not checked by the kernel");
         }
     }
 }
@@ -85,11 +104,18 @@ impl Content {
     }
 }
 
-/// Whether the bytes of a blob are what its digest says.
+/// Whether the bytes of a blob are what its digest says. What cannot be read is not.
 pub(super) fn is_whole(mut blob: Blob, digest: &Digest) -> Result<bool> {
     let mut hasher = Hasher::new(digest.algorithm());
-    std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)).doing(|| format!("read content {digest}"))?;
-    Ok(hasher.finish() == *digest)
+    match std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)) {
+        Err(error) if is_lost(&error) => Ok(false),
+        read => read.doing(|| format!("read content {digest}")).map(|_| hasher.finish() == *digest),
+    }
+}
+
+/// Whether the disk, or the kernel that checks what it reads, has lost what was to be read.
+pub(super) fn is_lost(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EIO as i32)
 }
 
 /// The digests that any namespace records.

@@ -47,8 +47,14 @@ impl Content {
         if blob.size != size {
             return Ok(Some(Damage::Size(blob.size)));
         }
-        let is_other = deep && !super::blobs::is_whole(blob, digest)?;
-        Ok(is_other.then_some(Damage::Bytes))
+        if !deep {
+            return Ok(None);
+        }
+        let file = blob.file.try_clone().doing(|| format!("read content {digest}"))?;
+        if !super::blobs::is_whole(blob, digest)? {
+            return Ok(Some(Damage::Bytes));
+        }
+        self.mark_verified(&file, digest).map(|()| None)
     }
 
     /// Moves the damaged bytes of a blob out of the way, so that they are fetched again, and says where they are.

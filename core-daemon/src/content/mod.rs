@@ -14,6 +14,7 @@ mod blobs;
 mod claims;
 mod ingest;
 mod inspect;
+mod verify;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -31,6 +32,7 @@ use rung_spec::image::Descriptor;
 
 pub use ingest::{Ingest, Sealed, Status};
 pub use inspect::Damage;
+pub use verify::Pace;
 pub use writer::IngestWriter;
 
 use crate::context::Context;
@@ -57,6 +59,8 @@ struct Store {
     isolated: AtomicBool,
     /// Ingests that have a writer, by directory.
     writing: Mutex<HashSet<String>>,
+    /// The file system has no files that the kernel checks.
+    without_verity: AtomicBool,
     /// Blobs that are on disk for a record about to be written: not for collection.
     pending: Mutex<HashMap<Digest, usize>>,
 }
@@ -82,8 +86,8 @@ impl Content {
             builder.recursive(true).mode(0o700).create(&path).doing(|| format!("make {}", path.display()))?;
         }
         let (writing, pending) = (Mutex::default(), Mutex::default());
-        let isolated = AtomicBool::new(false);
-        Ok(Self(Arc::new(Store { root: root.to_owned(), db, events, isolated, writing, pending })))
+        let (isolated, without_verity) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self(Arc::new(Store { root: root.to_owned(), db, events, isolated, writing, without_verity, pending })))
     }
 
     /// The same store, in which a namespace gets a blob that another has only by writing it too.
@@ -292,7 +296,10 @@ impl Content {
             Ok(())
         })?;
         failpoint::hit("content.recorded");
+        let placed: Vec<Digest> = sealed.iter().map(|(it, _)| it.digest().clone()).collect();
         sealed.into_iter().for_each(|(it, _)| it.discard());
+        // Nobody has them open for writing any more.
+        placed.iter().for_each(|digest| self.0.seal_for_good(digest));
         for (digest, size) in &created {
             let size = i64::try_from(*size).unwrap_or(i64::MAX);
             let event = ContentCreate { digest: digest.to_string(), size, ..ContentCreate::default() };

@@ -2,20 +2,20 @@ use super::*;
 use gantry_proto::containerd::services::leases::v1::Lease;
 use gantry_proto::namespace::Namespace;
 
-struct Fixture {
+pub(super) struct Fixture {
     _dir: tempfile::TempDir,
     db: Db,
-    content: Content,
+    pub(super) content: Content,
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let dir = tempfile::tempdir().expect("temporary directory");
     let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
     let content = Content::open(&dir.path().join("content"), db.clone(), Events::new()).expect("content");
     Fixture { _dir: dir, db, content }
 }
 
-fn ctx(namespace: &str) -> Context {
+pub(super) fn ctx(namespace: &str) -> Context {
     Context::new(Namespace::parse(namespace).expect("namespace"))
 }
 

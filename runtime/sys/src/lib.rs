@@ -41,6 +41,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod tty;
+pub mod verity;
 pub mod writeback;
 pub mod xattr;
 

@@ -113,6 +113,9 @@ fn broken(error: &std::io::Error) -> Error {
         ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::Other => {
             Error::new(Kind::DataLoss, format!("layer cannot be unpacked: {error}"))
         }
+        _ if error.raw_os_error() == Some(nix::errno::Errno::EIO as i32) => {
+            Error::new(Kind::DataLoss, format!("layer cannot be read: {error}"))
+        }
         _ => Error::internal(error.to_string()),
     }
 }
