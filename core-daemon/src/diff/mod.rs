@@ -11,6 +11,7 @@
 //! attributes of a directory that the tar does not mention, waits in [`Deferred`] for [`settle`]. A layer can also become
 //! an EROFS image instead of files ([`convert`]); what waits then is in [`Unfinished`].
 
+mod ahead;
 mod apply;
 mod attributes;
 mod changes;
@@ -25,6 +26,7 @@ mod target;
 mod tests;
 mod whiteout;
 
+pub use ahead::{Ahead, read_ahead};
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use changes::{Change, changes};
 pub use compression::decompress;

@@ -39,16 +39,16 @@ pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufR
     let doing = || format!("unpack layer {}", layer.digest);
     let (plain, _) = diff::decompress(stored).doing(doing)?;
     let limit = unpacked_limit(layer.size);
-    let applied = match &place.form {
+    let applied = diff::read_ahead(plain, |plain| match &place.form {
         Form::Directory(path) => {
             Root::open(path).map_err(Error::from).and_then(|root| diff::apply(root, plain, place.mode, limit))
         }
         Form::Image(path) => {
             // What a broken connection left of it was to be thrown away.
-            rung_sys::beneath::remove(path).doing(doing)?;
+            rung_sys::beneath::remove(path)?;
             diff::convert(path, plain, place.mode, limit)
         }
-    };
+    });
     let applied = applied.doing(doing)?;
     if applied.digest != place.diff_id {
         let (is, should) = (&applied.digest, &place.diff_id);
@@ -70,7 +70,8 @@ impl Images {
         let (plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, blob.file))?;
         let target = Target::of(mounts)?;
         let doing = || format!("apply layer {}", layer.digest);
-        let applied = diff::apply(target.open()?, plain, target.mode, limit).doing(doing)?;
+        let root = target.open()?;
+        let applied = diff::read_ahead(plain, |plain| diff::apply(root, plain, target.mode, limit)).doing(doing)?;
         diff::settle(&target.open()?, &target.lowers, applied.deferred).doing(doing)?;
         if sync {
             nix::unistd::syncfs(target.open()?).map_err(io::Error::from).doing(doing)?;
