@@ -34,7 +34,11 @@ impl Diff for DiffService {
         let layer = walk::descriptor(&diff.ok_or_else(|| Error::invalid("diff is required"))?)?;
         let mounts: Vec<Mount> = mounts.into_iter().map(Into::into).collect();
         let images = self.images.clone();
-        let applied = blocking(move || images.apply(&ctx, &layer, &mounts, sync_fs)).await?;
+        let apply = move || {
+            let _applying = images.snapshotters.unpacks().applying(&mounts);
+            images.apply(&ctx, &layer, &mounts, sync_fs)
+        };
+        let applied = blocking(apply).await?;
         Ok(Response::new(ApplyResponse { applied: Some(walk::to_wire(&applied)) }))
     }
 

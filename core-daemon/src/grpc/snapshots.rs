@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::filter::{Filter, label};
 use crate::gc::Gc;
+use crate::labels::SNAPSHOT_REF;
 use crate::snapshots::{Info, Kind, Mount, Snapshotter, Snapshotters};
 
 /// Snapshots in one message of a list.
@@ -72,10 +73,26 @@ impl Snapshots for SnapshotsService {
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let ctx = Context::of(request.metadata())?;
-        let PrepareSnapshotRequest { snapshotter, key, parent, labels } = request.into_inner();
-        let snapshotter = self.named(&snapshotter)?;
-        let mounts = wire(blocking(move || snapshotter.prepare(&ctx, &key, &parent, labels)).await?);
-        Ok(Response::new(PrepareSnapshotResponse { mounts }))
+        let PrepareSnapshotRequest { snapshotter: name, key, parent, labels } = request.into_inner();
+        let snapshotter = self.named(&name)?;
+        let unpacks = self.snapshotters.unpacks();
+        let target = labels.get(SNAPSHOT_REF).map(|target| (ctx.namespace.to_string(), name.clone(), target.clone()));
+        if let Some(target) = &target {
+            unpacks.take(target, &key).await;
+        }
+        let (namespace, its) = (ctx.namespace.clone(), key.clone());
+        let mounts = match blocking(move || snapshotter.prepare(&ctx, &key, &parent, labels)).await {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                // By the key: another's work on the same target goes on.
+                unpacks.end(&namespace, &name, &its, "");
+                return Err(error.into());
+            }
+        };
+        if let Some(target) = &target {
+            unpacks.prepared(target, &mounts);
+        }
+        Ok(Response::new(PrepareSnapshotResponse { mounts: wire(mounts) }))
     }
 
     async fn view(&self, request: Request<ViewSnapshotRequest>) -> Result<Response<ViewSnapshotResponse>, Status> {
@@ -96,17 +113,29 @@ impl Snapshots for SnapshotsService {
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
         let ctx = Context::of(request.metadata())?;
-        let CommitSnapshotRequest { snapshotter, name, key, labels, parent } = request.into_inner();
-        let snapshotter = self.named(&snapshotter)?;
-        blocking(move || snapshotter.commit(&ctx, &name, &key, labels, Some(&parent))).await?;
+        let CommitSnapshotRequest { snapshotter: its, name, key, labels, parent } = request.into_inner();
+        let snapshotter = self.named(&its)?;
+        let unpacks = self.snapshotters.unpacks().clone();
+        let commit = move || {
+            snapshotter.commit(&ctx, &name, &key, labels, Some(&parent))?;
+            unpacks.end(&ctx.namespace, &its, &key, &name);
+            Ok(())
+        };
+        blocking(commit).await?;
         Ok(Response::new(()))
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
         let ctx = Context::of(request.metadata())?;
-        let RemoveSnapshotRequest { snapshotter, key } = request.into_inner();
-        let snapshotter = self.named(&snapshotter)?;
-        blocking(move || snapshotter.remove(&ctx, &key)).await?;
+        let RemoveSnapshotRequest { snapshotter: its, key } = request.into_inner();
+        let snapshotter = self.named(&its)?;
+        let unpacks = self.snapshotters.unpacks().clone();
+        let remove = move || {
+            snapshotter.remove(&ctx, &key)?;
+            unpacks.end(&ctx.namespace, &its, &key, "");
+            Ok(())
+        };
+        blocking(remove).await?;
         self.gc.changed();
         Ok(Response::new(()))
     }

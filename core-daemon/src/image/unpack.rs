@@ -23,7 +23,7 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::labels::{self, Labels};
 use crate::records::leases::random;
-use crate::snapshots::{Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
+use crate::snapshots::{Applying, Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
 
 /// An image's layers on their way into a snapshotter.
 pub(super) struct Stack {
@@ -37,6 +37,8 @@ pub(super) struct Stack {
     present: usize,
     /// Without [`Unpacking::Stacked`]: where each of the others is.
     places: Vec<(String, Place)>,
+    /// Keeps clients from unpacking the same.
+    _unpacks: Applying,
 }
 
 impl Stack {
@@ -55,8 +57,11 @@ impl Stack {
         while present > 0 && !is_committed(snapshotter.as_ref(), ctx, &chain[present - 1])? {
             present -= 1;
         }
+        let name = images.snapshotters.name_or_default(name).to_owned();
+        let missing = chain[present..].iter().map(ToString::to_string);
         let mut stack = Self {
-            name: images.snapshotters.name_or_default(name).to_owned(),
+            _unpacks: images.snapshotters.unpacks().own(&ctx.namespace, &name, missing),
+            name,
             snapshotter,
             ctx: ctx.clone(),
             layers: manifest.layers.clone(),

@@ -35,6 +35,7 @@ pub mod proxy;
 mod quota;
 #[cfg(test)]
 mod tests;
+mod unpacks;
 mod usage;
 mod uses;
 
@@ -47,6 +48,7 @@ use gantry_proto::namespace::Namespace;
 pub use driver::{Driver, Made};
 pub use gantry_proto::containerd::services::snapshots::v1::{Info, Kind};
 pub use local::Local;
+pub use unpacks::{Applying, Unpacks};
 pub use usage::{Usage, disk_usage};
 pub use uses::{InUse, Use};
 
@@ -242,6 +244,7 @@ pub struct Snapshotters {
     failed: Arc<BTreeMap<String, String>>,
     default: Arc<str>,
     uses: Uses,
+    unpacks: Unpacks,
 }
 
 impl Snapshotters {
@@ -272,7 +275,13 @@ impl Snapshotters {
                 names.join(", ")
             )));
         }
-        Ok(Self { all: Arc::new(all), failed: Arc::new(failed), default: default.into(), uses: Uses::default() })
+        Ok(Self {
+            all: Arc::new(all),
+            failed: Arc::new(failed),
+            default: default.into(),
+            uses: Uses::default(),
+            unpacks: Unpacks::default(),
+        })
     }
 
     /// The snapshotter of that name; the default for an empty one.
@@ -290,6 +299,11 @@ impl Snapshotters {
     /// Keeps a snapshot from being collected while somebody runs on it.
     pub fn in_use(&self, namespace: &Namespace, snapshotter: &str, key: &str) -> InUse {
         self.uses.begin(namespace, self.name_or_default(snapshotter), key)
+    }
+
+    /// What is unpacked into them.
+    pub fn unpacks(&self) -> &Unpacks {
+        &self.unpacks
     }
 
     /// Namespace, snapshotter and key of every snapshot in use.
