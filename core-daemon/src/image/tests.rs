@@ -325,3 +325,58 @@ async fn pulls_of_one_image_at_once_fetch_it_once() {
     assert!(pulls.iter().all(Result::is_ok));
     assert_eq!(blobs.load(Ordering::Relaxed), 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_layers_come_in_at_once_than_are_allowed() {
+    for downloads in [1, 2] {
+        let (store, under_way, most) = (two_layers(), AtomicU32::new(0), Arc::new(AtomicU32::new(0)));
+        let (layers, seen) = (store.layers(), most.clone());
+        let fake = Fake::start(move |asked| {
+            if layers.iter().any(|digest| asked.path.ends_with(digest.as_str())) {
+                seen.fetch_max(under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                // Time for another to come, if it may.
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                under_way.fetch_sub(1, Ordering::SeqCst);
+            }
+            store.answer(asked)
+        })
+        .await;
+        let mut it = fixture();
+        it.images.at_once.downloads = downloads;
+        it.pull(&fake).await.expect("pull");
+        let most = most.load(Ordering::SeqCst);
+        assert!(most >= 1 && usize::try_from(most).expect("a few") <= downloads, "{most} of {downloads}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_that_lead_to_indexes_without_end_are_refused() {
+    let mut store = two_layers();
+    let platform = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    let index = |entry: &serde_json::Value| {
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_types::OCI_INDEX, "manifests": [entry]});
+        index.to_string().into_bytes()
+    };
+    let bytes = store.0["1"].1.clone();
+    let mut entry = store.put(media_types::OCI_MANIFEST, bytes);
+    for _ in 0..10 {
+        entry["platform"] = platform.clone();
+        entry = store.put(media_types::OCI_INDEX, index(&entry));
+    }
+    let top = store.0[entry["digest"].as_str().expect("digest")].clone();
+    store.0.insert("1".into(), top);
+    // One that leads to itself: whatever its digest is said to be, it is not that of an index that says so.
+    let own = Digest::of(b"itself").to_string();
+    let itself = index(&serde_json::json!({"mediaType": media_types::OCI_INDEX, "digest": own, "size": 300,
+        "platform": platform}));
+    let mut looping = two_layers();
+    looping.0.insert("1".into(), (media_types::OCI_INDEX.into(), itself.clone()));
+    looping.0.insert(own, (media_types::OCI_INDEX.into(), itself));
+    for store in [store, looping] {
+        let fake = Fake::start(move |asked| store.answer(asked)).await;
+        let it = fixture();
+        it.pull(&fake).await.expect_err("an index without end");
+        it.check_nothing_left().await;
+        assert!(fake.seen().len() < 20, "{:?}", fake.seen());
+    }
+}
