@@ -1,6 +1,7 @@
 //! Whole stacks: `gantry run` and `ctr run` on `gantryd`, beside `ctr run` on containerd with runc, and podman and docker.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
@@ -109,10 +110,13 @@ fn ctr_run(env: &Env, daemon: &Daemon<'_>, image: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Debian's containerd with state of its own.
+/// A containerd with state of its own.
 pub(crate) struct Containerd {
+    /// What it is called in a table.
+    pub(crate) name: String,
     child: Child,
     address: String,
+    ctr: PathBuf,
 }
 
 impl Containerd {
@@ -122,9 +126,22 @@ impl Containerd {
 
     /// The same with more lines of configuration: before the first table, and after the last.
     pub(crate) fn start_with(env: &Env, name: &str, before: &str, after: &str) -> Result<Option<Self>> {
-        if find(env, "containerd").is_none() {
+        if find(env, "containerd").is_none() || find(env, "ctr").is_none() {
+            note("containerd: not measured, it is not installed");
             return Ok(None);
         }
+        Self::start_program(env, Path::new(""), name, before, after).map(Some)
+    }
+
+    /// Another one, whose programs are in `dir`.
+    pub(crate) fn start_from(env: &Env, dir: &Path) -> Result<Option<Self>> {
+        let version = env.run(&dir.join("ctr").display().to_string(), &["--version"])?.ok()?;
+        let mut containerd = Self::start_program(env, dir, "containerd-other", "", "")?;
+        containerd.name = format!("ctr ({})", version.text().rsplit(' ').next().unwrap_or("other"));
+        Ok(Some(containerd))
+    }
+
+    fn start_program(env: &Env, programs: &Path, name: &str, before: &str, after: &str) -> Result<Self> {
         let dir = env.dir(name)?;
         let address = dir.join("sock").to_str().context("path is not UTF-8")?.to_owned();
         let config = dir.join("config.toml");
@@ -137,14 +154,15 @@ impl Containerd {
             ),
         )?;
         let log = fs::File::create(dir.join("log"))?;
-        let mut command = Command::new("containerd");
+        let mut command = Command::new(programs.join("containerd"));
         env.prepare(&mut command);
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let containerd = Self { child: command.spawn().context("start containerd")?, address };
+        let child = command.spawn().context("start containerd")?;
+        let containerd = Self { name: "containerd".to_owned(), child, address, ctr: programs.join("ctr") };
         wait::until_within(wait::seconds(20), "containerd answers", || {
             output::run(containerd.ctr(env, &["version"])).ok()?.ok().ok()
         })?;
-        Ok(Some(containerd))
+        Ok(containerd)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -169,7 +187,7 @@ impl Containerd {
     }
 
     pub(crate) fn ctr(&self, env: &Env, args: &[&str]) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(&self.ctr);
         env.prepare(&mut command);
         command.args(["--address", &self.address, "--namespace", env.namespace()]).args(args);
         command

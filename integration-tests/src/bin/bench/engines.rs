@@ -13,7 +13,7 @@ use crate::table::note;
 /// An engine that can run `true` in its image `box`.
 pub(crate) struct Engine<'env> {
     env: &'env Env,
-    program: &'static str,
+    pub(crate) program: &'static str,
     global: Vec<String>,
     run: Vec<String>,
     server: Option<Child>,
@@ -113,7 +113,8 @@ impl<'env> Engine<'env> {
         output::run(command)?.ok().map(drop)
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// Its command line, with everything in the bench's directory.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.program);
         self.env.prepare(&mut command);
         command.args(&self.global).args(args);

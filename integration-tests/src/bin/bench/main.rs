@@ -4,6 +4,7 @@
 //! always pays for what another leaves to the kernel to clear away. What counts is the median. A subject that is not installed is named as missing, not left out in silence.
 #![allow(clippy::disallowed_methods)]
 
+mod clients;
 mod crowds;
 mod daemons;
 mod engines;
@@ -38,6 +39,7 @@ fn measure(rounds: usize) -> Result<()> {
         Ok("daemons") => daemons::measure(&env, rounds),
         Ok("crowds") => crowds::measure(&env),
         Ok("pods") => pods::measure(&env, rounds),
+        Ok("images") => pulls::measure(&env, rounds.div_ceil(30)).and_then(|()| stores::measure(&env, rounds)),
         _ => everything(&env, rounds),
     };
     let left = integration_tests::leaks::settle_and_clear(&scratch);

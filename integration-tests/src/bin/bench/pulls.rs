@@ -1,6 +1,8 @@
-//! Pulls from a registry on loopback: `gantry pull` into directories and into EROFS images, beside containerd and beside
-//! what no pull can do without: fetching and inflating every layer on all processors.
+//! Images in and out, between a registry on loopback and a store in memory: `gantry` into directories and into EROFS images, beside
+//! containerd, podman, docker, and beside what no pull can do without: fetching and inflating every layer on all
+//! processors. `BENCH_CONTAINERD` names the directory of another containerd and its `ctr`.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,73 +11,168 @@ use std::process::Command;
 use anyhow::Context;
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, output, wait};
+use integration_tests::{Env, Image, Registry, Result, wait};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::clients::Client;
 use crate::daemons::Containerd;
-use crate::runtimes::{find, time};
+use crate::engines::Engine;
+use crate::runtimes::time;
 use crate::table::{self, Subject, interleave, note};
 
 const MB: u64 = 1 << 20;
 /// Layers of one image: how many, and of how many bytes of files.
 const SHAPES: [(&str, usize, u64); 3] =
     [("80 MB, 1 layer", 1, 80 * MB), ("400 MB, 8 layers", 8, 50 * MB), ("60 small layers", 60, MB / 2)];
+const AGAINST: &str = "ctr (containerd)";
 
-/// The tables about pulls.
+/// An image at the registry.
+struct Pushed {
+    title: String,
+    reference: String,
+    /// Fetches and inflates its layers.
+    script: PathBuf,
+}
+
+/// The tables about images.
 pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
-    let registry = Registry::start(env)?;
     // Directories of their own, which nothing but the pulled image is in.
     let (own, beside) = (Env::new(&format!("{}d", env.token()))?, Env::new(&format!("{}e", env.token()))?);
+    let memory: Vec<Memory> =
+        [env, &own, &beside].map(|env| Memory::at(env.root())).into_iter().collect::<Result<_>>()?;
+    let measured = in_memory(env, &own, &beside, rounds);
+    drop(memory);
+    [own, beside].iter().try_for_each(|env| fs::remove_dir_all(env.root())).context("remove what was pulled")?;
+    measured
+}
+
+fn in_memory(env: &Env, own: &Env, beside: &Env, rounds: usize) -> Result<()> {
+    let registry = Registry::start(env)?;
     let directories = own.daemon()?;
     let config = beside.path("gantryd.toml");
     fs::write(&config, "[runtime]\nsnapshotter = \"erofs\"\n")?;
     let images = beside.daemon_with(&["--config", &config.display().to_string()]).ok();
-    let containerd = if find(env, "ctr").is_some() { Containerd::start(env)? } else { None };
+    if images.is_none() {
+        note("erofs: not measured, this kernel does not mount its images");
+    }
+    let containerd = Containerd::start(env)?;
+    let other = match std::env::var_os("BENCH_CONTAINERD") {
+        Some(dir) => Containerd::start_from(env, Path::new(&dir))?,
+        None => None,
+    };
+    let docker = containerd.as_ref().map_or(Ok(None), |containerd| Engine::docker(env, containerd.address()))?;
+    let podman = Engine::podman(env)?;
+    let mut clients = vec![Client::gantry("gantry", &directories, || is_gone(own))];
+    clients.extend(images.as_ref().map(|images| Client::gantry("gantry (erofs)", images, || is_gone(beside))));
+    clients.extend(containerd.as_ref().map(|containerd| Client::ctr(AGAINST, env, containerd)));
+    clients.extend(other.as_ref().map(|containerd| Client::ctr(&containerd.name, env, containerd)));
+    clients.extend([&podman, &docker].into_iter().flatten().map(Client::engine));
     let mut files = Files::new();
+    let mut whole = None;
     for (name, layers, size) in SHAPES {
         for packing in [Packing::Gzip, Packing::Zstd] {
-            let mut image = Image::empty();
-            for _ in 0..layers {
-                image = image.layer(files.layer(size)?, packing)?;
+            let image = push_image(env, &registry, &mut files, (name, layers, size), packing)?;
+            pulls(env, &clients, &image, rounds)?;
+            if layers == 8 && packing == Packing::Gzip {
+                whole = Some(image);
             }
-            let kind = if packing == Packing::Gzip { "gzip" } else { "zstd" };
-            let repository = format!("bench/{kind}{layers}");
-            let reference = image.push(&registry, &repository, "1")?;
-            let script = fetch_all(env, &registry, &repository, &image, kind)?;
-            let mut subjects = vec![Subject::new("curl and inflate", || time(shell(env, &script)))];
-            subjects.push(Subject::new("gantry pull", || pull(&directories, &own, &reference)));
-            match &images {
-                Some(images) => {
-                    subjects.push(Subject::new("gantry pull (erofs)", || pull(images, &beside, &reference)))
-                }
-                None => note("erofs: not measured, this kernel does not mount its images"),
-            }
-            match &containerd {
-                Some(containerd) => subjects.push(Subject::new("ctr images pull (containerd)", || {
-                    let took = time(containerd.ctr(env, &["images", "pull", "--plain-http", &reference]))?;
-                    output::run(containerd.ctr(env, &["images", "rm", "--sync", &reference]))?.ok()?;
-                    Ok(took)
-                })),
-                None => note("containerd: not measured, it is not installed"),
-            }
-            interleave(&mut subjects, rounds)?;
-            table::print(&format!("pull {name}, {kind}"), "ms", &mut subjects, "ctr images pull (containerd)");
         }
     }
-    note(&format!("peak memory of gantryd over all pulls: {} MB", peak(&directories)?));
-    drop(images);
-    drop(directories);
-    [own, beside].iter().try_for_each(|env| fs::remove_dir_all(env.root())).context("remove what was pulled")
+    note(&format!("peak memory of gantryd over all pulls: {} MB", peak(directories.pid())?));
+    if let Some(containerd) = &containerd {
+        note(&format!("peak memory of containerd over all pulls: {} MB", peak(containerd.pid())?));
+    }
+    if let Some(image) = whole {
+        archives(env, &clients, &image, rounds)?;
+    }
+    note(&format!("peak memory of gantryd over everything: {} MB", peak(directories.pid())?));
+    Ok(())
 }
 
-/// Milliseconds that a pull takes. What was pulled is removed, and gone from the disk, before the next one.
-fn pull(daemon: &Daemon<'_>, env: &Env, reference: &str) -> Result<f64> {
-    let took = time(daemon.gantry_command(&["pull", "-q", reference])?)?;
-    daemon.gantry(&["rmi", reference])?.ok()?;
+/// A file system in memory, where the bench has mounts of its own. On a disk each round would pay for what the one before
+/// removed: ext4 looks at every file that was removed in the last minutes before it makes a new one.
+struct Memory(Option<PathBuf>);
+
+impl Memory {
+    fn at(dir: &Path) -> Result<Self> {
+        if std::env::var_os("BENCH_STATE").is_none() {
+            return Ok(Self(None));
+        }
+        mount(Some("bench"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount a tmpfs")?;
+        Ok(Self(Some(dir.to_owned())))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            let _ = umount2(dir, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn push_image(
+    env: &Env,
+    registry: &Registry,
+    files: &mut Files,
+    (name, layers, size): (&str, usize, u64),
+    packing: Packing,
+) -> Result<Pushed> {
+    let mut image = Image::empty();
+    for _ in 0..layers {
+        image = image.layer(files.layer(size)?, packing)?;
+    }
+    let kind = if packing == Packing::Gzip { "gzip" } else { "zstd" };
+    let repository = format!("bench/{kind}{layers}");
+    let reference = image.push(registry, &repository, "1")?;
+    let script = fetch_all(env, registry, &repository, &image, kind)?;
+    let stored: usize = image.layers().iter().map(|layer| layer.bytes.len()).sum();
+    Ok(Pushed { title: format!("{name}, {kind}, {} MB packed", stored >> 20), reference, script })
+}
+
+fn pulls(env: &Env, clients: &[Client<'_>], image: &Pushed, rounds: usize) -> Result<()> {
+    let mut subjects = vec![Subject::new("curl and inflate", || time(shell(env, &image.script)))];
+    for client in clients.iter().filter(|client| client.can_pull(&image.reference)) {
+        subjects.push(Subject::new(&client.name, || client.pull(&image.reference)));
+    }
+    interleave(&mut subjects, rounds)?;
+    table::print(&format!("pull {}", image.title), "ms", &mut subjects, AGAINST);
+    Ok(())
+}
+
+/// Out of the store into an archive, in again, and to a registry that has nothing of it.
+fn archives(env: &Env, clients: &[Client<'_>], image: &Pushed, rounds: usize) -> Result<()> {
+    let registry = Registry::start_with(env, "registry-pushed", "")?;
+    let file = |client: usize| env.path(&format!("archive-{client}.tar"));
+    clients.iter().try_for_each(|client| client.have(&image.reference))?;
+    let each = |sample: &dyn Fn(usize, &Client<'_>) -> Result<f64>, title: &str| -> Result<()> {
+        let subject = |(number, client)| {
+            let client: &Client<'_> = client;
+            Subject::new(&client.name, move || sample(number, client))
+        };
+        let mut subjects: Vec<Subject<'_>> = clients.iter().enumerate().map(subject).collect();
+        interleave(&mut subjects, rounds)?;
+        table::print(&format!("{title} {}", image.title), "ms", &mut subjects, AGAINST);
+        Ok(())
+    };
+    each(&|number, client| client.export(&image.reference, &file(number)), "export")?;
+    let pushed = Cell::new(0);
+    let push = |_: usize, client: &Client<'_>| {
+        pushed.set(pushed.get() + 1);
+        client.push(&image.reference, &format!("{}/pushed/{}:1", registry.host(), pushed.get()))
+    };
+    each(&push, "push")?;
+    clients.iter().try_for_each(|client| client.remove(&image.reference))?;
+    each(&|number, client| client.import(&image.reference, &file(number)), "import")?;
+    (0..clients.len()).try_for_each(|number| fs::remove_file(file(number))).context("remove archives")
+}
+
+/// Waits until nothing of an image is on disk any more.
+fn is_gone(env: &Env) -> Result<()> {
     let blobs = env.path("root/io.containerd.content.v1.content/blobs/sha256");
     wait::until_within(wait::seconds(60), "the image is gone", || {
         (fs::read_dir(&blobs).ok()?.next().is_none()).then_some(())
-    })?;
-    Ok(took)
+    })
 }
 
 /// A script that fetches and inflates every layer, as many at once as there are processors.
@@ -86,9 +183,9 @@ fn fetch_all(env: &Env, registry: &Registry, repository: &str, image: &Image, ki
         .iter()
         .map(|layer| format!("http://{}/v2/{repository}/blobs/{}", registry.host(), layer.digest))
         .collect();
-    let list = env.path("urls");
+    let list = env.path(&format!("{}.urls", repository.replace('/', "-")));
     fs::write(&list, urls.join("\n"))?;
-    let script = env.path("fetch.sh");
+    let script = list.with_extension("sh");
     let one = format!("curl -sf {{}} | {inflate} > /dev/null");
     fs::write(&script, format!("xargs -P $(nproc) -I{{}} sh -c '{one}' < {}\n", list.display()))?;
     Ok(script)
@@ -101,9 +198,9 @@ fn shell(env: &Env, script: &Path) -> Command {
     command
 }
 
-/// The most memory that the daemon ever had, in MB.
-fn peak(daemon: &Daemon<'_>) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+/// The most memory that a process ever had, in MB.
+fn peak(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no peak in /proc")?;
     let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes / 1024)
