@@ -19,6 +19,8 @@ mod cri_streaming;
 mod daemon_checkpoints;
 mod daemon_clients;
 mod daemon_codes;
+mod daemon_damage;
+mod daemon_full;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_pull;
@@ -68,6 +70,8 @@ fn main() -> ExitCode {
         daemon_checkpoints::TESTS,
         daemon_clients::TESTS,
         daemon_codes::TESTS,
+        daemon_damage::TESTS,
+        daemon_full::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_restart::TESTS,

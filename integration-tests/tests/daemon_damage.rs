@@ -1,0 +1,126 @@
+//! Bits that flip and ends that are missing, in any file of the daemon's: it starts, says what is damaged, mends what it
+//! can, and what it cannot is fetched again.
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use integration_tests::image::Packing;
+use integration_tests::tar::Tar;
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+
+pub(crate) const TESTS: &[Test] = tests![
+    random_damage_of_any_file_is_survived [Root, Overlay],
+    damage_is_found_in_the_background [Root, Overlay],
+];
+
+/// Numbers that are the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound.max(1)
+    }
+}
+
+/// Flips some bits of a file, or takes its end away, and says what was done.
+fn damage(path: &Path, dice: &mut Dice) -> Result<String> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let file = fs::File::options().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    if dice.below(3) == 0 {
+        let left = dice.below(length);
+        file.set_len(left)?;
+        return Ok(format!("{} has {left} of {length} bytes", path.display()));
+    }
+    let count = 1 + dice.below(64);
+    for _ in 0..count {
+        let (at, mut byte) = (dice.below(length), [0]);
+        file.read_exact_at(&mut byte, at)?;
+        byte[0] ^= 1 << dice.below(8);
+        file.write_all_at(&byte, at)?;
+    }
+    Ok(format!("{} has {count} flipped bits", path.display()))
+}
+
+/// Every file of the daemon's own: what is in layers is the images'.
+fn files(env: &Env) -> Result<Vec<PathBuf>> {
+    let content = env.path("root/io.containerd.content.v1.content");
+    let mut all = Vec::new();
+    for dir in [env.path("root"), content.join("blobs/sha256")] {
+        all.extend(fs::read_dir(dir)?.flatten().map(|entry| entry.path()));
+    }
+    for ingest in fs::read_dir(content.join("ingest"))?.flatten() {
+        all.extend(fs::read_dir(ingest.path())?.flatten().map(|entry| entry.path()));
+    }
+    let has_bytes = |path: &Path| fs::metadata(path).is_ok_and(|it| it.is_file() && it.len() > 0);
+    all.retain(|path| has_bytes(path) && !path.display().to_string().contains(".damaged-"));
+    all.sort();
+    Ok(all)
+}
+
+fn random_damage_of_any_file_is_survived(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.layer(Tar::new().file("etc/more", "more"), Packing::Zstd)?;
+    let name = image.push(&registry, "test/busybox", "1")?;
+    let seed = u64::from(std::process::id());
+    let mut dice = Dice(seed);
+    for round in 0..wait::rounds(8) {
+        let daemon = env.daemon()?;
+        daemon.gantry(&["pull", "-q", &name])?.ok()?;
+        // An ingest that nobody finishes.
+        daemon.ctr(&["content", "ingest", "--expected-size", "100", "unfinished"])?;
+        daemon.crash()?;
+        let all = files(env)?;
+        // The database more often than any other.
+        let file = match dice.below(3) {
+            0 => env.path("root/meta.redb"),
+            _ => all[usize::try_from(dice.below(all.len() as u64))?].clone(),
+        };
+        let what = format!("seed {seed}, round {round}: {}", damage(&file, &mut dice)?);
+        survives(env, &name).context(what)?;
+    }
+    Ok(())
+}
+
+fn survives(env: &Env, name: &str) -> Result<()> {
+    let daemon = env.daemon()?;
+    // What differs is mended, or is for a pull to mend.
+    daemon.gantry(&["system", "fsck", "--deep", "--repair"])?;
+    daemon.gantry(&["pull", "-q", name])?.ok()?;
+    let ran = daemon.gantry(&["run", "--rm", "--pull", "never", name, "cat", "/etc/more"])?.ok()?;
+    ensure!(ran.text() == "more", "{ran}");
+    daemon.gantry(&["system", "gc"])?.ok()?;
+    daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
+    ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    Ok(())
+}
+
+/// The daemon, with blobs that are verified every second.
+fn verifying(env: &Env) -> Result<Daemon<'_>> {
+    let config = env.path("verify.toml");
+    fs::write(&config, "[content]\nverify_rate = 64\nverify_interval = 1\n")?;
+    env.daemon_with(&["--config", &config.display().to_string()])
+}
+
+fn damage_is_found_in_the_background(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?;
+    let name = image.push(&registry, "test/busybox", "1")?;
+    let daemon = verifying(env)?;
+    daemon.gantry(&["pull", "-q", &name])?.ok()?;
+    let content = env.path("root/io.containerd.content.v1.content");
+    let layer = content.join("blobs").join(image.layers()[0].digest.replace(':', "/"));
+    let mut bytes = fs::read(&layer)?;
+    bytes[1000] ^= 4;
+    fs::write(&layer, bytes)?;
+    wait::until_within(wait::seconds(30), "the damaged blob is put aside", || (!layer.exists()).then_some(()))?;
+    ensure!(fs::read_dir(content.join("damaged"))?.count() == 1, "it is nowhere");
+    ensure!(daemon.log().contains("content is damaged"), "{}", daemon.log());
+    daemon.gantry(&["pull", "-q", &name])?.ok()?;
+    ensure!(layer.exists(), "the pull has not fetched it again");
+    daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
+    Ok(())
+}

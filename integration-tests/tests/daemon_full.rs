@@ -1,0 +1,166 @@
+//! A full disk refuses what needs space, at whatever step it is met, loses nothing, and does not keep anybody from what
+//! frees space.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use integration_tests::image::Packing;
+use integration_tests::tar::Tar;
+use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, tests, wait};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+pub(crate) const TESTS: &[Test] = tests![
+    what_needs_space_is_refused_at_any_step [Root, Overlay],
+    a_full_daemon_starts_lists_and_frees [Root, Overlay],
+];
+
+/// A small disk for the daemon's root. The mount is this process's alone and goes with it.
+fn small_disk(env: &Env) -> Result<PathBuf> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let root = env.dir("root")?;
+    mount(Some("small"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=64m"))?;
+    Ok(root)
+}
+
+/// Takes all space but `left` bytes.
+fn fill(root: &Path, left: u64) -> Result<()> {
+    use std::io::Write as _;
+    let mut file = fs::File::create(root.join("filler"))?;
+    let piece = vec![0; 64 << 10];
+    while file.write_all(&piece).is_ok() {}
+    // The last pages, which are less than a piece.
+    while file.write_all(&piece[..4096]).is_ok() {}
+    let length = file.metadata()?.len();
+    Ok(file.set_len(length.saturating_sub(left))?)
+}
+
+fn free(root: &Path) -> Result<()> {
+    fs::remove_file(root.join("filler")).context("free the disk")
+}
+
+/// Nothing differs once the collection has run.
+fn is_whole(daemon: &Daemon<'_>) -> Result<()> {
+    daemon.gantry(&["system", "gc"])?.ok()?;
+    daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
+    Ok(())
+}
+
+/// Bytes that are left, from nothing to more than any step needs. With many rounds, many of them.
+fn amounts() -> Vec<u64> {
+    let pages =
+        if wait::amount(0, 1) == 1 { (0..24).chain((24..1000).step_by(37)).collect() } else { vec![0, 5, 40, 700] };
+    pages.into_iter().map(|page: u64| page << 12).collect()
+}
+
+type Act<'a> = &'a dyn Fn(&Daemon<'_>) -> Result<Ran>;
+
+/// Tries `act` with ever more space, until it has enough, and once more without any limit. `undo` makes it possible
+/// again.
+fn refused(env: &Env, root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>, undo: Act<'_>) -> Result<()> {
+    for left in amounts() {
+        fill(root, left)?;
+        let ran = act(daemon);
+        free(root)?;
+        let ran = ran?;
+        let shown = format!("{what} with {left} bytes left: {ran}");
+        ensure!(!daemon.log().contains("panicked"), "{shown}: {}", daemon.log());
+        if ran.code() == 0 {
+            undo(daemon)?.ok().context(shown.clone())?;
+        } else {
+            ensure!(ran.stderr.contains("no space left") || ran.stderr.contains("locked"), "{shown}");
+        }
+        is_whole(daemon).context(shown)?;
+    }
+    act(daemon)?.ok().with_context(|| format!("{what} with space"))?;
+    is_whole(daemon).with_context(|| format!("after {what}"))?;
+    let images = daemon.gantry(&["images", "--format", "{{.Repository}}"])?.ok()?;
+    ensure!(images.stdout.contains("test/kept"), "{what} lost an image: {images}");
+    let _ = env;
+    Ok(())
+}
+
+fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
+    let root = small_disk(env)?;
+    let registry = Registry::start(env)?;
+    let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
+    let noise: Vec<u8> = (0..1 << 20).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let image = Image::empty()
+        .layer(Tar::new().dir("etc").file("etc/noise", noise.clone()), Packing::Gzip)?
+        .layer(Tar::new().file("etc/.wh.noise", "").file("more", noise), Packing::Zstd)?
+        .push(&registry, "test/noise", "1")?;
+    let daemon = env.daemon()?;
+    daemon.gantry(&["pull", "-q", &kept])?.ok()?;
+    let parent = daemon.ctr(&["snapshots", "ls"])?.ok()?;
+    let parent =
+        parent.stdout.lines().find(|line| line.trim_end().ends_with("Committed")).context("no snapshot")?.to_owned();
+    let parent = parent.split_whitespace().next().context("no name")?.to_owned();
+    let archive = env.path("archive.tar").to_string_lossy().into_owned();
+    let forget = |daemon: &Daemon<'_>| daemon.gantry(&["rmi", &image]);
+    let try_it = |what: &str, act: Act<'_>, undo: Act<'_>| refused(env, &root, &daemon, what, act, undo);
+    try_it("pull", &|daemon| daemon.gantry(&["pull", "-q", &image]), &forget)?;
+    daemon.gantry(&["save", "-o", &archive, &image])?.ok()?;
+    forget(&daemon)?.ok()?;
+    try_it("ctr import", &|daemon| daemon.ctr(&["images", "import", &archive]), &forget)?;
+    forget(&daemon)?.ok()?;
+    let remove = |key: &'static str| move |daemon: &Daemon<'_>| daemon.ctr(&["snapshots", "rm", key]);
+    try_it("prepare", &|daemon| daemon.ctr(&["snapshots", "prepare", "key", &parent]), &remove("key"))?;
+    let mounts = daemon.ctr(&["snapshots", "mounts", "/nowhere", "key"])?.ok()?;
+    let upper =
+        mounts.stdout.split("upperdir=").nth(1).and_then(|rest| rest.split(',').next()).context("no upperdir")?;
+    fs::write(Path::new(upper).join("new"), "new").context("write into the snapshot")?;
+    try_it("diff", &|daemon| daemon.ctr(&["snapshots", "diff", "--keep", "key"]), &|daemon| {
+        daemon.gantry(&["system", "gc"])
+    })?;
+    let again = |daemon: &Daemon<'_>| {
+        daemon.ctr(&["snapshots", "rm", "name"])?.ok()?;
+        daemon.ctr(&["snapshots", "prepare", "key", &parent])
+    };
+    try_it("commit", &|daemon| daemon.ctr(&["snapshots", "commit", "name", "key"]), &again)?;
+    remove("name")(&daemon)?.ok()?;
+    is_whole(&daemon)
+}
+
+fn a_full_daemon_starts_lists_and_frees(env: &Env) -> Result<()> {
+    let root = small_disk(env)?;
+    let registry = Registry::start(env)?;
+    let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
+    let spare = Image::empty().layer(Tar::new().file("a", "1"), Packing::Gzip)?.push(&registry, "test/spare", "1")?;
+    let unused = Image::empty().layer(Tar::new().file("b", "1"), Packing::Gzip)?.push(&registry, "test/unused", "1")?;
+    let daemon = env.daemon()?;
+    for image in [&kept, &spare, &unused] {
+        daemon.gantry(&["pull", "-q", image])?.ok()?;
+    }
+    daemon.gantry(&["create", "--name", "web", &kept, "true"])?.ok()?;
+    daemon.stop()?;
+    fill(&root, 0)?;
+    // After an end that was asked for, and after one that was not.
+    let daemon = env.daemon().context("start without space")?;
+    daemon.crash()?;
+    fill(&root, 0)?;
+    let daemon = env.daemon().context("start without space after a crash")?;
+    let listed = daemon.gantry(&["images", "--format", "{{.Repository}}"])?.ok()?;
+    for name in ["test/kept", "test/spare", "test/unused"] {
+        ensure!(listed.stdout.contains(name), "{listed}");
+    }
+    ensure!(daemon.gantry(&["ps", "-a"])?.ok()?.stdout.contains("web"), "the container is not listed");
+    for list in [["containers", "ls"], ["snapshots", "ls"], ["content", "ls"], ["leases", "ls"]] {
+        daemon.ctr(&list)?.ok().context("list without space")?;
+    }
+    fill(&root, 0)?;
+    daemon.gantry(&["rmi", &spare])?.ok().context("remove an image without space")?;
+    fill(&root, 0)?;
+    daemon.gantry(&["rm", "web"])?.ok().context("remove a container without space")?;
+    fill(&root, 0)?;
+    daemon.gantry(&["image", "prune", "-a", "-f"])?.ok().context("prune without space")?;
+    fill(&root, 0)?;
+    daemon.gantry(&["system", "gc"])?.ok().context("collect without space")?;
+    let left = daemon.gantry(&["images", "-q"])?.ok()?;
+    ensure!(left.text().is_empty(), "{left}");
+    free(&root)?;
+    is_whole(&daemon)?;
+    daemon.gantry(&["pull", "-q", &spare])?.ok().context("pull with space again")?;
+    is_whole(&daemon)
+}
