@@ -105,7 +105,7 @@ fn what_is_wrong_is_named(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     let good = own_network(&pods, "pod");
-    let wrong: [(&str, Spoil); 5] = [
+    let wrong: [(&str, Spoil); 6] = [
         ("hostname", |config| config.hostname = "a b".to_owned()),
         ("config.hostname", |config| {
             config.hostname = "web".to_owned();
@@ -114,6 +114,11 @@ fn what_is_wrong_is_named(env: &Env) -> Result<()> {
         }),
         ("log_directory", |config| config.log_directory = "logs".to_owned()),
         ("metadata", |config| config.metadata = None),
+        ("selinux_options.level", |config| {
+            let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            // As on every machine, whether or not it has SELinux.
+            context.selinux_options = Some(v1::SeLinuxOption { level: "s0,c4,c5".to_owned(), ..Default::default() });
+        }),
         ("sysctls", |config| {
             let linux = config.linux.get_or_insert_default();
             linux.sysctls.insert("kernel.panic".to_owned(), "1".to_owned());

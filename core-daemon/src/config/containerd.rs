@@ -263,7 +263,18 @@ impl Theirs {
             let cri = &mut config.cri;
             set(&mut cri.unprivileged_ports, self.flag(&key("enable_unprivileged_ports")));
             set(&mut cri.unprivileged_icmp, self.flag(&key("enable_unprivileged_icmp")));
+            set(&mut cri.selinux, self.flag(&key("enable_selinux")));
+            let range: Option<u32> = self.number(&key("selinux_category_range"));
+            set(&mut cri.selinux_category_range, range.filter(|range| (2..=1024).contains(range)));
             set(&mut cri.unset_seccomp_profile, self.text(&key("unset_seccomp_profile")));
+            for (place, name) in [
+                (&mut cri.disable_apparmor, "disable_apparmor"),
+                (&mut cri.ignore_image_defined_volumes, "ignore_image_defined_volumes"),
+                (&mut cri.device_ownership_from_security_context, "device_ownership_from_security_context"),
+                (&mut cri.restrict_oom_score_adj, "restrict_oom_score_adj"),
+            ] {
+                set(place, self.flag(&key(name)));
+            }
             set(&mut cri.cdi_dirs, self.texts(&key("cdi_spec_dirs")).map(to_paths));
             let line: Option<usize> = self.number(&key("max_container_log_line_size"));
             set(&mut cri.max_log_line, line.map(|line| line.max(MIN_LINE)));
@@ -301,6 +312,8 @@ impl Theirs {
                 set(&mut handler.container_annotations, self.texts(&borrowed(&key(&["container_annotations"]))));
                 let privileged = self.flag(&borrowed(&key(&["privileged_without_host_devices"])));
                 set(&mut handler.privileged_without_host_devices, privileged);
+                let all = self.flag(&borrowed(&key(&["privileged_without_host_devices_all_devices_allowed"])));
+                set(&mut handler.privileged_without_host_devices_all_devices_allowed, all);
                 set(&mut handler.cgroup_writable, self.flag(&borrowed(&key(&["cgroup_writable"]))));
                 if self.flag(&borrowed(&key(&["options", "SystemdCgroup"]))) == Some(true) {
                     cri.cgroup_driver = CgroupDriver::Systemd;

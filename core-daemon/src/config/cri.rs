@@ -27,8 +27,20 @@ pub struct Cri {
     /// Containers may be made from checkpoints, which come back with whatever privileges those say: only for nodes whose
     /// users are trusted with the node.
     pub restore_checkpoints: bool,
-    /// SELinux labels are set, where the kernel has SELinux. Not built yet: true is refused.
+    /// SELinux labels are set, where the kernel has SELinux.
     pub selinux: bool,
+    /// Pods' levels have categories below this, at most 1024.
+    pub selinux_category_range: u32,
+    /// No container has an AppArmor profile, as on a machine without AppArmor.
+    pub disable_apparmor: bool,
+    /// Containers do not have the volumes that their images declare.
+    pub ignore_image_defined_volumes: bool,
+    /// Devices of a container belong to whom it runs as, where the pod says whom.
+    pub device_ownership_from_security_context: bool,
+    /// Containers are never ended for want of memory later than the daemon, whatever the kubelet wants.
+    pub restrict_oom_score_adj: bool,
+    /// Images that the kubelet is told not to remove.
+    pub pinned_images: Vec<String>,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
     pub max_log_line: usize,
     /// Seconds for which an `ExecSync` waits for output after its process has ended, because children may hold the stream.
@@ -55,6 +67,8 @@ pub struct RuntimeHandler {
     pub container_annotations: Vec<String>,
     /// Privileged containers get the default devices only.
     pub privileged_without_host_devices: bool,
+    /// Such containers may use every device that they make, all the same.
+    pub privileged_without_host_devices_all_devices_allowed: bool,
     /// Containers may write to their own cgroup.
     pub cgroup_writable: bool,
 }
@@ -147,6 +161,12 @@ impl Default for Cri {
             unprivileged_icmp: true,
             restore_checkpoints: false,
             selinux: false,
+            selinux_category_range: 1024,
+            disable_apparmor: false,
+            ignore_image_defined_volumes: false,
+            device_ownership_from_security_context: false,
+            restrict_oom_score_adj: false,
+            pinned_images: Vec::new(),
             max_log_line: 16 << 10,
             exec_drain: 5,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
@@ -184,8 +204,8 @@ impl Cri {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.selinux {
-            return Err(Error::invalid("cri.selinux: labels of pods are not built yet; leave it false"));
+        if !(2..=1024).contains(&self.selinux_category_range) {
+            return Err(Error::invalid("cri.selinux_category_range: must be between 2 and 1024"));
         }
         if self.max_log_line < MIN_LINE {
             return Err(Error::invalid(format!("cri.max_log_line: must be at least {MIN_LINE}")));

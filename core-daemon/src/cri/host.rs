@@ -56,6 +56,8 @@ pub(super) struct Host {
     bounding: Option<u64>,
     /// Lowest score that its children may have among those the kernel ends for want of memory.
     lowest_oom_score: i32,
+    /// The daemon's own.
+    own_oom_score: i32,
     /// The kernel can make a mount read-only with everything that is mounted below it.
     recursive_read_only: bool,
     /// Ids of files where the daemon keeps its own can be translated by a mount.
@@ -77,7 +79,13 @@ impl Host {
         };
         let maps_ids = dirs.iter().all(|dir| maps_ids(dir).is_ok());
         let recursive_read_only = makes_all_read_only().is_ok();
-        Self { bounding: mask(bounding), lowest_oom_score, recursive_read_only, maps_ids }
+        Self {
+            bounding: mask(bounding),
+            lowest_oom_score,
+            own_oom_score: own.unwrap_or(0),
+            recursive_read_only,
+            maps_ids,
+        }
     }
 
     /// Whether mounts can be read-only with everything below them.
@@ -93,6 +101,11 @@ impl Host {
     /// The score nearest to `wanted` that this daemon can give.
     pub(super) fn oom_score(&self, wanted: i32) -> i32 {
         wanted.max(self.lowest_oom_score)
+    }
+
+    /// The score nearest to `wanted` that is not below the daemon's own.
+    pub(super) fn restricted_oom_score(&self, wanted: i32) -> i32 {
+        wanted.max(self.own_oom_score)
     }
 
     /// All capabilities that a container can get.

@@ -18,12 +18,14 @@ mod process;
 mod restore;
 mod runtime;
 mod sandbox;
+mod selinux;
 mod session;
 mod spec;
 mod stats;
 mod status;
 mod store;
 mod streaming;
+mod template;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -90,6 +92,7 @@ struct Shared {
     subscribers: events::Subscribers,
     streaming: OnceLock<streaming::Streaming>,
     host: host::Host,
+    selinux: selinux::Selinux,
 }
 
 impl Cri {
@@ -106,6 +109,8 @@ impl Cri {
             cni.cache_dir = parts.config.root.join("cni");
         }
         let host = host::Host::look(&[&parts.config.root, &parts.config.state]);
+        let labels = selinux::Selinux::look(parts.config.cri.selinux, parts.config.cri.selinux_category_range);
+        let images = image::Known::new(&parts.config.cri.pinned_images);
         let shared = Shared {
             parts,
             context: Context::new(namespace),
@@ -113,7 +118,8 @@ impl Cri {
             flights: Flights::default(),
             cni: Cni::new(cni),
             host,
-            images: image::Known::default(),
+            selinux: labels,
+            images,
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),
             streaming: OnceLock::new(),

@@ -6,6 +6,7 @@ use gantry_proto::runtime::v1;
 use serde_json::json;
 
 use super::Cri;
+use super::template::Ranges;
 use crate::blocking::blocking;
 use crate::config::{CgroupDriver, RuntimeHandler};
 use crate::error::{Doing as _, Error, Result};
@@ -15,8 +16,6 @@ use crate::snapshots::REMAP_IDS;
 const API: &str = "v1";
 /// What kubelets of all releases ask with and want back.
 const KUBELET: &str = "0.1.0";
-/// Placeholder of the node's addresses in the template of a network configuration.
-const RANGES: &str = "{{RANGES}}";
 
 impl Cri {
     pub(super) async fn version(&self, _: v1::VersionRequest) -> Result<v1::VersionResponse> {
@@ -110,8 +109,8 @@ impl Cri {
         let target = self.config().cni.conf_dir.join("10-gantry.conflist");
         let write = move || {
             let text = std::fs::read_to_string(&template).doing(|| format!("read {}", template.display()))?;
-            let ranges: Vec<_> = cidrs.iter().map(|cidr| json!([{"subnet": cidr}])).collect();
-            let text = text.replace(RANGES, &json!(ranges).to_string());
+            let filled = Ranges { all: cidrs }.fill(&text);
+            let text = filled.doing(|| format!("template {}", template.display()))?;
             serde_json::from_str::<serde_json::Value>(&text)
                 .map_err(|error| Error::invalid(format!("template {}: {error}", template.display())))?;
             if let Some(parent) = target.parent() {

@@ -44,6 +44,9 @@ pub struct CreateTask {
     pub shim: Option<Address>,
 }
 
+/// What is in a specification that labels mounts.
+const LABEL: &[u8] = b"\"mountLabel\"";
+
 impl Tasks {
     /// Creates the task of a container and returns its pid. The work goes on even if the caller does not wait for it,
     /// and is then undone, because nobody would know of the task.
@@ -124,7 +127,12 @@ impl Tasks {
         }
         let mounts = self.parts().snapshots.get(&container.snapshotter)?.mounts(context, &container.snapshot_key);
         let mounts = mounts.doing(|| format!("root file system of container {}", container.id))?;
-        Ok(mounts.into_iter().map(Mount::from).collect())
+        let label = mount_label(container).map(|label| format!("context=\"{label}\""));
+        let labelled = |mut mount: Mount| {
+            mount.options.extend(label.clone().filter(|_| mount.r#type == "overlay"));
+            mount
+        };
+        Ok(mounts.into_iter().map(Mount::from).map(labelled).collect())
     }
 
     async fn launch(
@@ -206,6 +214,15 @@ impl Tasks {
 /// The runtime's options: those of the request, else the container's.
 fn options_of<'a>(request: &'a CreateTask, container: &'a Container) -> Option<&'a Any> {
     request.options.as_ref().or_else(|| container.runtime.as_ref()?.options.as_ref())
+}
+
+/// The SELinux label that the container's specification wants its mounts to have.
+fn mount_label(container: &Container) -> Option<String> {
+    let spec = &container.spec.as_ref()?.value;
+    // Few have one, and reading all of it takes its time.
+    spec.windows(LABEL.len()).any(|bytes| bytes == LABEL).then_some(())?;
+    let spec: serde_json::Value = serde_json::from_slice(spec).ok()?;
+    spec.pointer("/linux/mountLabel")?.as_str().filter(|label| !label.is_empty()).map(str::to_owned)
 }
 
 fn runtime_of(container: &Container) -> &str {

@@ -144,9 +144,19 @@ fn file_system(
     }
     layers(&context)?;
     for word in words {
-        context.set_word(word)?;
+        match unquoted_label(word) {
+            Some((key, label)) => context.set(key, label)?,
+            None => context.set_word(word)?,
+        }
     }
     context.mount(options.set)
+}
+
+/// A label of SELinux, whose categories are between quotes where options are one string, because of the comma in them.
+fn unquoted_label(word: &str) -> Option<(&str, &str)> {
+    let (key, value) = word.split_once('=')?;
+    let label = value.strip_prefix('"')?.strip_suffix('"')?;
+    matches!(key, "context" | "fscontext" | "defcontext" | "rootcontext").then_some((key, label))
 }
 
 /// Takes `uidmap=` and `gidmap=` out of the words, as a user namespace with these maps.
@@ -216,6 +226,13 @@ mod tests {
     fn layers() {
         assert_eq!(split_layers("/a:/b\\:c:/d\\\\e"), ["/a", "/b:c", "/d\\e"]);
         assert_eq!(split_layers("/a"), ["/a"]);
+    }
+
+    #[test]
+    fn labels_lose_their_quotes() {
+        assert_eq!(unquoted_label("context=\"a:b:c:s0:c1,c2\""), Some(("context", "a:b:c:s0:c1,c2")));
+        assert_eq!(unquoted_label("context=a:b:c"), None);
+        assert_eq!(unquoted_label("upperdir=\"x\""), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::cri::flights::Stage;
 use crate::cri::sandbox::check::{self, Namespaces};
 use crate::cri::spec::{self, Making, Volume};
 use crate::cri::store::now;
-use crate::cri::{Cri, Sandbox, host, labels};
+use crate::cri::{Cri, Sandbox, host, labels, selinux};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id;
@@ -60,6 +60,9 @@ impl Cri {
         let metadata = config.metadata.clone().ok_or_else(|| Error::invalid("config.metadata: is required"))?;
         check::part("config.metadata.name", &metadata.name, true)?;
         check::line("config.log_path", &config.log_path)?;
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let options = context.and_then(|context| context.selinux_options.as_ref());
+        selinux::check("config.linux.security_context.selinux_options", options)?;
         let sandbox = self.store().sandbox(&request.pod_sandbox_id)?;
         let pod = sandbox.record().name.clone();
         let name = format!("{}_{}_{pod}", metadata.name, metadata.attempt);
@@ -165,11 +168,14 @@ impl Cri {
         let handler = self.config().handler(&draft.record.runtime_handler)?;
         let places = self.places(draft.sandbox.id().as_str());
         let pod = draft.record.config.clone().unwrap_or_default();
+        let context = draft.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let options = context.and_then(|context| context.selinux_options.as_ref());
+        let labels = self.shared.selinux.container(options, &draft.record);
         let made = spec::make(&Making {
             id: &draft.id,
             sandbox_id: draft.sandbox.id().as_str(),
             config: &draft.config,
-            sandbox: &draft.record,
+            labels: &labels,
             pod: &pod,
             namespaces: &draft.namespaces,
             places: &places,
@@ -183,6 +189,7 @@ impl Cri {
             pid_of: draft.pid_of,
             host: &self.shared.host,
         })?;
+        self.label_files(draft, &labels.mount, &volumes)?;
         let document = serde_json::to_vec(&made.spec)
             .map_err(|error| Error::internal(format!("encode the configuration: {error}")))?;
         let user = v1::LinuxContainerUser {
@@ -216,6 +223,26 @@ impl Cri {
         };
         self.store().add_container(stored, record).map(drop)?;
         failpoint::hit("cri.container");
+        Ok(())
+    }
+
+    /// Gives what the container sees of the host, and is to have for itself, its label.
+    fn label_files(&self, draft: &Draft, label: &str, volumes: &[Volume]) -> Result<()> {
+        if label.is_empty() {
+            return Ok(());
+        }
+        let mounts = draft.config.mounts.iter().zip(&draft.sources);
+        let wished = mounts.filter(|(mount, _)| mount.selinux_relabel).filter_map(|(_, source)| source.as_deref());
+        for source in wished {
+            selinux::relabel(source, label).doing(|| "config.mounts.selinux_relabel")?;
+        }
+        let places = self.places(draft.sandbox.id().as_str());
+        let of_pod = [places.hosts(), places.hostname(), places.resolv_conf(), places.shm()];
+        // An image that is a volume is read-only, and the same for the whole pod.
+        let own = volumes.iter().filter(|volume| !volume.read_only).map(|volume| volume.source.clone());
+        for path in of_pod.into_iter().chain(own).filter(|path| path.exists()) {
+            selinux::relabel(&path, label)?;
+        }
         Ok(())
     }
 

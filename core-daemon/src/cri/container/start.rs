@@ -55,7 +55,7 @@ impl Cri {
         }
         let sandbox = self.store().sandbox(&record.sandbox_id)?;
         ready(&sandbox)?;
-        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default()) {
+        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), self.config()) {
             self.load_apparmor().await?;
         }
         let started = self.run(container).await;

@@ -52,6 +52,9 @@ impl Cri {
         let clean = |path: &str| Path::new("/").join(beneath::lexical(Path::new(path)));
         let taken: Vec<PathBuf> = config.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
         let mut volumes = Vec::new();
+        if self.config().ignore_image_defined_volumes {
+            return Ok(volumes);
+        }
         for (number, declared) in image.config.config.volumes.keys().enumerate() {
             let destination = clean(declared);
             if taken.contains(&destination) || destination == Path::new("/") {

@@ -1,6 +1,6 @@
 //! The images there are, by id: what records of names say, with what the content store says of each target.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gantry_proto::containerd::services::images::v1::Image as Record;
@@ -27,9 +27,10 @@ struct Facts {
 }
 
 /// Remembers facts, because finding them takes several documents from the disk.
-#[derive(Default)]
 pub(in crate::cri) struct Known {
     facts: Mutex<HashMap<String, Arc<Facts>>>,
+    /// Names of images that stay.
+    pinned: BTreeSet<String>,
 }
 
 /// An image with all of its names.
@@ -63,6 +64,12 @@ impl FromIterator<Image> for Names {
 }
 
 impl Known {
+    /// Knows nothing yet but that the images of these names stay.
+    pub(in crate::cri) fn new(pinned: &[String]) -> Self {
+        let whole = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |parsed| parsed.to_string());
+        Self { facts: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+    }
+
     /// All images, by id. One whose content is not all here is none yet, or none any more.
     pub(super) fn all(&self, images: &Images, context: &Context) -> Result<BTreeMap<String, Image>> {
         let records = images.records.list(context, &Filter::everything())?;
@@ -74,6 +81,7 @@ impl Known {
                 current.insert(target.digest.clone(), facts.clone());
             }
             let image = all.entry(facts.id.clone()).or_insert_with(|| Image::new(&facts));
+            image.wire.pinned |= self.pinned.contains(&record.name);
             image.add(record);
         }
         // What no record names any more is forgotten.

@@ -3,7 +3,7 @@
 use gantry_proto::runtime::v1;
 use rung_sys::idmap::Range;
 
-use crate::cri::spec;
+use crate::cri::{selinux, spec};
 use crate::error::{Error, Result};
 
 /// Longest name of a machine that the kernel takes.
@@ -88,6 +88,7 @@ pub(super) fn config(config: &v1::PodSandboxConfig) -> Result<Namespaces> {
     }
     if let Some(context) = context {
         spec::check_security(context)?;
+        selinux::check("config.linux.security_context.selinux_options", context.selinux_options.as_ref())?;
     }
     for (field, resources) in
         config.linux.iter().flat_map(|linux| [("overhead", &linux.overhead), ("resources", &linux.resources)])

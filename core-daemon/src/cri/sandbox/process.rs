@@ -12,6 +12,7 @@ use rung_sys::namespace::Namespace;
 
 use super::check::Namespaces;
 use crate::config::RuntimeHandler;
+use crate::cri::selinux::Labels;
 use crate::cri::{Cri, Sandbox, spec};
 use crate::error::{Error, Kind, Result};
 use crate::id::ContainerId;
@@ -37,13 +38,14 @@ impl Cri {
         config: &v1::PodSandboxConfig,
         handler: &str,
         namespaces: &Namespaces,
+        labels: &Labels,
     ) -> Result<Option<u32>> {
         let key = ContainerId::parse(id)?;
         let handler = self.config().handler(handler)?;
         let runtime = self.runtime(handler, None);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
-            true => Some(self.pause(id, config, handler, namespaces)?),
+            true => Some(self.pause(id, config, handler, namespaces, labels)?),
             false => None,
         };
         let request = CreateSandbox {
@@ -112,7 +114,10 @@ impl Cri {
         config: &v1::PodSandboxConfig,
         handler: &RuntimeHandler,
         namespaces: &Namespaces,
+        labels: &Labels,
     ) -> Result<prost_types::Any> {
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let privileged = context.is_some_and(|context| context.privileged);
         let mut process = Process::default();
         process
             .set_args(Some(vec![rung_sys::pause::PATH.to_owned()]))
@@ -121,6 +126,7 @@ impl Cri {
             .set_no_new_privileges(Some(true))
             .set_capabilities(None)
             .set_rlimits(None)
+            .set_selinux_label(Some(labels.process.clone()).filter(|label| !label.is_empty() && !privileged))
             .set_oom_score_adj(Some(self.shared.host.oom_score(OOM_SCORE)));
         let mut root = Root::default();
         root.set_path(PathBuf::from("rootfs")).set_readonly(Some(true));
@@ -131,6 +137,7 @@ impl Cri {
             .set_cgroups_path(Some(spec::cgroup_of(driver, config, id)))
             .set_masked_paths(None)
             .set_readonly_paths(None)
+            .set_mount_label(Some(labels.mount.clone()).filter(|label| !label.is_empty()))
             .set_resources(None);
         if let Some((users, groups)) = &namespaces.user {
             linux.set_uid_mappings(Some(spec::ranges(users))).set_gid_mappings(Some(spec::ranges(groups)));

@@ -82,6 +82,9 @@ impl Cri {
         namespaces: &Namespaces,
         stage: &Stage,
     ) -> Result<()> {
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let options = context.and_then(|context| context.selinux_options.as_ref());
+        let (labels, _held) = self.shared.selinux.pod(options, self.store())?;
         stage.enter("namespaces")?;
         let (places, copied, hostname) = (self.places(id), config.clone(), hostname(config)?);
         let name_file = hostname.clone();
@@ -100,7 +103,7 @@ impl Cri {
         };
         failpoint::hit("cri.network");
         stage.enter("shim")?;
-        let pid = self.start_pod(id, config, handler, namespaces).await?;
+        let pid = self.start_pod(id, config, handler, namespaces, &labels).await?;
         failpoint::hit("cri.shim");
         stage.enter("files")?;
         if !namespaces.host_ipc {
@@ -116,6 +119,8 @@ impl Cri {
             boot_id: boot_id().to_owned(),
             network,
             has_shim: pid.is_some(),
+            process_label: labels.process,
+            mount_label: labels.mount,
             overhead: config.linux.as_ref().and_then(|linux| linux.overhead.clone()),
             resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
             ..SandboxRecord::default()

@@ -3,6 +3,7 @@
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use gantry_proto::runtime::v1;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rung_spec::defaults::devices;
 
@@ -36,7 +37,7 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
         }
         let (host, inside) = (Path::new(&device.host_path), Path::new(&device.container_path));
         let metadata = std::fs::metadata(host).map_err(|error| invalid(&field(), error))?;
-        let mut found = Vec::new();
+        let mut found: Vec<LinuxDevice> = Vec::new();
         if metadata.is_dir() {
             below(host, inside, 0, &mut found).map_err(|error| invalid(&field(), error))?;
         } else {
@@ -44,6 +45,12 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
         }
         if found.is_empty() {
             return Err(invalid(&field(), "is not a device"));
+        }
+        if making.settings.device_ownership_from_security_context {
+            let context = making.context();
+            for node in &mut found {
+                give(node, &context);
+            }
         }
         rules.extend(found.iter().map(|node| allow(node, access)));
         nodes.retain(|old| !found.iter().any(|new| new.path() == old.path()));
@@ -57,6 +64,17 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
     }
     linux.set_devices((!nodes.is_empty()).then_some(nodes));
     Ok(())
+}
+
+/// Gives a device to whom the container runs as.
+fn give(node: &mut LinuxDevice, context: &v1::LinuxContainerSecurityContext) {
+    let id = |value: &Option<v1::Int64Value>| value.as_ref().and_then(|value| u32::try_from(value.value).ok());
+    if let Some(user) = id(&context.run_as_user) {
+        node.set_uid(Some(user));
+    }
+    if let Some(group) = id(&context.run_as_group) {
+        node.set_gid(Some(group));
+    }
 }
 
 /// The rule that lets a device be used.

@@ -13,7 +13,6 @@ mod security;
 
 use std::path::PathBuf;
 
-use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 use oci_spec::runtime::{Linux, Root, Spec};
 use rung_spec::defaults;
@@ -29,6 +28,7 @@ pub(super) use security::{
 
 use super::sandbox::check::Namespaces;
 use super::sandbox::places::Places;
+use super::selinux::Labels;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::image::Resolved;
@@ -42,10 +42,10 @@ pub(super) struct Making<'a> {
     pub(super) sandbox_id: &'a str,
     /// What the kubelet wants.
     pub(super) config: &'a v1::ContainerConfig,
-    /// The pod.
-    pub(super) sandbox: &'a SandboxRecord,
     /// The pod's configuration.
     pub(super) pod: &'a v1::PodSandboxConfig,
+    /// Its labels under SELinux.
+    pub(super) labels: &'a Labels,
     /// What this container's are.
     pub(super) namespaces: &'a Namespaces,
     /// Where the pod has its files.
@@ -123,7 +123,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         .set_masked_paths((!context.privileged).then(|| context.masked_paths.clone()))
         .set_readonly_paths((!context.privileged).then(|| context.readonly_paths.clone()))
         .set_rootfs_propagation(propagation)
-        .set_mount_label(Some(making.sandbox.mount_label.clone()).filter(|label| !label.is_empty()));
+        .set_mount_label(Some(making.labels.mount.clone()).filter(|label| !label.is_empty()));
     if let Some((users, groups)) = &making.namespaces.user {
         linux.set_uid_mappings(Some(ranges(users))).set_gid_mappings(Some(ranges(groups)));
     }

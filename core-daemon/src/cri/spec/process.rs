@@ -29,10 +29,8 @@ pub(super) fn make(making: &Making<'_>, context: &v1::LinuxContainerSecurityCont
         .set_cwd(workdir(making)?)
         .set_capabilities(Some(capability_sets(making, context)?))
         .set_no_new_privileges(Some(context.no_new_privs))
-        .set_apparmor_profile(security::apparmor(context)?)
-        .set_selinux_label(
-            Some(making.sandbox.process_label.clone()).filter(|label| !label.is_empty() && !context.privileged),
-        )
+        .set_apparmor_profile(security::apparmor(context, making.settings)?)
+        .set_selinux_label(Some(making.labels.process.clone()).filter(|label| !label.is_empty() && !context.privileged))
         .set_rlimits(Some(vec![builder::nofile(getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard))]))
         .set_oom_score_adj(oom_score(making)?);
     Ok((process, user))
@@ -125,7 +123,10 @@ fn oom_score(making: &Making<'_>) -> Result<Option<i32>> {
     let resources = making.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     let Some(score) = resources.map(|resources| resources.oom_score_adj) else { return Ok(None) };
     match i32::try_from(score) {
-        Ok(small) if OOM_SCORES.contains(&score) => Ok(Some(small)),
+        Ok(small) if OOM_SCORES.contains(&score) => Ok(Some(match making.settings.restrict_oom_score_adj {
+            true => making.host.restricted_oom_score(small),
+            false => small,
+        })),
         _ => Err(invalid("linux.resources.oom_score_adj", format!("{score} is not between -1000 and 1000"))),
     }
 }

@@ -42,7 +42,9 @@ pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
     let wanted = making.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     validate("config.linux.resources", &wanted)?;
     let mut resources = limits(&wanted)?;
-    let all = making.privileged() && !making.handler.privileged_without_host_devices;
+    let handler = making.handler;
+    let all = making.privileged()
+        && (!handler.privileged_without_host_devices || handler.privileged_without_host_devices_all_devices_allowed);
     resources.set_devices(Some(if all { defaults::devices::everything() } else { defaults::devices::default() }));
     Ok(resources)
 }

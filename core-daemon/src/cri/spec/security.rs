@@ -95,28 +95,29 @@ fn read_seccomp(path: &str) -> Result<LinuxSeccomp> {
 
 /// Whether containers of this machine can be confined: the kernel can, profiles can be loaded, and the daemon is not in a
 /// container itself, where the profiles are those of another machine.
-fn supported() -> bool {
-    rung_sys::lsm::apparmor_enabled()
+fn supported(settings: &config::Cri) -> bool {
+    !settings.disable_apparmor
+        && rung_sys::lsm::apparmor_enabled()
         && std::env::var_os("container").is_none_or(|kind| kind.is_empty())
         && Path::new(SHOWN).exists()
         && Path::new(PARSER).exists()
 }
 
 /// Whether a container, whose configuration is known to make sense, gets the default AppArmor profile.
-pub(in crate::cri) fn wants_default_apparmor(config: &v1::ContainerConfig) -> bool {
+pub(in crate::cri) fn wants_default_apparmor(config: &v1::ContainerConfig, settings: &config::Cri) -> bool {
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
-    apparmor(&context).is_ok_and(|profile| profile.as_deref() == Some(DEFAULT_APPARMOR))
+    apparmor(&context, settings).is_ok_and(|profile| profile.as_deref() == Some(DEFAULT_APPARMOR))
 }
 
 /// The name of the AppArmor profile.
 #[allow(deprecated, reason = "kubelets of older releases send the older field")]
-pub(super) fn apparmor(context: &v1::LinuxContainerSecurityContext) -> Result<Option<String>> {
+pub(super) fn apparmor(context: &v1::LinuxContainerSecurityContext, settings: &config::Cri) -> Result<Option<String>> {
     let field = "linux.security_context.apparmor";
     let wished = wish(field, context.apparmor.as_ref(), &context.apparmor_profile)?;
-    if !supported() {
+    if !supported(settings) {
         return match wished {
             Wish::Unset | Wish::Unconfined => Ok(None),
-            _ => Err(invalid(field, "this machine has no AppArmor")),
+            _ => Err(invalid(field, "this machine has no AppArmor, or it is not to be used")),
         };
     }
     match wished {
