@@ -6,10 +6,11 @@
 #   run.sh bats-vm CHECKOUT [FILE...]        bats and bats-systemd in a machine with cgroup v2 and systemd; MODES chooses
 #                                            others, VM_SECONDS how long all may take
 #   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
+#   run.sh kubelet KUBELET                   a kubelet with a static pod on the gantryd beside RUNG
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,9s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,10s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -96,6 +97,7 @@ case $suite in
     bats-rootless) rootless=${ROOTLESS:?names the user} bats_files "$@" ;;
     bats-vm) bats_machine "$@" ;;
     programs) programs "$@" ;;
+    kubelet) unshare --net --mount --propagation slave python3 "$here/kubelet.py" "$checkout" "$(dirname "$rung")" "$results" ;;
     *) usage ;;
 esac
 echo "output: $results"
