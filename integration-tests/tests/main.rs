@@ -11,8 +11,10 @@ mod cli_images;
 mod cli_run;
 mod cri_checkpoints;
 mod cri_containers;
+mod cri_faults;
 mod cri_hosts;
 mod cri_images;
+mod cri_networks;
 mod cri_pods;
 mod cri_stats;
 mod cri_streaming;
@@ -62,8 +64,10 @@ fn main() -> ExitCode {
         cli_run::TESTS,
         cri_checkpoints::TESTS,
         cri_containers::TESTS,
+        cri_faults::TESTS,
         cri_hosts::TESTS,
         cri_images::TESTS,
+        cri_networks::TESTS,
         cri_pods::TESTS,
         cri_stats::TESTS,
         cri_streaming::TESTS,

@@ -1,0 +1,215 @@
+//! Requests of a kubelet that are given up or repeated, and a node that was started anew.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use gantry_proto::runtime::v1;
+use integration_tests::pods::Pods;
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::Code;
+
+pub(crate) const TESTS: &[Test] = tests![
+    a_request_that_is_given_up_leaves_nothing [Root, Overlay],
+    a_repeat_joins_what_is_under_way [Root, Overlay],
+    a_node_that_was_started_anew_knows_what_is_gone [Root, Overlay],
+];
+
+/// A daemon whose plugin does what `script` says.
+fn start<'env>(env: &'env Env, plugins: &serde_json::Value, script: &str) -> Result<Daemon<'env>> {
+    let (conf, bin, config) = (env.dir("net.d")?, env.dir("bin")?, env.path("config.toml"));
+    let plugin = bin.join("scripted");
+    fs::write(&plugin, format!("#!/bin/sh\n{script}\n"))?;
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
+    let network = serde_json::json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": plugins});
+    fs::write(conf.join("10-test.conflist"), network.to_string())?;
+    let netns = env.path("netns");
+    let text =
+        format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}, \"/usr/lib/cni\"]\nnetns_dir = {netns:?}\n");
+    fs::write(&config, text)?;
+    env.daemon_with(&["--config", &config.to_string_lossy()])
+}
+
+/// A plugin that says when it is called, and answers once there is a file.
+fn slow(env: &Env) -> String {
+    let (asked, go) = (env.path("asked"), env.path("go"));
+    format!(
+        "echo $CNI_COMMAND >> {asked}; [ $CNI_COMMAND = ADD ] || exit 0\n\
+         while [ ! -e {go} ]; do sleep 0.05; done\n\
+         echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"10.213.81.2/24\"}}]}}'",
+        asked = asked.display(),
+        go = go.display(),
+    )
+}
+
+fn asked(env: &Env, what: &str) -> usize {
+    fs::read_to_string(env.path("asked")).unwrap_or_default().lines().filter(|line| *line == what).count()
+}
+
+/// Waits for something while the calls under way go on.
+fn until(pods: &Pods<'_>, what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    wait::until(what, || {
+        pods.runtime.block_on(async { tokio::time::sleep(std::time::Duration::from_millis(10)).await });
+        holds().then_some(())
+    })
+}
+
+fn own_network(pods: &Pods<'_>, name: &str) -> v1::PodSandboxConfig {
+    let mut config = pods.pod_config(name);
+    config.linux.get_or_insert_default().security_context = None;
+    config
+}
+
+fn names(dir: &Path) -> usize {
+    fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+fn listed(pods: &mut Pods<'_>) -> Result<Vec<v1::PodSandbox>> {
+    let all = v1::ListPodSandboxRequest::default();
+    Ok(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items)
+}
+
+fn a_request_that_is_given_up_leaves_nothing(env: &Env) -> Result<()> {
+    let daemon = start(env, &serde_json::json!([{"type": "scripted"}]), &slow(env))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let config = own_network(&pods, "pod");
+    // One client says until when it waits, the other just goes.
+    let request = || v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+    let mut limited = tonic::Request::new(request());
+    limited.set_timeout(std::time::Duration::from_millis(500));
+    let late = pods.runtime.block_on(pods.pods.run_pod_sandbox(limited)).expect_err("too late");
+    assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late}");
+    let mut client = pods.pods.clone();
+    let again = request();
+    let call = pods.runtime.spawn(async move { client.run_pod_sandbox(again).await });
+    until(&pods, "the plugin is asked again", || asked(env, "ADD") == 2)?;
+    call.abort();
+    pods.runtime.block_on(call).expect_err("it was given up");
+    until(&pods, "both are taken back", || asked(env, "DEL") >= 2 && names(&env.path("netns")) == 0)?;
+    until(&pods, "their files are gone", || names(&env.path("state/cri/pods")) == 0)?;
+    assert!(listed(&mut pods)?.is_empty());
+    // The name is free for another pod.
+    fs::write(env.path("go"), "")?;
+    let mut other = config.clone();
+    other.hostname = "other".to_owned();
+    let pod = pods.run(&other)?;
+    assert_eq!(listed(&mut pods)?.len(), 1);
+    pods.remove(&pod)?;
+    Ok(())
+}
+
+fn a_repeat_joins_what_is_under_way(env: &Env) -> Result<()> {
+    let daemon = start(env, &serde_json::json!([{"type": "scripted"}]), &slow(env))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let config = own_network(&pods, "pod");
+    let begin = |pods: &Pods<'_>, config: &v1::PodSandboxConfig| {
+        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let mut client = pods.pods.clone();
+        pods.runtime.spawn(async move { client.run_pod_sandbox(request).await })
+    };
+    let first = begin(&pods, &config);
+    until(&pods, "the plugin is asked", || asked(env, "ADD") == 1)?;
+    let second = begin(&pods, &config);
+    let mut other = config.clone();
+    other.hostname = "other".to_owned();
+    let refused = pods.runtime.block_on(begin(&pods, &other))?.expect_err("another pod of that name");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    // The first client goes; the second one's pod is made all the same.
+    first.abort();
+    pods.runtime.block_on(first).expect_err("it was given up");
+    fs::write(env.path("go"), "")?;
+    let pod = pods.runtime.block_on(second)??.into_inner().pod_sandbox_id;
+    assert_eq!(asked(env, "ADD"), 1, "one pod was made");
+    assert_eq!(pods.run(&config)?, pod, "a later repeat has the same answer");
+    assert_eq!(listed(&mut pods)?.len(), 1);
+    Ok(())
+}
+
+/// Everything of a run of the machine goes: processes, mounts, and what is kept in memory.
+fn start_anew(env: &Env, pids: &[i32]) -> Result<()> {
+    for pid in pids {
+        // One may have gone with the other.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        wait::until("the process is gone", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))?;
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    let volatile = [env.path("state"), env.path("netns")];
+    for place in places.filter(|place| volatile.iter().any(|dir| place.starts_with(dir))) {
+        umount2(&place, MntFlags::MNT_DETACH)?;
+    }
+    for dir in volatile {
+        fs::remove_dir_all(dir)?;
+    }
+    for hierarchy in
+        fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()])
+    {
+        let parent = hierarchy.join(env.id("pods"));
+        for group in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
+        }
+        let _ = fs::remove_dir(parent);
+    }
+    let boot = env.path("boot_id");
+    fs::write(&boot, "11111111-2222-3333-4444-555555555555\n")?;
+    mount(Some(&boot), "/proc/sys/kernel/random/boot_id", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
+}
+
+/// The processes of a pod with one container: the shim, and all of its children.
+fn processes(pods: &mut Pods<'_>, container: &str) -> Result<Vec<i32>> {
+    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+    let info = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+    let pid = i32::try_from(info["pid"].as_i64().expect("pid"))?;
+    let about = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let shim: i32 = about.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().parse()?;
+    let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
+    let children = children.split_whitespace().map(str::parse).collect::<Result<Vec<i32>, _>>()?;
+    Ok([vec![shim], children].concat())
+}
+
+fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.82.0/24"});
+    let plugins = serde_json::json!([{"type": "ptp", "ipam": ipam}]);
+    let daemon = start(env, &plugins, "exit 1")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = own_network(&pods, "pod");
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
+    let pids = processes(&mut pods, &container)?;
+    std::mem::forget(pods);
+    daemon.crash()?;
+    start_anew(env, &pids)?;
+    let daemon = env.daemon_with(&["--config", &env.path("config.toml").to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let all = listed(&mut pods)?;
+    assert_eq!(all.len(), 1);
+    assert_eq!((all[0].id.as_str(), all[0].state()), (pod.as_str(), v1::PodSandboxState::SandboxNotready));
+    let request = v1::ContainerStatusRequest { container_id: container, verbose: false };
+    let seen = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
+    assert_eq!(seen.state(), v1::ContainerState::ContainerExited);
+    assert_eq!((seen.exit_code, seen.reason.as_str()), (255, "Unknown"));
+    assert!(pods.image(&image)?.is_some(), "images stay");
+    // As a kubelet does: the next attempt, and then the former one goes with its address.
+    let mut next = config.clone();
+    next.metadata.as_mut().expect("metadata").attempt = 1;
+    let second = pods.run(&next)?;
+    let container = pods.start(&second, &next, &image, &["true"], |_| {})?;
+    assert_eq!(pods.exit_code(&container)?, 0);
+    pods.remove(&pod)?;
+    let taken = fs::read_dir(env.path("ipam").join(env.token()))?.flatten();
+    assert_eq!(taken.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.")).count(), 1);
+    pods.remove(&second)?;
+    assert!(listed(&mut pods)?.is_empty());
+    Ok(())
+}

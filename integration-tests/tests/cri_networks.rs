@@ -1,0 +1,75 @@
+//! Pods' networks as the field's own plugins make them: two families of addresses, ports of the host, limits.
+
+use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use gantry_proto::runtime::v1;
+use integration_tests::pods::Pods;
+use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
+use nix::sched::{CloneFlags, unshare};
+
+pub(crate) const TESTS: &[Test] = tests![
+    pods_have_addresses_of_both_families_and_ports_of_the_host [Root, Overlay],
+];
+
+/// What a server at the address says first.
+fn said(address: IpAddr, port: u16) -> Result<String> {
+    wait::until("the server answers", || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(address, port), wait::seconds(2)).ok()?;
+        stream.set_read_timeout(Some(wait::seconds(2))).ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        (!text.is_empty()).then(|| text.trim().to_owned())
+    })
+}
+
+fn pods_have_addresses_of_both_families_and_ports_of_the_host(env: &Env) -> Result<()> {
+    // All of it, the bridge and the rules of ports, is in a network of the test's own.
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    env.run("ip", &["link", "set", "lo", "up"])?.ok()?;
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
+    let ranges = serde_json::json!([[{"subnet": "10.213.80.0/24"}], [{"subnet": "fd00:213:80::/64"}]]);
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "ranges": ranges,
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]});
+    let network = serde_json::json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": [
+        {"type": "bridge", "bridge": "pods0", "isGateway": true, "ipam": ipam},
+        {"type": "portmap", "capabilities": {"portMappings": true}},
+        {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+    ]});
+    std::fs::write(conf.join("10-test.conflist"), network.to_string())?;
+    let netns = env.path("netns");
+    let bin = "\"/usr/lib/cni\", \"/opt/cni/bin\"";
+    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin}]\nnetns_dir = {netns:?}\n"))?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mut config = pods.pod_config("pod");
+    config.linux.get_or_insert_default().security_context = None;
+    config.port_mappings.push(v1::PortMapping { container_port: 8080, host_port: 18080, ..Default::default() });
+    config.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "8M".to_owned());
+    let pod = pods.run(&config)?;
+    pods.start(&pod, &config, &image, &["nc", "-ll", "-p", "8080", "-e", "echo", "hello"], |_| {})?;
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
+    let status = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().status.expect("status");
+    let network = status.network.expect("network");
+    let others: Vec<&str> = network.additional_ips.iter().map(|address| address.ip.as_str()).collect();
+    assert!(network.ip.starts_with("10.213.80."), "{network:?}");
+    assert!(others.len() == 1 && others[0].starts_with("fd00:213:80::"), "{network:?}");
+    for address in [network.ip.as_str(), others[0]] {
+        assert_eq!(said(address.parse()?, 8080)?, "hello", "{address}");
+    }
+    assert_eq!(said("10.213.80.1".parse()?, 18080)?, "hello", "by the port of the host");
+    let limits = || Ok::<_, anyhow::Error>(env.run("tc", &["qdisc"])?.ok()?.text().contains("rate 8Mbit"));
+    assert!(limits()?, "the plugin limits what comes in");
+    pods.remove(&pod)?;
+    assert!(!limits()?);
+    let rules = env.run("iptables-save", &["-t", "nat"])?.ok()?;
+    assert!(!rules.text().contains("--to-destination"), "{}", rules.text());
+    let left = std::fs::read_dir(env.path("ipam").join(env.token()))?.flatten();
+    let left: Vec<_> =
+        left.map(|entry| entry.file_name()).filter(|name| !name.to_string_lossy().starts_with('l')).collect();
+    assert!(left.is_empty(), "addresses of no pod: {left:?}");
+    Ok(())
+}
