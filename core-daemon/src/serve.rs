@@ -4,6 +4,7 @@
 //! shims hold them.
 
 mod authority;
+mod whole;
 
 use std::fs;
 use std::io::ErrorKind;
@@ -141,6 +142,7 @@ pub async fn grpc(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .layer(observer.clone())
+        .layer(whole::Whole)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     let drained = async {

@@ -19,7 +19,7 @@ pub use server::Listener;
 
 use crate::config::Config;
 use crate::error::Result;
-use body::Watched;
+use body::{End, Watched};
 use metrics::Metrics;
 use traces::{Parent, Traces};
 
@@ -107,10 +107,10 @@ where
         let parent = Parent::of(request.headers());
         let (begun, clock) = (SystemTime::now(), Instant::now());
         let answer = self.inner.call(request);
-        let end = move |code| {
+        let end = End::new(move |code| {
             let seconds = clock.elapsed().as_secs_f64();
             observer.ended(Call { path, code, begun, seconds, parent });
-        };
+        });
         Box::pin(async move { Ok(Watched::watch(answer.await?, end)) })
     }
 }
