@@ -14,6 +14,9 @@
 /// Largest payload of an attach frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
+/// Pieces of standard input that a session's client sends before it waits for word that one was taken.
+pub const STDIN_AHEAD: usize = 4;
+
 /// Bytes of a line's text that are one record of a log, unless told otherwise: what docker and the kubelet expect.
 pub const MAX_LINE: usize = 16 << 10;
 /// The least that can be asked for.

@@ -3,10 +3,11 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use gantry_proto::gantry::engine::v1::{CloseStdin, SessionInput, session_input};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{Leave, send};
 use crate::parse::keys::DetachKeys;
@@ -45,10 +46,27 @@ pub(super) fn read_stdin() -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
+/// The way to the process's standard input.
+pub(super) struct ToProcess {
+    pub(super) input: mpsc::Sender<SessionInput>,
+    /// A permit for each piece that may be sent before the daemon says that one was taken. What the process does not
+    /// read waits here, so that signals find the way free.
+    pub(super) room: Arc<Semaphore>,
+}
+
+impl ToProcess {
+    /// Sends a piece once there is room for it; false where the session is over.
+    async fn write(&self, bytes: Vec<u8>) -> bool {
+        let Ok(room) = self.room.acquire().await else { return false };
+        room.forget();
+        send(&self.input, session_input::Event::Stdin(bytes.into())).await
+    }
+}
+
 /// Hands on what is read, and its end.
 pub(super) async fn forward(
     mut chunks: mpsc::Receiver<Vec<u8>>,
-    input: mpsc::Sender<SessionInput>,
+    process: ToProcess,
     mut detach: Option<DetachKeys>,
     leave: mpsc::Sender<Leave>,
 ) {
@@ -57,7 +75,7 @@ pub(super) async fn forward(
             Some(keys) => keys.filter(&chunk),
             None => (chunk, false),
         };
-        if !bytes.is_empty() && !send(&input, session_input::Event::Stdin(bytes.into())).await {
+        if !bytes.is_empty() && !process.write(bytes).await {
             return;
         }
         if detached {
@@ -66,8 +84,8 @@ pub(super) async fn forward(
         }
     }
     let held = detach.map(|mut keys| keys.rest()).unwrap_or_default();
-    if !held.is_empty() && !send(&input, session_input::Event::Stdin(held.into())).await {
+    if !held.is_empty() && !process.write(held).await {
         return;
     }
-    send(&input, session_input::Event::CloseStdin(CloseStdin {})).await;
+    send(&process.input, session_input::Event::CloseStdin(CloseStdin {})).await;
 }

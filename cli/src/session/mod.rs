@@ -11,8 +11,11 @@ mod terminal;
 
 pub use terminal::{check_input_is_terminal, size};
 
+use std::sync::Arc;
+
 use gantry_proto::gantry::engine::v1::{Exit, SessionInput, SessionOutput, session_input, session_output};
-use tokio::sync::mpsc;
+use gantry_proto::stdio::STDIN_AHEAD;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt};
 
 use crate::error::{Failure, Result};
@@ -70,9 +73,11 @@ pub async fn drive(
 ) -> Result<End> {
     let raw = if options.terminal && options.stdin { terminal::RawMode::enter()? } else { None };
     let (leave, mut left) = mpsc::channel(2);
+    let room = Arc::new(Semaphore::new(STDIN_AHEAD));
     if options.stdin {
         let detach = options.terminal.then_some(options.detach);
-        tokio::spawn(input::forward(input::read_stdin(), input.clone(), detach, leave.clone()));
+        let to_process = input::ToProcess { input: input.clone(), room: room.clone() };
+        tokio::spawn(input::forward(input::read_stdin(), to_process, detach, leave.clone()));
     }
     signals::forward(options.signals, options.terminal, &input, &leave)?;
     // The queue's own end stays here: the daemon takes the end of input for our going away.
@@ -91,6 +96,10 @@ pub async fn drive(
             Some(Ok(SessionOutput { event: Some(session_output::Event::Stderr(bytes)) })) => Piece::Stderr(bytes),
             Some(Ok(SessionOutput { event: Some(session_output::Event::Exit(exit)) })) => {
                 break writer.finish().await.map(|()| End::Exit(exit));
+            }
+            Some(Ok(SessionOutput { event: Some(session_output::Event::StdinTaken(_)) })) => {
+                room.add_permits(1);
+                continue;
             }
             Some(Ok(SessionOutput { event: None })) => continue,
             Some(Err(status)) => break writer.finish().await.and(Err(status.into())),

@@ -28,15 +28,15 @@ impl Cri {
         let mut held = Held::of(&started);
         let mut answer = v1::ExecSyncResponse::default();
         let ended = started.ended();
-        let (mut output, _input) = streams::split(started.socket);
-        let collecting = async {
-            while let Ok(Some((kind, bytes))) = output.next().await {
+        let (output, _input) = streams::split(started.socket);
+        let collect = async |mut frames: streams::Frames| {
+            while let Some((kind, bytes)) = frames.next().await {
                 let all = if kind == FrameKind::Stderr { &mut answer.stderr } else { &mut answer.stdout };
                 let room = MAX_OUTPUT.saturating_sub(all.len()).min(bytes.len());
                 all.extend_from_slice(&bytes[..room]);
             }
         };
-        let whole = until_end(collecting, ended, Duration::from_secs(self.config().exec_drain));
+        let whole = until_end(output, collect, ended, Duration::from_secs(self.config().exec_drain));
         let exit = match u64::try_from(request.timeout) {
             Ok(seconds) if seconds > 0 => tokio::time::timeout(Duration::from_secs(seconds), whole)
                 .await

@@ -129,7 +129,7 @@ impl Process<'_> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            ended = until_end(pass_out(output, stdout, stderr), end, OUTPUT_AFTER_END) => ended,
+            ended = until_end(output, |frames| pass_out(frames, stdout, stderr), end, OUTPUT_AFTER_END) => ended,
             () = listening => Err(Error::internal("session: input ended")),
             () = resizing => Err(Error::internal("session: sizes ended")),
         }
@@ -157,16 +157,8 @@ impl Process<'_> {
 }
 
 /// Passes output on until the last of it. A client that does not want it, or has gone, does not keep the process waiting.
-async fn pass_out(mut output: streams::Output, mut stdout: Option<DuplexStream>, mut stderr: Option<DuplexStream>) {
-    loop {
-        let (kind, bytes) = match output.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "attach socket");
-                return;
-            }
-        };
+async fn pass_out(mut frames: streams::Frames, mut stdout: Option<DuplexStream>, mut stderr: Option<DuplexStream>) {
+    while let Some((kind, bytes)) = frames.next().await {
         let to = match kind {
             FrameKind::Stdout => &mut stdout,
             FrameKind::Stderr => &mut stderr,

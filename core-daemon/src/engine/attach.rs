@@ -6,19 +6,20 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::session_input::Event as In;
 use gantry_proto::gantry::engine::v1::session_output::Event as Out;
-use gantry_proto::stdio::FrameKind;
+use gantry_proto::stdio::{FrameKind, STDIN_AHEAD};
 use gantry_proto::time;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::{Ended, Engine, Known, Live};
+use super::{Ended, Engine, Live};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::id::ExecId;
+use crate::id::{ContainerId, ExecId};
 use crate::tasks::Task;
 use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
 
@@ -60,7 +61,7 @@ impl Engine {
         let auto_remove = known.record.auto_remove;
         let (live, socket) = match self.running(&context.namespace, &known.id) {
             Some(live) => (live, self.connect(&self.socket(&known.id)).await?),
-            None if request.start => self.start_attached(context, known).await?,
+            None if request.start => self.start_attached(context, known.id).await?,
             None => return Err(not_running(&known.record.name)),
         };
         let input = input.filter(|input| {
@@ -70,11 +71,8 @@ impl Engine {
         self.container_session(&live, auto_remove, socket, input, output).await
     }
 
-    /// Starts a container to the end even if the client goes now: half a start is nobody's.
-    async fn start_attached(&self, context: &Context, known: Known) -> Result<(Arc<Live>, UnixStream)> {
-        let (engine, namespace) = (self.clone(), context.namespace.clone());
-        let start = tokio::spawn(async move { engine.start_known(&namespace, &known, true).await });
-        let (live, socket) = start.await.map_err(|error| Error::internal(format!("start: {error}")))??;
+    async fn start_attached(&self, context: &Context, id: ContainerId) -> Result<(Arc<Live>, UnixStream)> {
+        let (live, socket) = self.start_known(&context.namespace, &id, true).await?;
         Ok((live, socket.ok_or_else(|| Error::internal("start: the container's streams are missing"))?))
     }
 
@@ -110,12 +108,12 @@ impl Engine {
     ) -> Result<()> {
         let (read, write) = streams::split(socket);
         let conversation = async {
-            let ended = until_end(forward_output(read, output), end, OUTPUT_AFTER_END).await?;
+            let ended = until_end(read, |frames| forward_output(frames, output), end, OUTPUT_AFTER_END).await?;
             output.send(Out::Exit(ended.into())).await;
             Ok(())
         };
         let listening = async {
-            forward_input(write, input, process).await;
+            forward_input(write, input, process, output).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -147,37 +145,62 @@ impl<T> Output<T> {
     }
 }
 
-/// Passes frames on until the shim closes the connection.
-async fn forward_output<T>(mut read: streams::Output, output: &Output<T>) {
-    loop {
-        match read.next().await {
-            Ok(Some((FrameKind::Stdout, payload))) => output.send(Out::Stdout(payload.into())).await,
-            Ok(Some((FrameKind::Stderr, payload))) => output.send(Out::Stderr(payload.into())).await,
-            Ok(Some(_)) => {}
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "attach socket");
-                return;
-            }
+/// Passes frames on until the last.
+async fn forward_output<T>(mut frames: streams::Frames, output: &Output<T>) {
+    while let Some((kind, payload)) = frames.next().await {
+        match kind {
+            FrameKind::Stdout => output.send(Out::Stdout(payload.into())).await,
+            FrameKind::Stderr => output.send(Out::Stderr(payload.into())).await,
+            _ => {}
         }
     }
 }
 
-/// Passes the client's input on until it ends.
-async fn forward_input(mut write: streams::Input, mut input: impl Input, process: &Process) {
+/// What is written to a process's standard input, which may have to wait for the process to read.
+enum Written {
+    Bytes(Bytes),
+    Close,
+}
+
+/// Passes the client's input on until it ends. Signals and sizes overtake what the process does not read: a client sends
+/// no more of that than there is room for here.
+async fn forward_input<T>(mut write: streams::Input, mut input: impl Input, process: &Process, output: &Output<T>) {
     let exec = process.exec.as_ref();
-    while let Some(message) = input.next().await {
-        let done = match message.event {
-            Some(In::Stdin(bytes)) => write.write(&bytes).await,
-            Some(In::CloseStdin(_)) => write.close().await,
-            Some(In::Resize(size)) => process.task.resize(exec, size.width, size.height).await,
-            Some(In::Signal(signal)) => process.task.kill(exec, signal, false).await,
-            None => Ok(()),
-        };
-        // None of these ends the session: the process may just have ended, or closed its input.
-        if let Err(error) = done {
-            tracing::debug!(%error, "input of a session");
+    let (pieces, mut waiting) = mpsc::channel(STDIN_AHEAD + 1);
+    let reading = async move {
+        while let Some(message) = input.next().await {
+            let done = match message.event {
+                Some(In::Stdin(bytes)) => queue(&pieces, Written::Bytes(bytes)).await,
+                Some(In::CloseStdin(_)) => queue(&pieces, Written::Close).await,
+                Some(In::Resize(size)) => process.task.resize(exec, size.width, size.height).await,
+                Some(In::Signal(signal)) => process.task.kill(exec, signal, false).await,
+                None => Ok(()),
+            };
+            note(done);
         }
+    };
+    let writing = async {
+        while let Some(piece) = waiting.recv().await {
+            match piece {
+                Written::Bytes(bytes) => {
+                    note(write.write(&bytes).await);
+                    output.send(Out::StdinTaken(api::StdinTaken {})).await;
+                }
+                Written::Close => note(write.close().await),
+            }
+        }
+    };
+    tokio::join!(reading, writing);
+}
+
+async fn queue(pieces: &mpsc::Sender<Written>, piece: Written) -> Result<()> {
+    pieces.send(piece).await.map_err(|_| Error::internal("standard input: nobody writes it"))
+}
+
+/// No failed input ends a session: the process may just have ended, or closed its input.
+fn note(done: Result<()>) {
+    if let Err(error) = done {
+        tracing::debug!(%error, "input of a session");
     }
 }
 

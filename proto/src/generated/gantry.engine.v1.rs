@@ -507,7 +507,7 @@ impl ::prost::Name for Size {
 /// What a process sends back. `exit` is last and comes after all output.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionOutput {
-    #[prost(oneof = "session_output::Event", tags = "1, 2, 3")]
+    #[prost(oneof = "session_output::Event", tags = "1, 2, 3, 4")]
     pub event: ::core::option::Option<session_output::Event>,
 }
 /// Nested message and enum types in `SessionOutput`.
@@ -520,6 +520,8 @@ pub mod session_output {
         Stderr(::prost::bytes::Bytes),
         #[prost(message, tag = "3")]
         Exit(super::Exit),
+        #[prost(message, tag = "4")]
+        StdinTaken(super::StdinTaken),
     }
 }
 impl ::prost::Name for SessionOutput {
@@ -530,6 +532,20 @@ impl ::prost::Name for SessionOutput {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.SessionOutput".into()
+    }
+}
+/// The process, or what waits for it in the kernel, took one `stdin` message. A client keeps no more than four of them
+/// without this answer, so that signals and resizes do not queue behind what the process does not read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StdinTaken {}
+impl ::prost::Name for StdinTaken {
+    const NAME: &'static str = "StdinTaken";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.StdinTaken".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.StdinTaken".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
