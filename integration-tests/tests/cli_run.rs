@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::TcpListener;
 use std::process::{Child, Stdio};
 
 use anyhow::Context;
@@ -25,6 +26,8 @@ pub(crate) const TESTS: &[Test] = tests![
     networks_are_private_or_the_hosts [Root, Overlay],
     detached_containers_run_on [Root, Overlay],
     signals_are_handed_on [Root, Overlay],
+    a_stop_does_not_need_its_client [Root, Overlay],
+    a_pull_ends_with_its_client [Root, Overlay],
     a_closed_output_ends_the_client [Root, Overlay],
     an_id_file_names_the_container_or_is_gone [Root, Overlay],
     nothing_is_left_after_a_failure [Root, Overlay],
@@ -240,6 +243,11 @@ fn limits_change_while_it_runs(env: &Env) -> Result<()> {
     assert_eq!(stack.gantry(&["inspect", "--format", format, "web"])?.ok()?.text(), "100663296 on-failure");
     stack.gantry(&["restart", "-t", "0", "web"])?.ok()?;
     assert_eq!(inside()?, wanted, "of the next run too");
+    stack.gantry(&["update", "--memory-reservation", "32m", "--cpu-shares", "512", "web"])?.ok()?;
+    let others = "cat /sys/fs/cgroup/memory/memory.soft_limit_in_bytes /sys/fs/cgroup/cpu/cpu.shares";
+    let others = stack.gantry(&["exec", "web", "sh", "-c", others])?.ok()?;
+    assert_eq!(others.text(), "33554432\n512");
+    assert_eq!(inside()?, wanted);
     assert!(stack.gantry(&["update", "web"])?.fails()?.contains("nothing to change"));
     assert!(stack.gantry(&["update", "-m", "1k", "web"])?.fails()?.contains("memory"));
     assert_eq!(inside()?, wanted, "a refused change changes nothing");
@@ -383,6 +391,15 @@ fn signals_are_handed_on(env: &Env) -> Result<()> {
     read_until(&mut child, "usr\n")?;
     kill(pid(&child)?, Signal::SIGTERM)?;
     assert_eq!(end_code(&mut child)?, Some(42));
+    // Nor does input that nobody reads hold them up.
+    let mut command = stack.command(&["run", "--rm", "-i", "IMAGE", "sh", "-c", script])?;
+    let mut child = command.stdin(fs::File::open("/dev/zero")?).stdout(Stdio::piped()).spawn()?;
+    read_until(&mut child, "up\n")?;
+    std::thread::sleep(wait::seconds(1) / 2);
+    kill(pid(&child)?, Signal::SIGUSR1)?;
+    read_until(&mut child, "usr\n")?;
+    kill(pid(&child)?, Signal::SIGTERM)?;
+    assert_eq!(end_code(&mut child)?, Some(42));
     // A program that does not listen is left by the third interrupt.
     let deaf = "trap '' INT; echo up; while :; do sleep 0.05; done";
     let mut child = spawn(&stack, &["run", "--name", "deaf", "IMAGE", "sh", "-c", deaf])?;
@@ -393,6 +410,34 @@ fn signals_are_handed_on(env: &Env) -> Result<()> {
     }
     assert_eq!(end_code(&mut child)?, Some(125));
     assert_eq!(stack.gantry(&["ps", "--format", "{{.Names}}"])?.ok()?.text(), "deaf");
+    Ok(())
+}
+
+fn a_stop_does_not_need_its_client(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let deaf = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    stack.gantry(&["run", "-d", "--name", "deaf", "IMAGE", "sh", "-c", deaf])?.ok()?;
+    wait::until("it does not listen", || stack.gantry(&["logs", "deaf"]).ok().filter(|logs| logs.stdout == "up\n"))?;
+    let mut stopping = spawn(&stack, &["stop", "-t", "2", "deaf"])?;
+    std::thread::sleep(wait::seconds(1) / 2);
+    stopping.kill()?;
+    stopping.wait()?;
+    assert_eq!(stack.gantry(&["wait", "deaf"])?.ok()?.text(), "137");
+    Ok(())
+}
+
+fn a_pull_ends_with_its_client(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    // A registry that never answers.
+    let registry = TcpListener::bind("127.0.0.1:0")?;
+    let image = format!("{}/never/answers", registry.local_addr()?);
+    let mut pulling = spawn(&stack, &["run", "--rm", "--plain-http", &image, "true"])?;
+    let (mut asking, _) = registry.accept()?;
+    pulling.kill()?;
+    pulling.wait()?;
+    asking.set_read_timeout(Some(wait::seconds(5)))?;
+    let mut request = Vec::new();
+    asking.read_to_end(&mut request).context("the daemon still waits for the registry")?;
     Ok(())
 }
 

@@ -22,6 +22,12 @@ pub struct Update {
     /// Most processes and threads; -1 for any number
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
+    /// Memory that is taken from it last, such as 32m
+    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
+    memory_reservation: Option<i64>,
+    /// Share of processors beside other containers', 1024 being usual
+    #[arg(long, short = 'c', value_name = "NUMBER")]
+    cpu_shares: Option<i64>,
     /// When to start it again: no, always, unless-stopped or on-failure[:TIMES]
     #[arg(long, value_name = "POLICY")]
     restart: Option<String>,
@@ -43,7 +49,8 @@ pub struct Rename {
 
 impl Update {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        let given = [self.memory, self.memory_swap, self.cpus, self.pids_limit];
+        let given =
+            [self.memory, self.memory_swap, self.cpus, self.pids_limit, self.memory_reservation, self.cpu_shares];
         if given.iter().all(Option::is_none) && self.restart.is_none() {
             return Err(Failure::new("update: nothing to change").hint("name a limit, such as --memory 64m"));
         }
@@ -52,7 +59,8 @@ impl Update {
             memory_swap: self.memory_swap.unwrap_or(0),
             nano_cpus: self.cpus.unwrap_or(0),
             pids: self.pids_limit.unwrap_or(0),
-            ..api::Limits::default()
+            memory_reservation: self.memory_reservation.unwrap_or(0),
+            cpu_shares: self.cpu_shares.unwrap_or(0),
         };
         let restart = self.restart.unwrap_or_default();
         let client = context.connect().await?;

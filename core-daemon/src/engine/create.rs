@@ -52,7 +52,8 @@ struct Draft {
 }
 
 impl Engine {
-    /// Makes a container, pulling its image first where the request says so.
+    /// Makes a container, pulling its image first where the request says so, unless the client is `gone` before that
+    /// is done.
     ///
     /// # Errors
     /// Names the wish that cannot be met; nothing is left behind.
@@ -61,6 +62,7 @@ impl Engine {
         context: &Context,
         request: api::CreateRequest,
         progress: Arc<dyn Progress>,
+        gone: impl Future<Output = ()>,
     ) -> Result<Created> {
         if Policy::parse(&request.restart)? != Policy::No && request.auto_remove {
             return Err(Error::invalid(
@@ -68,7 +70,10 @@ impl Engine {
             ));
         }
         let id = ContainerId::parse(&id::random::<32>()?)?;
-        let image = self.image(context, &request, progress).await?;
+        let image = tokio::select! {
+            image = self.image(context, &request, progress) => image?,
+            () = gone => return Err(super::run::gone()),
+        };
         let (engine, context) = (self.clone(), context.clone());
         // The rest is disk work, and not to be left half-way by a client that goes away.
         blocking(move || engine.create_now(&context, &id, request, &image)).await

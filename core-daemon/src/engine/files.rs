@@ -9,11 +9,13 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use gantry_proto::gantry::images::v1 as api;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag};
 use rung_sys::beneath::{self, Root};
+use tokio::sync::OwnedMutexGuard;
 
 use super::{Engine, Known};
 use crate::blocking::blocking;
@@ -31,6 +33,8 @@ const MAX_COPY: u64 = 1 << 44;
 struct Files {
     root: Root,
     mounted: Option<Target>,
+    /// Keeps a container that does not run from being started: two overlays on one directory would not see each other.
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Files {
@@ -103,19 +107,27 @@ impl Engine {
         Ok(Target::directories(&mounts))
     }
 
-    fn files(&self, context: &Context, known: &Known) -> Result<Files> {
-        if let Some(live) = self.running(&context.namespace, &known.id) {
-            let path = format!("/proc/{}/root", live.task.pid());
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let root = open(path.as_str(), flags, Mode::empty()).map_err(std::io::Error::from);
-            let root = root.doing(|| "open the container's root")?;
-            // The process may have ended meanwhile, and another have its number: then the root is not to be trusted.
-            if self.running(&context.namespace, &known.id).is_some() {
-                return Ok(Files { root: Root::from_fd(root), mounted: None });
+    async fn files(&self, context: &Context, known: &Known) -> Result<Files> {
+        let key = (context.namespace.clone(), known.id.clone());
+        loop {
+            if let Some(live) = self.running(&key.0, &key.1) {
+                let root = running_root(live.task.pid());
+                // The process may have ended meanwhile, and another have its number: then the root is not to be trusted.
+                if self.running(&key.0, &key.1).is_some_and(|now| Arc::ptr_eq(&now, &live)) {
+                    return Ok(Files { root: root?, mounted: None, _turn: None });
+                }
             }
+            let turn = self.shared.turns.take(key.clone()).await;
+            if self.running(&key.0, &key.1).is_some() {
+                continue;
+            }
+            let mounts = self.mounts(context, known)?;
+            return blocking(move || {
+                let target = Target::to_read(&mounts)?;
+                Ok(Files { root: target.open()?, mounted: Some(target), _turn: Some(turn) })
+            })
+            .await;
         }
-        let target = Target::to_read(&self.mounts(context, known)?)?;
-        Ok(Files { root: target.open()?, mounted: Some(target) })
     }
 
     /// Sends what is at a path of a container: first what it is, then a tar of it, whose paths begin with its name.
@@ -131,9 +143,8 @@ impl Engine {
     ) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
         let doing = format!("copy {}:{}", known.record.name, request.path);
-        let (engine, context) = (self.clone(), context.clone());
+        let files = self.files(context, &known).await.doing(|| &doing)?;
         blocking(move || {
-            let files = engine.files(&context, &known)?;
             let sent = send(&files.root, &request, stat, to);
             let closed = files.close();
             sent.and(closed)
@@ -154,9 +165,8 @@ impl Engine {
     ) -> Result<()> {
         let known = self.find(context, &options.r#ref)?;
         let doing = format!("copy to {}:{}", known.record.name, options.path);
-        let (engine, context) = (self.clone(), context.clone());
+        let files = self.files(context, &known).await.doing(|| &doing)?;
         blocking(move || {
-            let files = engine.files(&context, &known)?;
             let path = Path::new(&options.path);
             let applied = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(Error::from);
             let applied = applied.and_then(|directory| {
@@ -168,6 +178,13 @@ impl Engine {
         .await
         .doing(|| doing)
     }
+}
+
+/// The root of a running process.
+fn running_root(pid: u32) -> Result<Root> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty()).map_err(std::io::Error::from);
+    root.doing(|| "open the container's root").map(Root::from_fd)
 }
 
 /// All that the mounts show, with nothing to write to: so it can be looked at while the container runs.

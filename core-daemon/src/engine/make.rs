@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::create::parse_platform;
 use super::images::NAMELESS;
+use super::stop::tolerate_ended;
 use super::{Engine, Known, instructions};
 use crate::blocking::blocking;
 use crate::content::Ingest;
@@ -88,10 +89,13 @@ impl Engine {
             engine.under_lease(&context, "commit", |ctx| engine.commit_held(ctx, &known, name, &request))
         })
         .await;
-        if let Some(live) = paused {
-            live.task.resume().await?;
-        }
-        made.doing(|| format!("commit {what}"))
+        let resumed = match paused {
+            Some(live) => tolerate_ended(live.task.resume().await),
+            None => Ok(()),
+        };
+        let image = made.doing(|| format!("commit {what}"))?;
+        resumed.doing(|| format!("container {what} stays paused: image {image} was made of it; resume"))?;
+        Ok(image)
     }
 
     fn commit_held(

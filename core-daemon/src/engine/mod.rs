@@ -47,7 +47,7 @@ use record::Record;
 
 use crate::config::Config;
 use crate::context::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::gc::Gc;
 use crate::id::ContainerId;
 use crate::image::Images;
@@ -174,16 +174,25 @@ impl Engine {
     /// The container that `reference` names: by name, by id, or by a prefix of an id that fits no other.
     fn find(&self, context: &Context, reference: &str) -> Result<Known> {
         let id = self.shared.names.resolve(&context.namespace, reference)?;
-        let container = self.parts().containers.get(&context.namespace, &id).inspect_err(|error| {
+        self.known(&context.namespace, &id)
+            .map_err(|error| if error.kind() == Kind::NotFound { missing(reference) } else { error })
+    }
+
+    /// The container of this id, as it is recorded now.
+    fn known(&self, namespace: &Namespace, id: &ContainerId) -> Result<Known> {
+        let container = self.parts().containers.get(namespace, id).inspect_err(|error| {
             // Another client removed it.
-            if error.kind() == crate::error::Kind::NotFound {
-                self.shared.names.forget(&context.namespace, &id);
+            if error.kind() == Kind::NotFound {
+                self.shared.names.forget(namespace, id);
             }
         })?;
-        let record =
-            Record::of(&container)?.ok_or_else(|| Error::not_found(format!("no such container: {reference}")))?;
-        Ok(Known { id, container, record })
+        let record = Record::of(&container)?.ok_or_else(|| missing(id.as_str()))?;
+        Ok(Known { id: id.clone(), container, record })
     }
+}
+
+fn missing(reference: &str) -> Error {
+    Error::not_found(format!("no such container: {reference}"))
 }
 
 /// Characters of an id in the name of its socket; ids are random, so these tell them apart.

@@ -21,7 +21,9 @@ pub(super) struct Names {
 
 #[derive(Default)]
 struct Space {
+    /// Who has a name, or is to get it.
     names: HashMap<String, ContainerId>,
+    /// The names of the containers that are there. What is only reserved is not, so nobody finds it.
     ids: BTreeMap<String, String>,
 }
 
@@ -43,7 +45,7 @@ impl Names {
         if let Some(holder) = space.names.get(&name) {
             return Err(taken(&name, holder));
         }
-        space.insert(name.clone(), id);
+        space.names.insert(name.clone(), id.clone());
         Ok(Reservation { names: self, namespace: namespace.clone(), id: id.clone(), name, kept: false })
     }
 
@@ -83,7 +85,8 @@ impl Names {
         let missing = || Error::not_found(format!("no such container: {reference}"));
         let spaces = self.lock();
         let space = spaces.get(namespace).ok_or_else(missing)?;
-        if let Some(id) = space.names.get(reference.strip_prefix('/').unwrap_or(reference)) {
+        let named = space.names.get(reference.strip_prefix('/').unwrap_or(reference));
+        if let Some(id) = named.filter(|id| space.ids.contains_key(id.as_str())) {
             return Ok(id.clone());
         }
         if reference.is_empty() {
@@ -120,13 +123,16 @@ impl Reservation<'_> {
     /// The container is made: the name is its own.
     pub(super) fn keep(mut self) {
         self.kept = true;
+        self.names.learn(&self.namespace, &self.id, &self.name);
     }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if !self.kept {
-            self.names.forget(&self.namespace, &self.id);
+        if !self.kept
+            && let Some(space) = self.names.lock().get_mut(&self.namespace)
+        {
+            space.names.remove(&self.name);
         }
     }
 }
@@ -199,6 +205,12 @@ mod tests {
         let reserved = names.reserve(&namespace, &id("aa11"), "web").expect("reserve");
         let taken = names.reserve(&namespace, &id("bb22"), "web").err().expect("taken");
         assert_eq!(taken.kind(), Kind::AlreadyExists);
+        // Whoever asks meanwhile neither finds it nor frees it.
+        for reference in ["web", "aa11", "aa"] {
+            assert_eq!(names.resolve(&namespace, reference).expect_err(reference).kind(), Kind::NotFound);
+        }
+        names.forget(&namespace, &id("aa11"));
+        assert!(names.reserve(&namespace, &id("bb22"), "web").is_err());
         drop(reserved);
         names.reserve(&namespace, &id("bb22"), "/web").expect("free again").keep();
         assert_eq!(names.resolve(&namespace, "web").expect("name"), id("bb22"));

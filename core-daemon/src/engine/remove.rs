@@ -1,10 +1,13 @@
 //! Removing containers. Each step may be repeated, and the record goes after what it names, so what an interruption leaves
 //! can be removed again. The container's own directory goes last: its log says of a record that the container has run.
 
+use std::time::Duration;
+
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
 
 use super::Engine;
+use super::stop::KILL;
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -19,15 +22,15 @@ impl Engine {
     pub async fn remove(&self, context: &Context, request: &api::RemoveRequest) -> Result<ContainerId> {
         let known = self.find(context, &request.r#ref)?;
         let _turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
-        if self.running(&context.namespace, &known.id).is_some() {
+        if let Some(live) = self.running(&context.namespace, &known.id) {
             if !request.force {
                 let name = &known.record.name;
                 return Err(Error::precondition(format!(
                     "container {name}: is running; stop it first, or remove it by force"
                 )));
             }
-            let stop = api::StopRequest { r#ref: known.id.to_string(), timeout: Some(0), signal: String::new() };
-            self.stop(context, &stop).await?;
+            self.mark_stopped(&context.namespace, &known).await?;
+            self.end_run(&known, &live, KILL, Duration::ZERO).await?;
         }
         let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
         if let Some(live) = live {

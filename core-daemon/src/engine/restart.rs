@@ -102,12 +102,12 @@ impl Engine {
                 () = tokio::time::sleep(pause) => {}
                 () = engine.parts().stopping.cancelled() => return,
             }
-            engine.restart_now(&namespace, &id).await;
+            engine.restart_now(&namespace, &id, ended.code).await;
         });
     }
 
-    async fn restart_now(&self, namespace: &Namespace, id: &ContainerId) {
-        match self.try_restart(namespace, id).await {
+    async fn restart_now(&self, namespace: &Namespace, id: &ContainerId, code: u32) {
+        match self.try_restart(namespace, id, code).await {
             // It was removed, or somebody was faster.
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}
             Err(error) => {
@@ -119,31 +119,32 @@ impl Engine {
         }
     }
 
-    async fn try_restart(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
-        let mut known = self.find(&Context::new(namespace.clone()), id.as_str())?;
-        if known.record.stopped || self.running(namespace, id).is_some() {
+    /// Starts a container that ended with `code` again, unless that is not wanted any more.
+    async fn try_restart(&self, namespace: &Namespace, id: &ContainerId, code: u32) -> Result<()> {
+        // What somebody decided about it since counts, and what is decided from now on waits.
+        let _turn = self.shared.turns.take((namespace.clone(), id.clone())).await;
+        let known = self.known(namespace, id)?;
+        let record = &known.record;
+        let runs = self.live().contains_key(&(namespace.clone(), id.clone()));
+        if runs || record.stopped || !record.restart.wants(code, record.restarts) {
             return Ok(());
         }
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
-        blocking(move || {
-            engine.edit_record(&of.0, &of.1, |record| record.restarts = record.restarts.saturating_add(1))
-        })
-        .await?;
-        // This start is not by hand, which would begin the count anew.
-        (known.record.restarts, known.record.stopped) = (0, false);
-        self.start_known(namespace, &known, false).await.map(drop)
+        let count = |record: &mut super::Record| record.restarts = record.restarts.saturating_add(1);
+        blocking(move || engine.edit_record(&of.0, &of.1, count)).await?;
+        self.start_held(namespace, &known, false).await.map(drop)
     }
 
     /// Notes that somebody wants the container stopped, which a restart policy respects.
     pub(super) async fn mark_stopped(&self, namespace: &Namespace, known: &Known) -> Result<()> {
-        if known.record.restart == Policy::No || known.record.stopped {
+        if known.record.restart == Policy::No {
             return Ok(());
         }
         let (engine, of) = (self.clone(), (namespace.clone(), known.id.clone()));
         blocking(move || engine.edit_record(&of.0, &of.1, |record| record.stopped = true)).await
     }
 
-    /// Notes a start by hand: policies begin anew.
+    /// Notes a start by hand: policies begin anew. The caller has the container's turn, and read `known` in it.
     pub(super) async fn mark_started(&self, namespace: &Namespace, known: &Known) -> Result<()> {
         if known.record.restarts == 0 && !known.record.stopped {
             return Ok(());
@@ -160,19 +161,17 @@ impl Engine {
     pub(super) fn restart_after_restore(&self) -> Result<()> {
         for (namespace, known) in self.everything()? {
             let record = &known.record;
-            let wanted = match record.restart {
-                Policy::Always => true,
-                Policy::UnlessStopped => !record.stopped,
-                Policy::No | Policy::OnFailure(_) => false,
-            };
-            let idle = !self.parts().tasks.holds(&namespace, &known.id);
-            if wanted && record.ended.is_some() && idle {
+            let Some(ended) = record.ended else { continue };
+            // A failure may have been about to be followed by a restart when the daemon ended.
+            let wanted = record.restart.wants(ended.code, record.restarts)
+                && (!record.stopped || record.restart == Policy::Always);
+            if wanted && !self.parts().tasks.holds(&namespace, &known.id) {
                 let (engine, stopped) = (self.clone(), record.stopped);
                 tokio::spawn(async move {
                     if stopped && let Err(error) = engine.mark_started(&namespace, &known).await {
                         tracing::warn!(%namespace, id = %known.id, %error, "restart a container");
                     }
-                    engine.restart_now(&namespace, &known.id).await;
+                    engine.restart_now(&namespace, &known.id, ended.code).await;
                 });
             }
         }

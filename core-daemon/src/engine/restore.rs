@@ -45,13 +45,16 @@ impl Engine {
         let engine = self.clone();
         tokio::spawn(async move {
             while let Some(restored) = found.recv().await {
-                engine.take_over(restored).await;
+                if let Some((namespace, id, ended)) = engine.take_over(restored).await {
+                    engine.restart_later(&namespace, &id, ended);
+                }
             }
         });
         Ok(())
     }
 
-    async fn take_over(&self, restored: Restored) {
+    /// Answers with what ended, and how.
+    async fn take_over(&self, restored: Restored) -> Option<(Namespace, ContainerId, Ended)> {
         match restored {
             Restored::Alive(task) => {
                 let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
@@ -59,14 +62,16 @@ impl Engine {
                     let started_at = read_started(&task);
                     self.supervise(task, started_at);
                 }
+                None
             }
             Restored::Dead { namespace, id, since, exit } => {
                 let ended = Ended { started_at: exit.at, at: exit.at, code: exit.status, oom_killed: false };
-                let engine = self.clone();
-                let settled = blocking(move || engine.end_unseen(&namespace, &id, since, ended)).await;
+                let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+                let settled = blocking(move || engine.end_unseen(&of.0, &of.1, since, ended)).await;
                 if let Err(error) = settled {
-                    tracing::warn!(%error, "settle a container whose shim died");
+                    tracing::warn!(%namespace, %id, %error, "settle a container whose shim died");
                 }
+                Some((namespace, id, ended))
             }
         }
     }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::run_output::Event;
+use gantry_proto::namespace::Namespace;
 
 use super::attach::{Input, Output};
 use super::{Created, Engine};
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::id::ContainerId;
 use crate::image::Progress;
 
 impl Engine {
@@ -25,30 +27,36 @@ impl Engine {
         output: Output<api::RunOutput>,
     ) -> Result<()> {
         let auto_remove = request.auto_remove;
-        let created = self.create(context, request, progress).await?;
+        let created = self.create(context, request, progress, output.sender.closed()).await?;
         let tell = |event| output.sender.send(Ok(api::RunOutput { event: Some(event) }));
-        let _ = tell(Event::Created(announcement(&created))).await;
-        let known = self.find(context, created.id.as_str())?;
-        let (engine, namespace) = (self.clone(), context.namespace.clone());
+        if tell(Event::Created(announcement(&created))).await.is_err() {
+            // Nobody knows of it, and nobody is there whom its start could serve.
+            self.remove_unwanted(&context.namespace, &created.id).await;
+            return Err(gone());
+        }
         // Started to the end even if the client goes now: half a start is nobody's.
-        let start = tokio::spawn(async move {
-            let started = engine.start_known(&namespace, &known, true).await;
-            if started.is_err()
-                && auto_remove
-                && let Err(error) = engine.remove_now(&namespace, &known.id).await
-            {
-                tracing::warn!(id = %known.id, %error, "remove a container that did not start");
-            }
-            started
-        });
-        let (live, socket) =
-            start.await.map_err(|error| crate::error::Error::internal(format!("start: {error}")))??;
+        let started = self.start_known(&context.namespace, &created.id, true).await;
+        if started.is_err() && auto_remove {
+            self.remove_unwanted(&context.namespace, &created.id).await;
+        }
+        let (live, socket) = started?;
         let _ = tell(Event::Started(api::Started { pid: live.task.pid() })).await;
         match socket {
             Some(socket) => self.container_session(&live, auto_remove, socket, input, output).await,
             None => Ok(()),
         }
     }
+
+    async fn remove_unwanted(&self, namespace: &Namespace, id: &ContainerId) {
+        if let Err(error) = self.remove_now(namespace, id).await {
+            tracing::warn!(%id, %error, "remove a container that did not start");
+        }
+    }
+}
+
+/// Why something was not carried out for a client that has gone.
+pub(super) fn gone() -> Error {
+    Error::new(Kind::Canceled, "the client has gone")
 }
 
 /// A new container, as messages announce it.

@@ -20,6 +20,10 @@ use crate::tasks::{CreateTask, Exit, Task};
 
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
+/// How many seconds to wait before it is tried again to write down how a container ended.
+const RECORD_PAUSES: [u64; 6] = [1, 2, 4, 8, 15, 30];
+/// How long to wait before a shim that did not answer is asked again how its container ends.
+const AGAIN: Duration = Duration::from_secs(2);
 /// What a process killed by SIGKILL ends with.
 const KILLED: u32 = 137;
 /// File in the bundle that says when the process was started.
@@ -32,25 +36,33 @@ impl Engine {
     /// `NotFound` without such a container, `FailedPrecondition` when it runs, else why its process cannot be started.
     pub async fn start(&self, context: &Context, reference: &str) -> Result<u32> {
         let known = self.find(context, reference)?;
-        let (engine, namespace) = (self.clone(), context.namespace.clone());
-        // A client that goes away must not leave a container between created and started.
-        let work = tokio::spawn(async move { engine.start_known(&namespace, &known, false).await });
-        let (live, _) = work.await.map_err(|error| Error::internal(format!("start {reference}: {error}")))??;
+        let (live, _) = self.start_known(&context.namespace, &known.id, false).await?;
         Ok(live.task.pid())
     }
 
-    /// Starts a container and, where `attached`, connects to its streams before it has written anything.
+    /// Starts a container because somebody wants it and, where `attached`, connects to its streams before it has written
+    /// anything.
     pub(super) async fn start_known(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        attached: bool,
+    ) -> Result<(Arc<Live>, Option<UnixStream>)> {
+        let _turn = self.shared.turns.take((namespace.clone(), id.clone())).await;
+        self.clear_earlier_run(namespace, id).await?;
+        // It may have been changed, or removed, while this waited.
+        let known = self.known(namespace, id)?;
+        self.mark_started(namespace, &known).await?;
+        self.start_held(namespace, &known, attached).await
+    }
+
+    /// Starts a container whose turn the caller has.
+    pub(super) async fn start_held(
         &self,
         namespace: &Namespace,
         known: &Known,
         attached: bool,
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
-        let _turn = self.shared.turns.take((namespace.clone(), known.id.clone())).await;
-        self.clear_earlier_run(namespace, &known.id).await?;
-        self.mark_started(namespace, known).await?;
-        // It may have been removed while this waited.
-        self.parts().containers.get(namespace, &known.id)?;
         let context = Context::new(namespace.clone());
         let request = self.task_request(namespace, known)?;
         let task = self.parts().tasks.create(&context, &known.id, request).await;
@@ -147,18 +159,14 @@ impl Engine {
         self.live().insert(key, live.clone());
         let (engine, watched) = (self.clone(), live.clone());
         tokio::spawn(async move {
-            let exit = watched.task.wait(None).await;
+            let exit = end_of(&watched.task).await;
             engine.run_ended(&watched, exit).await;
         });
         live
     }
 
-    async fn run_ended(&self, live: &Arc<Live>, exit: Result<Exit>) {
+    async fn run_ended(&self, live: &Arc<Live>, exit: Exit) {
         let task = &live.task;
-        let exit = exit.unwrap_or_else(|error| {
-            tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "end of a container is unknown");
-            Exit { pid: task.pid(), status: 255, at: SystemTime::now() }
-        });
         if exit.status == KILLED {
             // The shim reports memory kills and then the exit, both on another connection than the one waited on.
             let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
@@ -182,18 +190,7 @@ impl Engine {
     /// the one who knows it.
     async fn settle(&self, task: &Arc<Task>, ended: Ended) -> Result<()> {
         let (namespace, id) = (task.namespace().clone(), task.id().clone());
-        let auto_remove = match self.is_removed_at_end(&namespace, &id) {
-            Ok(false) => {
-                let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
-                blocking(move || engine.record_end(&of.0, &of.1, ended)).await.map(|()| false)
-            }
-            other => other,
-        };
-        let auto_remove = match auto_remove {
-            // Another client removed the record; the task has to go all the same.
-            Err(error) if error.kind() == Kind::NotFound => false,
-            recorded => recorded?,
-        };
+        let auto_remove = self.record_end_surely(&namespace, &id, ended).await;
         failpoint::hit("engine.recorded");
         if !auto_remove {
             return match self.parts().tasks.delete(&namespace, &id).await {
@@ -208,6 +205,30 @@ impl Engine {
             Err(error) if error.kind() == Kind::NotFound => self.remove_now(&namespace, &id).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// As [`Engine::record_end`], again where that fails, as on a full disk; unless the container is to be removed now anyway,
+    /// which is the answer. That it fails for good must not keep the container from being removed.
+    async fn record_end_surely(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> bool {
+        for pause in RECORD_PAUSES.iter().map(Some).chain([None]) {
+            let recorded = match self.is_removed_at_end(namespace, id) {
+                Ok(false) => {
+                    let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+                    blocking(move || engine.record_end(&of.0, &of.1, ended)).await.map(|()| false)
+                }
+                other => other,
+            };
+            match recorded {
+                Ok(auto_remove) => return auto_remove,
+                // Another client removed the record; the task has to go all the same.
+                Err(error) if error.kind() == Kind::NotFound => return false,
+                Err(error) => tracing::error!(%namespace, %id, %error, "record the end of a container"),
+            }
+            if let Some(pause) = pause {
+                tokio::time::sleep(Duration::from_secs(*pause)).await;
+            }
+        }
+        false
     }
 
     /// Whether the container is to be removed when its process has ended.
@@ -230,6 +251,22 @@ impl Engine {
         if table.get(&key).is_some_and(|other| Arc::ptr_eq(other, live)) {
             table.remove(&key);
         }
+    }
+}
+
+/// Waits for the end of a task's process. While its shim does not answer nobody knows how it is, so it runs on.
+async fn end_of(task: &Task) -> Exit {
+    loop {
+        match task.wait(None).await {
+            Ok(exit) => return exit,
+            Err(error) => {
+                tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "wait for the end of a container");
+                if error.kind() == Kind::NotFound {
+                    return Exit { pid: task.pid(), status: 255, at: SystemTime::now() };
+                }
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use gantry_proto::gantry::engine::v1 as api;
 
 use super::attach::not_running;
-use super::{Ended, Engine, start};
+use super::{Ended, Engine, Known, Live, start};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::signals;
@@ -14,7 +14,7 @@ use crate::signals;
 const GRACE: u32 = 10;
 /// How long a killed container may take to end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
-const KILL: u32 = 9;
+pub(super) const KILL: u32 = 9;
 
 impl Engine {
     /// Asks a container to stop, and kills it if it does not in time. One that does not run is stopped already.
@@ -27,14 +27,28 @@ impl Engine {
             "" => known.record.stop_signal,
             text => signals::parse(text)?,
         };
+        // A start under way comes first: what it starts is what is to be stopped.
+        let turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
+        let known = match self.known(&context.namespace, &known.id) {
+            // It was removed meanwhile.
+            Err(error) if error.kind() == Kind::NotFound => return Ok(()),
+            known => known?,
+        };
         self.mark_stopped(&context.namespace, &known).await?;
-        let Some(live) = self.running(&context.namespace, &known.id) else { return Ok(()) };
-        if start::is_paused(&live) {
+        let live = self.running(&context.namespace, &known.id);
+        // Whoever does not want to wait as long as this one does is free to remove it by force.
+        drop(turn);
+        let Some(live) = live else { return Ok(()) };
+        let grace = request.timeout.or(known.record.stop_timeout).unwrap_or(GRACE);
+        self.end_run(&known, &live, signal, Duration::from_secs(u64::from(grace))).await
+    }
+
+    /// Ends a run: asks the process, and kills it if it has not ended after `grace`.
+    pub(super) async fn end_run(&self, known: &Known, live: &Live, signal: u32, grace: Duration) -> Result<()> {
+        if start::is_paused(live) {
             // A frozen process cannot answer a signal.
             live.task.resume().await?;
         }
-        let grace = request.timeout.or(known.record.stop_timeout).unwrap_or(GRACE);
-        let grace = Duration::from_secs(u64::from(grace));
         if !grace.is_zero() {
             tolerate_ended(live.task.kill(None, signal, false).await)?;
             if tokio::time::timeout(grace, live.settled()).await.is_ok() {
@@ -85,7 +99,7 @@ impl Engine {
 }
 
 /// A process that has ended needs no signal.
-fn tolerate_ended(killed: Result<()>) -> Result<()> {
+pub(super) fn tolerate_ended(killed: Result<()>) -> Result<()> {
     match killed {
         Err(error) if error.kind() == Kind::NotFound => Ok(()),
         killed => killed,

@@ -3,7 +3,7 @@
 use gantry_proto::any;
 use gantry_proto::gantry::engine::v1 as api;
 use oci_spec::runtime::{LinuxResources, Spec};
-use rung_spec::builder;
+use rung_spec::builder::{self, InvalidOptions};
 
 use super::record::Limits;
 use super::restart::Policy;
@@ -20,6 +20,9 @@ impl Engine {
     /// `NotFound`; `InvalidArgument` for a limit or policy that cannot be; what the runtime says.
     pub async fn update(&self, context: &Context, request: &api::UpdateRequest) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
+        // Updates follow one another, and a start: each changes what the one before it has made.
+        let _turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
+        let known = self.known(&context.namespace, &known.id)?;
         let doing = || format!("update container {}", known.record.name);
         let policy = match request.restart.as_str() {
             "" => known.record.restart,
@@ -28,30 +31,33 @@ impl Engine {
         if known.record.auto_remove && policy != Policy::No {
             return Err(Error::invalid("it is removed once it has ended, and so never restarted")).doing(doing);
         }
-        let limits = known.record.limits.changed(&request.limits.unwrap_or_default());
-        let limited =
-            builder::limited(limits.into()).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
-        let encode = |error: serde_json::Error| Error::internal(format!("encode limits: {error}"));
-        if limits != known.record.limits
+        let wanted = request.limits.unwrap_or_default();
+        let limits = known.record.limits.changed(&wanted);
+        let malformed = |error: serde_json::Error| Error::internal(format!("limits: {error}"));
+        let document = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
+        let mut spec: Spec = serde_json::from_slice(document).map_err(malformed)?;
+        let old = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+        let new = resources(limits, &wanted, &old).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
+        if new != old
             && let Some(live) = self.running(&context.namespace, &known.id)
         {
-            let document = serde_json::to_vec(&limited).map_err(encode)?;
+            let mut changing = new.clone();
+            changing.set_devices(None);
+            let document = serde_json::to_vec(&changing).map_err(malformed)?;
             let resources = Some(any::json(any::LINUX_RESOURCES, document));
             live.task.update(resources, Default::default()).await.doing(doing)?;
         }
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_resources(Some(new));
+        }
+        let spec = any::json(any::SPEC, serde_json::to_vec(&spec).map_err(malformed)?);
         let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
         let edit = move || {
             let edited = engine.parts().containers.edit(&namespace, &id, |container| {
                 let mut record = Record::of(container)?.unwrap_or_default();
                 (record.limits, record.restart) = (limits, policy);
                 record.put(container)?;
-                let document = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
-                let mut spec: Spec = serde_json::from_slice(document).map_err(encode)?;
-                if let Some(linux) = spec.linux_mut() {
-                    let old = linux.resources().clone().unwrap_or_default();
-                    linux.set_resources(Some(beside(limited, &old)));
-                }
-                container.spec = Some(any::json(any::SPEC, serde_json::to_vec(&spec).map_err(encode)?));
+                container.spec = Some(spec);
                 Ok(())
             });
             edited.map(drop)
@@ -76,7 +82,14 @@ impl Engine {
     }
 }
 
-/// Changed limits, and those of `old` that no update changes.
+/// The limits of a container, with those of `wanted` that a record does not keep, and those of `old` that nobody changes.
+fn resources(limits: Limits, wanted: &api::Limits, old: &LinuxResources) -> Result<LinuxResources, InvalidOptions> {
+    let mut resources = beside(builder::limited(limits.into())?, old);
+    builder::reserve(&mut resources, wanted.memory_reservation, wanted.cpu_shares)?;
+    Ok(resources)
+}
+
+/// Changed limits, and those of `old` that are not among them.
 fn beside(mut limited: LinuxResources, old: &LinuxResources) -> LinuxResources {
     limited.set_devices(old.devices().clone());
     if let Some(reservation) = old.memory().as_ref().and_then(|memory| memory.reservation()) {

@@ -59,13 +59,13 @@ struct Parts {
     mounts: Mounts,
     events: Events,
     /// One at a time.
-    running: tokio::sync::Mutex<()>,
+    running: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Gc {
     /// The collection of these stores. It runs when asked; see [`Gc::run`] for the schedule.
     pub fn new(db: Db, content: Content, snapshotters: Snapshotters, mounts: Mounts, events: Events) -> Self {
-        let running = tokio::sync::Mutex::new(());
+        let running = Arc::default();
         Self { parts: Arc::new(Parts { db, content, snapshotters, mounts, events, running }), wake: Arc::default() }
     }
 
@@ -85,10 +85,13 @@ impl Gc {
     /// When records cannot be read or written: then nothing was removed. Files that cannot be removed are no error.
     pub async fn collect(&self) -> Result<Swept> {
         let parts = self.parts.clone();
-        let _running = self.parts.running.lock().await;
-        tokio::task::spawn_blocking(move || sweep::sweep(&parts))
-            .await
-            .map_err(|error| Error::internal(format!("collection: {error}")))?
+        // Held until the sweep has ended, whether or not it is waited for.
+        let running = self.parts.running.clone().lock_owned().await;
+        let sweep = move || {
+            let _running = running;
+            sweep::sweep(&parts)
+        };
+        tokio::task::spawn_blocking(sweep).await.map_err(|error| Error::internal(format!("collection: {error}")))?
     }
 
     /// What keeps what, now.

@@ -49,6 +49,24 @@ where
     Response::new(Box::pin(answers))
 }
 
+/// As [`answer`], but given up where the client goes away before it is done.
+pub(super) fn answer_while_there<T: Send + 'static, F>(
+    work: impl FnOnce(mpsc::Sender<Result<T>>) -> F,
+) -> Response<Answers<T>>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    answer(|sender| {
+        let done = work(sender.clone());
+        async move {
+            tokio::select! {
+                done = done => done,
+                () = sender.closed() => Ok(()),
+            }
+        }
+    })
+}
+
 /// The messages of a client's stream that mean something, until it ends or breaks.
 fn inputs<T: Send + 'static>(
     input: Streaming<T>,
@@ -126,7 +144,7 @@ impl Engine for EngineService {
         Ok(answer(move |sender| async move {
             let wrap = |pull| api::CreateProgress { event: Some(Event::Pull(pull)) };
             let report = Arc::new(Report { sender: sender.clone(), wrap });
-            let created = engine.create(&context, request, report).await?;
+            let created = engine.create(&context, request, report, sender.closed()).await?;
             let _ = sender.send(Ok(api::CreateProgress { event: Some(Event::Created(created.into())) })).await;
             Ok(())
         }))
@@ -250,7 +268,7 @@ impl Engine for EngineService {
     async fn pull(&self, request: Request<api::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
         let context = Context::of(request.metadata())?;
         let (engine, request) = (self.engine.clone(), request.into_inner());
-        Ok(answer(move |sender| async move {
+        Ok(answer_while_there(move |sender| async move {
             let report = Arc::new(Report { sender: sender.clone(), wrap: |pull| pull });
             let done = engine.pull(&context, request, report).await?;
             let _ = sender.send(Ok(pulled(done))).await;

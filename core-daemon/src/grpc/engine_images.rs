@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
-use super::engine::{Report, answer, done};
+use super::engine::{Report, answer, answer_while_there, done};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::engine::Engine;
@@ -120,7 +120,7 @@ impl Service for GantryImagesService {
     async fn push(&self, request: Request<api::PushRequest>) -> Result<Response<Self::PushStream>, Status> {
         let context = Context::of(request.metadata())?;
         let (engine, request) = (self.engine.clone(), request.into_inner());
-        Ok(answer(move |sender| async move {
+        Ok(answer_while_there(move |sender| async move {
             let report = Arc::new(Report { sender: sender.clone(), wrap: |push| push });
             let image = request.image.clone();
             let pushed = engine.push(&context, request, report).await?;

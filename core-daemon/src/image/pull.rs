@@ -43,9 +43,9 @@ impl Images {
     ) -> Result<Pulled> {
         let name = reference.to_string();
         progress.resolving(&name);
-        let (held, _lease) = Lease::of(self, ctx, "pull").await?;
+        let (held, lease) = Lease::of(self, ctx, "pull").await?;
         let repository = self.registry.repository(reference, &options.access)?;
-        let pull = Pull { images: self, ctx: held, repository, options, progress };
+        let pull = Pull { images: self, ctx: held, lease, repository, options, progress };
         let resolved = pull.repository.resolve(reference.object()).await.doing(|| format!("pull {name}"))?;
         pull.progress.resolved(&resolved.descriptor);
         self.verifiers.ask(&name, &resolved.descriptor).await.doing(|| format!("pull {name}"))?;
@@ -59,6 +59,7 @@ impl Images {
 struct Pull<'a> {
     images: &'a Images,
     ctx: Context,
+    lease: Option<Arc<Lease>>,
     repository: Repository,
     options: PullOptions,
     progress: Arc<dyn Progress>,
@@ -258,8 +259,10 @@ impl Pull<'_> {
         mut haul: Haul,
     ) -> Result<(Vec<String>, bool)> {
         let (images, ctx, target) = (self.images.clone(), self.ctx.clone(), target.clone());
-        let source = self.source();
+        let (source, lease) = (self.source(), self.lease.clone());
         blocking(move || {
+            // A client that goes away now must not have what is recorded here collected before it has a name.
+            let _lease = lease;
             let was_complete = !haul.is_new && haul.stacks.iter().all(Stack::is_complete);
             let later = std::mem::take(&mut haul.later);
             let made = record_all(&images, &ctx, docs, &mut haul, &source);
@@ -330,7 +333,7 @@ fn record_all(
     Ok(())
 }
 
-/// A lease for one piece of work, which ends with it however it ends.
+/// A lease for one piece of work, which ends with the last part of it, however that ends.
 pub(super) struct Lease {
     images: Images,
     ctx: Context,
@@ -339,12 +342,16 @@ pub(super) struct Lease {
 
 impl Lease {
     /// The call under the lease it has, or under a new one.
-    pub(super) async fn of(images: &Images, ctx: &Context, purpose: &'static str) -> Result<(Context, Option<Self>)> {
+    pub(super) async fn of(
+        images: &Images,
+        ctx: &Context,
+        purpose: &'static str,
+    ) -> Result<(Context, Option<Arc<Self>>)> {
         if ctx.lease.is_some() {
             return Ok((ctx.clone(), None));
         }
         let lease = Self::take(images, ctx, purpose).await?;
-        Ok((ctx.clone().with_lease(&lease.id), Some(lease)))
+        Ok((ctx.clone().with_lease(&lease.id), Some(Arc::new(lease))))
     }
 
     async fn take(images: &Images, ctx: &Context, purpose: &'static str) -> Result<Self> {

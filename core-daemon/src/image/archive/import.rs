@@ -64,7 +64,7 @@ impl Images {
         options: ImportOptions,
         progress: Arc<dyn Progress>,
     ) -> Result<Vec<Imported>> {
-        let (held, _lease) = Lease::of(self, ctx, "import").await?;
+        let (held, lease) = Lease::of(self, ctx, "import").await?;
         let (content, under, compress) = (self.content.clone(), held.clone(), options.compress);
         let (index, entries) = blocking(move || {
             let files = read::read(&content, &under, archive)?;
@@ -90,7 +90,12 @@ impl Images {
             return Err(Error::not_found("import: the archive has no image for the platform that is wanted"));
         }
         let (images, ctx) = (self.clone(), ctx.clone());
-        blocking(move || images.name_all(&ctx, &index, &taken, &options)).await
+        blocking(move || {
+            // What gets its names here is held until it has them, be the client gone.
+            let _lease = lease;
+            images.name_all(&ctx, &index, &taken, &options)
+        })
+        .await
     }
 
     /// Checks that an image is whole, says what it leads to, and unpacks it.

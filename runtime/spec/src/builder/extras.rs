@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
-    LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespaceType, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Spec,
+    LinuxCpu, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Spec,
 };
 
 use super::{InvalidOptions, Network};
@@ -189,23 +189,9 @@ impl Extras {
         let Some(resources) = spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut()) else {
             return Ok(());
         };
-        if self.memory_reservation < 0 || self.cpu_shares < 0 {
-            return Err(InvalidOptions::Limit("memory reservation and cpu shares: must not be negative"));
-        }
-        if self.memory_reservation > 0 {
-            let mut memory = resources.memory().unwrap_or_else(LinuxMemory::default);
-            if memory.limit().is_some_and(|limit| limit < self.memory_reservation) {
-                return Err(InvalidOptions::Limit("memory reservation: must not be more than the memory limit"));
-            }
-            memory.set_reservation(Some(self.memory_reservation));
-            resources.set_memory(Some(memory));
-        }
-        if self.cpu_shares > 0 || !self.cpuset_cpus.is_empty() || !self.cpuset_mems.is_empty() {
+        reserve(resources, self.memory_reservation, self.cpu_shares)?;
+        if !self.cpuset_cpus.is_empty() || !self.cpuset_mems.is_empty() {
             let mut cpu = resources.cpu().clone().unwrap_or_else(LinuxCpu::default);
-            if self.cpu_shares > 0 {
-                // The kernel takes no fewer.
-                cpu.set_shares(u64::try_from(self.cpu_shares.max(2)).ok());
-            }
             for (text, what) in [(&self.cpuset_cpus, "cpuset cpus"), (&self.cpuset_mems, "cpuset mems")] {
                 if !text.bytes().all(|byte| byte.is_ascii_digit() || b",-".contains(&byte)) {
                     return Err(invalid(format!("{what}: {text:?} is not a list such as 0-2,5")));
@@ -259,4 +245,31 @@ impl Tmpfs {
         options.extend(self.options.iter().cloned());
         Ok(mount(&format!("/{}", parts.join("/")), "tmpfs", "tmpfs", options))
     }
+}
+
+/// Sets what is a container's where others want it too; 0 leaves things as they are.
+///
+/// # Errors
+/// Names what cannot be.
+pub fn reserve(resources: &mut LinuxResources, memory: i64, cpu_shares: i64) -> Result<(), InvalidOptions> {
+    if memory < 0 || cpu_shares < 0 {
+        return Err(InvalidOptions::Limit("memory reservation and cpu shares: must not be negative"));
+    }
+    let mut limits = resources.memory().unwrap_or_default();
+    if memory > 0 {
+        limits.set_reservation(Some(memory));
+        resources.set_memory(Some(limits));
+    }
+    if let (Some(limit), Some(reservation)) = (limits.limit(), limits.reservation())
+        && limit < reservation
+    {
+        return Err(InvalidOptions::Limit("memory reservation: must not be more than the memory limit"));
+    }
+    if cpu_shares > 0 {
+        let mut cpu = resources.cpu().clone().unwrap_or_default();
+        // The kernel takes no fewer.
+        cpu.set_shares(u64::try_from(cpu_shares.max(2)).ok());
+        resources.set_cpu(Some(cpu));
+    }
+    Ok(())
 }
