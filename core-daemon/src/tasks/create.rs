@@ -58,9 +58,6 @@ impl Tasks {
         let (sender, answer) = oneshot::channel();
         tokio::spawn(async move {
             let result = tasks.create_now(&context, &id, request).await;
-            if result.is_err() && !tasks.holds(&context.namespace, &id) {
-                tasks.deactivate(&context.namespace, &id).await;
-            }
             if let Err(Ok(task)) = sender.send(result) {
                 tracing::warn!(namespace = %context.namespace, %id, "task was created for a client that is gone");
                 tasks.discard(&task).await;
@@ -72,6 +69,19 @@ impl Tasks {
     async fn create_now(&self, context: &Context, id: &ContainerId, request: CreateTask) -> Result<Arc<Task>> {
         let key = (context.namespace.clone(), id.clone());
         let reservation = Reservation::make(self, &key)?;
+        let made = self.create_reserved(context, &key, request).await;
+        match &made {
+            Ok(_) => reservation.fulfilled(),
+            // Before the name is free: who takes it next may activate mounts under it.
+            Err(_) if reservation.holds() => self.deactivate(&context.namespace, id).await,
+            // What cleans up later does that too.
+            Err(_) => {}
+        }
+        made
+    }
+
+    async fn create_reserved(&self, context: &Context, key: &Key, request: CreateTask) -> Result<Arc<Task>> {
+        let id = &key.1;
         let container = self.parts().containers.get(&context.namespace, id)?;
         let rootfs = self.rootfs(context, &container, &request)?;
         let runtime = if request.runtime.is_empty() { runtime_of(&container) } else { &request.runtime };
@@ -94,9 +104,8 @@ impl Tasks {
             .transpose()
             .inspect_err(|_| bundle.remove())?;
         bundle.note_rootfs(&container.snapshotter, &container.snapshot_key).inspect_err(|_| bundle.remove())?;
-        let task = self.launch(&key, &container, bundle, program, request, rootfs).await?;
+        let task = self.launch(key, &container, bundle, program, request, rootfs).await?;
         self.adopt(task.clone(), log);
-        reservation.fulfilled();
         failpoint::hit("create.done");
         Ok(task)
     }
@@ -275,14 +284,17 @@ impl<'a> Reservation<'a> {
     fn fulfilled(mut self) {
         self.done = true;
     }
+
+    /// Whether the place is still what it was reserved as: what a failed creation left may have to be cleaned up yet.
+    fn holds(&self) -> bool {
+        matches!(self.tasks.table().get(&self.key), Some(Slot::Creating))
+    }
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        let mut table = self.tasks.table();
-        // What a failed creation left may have to be cleaned up yet.
-        if !self.done && matches!(table.get(&self.key), Some(Slot::Creating)) {
-            table.remove(&self.key);
+        if !self.done && self.holds() {
+            self.tasks.table().remove(&self.key);
         }
     }
 }

@@ -11,7 +11,7 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 use prost_types::Timestamp;
 
-use super::{Bundle, Exit, Key, NOT_CLEAN, Slot, Task, Tasks};
+use super::{Bundle, Exit, Key, NO_ANSWER, NOT_CLEAN, Slot, Task, Tasks};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{ContainerId, ExecId, exec_field};
@@ -23,7 +23,7 @@ const UNKNOWN_STATUS: u32 = 255;
 /// How often it is tried to clean up after a dead shim before the container's end is told without that.
 pub(super) const TRIES: u32 = 3;
 /// How often it is tried after that, before what is left stays.
-const MORE_TRIES: u32 = 10;
+pub(super) const MORE_TRIES: u32 = 10;
 /// How long to wait before the second try; twice as long before each other one.
 const PAUSE: Duration = Duration::from_secs(1);
 /// But no longer than this.
@@ -59,16 +59,18 @@ impl Tasks {
                 true => Ok(()),
                 false => Err(Error::not_found(format!("task {}: not found", task.id))),
             })?;
-            let response: shim::DeleteResponse = match task.delete_process(None).await {
-                Ok(response) => response,
+            let exit = match task.delete_process(None).await {
+                Ok(response) => Exit::of(response.pid, response.exit_status, response.exited_at.as_ref()),
                 // The shim has no such container: a delete that was interrupted got as far as that.
-                Err(error) if error.kind() == Kind::NotFound => shim::DeleteResponse::default(),
+                Err(error) if error.kind() == Kind::NotFound => {
+                    let seen = *task.reported.borrow();
+                    seen.unwrap_or_else(|| Exit::unseen(task.pid()))
+                }
                 // The shim is gone. Cleaning up after it tells how the container ended.
                 Err(error) if error.kind() == Kind::Unavailable => return Ok((task.end().await?, beside.await)),
                 Err(error) => return Err(error),
             };
             failpoint::hit("delete.process");
-            let exit = Exit::of(response.pid, response.exit_status, response.exited_at.as_ref());
             // Where the shim went away meanwhile, it is cleaned up after already.
             let done = if task.leaving.swap(true, Ordering::SeqCst) {
                 task.end().await?;
@@ -128,18 +130,31 @@ impl Tasks {
 
     /// Tells a shim that one of its containers is done with, and removes that one's bundle. The shim leaves unless it
     /// holds others.
-    pub(super) async fn leave(&self, task: &Task) {
+    pub(super) async fn leave(&self, task: &Arc<Task>) {
         task.leaving.store(true, Ordering::SeqCst);
-        let request = shim::ShutdownRequest { id: task.id.to_string(), now: false };
-        let answer: Result<()> = task.shim.call("Shutdown", &request, Patience::Leave).await;
-        if let Err(error) = answer
-            // A shim may leave before it has answered.
-            && error.kind() != Kind::Unavailable
-        {
-            tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "shut down a shim");
+        if !task.shut_down().await {
+            return self.leave_later(task.clone());
         }
         failpoint::hit("delete.shim");
         task.bundle.remove();
+    }
+
+    /// Waits for a shim that does not answer: what it was asked before it may yet do, be it to start the container. Until it
+    /// answers or is gone, the container's name stays taken and its bundle, by which a later daemon finds it, where it is.
+    fn leave_later(&self, task: Arc<Task>) {
+        self.table().insert(task.key(), Slot::Silent(NO_ANSWER));
+        let tasks = self.clone();
+        tokio::spawn(async move {
+            let mut pause = PAUSE;
+            while !task.shut_down().await {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            if let Err(error) = tasks.clean_up_dead(task.instance(), 0, TRIES).await {
+                tracing::error!(namespace = %task.namespace, id = %task.id, %error, "clean up after a slow shim");
+            }
+            tasks.is_clean(&task.key(), &task.bundle).await;
+        });
     }
 
     /// The connection to a shim ended without being asked to: the shim died, or was killed. What it held is killed and
@@ -230,6 +245,20 @@ impl Tasks {
 }
 
 impl Task {
+    /// Asks the shim to leave; `false` where it does not answer.
+    async fn shut_down(&self) -> bool {
+        let request = shim::ShutdownRequest { id: self.id.to_string(), now: false };
+        let answer: Result<()> = self.shim.call("Shutdown", &request, Patience::Leave).await;
+        match answer {
+            // A shim may leave before it has answered.
+            Err(error) if error.kind() != Kind::Unavailable => {
+                tracing::warn!(namespace = %self.namespace, id = %self.id, %error, "shut down a shim");
+                error.kind() != Kind::DeadlineExceeded
+            }
+            _ => true,
+        }
+    }
+
     async fn delete_process(&self, exec: Option<&ExecId>) -> Result<shim::DeleteResponse> {
         let request = shim::DeleteRequest { id: self.id.to_string(), exec_id: exec_field(exec) };
         let response = self.shim.call("Delete", &request, Patience::Change).await;

@@ -110,8 +110,8 @@ pub struct Task {
     /// Keeps its root file system from being collected, whatever becomes of the container's record.
     #[expect(dead_code, reason = "what it does is to be dropped with the task")]
     rootfs: Option<InUse>,
-    /// Set once the shim has published the init process's exit, and with it everything before that.
-    reported: watch::Sender<bool>,
+    /// The init process's exit, once the shim has published it, and with it everything before that.
+    reported: watch::Sender<Option<Exit>>,
     /// Set by whoever ends it, before the shim is asked to leave: who comes second leaves it alone, and its going is not
     /// taken for a failure.
     leaving: AtomicBool,
@@ -261,7 +261,7 @@ impl Task {
     /// Returns once the shim has published the exit of the init process, and with it everything that came before.
     pub async fn exit_reported(&self) {
         let mut reported = self.reported.subscribe();
-        let _ = reported.wait_for(|reported| *reported).await;
+        let _ = reported.wait_for(Option::is_some).await;
     }
 
     /// The directory in which its shim and runtime find it.
@@ -282,7 +282,7 @@ impl Task {
             paused: AtomicBool::new(false),
             restored: AtomicBool::new(false),
             rootfs,
-            reported: watch::Sender::new(false),
+            reported: watch::Sender::new(None),
             leaving: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             deleting: tokio::sync::Mutex::default(),

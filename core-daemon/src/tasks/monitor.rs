@@ -8,7 +8,7 @@ use gantry_proto::containerd::types::Envelope;
 use gantry_proto::namespace::Namespace;
 use prost_types::Any;
 
-use super::Tasks;
+use super::{Exit, Tasks};
 use crate::error::Result;
 use crate::id::ContainerId;
 
@@ -34,7 +34,8 @@ impl Tasks {
             }
         } else if let Ok(exit) = any::unpack::<TaskExit>(event) {
             if let Some(task) = task(&exit.container_id).filter(|_| exit.id == exit.container_id) {
-                task.reported.send_replace(true);
+                let exit = Exit::of(exit.pid, exit.exit_status, exit.exited_at.as_ref());
+                task.reported.send_replace(Some(exit));
             }
         } else if let Ok(paused) = any::unpack::<TaskPaused>(event) {
             if let Some(task) = task(&paused.container_id) {

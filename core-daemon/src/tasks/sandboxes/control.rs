@@ -184,8 +184,11 @@ impl Sandboxes {
             }
             Held::Task => sandbox.delete_task().await,
         };
-        match ended {
+        let ended = match ended {
             Err(error) if error.kind() == Kind::Unavailable => self.clean_up(&sandbox).await,
+            ended => ended,
+        };
+        match ended {
             Err(error) if error.kind() != Kind::NotFound => {
                 sandbox.leaving.store(false, Ordering::SeqCst);
                 return Err(error.context(format!("shut down sandbox {id}")));

@@ -9,6 +9,7 @@ use gantry_proto::containerd::runtime::sandbox::v1 as wire;
 use gantry_proto::containerd::task::v3 as task;
 use tokio::sync::{oneshot, watch};
 
+use super::super::delete::TRIES;
 use super::{CreateSandbox, Held, Key, Sandbox, Sandboxes, Slot};
 use crate::context::Context;
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -105,6 +106,13 @@ impl Sandboxes {
         };
         match sandbox.create_in_shim(request).await {
             Ok(held) => sandbox.held = held,
+            Err(error) if sandbox.shim.is_closed() => {
+                // Else the bundle stays, by which the next daemon finds what the shim left.
+                if self.tasks.clean_up_dead(sandbox.instance(), 0, TRIES).await.is_ok() {
+                    sandbox.bundle.remove();
+                }
+                return Err(error);
+            }
             Err(error) => {
                 self.leave(&sandbox).await;
                 return Err(error);
@@ -116,7 +124,8 @@ impl Sandboxes {
         Ok(sandbox)
     }
 
-    /// Asks the shim of a sandbox that is no more to leave, and removes its bundle.
+    /// Asks the shim of a sandbox that is no more to leave, and removes its bundle. That of a shim which does not answer
+    /// stays: it may yet do what it was asked, and by the bundle the next daemon finds it.
     pub(super) async fn leave(&self, sandbox: &Sandbox) {
         sandbox.leaving.store(true, Ordering::SeqCst);
         let request = task::ShutdownRequest { id: sandbox.id.to_string(), now: false };
@@ -126,6 +135,9 @@ impl Sandboxes {
             && error.kind() != Kind::Unavailable
         {
             tracing::warn!(namespace = %sandbox.namespace, id = %sandbox.id, %error, "shut down a sandbox's shim");
+            if error.kind() == Kind::DeadlineExceeded {
+                return;
+            }
         }
         sandbox.bundle.remove();
     }

@@ -12,7 +12,7 @@ use gantry_proto::namespace::Namespace;
 use tokio::sync::watch;
 
 use super::super::Bundle;
-use super::super::delete::TRIES;
+use super::super::delete::MORE_TRIES;
 use super::control::READY;
 use super::{Held, Key, Sandbox, Sandboxes, Slot};
 use crate::config::Timeouts;
@@ -43,7 +43,7 @@ impl Sandboxes {
         program: PathBuf,
     ) {
         let key = (namespace, id);
-        let mut tries = TRIES;
+        let mut tries = MORE_TRIES;
         if self.restore_once(&key, &bundle, &program, &mut tries).await {
             return;
         }

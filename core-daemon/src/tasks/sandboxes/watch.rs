@@ -21,7 +21,8 @@ impl Sandboxes {
             sandbox.shim.closed().await;
             if !sandbox.leaving.load(Ordering::SeqCst) {
                 tracing::warn!(namespace = %sandbox.namespace, id = %sandbox.id, "sandbox's shim is gone; cleaning up");
-                sandboxes.clean_up(&sandbox).await;
+                // What is not cleaned up now is when the sandbox is shut down.
+                let _ = sandboxes.clean_up(&sandbox).await;
             }
         });
     }
@@ -37,11 +38,15 @@ impl Sandboxes {
         });
     }
 
-    /// Cleans up after a dead shim.
-    pub(super) async fn clean_up(&self, sandbox: &Sandbox) {
+    /// Cleans up after a dead shim, and tells the end whether or not that succeeds.
+    ///
+    /// # Errors
+    /// Then processes, a cgroup or mounts may be left.
+    pub(super) async fn clean_up(&self, sandbox: &Sandbox) -> Result<()> {
         let pid = sandbox.pid.load(Ordering::Relaxed);
-        let exit = self.tasks.clean_up_dead(sandbox.instance(), pid, TRIES).await;
-        self.ended(sandbox, exit.unwrap_or_else(|_| Exit::unseen(pid)));
+        let cleaned = self.tasks.clean_up_dead(sandbox.instance(), pid, TRIES).await;
+        self.ended(sandbox, cleaned.as_ref().map_or_else(|_| Exit::unseen(pid), |exit| *exit));
+        cleaned.map(drop)
     }
 
     /// Notes and announces the end; the first one stands.
