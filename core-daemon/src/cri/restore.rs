@@ -121,20 +121,28 @@ impl Cri {
         for id in left.difference(&pods) {
             tracing::info!(id, "pod that was never whole; removing it");
             let places = self.places(id);
-            places.unmake().and_then(|()| places.remove())?;
+            let removed = places.unmake().and_then(|()| places.remove());
+            warn_left(removed, id);
         }
         let known = |id: &str| self.store().container(id).is_ok_and(|container| container.id().as_str() == id);
         for id in names(&self.containers_dir())?.iter().filter(|id| !known(id)) {
-            self.remove_container_dir(id)?;
+            warn_left(self.remove_container_dir(id), id);
         }
         let snapshotter = self.parts().snapshotters.get("")?;
         for info in snapshotter.list(self.context())?.iter().filter(|info| info.labels.contains_key(OURS)) {
             let of_pod = info.name.split('-').next().is_some_and(|id| id != info.name && pods.contains(id));
             if !of_pod && !known(&info.name) {
-                snapshotter.remove(self.context(), &info.name)?;
+                warn_left(snapshotter.remove(self.context(), &info.name), &info.name);
             }
         }
         Ok(())
+    }
+}
+
+/// What cannot be removed now stays for the next start, and keeps nothing else from being removed.
+fn warn_left(removed: Result<()>, id: &str) {
+    if let Err(error) = removed {
+        tracing::warn!(id, %error, "remove what belongs to no pod or container");
     }
 }
 

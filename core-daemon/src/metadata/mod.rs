@@ -23,7 +23,8 @@ pub mod snapshots;
 mod tx;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use journal::Journal;
 pub use rebuild::{Condition, VERIFY, verify};
@@ -40,10 +41,15 @@ pub struct Db {
     /// Locked while a change is made, so that changes are in it in their order.
     journal: Arc<Mutex<Journal>>,
     path: Arc<PathBuf>,
+    /// When setting space aside was tried last, where there is none.
+    lacks_reserve: Arc<Mutex<Option<Instant>>>,
 }
 
-/// Kept beside the database, and given up when the disk is full: what frees space must be recorded too.
+/// Kept beside the database, and given up when the disk is full: what frees space must be recorded too. Once there is space
+/// again, it is set aside again.
 const RESERVE: u64 = 4 << 20;
+/// How long it takes until that is tried again.
+const RESERVE_AGAIN: Duration = Duration::from_secs(30);
 
 impl Db {
     /// Opens the database at `path`, making it where there is none.
@@ -64,7 +70,7 @@ impl Db {
         private(path).doing(doing)?;
         let inner = redb::Database::create(path).map_err(failed).doing(doing)?;
         let (inner, journal) = (Arc::new(RwLock::new(Some(inner))), Arc::new(Mutex::new(Journal::new(path))));
-        let db = Self { inner, journal, path: Arc::new(path.to_owned()) };
+        let db = Self { inner, journal, path: Arc::new(path.to_owned()), lacks_reserve: Arc::default() };
         db.prepare().doing(|| format!("open {}", path.display()))?;
         db.make_reserve();
         if let Some(database) = db.inner.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
@@ -128,10 +134,10 @@ impl Db {
 
     fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
         let result = self.try_change(durability, f);
-        if let Err(error) = &result
-            && matches!(error.kind(), Kind::ResourceExhausted | Kind::Aborted)
-        {
-            self.recover();
+        match &result {
+            Err(error) if matches!(error.kind(), Kind::ResourceExhausted | Kind::Aborted) => self.recover(),
+            Ok(_) => self.renew_reserve(),
+            Err(_) => {}
         }
         result
     }
@@ -151,14 +157,36 @@ impl Db {
         Ok(value)
     }
 
-    /// Reads every page, with nobody else at it, and says whether all were right; what was not is put right from what is.
+    /// Reads every page and says whether all were right; what was not is put right from what is. That is done with nobody
+    /// else at it, so first a copy is looked at, beside which the daemon works on.
     ///
     /// # Errors
     /// `DataLoss` where it cannot be put right.
     pub fn verify(&self) -> Result<bool> {
+        if self.copy_is_right() {
+            return Ok(true);
+        }
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let database = inner.as_mut().ok_or_else(closed)?;
         database.check_integrity().map_err(failed).doing(|| format!("verify {}", self.path.display()))
+    }
+
+    /// Whether a copy of the file is right. One that cannot be made is not.
+    fn copy_is_right(&self) -> bool {
+        let check = || -> Result<bool> {
+            let mut copy = tempfile::tempfile_in(self.path.parent().unwrap_or(Path::new(".")))?;
+            {
+                // Nothing is written meanwhile.
+                let _journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+                std::io::copy(&mut std::fs::File::open(self.path.as_path())?, &mut copy)?;
+            }
+            let mut database = redb::Database::builder().create_file(copy).map_err(failed)?;
+            database.check_integrity().map_err(failed)
+        };
+        check().unwrap_or_else(|error| {
+            tracing::warn!(%error, "verify a copy of the metadata");
+            false
+        })
     }
 
     fn reserve(&self) -> PathBuf {
@@ -174,14 +202,30 @@ impl Db {
         };
         if let Err(error) = make() {
             tracing::warn!(%error, "no space can be set aside for the metadata");
-            drop(std::fs::remove_file(self.reserve()));
+            self.give_up_reserve();
         }
+    }
+
+    fn give_up_reserve(&self) {
+        drop(std::fs::remove_file(self.reserve()));
+        *self.lacks_reserve() = Some(Instant::now());
+    }
+
+    /// Sets space aside again, some time after it was given up.
+    fn renew_reserve(&self) {
+        if self.lacks_reserve().take_if(|tried| tried.elapsed() >= RESERVE_AGAIN).is_some() {
+            self.make_reserve();
+        }
+    }
+
+    fn lacks_reserve(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.lacks_reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After a failed write: gives up what was set aside, and opens the file again, which refuses to go on otherwise.
     /// What was committed is as it was.
     fn recover(&self) {
-        drop(std::fs::remove_file(self.reserve()));
+        self.give_up_reserve();
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         // The old one must let go of its lock on the file first.
         drop(inner.take());

@@ -85,7 +85,11 @@ impl Mounts {
         let mounts = Self(Arc::new(Manager { directory, roots, boot, turn: Mutex::new(()) }));
         for (_, dir) in mounts.0.directories()? {
             if mounts.0.read(&dir).is_none() {
-                mounts.0.undo(&dir)?;
+                // What cannot be taken down, such as a mount of a server that is gone, must not keep the daemon from
+                // starting. It is tried again before the name is used again.
+                if let Err(error) = mounts.0.undo(&dir) {
+                    tracing::warn!(path = %dir.display(), %error, "undo mounts of an earlier daemon");
+                }
             }
         }
         Ok(mounts)

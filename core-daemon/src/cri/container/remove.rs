@@ -46,6 +46,7 @@ impl Cri {
         let _ = std::fs::remove_file(self.attach_socket(id));
         failpoint::hit("cri.removed.files");
         self.store().remove_container(container)?;
+        self.stats().forget(id);
         self.parts().gc.changed();
         Ok(())
     }

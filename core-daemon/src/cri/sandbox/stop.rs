@@ -94,6 +94,7 @@ impl Cri {
         failpoint::hit("cri.removed");
         let (cri, gone) = (self.clone(), sandbox.clone());
         blocking(move || cri.store().remove_sandbox(&gone)).await.doing(doing)?;
+        self.stats().forget(sandbox.id().as_str());
         self.announce_pod(sandbox, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }

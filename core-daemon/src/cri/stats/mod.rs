@@ -229,6 +229,13 @@ impl Stats {
         }
     }
 
+    /// Lets go of what is remembered of a container or a sandbox that is removed.
+    pub(super) fn forget(&self, id: &str) {
+        self.cgroups.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.rates.keep(|known| known != id);
+        self.space.keep(|known| known != id);
+    }
+
     fn forget_all_but(&self, containers: &[Arc<Container>], sandboxes: &[Arc<Sandbox>]) {
         let ids = containers.iter().map(|it| it.id().as_str()).chain(sandboxes.iter().map(|it| it.id().as_str()));
         let ids: std::collections::HashSet<&str> = ids.collect();
