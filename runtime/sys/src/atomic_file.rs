@@ -14,7 +14,8 @@ use crate::error::{Error, Result};
 /// Writes `content` to `path` with permissions `mode`, replacing what is there.
 ///
 /// # Errors
-/// When a step fails; the file is then as it was, and nothing is left beside it.
+/// When a step fails; nothing is left beside the file then, and it is as it was, or, where only the last step failed,
+/// new and perhaps not on the disk yet.
 pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     replace(path, content, mode, true)
 }

@@ -103,7 +103,8 @@ pub fn load_device_program(program: &[Instruction]) -> Result<OwnedFd> {
     owned(doing, fd)
 }
 
-/// The device programs attached to the cgroup itself.
+/// The device programs attached to the cgroup itself, as far as the caller may open them: a security module keeps those of
+/// others (systemd's) to their owners, and they go on allowing or denying beside ours.
 ///
 /// # Errors
 /// When the caller may not ask.
@@ -111,19 +112,26 @@ pub fn attached_device_programs(cgroup: impl AsFd) -> Result<Vec<OwnedFd>> {
     let doing = "query the device programs";
     let target = descriptor(&cgroup);
     let mut ids = [0_u32; 64];
-    let mut attr =
-        Query { target, attach_type: ATTACH_CGROUP_DEVICE, ids: address(&ids), count: 64, ..Query::default() };
+    let mut attr = Query {
+        target,
+        attach_type: ATTACH_CGROUP_DEVICE,
+        ids: ids.as_mut_ptr() as usize as u64,
+        count: 64,
+        ..Query::default()
+    };
     bpf(doing, PROG_QUERY, &mut attr)?;
     let count = usize::try_from(attr.count).unwrap_or(0).min(ids.len());
-    ids[..count]
-        .iter_mut()
-        .map(|id| {
-            // struct { prog_id, next_id, open_flags }
-            let mut by_id = [*id, 0, 0];
-            let fd = bpf("open a device program", PROG_GET_FD_BY_ID, &mut by_id)?;
-            owned("open a device program", fd)
-        })
-        .collect()
+    let mut programs = Vec::with_capacity(count);
+    for id in &ids[..count] {
+        // struct { prog_id, next_id, open_flags }
+        let mut by_id = [*id, 0, 0];
+        match bpf("open a device program", PROG_GET_FD_BY_ID, &mut by_id) {
+            Ok(fd) => programs.push(owned("open a device program", fd)?),
+            Err(error) if error.is(&[libc::EPERM, libc::EACCES]) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(programs)
 }
 
 /// Makes `program` the device program of `cgroup`, in the place of all that were there.

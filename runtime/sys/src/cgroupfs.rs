@@ -3,6 +3,8 @@
 //! A [`CgroupDir`] is opened once, checked to lie on a cgroup file system, and everything else goes through its
 //! descriptor: a directory swapped or over-mounted later cannot redirect a write.
 
+mod tree;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -158,17 +160,15 @@ impl CgroupDir {
     /// When it cannot be opened or read.
     pub fn read(&self, file: &str) -> Result<String> {
         let fd = self.open_to_read(file)?;
-        let mut text = Vec::new();
-        let mut chunk = [0_u8; 4096];
-        loop {
-            match nix::unistd::read(&fd, &mut chunk) {
-                Ok(0) => break,
-                Ok(got) => text.extend_from_slice(&chunk[..got]),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(failed("read", self.path.join(file), errno)),
-            }
-        }
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        read_whole(&fd).map_err(|errno| failed("read", self.path.join(file), errno))
+    }
+
+    /// Opens a file that announces its changes.
+    ///
+    /// # Errors
+    /// When the file is not there or may not be read.
+    pub fn watch(&self, file: &str) -> Result<Watched> {
+        Ok(Watched { fd: self.open_to_read(file)?, path: self.path.join(file) })
     }
 
     /// As [`Self::read`], but `None` for a file that is not there: many are optional.
@@ -221,17 +221,6 @@ impl CgroupDir {
         }
     }
 
-    /// Opens the cgroup `name` directly below, making it when it is not there.
-    ///
-    /// # Errors
-    /// When it cannot be made or opened.
-    pub fn make_child(&self, name: &OsStr) -> Result<Self> {
-        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(Errno::EEXIST) => self.child(name),
-            Err(errno) => Err(failed("mkdir", self.path.join(name), errno)),
-        }
-    }
-
     /// Removes the empty cgroup `name` directly below; one that is already gone is fine.
     ///
     /// # Errors
@@ -281,6 +270,44 @@ impl AsRawFd for CgroupDir {
     fn as_raw_fd(&self) -> i32 {
         self.fd.as_raw_fd()
     }
+}
+
+/// An open file of a cgroup that announces its changes: a poll for `POLLPRI` wakes when there was one since the last
+/// [`Self::read`]. Only a read through the polled descriptor takes the announcement back.
+#[derive(Debug)]
+pub struct Watched {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Watched {
+    /// The whole of the file, as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read, as when its cgroup is gone.
+    pub fn read(&self) -> Result<String> {
+        read_whole(&self.fd).map_err(|errno| failed("read", &self.path, errno))
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn read_whole(fd: &OwnedFd) -> nix::Result<String> {
+    let mut text = Vec::new();
+    let mut chunk = [0_u8; 4096];
+    loop {
+        match nix::sys::uio::pread(fd, &mut chunk, i64::try_from(text.len()).unwrap_or(i64::MAX)) {
+            Ok(0) => break,
+            Ok(got) => text.extend_from_slice(&chunk[..got]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 fn require_cgroup(fd: &OwnedFd, path: &Path) -> Result<()> {
@@ -368,6 +395,32 @@ mod tests {
         let io: Vec<_> =
             nested_keyed("8:0 rbytes=1 wbytes=2\n").map(|(key, pairs)| (key, pairs.collect::<Vec<_>>())).collect();
         assert_eq!(io, [("8:0", vec![("rbytes", "1"), ("wbytes", "2")])]);
+    }
+
+    /// A cgroup of the test's own in the v2 hierarchy of this machine; `None` without one or without root.
+    pub(super) fn own_cgroup(name: &str) -> Option<CgroupDir> {
+        let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let mount = mounts.into_iter().find(|mount| version_at(mount) == Some(Version::V2))?;
+        nix::unistd::geteuid().is_root().then_some(())?;
+        let path = mount.join(format!("rung-sys-{name}-{}", std::process::id()));
+        Some(CgroupDir::create(mount, &path).ok()?.0)
+    }
+
+    #[test]
+    fn what_was_read_is_announced_no_more() {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let Some(dir) = own_cgroup("watch") else { return };
+        let events = dir.watch("cgroup.events").unwrap();
+        let woken = |limit: u16| {
+            poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], PollTimeout::from(limit)).unwrap() > 0
+        };
+        assert!(events.read().unwrap().contains("frozen 0"));
+        assert!(!woken(20));
+        dir.write("cgroup.freeze", "1").unwrap();
+        assert!(woken(10_000));
+        assert!(events.read().unwrap().contains("frozen 1"));
+        assert!(!woken(20));
+        remove(dir.path()).unwrap();
     }
 
     #[test]

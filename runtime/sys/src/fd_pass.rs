@@ -1,6 +1,6 @@
 //! Messages with descriptors over a unix socket.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -8,8 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
-    socket, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket, socketpair,
 };
 
 use crate::error::{Error, Result};
@@ -63,30 +62,59 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 /// Receives one message of at most `buffer.len()` bytes; zero bytes mean that the other side is gone.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
     let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let (length, truncated, fds) = loop {
-        let mut slices = [IoSliceMut::new(buffer)];
-        match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(errno) => return Err(Error::new("recvmsg", socket.as_raw_fd().to_string(), errno as i32)),
-            Ok(message) => {
-                let mut fds = Vec::new();
-                let list = message.cmsgs().map_err(|errno| Error::new("recvmsg", "control message", errno as i32))?;
-                for entry in list {
-                    if let ControlMessageOwned::ScmRights(raw) = entry {
-                        // SAFETY: the kernel just installed these descriptors for this message; nobody else owns them.
-                        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                }
-                let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-                break (message.bytes, truncated, fds);
-            }
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: `msghdr` is plain data, for which all zeroes is a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut slice;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.capacity() as _;
+    let length = loop {
+        // SAFETY: the header describes `buffer` and the whole of `control`, which outlive the call.
+        let returned = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        match usize::try_from(returned) {
+            Ok(length) => break length,
+            Err(_) => match nix::errno::Errno::last() {
+                nix::errno::Errno::EINTR => {}
+                errno => return Err(Error::new("recvmsg", socket.as_raw_fd().to_string(), errno as i32)),
+            },
         }
     };
-    if truncated {
-        return Err(Error::new("recvmsg", format!("a message over {} bytes", buffer.len()), libc::EMSGSIZE));
+    // Owned before anything is judged: a message that is refused must not leave its descriptors open.
+    // SAFETY: the kernel has just filled the header and what it describes.
+    let fds = unsafe { take_descriptors(&message) };
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        let text = format!("a message over {} bytes or {MAX_FDS} descriptors", buffer.len());
+        return Err(Error::new("recvmsg", text, libc::EMSGSIZE));
     }
     Ok((length, fds))
+}
+
+/// The descriptors that came with a message.
+///
+/// # Safety
+/// recvmsg(2) has filled `message`, its control buffer is still there, and nobody else takes the descriptors.
+unsafe fn take_descriptors(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the macros stay within the control buffer, whose filled length the kernel has written.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: a header that is not null lies whole within the buffer.
+        let entry = unsafe { header.read_unaligned() };
+        if (entry.cmsg_level, entry.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: as above; its data are the descriptors, as many as its length says.
+            let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            // SAFETY: arithmetic on a number.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            let length: usize = entry.cmsg_len as _;
+            let count = length.saturating_sub(empty) / size_of::<RawFd>();
+            // SAFETY: the kernel has just installed these descriptors for this message; nobody else owns them.
+            fds.extend((0..count).map(|index| unsafe { OwnedFd::from_raw_fd(data.add(index).read_unaligned()) }));
+        }
+        // SAFETY: as for the first.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    fds
 }
 
 #[cfg(test)]
@@ -129,5 +157,17 @@ mod tests {
         let (left, right) = message_pair().expect("pair");
         send(left.as_fd(), b"too long", &[]).expect("send");
         assert_eq!(receive(right.as_fd(), &mut [0; 3]).expect_err("truncated").errno(), libc::EMSGSIZE);
+    }
+
+    #[test]
+    fn descriptors_that_do_not_fit_are_closed() {
+        let (left, right) = message_pair().expect("pair");
+        let (reader, writer) = io::pipe().expect("pipe");
+        send(left.as_fd(), b"x", &[writer.as_fd(); MAX_FDS + 4]).expect("send");
+        drop(writer);
+        assert_eq!(receive(right.as_fd(), &mut [0; 3]).expect_err("truncated").errno(), libc::EMSGSIZE);
+        // Nobody holds the other end any more.
+        let woken = crate::poll::wait(&[(reader.as_fd(), crate::poll::Interest::Hangup)], Some(Duration::ZERO));
+        assert_eq!(woken.expect("poll").len(), 1);
     }
 }

@@ -61,13 +61,20 @@ pub fn empty_namespace(uids: &[Range], gids: &[Range]) -> Result<OwnedFd> {
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // Without an exit signal the child is invisible to whoever waits for this process's other children.
     args.flags = Namespace::User.flag();
+    let maker = std::process::id().cast_signed();
     // SAFETY: CLONE_VM is not set, so the child has its own memory; until it ends it only makes the two calls below,
     // which touch no memory that another thread of this process may have left locked or half-written.
     let returned = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     let pid = pid_of(check(returned, "clone3", || "CLONE_NEWUSER".into())?);
     if returned == 0 {
-        // SAFETY: both take numbers only; the first makes the child end with its maker, whatever happens to that.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // SAFETY: all take numbers only; the first makes the child end with its maker, whatever happens to that. A maker
+        // that ended before it is no parent any more.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != maker {
+                libc::_exit(0);
+            }
+        }
         loop {
             // SAFETY: pause takes nothing.
             unsafe { libc::pause() };

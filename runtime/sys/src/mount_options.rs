@@ -134,6 +134,37 @@ const WORDS: &[(&str, Word)] = &[
     ("unbindable", Word::Propagate(Propagation::Unbindable, false)),
 ];
 
+impl MountOptions {
+    /// Attributes of a mount and the flags of its file system as mount(2) takes them, and what it takes as words.
+    pub fn to_flags(&self, attributes: u64) -> (u64, Vec<&'static str>) {
+        const PAIRS: &[(u64, u64)] = &[
+            (RDONLY, libc::MS_RDONLY),
+            (NOSUID, libc::MS_NOSUID),
+            (NODEV, libc::MS_NODEV),
+            (NOEXEC, libc::MS_NOEXEC),
+            (NOATIME, libc::MS_NOATIME),
+            (STRICTATIME, libc::MS_STRICTATIME),
+            (NODIRATIME, libc::MS_NODIRATIME),
+            (NOSYMFOLLOW, 256),
+        ];
+        let given = PAIRS.iter().filter(|(attribute, _)| attributes & attribute != 0);
+        let mut flags = given.fold(0, |flags, (_, flag)| flags | flag);
+        let mut words = Vec::new();
+        for word in &self.superblock {
+            match *word {
+                "sync" => flags |= libc::MS_SYNCHRONOUS,
+                "dirsync" => flags |= libc::MS_DIRSYNC,
+                "mand" => flags |= libc::MS_MANDLOCK,
+                "lazytime" => flags |= libc::MS_LAZYTIME,
+                "silent" => flags |= libc::MS_SILENT,
+                "iversion" => flags |= libc::MS_I_VERSION,
+                other => words.push(other),
+            }
+        }
+        (flags, words)
+    }
+}
+
 /// Every word with a meaning of its own, in alphabetical order.
 pub fn known_words() -> impl Iterator<Item = &'static str> {
     WORDS.iter().map(|(word, _)| *word)

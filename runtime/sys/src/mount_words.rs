@@ -13,6 +13,9 @@ use crate::loop_device;
 use crate::mount::{self, Change, FileSystem, attribute};
 use crate::mount_options::MountOptions;
 
+/// mount(2) takes one page of options, less one byte.
+const MAX_DATA: usize = 4095;
+
 /// Makes the mount that `kind`, `source` and `options` describe. The attributes of the mount itself are set, propagation is
 /// the caller's, because only an attached mount has any.
 pub fn make(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd> {
@@ -20,9 +23,27 @@ pub fn make(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd>
     if is_bind(kind, options) {
         return bind(kind, source, options, ids.as_ref());
     }
+    let translated = ids.is_some();
+    match by_words(kind, source, options, ids, &words) {
+        // Kernels before 6.7 know no `lowerdir+`, and those before 6.5 no overlay by words at all.
+        Err(newer) if kind == "overlay" && !translated && newer.is(&[libc::EINVAL, libc::EOPNOTSUPP]) => {
+            // Where that fails too, the newer call's error is the better one.
+            by_string(kind, source, options).map_err(|_| newer)
+        }
+        other => other,
+    }
+}
+
+fn by_words(
+    kind: &str,
+    source: &str,
+    options: &MountOptions,
+    ids: Option<OwnedFd>,
+    words: &[String],
+) -> Result<OwnedFd> {
     if kind != "overlay" {
         // The kernel says itself where it wants a device.
-        let words: Vec<String> = words.into_iter().filter(|word| word != "loop").collect();
+        let words: Vec<String> = words.iter().filter(|word| *word != "loop").cloned().collect();
         let tree = match file_system(kind, source, options, &words, |_| Ok(())) {
             Err(error) if error.is(&[libc::ENOTBLK]) => on_devices(kind, source, options, &words)?,
             other => other?,
@@ -86,6 +107,19 @@ fn on_devices(kind: &str, source: &str, options: &MountOptions, words: &[String]
     file_system(kind, &first.path.to_string_lossy(), options, &given, |_| Ok(()))
 }
 
+/// The same by mount(2), which mounts at a place only: at one of its own, from where it is taken.
+fn by_string(kind: &str, source: &str, options: &MountOptions) -> Result<OwnedFd> {
+    let (flags, others) = options.to_flags(options.set);
+    let data = options.data.iter().map(String::as_str).chain(others).collect::<Vec<_>>().join(",");
+    if data.len() > MAX_DATA {
+        return Err(Error::new("mount", format!("{} bytes of options", data.len()), libc::E2BIG));
+    }
+    let mut place = Places::new()?;
+    let path = place.add()?;
+    mount::mount(Some(Path::new(source)), &path, Some(kind), flags, Some(&data))?;
+    mount::open_tree_at_path(&path, false)
+}
+
 /// Whether the words ask for a bind mount.
 pub fn is_bind(kind: &str, options: &MountOptions) -> bool {
     options.bind || matches!(kind, "bind" | "rbind")
@@ -119,8 +153,14 @@ fn bind(kind: &str, source: &str, options: &MountOptions, ids: Option<&OwnedFd>)
         translate(tree.as_fd(), recursive, ids)?;
     }
     if options.changes_attributes() {
+        // Of the mount alone, as mount(8) has it: what is below may be locked, or read-only for its own reasons. The words
+        // with an `r` before them are for all of it.
         let change = Change { set: options.set, clear: options.clear, ..Change::default() };
-        mount::set_attributes(tree.as_fd(), recursive, &change)?;
+        mount::set_attributes(tree.as_fd(), false, &change)?;
+    }
+    if options.changes_recursively() {
+        let change = Change { set: options.set_recursive, clear: options.clear_recursive, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), true, &change)?;
     }
     Ok(tree)
 }
@@ -183,24 +223,32 @@ fn translate(tree: BorrowedFd<'_>, recursive: bool, ids: &OwnedFd) -> Result<()>
     mount::set_attributes(tree, recursive, &change)
 }
 
-/// Where layers are attached while an overlay is made of them, for kernels that know layers only by path.
+/// Where something is mounted for a moment, for kernels that know it only by path.
 struct Places {
     dir: PathBuf,
     paths: Vec<PathBuf>,
 }
 
 impl Places {
-    fn attach(layers: &[OwnedFd]) -> Result<Self> {
+    fn new() -> Result<Self> {
         let template = std::env::temp_dir().join("layers-XXXXXX");
-        let failed = |path: &Path, errno: nix::errno::Errno| Error::new("mkdir", format!("{path:?}"), errno as i32);
-        let dir = nix::unistd::mkdtemp(&template).map_err(|errno| failed(&template, errno))?;
-        let mut places = Self { dir, paths: Vec::new() };
-        for (number, layer) in layers.iter().enumerate() {
-            let path = places.dir.join(number.to_string());
-            std::fs::create_dir(&path).map_err(|error| Error::from_io("mkdir", format!("{path:?}"), &error))?;
+        let failed = |errno: nix::errno::Errno| Error::new("mkdir", format!("{template:?}"), errno as i32);
+        Ok(Self { dir: nix::unistd::mkdtemp(&template).map_err(failed)?, paths: Vec::new() })
+    }
+
+    fn add(&mut self) -> Result<PathBuf> {
+        let path = self.dir.join(self.paths.len().to_string());
+        std::fs::create_dir(&path).map_err(|error| Error::from_io("mkdir", format!("{path:?}"), &error))?;
+        self.paths.push(path.clone());
+        Ok(path)
+    }
+
+    fn attach(layers: &[OwnedFd]) -> Result<Self> {
+        let mut places = Self::new()?;
+        for layer in layers {
+            let path = places.add()?;
             let target =
                 std::fs::File::open(&path).map_err(|error| Error::from_io("open", format!("{path:?}"), &error))?;
-            places.paths.push(path);
             mount::attach(layer.as_fd(), target.as_fd())?;
         }
         Ok(places)
@@ -239,5 +287,44 @@ mod tests {
     fn half_an_id_map_is_refused() {
         let options = MountOptions::parse(["uidmap=0:1:1"]);
         assert!(make("bind", "/", &options).is_err());
+    }
+
+    #[test]
+    fn an_overlay_is_made_by_the_older_call_too() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for layer in ["a", "b"] {
+            std::fs::create_dir(dir.path().join(layer)).unwrap();
+            std::fs::write(dir.path().join(layer).join(layer), "").unwrap();
+        }
+        let lower = format!("lowerdir={0}/a:{0}/b", dir.path().display());
+        let options = MountOptions::parse([lower.as_str(), "ro", "nodev"]);
+        let tree = by_string("overlay", "overlay", &options).unwrap();
+        let mut names = crate::beneath::entries(tree.as_fd()).unwrap();
+        names.sort();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(mount::attributes(tree.as_fd()).unwrap() & attribute::NODEV, attribute::NODEV);
+    }
+
+    #[test]
+    fn words_without_r_are_for_the_mount_alone() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let tmpfs = make("tmpfs", "tmpfs", &MountOptions::default()).unwrap();
+        mount::attach(tmpfs.as_fd(), std::fs::File::open(&inner).unwrap().as_fd()).unwrap();
+        let read_only = |words: &[&str]| {
+            let tree = make("bind", &dir.path().to_string_lossy(), &MountOptions::parse(words)).unwrap();
+            let below = mount::open_tree(tree.as_fd(), Path::new("inner"), false).unwrap();
+            [&tree, &below].map(|one| mount::attributes(one.as_fd()).unwrap() & attribute::RDONLY != 0)
+        };
+        let found = [read_only(&["rbind", "ro"]), read_only(&["rbind", "rro"])];
+        mount::detach(&inner).unwrap();
+        assert_eq!(found, [[true, false], [true, true]]);
     }
 }

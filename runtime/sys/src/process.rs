@@ -153,11 +153,6 @@ pub fn set_no_new_privileges() -> Result<()> {
     prctl("PR_SET_NO_NEW_PRIVS", libc::PR_SET_NO_NEW_PRIVS, 1).map(drop)
 }
 
-/// Whether capabilities survive a change of user ids.
-pub fn set_keep_capabilities(on: bool) -> Result<()> {
-    prctl("PR_SET_KEEPCAPS", libc::PR_SET_KEEPCAPS, u64::from(on)).map(drop)
-}
-
 /// Names this process as `ps` shows it; at most 15 bytes are kept.
 pub fn set_name(name: &str) -> Result<()> {
     let name = CString::new(name).map_err(|_| Error::new("prctl", "PR_SET_NAME", libc::EINVAL))?;

@@ -1,7 +1,9 @@
 //! Starting a program with descriptors at chosen numbers, which the standard library cannot.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use nix::fcntl::OFlag;
 
@@ -9,6 +11,20 @@ use crate::error::{Error, Result, check};
 use crate::pidfd::owned;
 use crate::process::{self, CStringArray, CloneRequest, Forked, Pid};
 use crate::signal;
+
+/// Has `command` start its program as a new one expects to be started: no signal is blocked or ignored, and no descriptor
+/// is open but the standard three, whatever the caller's caller had left open or the caller waits for.
+pub fn cleanly(command: &mut Command) -> &mut Command {
+    let prepare = || {
+        // A system call filter that is in force may forbid either, which is no reason not to start.
+        let _ = process::close_on_exec_from(3);
+        let _ = signal::reset_all();
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls only. Where one fails, it asks for memory for the error's text:
+    // that is under a filter, in a process of one thread, whose memory nobody else had locked.
+    unsafe { command.pre_exec(prepare) }
+}
 
 /// A program to start.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +39,8 @@ pub struct Program<'a> {
     pub no_new_privileges: bool,
 }
 
-/// Starts a program with exactly the descriptors of `places` (source, number in the program). Numbers that are not named
-/// are closed. The caller must be single-threaded.
+/// Starts a program with the descriptors of `places` (source, number in the program). What is not named is closed from the
+/// highest of these numbers on; below it, the caller names all. The caller must be single-threaded.
 pub fn spawn(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)]) -> Result<Pid> {
     let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::new("pipe2", "", errno as i32))?;
     match process::clone(&CloneRequest::default())? {
