@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
-use integration_tests::{Bundle, Env, Result, Test, tests};
+use integration_tests::{Bundle, Env, Result, Test, tests, wait};
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -18,6 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     keys_are_read_in_any_case [Root],
     a_writable_view_shows_nothing_of_the_runtimes [Root, CgroupV1],
     an_idle_container_has_no_weight [Root, CgroupV2],
+    events_are_waited_for_asleep [Root, CgroupV2],
     systemd_is_not_told_what_it_cannot_change [Root, CgroupV2, Systemd],
     occupied_cgroup_is_refused [Root],
     refused_limit_leaves_nothing [Root],
@@ -272,11 +275,33 @@ fn refused_limit_leaves_nothing(env: &Env) -> Result<()> {
 fn cgroups_below_are_removed_too(env: &Env) -> Result<()> {
     let sleeper = Sleeper::start(env, "nested", json!({}))?;
     let own = directory(env, "nested", "pids");
-    fs::create_dir_all(own.join("a/b"))?;
+    // As a container with a writable view may: deeper than anybody needs.
+    fs::create_dir_all(own.join(["d"; 60].join("/")))?;
     env.run_rung(&["delete", "--force", &sleeper.id])?.ok()?;
     assert!(!own.exists());
     // Twice is as good as once.
     env.run_rung(&["delete", "--force", &sleeper.id])?.ok()?;
+    Ok(())
+}
+
+/// A watch that is told of the same change again and again never sleeps.
+fn events_are_waited_for_asleep(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "events", json!({"memory": {"limit": 50_331_648}}))?;
+    let mut events = env.rung(&["events", "--interval", "1h", &sleeper.id])?.stdout(Stdio::null()).spawn()?;
+    let state = || -> Option<String> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", events.id())).ok()?;
+        Some(stat.rsplit_once(')')?.1.trim_start().chars().take(1).collect())
+    };
+    let ready = wait::until("the watch", || state().filter(|state| state == "S"));
+    let looks = (0..20).map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        state()
+    });
+    let asleep = looks.filter(|state| state.as_deref() == Some("S")).count();
+    events.kill()?;
+    events.wait()?;
+    ready?;
+    assert!(asleep > 15, "asleep {asleep} times of 20");
     Ok(())
 }
 
@@ -369,7 +394,7 @@ fn statistics_are_in_the_known_form(env: &Env) -> Result<()> {
     assert!(data["cpu"]["usage"]["total"].as_u64() > Some(0), "{data}");
     assert_eq!(data["network_interfaces"], serde_json::Value::Null);
     env.run_rung(&["kill", &sleeper.id, "KILL"])?.ok()?;
-    integration_tests::wait::until("the container to stop", || {
+    wait::until("the container to stop", || {
         let state = env.run_rung(&["state", &sleeper.id]).ok()?;
         state.stdout.contains("\"stopped\"").then_some(())
     })?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Bundle, Env, Result, Test, tests};
+use integration_tests::{Bundle, Env, Pty, Result, Test, tests};
 use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = tests![
     exec_has_its_own_exit_code[Root],
     exec_works_in_a_user_namespace_that_the_container_shares[Root],
     hooks_see_the_states_of_the_specification[Root],
+    a_talkative_program_on_a_terminal_is_heard_and_ends[Root],
+    a_pid_file_is_written_whatever_lies_beside_it[Root],
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_lost_record_does_not_hide_what_runs[Root],
     a_failed_start_spares_the_cgroup_of_another[Root],
@@ -144,6 +146,37 @@ fn exec_works_in_a_user_namespace_that_the_container_shares(env: &Env) -> Result
         bundle.write()?
     );
     env.run("unshare", &["--user", "--map-root-user", "--mount", "sh", "-c", &script])?.exits(7)?;
+    Ok(())
+}
+
+/// It writes faster than its output is taken, for ever: what is typed and who ends must not wait for that.
+fn a_talkative_program_on_a_terminal_is_heard_and_ends(env: &Env) -> Result<()> {
+    let id = env.id("loud");
+    let bundle = Bundle::new(env, "loud", &["sleep", "600"])?;
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let talk = |script: &str, keys: &str| -> Result<Option<i32>> {
+        let mut terminal = Pty::start(&env.rung(&["exec", "--tty", &id, "sh", "-c", script])?)?;
+        terminal.expect("yy")?;
+        terminal.types(keys)?;
+        Ok(terminal.end()?.code())
+    };
+    let interrupted = talk("exec yes yy", "\x03");
+    // Who goes on holds the terminal after the end of the program.
+    let ended = talk("trap '' HUP; yes yy & sleep 1; exit 3", "");
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    assert_eq!((interrupted?, ended?), (Some(130), Some(3)));
+    Ok(())
+}
+
+/// A run that was killed may have left what it wrote first.
+fn a_pid_file_is_written_whatever_lies_beside_it(env: &Env) -> Result<()> {
+    let (id, file) = (env.id("pid"), env.path("init.pid"));
+    fs::write(env.path(".init.pid"), "")?;
+    let bundle = Bundle::new(env, "pid", &["sleep", "100"])?;
+    let args = ["create", "--pid-file", &*file.to_string_lossy(), "--bundle", bundle.write()?, &id];
+    env.run_rung(&args)?.ok()?;
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(fs::read_to_string(&file)?.parse::<i32>().is_ok());
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_user_namespace_keeps_locked_attributes[Root, Userns],
     hooks_in_the_container_start_in_its_root[Root],
     without_a_mount_namespace_nothing_stays_mounted[Root],
+    a_mount_by_string_is_found_through_a_link[Root],
     a_shared_root_gives_its_mounts_and_takes_none[Root],
 ];
 
@@ -128,6 +129,18 @@ fn a_user_namespace_keeps_locked_attributes(env: &Env) -> Result<()> {
         let refused = attributes(env, source, words, true)?.fails()?;
         ensure!(refused.contains("error mounting") && refused.contains("operation not permitted"), "{refused}");
     }
+    Ok(())
+}
+
+/// A file system that takes its options as one string, with a word that is for the mount.
+fn a_mount_by_string_is_found_through_a_link(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "linked", &["grep", "-o", "/real/place .* - ramfs", "/proc/self/mountinfo"])?;
+    fs::create_dir_all(bundle.rootfs().join("real/place"))?;
+    std::os::unix::fs::symlink("real/place", bundle.rootfs().join("link"))?;
+    let options = ["nodev", "shared"];
+    bundle.push("/mounts", json!({"destination": "/link", "type": "ramfs", "source": "ramfs", "options": options}));
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("linked")])?.ok()?;
+    ensure!(ran.text().contains("nodev") && ran.text().contains("shared:"), "{}", ran.text());
     Ok(())
 }
 

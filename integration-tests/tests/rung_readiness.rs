@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_detached_run_waits_until_the_program_is_ready[Root],
     a_created_container_is_listened_to_by_start[Root],
     in_the_foreground_the_runtime_is_watched[Root],
+    a_manager_that_is_gone_costs_the_container[Root],
     a_program_that_ends_unready_is_not_waited_for[Root],
     descriptors_of_a_service_manager_are_passed[Root],
 ];
@@ -127,6 +128,27 @@ fn in_the_foreground_the_runtime_is_watched(env: &Env) -> Result<()> {
         ensure!(is_running(&mut run)?);
         env.run_rung(&["kill", &id, "KILL"])?.ok()?;
         ensure!(run.wait()?.code() == Some(137));
+        Ok(())
+    }();
+    drop((run.kill(), run.wait()));
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    outcome
+}
+
+/// Nobody would look after it.
+fn a_manager_that_is_gone_costs_the_container(env: &Env) -> Result<()> {
+    let id = env.id("orphan");
+    let bundle = bundle(env, "orphan")?;
+    let manager = Manager::new(env)?;
+    let mut run = manager.rung(env, &["run", "--bundle", bundle.write()?, &id])?.spawn()?;
+    let outcome = || -> Result<()> {
+        let pid = pid(env, &id)?;
+        drop(manager);
+        std::fs::remove_file(env.path("manager.sock"))?;
+        say(&pid, "READY=1")?;
+        ensure!(run.wait()?.code() == Some(1));
+        ensure!(env.run_rung(&["state", &id])?.fails()?.contains("does not exist"));
+        ensure!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the program runs on");
         Ok(())
     }();
     drop((run.kill(), run.wait()));

@@ -13,6 +13,7 @@ use oci_spec::runtime::Hook;
 use rung_sys::pidfd;
 use rung_sys::poll::{self, Interest};
 use rung_sys::process::{Exit, Pid, Target};
+use rung_sys::spawn;
 use serde::Serialize;
 
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -140,7 +141,7 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>, files: &[Option<
         })
     };
     command.stdin(in_memory(message)?).stdout(to(out, writer)?).stderr(to(err, errors)?);
-    let child = command.spawn().doing(|| format!("start {}", hook.path().display()))?;
+    let child = spawn::cleanly(&mut command).spawn().doing(|| format!("start {}", hook.path().display()))?;
     // The command holds copies of the pipe's writing end, which would keep it open.
     drop(command);
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(-1));
@@ -241,6 +242,18 @@ mod tests {
         // More than a pipe holds, and nobody reads it.
         let error = run_one(&slow, &[b' '; 1 << 20], None, &[None, None]).expect_err("killed");
         assert_eq!(error.kind(), Kind::Timeout);
+    }
+
+    #[test]
+    fn a_hook_starts_cleanly() {
+        // Of its thread, the harness's others are not concerned.
+        nix::sys::signal::SigSet::all().thread_block().expect("block");
+        let null = std::fs::File::open("/dev/null").expect("open");
+        // One that every program would inherit.
+        let inherited = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD(70)).expect("duplicate");
+        let script = "grep -q 'SigBlk:[^1-9a-f]*$' /proc/self/status && ! test -e /proc/self/fd/";
+        let check = hook(&format!(r#"{{"path":"/bin/sh","args":["sh","-c","{script}{inherited}"]}}"#));
+        run_one(&check, b"", None, &[None, None]).expect("nothing blocked, nothing open");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct Resctrl {
     named: bool,
     monitor: Option<String>,
     made: bool,
+    monitored: bool,
 }
 
 impl Resctrl {
@@ -44,12 +45,24 @@ impl Resctrl {
             other => root.join(other.unwrap_or(id)),
         };
         let monitor = (*wanted.enable_monitoring() == Some(true)).then(|| id.to_owned());
-        Ok(Self { directory, schemata: schemata(wanted), named: class.is_some(), monitor, made: false })
+        Ok(Self {
+            directory,
+            schemata: schemata(wanted),
+            named: class.is_some(),
+            monitor,
+            made: false,
+            monitored: false,
+        })
     }
 
     /// Where the group is.
     pub fn path(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether [`Self::enter`] will make it for this container alone: what a record says before that.
+    pub fn will_be_owned(&self) -> bool {
+        !self.named && !self.directory.exists()
     }
 
     /// Makes the group where it does not exist, and puts `pids` in. The answer is whether it is the container's to remove:
@@ -81,10 +94,12 @@ impl Resctrl {
         if std::mem::take(&mut self.made) {
             // The failure that led here is what is reported.
             let _ = std::fs::remove_dir(&self.directory);
+        } else if let Some(id) = self.monitor.as_ref().filter(|_| std::mem::take(&mut self.monitored)) {
+            let _ = std::fs::remove_dir(self.directory.join("mon_groups").join(id));
         }
     }
 
-    fn fill(&self, pids: &[Pid], made: bool) -> Result<()> {
+    fn fill(&mut self, pids: &[Pid], made: bool) -> Result<()> {
         if !made && self.named && !self.schemata.is_empty() {
             self.require_same()?;
         } else if !self.schemata.is_empty() {
@@ -95,7 +110,10 @@ impl Resctrl {
             let group = self.directory.join("mon_groups").join(id);
             match DirBuilder::new().create(&group) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                other => other.doing(|| format!("make {}", group.display()))?,
+                other => {
+                    other.doing(|| format!("make {}", group.display()))?;
+                    self.monitored = true;
+                }
             }
             put(&group, pids)?;
         }

@@ -249,9 +249,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Gives what follows `limit` from now, if it had more.
+    /// Gives what follows `limit` from now, whatever it had before.
     pub(super) fn limit(&mut self, limit: Duration) {
-        self.deadline = self.deadline.min(Instant::now() + limit);
+        self.deadline = Instant::now() + limit;
     }
 
     fn authenticate(&mut self, uid: u32) -> Result<()> {

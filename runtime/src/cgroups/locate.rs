@@ -5,9 +5,11 @@
 //! `/proc/self/cgroup`, each mounted where every distribution mounts it. Only where one is not found there the mount
 //! table is asked.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use rung_sys::beneath::lexical;
 use rung_sys::cgroupfs::{self, Version};
+use rung_sys::procfs::unescape;
 
 use super::error::{Error, Result};
 
@@ -114,7 +116,7 @@ fn cgroup_mounts(table: &str) -> Vec<Mounted> {
         .lines()
         .filter_map(|line| {
             let (before, after) = line.split_once(" - ")?;
-            let at = PathBuf::from(before.split(' ').nth(4)?);
+            let at = unescape(before.split(' ').nth(4)?.as_bytes());
             let mut fields = after.split(' ');
             if fields.next()? != "cgroup" {
                 return None;
@@ -125,26 +127,11 @@ fn cgroup_mounts(table: &str) -> Vec<Mounted> {
         .collect()
 }
 
-/// `path` with `.` and `..` resolved as if it stood at the root: nothing leads out.
-pub(super) fn clean(path: &Path) -> PathBuf {
-    let mut cleaned = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => cleaned.push(name),
-            Component::ParentDir => {
-                cleaned.pop();
-            }
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    cleaned
-}
-
 /// The directory of a container in `hierarchy`, by the rules of runc: an absolute path counts from the mount point, a
 /// relative one from the runtime's own cgroup, or on v2 from the one above, which has no processes of its own.
 pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf> {
     let wanted = cgroups_path.filter(|path| !path.as_os_str().is_empty());
-    let inner = wanted.map_or_else(|| PathBuf::from(id), clean);
+    let inner = wanted.map_or_else(|| PathBuf::from(id), lexical);
     if inner.as_os_str().is_empty() {
         return Err(Error::invalid("linux.cgroupsPath", "the root cgroup cannot be a container's"));
     }
@@ -152,7 +139,7 @@ pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, 
         return Ok(hierarchy.mount.join(inner));
     }
     let own = hierarchy.own.as_path();
-    let base = clean(if hierarchy.is_v2() { own.parent().unwrap_or(Path::new("")) } else { own });
+    let base = lexical(if hierarchy.is_v2() { own.parent().unwrap_or(Path::new("")) } else { own });
     let above = hierarchy.mount.join(&base);
     // In a container without a cgroup namespace the path is the host's, and what is mounted is only a part of it.
     if base.as_os_str().is_empty() || !above.is_dir() {
@@ -164,13 +151,6 @@ pub(super) fn container_dir(hierarchy: &Hierarchy, cgroups_path: Option<&Path>, 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_leads_out() {
-        assert_eq!(clean(Path::new("/../../etc")), Path::new("etc"));
-        assert_eq!(clean(Path::new("a/../../b/./c//d")), Path::new("b/c/d"));
-        assert_eq!(clean(Path::new("/..")), Path::new(""));
-    }
 
     #[test]
     fn an_absolute_path_counts_from_the_mount() {
@@ -197,12 +177,12 @@ mod tests {
     #[test]
     fn mount_table() {
         let table = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw\n\
-                     32 31 0:29 / /cg/both rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
+                     32 31 0:29 / /cg\\040s/both rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
                      41 31 0:38 / /cg/two rw,relatime - cgroup2 cgroup2 rw\n";
         let mut mounts = Some(cgroup_mounts(table));
         let names = |list: &[&str]| list.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
         let at = |list: &[&str], mounts: &mut _| mounted_elsewhere(&names(list), mounts).unwrap();
-        assert_eq!(at(&["cpu", "cpuacct"], &mut mounts), Some(PathBuf::from("/cg/both")));
+        assert_eq!(at(&["cpu", "cpuacct"], &mut mounts), Some(PathBuf::from("/cg s/both")));
         assert_eq!(at(&["pids"], &mut mounts), None);
     }
 }

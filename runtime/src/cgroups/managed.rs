@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxPids, LinuxResources};
+use rung_sys::beneath::lexical;
 use rung_sys::bpf::device::Rule;
 use rung_sys::process::{CloneRequest, Forked, Target, clone, exit_now, set_parent_death_signal, wait};
 
@@ -36,7 +37,7 @@ impl Cgroup {
         let unit = Unit::parse(cgroups_path, id, rootless)?;
         // The cgroups of the system's manager start at the root; where those of a user start, only his manager knows.
         let root = if unit.user { Systemd::connect(true)?.root()? } else { PathBuf::new() };
-        let inner = locate::clean(&root).join(unit.path()?);
+        let inner = lexical(&root).join(unit.path()?);
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             let path = hierarchy.mount.join(&inner);
@@ -132,10 +133,12 @@ struct Placeholder(Pid);
 impl Placeholder {
     fn new() -> Result<Self> {
         let failed = |e: rung_sys::Error| Error::Systemd(format!("make a process to start the scope with: {e}"));
+        let maker = Pid::this();
         match clone(&CloneRequest::default()).map_err(failed)? {
             Forked::Parent { pid, .. } => Ok(Self(pid)),
             Forked::Child => {
-                if set_parent_death_signal(Signal::SIGKILL as i32).is_err() {
+                // A maker that ended before the wish is no parent any more.
+                if set_parent_death_signal(Signal::SIGKILL as i32).is_err() || Pid::parent() != maker {
                     exit_now(1);
                 }
                 loop {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rung_sys::cgroupfs::CgroupDir;
 use rung_sys::xattr;
 
-use super::{Cgroup, Place, Result, locate, processes};
+use super::{Cgroup, Place, Result, locate};
 
 const TRUSTED: &[u8] = b"trusted.rung.container";
 const USER: &[u8] = b"user.rung.container";
@@ -52,7 +52,7 @@ impl Cgroup {
             return Ok(None);
         };
         let mut found = None;
-        processes::walk(&CgroupDir::open(&hierarchy.mount)?, processes::DEPTH, &mut |dir| {
+        CgroupDir::open(&hierarchy.mount)?.walk(&mut |dir| {
             for name in [TRUSTED, USER] {
                 let mark = xattr::get(dir.as_fd(), OsStr::new(""), name).ok().flatten();
                 if let Some(paths) = mark.and_then(|mark| read(&mark, owner)) {

@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
+use rung_sys::beneath::lexical;
 use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
 
 pub use error::{Error, Result};
@@ -165,7 +166,7 @@ impl Cgroup {
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             if let Some((_, path)) = memberships.iter().find(|(names, _)| *names == hierarchy.controllers) {
-                let path = hierarchy.mount.join(locate::clean(path));
+                let path = hierarchy.mount.join(lexical(path));
                 places.push(Place { hierarchy, path, dir: None, made: false });
             }
         }

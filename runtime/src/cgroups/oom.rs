@@ -1,10 +1,10 @@
 //! Being told when a container runs out of memory.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::poll::PollFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use rung_sys::cgroupfs::{CgroupDir, flat_value};
+use rung_sys::cgroupfs::{CgroupDir, Watched, flat_value, is_missing};
 
 use super::Cgroup;
 use super::error::Result;
@@ -20,7 +20,7 @@ enum Kind {
     /// v1: the kernel counts into a descriptor of its own.
     Counter { dir: CgroupDir, counter: EventFd },
     /// v2: the events file announces a change, and says how often it has happened.
-    Events { dir: CgroupDir, file: OwnedFd, seen: u64 },
+    Events { file: Watched, seen: u64 },
 }
 
 impl Cgroup {
@@ -39,8 +39,8 @@ impl Cgroup {
                 if !dir.has("memory.events") {
                     return Ok(None);
                 }
-                let file = dir.open_to_read("memory.events")?;
-                let mut watch = OomWatch { kind: Kind::Events { dir, file, seen: 0 } };
+                let file = dir.watch("memory.events")?;
+                let mut watch = OomWatch { kind: Kind::Events { file, seen: 0 } };
                 watch.happened()?;
                 return Ok(Some(watch));
             }
@@ -84,9 +84,12 @@ impl OomWatch {
             Kind::Counter { dir, counter } => {
                 Ok(counter.read().is_ok_and(|count| count > 0) && dir.has("cgroup.event_control"))
             }
-            Kind::Events { dir, seen, .. } => {
+            Kind::Events { file, seen } => {
                 // Reading takes the announcement back.
-                let text = dir.read_optional("memory.events")?.unwrap_or_default();
+                let text = match file.read() {
+                    Err(error) if is_missing(&error) => return Ok(false),
+                    other => other?,
+                };
                 let count = flat_value(&text, "oom_kill").unwrap_or(0);
                 let more = count > *seen;
                 *seen = count;

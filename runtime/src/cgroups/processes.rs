@@ -1,7 +1,6 @@
 //! The processes of a cgroup: putting in, listing, freezing, killing; and removing what is empty.
 
-use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::AsFd as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,15 +8,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rung_sys::cgroupfs::{self, CgroupDir, is_denied, is_missing};
+use rung_sys::cgroupfs::{self, CgroupDir, Watched, is_denied, is_missing};
 
 use super::error::{Error, Result};
 use super::{Cgroup, Place};
 
 /// How long the kernel may take to stop every process. One that sleeps uninterruptibly (a hung NFS mount) holds up v1.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
-/// How deep cgroups may be nested below a container before they are no longer followed.
-pub(super) const DEPTH: usize = 32;
 
 /// Puts a process into one cgroup.
 pub(super) fn put(dir: &CgroupDir, pid: Pid) -> Result<()> {
@@ -40,39 +37,26 @@ pub(super) fn put(dir: &CgroupDir, pid: Pid) -> Result<()> {
     }
 }
 
+/// As [`put`]; a process that has ended meanwhile needs no cgroup.
+pub(super) fn put_if_there(dir: &CgroupDir, pid: Pid) -> Result<()> {
+    match put(dir, pid) {
+        Err(Error::File(e)) if e.is(&[libc::ESRCH]) => Ok(()),
+        other => other,
+    }
+}
+
 /// All processes in and below a cgroup.
 pub(super) fn pids_below(dir: &CgroupDir) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
-    walk(dir, DEPTH, &mut |dir| {
+    dir.walk(&mut |dir| {
         match dir.procs() {
             Ok(pids) => found.extend(pids.into_iter().map(Pid::from_raw)),
             Err(e) if is_missing(&e) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
         Ok(())
     })?;
     Ok(found)
-}
-
-/// Visits a cgroup and those below it; ones that vanish meanwhile are passed over.
-pub(super) fn walk(dir: &CgroupDir, depth: usize, visit: &mut impl FnMut(&CgroupDir) -> Result<()>) -> Result<()> {
-    visit(dir)?;
-    if depth == 0 {
-        return Ok(());
-    }
-    let names = match dir.children() {
-        Ok(names) => names,
-        Err(e) if is_missing(&e) => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
-    for name in names {
-        match dir.child(&name) {
-            Ok(child) => walk(&child, depth - 1, visit)?,
-            Err(e) if is_missing(&e) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Whether this cgroup is frozen or being frozen by its own switch. `false` where it has none.
@@ -123,9 +107,9 @@ fn freeze(dir: &CgroupDir, v2: bool) -> Result<()> {
 
 fn wait_frozen_v2(dir: &CgroupDir) -> Result<()> {
     let started = Instant::now();
-    let events = dir.open_to_read("cgroup.events")?;
+    let events = dir.watch("cgroup.events")?;
     loop {
-        if cgroupfs::flat_value(&dir.read("cgroup.events")?, "frozen") == Some(1) {
+        if cgroupfs::flat_value(&events.read()?, "frozen") == Some(1) {
             return Ok(());
         }
         let Some(left) = FREEZE_DEADLINE.checked_sub(started.elapsed()) else { return Err(not_frozen(dir)) };
@@ -133,8 +117,8 @@ fn wait_frozen_v2(dir: &CgroupDir) -> Result<()> {
     }
 }
 
-/// Waits for a change of an events file, or for `limit`: a change between reading and waiting is seen late, not never.
-fn wait_event(events: impl AsFd, limit: Duration) {
+/// Waits for a change of an events file since it was read, or for `limit`.
+fn wait_event(events: &Watched, limit: Duration) {
     let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
     let mut files = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
     // A signal ends the wait early; the caller looks again.
@@ -300,7 +284,7 @@ fn remove_one(place: &Place, started: Instant, deadline: Duration) -> Result<()>
             Err(e) => return Err(e.into()),
         };
         let Some(dir) = place.open()? else { return Ok(()) };
-        remove_below(&dir, DEPTH)?;
+        dir.remove_below()?;
         if cgroupfs::remove(&place.path).is_ok() {
             return Ok(());
         }
@@ -313,38 +297,11 @@ fn remove_one(place: &Place, started: Instant, deadline: Duration) -> Result<()>
             let doing = format!("remove cgroup {}", place.path.display());
             return Err(Error::Deadline { doing, seconds: deadline.as_secs(), hint });
         };
-        match dir.open_to_read("cgroup.events") {
+        // A last process that went before the read is not announced again: then the pause ends the wait.
+        match dir.watch("cgroup.events").and_then(|events| events.read().map(|_| events)) {
             Ok(events) => wait_event(&events, left.min(pause)),
             Err(_) => sleep(left.min(pause)),
         }
         pause = (pause * 2).min(Duration::from_millis(50));
-    }
-}
-
-/// Removes what is empty below `dir`, deepest first.
-fn remove_below(dir: &CgroupDir, depth: usize) -> Result<()> {
-    let names = match dir.children() {
-        Ok(names) => names,
-        Err(e) if is_missing(&e) => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
-    for name in names {
-        if depth > 0 {
-            match dir.child(&name) {
-                Ok(child) => remove_below(&child, depth - 1)?,
-                Err(e) if is_missing(&e) => continue,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        remove_child(dir, &name)?;
-    }
-    Ok(())
-}
-
-fn remove_child(dir: &CgroupDir, name: &OsStr) -> Result<()> {
-    match dir.remove_child(name) {
-        // Not empty yet: the caller comes again until its deadline.
-        Err(e) if e.is(&[libc::EBUSY]) => Ok(()),
-        other => Ok(other?),
     }
 }

@@ -145,10 +145,10 @@ fn cpu_files(cpu: &LinuxCpu, idle: bool, list: &mut Vec<Setting>) -> Result<()> 
         let quota = if quota > 0 { quota.to_string() } else { "max".to_owned() };
         list.push(Setting::new("cpu", "cpu.max", format!("{quota} {period}")));
     }
-    for (name, value) in
-        [("realtimeRuntime", cpu.realtime_runtime()), ("realtimePeriod", cpu.realtime_period().map(|_| 1))]
-    {
-        if value.is_some_and(|v| v != 0) {
+    let runtime = cpu.realtime_runtime().is_some_and(|time| time != 0);
+    let period = cpu.realtime_period().is_some_and(|time| time != 0);
+    for (name, given) in [("realtimeRuntime", runtime), ("realtimePeriod", period)] {
+        if given {
             return Err(Error::invalid(
                 format!("linux.resources.cpu.{name}"),
                 "cgroup v2 has no limit of realtime scheduling",

@@ -1,5 +1,8 @@
 //! New limits for what runs.
 
+use std::path::PathBuf;
+
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use rung_sys::cgroupfs::CgroupDir;
 
@@ -39,6 +42,7 @@ impl Cgroup {
             self.add_unrecorded()?;
         }
         let pids = self.pids()?;
+        let mut filled = Vec::new();
         for place in &mut self.places {
             if place.dir.is_some() || !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
                 continue;
@@ -47,9 +51,28 @@ impl Cgroup {
             place.dir = Some(dir);
             place.made = made;
             place.prepare(settings)?;
-            for pid in place.dir.iter().flat_map(|dir| pids.iter().map(move |pid| (dir, *pid))) {
-                processes::put(pid.0, pid.1)?;
+            if let Some(dir) = &place.dir {
+                for pid in &pids {
+                    processes::put_if_there(dir, *pid)?;
+                }
             }
+            filled.push(place.path.clone());
+        }
+        self.put_the_rest(&filled, pids)
+    }
+
+    /// Puts what was forked meanwhile into the places too, until there is nothing new: who is forked by one that is in
+    /// there is born in there.
+    fn put_the_rest(&self, filled: &[PathBuf], mut known: Vec<Pid>) -> Result<()> {
+        while !filled.is_empty() {
+            let new: Vec<Pid> = self.pids()?.into_iter().filter(|pid| !known.contains(pid)).collect();
+            if new.is_empty() {
+                break;
+            }
+            for dir in self.places.iter().filter(|place| filled.contains(&place.path)).filter_map(|p| p.dir.as_ref()) {
+                new.iter().try_for_each(|pid| processes::put_if_there(dir, *pid))?;
+            }
+            known.extend(new);
         }
         Ok(())
     }

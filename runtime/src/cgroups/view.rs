@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use rung_sys::beneath::lexical;
 use rung_sys::cgroupfs::{self, is_missing};
 
-use super::{Cgroup, Entry, Error, Result, locate};
+use super::{Cgroup, Entry, Error, Result};
 
 /// One hierarchy as a container sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +141,7 @@ impl Cgroup {
                 }
                 named.push(controller);
             }
-            let inner = locate::clean(Path::new(path));
+            let inner = lexical(Path::new(path));
             if Path::new(path).components().any(|part| part == Component::ParentDir) {
                 return Err(refuse(format!("bad sub cgroup path: {path}")));
             }

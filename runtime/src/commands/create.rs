@@ -13,7 +13,7 @@ pub(super) fn run(settings: &Settings, args: CreateArgs) -> Result<()> {
     let mut options = options(args)?;
     options.gated = true;
     options.detached = true;
-    let made = create::create(settings, &id, &options).doing(|| "runc create failed");
+    let made = create::make(settings, &id, &options).map(drop).doing(|| "runc create failed");
     made.map_err(|error| error.with_exit_code(1))
 }
 

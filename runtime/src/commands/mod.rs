@@ -159,7 +159,7 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
 
 /// Callers look for the error in the log that they name. The line could not be read, so it is looked for by hand.
 fn open_log() {
-    let arguments: Vec<_> = std::env::args().collect();
+    let arguments: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let value = |flag: &str| {
         let mut found = None;
         for (at, argument) in arguments.iter().enumerate() {

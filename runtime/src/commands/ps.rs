@@ -32,7 +32,8 @@ fn list(options: &[String]) -> Result<String> {
     if options.is_empty() {
         command.arg("-ef");
     }
-    let child = command.args(options).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    command.args(options).stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = rung_sys::spawn::cleanly(&mut command).spawn();
     let output = child.and_then(std::process::Child::wait_with_output).doing(|| "run ps")?;
     if !output.status.success() {
         return Err(Error::new(Kind::Invalid, format!("ps ended with {}", output.status)));

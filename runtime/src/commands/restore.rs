@@ -26,9 +26,7 @@ pub(super) fn run(settings: &Settings, args: RestoreArgs) -> Result<u8> {
         ..Options::default()
     };
     let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
-    let mut made = restore::restore(settings, &id, &options, &wanted)?;
+    let made = restore::restore(settings, &id, &options, &wanted)?;
     let Some(foreground) = foreground else { return Ok(0) };
-    let exit = foreground.stay(&mut made.started, None)?;
-    run::finish(made, true)?;
-    Ok(exit.shell_code())
+    Ok(run::stay(&foreground, made, false)?.shell_code())
 }

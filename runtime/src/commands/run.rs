@@ -19,11 +19,11 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     options.detached = args.detach;
     let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
     let attempt = || -> Result<u8> {
-        let mut made = create::make(settings, &id, &options)?;
+        let made = create::make(settings, &id, &options)?;
         let begun = begin(&made);
         if let Err(error) = begun {
             made.started.abort();
-            finish(made, true)?;
+            give_up(made);
             if matches!(error.kind(), Kind::ProgramNotFound | Kind::CannotExecute) && !log::takes_hints() {
                 log::program_error(&error);
                 return Ok(1);
@@ -32,11 +32,13 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
         }
         let Some(foreground) = foreground else {
             let pid = made.started.pid.as_raw();
-            let told = made.readiness.as_ref().map(|ready| ready.proxy(made.started.pidfd.as_fd(), pid));
-            return told.transpose().map(|_| 0);
+            let told = made.readiness.as_ref().map(|ready| ready.proxy(made.started.pidfd.as_fd(), pid)).transpose();
+            return told.map(|_| 0).inspect_err(|_| {
+                made.started.abort();
+                give_up(made);
+            });
         };
-        let exit = foreground.stay(&mut made.started, made.readiness.as_ref())?;
-        finish(made, !args.keep)?;
+        let exit = stay(&foreground, made, args.keep)?;
         Ok(exit.shell_code())
     };
     attempt().doing(|| "runc run failed").map_err(|error| error.with_exit_code(1))
@@ -50,7 +52,25 @@ fn begin(made: &Made) -> Result<()> {
     hooks::run("poststart", poststart.map(Vec::as_slice).unwrap_or_default(), &made.state, "running", pid)
 }
 
-pub(super) fn finish(made: Made, remove: bool) -> Result<()> {
+/// Stays with a container until it ends, and removes it then.
+pub(super) fn stay(foreground: &Foreground, mut made: Made, keep: bool) -> Result<Exit> {
+    match foreground.stay(&mut made.started, made.readiness.as_ref()) {
+        Ok(exit) => finish(made, !keep).map(|()| exit),
+        Err(error) => {
+            give_up(made);
+            Err(error)
+        }
+    }
+}
+
+/// Removes a container whose process was ended after a failure, which is what is reported.
+fn give_up(made: Made) {
+    if let Err(error) = finish(made, true) {
+        log::warning(&error.to_string());
+    }
+}
+
+fn finish(made: Made, remove: bool) -> Result<()> {
     // Reaped already in the foreground; after a failure it may still be there.
     let _: Option<(rung_sys::process::Pid, Exit)> =
         rung_sys::process::wait(Target::Pid(made.started.pid), false).unwrap_or_default();

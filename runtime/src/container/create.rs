@@ -98,6 +98,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut resctrl = plan_resctrl(&bundle.spec, id)?;
     let state = hook_state(id, &bundle, &plan)?;
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
+    let record = with_group(record, resctrl.as_ref());
     let host_mount = record.host_mount;
     let entry = settings.store.claim(id)?;
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
@@ -160,6 +161,15 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
 pub(super) fn plan_resctrl(spec: &Spec, id: &ContainerId) -> Result<Option<Resctrl>> {
     let wanted = spec.linux().as_ref().and_then(|linux| linux.intel_rdt().as_ref());
     wanted.map(|wanted| Resctrl::plan(wanted, id.as_str())).transpose()
+}
+
+/// A group is recorded before it is made, or who is killed in between would leave it.
+fn with_group(mut record: Record, group: Option<&Resctrl>) -> Record {
+    if let Some(group) = group {
+        record.intel_rdt_owned = group.will_be_owned();
+        record.intel_rdt_path = group.path().display().to_string();
+    }
+    record
 }
 
 /// Without a pid namespace and without a cgroup nothing holds the processes of a container together.
@@ -400,24 +410,8 @@ pub(super) fn first_record(
     })
 }
 
-/// Writes the number without a newline, under a temporary name first: who waits for the file must never read half.
+/// Writes the number without a newline, and whole: who waits for the file must never read half.
 pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}"));
-    let write = || -> std::io::Result<()> {
-        let mut options = std::fs::OpenOptions::new();
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o666);
-        let mut file = options.write(true).create_new(true).open(&temporary)?;
-        std::io::Write::write_all(&mut file, pid.to_string().as_bytes())?;
-        std::fs::rename(&temporary, path)
-    };
-    write().doing(|| format!("write pid file {}", path.display()))
-}
-
-/// `create`: makes a container and leaves its process at the gate.
-pub fn create(settings: &Settings, id: &ContainerId, options: &Options) -> Result<()> {
-    let made = make(settings, id, options)?;
-
-    drop(made);
-    Ok(())
+    let written = rung_sys::atomic_file::write_volatile(path, pid.to_string().as_bytes(), 0o666);
+    written.doing(|| format!("write pid file {}", path.display()))
 }

@@ -76,7 +76,6 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
         filter: filter.as_ref(),
         namespaces: namespaces(container, spec)?,
         entry: placement,
-        cgroup: None,
         rootless: container.record.rootless,
     };
     let state = container.hook_state();

@@ -9,8 +9,9 @@ use rung_sys::signal::Signals;
 
 use super::readiness::Readiness;
 use super::terminal::Terminal;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::launch::Started;
+use crate::log;
 
 /// Ready to stay: signals wait from here on instead of acting on this program.
 #[derive(Debug)]
@@ -28,14 +29,19 @@ impl Foreground {
         Ok(Self { signals: Signals::open()? })
     }
 
-    /// Stays until the process has ended. What it says through `readiness` is told on.
+    /// Stays until the process has ended. What it says through `readiness` is told on. Where that cannot be done, the
+    /// process is ended: nobody else would collect it.
     pub fn stay(&self, started: &mut Started, readiness: Option<&Readiness>) -> Result<Exit> {
+        self.stay_with(started, readiness).inspect_err(|_| started.abort())
+    }
+
+    fn stay_with(&self, started: &mut Started, readiness: Option<&Readiness>) -> Result<Exit> {
         let mut readiness = readiness;
         let mut terminal = started.console.take().map(Terminal::attach).transpose()?;
         loop {
             if let Some(exit) = self.handle_signals(started, terminal.as_ref())? {
                 if let Some(terminal) = &mut terminal {
-                    terminal.copy_output();
+                    terminal.copy_rest();
                 }
                 return Ok(exit);
             }
@@ -95,7 +101,10 @@ impl Foreground {
                 libc::SIGURG => {}
                 libc::SIGWINCH if terminal.is_some() => terminal.into_iter().for_each(Terminal::resize),
                 signal => match pidfd::send_signal(started.pidfd.as_fd(), signal) {
-                    Err(error) if error.errno() != libc::ESRCH => return Err(Error::from(error)),
+                    // A program that has gained privileges need not take a signal of ours; that is no reason to leave it.
+                    Err(error) if error.errno() != libc::ESRCH => {
+                        log::warning(&format!("forward {}: {error}", rung_sys::signal::name(signal)));
+                    }
                     _ => {}
                 },
             }

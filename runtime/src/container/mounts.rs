@@ -46,8 +46,14 @@ pub fn remove(container: &Container, list: Vec<Mount>) -> Result<()> {
     for destination in list.iter().map(Mount::destination) {
         let away = || -> Result<()> {
             let place = target::find(root.as_fd(), destination, true)?;
-            nix::unistd::fchdir(&place)?;
-            Ok(mount::detach(Path::new("."))?)
+            if target::is_directory(place.as_fd())? {
+                nix::unistd::fchdir(&place)?;
+                return Ok(mount::detach(Path::new("."))?);
+            }
+            // A file cannot be gone into, and no path of its descriptor holds here: /proc is the container's.
+            let (parent, name) = target::parent_of(root.as_fd(), destination)?;
+            nix::unistd::fchdir(&parent)?;
+            Ok(mount::detach(&name)?)
         };
         away().doing(|| format!("unmount {}", destination.display()))?;
     }
@@ -66,7 +72,12 @@ fn plan(container: &Container, list: Vec<Mount>) -> Result<Vec<MountPlan>> {
 /// The tree to attach.
 fn make(step: &MountPlan) -> Result<OwnedFd> {
     match &step.kind {
-        _ if step.idmap.is_some() || step.options.copy_up || step.options.remount => {
+        _ if step.idmap.is_some()
+            || step.options.copy_up
+            || step.options.copy_symlink
+            || step.options.destination_nofollow
+            || step.options.remount =>
+        {
             Err(Error::unsupported("options: not possible in a container that runs"))
         }
         // Nothing that is mounted in there shall reach the host.
@@ -76,11 +87,14 @@ fn make(step: &MountPlan) -> Result<OwnedFd> {
         MountKind::FileSystem { name, .. } if name == "tmpfs" => {
             let tmpfs = FileSystem::open(name)?;
             tmpfs.set("source", name)?;
+            for word in &step.options.superblock {
+                tmpfs.set_flag(word)?;
+            }
             for word in &step.options.data {
                 tmpfs.set_word(word)?;
             }
             let made = tmpfs.mount(step.options.set)?;
-            binds::set_propagation(made.as_fd(), &step.options.propagation)?;
+            binds::set_attributes(made.as_fd(), &step.options)?;
             Ok(made)
         }
         _ => Err(Error::unsupported("type: only a bind mount or a tmpfs can come to a container that runs")),

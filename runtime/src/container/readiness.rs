@@ -102,6 +102,8 @@ impl Readiness {
     pub fn tell(&self, line: &[u8], pid: i32) -> Result<Barrier> {
         let told = || -> Result<Barrier> {
             let manager = UnixDatagram::unbound()?;
+            // One that is stopped, with its queue full, holds up nobody for ever.
+            manager.set_write_timeout(Some(BARRIER))?;
             manager.connect_addr(&address(&self.manager)?)?;
             manager.send(&[line, b"\n"].concat())?;
             manager.send(format!("MAINPID={pid}\n").as_bytes())?;

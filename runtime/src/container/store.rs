@@ -17,6 +17,8 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rung_sys::atomic_file;
+
 use super::id::ContainerId;
 use super::readiness::SOCKET;
 use super::record::Record;
@@ -25,7 +27,6 @@ use crate::error::{Doing as _, Error, Kind, Result};
 const RECORD: &str = "state.json";
 const PLANNED: &str = "planned.json";
 const FIFO: &str = "exec.fifo";
-const TEMPORARY: &str = ".state.json.new";
 const READINESS: &str = "notify";
 const CRIU_ROOT: &str = "criu-root";
 
@@ -171,7 +172,12 @@ impl Entry {
     /// of it says the same as nothing: nothing was made yet.
     pub fn plan(&self, record: &Record) -> Result<()> {
         let path = self.path.join(PLANNED);
-        write(&path, record).doing(|| format!("write {}", path.display()))
+        let write = || -> std::io::Result<()> {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+            file.write_all(&serde_json::to_vec(record)?)
+        };
+        write().doing(|| format!("write {}", path.display()))
     }
 
     /// Replaces the record.
@@ -180,9 +186,9 @@ impl Entry {
     /// the record could speak of. The rename is what keeps a killed run from leaving half a file.
     pub fn save(&self, record: &Record) -> Result<()> {
         let path = self.path.join(RECORD);
-        let temporary = self.path.join(TEMPORARY);
-        let written = write(&temporary, record).and_then(|()| std::fs::rename(&temporary, &path));
-        written.doing(|| format!("write {}", path.display()))
+        let text =
+            serde_json::to_vec(record).map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))?;
+        Ok(atomic_file::write_volatile(&path, &text, 0o600)?)
     }
 
     /// Forgets the container. What is gone already is no error.
@@ -195,25 +201,18 @@ impl Entry {
             return Ok(());
         }
         gone(std::fs::remove_file(self.readiness().join(SOCKET))).doing(|| format!("remove {SOCKET}"))?;
-        for name in [FIFO, TEMPORARY] {
-            gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
-        }
+        gone(std::fs::remove_file(self.fifo())).doing(|| format!("remove {FIFO}"))?;
         for directory in [self.readiness(), self.criu_root()] {
             gone(std::fs::remove_dir(&directory)).doing(|| format!("remove {}", directory.display()))?;
         }
         let removed = match std::fs::remove_dir(&self.path) {
-            // A file that somebody else has put there must not keep the name taken for ever.
+            // A file that somebody else has put there, or a run that was killed while it saved, must not keep the name
+            // taken for ever.
             Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => rung_sys::beneath::remove(&self.path),
             other => other,
         };
         gone(removed).doing(|| format!("remove {}", self.path.display()))
     }
-}
-
-fn write(path: &Path, record: &Record) -> std::io::Result<()> {
-    let text = serde_json::to_vec(record)?;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(&text)
 }
 
 /// What is gone already needs no removing.
@@ -252,7 +251,15 @@ mod tests {
         // What cannot be read may be the record of something that runs.
         std::fs::write(entry.path().join(RECORD), "{").unwrap();
         assert_eq!(entry.load().unwrap_err().kind(), Kind::Internal);
+        entry.save(&record).unwrap();
         std::fs::write(entry.path().join("a stranger's"), "").unwrap();
+        // Two that save at once do not get into each other's files.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..100).for_each(|_| entry.save(&record).unwrap()));
+            }
+            scope.spawn(|| (0..400).for_each(|_| assert!(entry.load().is_ok_and(|found| found.init_process_pid == 7))));
+        });
         entry.remove().unwrap();
         assert!(!entry.path().exists());
     }

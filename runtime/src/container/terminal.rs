@@ -22,6 +22,9 @@ pub(super) struct Terminal {
 /// At most this much typed text waits for a program that does not read.
 const MAX_PENDING: usize = 64 * 1024;
 
+/// More than the kernel keeps of a terminal's output.
+const MAX_REST: usize = 1 << 20;
+
 impl Terminal {
     /// Makes the caller's terminal raw, when there is one, and takes its size over.
     pub(super) fn attach(master: OwnedFd) -> Result<Self> {
@@ -91,23 +94,34 @@ impl Terminal {
         }
     }
 
-    /// Copies what the program wrote until there is no more for now.
-    pub(super) fn copy_output(&mut self) {
+    /// Copies some of what the program wrote; nothing where there is no more for now. Not all of it: a program that never
+    /// stops writing would keep its caller from signals and from what is typed.
+    pub(super) fn copy_output(&mut self) -> usize {
         let mut buffer = [0; 16 * 1024];
-        loop {
+        let copied = loop {
             match nix::unistd::read(&self.master, &mut buffer) {
-                Ok(0) => break self.master_open = false,
-                Ok(length) => {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return 0,
+                Ok(length) if length > 0 => {
                     use std::io::Write as _;
                     let mut stdout = std::io::stdout().lock();
-                    if stdout.write_all(&buffer[..length]).and_then(|()| stdout.flush()).is_err() {
-                        break self.master_open = false;
-                    }
+                    break stdout.write_all(&buffer[..length]).and_then(|()| stdout.flush()).map_or(0, |()| length);
                 }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => break,
                 // The last holder of the slave is gone.
-                Err(_) => break self.master_open = false,
+                _ => break 0,
+            }
+        };
+        self.master_open &= copied > 0;
+        copied
+    }
+
+    /// Copies what is there after the program's end. Others may hold the terminal and write on, for ever.
+    pub(super) fn copy_rest(&mut self) {
+        let mut copied = 0;
+        while copied < MAX_REST {
+            match self.copy_output() {
+                0 => return,
+                more => copied += more,
             }
         }
     }

@@ -1,7 +1,6 @@
 //! Mounts of a container that come from outside it. Images do not have their content; they have a name.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -9,6 +8,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
+use rung_sys::procfs::unescape;
 
 use super::options::{external_mount, mount_name};
 use super::wire::Message;
@@ -166,27 +166,6 @@ fn parse(line: &[u8]) -> Option<Mounted> {
         options: text(words.get(5)?).split(',').map(str::to_owned).collect(),
         kind: text(words.get(separator + 1)?),
     })
-}
-
-/// The kernel writes blanks and backslashes as three octal digits.
-fn unescape(word: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let octal = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// Makes the mount points of a root, in a tree that only this process sees.

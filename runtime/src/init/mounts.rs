@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::stat::fstat;
@@ -121,11 +121,22 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
     let attributes = if deferred { step.options.set & !attribute::RDONLY } else { step.options.set };
     let Some(words) = words(step, name, existed.then_some(place.as_fd()), plan)? else {
         // Read-only at once: nothing that is mounted this way is filled afterwards.
-        return mount_by_string(step, name, source, step.options.set, &place, plan).map(|()| None);
+        if name == "tmpfs" && (step.options.copy_up || deferred) {
+            return Err(Error::unsupported(
+                "options: with a word of over 200 bytes, neither tmpcopyup nor ro is possible",
+            ));
+        }
+        mount_by_string(step, name, source, step.options.set, &place, plan)?;
+        if !step.options.propagation.is_empty() || step.options.changes_recursively() {
+            // The place is what is covered now. The new mount is found as the place was.
+            let mounted = target::find(root.as_fd(), &step.destination, true).doing(|| "open the new mount")?;
+            binds::set_attributes(mounted.as_fd(), &step.options)?;
+        }
+        return Ok(None);
     };
     // One system call where nothing remains to be done to the mount. Where that fails, the long way says at which word.
     let plain = !deferred && !step.options.copy_up && plan.mount_label.is_none() && is_plain(&step.options);
-    if plain && mount_here(name, source, mount_flags(attributes), &words.join(","), &place).is_ok() {
+    if plain && mount_here(name, source, step.options.to_flags(attributes).0, &words.join(","), &place).is_ok() {
         return Ok(None);
     }
     let file_system = FileSystem::open(name)?;
@@ -245,42 +256,7 @@ fn mount_by_string(
     if let Some(label) = &plan.mount_label {
         data.push(format!("{}=\"{label}\"", plan.extensions.context_option.unwrap_or("context")));
     }
-    let mut flags = mount_flags(attributes);
-    for word in &step.options.superblock {
-        match *word {
-            "sync" => flags |= libc::MS_SYNCHRONOUS,
-            "dirsync" => flags |= libc::MS_DIRSYNC,
-            "mand" => flags |= libc::MS_MANDLOCK,
-            "lazytime" => flags |= libc::MS_LAZYTIME,
-            "silent" => flags |= libc::MS_SILENT,
-            "iversion" => flags |= libc::MS_I_VERSION,
-            other => data.push((*other).to_owned()),
-        }
-    }
-    mount_here(name, source, flags, &data.join(","), place)?;
-    if step.options.propagation.is_empty() && !step.options.changes_recursively() {
-        return Ok(());
-    }
-    // `..` and back would be a path again: the topmost mount at the place is found through the root.
-    let mounted = nix::fcntl::openat(place, "../", nix::fcntl::OFlag::O_PATH, nix::sys::stat::Mode::empty())
-        .and_then(|parent| {
-            let name = step.destination.file_name().map(PathBuf::from).unwrap_or_default();
-            target::find(parent.as_fd(), &name, false)
-        })
-        .doing(|| "open the new mount")?;
-    binds::set_attributes(mounted.as_fd(), &step.options)
-}
-
-fn mount_flags(attributes: u64) -> u64 {
-    const PAIRS: &[(u64, u64)] = &[
-        (attribute::RDONLY, libc::MS_RDONLY),
-        (attribute::NOSUID, libc::MS_NOSUID),
-        (attribute::NODEV, libc::MS_NODEV),
-        (attribute::NOEXEC, libc::MS_NOEXEC),
-        (attribute::NOATIME, libc::MS_NOATIME),
-        (attribute::STRICTATIME, libc::MS_STRICTATIME),
-        (attribute::NODIRATIME, libc::MS_NODIRATIME),
-        (attribute::NOSYMFOLLOW, 256),
-    ];
-    PAIRS.iter().filter(|(attribute, _)| attributes & attribute != 0).fold(0, |flags, (_, flag)| flags | flag)
+    let (flags, words) = step.options.to_flags(attributes);
+    data.extend(words.into_iter().map(str::to_owned));
+    mount_here(name, source, flags, &data.join(","), place)
 }

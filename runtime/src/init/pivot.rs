@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::unistd::{chdir, chroot, fchdir};
 use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::namespace::Namespace;
+use rung_sys::procfs::unescape;
 
 use super::rootfs::Root;
 use crate::error::{Doing as _, Result};
@@ -51,9 +52,9 @@ pub(super) fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
 fn move_root(plan: &InitPlan) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
     for line in table.lines() {
-        let point = line.split(' ').nth(4).unwrap_or_default();
+        let point = unescape(line.split(' ').nth(4).unwrap_or_default().as_bytes());
         let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        let point = Path::new(point);
+        let point = point.as_path();
         if !matches!(kind, "proc" | "sysfs") || point.starts_with(&plan.root.path) {
             continue;
         }

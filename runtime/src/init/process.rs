@@ -72,8 +72,15 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
         attributes.runtime = wanted.runtime().unwrap_or(0);
         attributes.deadline = wanted.deadline().unwrap_or(0);
         attributes.period = wanted.period().unwrap_or(0);
-        sched::set(0, &attributes)
-            .doing(|| "error setting scheduler (process scheduler can't be used together with AllowedCPUs)")?;
+        sched::set(0, &attributes).map_err(|error| {
+            // The kernel refuses some policies to a process that may not use all processors.
+            let cause = if process.has_cpuset && error.errno() == libc::EPERM {
+                " (process scheduler can't be used together with AllowedCPUs)"
+            } else {
+                ""
+            };
+            Error::from(error).while_doing(format!("error setting scheduler{cause}"))
+        })?;
     }
     if let Some(wanted) = spec.io_priority() {
         let level = u32::try_from(wanted.priority()).ok().filter(|level| *level < 8);

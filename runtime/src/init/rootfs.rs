@@ -7,6 +7,7 @@ use nix::fcntl::OFlag;
 use rung_sys::file;
 use rung_sys::mount::{self, Change, Propagation};
 use rung_sys::namespace::Namespace;
+use rung_sys::procfs::unescape;
 
 use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
@@ -67,9 +68,9 @@ fn keep_shared(path: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
     let holder = table
         .lines()
-        .filter_map(|line| line.split(' ').nth(4))
+        .filter_map(|line| line.split(' ').nth(4).map(|point| unescape(point.as_bytes())))
         .filter(|point| path.starts_with(point))
-        .max_by_key(|point| point.len())
-        .unwrap_or("/");
-    mount::mount(None, Path::new(holder), None, libc::MS_PRIVATE, None).doing(|| format!("make {holder} private"))
+        .max_by_key(|point| point.as_os_str().len())
+        .unwrap_or_else(|| "/".into());
+    mount::mount(None, &holder, None, libc::MS_PRIVATE, None).doing(|| format!("make {} private", holder.display()))
 }

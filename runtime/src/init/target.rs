@@ -5,7 +5,7 @@
 //! the root as the limit (`RESOLVE_IN_ROOT`), and what is returned is the descriptor that was opened.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -180,13 +180,6 @@ pub fn parent_of(root: BorrowedFd<'_>, path: &Path) -> Result<(OwnedFd, PathBuf)
         return Err(Error::new(Kind::Invalid, format!("{} names no file", path.display())));
     }
     Ok((find_or_make(root, parent, Make::Directory)?, PathBuf::from(name)))
-}
-
-/// The path a descriptor has at this moment, for messages only.
-pub fn name_of(fd: BorrowedFd<'_>) -> String {
-    rung_sys::error::describe_fd(fd)
-        .split_once('<')
-        .map_or_else(|| fd.as_raw_fd().to_string(), |(_, rest)| rest.trim_end_matches('>').to_owned())
 }
 
 #[cfg(test)]

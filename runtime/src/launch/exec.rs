@@ -1,9 +1,8 @@
 //! The parent's story of an `exec`.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rung_sys::cgroupfs::CgroupDir;
 use rung_sys::namespace::Namespace;
 
 use super::clone::{self, Birth};
@@ -27,8 +26,6 @@ pub struct ExecLaunch<'a> {
     pub namespaces: Vec<(Namespace, OwnedFd)>,
     /// The way into the cgroups.
     pub entry: Option<Entry>,
-    /// The v2 cgroup it is born into.
-    pub cgroup: Option<CgroupDir>,
     /// Made without root.
     pub rootless: bool,
 }
@@ -40,6 +37,7 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
     // may enter process numbers there, but not come back to those outside: a process in between need not.
     let through_user_namespace = launch.rootless;
     let (parent, child) = sync::pair()?;
+    parent.limit_silence()?;
     let inherited = Inherited {
         sync: child,
         cgroup: launch.entry,
@@ -49,13 +47,8 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         gate: None,
         waits_for_parent: false,
     };
-    let birth = Birth {
-        flags: 0,
-        joined: &inherited.namespaces,
-        time_offsets: None,
-        cgroup: launch.cgroup.as_ref().map(|dir| dir.as_fd()),
-        through_user_namespace,
-    };
+    let birth =
+        Birth { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
     let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
         parent.close_copy();
         init::run_exec(launch.process, &inherited, launch.filter, joined)

@@ -45,7 +45,8 @@ fn run(program: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
     for range in ranges {
         command.args([range.inside, range.outside, range.count].map(|number| number.to_string()));
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = rung_sys::spawn::cleanly(&mut command).spawn();
     let child = match child {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let message = format!("{program} is needed to map more than the own id (install the uidmap package)");

@@ -11,11 +11,12 @@ pub mod sync;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
 
 use oci_spec::runtime::{Hooks, Process};
 use rung_sys::namespace::Namespace;
 use rung_sys::pidfd;
-use rung_sys::process::{Pid, Target};
+use rung_sys::process::{Exit, Pid, Target};
 
 use crate::cgroups::Cgroup;
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -26,6 +27,9 @@ use crate::plan::InitPlan;
 use crate::seccomp::Filter;
 use clone::Birth;
 use sync::{Order, ParentEnd, Report};
+
+/// How long a killed process may take to go.
+const DYING: Duration = Duration::from_secs(10);
 
 /// What a start needs beside the plan.
 #[derive(Debug)]
@@ -70,6 +74,9 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     let sources = sources::open(plan, &joined)?;
     let network = network_for_devices(plan, &joined)?;
     let (parent, child) = sync::pair()?;
+    if !runs_hooks_inside(launch.hooks) {
+        parent.limit_silence()?;
+    }
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
     let inherited = Inherited {
@@ -104,6 +111,12 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     }
     cgroup.settled();
     Ok(started)
+}
+
+/// Whether the process runs hooks itself, which may take as long as they like.
+fn runs_hooks_inside(hooks: Option<&Hooks>) -> bool {
+    let some = |list: &Option<Vec<oci_spec::runtime::Hook>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    hooks.is_some_and(|hooks| some(hooks.create_container()) || some(hooks.start_container()))
 }
 
 /// The number of the process that counts. It may be faster than the one that tells of it: what it says is kept.
@@ -236,20 +249,28 @@ impl Started {
     /// Ends the process and reaps it: nothing may be left of a start that failed.
     pub fn abort(&self) {
         drop(pidfd::send_signal(self.pidfd.as_fd(), libc::SIGKILL));
-        drop(rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), true));
+        self.reap();
+    }
+
+    /// Collects the process. One in an uninterruptible sleep does not even die, and is not waited for for ever.
+    fn reap(&self) -> Option<Exit> {
+        if !pidfd::wait_exit(self.pidfd.as_fd(), DYING).unwrap_or(true) {
+            log::warning(&format!("process {} of the container does not end", self.pid));
+            return None;
+        }
+        rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), false).ok().flatten().map(|(_, exit)| exit)
     }
 
     fn obituary(&self) -> Error {
-        let exit = rung_sys::process::wait(Target::Pidfd(self.pidfd.as_fd()), true);
-        let how = match exit {
-            Ok(Some((_, rung_sys::process::Exit::Signal(signal)))) => {
+        let how = match self.reap() {
+            Some(Exit::Signal(signal)) => {
                 format!(
                     "was killed by {} (too little memory, or a filter that forbids what a start needs)",
                     rung_sys::signal::name(signal)
                 )
             }
-            Ok(Some((_, rung_sys::process::Exit::Code(code)))) => format!("ended with code {code}"),
-            _ => "is gone".to_owned(),
+            Some(Exit::Code(code)) => format!("ended with code {code}"),
+            None => "is gone".to_owned(),
         };
         Error::new(Kind::Internal, format!("the container's process {how} before it was ready"))
     }

@@ -22,10 +22,11 @@
 //! point means that the other side is gone. A message out of turn is an error.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use rung_sys::fd_pass;
-use rung_sys::poll::{self, Interest};
 
 use crate::error::{Error, Kind, Result};
 use crate::log;
@@ -97,6 +98,9 @@ pub struct ParentEnd(OwnedFd);
 #[derive(Debug)]
 pub struct ChildEnd(OwnedFd);
 
+/// How long, in seconds, a process may take from one report to the next: less than supervisors give a runtime.
+const SILENCE: i64 = 240;
+
 /// Makes both ends.
 pub fn pair() -> Result<(ParentEnd, ChildEnd)> {
     let (parent, child) = fd_pass::message_pair()?;
@@ -109,6 +113,12 @@ impl ParentEnd {
     pub fn close_copy(&self) {
         // A forked child that executes or exits: the value that owns the number is never dropped here.
         let _ = nix::unistd::close(self.0.as_raw_fd());
+    }
+
+    /// Has [`Self::receive`] give up a process that is silent for too long: one that waits for a file system that does not
+    /// answer waits for ever.
+    pub fn limit_silence(&self) -> Result<()> {
+        Ok(setsockopt(&self.0, ReceiveTimeout, &TimeVal::seconds(SILENCE))?)
     }
 
     /// Tells the process to go on. That it is gone is found when its next report is read.
@@ -124,6 +134,11 @@ impl ParentEnd {
         let mut buffer = [0; MAX_TEXT + 16];
         let (length, mut fds) = match fd_pass::receive(self.0.as_fd(), &mut buffer) {
             Err(error) if error.errno() == libc::ECONNRESET => return Ok(None),
+            Err(error) if error.errno() == libc::EAGAIN => {
+                let text =
+                    format!("the container's process has not got on for {SILENCE} s; a file system may not answer");
+                return Err(Error::new(Kind::Timeout, text));
+            }
             other => other?,
         };
         let number = || buffer.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(i32::from_le_bytes);
@@ -149,16 +164,6 @@ impl ParentEnd {
             _ => None,
         };
         report.map(Some).ok_or_else(|| Error::new(Kind::Internal, "container process: message out of turn"))
-    }
-
-    /// Waits for a report with a deadline; `false` when it passed.
-    pub fn wait(&self, timeout: Duration) -> Result<bool> {
-        Ok(!poll::wait(&[(self.0.as_fd(), Interest::Read)], Some(timeout))?.is_empty())
-    }
-
-    /// The socket, to be polled beside others.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The mounts of a container as a list of steps.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
+use rung_sys::beneath::lexical;
 use rung_sys::idmap::Range;
 use rung_sys::mount_options::MountOptions;
 use rung_sys::namespace::Namespace;
@@ -208,16 +209,7 @@ fn idmap_option(text: &str, container: Option<&IdMaps>) -> Result<Idmap> {
 /// Makes a destination absolute and lexically clean; links are resolved inside the root later. As runc does, one that
 /// repeats the path that the root has on the host is taken for what it means.
 fn destination(path: &Path, rootfs: &Path) -> Result<PathBuf> {
-    let mut clean = PathBuf::from("/");
-    for part in path.components() {
-        match part {
-            Component::Normal(part) => clean.push(part),
-            Component::ParentDir => {
-                clean.pop();
-            }
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
+    let mut clean = Path::new("/").join(lexical(path));
     if let Ok(inside) = clean.strip_prefix(rootfs) {
         clean = Path::new("/").join(inside);
     }

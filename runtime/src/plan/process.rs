@@ -27,6 +27,8 @@ pub struct ProcessPlan {
     pub keyring: Option<String>,
     /// The execution domain.
     pub personality: Option<LinuxPersonality>,
+    /// The container is bound to some of the processors.
+    pub has_cpuset: bool,
     /// Where memory is taken from.
     pub memory_policy: Option<LinuxMemoryPolicy>,
 }
@@ -59,6 +61,8 @@ impl ProcessPlan {
         if personality.as_ref().and_then(|found| found.flags().as_ref()).is_some_and(|flags| !flags.is_empty()) {
             log::warning("linux.personality.flags: none is supported, all are ignored");
         }
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let cpus = resources.and_then(|resources| resources.cpu().as_ref()).and_then(|cpu| cpu.cpus().as_deref());
         Ok(Self {
             args,
             env,
@@ -68,6 +72,7 @@ impl ProcessPlan {
             preserve_fds: wishes.preserve_fds,
             keyring: (!wishes.no_new_keyring).then(|| format!("_ses.{id}")),
             personality,
+            has_cpuset: cpus.is_some_and(|cpus| !cpus.is_empty()),
             memory_policy: linux.and_then(|linux| linux.memory_policy().clone()),
             spec: process,
         })
