@@ -7,13 +7,15 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use gantry_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, BootstrapResult, LogLevel};
 use gantry_proto::namespace::check_identifier;
 use prost::Message;
 use prost_types::Any;
+use rung_sys::fd_pass;
 use rung_sys::process::{self, CloneRequest, Forked, Pid};
 use sha2::{Digest, Sha256};
 
@@ -237,6 +239,14 @@ impl Answer {
     }
 }
 
+/// Whether somebody listens at the socket `path`, be it that he does not take connections just now.
+pub fn is_answered(path: &Path) -> bool {
+    match fd_pass::connect(path, Duration::from_secs(2)) {
+        Ok(_) => true,
+        Err(error) => error.kind() == ErrorKind::TimedOut,
+    }
+}
+
 /// Listens at `path`; none where a supervisor answers there already.
 fn listen(path: &Path) -> Result<Option<UnixListener>> {
     if let Some(dir) = path.parent() {
@@ -251,7 +261,7 @@ fn listen(path: &Path) -> Result<Option<UnixListener>> {
                 return Ok(Some(listener));
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                if UnixStream::connect(path).is_ok() {
+                if is_answered(path) {
                     return Ok(None);
                 }
                 // Nobody listens: its owner was killed. Two starts that find this at once end in a second attempt.

@@ -1,11 +1,9 @@
 //! The bundle directory: what the shim reads of its configuration, and the small files it leaves there.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{Doing, Error, Result};
 
@@ -14,13 +12,16 @@ use crate::{Doing, Error, Result};
 #[serde(default)]
 pub struct Config {
     /// Annotations; two of them group containers.
+    #[serde(deserialize_with = "or_default")]
     pub annotations: std::collections::BTreeMap<String, String>,
+    #[serde(deserialize_with = "or_default")]
     linux: Linux,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct Linux {
+    #[serde(deserialize_with = "or_default")]
     namespaces: Vec<Namespace>,
 }
 
@@ -30,6 +31,11 @@ struct Namespace {
     #[serde(rename = "type")]
     kind: String,
     path: Option<String>,
+}
+
+/// A null is what is absent, as the runtime reads it.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl Config {
@@ -67,15 +73,7 @@ impl Config {
 /// # Errors
 /// Those of writing and renaming.
 pub fn write(path: &Path, text: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
-    let temporary = PathBuf::from(temporary);
-    let work = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&temporary)?;
-        file.write_all(text)?;
-        fs::rename(&temporary, path)
-    };
-    work().doing(|| format!("write {}", path.display()))
+    Ok(rung_sys::atomic_file::write_volatile(path, text, 0o644)?)
 }
 
 /// The process number in a pid file.
@@ -100,7 +98,9 @@ mod tests {
     fn process_namespaces() {
         assert!(config(r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#).has_private_pids());
         assert!(!config(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#).has_private_pids());
-        assert!(!config("{}").has_private_pids());
+        for nothing in ["{}", r#"{"annotations":null,"linux":null}"#, r#"{"linux":{"namespaces":null}}"#] {
+            assert!(!config(nothing).has_private_pids());
+        }
     }
 
     #[test]

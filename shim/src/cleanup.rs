@@ -9,6 +9,7 @@ use gantry_proto::time::now;
 use prost::Message;
 
 use crate::args::Flags;
+use crate::bootstrap::is_answered;
 use crate::bundle;
 use crate::options::Options;
 use crate::rung::run_alone;
@@ -60,7 +61,7 @@ fn delete_by_runtime(flags: &Flags, bundle: &Path) -> Result<()> {
 fn remove_socket(bundle: &Path) {
     let Ok(address) = std::fs::read_to_string(bundle.join("address")) else { return };
     let Some(path) = address.trim().strip_prefix("unix://") else { return };
-    if std::os::unix::net::UnixStream::connect(path).is_err() {
+    if !is_answered(Path::new(path)) {
         let _ = std::fs::remove_file(path);
     }
 }

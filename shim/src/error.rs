@@ -14,6 +14,8 @@ pub struct Error {
     message: String,
     /// Where a program could not be run at all: what a shell would exit with.
     exit_code: Option<u8>,
+    /// Of a program that was ended, and could neither say why nor clean up.
+    cut_short: bool,
 }
 
 /// The shim's result.
@@ -22,7 +24,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None }
+        Self { kind, message: message.into(), exit_code: None, cut_short: false }
     }
 
     /// What went wrong, for decisions.
@@ -35,6 +37,18 @@ impl Error {
     pub fn with_exit_code(mut self, code: u8) -> Self {
         self.exit_code = Some(code);
         self
+    }
+
+    /// The same error, of a program that was ended before it was done.
+    #[must_use]
+    pub fn of_cut_short(mut self) -> Self {
+        self.cut_short = true;
+        self
+    }
+
+    /// Whether the program was ended, so that what it had made by then may be there.
+    pub fn is_cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// The same error, said of a larger operation: `doing: message`.

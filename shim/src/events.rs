@@ -20,6 +20,7 @@ use prost::{Message, Name};
 use tokio::sync::{Notify, watch};
 
 use crate::bootstrap::Setting;
+use crate::error::Kind;
 use crate::reaper::Reaper;
 use crate::{Doing, Error, Result};
 
@@ -29,6 +30,8 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const MAX_QUEUE: usize = 2048;
 /// How long one event may take to be taken.
 const SEND: Duration = Duration::from_secs(5);
+/// How often the daemon may refuse an event until it is given up: the next ones wait behind it.
+const REFUSALS: u32 = 5;
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
@@ -117,14 +120,21 @@ impl Queue {
 async fn send_all(queue: Arc<Queue>, mut destination: Destination) {
     let mut length = queue.length.subscribe();
     let mut pause = PAUSES.0;
+    let mut refusals = 0;
     while length.wait_for(|length| *length > 0).await.is_ok() {
         let Some(event) = queue.first() else { continue };
         match destination.send(&event).await {
             Ok(()) => {
                 queue.done(&event);
-                pause = PAUSES.0;
+                (pause, refusals) = (PAUSES.0, 0);
+            }
+            Err(error) if destination.has_answered() && refusals + 1 >= REFUSALS => {
+                tracing::warn!(%error, topic = event.topic, "the daemon does not take an event; it is given up");
+                queue.done(&event);
+                (pause, refusals) = (PAUSES.0, 0);
             }
             Err(error) => {
+                refusals += u32::from(destination.has_answered());
                 tracing::debug!(%error, topic = event.topic, "event not delivered yet");
                 let _ = tokio::time::timeout(pause, queue.nudge.notified()).await;
                 pause = (pause * 2).min(PAUSES.1);
@@ -150,6 +160,11 @@ impl Destination {
         }
     }
 
+    /// Whether the daemon was there for the last event, be it to refuse it.
+    fn has_answered(&self) -> bool {
+        matches!(self, Self::Socket { client: Some(_), .. })
+    }
+
     async fn send(&mut self, event: &Envelope) -> Result<()> {
         match self {
             Self::Nowhere => Ok(()),
@@ -160,9 +175,11 @@ impl Destination {
                 };
                 let request = ForwardRequest { envelope: Some(event.clone()) };
                 let context = Context::new().with(NAMESPACE_TTRPC, &event.namespace).with_timeout(SEND);
-                connected.call::<_, ()>(SERVICE, "Forward", &request, &context).await?;
-                *client = Some(connected);
-                Ok(())
+                let answer = connected.call::<_, ()>(SERVICE, "Forward", &request, &context).await;
+                // A connection on which nothing came is made again.
+                let silent = answer.as_ref().is_err_and(|status| status.code == Kind::DeadlineExceeded);
+                *client = Some(connected).filter(|client| !silent && !client.is_closed());
+                answer.map_err(Error::from)
             }
             Self::Program { path, address, namespace, reaper } => {
                 let mut input = std::fs::File::from(memfd_create(c"event", MFdFlags::MFD_CLOEXEC)?);

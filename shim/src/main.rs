@@ -1,13 +1,20 @@
 //! Dispatch: parse, run, one line on failure.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
 use containerd_shim_rung_v2::args::{self, Command};
-use containerd_shim_rung_v2::{bootstrap, cleanup, compress, info};
+use containerd_shim_rung_v2::{Error, Result, bootstrap, cleanup, compress, info};
+
+/// The command line, without the program's name.
+fn words() -> Result<Vec<String>> {
+    let text = |word: OsString| word.into_string().map_err(|word| Error::invalid(format!("{word:?} is no text")));
+    std::env::args_os().skip(1).map(text).collect()
+}
 
 fn main() -> ExitCode {
-    let run = || match args::parse(std::env::args().skip(1))? {
+    let run = || match args::parse(words()?)? {
         Command::Version => info::version(),
         Command::Info => info::describe(),
         Command::Start(flags) => bootstrap::start(flags),

@@ -2,21 +2,21 @@
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 
 use gantry_proto::containerd::types::Mount;
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
+use rung_sys::beneath::Root;
 use rung_sys::mount::{self, Change};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::mount_words;
 
 use crate::{Doing, Error, Result};
 
-/// mount(2) takes one page of options, less one byte.
-const MAX_DATA: usize = 4095;
 /// Unmounting gives up after this many layers; nobody mounts more on one directory.
 const MAX_STACK: usize = 64;
 
@@ -73,14 +73,7 @@ pub fn detach(rootfs: &Path) -> Option<OwnedFd> {
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     let target = target(one, rootfs)?;
     let options = MountOptions::parse(&one.options);
-    let tree = match mount_words::make(&one.r#type, &one.source, &options) {
-        Ok(tree) => tree,
-        // Kernels before 6.5 know no `lowerdir+`; some file systems do not know fsconfig at all.
-        Err(error) if error.is(&[libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP]) && is_old(one, &options) => {
-            return old_mount(one, &options, &target, &error);
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let tree = mount_words::make(&one.r#type, &one.source, &options)?;
     mount::attach(tree.as_fd(), target.as_fd())?;
     for (propagation, recursive) in &options.propagation {
         let change = Change { propagation: Some(*propagation), ..Change::default() };
@@ -89,42 +82,42 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory to mount on, opened once. A mount may name one below the root; it must already be there.
+/// The directory to mount on, opened once. A mount may name one below the root; it must already be there, and what an
+/// earlier mount has put on the way does not lead out.
 fn target(one: &Mount, rootfs: &Path) -> Result<OwnedFd> {
-    let mut path = PathBuf::from(rootfs);
-    for part in Path::new(&one.target).components() {
-        match part {
-            std::path::Component::Normal(name) => path.push(name),
-            std::path::Component::RootDir | std::path::Component::CurDir => {}
-            _ => return Err(Error::invalid(format!("mount target {:?} leaves the root", one.target))),
-        }
+    let below = Path::new(&one.target);
+    if below.components().any(|part| part == Component::ParentDir) {
+        return Err(Error::invalid(format!("mount target {:?} leaves the root", one.target)));
     }
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(&path);
-    Ok(opened.doing(|| format!("open {}", path.display()))?.into())
+    let opened = Root::open(rootfs).and_then(|root| root.resolve(below, OFlag::O_PATH | OFlag::O_DIRECTORY));
+    opened.doing(|| format!("open {} in {}", below.display(), rootfs.display()))
 }
 
-/// Whether mount(2) could do it too: its options fit, and are all the kernel's own.
-fn is_old(one: &Mount, options: &MountOptions) -> bool {
-    let is_ours = |word: &String| word.starts_with("uidmap=") || word.starts_with("gidmap=");
-    !mount_words::is_bind(&one.r#type, options)
-        && !options.data.iter().any(is_ours)
-        && options.data.iter().map(|word| word.len() + 1).sum::<usize>() <= MAX_DATA
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// mount(2) on the opened directory. Where it fails too, the newer call's error is the better one.
-fn old_mount(one: &Mount, options: &MountOptions, target: &OwnedFd, newer: &rung_sys::Error) -> Result<()> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
-    let flag = |attribute: u64, flag: u64| if options.set & attribute != 0 { flag } else { 0 };
-    use mount::attribute as a;
-    let flags = flag(a::RDONLY, libc::MS_RDONLY)
-        | flag(a::NOSUID, libc::MS_NOSUID)
-        | flag(a::NODEV, libc::MS_NODEV)
-        | flag(a::NOEXEC, libc::MS_NOEXEC)
-        | flag(a::NOATIME, libc::MS_NOATIME);
-    let data = options.data.join(",");
-    mount::mount(Some(Path::new(&one.source)), &path, Some(&one.r#type), flags, Some(&data)).map_err(|old| {
-        tracing::debug!(error = %old, "mount(2) after fsconfig failed");
-        newer.clone().into()
-    })
+    #[test]
+    fn a_target_is_inside_whatever_links_there_are() {
+        use std::os::unix::fs::{MetadataExt, symlink};
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        for made in [root.join("in/b"), outside.join("b")] {
+            std::fs::create_dir_all(made).expect("directories");
+        }
+        symlink(&outside, root.join("a")).expect("link");
+        symlink("/in", root.join("c")).expect("link");
+        let find = |target: &str| target_of(target, &root);
+        let target_inode =
+            |target: &str| nix::sys::stat::fstat(find(target).expect(target)).map(|found| found.st_ino).expect("stat");
+        assert!(find("a/b").is_err());
+        assert!(find("../outside").is_err());
+        let inode = |path: &Path| std::fs::metadata(path).expect("metadata").ino();
+        assert_eq!(target_inode("/c/b"), inode(&root.join("in/b")));
+        assert_eq!(target_inode(""), inode(&root));
+    }
+
+    fn target_of(target: &str, root: &Path) -> Result<OwnedFd> {
+        super::target(&Mount { target: target.to_owned(), ..Mount::default() }, root)
+    }
 }

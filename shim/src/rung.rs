@@ -151,7 +151,7 @@ impl Runtime {
                 let deadline = if matches!(verb, "create" | "exec" | "start") { LONG } else { SHORT };
                 tokio::time::timeout(deadline, exit).await.map_err(|_| {
                     let text = format!("{} {verb}: not done within {deadline:?}", self.name());
-                    Error::new(Kind::DeadlineExceeded, text)
+                    Error::new(Kind::DeadlineExceeded, text).of_cut_short()
                 })?
             }
         };
@@ -189,7 +189,9 @@ impl Runtime {
         let complaint = complaints.map(|file| read(file, 0)).unwrap_or_default();
         let complaint = complaint.trim();
         if complaint.is_empty() {
-            return Error::new(Kind::Unknown, format!("{doing}: exit status {status}"));
+            let silent = Error::new(Kind::Unknown, format!("{doing}: exit status {status}"));
+            // A program that a signal has ended.
+            return if status > 128 { silent.of_cut_short() } else { silent };
         }
         let short: String = complaint.chars().take(usize::try_from(MAX_COMPLAINT).unwrap_or(4096)).collect();
         Error::new(Kind::Unknown, short.replace('\n', "; ")).context(doing)

@@ -158,7 +158,19 @@ impl Sandboxes {
         };
         service::create(&self.shim, create).await?;
         let mailbox = self.shim.containers.get(&id)?;
-        let pid = mailbox.ask(|container| Box::pin(async move { container.start("").await })).await?;
+        let started = mailbox.ask(|container| Box::pin(async move { container.start("").await })).await;
+        if started.is_err() {
+            // Else the next attempt would find it there.
+            let abandon = mailbox.ask(|container| {
+                Box::pin(async move {
+                    container.abandon().await;
+                    Ok(())
+                })
+            });
+            let _ = abandon.await;
+            self.shim.containers.remove(&id);
+        }
+        let pid = started?;
         let mut waiter = mailbox.look(|container| Ok(container.process("")?.waiter())).await?;
         let exit = self.with(&id, |sandbox| sandbox.exit.clone())?;
         tokio::spawn(async move {

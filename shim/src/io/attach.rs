@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use gantry_proto::stdio::{FrameKind, LogPolicy, MAX_FRAME};
 use tokio::io::AsyncReadExt;
@@ -18,6 +19,8 @@ use crate::{Doing, Result};
 
 /// Clients served at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
+/// How often a connection that could not be accepted is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 /// Bytes kept for a client that does not read, where the process must not wait for it.
 const MAX_BEHIND: usize = 1 << 20;
 
@@ -40,6 +43,8 @@ struct Client {
     gone: AtomicBool,
     dropped: AtomicU64,
     reader: Mutex<Option<AbortHandle>>,
+    /// Writes what is behind, where nobody waits for it to be written.
+    writer: Mutex<Option<AbortHandle>>,
 }
 
 impl Hub {
@@ -66,17 +71,26 @@ impl Hub {
         let task = tokio::spawn(async move {
             while let Some(hub) = weak.upgrade() {
                 let Ok(mut ready) = hub.listener.readable().await else { return };
-                hub.accept_waiting();
-                ready.clear_ready();
+                if hub.accept_waiting() {
+                    ready.clear_ready();
+                } else {
+                    // Too few descriptors: who waits is looked at again.
+                    tokio::time::sleep(RETRY).await;
+                }
             }
         });
         *lock(&hub.accepting) = Some(task.abort_handle());
         Ok(hub)
     }
 
-    /// Takes every connection that waits.
-    pub fn accept_waiting(&self) {
-        while let Ok((socket, _)) = self.listener.get_ref().accept() {
+    /// Takes every connection that waits; `false` where some may be left.
+    pub fn accept_waiting(&self) -> bool {
+        loop {
+            let socket = match self.listener.get_ref().accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            };
             let mut clients = lock(&self.clients);
             clients.retain(|client| !client.gone.load(Ordering::Relaxed));
             if clients.len() >= MAX_CLIENTS || self.closed.load(Ordering::Relaxed) {
@@ -137,6 +151,7 @@ impl Client {
             gone: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
             reader: Mutex::default(),
+            writer: Mutex::default(),
         });
         let weak = Arc::downgrade(&client);
         let task = tokio::spawn(async move {
@@ -153,7 +168,7 @@ impl Client {
     }
 
     /// Sends one frame as far as that goes now; `false` where bytes are left and the process must wait.
-    fn send(&self, kind: FrameKind, payload: &[u8], policy: LogPolicy) -> bool {
+    fn send(self: &Arc<Self>, kind: FrameKind, payload: &[u8], policy: LogPolicy) -> bool {
         if self.gone.load(Ordering::Relaxed) {
             return true;
         }
@@ -178,7 +193,24 @@ impl Client {
         }
         behind.extend_from_slice(header.get(written..).unwrap_or_default());
         behind.extend_from_slice(payload.get(written.saturating_sub(header.len())..).unwrap_or_default());
-        behind.is_empty() || policy == LogPolicy::Drop
+        let settled = behind.is_empty();
+        drop(behind);
+        if policy == LogPolicy::Block {
+            return settled;
+        }
+        if !settled {
+            self.write_on();
+        }
+        true
+    }
+
+    /// Has what is behind written as the client takes it.
+    fn write_on(self: &Arc<Self>) {
+        let mut writer = lock(&self.writer);
+        if writer.as_ref().is_none_or(AbortHandle::is_finished) {
+            let client = self.clone();
+            *writer = Some(tokio::spawn(async move { client.flush().await }).abort_handle());
+        }
     }
 
     async fn flush(&self) {
@@ -209,8 +241,10 @@ impl Client {
         if dropped > 0 {
             tracing::warn!(bytes = dropped, "attach: a client did not read; output was dropped for it");
         }
-        if let Some(reader) = lock(&self.reader).take() {
-            reader.abort();
+        for task in [&self.reader, &self.writer] {
+            if let Some(task) = lock(task).take() {
+                task.abort();
+            }
         }
     }
 }

@@ -328,6 +328,25 @@ mod tests {
     }
 
     #[test]
+    fn a_removed_log_costs_no_older_one() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("log").to_string_lossy().into_owned();
+        let uri = LogUri { max_size: 100, max_files: 3, ..LogUri::new(path.clone()) };
+        let mut log = LogFile::open(uri, Reaper::default()).expect("open");
+        for older in [".1", ".2"] {
+            std::fs::write(format!("{path}{older}"), older).expect("write");
+        }
+        std::fs::remove_file(&path).expect("remove");
+        let long = format!("{}\n", "x".repeat(100));
+        assert!(log.push(Stream::Stdout, long.as_bytes()));
+        // It goes on in a new file.
+        assert!(log.push(Stream::Stdout, b"end\n"));
+        let read = |name: &str| std::fs::read_to_string(format!("{path}{name}")).expect("read");
+        assert_eq!((read(".1").as_str(), read(".2").as_str()), (".1", ".2"));
+        assert!(read("").contains("end"));
+    }
+
+    #[test]
     fn one_file_is_cut_instead() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("log").to_string_lossy().into_owned();

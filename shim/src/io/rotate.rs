@@ -106,7 +106,14 @@ impl Files {
         self.named(".compressing")
     }
 
+    /// Gives every file the next number. The log first, under a name of its own: where it cannot be moved, or is not there
+    /// (somebody removed it), no older one is given up for it.
     fn shift(&mut self) -> Result<()> {
+        let moving = self.named(".moving");
+        match fs::rename(&self.path, &moving) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other.doing(|| format!("rename {}", self.path.display()))?,
+        }
         for number in (1..=self.keep).rev() {
             for (from, to) in
                 [(self.plain(number), self.plain(number + 1)), (self.packed(number), self.packed(number + 1))]
@@ -114,15 +121,16 @@ impl Files {
                 let moved = if number == self.keep { fs::remove_file(&from) } else { fs::rename(&from, &to) };
                 match moved {
                     Err(error) if error.kind() != ErrorKind::NotFound => {
+                        // The next attempt finds it where it was.
+                        let _ = fs::rename(&moving, &self.path);
                         return Err(error).doing(|| format!("move {}", from.display()));
                     }
                     _ => {}
                 }
             }
         }
-        fs::rename(&self.path, self.plain(1)).doing(|| format!("rename {}", self.path.display()))?;
         self.compressing = self.compressing.map(|number| number + 1);
-        Ok(())
+        fs::rename(&moving, self.plain(1)).doing(|| format!("rename {}", moving.display()))
     }
 
     fn compressed(&mut self, well: bool) {

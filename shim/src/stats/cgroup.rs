@@ -6,13 +6,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use rung_sys::cgroupfs::{CgroupDir, is_missing};
 
 use crate::{Doing, Error, Result};
 
 /// Where the hierarchies are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// Cgroups below a container's that are looked into for processes.
-const MAX_DEPTH: usize = 16;
 
 /// The directories of one cgroup.
 #[derive(Debug, Clone)]
@@ -70,26 +69,21 @@ impl Cgroup {
         };
         let dir = dir.ok_or_else(|| Error::not_found("the container has no cgroup"))?;
         let mut pids = Vec::new();
-        collect(dir, MAX_DEPTH, &mut pids).doing(|| format!("list processes of {}", dir.display()))?;
+        CgroupDir::open(dir)?.walk(&mut |dir| {
+            match dir.procs() {
+                Ok(found) => {
+                    pids.extend(found.into_iter().filter_map(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0))
+                }
+                // One that goes away while we look has no processes left.
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        })?;
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
     }
-}
-
-fn collect(dir: &Path, depth: usize, pids: &mut Vec<u32>) -> std::io::Result<()> {
-    let text = fs::read_to_string(dir.join("cgroup.procs"))?;
-    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    if depth == 0 {
-        return Ok(());
-    }
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            // A cgroup that goes away while we look has no processes left.
-            let _ = collect(&entry.path(), depth - 1, pids);
-        }
-    }
-    Ok(())
 }
 
 fn is_unified() -> bool {

@@ -91,7 +91,18 @@ impl Container {
         self.init.starting = true;
         let made = self.run(&arguments, ends).await;
         self.init.starting = false;
-        made?;
+        self.take_made(made, console).await
+    }
+
+    /// Takes over the container that the runtime was to make. Where that fails, nothing of it stays. A runtime that says
+    /// itself why it has made none has left nothing, and the container of that name may be another's.
+    pub(super) async fn take_made(&mut self, made: Result<()>, console: Option<Console>) -> Result<()> {
+        if let Err(error) = made {
+            if error.is_cut_short() {
+                self.force_delete().await;
+            }
+            return Err(error);
+        }
         let taken = self.take_init(console);
         if taken.is_err() {
             self.force_delete().await;
@@ -111,7 +122,7 @@ impl Container {
     }
 
     /// Takes over what the runtime has made: the terminal, the process, its cgroup.
-    pub(super) fn take_init(&mut self, console: Option<Console>) -> Result<()> {
+    fn take_init(&mut self, console: Option<Console>) -> Result<()> {
         let master = console.map(Console::receive).transpose()?;
         self.init.pid = bundle::read_pid(&self.bundle.join("init.pid"))?;
         if let (Some(master), Some(io)) = (master, &mut self.init.io) {

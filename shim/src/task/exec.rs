@@ -11,6 +11,7 @@ use gantry_proto::containerd::task::v3::ExecProcessRequest;
 use gantry_proto::namespace::check_identifier;
 use gantry_proto::stdio::LogUri;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rung_sys::process::Pid;
 
 use crate::arguments;
 use crate::bundle;
@@ -136,12 +137,13 @@ fn not_running() -> Error {
 
 /// Takes over what the runtime has made.
 fn take(console: Option<Console>, io: &mut Io, pid_file: &std::path::Path) -> Result<i32> {
-    let master = console.map(Console::receive).transpose()?;
     let pid = bundle::read_pid(pid_file)?;
-    if let Some(master) = master {
-        io.attach_terminal(master)?;
-    }
-    Ok(pid)
+    let attached = console.map(Console::receive).transpose().and_then(|master| match master {
+        Some(master) => io.attach_terminal(master),
+        None => Ok(()),
+    });
+    // It runs, and nobody would know of it.
+    attached.map(|()| pid).inspect_err(|_| drop(rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL)))
 }
 
 /// The process in memory: the runtime opens it through our descriptor, and no file has to be removed.

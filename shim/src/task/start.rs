@@ -28,6 +28,9 @@ impl Container {
         }
         if self.restore.is_some() {
             self.start_restored().await?;
+        } else if self.init.pid == 0 {
+            // The streams of the first attempt are gone with it.
+            return Err(Error::precondition("it could not be restored; delete it and create it again"));
         } else {
             self.run(&["start", &self.id.clone()], Ends::default()).await?;
         }
@@ -51,11 +54,7 @@ impl Container {
         self.init.starting = true;
         let made = self.run(&arguments, restore.ends).await;
         self.init.starting = false;
-        made?;
-        if let Err(error) = self.take_init(restore.console) {
-            self.force_delete().await;
-            return Err(error);
-        }
+        self.take_made(made, restore.console).await?;
         self.claim("", self.init.pid);
         Ok(())
     }
