@@ -12,9 +12,10 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-/// Methods whose calls end with their client: they wait for what containers do in their own time, or do at length what
-/// can be given up at any point and begun anew.
-const END_WITH_CLIENT: &[&str] = &["Wait", "Transfer", "PullImage", "ExecSync"];
+/// Methods whose calls end with their client: they wait for what containers do in their own time, do at length what can
+/// be given up at any point and begun anew, or notice it and undo what nobody would know of.
+const END_WITH_CLIENT: &[&str] =
+    &["Wait", "Transfer", "PullImage", "ExecSync", "Create", "RunPodSandbox", "CreateContainer"];
 
 /// Makes calls whole.
 #[derive(Debug, Clone, Copy)]
