@@ -39,17 +39,18 @@ impl Cri {
 
 fn listed(container: &Container) -> v1::Container {
     let record = container.record();
-    let config = record.config.clone().unwrap_or_default();
+    // A configuration is far larger than what is told of it here.
+    let config = record.config.as_ref();
     v1::Container {
         id: container.id().to_string(),
         pod_sandbox_id: record.sandbox_id.clone(),
-        metadata: config.metadata,
-        image: config.image,
+        metadata: config.and_then(|config| config.metadata.clone()),
+        image: config.and_then(|config| config.image.clone()),
         image_ref: record.image_id.clone(),
         state: container.state().into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+        annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
         image_id: record.image_id.clone(),
     }
 }

@@ -41,14 +41,15 @@ impl Cri {
 
 fn listed(sandbox: &Sandbox) -> v1::PodSandbox {
     let record = sandbox.record();
-    let config = record.config.clone().unwrap_or_default();
+    // A configuration is far larger than what is told of it here.
+    let config = record.config.as_ref();
     v1::PodSandbox {
         id: sandbox.id().to_string(),
-        metadata: config.metadata,
+        metadata: config.and_then(|config| config.metadata.clone()),
         state: sandbox.state().into(),
         created_at: record.created_at,
-        labels: config.labels,
-        annotations: config.annotations,
+        labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+        annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
         runtime_handler: record.runtime_handler.clone(),
     }
 }
