@@ -28,9 +28,10 @@ impl Pty {
     pub fn start(command: &Command) -> Result<Self> {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).context("open a terminal")?;
-        // setsid(1) makes its standard input the controlling terminal, which size changes need.
-        let mut session = Command::new("setsid");
-        session.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        // setsid(1) makes its standard input the controlling terminal, which size changes need. What runs the tests may
+        // ignore Ctrl-C, as a shell's jobs in the background do, and a program keeps that from whoever started it.
+        let mut session = Command::new("env");
+        session.args(["--default-signal", "setsid", "--ctty"]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => session.env(name, value),
