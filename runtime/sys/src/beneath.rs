@@ -5,13 +5,14 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use nix::NixPath as _;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, open, openat, openat2, renameat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -247,12 +248,25 @@ fn remove_below(
 fn move_up(from: BorrowedFd<'_>, name: &OsStr, (top, moved): &mut (BorrowedFd<'_>, &mut u64)) -> io::Result<()> {
     loop {
         **moved += 1;
-        match renameat2(from, name, *top, format!("{moved}").as_str(), RenameFlags::RENAME_NOREPLACE) {
+        match rename_to_free(from, name, *top, &moved.to_string()) {
             Ok(()) | Err(Errno::ENOENT) => return Ok(()),
             Err(Errno::EEXIST) => {}
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// `renameat2` with `RENAME_NOREPLACE`, which nix has for glibc alone.
+fn rename_to_free(from: BorrowedFd<'_>, name: &OsStr, to: BorrowedFd<'_>, free: &str) -> nix::Result<()> {
+    const NOREPLACE: libc::c_uint = 1;
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    let renamed = name.with_nix_path(|name| {
+        free.with_nix_path(|free| {
+            // SAFETY: both names end with a zero and, like the descriptors, live through the call.
+            unsafe { libc::syscall(libc::SYS_renameat2, from, name.as_ptr(), to, free.as_ptr(), NOREPLACE) }
+        })
+    })??;
+    Errno::result(renamed).map(drop)
 }
 
 /// The names in a directory, without `.` and `..`.
