@@ -57,7 +57,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 step "install what is missing" scripts/packages.sh busybox-static docker-registry curl
-step "build the programs" cargo build --release --locked --bins --quiet
+step "build the programs" scripts/build.sh
 
 # --- an image ---------------------------------------------------------------------------------------------------------
 
