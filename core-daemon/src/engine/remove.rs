@@ -1,8 +1,9 @@
-//! Removing containers. Each step may be repeated, and the record goes after what it names, so what an interruption leaves
-//! can be removed again. The container's own directory goes last: its log says of a record that the container has run.
+//! Removing containers. Each step may be repeated. The record goes with its snapshot's, and the container's own directory
+//! last: its log says of a record that the container has run.
 
 use std::time::Duration;
 
+use gantry_proto::containerd::services::containers::v1::Container;
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
 
@@ -13,6 +14,8 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
+use crate::metadata::WriteTx;
+use crate::records::Containers;
 
 impl Engine {
     /// Removes a container, killing it first where the request says so, and returns its id.
@@ -52,23 +55,29 @@ impl Engine {
 
     pub(super) fn remove_files(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
         let container = self.parts().containers.get(namespace, id)?;
-        let context = Context::new(namespace.clone());
-        if !container.snapshot_key.is_empty() {
-            let snapshotter = self.parts().snapshotters.get(&container.snapshotter)?;
-            match snapshotter.remove(&context, &container.snapshot_key) {
-                Err(error) if error.kind() != Kind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        failpoint::hit("engine.removed.snapshot");
         // The shim removes its socket; a dead one did not.
         let _ = std::fs::remove_file(self.socket(id));
-        self.parts().containers.delete(namespace, id)?;
+        self.remove_records(namespace, id, &container)?;
         failpoint::hit("engine.removed.record");
         self.remove_directory(namespace, id);
         self.shared.names.forget(namespace, id);
         self.parts().gc.changed();
         Ok(())
+    }
+
+    /// The container's and its snapshot's go at once: a power failure leaves no container that has lost its files.
+    fn remove_records(&self, namespace: &Namespace, id: &ContainerId, container: &Container) -> Result<()> {
+        let containers = &self.parts().containers;
+        if container.snapshot_key.is_empty() {
+            return containers.delete(namespace, id);
+        }
+        let snapshotter = self.parts().snapshotters.get(&container.snapshotter)?;
+        let context = Context::new(namespace.clone());
+        let mut also = |tx: &WriteTx| Containers::delete_in(tx, namespace, id);
+        match snapshotter.remove_with(&context, &container.snapshot_key, &mut also) {
+            Err(error) if error.kind() == Kind::NotFound => containers.delete(namespace, id),
+            removed => removed.map(|()| containers.announce_deleted(namespace, id)),
+        }
     }
 
     /// Removes what is kept of a container beside its record. What cannot be removed now waits for the next start.

@@ -54,16 +54,11 @@ impl Containers {
         Ok(records.iter().filter_map(|record| Namespace::parse(&record.name).ok()).collect())
     }
 
-    /// Stores a new container, in one transaction with what `also` does, and announces it.
+    /// Stores a new container and announces it.
     ///
     /// # Errors
     /// `InvalidArgument` naming the field that is wrong, `AlreadyExists` when its id is taken.
-    pub fn create_with(
-        &self,
-        namespace: &Namespace,
-        mut container: Container,
-        also: impl FnOnce(&WriteTx) -> Result<()>,
-    ) -> Result<Container> {
+    pub fn create(&self, namespace: &Namespace, mut container: Container) -> Result<Container> {
         let id = ContainerId::parse(&container.id)?;
         check(&container)?;
         let now = SystemTime::now().into();
@@ -73,7 +68,6 @@ impl Containers {
             if metadata::containers::get(tx, namespace.as_str(), id.as_str())?.is_some() {
                 return Err(Error::already_exists(format!("container {id}: already exists")));
             }
-            also(tx)?;
             metadata::containers::put(tx, namespace.as_str(), &container)
         })?;
         let runtime = container.runtime.clone();
@@ -84,14 +78,6 @@ impl Containers {
         };
         self.events.announce(namespace, "/containers/create", &message);
         Ok(container)
-    }
-
-    /// Stores a new container and announces it.
-    ///
-    /// # Errors
-    /// As [`Containers::create_with`].
-    pub fn create(&self, namespace: &Namespace, container: Container) -> Result<Container> {
-        self.create_with(namespace, container, |_| Ok(()))
     }
 
     /// Replaces the fields of a container that `mask` names, or all that may change without a mask.
@@ -132,32 +118,28 @@ impl Containers {
         Ok(container)
     }
 
-    /// Removes a container, in one transaction with what `also` does, and announces it.
-    ///
-    /// # Errors
-    /// `NotFound` without such a container.
-    pub fn delete_with(
-        &self,
-        namespace: &Namespace,
-        id: &ContainerId,
-        also: impl FnOnce(&WriteTx) -> Result<()>,
-    ) -> Result<()> {
-        self.db.write(|tx| {
-            if !metadata::containers::delete(tx, namespace.as_str(), id.as_str())? {
-                return Err(missing(id));
-            }
-            also(tx)
-        })?;
-        self.events.announce(namespace, "/containers/delete", &ContainerDelete { id: id.to_string() });
-        Ok(())
-    }
-
     /// Removes a container and announces it.
     ///
     /// # Errors
     /// `NotFound` without such a container.
     pub fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
-        self.delete_with(namespace, id, |_| Ok(()))
+        self.db.write(|tx| Self::delete_in(tx, namespace, id))?;
+        self.announce_deleted(namespace, id);
+        Ok(())
+    }
+
+    /// Removes a container in a transaction that does more; it is to be announced when that is done.
+    ///
+    /// # Errors
+    /// As [`Containers::delete`].
+    pub fn delete_in(tx: &WriteTx, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let was = metadata::containers::delete(tx, namespace.as_str(), id.as_str())?;
+        if was { Ok(()) } else { Err(missing(id)) }
+    }
+
+    /// Tells that a container was removed.
+    pub fn announce_deleted(&self, namespace: &Namespace, id: &ContainerId) {
+        self.events.announce(namespace, "/containers/delete", &ContainerDelete { id: id.to_string() });
     }
 }
 

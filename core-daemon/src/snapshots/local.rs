@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
 
 use tokio::sync::Semaphore;
 
+use super::busy::{Busy, Numbers};
 use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
@@ -45,23 +46,9 @@ pub struct Local<D> {
     db: Db,
     events: Events,
     next: AtomicU64,
-    /// Numbers of directories whose record is not written yet, or which are being committed or removed. Never held while
-    /// the metadata is waited for.
-    busy: Arc<Mutex<HashSet<u64>>>,
+    busy: Numbers,
     /// How many may be removed beside what goes on.
     removals: Arc<Semaphore>,
-}
-
-/// A number that is busy until this is dropped.
-struct Busy {
-    all: Arc<Mutex<HashSet<u64>>>,
-    number: u64,
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
-    }
 }
 
 impl<D: Driver> Local<D> {
@@ -73,19 +60,21 @@ impl<D: Driver> Local<D> {
         let records = db.read(|tx| table::list_all(tx, name))?;
         let highest = records.iter().map(|(_, record)| record.number).chain(numbers(&driver)?).max().unwrap_or(0);
         let (driver, name, next) = (Arc::new(driver), name.to_owned(), AtomicU64::new(highest + 1));
-        Ok(Self { name, driver, db, events, next, busy: Arc::default(), removals: Arc::new(Semaphore::new(REMOVALS)) })
-    }
-
-    fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Self {
+            name,
+            driver,
+            db,
+            events,
+            next,
+            busy: Numbers::default(),
+            removals: Arc::new(Semaphore::new(REMOVALS)),
+        })
     }
 
     /// Keeps others from committing or removing a snapshot.
     fn take(&self, number: u64, key: &str) -> Result<Busy> {
-        if !self.busy().insert(number) {
-            return Err(Error::unavailable(format!("snapshot {key}: is being made, committed or removed")));
-        }
-        Ok(Busy { all: self.busy.clone(), number })
+        let busy = self.busy.take(number);
+        busy.ok_or_else(|| Error::unavailable(format!("snapshot {key}: is being made, committed or removed")))
     }
 
     fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
@@ -138,7 +127,7 @@ impl<D: Driver> Local<D> {
             other => other?,
         };
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.busy().insert(number);
+        let busy = self.take(number, key)?;
         let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
             failpoint::hit("snapshot.made");
             let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
@@ -160,7 +149,7 @@ impl<D: Driver> Local<D> {
         if made.is_err() {
             self.discard(number);
         }
-        self.busy().remove(&number);
+        drop(busy);
         if let Some(target) = made.doing(|| format!("snapshot {key}"))? {
             return Err(Error::already_exists(format!("target snapshot {target} from snapshotter")));
         }
@@ -222,6 +211,34 @@ impl<D: Driver> Local<D> {
             failpoint::hit("snapshot.removed");
             drop((busy, place));
         });
+    }
+
+    /// Removes a snapshot's record in a transaction of `write`, and then its files.
+    fn take_out(
+        &self,
+        ctx: &Context,
+        key: &str,
+        write: impl FnOnce(&dyn Fn(&WriteTx) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let namespace = ctx.namespace.as_str();
+        let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
+        let busy = self.take(number, key)?;
+        write(&|tx| {
+            let record = self.find(tx, ctx, key)?;
+            if record.number != number {
+                return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
+            }
+            if table::has_children(tx, namespace, &self.name, key)? {
+                return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
+            }
+            table::delete(tx, namespace, &self.name, &record)?;
+            leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
+        })?;
+        failpoint::hit("snapshot.removing");
+        self.discard_beside(busy);
+        let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
+        self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
+        Ok(())
     }
 
     fn commit_one(&self, tx: &WriteTx, ctx: &Context, layer: &Layer, usage: Usage) -> Result<()> {
@@ -354,29 +371,13 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
-        let namespace = ctx.namespace.as_str();
-        let found = self.db.read(|tx| self.find(tx, ctx, key))?;
-        let number = found.number;
-        let busy = self.take(number, key)?;
-        let remove = |tx: &WriteTx| {
-            let record = self.find(tx, ctx, key)?;
-            if record.number != number {
-                return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
-            }
-            if table::has_children(tx, namespace, &self.name, key)? {
-                return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
-            }
-            table::delete(tx, namespace, &self.name, &record)?;
-            leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
-        };
         // What was made for something else goes before that: the end of the other's record takes it along.
-        let lasting = !found.info.labels.contains_key(labels::SHORT_LIVED);
-        if lasting { self.db.write(remove) } else { self.db.write_soon(remove) }?;
-        failpoint::hit("snapshot.removing");
-        self.discard_beside(busy);
-        let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
-        self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
-        Ok(())
+        let lasting = !self.db.read(|tx| self.find(tx, ctx, key))?.info.labels.contains_key(labels::SHORT_LIVED);
+        self.take_out(ctx, key, |remove| if lasting { self.db.write(remove) } else { self.db.write_soon(remove) })
+    }
+
+    fn remove_with(&self, ctx: &Context, key: &str, also: &mut dyn FnMut(&WriteTx) -> Result<()>) -> Result<()> {
+        self.take_out(ctx, key, |remove| self.db.write(|tx| remove(tx).and_then(|()| also(tx))))
     }
 
     fn list(&self, ctx: &Context) -> Result<Vec<Info>> {
@@ -415,10 +416,9 @@ impl<D: Driver> Snapshotter for Local<D> {
         // Directories are listed before the records are read: one on the list without a record is busy or an orphan.
         let found = numbers(self.driver.as_ref())?;
         let mut orphans: Vec<u64> = {
-            // Not held while the records are read: who writes them may wait for it.
-            let mut busy = self.busy().clone();
+            let mut busy = self.busy.now();
             let records = self.db.read(|tx| table::list_all(tx, &self.name))?;
-            busy.extend(self.busy().iter());
+            busy.extend(self.busy.now());
             let known: HashSet<u64> = records.iter().map(|(_, record)| record.number).collect();
             found.into_iter().filter(|number| !known.contains(number) && !busy.contains(number)).collect()
         };

@@ -25,6 +25,7 @@
 //! [`proxy`] asks another program over gRPC. `tests` has the rules as tests, which all of them pass. Calls block on
 //! the disk.
 
+mod busy;
 mod copy;
 mod driver;
 pub mod erofs;
@@ -57,6 +58,7 @@ use uses::Uses;
 use crate::context::Context;
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::labels::Labels;
+use crate::metadata::WriteTx;
 
 /// The snapshotter used where nothing else is said.
 pub const DEFAULT: &str = "overlayfs";
@@ -177,6 +179,12 @@ pub trait Snapshotter: Send + Sync {
     /// # Errors
     /// `NotFound`; `FailedPrecondition` while it is a parent.
     fn remove(&self, ctx: &Context, key: &str) -> Result<()>;
+
+    /// Removes a snapshot in one transaction with what `also` does.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::remove`], and what `also` fails with; the snapshot is still there then.
+    fn remove_with(&self, ctx: &Context, key: &str, also: &mut dyn FnMut(&WriteTx) -> Result<()>) -> Result<()>;
 
     /// All snapshots of the namespace.
     ///
