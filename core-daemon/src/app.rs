@@ -25,7 +25,6 @@ use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
 use gantry_proto::gantry::images::v1::images_server::ImagesServer as GantryImagesServer;
 use gantry_proto::gantry::system::v1::system_server::SystemServer;
 use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
-use gantry_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
@@ -250,7 +249,6 @@ impl Daemon {
             LeasesServer(grpc::leases::LeasesService::new(self.images.leases.clone(), gc.clone())),
             MountsServer(grpc::mounts::MountsService::new(self.mounts.clone())),
             NamespacesServer(grpc::namespaces::NamespacesService::new(self.namespaces.clone())),
-            RuntimeServiceServer(cri::RuntimeService::new(self.cri.clone())),
             SnapshotsServer(grpc::snapshots::SnapshotsService::new(self.snapshots.clone(), gc.clone())),
             StoreServer(grpc::sandboxes::SandboxStoreService::new(self.sandboxes.clone())),
             StreamingServer(grpc::streams::StreamingService::new(streams.clone())),
@@ -263,6 +261,7 @@ impl Daemon {
             TransferServer(grpc::transfer::TransferService::new(self.images.clone(), streams)),
             VersionServer(grpc::version::VersionService),
         );
+        routes.add_service(cri::Lists::new(self.cri.clone(), max));
         let (_, health) = tonic_health::server::health_reporter();
         routes.add_service(health);
         Ok(routes.routes())

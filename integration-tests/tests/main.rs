@@ -16,6 +16,7 @@ mod cri_hosts;
 mod cri_images;
 mod cri_networks;
 mod cri_pods;
+mod cri_settings;
 mod cri_stats;
 mod cri_streaming;
 mod daemon_checkpoints;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         cri_images::TESTS,
         cri_networks::TESTS,
         cri_pods::TESTS,
+        cri_settings::TESTS,
         cri_stats::TESTS,
         cri_streaming::TESTS,
         daemon_checkpoints::TESTS,

@@ -61,6 +61,8 @@ pub struct RuntimeHandler {
     pub runtime: String,
     /// The runtime's own program, for a shim that can be told; empty: the shim's choice.
     pub binary: String,
+    /// A runtime configuration that containers begin with, for what a kubelet cannot say; empty: none.
+    pub base_runtime_spec: PathBuf,
     /// Patterns of pod annotations that become annotations of the runtime's configuration.
     pub pod_annotations: Vec<String>,
     /// The same of container annotations.
@@ -213,6 +215,13 @@ impl Cri {
         if !self.runtimes.contains_key(&self.default_runtime) {
             let name = &self.default_runtime;
             return Err(Error::invalid(format!("cri.default_runtime: {name:?} is not among cri.runtimes")));
+        }
+        for (name, handler) in &self.runtimes {
+            let base = &handler.base_runtime_spec;
+            if !base.as_os_str().is_empty() && !base.is_absolute() {
+                let key = format!("cri.runtimes.{name}.base_runtime_spec");
+                return Err(Error::invalid(format!("{key}: {}: path must be absolute", base.display())));
+            }
         }
         let cni = &self.cni;
         let mut dirs = vec![("conf_dir", &cni.conf_dir), ("netns_dir", &cni.netns_dir)];

@@ -2,7 +2,8 @@
 //!
 //! A pod sandbox is a sandbox record, a container is a container record, both in containerd's namespace `k8s.io`; what
 //! only this module knows of them is an extension of the record (`gantry.cri.v1`). [`Store`] has all of them in memory, with
-//! what does not outlive the daemon. One file for each family of calls; `runtime.rs` and `image.rs` are the services.
+//! what does not outlive the daemon. One file for each family of calls; `runtime.rs` and `image.rs` are the services. A call is
+//! carried out to its end without its client, but for those that `serve` names: nothing here needs to see to that.
 
 mod apparmor;
 mod container;
@@ -13,6 +14,7 @@ pub mod host;
 mod image;
 mod inside;
 mod labels;
+mod lists;
 mod metrics;
 mod process;
 mod restore;
@@ -34,7 +36,7 @@ use gantry_proto::namespace::Namespace;
 use tokio_util::sync::CancellationToken;
 
 pub use image::ImageService;
-pub use runtime::RuntimeService;
+pub use lists::Lists;
 pub use store::{Container, Sandbox, Store};
 
 use flights::Flights;
@@ -155,17 +157,6 @@ impl Cri {
     /// All sandboxes and containers.
     fn store(&self) -> &Store {
         &self.shared.store
-    }
-}
-
-impl Cri {
-    /// Does something to its end, whether or not the client stays.
-    async fn see_through<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Result<T> {
-        let done = tokio::spawn(work).await;
-        done.map_err(|error| crate::error::Error::internal(format!("background work: {error}")))?
     }
 }
 

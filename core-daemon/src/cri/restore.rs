@@ -104,13 +104,14 @@ impl Cri {
     /// Removes what belongs to no pod or container: the daemon was ended while it made or removed them.
     async fn sweep(&self) -> Result<()> {
         let cri = self.clone();
-        blocking(move || cri.sweep_now()).await?;
+        let swept = blocking(move || cri.sweep_now()).await;
         let ready = self.store().sandboxes().into_iter().filter(|pod| {
             let record = pod.record();
             record.network.as_ref().is_some_and(|network| !network.removed) && record.boot_id == boot_id()
         });
         let valid: BTreeSet<String> = ready.map(|pod| pod.id().to_string()).collect();
-        self.shared.cni.collect(&valid).await.doing(|| "networks")
+        let collected = self.shared.cni.collect(&valid).await.doing(|| "networks");
+        swept.and(collected)
     }
 
     fn sweep_now(&self) -> Result<()> {

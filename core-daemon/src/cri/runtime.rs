@@ -26,13 +26,13 @@ pub(super) fn stream<T: Send + 'static, M: Send + 'static>(items: Vec<T>, messag
 }
 
 /// The service.
-pub struct RuntimeService {
+pub(super) struct RuntimeService {
     cri: Cri,
 }
 
 impl RuntimeService {
     /// The service over `cri`.
-    pub fn new(cri: Cri) -> Self {
+    pub(super) fn new(cri: Cri) -> Self {
         Self { cri }
     }
 }

@@ -17,6 +17,7 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::runtime::v1::{ContainerState, PodSandboxState};
 use tokio::sync::watch;
 
+use super::lists::Unchanging;
 use crate::error::{Doing, Error, Result};
 use crate::filter::Filter;
 use crate::id::ContainerId;
@@ -47,6 +48,8 @@ pub struct Sandbox {
     editing: Mutex<()>,
     /// Its first process, or the shim where it has none, while that is there.
     pid: Mutex<Option<u32>>,
+    created_at: i64,
+    pub(super) unchanging: Unchanging,
     /// Whoever stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -58,6 +61,8 @@ pub struct Container {
     /// As of a sandbox.
     editing: Mutex<()>,
     run: Mutex<Run>,
+    created_at: i64,
+    pub(super) unchanging: Unchanging,
     /// Set once the container has ended and everything that follows from it is done.
     ended: watch::Sender<bool>,
     /// It was sent the signal that asks it to stop, or is being sent it.
@@ -227,8 +232,15 @@ impl Store {
 
 impl Sandbox {
     fn new(id: ContainerId, record: SandboxRecord) -> Self {
-        let (pid, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { id, record: Mutex::new(Arc::new(record)), editing: Mutex::default(), pid, turn }
+        Self {
+            id,
+            created_at: record.created_at,
+            record: Mutex::new(Arc::new(record)),
+            editing: Mutex::default(),
+            pid: Mutex::default(),
+            unchanging: Unchanging::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Its id.
@@ -239,6 +251,11 @@ impl Sandbox {
     /// What is known of it now.
     pub fn record(&self) -> Arc<SandboxRecord> {
         lock(&self.record).clone()
+    }
+
+    /// When it was made, in nanoseconds since 1970.
+    pub(super) fn created_at(&self) -> i64 {
+        self.created_at
     }
 
     /// Whether containers can be made in it.
@@ -267,6 +284,8 @@ impl Container {
         Self {
             id,
             asked_to_stop: AtomicBool::new(record.stop_requested),
+            created_at: record.created_at,
+            unchanging: Unchanging::default(),
             record: Mutex::new(Arc::new(record)),
             editing: Mutex::default(),
             run: Mutex::default(),
@@ -283,6 +302,11 @@ impl Container {
     /// What is known of it now.
     pub fn record(&self) -> Arc<ContainerRecord> {
         lock(&self.record).clone()
+    }
+
+    /// When it was made, in nanoseconds since 1970.
+    pub(super) fn created_at(&self) -> i64 {
+        self.created_at
     }
 
     /// Whether it runs.

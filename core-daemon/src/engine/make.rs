@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::create::parse_platform;
 use super::images::NAMELESS;
-use super::stop::tolerate_ended;
 use super::{Engine, Known, instructions};
 use crate::blocking::blocking;
 use crate::content::Ingest;
@@ -90,7 +89,11 @@ impl Engine {
         })
         .await;
         let resumed = match paused {
-            Some(live) => tolerate_ended(live.task.resume().await),
+            Some(live) => match live.task.resume().await {
+                // It ended meanwhile.
+                Err(error) if error.kind() == Kind::NotFound => Ok(()),
+                resumed => resumed,
+            },
             None => Ok(()),
         };
         let image = made.doing(|| format!("commit {what}"))?;

@@ -50,12 +50,12 @@ impl Engine {
             live.task.resume().await?;
         }
         if !grace.is_zero() {
-            tolerate_ended(live.task.kill(None, signal, false).await)?;
+            live.task.kill_unless_ended(signal, false).await?;
             if tokio::time::timeout(grace, live.settled()).await.is_ok() {
                 return Ok(());
             }
         }
-        tolerate_ended(live.task.kill(None, KILL, true).await)?;
+        live.task.kill_unless_ended(KILL, true).await?;
         tokio::time::timeout(AFTER_KILL, live.settled()).await.map_err(|_| {
             let (name, waited) = (&known.record.name, AFTER_KILL.as_secs());
             Error::new(Kind::DeadlineExceeded, format!("stop container {name}: still there {waited} s after SIGKILL"))
@@ -95,13 +95,5 @@ impl Engine {
             ended = live.end() => ended,
             () = self.parts().stopping.cancelled() => Err(Error::unavailable("the daemon is stopping; wait again later")),
         }
-    }
-}
-
-/// A process that has ended needs no signal.
-pub(super) fn tolerate_ended(killed: Result<()>) -> Result<()> {
-    match killed {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        killed => killed,
     }
 }

@@ -314,13 +314,15 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
     // Detaching succeeds even while something in it is in use; where nothing is mounted it fails, which is as well.
     let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
     while nix::mount::umount2(&rootfs, flags).is_ok() {}
-    for result in [fs::remove_dir(&rootfs), remove_all(path)] {
-        match result {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    // What is in a root of the bundle's own, such as that of a pod's process, is the bundle's.
+    match fs::remove_dir(&rootfs) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => return Err(error),
+        _ => {}
     }
-    Ok(())
+    match remove_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -348,6 +350,15 @@ mod tests {
         bundle.remove();
         assert!(bundles.all().expect("all").is_empty());
         assert!(!bundle.work.exists());
+    }
+
+    #[test]
+    fn what_is_in_a_root_of_its_own_goes_with_a_bundle() {
+        let dir = tempfile::tempdir().expect("directory");
+        let bundle = dir.path().join("pod");
+        fs::create_dir_all(bundle.join("rootfs/dev")).expect("root of a pod's process");
+        remove_tree(&bundle).expect("removed without complaint");
+        assert!(!bundle.exists());
     }
 
     #[test]

@@ -101,6 +101,17 @@ impl Task {
         answer
     }
 
+    /// Sends a signal to the container's process, or to all of them; one that has ended needs none.
+    ///
+    /// # Errors
+    /// When the shim cannot send it.
+    pub async fn kill_unless_ended(&self, signal: u32, all: bool) -> Result<()> {
+        match self.kill(None, signal, all).await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            killed => killed,
+        }
+    }
+
     /// Sends a signal to a process, or to all of the container's.
     ///
     /// # Errors

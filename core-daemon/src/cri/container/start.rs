@@ -35,15 +35,12 @@ impl Cri {
         request: v1::StartContainerRequest,
     ) -> Result<v1::StartContainerResponse> {
         let container = self.store().container(&request.container_id)?;
-        let cri = self.clone();
-        // A client that goes away must not leave a container between created and started.
-        self.see_through(async move { cri.start_now(&container).await }).await?;
+        self.start_now(&container).await?;
         Ok(v1::StartContainerResponse {})
     }
 
     async fn start_now(&self, container: &Arc<Container>) -> Result<()> {
         let _turn = container.turn.lock().await;
-        let record = container.record();
         match container.state() {
             v1::ContainerState::ContainerCreated => {}
             // The answer to an earlier request was lost.
@@ -53,11 +50,6 @@ impl Cri {
                 return Err(Error::precondition(format!("start container {}: is {state}", container.id())));
             }
         }
-        let sandbox = self.store().sandbox(&record.sandbox_id)?;
-        ready(&sandbox)?;
-        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), self.config()) {
-            self.load_apparmor().await?;
-        }
         let started = self.run(container).await;
         if let Err(error) = &started {
             self.not_started(container, error).await;
@@ -66,6 +58,12 @@ impl Cri {
     }
 
     async fn run(&self, container: &Arc<Container>) -> Result<()> {
+        let record = container.record();
+        let sandbox = self.store().sandbox(&record.sandbox_id)?;
+        ready(&sandbox)?;
+        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), self.config()) {
+            self.load_apparmor().await?;
+        }
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container)?).await?;
         failpoint::hit("cri.created");

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::blocking::blocking;
 use crate::cri::image::Names;
+use crate::cri::sandbox::status::options_json;
 use crate::cri::{Container, Cri};
 use crate::error::{Error, Result};
 
@@ -37,6 +38,7 @@ impl Cri {
             "pid": container.task().map_or(0, |task| task.pid()),
             "snapshotKey": stored.snapshot_key,
             "snapshotter": stored.snapshotter,
+            "runtimeOptions": stored.runtime.as_ref().and_then(options_json),
             "runtimeType": stored.runtime.map(|runtime| runtime.name),
             "removing": false,
             "runtimeSpec": spec,

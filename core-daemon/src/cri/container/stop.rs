@@ -29,7 +29,7 @@ impl Cri {
     }
 
     /// Asks a container to stop and kills it if it does not within `timeout` seconds; at once for 0. One that has ended
-    /// is stopped already. A client that goes away takes the rest of the waiting with it, and a repeat goes on with it.
+    /// is stopped already.
     pub(in crate::cri) async fn stop_now(&self, container: &Arc<Container>, timeout: i64) -> Result<()> {
         let doing = || format!("stop container {}", container.id());
         let task = match container.state() {
@@ -48,14 +48,12 @@ impl Cri {
             task.resume().await.doing(doing)?;
         }
         if let Ok(grace @ 1..) = u64::try_from(timeout) {
-            let (cri, asked, task) = (self.clone(), container.clone(), task.clone());
-            // To its end even if the client goes: a repeat has to know whether the signal was sent.
-            self.see_through(async move { cri.ask_to_stop(&asked, &task).await }).await.doing(doing)?;
+            self.ask_to_stop(container, &task).await.doing(doing)?;
             if tokio::time::timeout(Duration::from_secs(grace), container.ended()).await.is_ok() {
                 return Ok(());
             }
         }
-        tolerate_ended(task.kill(None, KILL, true).await).doing(doing)?;
+        task.kill_unless_ended(KILL, true).await.doing(doing)?;
         tokio::time::timeout(AFTER_KILL, container.ended()).await.map_err(|_| {
             let waited = AFTER_KILL.as_secs();
             Error::new(Kind::DeadlineExceeded, format!("{}: still there {waited} s after SIGKILL", doing()))
@@ -67,7 +65,7 @@ impl Cri {
         if container.asked_to_stop.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let sent = tolerate_ended(task.kill(None, container.record().stop_signal, false).await);
+        let sent = task.kill_unless_ended(container.record().stop_signal, false).await;
         if sent.is_err() {
             container.asked_to_stop.store(false, Ordering::SeqCst);
             return sent;
@@ -80,13 +78,5 @@ impl Cri {
             })
         };
         blocking(edit).await
-    }
-}
-
-/// A process that has ended needs no signal.
-fn tolerate_ended(killed: Result<()>) -> Result<()> {
-    match killed {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        killed => killed,
     }
 }

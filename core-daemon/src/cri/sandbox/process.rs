@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use gantry_proto::any;
 use gantry_proto::runtime::v1;
-use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Process, Root, Spec};
-use rung_spec::defaults;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Mount, Process, Root, Spec};
+use rung_spec::defaults::{self, mounts::mount};
 use rung_sys::namespace::Namespace;
 
 use super::check::Namespaces;
@@ -45,7 +45,12 @@ impl Cri {
         let runtime = self.runtime(handler, None);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
-            true => Some(self.pause(id, config, handler, namespaces, labels)?),
+            true => {
+                let spec = self.pause(id, config, handler, namespaces, labels);
+                let document =
+                    serde_json::to_vec(&spec).map_err(|error| Error::internal(format!("encode: {error}")))?;
+                Some(any::json(any::SPEC, document))
+            }
             false => None,
         };
         let request = CreateSandbox {
@@ -108,14 +113,14 @@ impl Cri {
     }
 
     /// The configuration of the process that holds the pod's view of processes, and does nothing else.
-    fn pause(
+    pub(super) fn pause(
         &self,
         id: &str,
         config: &v1::PodSandboxConfig,
         handler: &RuntimeHandler,
         namespaces: &Namespaces,
         labels: &Labels,
-    ) -> Result<prost_types::Any> {
+    ) -> Spec {
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let privileged = context.is_some_and(|context| context.privileged);
         let mut process = Process::default();
@@ -149,11 +154,10 @@ impl Cri {
             .set_root(Some(root))
             .set_hostname(None)
             .set_process(Some(process))
-            .set_mounts(Some(Vec::new()))
+            .set_mounts(Some(labelled(&labels.mount).into_iter().collect()))
             .set_annotations(Some(annotations))
             .set_linux(Some(linux));
-        let document = serde_json::to_vec(&pause).map_err(|error| Error::internal(format!("encode: {error}")))?;
-        Ok(any::json(any::SPEC, document))
+        pause
     }
 
     fn pause_namespaces(&self, id: &str, namespaces: &Namespaces) -> Vec<LinuxNamespace> {
@@ -175,4 +179,10 @@ impl Cri {
         join(!namespaces.host_ipc, Type::Ipc, Namespace::Ipc);
         all
     }
+}
+
+/// Whoever looks for the label of a pod's files looks at what its first process has mounted, and that needs nothing.
+fn labelled(label: &str) -> Option<Mount> {
+    let options = ["nosuid", "noexec", "mode=755", "size=64k"].map(str::to_owned).to_vec();
+    (!label.is_empty()).then(|| mount("/dev", "tmpfs", "tmpfs", options))
 }

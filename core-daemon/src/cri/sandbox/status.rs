@@ -1,10 +1,18 @@
 //! How a pod is.
 
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1::Options as RuncOptions;
+use gantry_proto::containerd::services::containers::v1::container;
+use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
+use super::check;
 use crate::blocking::blocking;
+use crate::config::RuntimeHandler;
 use crate::cri::container::status_of;
+use crate::cri::selinux::Labels;
 use crate::cri::{Cri, Sandbox};
 use crate::error::Result;
 
@@ -17,7 +25,8 @@ impl Cri {
         let containers = self.store().containers_of(sandbox.id().as_str());
         let mut info = std::collections::BTreeMap::new();
         if request.verbose {
-            info.insert("info".to_owned(), self.sandbox_info(&sandbox));
+            let (cri, looked) = (self.clone(), sandbox.clone());
+            info.insert("info".to_owned(), blocking(move || cri.sandbox_info(&looked)).await?);
         }
         let cri = self.clone();
         let names = blocking(move || Ok(cri.image_names())).await?;
@@ -29,30 +38,68 @@ impl Cri {
         })
     }
 
-    fn sandbox_info(&self, sandbox: &Sandbox) -> String {
-        let (record, places) = (sandbox.record(), self.places(sandbox.id().as_str()));
+    /// What people look at; it waits for the disk.
+    fn sandbox_info(&self, sandbox: &Sandbox) -> Result<String> {
+        let (id, record, places) = (sandbox.id().as_str(), sandbox.record(), self.places(sandbox.id().as_str()));
         let namespace = |kind: rung_sys::namespace::Namespace| {
             let path = places.namespace(kind);
             path.exists().then(|| path.display().to_string())
         };
-        let runtime = self.config().handler(&record.runtime_handler).map(|handler| self.runtime(handler, None));
+        // A handler may be gone from the configuration.
+        let handler = self.config().handler(&record.runtime_handler).ok();
+        let runtime = handler.map(|handler| self.runtime(handler, None));
         let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(limits_json);
-        json!({
+        let addresses = record.network.iter().flat_map(|network| &network.addresses);
+        Ok(json!({
             "pid": sandbox.pid().unwrap_or(0),
+            "processStatus": if sandbox.pid().is_some() { "running" } else { "deleted" },
+            "netNamespaceClosed": record.network.as_ref().is_some_and(|network| network.removed),
             "runtimeHandler": record.runtime_handler,
-            "runtimeType": runtime.map(|runtime| runtime.name).unwrap_or_default(),
+            "runtimeType": runtime.as_ref().map(|runtime| runtime.name.clone()).unwrap_or_default(),
+            "runtimeOptions": runtime.as_ref().and_then(options_json),
+            "runtimeSpec": handler.map(|handler| self.sandbox_spec(id, &record, handler)).transpose()?,
+            "cniResult": self.shared.cni.describe_container(id)?,
+            "sandboxMetadata": {
+                "ID": id,
+                "Name": record.name,
+                "RuntimeHandler": record.runtime_handler,
+                "NetNSPath": namespace(rung_sys::namespace::Namespace::Network).unwrap_or_default(),
+                "IP": addresses.clone().next(),
+                "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
+                "ProcessLabel": record.process_label,
+            },
             "overhead": limits(&record.overhead),
             "resources": limits(&record.resources),
             "directory": places.dir(),
-            "networkNamespace": namespace(rung_sys::namespace::Namespace::Network),
             "ipcNamespace": namespace(rung_sys::namespace::Namespace::Ipc),
             "utsNamespace": namespace(rung_sys::namespace::Namespace::Uts),
             "userNamespace": namespace(rung_sys::namespace::Namespace::User),
-            "networkClosed": record.network.as_ref().is_some_and(|network| network.removed),
-            "addresses": record.network.as_ref().map(|network| &network.addresses),
         })
-        .to_string()
+        .to_string())
     }
+
+    /// The configuration of the pod's process. A pod without one has its namespaces all the same.
+    fn sandbox_spec(&self, id: &str, record: &SandboxRecord, handler: &RuntimeHandler) -> Result<Spec> {
+        let config = record.config.clone().unwrap_or_default();
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let namespaces = check::namespaces(context.and_then(|context| context.namespace_options.as_ref()))?;
+        let labels = Labels { process: record.process_label.clone(), mount: record.mount_label.clone() };
+        let mut spec = self.pause(id, &config, handler, &namespaces, &labels);
+        if namespaces.pid != v1::NamespaceMode::Pod {
+            spec.set_process(None).set_mounts(None).set_root(None);
+            if let Some(linux) = spec.linux_mut() {
+                let bound = linux.namespaces().iter().flatten().filter(|one| one.path().is_some()).cloned().collect();
+                linux.set_namespaces(Some(bound)).set_cgroups_path(None);
+            }
+        }
+        Ok(spec)
+    }
+}
+
+/// The options of a runtime, under their names in its configuration.
+pub(in crate::cri) fn options_json(runtime: &container::Runtime) -> Option<Value> {
+    let options: RuncOptions = any::unpack(runtime.options.as_ref()?).ok()?;
+    Some(json!({"BinaryName": options.binary_name, "SystemdCgroup": options.systemd_cgroup}))
 }
 
 /// Limits, under their names in this interface; those that are not set are left out.

@@ -15,9 +15,7 @@ impl Cri {
         request: v1::StopPodSandboxRequest,
     ) -> Result<v1::StopPodSandboxResponse> {
         if let Some(sandbox) = self.sandbox_if_there(&request.pod_sandbox_id)? {
-            let cri = self.clone();
-            // A client that goes away must not leave half a pod.
-            self.see_through(async move { cri.stop_sandbox(&sandbox).await }).await?;
+            self.stop_sandbox(&sandbox).await?;
         }
         Ok(v1::StopPodSandboxResponse {})
     }
@@ -27,8 +25,7 @@ impl Cri {
         request: v1::RemovePodSandboxRequest,
     ) -> Result<v1::RemovePodSandboxResponse> {
         if let Some(sandbox) = self.sandbox_if_there(&request.pod_sandbox_id)? {
-            let cri = self.clone();
-            self.see_through(async move { cri.remove_sandbox(&sandbox).await }).await?;
+            self.remove_sandbox(&sandbox).await?;
         }
         Ok(v1::RemovePodSandboxResponse {})
     }

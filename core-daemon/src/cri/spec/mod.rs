@@ -3,6 +3,7 @@
 //! Everything is decided here, before anything is done; only the machine's devices and mounts are looked at.
 
 mod annotations;
+mod base;
 mod cdi;
 mod devices;
 mod mounts;
@@ -137,6 +138,9 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         .set_mounts(Some(mounts))
         .set_annotations(Some(annotations::make(making)))
         .set_linux(Some(linux));
+    if !making.handler.base_runtime_spec.as_os_str().is_empty() {
+        base::add(base::read(&making.handler.base_runtime_spec)?, &mut spec);
+    }
     cdi::apply(making, &mut spec)?;
     Ok(Made { spec, user })
 }

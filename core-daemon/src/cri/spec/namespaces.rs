@@ -1,14 +1,17 @@
 //! Which namespaces the container makes, and which of the pod's it joins.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use gantry_proto::runtime::v1::NamespaceMode;
 use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType as Type};
+use rung_sys::cgroupfs::{Version, version_at};
 use rung_sys::idmap::Range;
 use rung_sys::namespace::Namespace;
 
 use super::{Making, invalid};
 use crate::error::Result;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 pub(super) fn make(making: &Making<'_>) -> Result<Vec<LinuxNamespace>> {
     let join = |kind| Some(making.places.namespace(kind));
@@ -35,7 +38,8 @@ pub(super) fn make(making: &Making<'_>) -> Result<Vec<LinuxNamespace>> {
             return Err(invalid("linux.security_context.namespace_options.pid", what));
         }
     }
-    if !making.privileged() {
+    // With version 1, whoever looks for a container's cgroup in its own view of them would not find it.
+    if !making.privileged() && version_at(Path::new(CGROUPS)) == Some(Version::V2) {
         namespaces.push(namespace(Type::Cgroup, None));
     }
     Ok(namespaces)

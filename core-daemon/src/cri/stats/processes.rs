@@ -1,11 +1,7 @@
 //! What a container's processes hold, found in `/proc`.
 
-use rung_sys::cgroupfs::CgroupDir;
-
 use super::cgroup::Cgroup;
 
-/// Cgroups below a container's that are looked into.
-const MAX_DEPTH: usize = 8;
 /// Processes of one container that are looked at.
 const MAX_PROCESSES: usize = 4096;
 
@@ -26,7 +22,10 @@ impl Processes {
             Cgroup::Legacy(dirs) => dirs.get("pids").or_else(|| dirs.values().next()),
         };
         if let Some(dir) = dir {
-            collect(dir, MAX_DEPTH, &mut pids);
+            let _ = dir.walk(&mut |cgroup| {
+                pids.extend(cgroup.procs().unwrap_or_default());
+                Ok(())
+            });
         }
         let mut all = Self { count: pids.len() as u64, ..Self::default() };
         for pid in pids.into_iter().take(MAX_PROCESSES) {
@@ -39,18 +38,6 @@ impl Processes {
             }
         }
         all
-    }
-}
-
-fn collect(dir: &CgroupDir, depth: usize, pids: &mut Vec<i32>) {
-    pids.extend(dir.procs().unwrap_or_default());
-    if depth == 0 {
-        return;
-    }
-    for name in dir.children().unwrap_or_default() {
-        if let Ok(child) = dir.child(&name) {
-            collect(&child, depth - 1, pids);
-        }
     }
 }
 

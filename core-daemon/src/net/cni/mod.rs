@@ -210,6 +210,17 @@ impl Cni {
         }))
     }
 
+    /// What plugins answered when a container was connected, as people look at it. It waits for the disk.
+    ///
+    /// # Errors
+    /// When the directory of answers cannot be read.
+    pub fn describe_container(&self, container: &str) -> Result<Value> {
+        let entries = self.cache.of(container)?;
+        let interfaces: Map<String, Value> =
+            entries.iter().map(|entry| (entry.if_name.clone(), result::shown(&entry.result, &entry.if_name))).collect();
+        Ok(json!({ "Interfaces": interfaces }))
+    }
+
     fn unconfigured(&self) -> String {
         format!("no network is configured in {}", self.config.conf_dir.display())
     }

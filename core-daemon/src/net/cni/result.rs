@@ -1,6 +1,6 @@
 //! What plugins answer, of any version.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The addresses of the container, without the length of the network.
 pub(super) fn addresses(result: &Value) -> Vec<String> {
@@ -11,6 +11,22 @@ pub(super) fn addresses(result: &Value) -> Vec<String> {
     let texts = current.chain(old).filter_map(Value::as_str);
     let parsed = texts.filter_map(|text| text.split('/').next()?.parse::<std::net::IpAddr>().ok());
     parsed.map(|address| address.to_string()).collect()
+}
+
+/// An interface of the container as containerd shows it: its addresses, and where it is.
+pub(super) fn shown(result: &Value, name: &str) -> Value {
+    let mut interfaces = result.get("interfaces").and_then(Value::as_array).into_iter().flatten();
+    let own = interfaces.find(|interface| interface.get("name").is_some_and(|it| it == name));
+    let of = |key: &str| own.and_then(|interface| interface.get(key)).cloned().unwrap_or_default();
+    let all = result.get("ips").and_then(Value::as_array).into_iter().flatten();
+    let addresses: Vec<Value> = all
+        .filter(|ip| belongs_to_container(result, ip))
+        .filter_map(|ip| {
+            let address = ip.get("address")?.as_str()?.split('/').next()?;
+            Some(json!({"IP": address, "Gateway": ip.get("gateway").and_then(Value::as_str).unwrap_or_default()}))
+        })
+        .collect();
+    json!({"IPConfigs": addresses, "Mac": of("mac"), "Sandbox": of("sandbox")})
 }
 
 /// An address may be of an interface of the host's.
@@ -28,7 +44,6 @@ fn belongs_to_container(result: &Value, ip: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn all_versions() {
@@ -38,6 +53,9 @@ mod tests {
                     {"address": "10.0.0.1/24", "interface": 0}, {"address": "rubbish"}],
         });
         assert_eq!(addresses(&new), ["10.0.0.2", "fd00::2"]);
+        let shown = shown(&new, "eth0");
+        assert_eq!((&shown["Sandbox"], &shown["IPConfigs"][1]["IP"]), (&json!("/run/netns/x"), &json!("fd00::2")));
+        assert_eq!(shown["IPConfigs"].as_array().map(Vec::len), Some(2));
         assert_eq!(
             addresses(&json!({"ip4": {"ip": "10.1.0.2/16"}, "ip6": {"ip": "fd01::2/64"}})),
             ["10.1.0.2", "fd01::2"]

@@ -1,0 +1,141 @@
+//! What `[cri]` of the configuration changes about pods, and what their verbose statuses show of it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use gantry_proto::runtime::v1;
+use integration_tests::pods::{Pods, spec};
+use integration_tests::{Env, Image, Registry, Result, Test, tests};
+use serde_json::{Value, json};
+use tonic::Code;
+
+pub(crate) const TESTS: &[Test] = tests![
+    settings_change_what_containers_get [Root, Overlay],
+];
+
+/// What a status says for people.
+fn parsed(info: &std::collections::BTreeMap<String, String>) -> Result<Value> {
+    Ok(serde_json::from_str(info.get("info").context("verbose information")?)?)
+}
+
+fn info(pods: &mut Pods<'_>, container: &str) -> Result<Value> {
+    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+    parsed(&pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info)
+}
+
+fn exec(pods: &mut Pods<'_>, container: &str, script: &str) -> Result<String> {
+    let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+    let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 60 };
+    let answer = pods.runtime.block_on(pods.pods.exec_sync(request))?.into_inner();
+    ensure!(answer.exit_code == 0, "{script}: {}", String::from_utf8_lossy(&answer.stderr));
+    Ok(String::from_utf8(answer.stdout)?.trim().to_owned())
+}
+
+/// A configuration with every setting, and a handler that has most of its own.
+fn configured(env: &Env, image: &str) -> Result<PathBuf> {
+    let (config, base) = (env.path("config.toml"), env.path("base.json"));
+    let document = json!({
+        "ociVersion": "1.0.2",
+        "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["FROM_BASE=yes"],
+                    "rlimits": [{"type": "RLIMIT_CORE", "hard": 4096, "soft": 4096}]},
+    });
+    std::fs::write(&base, document.to_string())?;
+    let text = format!(
+        "[cri]\ndisable_apparmor = true\nignore_image_defined_volumes = true\nrestrict_oom_score_adj = true\n\
+         device_ownership_from_security_context = true\npinned_images = [{image:?}]\n\
+         [cri.runtimes.rung]\n[cri.runtimes.bare]\nprivileged_without_host_devices = true\n\
+         privileged_without_host_devices_all_devices_allowed = true\npod_annotations = [\"example.org/*\"]\n\
+         base_runtime_spec = {base:?}\n"
+    );
+    std::fs::write(&config, text)?;
+    Ok(config)
+}
+
+/// With AppArmor off, nobody is run who wants to be confined by it.
+fn confinement_is_refused(pods: &mut Pods<'_>, pod: &str, config: &v1::PodSandboxConfig, image: &str) -> Result<()> {
+    let wanted = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
+        ..Default::default()
+    };
+    let context = v1::LinuxContainerSecurityContext { apparmor: Some(wanted), ..Default::default() };
+    let refused = v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: "confined".to_owned(), attempt: 0 }),
+        image: Some(spec(image)),
+        linux: Some(v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() }),
+        ..Default::default()
+    };
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: pod.to_owned(),
+        config: Some(refused),
+        sandbox_config: Some(config.clone()),
+    };
+    let error = pods.runtime.block_on(pods.pods.create_container(request)).err().context("not refused")?;
+    ensure!(error.code() == Code::InvalidArgument && error.message().contains("apparmor"), "{error}");
+    Ok(())
+}
+
+fn settings_change_what_containers_get(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.setting("Volumes", json!({"/declared": {}}));
+    let image = image.push(&registry, "test/settings", "latest")?;
+    let config = configured(env, &image)?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    ensure!(pods.image(&image)?.context("image")?.pinned, "a pinned image is not");
+
+    let mut config = pods.pod_config("pod");
+    config.annotations.extend([("example.org/a", "1"), ("other.org/b", "2")].map(|(k, v)| (k.into(), v.into())));
+    config.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "bare".to_owned() };
+    let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
+
+    let container = pods.start(&pod, &config, &image, &["/bin/sleep", "600"], |container| {
+        let linux = container.linux.get_or_insert_default();
+        linux.resources = Some(v1::LinuxContainerResources { oom_score_adj: -1000, ..Default::default() });
+        let id = |value| Some(v1::Int64Value { value });
+        let context = linux.security_context.get_or_insert_default();
+        (context.run_as_user, context.run_as_group) = (id(1234), id(1235));
+        let device = ("/dev/null".to_owned(), "/dev/mine".to_owned(), "rw".to_owned());
+        container.devices = vec![v1::Device { host_path: device.0, container_path: device.1, permissions: device.2 }];
+    })?;
+    assert_eq!(exec(&mut pods, &container, "stat -c %u:%g /dev/mine")?, "1234:1235");
+    assert_eq!(exec(&mut pods, &container, "grep -c /declared /proc/mounts || true")?, "0");
+    let own: i64 = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", daemon.pid()))?.trim().parse()?;
+    assert_eq!(exec(&mut pods, &container, "cat /proc/self/oom_score_adj")?.parse::<i64>()?, own);
+    assert_eq!(exec(&mut pods, &container, "echo $FROM_BASE $(ulimit -c)")?, "yes 8");
+    let shown = info(&mut pods, &container)?;
+    assert_eq!(shown["runtimeSpec"]["annotations"]["example.org/a"], "1");
+    assert_eq!(shown["runtimeSpec"]["annotations"]["other.org/b"], Value::Null);
+
+    let privileged = pods.start(&pod, &config, &image, &["/bin/sleep", "600"], |container| {
+        container.metadata = Some(v1::ContainerMetadata { name: "privileged".to_owned(), attempt: 0 });
+        container.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    })?;
+    let linux = info(&mut pods, &privileged)?["runtimeSpec"]["linux"].take();
+    assert_eq!(linux["devices"], Value::Null, "devices of the host");
+    let all = linux["resources"]["devices"].as_array().context("rules")?;
+    ensure!(
+        all.iter().any(|rule| rule["allow"] == true && rule["type"].as_str().is_none_or(|it| it == "a")),
+        "{all:?}"
+    );
+
+    confinement_is_refused(&mut pods, &pod, &config, &image)?;
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+    let answer = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner();
+    let shown = parsed(&answer.info)?;
+    assert_eq!((&shown["runtimeHandler"], &shown["processStatus"]), (&json!("bare"), &json!("running")));
+    assert_eq!(shown["sandboxMetadata"]["ID"], json!(pod));
+    // The pod shares its view of processes, so there is one that holds it, in the cgroup of the pod.
+    let path = shown["runtimeSpec"]["linux"]["cgroupsPath"].as_str().context("cgroup of the pod's process")?;
+    ensure!(path.ends_with(&pod), "{path}");
+    // One filter each that fits, and one that does not.
+    let by = |id: &str| v1::ContainerFilter { pod_sandbox_id: id.to_owned(), ..Default::default() };
+    for (id, count) in [(&pod[..10], 2), ("0000000000", 0)] {
+        let request = v1::ListContainersRequest { filter: Some(by(id)) };
+        let listed = pods.runtime.block_on(pods.pods.list_containers(request))?.into_inner().containers;
+        assert_eq!(listed.len(), count, "{listed:?}");
+        ensure!(listed.iter().all(|one| one.state() == v1::ContainerState::ContainerRunning), "{listed:?}");
+    }
+    pods.remove(&pod)
+}
