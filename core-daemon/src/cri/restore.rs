@@ -7,8 +7,8 @@ use futures_util::{StreamExt as _, stream};
 use gantry_proto::containerd::v1::types::Status;
 use tokio::sync::mpsc;
 
-use super::container::{OURS, lost, read_started, unseen};
-use super::store::{Run, boot_id, now};
+use super::container::{OURS, lost, unseen};
+use super::store::{Run, boot_id, nanos, now};
 use super::{Container, Cri, Sandbox};
 use crate::blocking::blocking;
 use crate::error::{Doing as _, Result};
@@ -149,7 +149,7 @@ fn warn_left(removed: Result<()>, id: &str) {
 
 /// When the process of a task was started, if it was: the note of that is made before.
 async fn started(task: &Task) -> Option<i64> {
-    let noted = read_started(task)?;
+    let noted = nanos(task.bundle().started_at()?);
     match task.state(None).await {
         Ok(state) if state.status == Status::Created => None,
         // A shim that does not say is asked again by whoever waits for the end.

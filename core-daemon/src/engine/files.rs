@@ -17,13 +17,14 @@ use nix::sys::stat::{Mode, SFlag};
 use rung_sys::beneath::{self, Root};
 use tokio::sync::OwnedMutexGuard;
 
+use super::create::OURS;
 use super::{Engine, Known};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::diff::{self, Change, Changes, Target};
 use crate::error::{Doing, Error, Result};
-use crate::labels::Labels;
-use crate::records::leases::random;
+use crate::id;
+use crate::labels::{GC_ROOT, Labels};
 use crate::snapshots::Mount;
 
 /// Most bytes that are copied into a container at once.
@@ -101,8 +102,10 @@ impl Engine {
         if parent.is_empty() {
             return Ok(Vec::new());
         }
-        let key = format!("changes-{:016x}", random()?);
-        let mounts = snapshotter.view(context, &key, &parent, Labels::new())?;
+        let key = format!("changes-{}", id::random::<8>()?);
+        // No collection takes it before its mounts are known, and a daemon that is ended here finds it at its next start.
+        let labels = [GC_ROOT, OURS].map(|label| (label.to_owned(), "yes".to_owned()));
+        let mounts = snapshotter.view(context, &key, &parent, Labels::from(labels))?;
         snapshotter.remove(context, &key)?;
         Ok(Target::directories(&mounts))
     }

@@ -7,7 +7,6 @@ use gantry_proto::namespace::Namespace;
 use tokio::sync::mpsc;
 
 use super::create::OURS;
-use super::start::read_started;
 use super::{Ended, Engine, Known, Record};
 use crate::blocking::blocking;
 use crate::context::Context;
@@ -59,7 +58,7 @@ impl Engine {
             Restored::Alive(task) => {
                 let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
                 if known.is_ok() {
-                    let started_at = read_started(&task);
+                    let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
                     self.supervise(task, started_at);
                 }
                 None

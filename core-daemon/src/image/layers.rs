@@ -12,8 +12,8 @@ use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
 use crate::diff::{self, Applied, Changes, Target};
 use crate::error::{Doing, Error, Kind, Result};
+use crate::id;
 use crate::labels::{self, Labels};
-use crate::records::leases::random;
 use crate::snapshots::{Mount, Snapshotter};
 
 /// How much larger than its stored form a layer may be: more than gzip can compress anything.
@@ -92,7 +92,7 @@ impl Images {
             return Err(Error::unimplemented(format!("diff: media type {media_type:?} is no layer's")));
         };
         let reference = match wanted.reference.as_str() {
-            "" => format!("diff-{:016x}", random()?),
+            "" => format!("diff-{}", id::random::<8>()?),
             given => given.to_owned(),
         };
         let mut ingest = self.content.writer(ctx, &reference, 0, None)?;
@@ -143,7 +143,7 @@ pub fn compare<T>(
     if parent.is_empty() {
         return work(&[], &right);
     }
-    let view = format!("compare-{:016x}", random()?);
+    let view = format!("compare-{}", id::random::<8>()?);
     let left = snapshotter.view(ctx, &view, &parent, Labels::new())?;
     let done = work(&left, &right);
     snapshotter.remove(ctx, &view)?;

@@ -189,8 +189,8 @@ impl Fixture {
     }
 }
 
-fn random() -> u64 {
-    crate::records::leases::random().expect("random")
+fn random() -> String {
+    crate::id::random::<8>().expect("random")
 }
 
 fn content_of(path: &Path) -> String {

@@ -21,8 +21,8 @@ use crate::context::Context;
 use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
+use crate::id;
 use crate::labels::{self, Labels};
-use crate::records::leases::random;
 use crate::snapshots::{Applying, Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
 
 /// An image's layers on their way into a snapshotter.
@@ -78,7 +78,7 @@ impl Stack {
 
     fn make_places(&mut self) -> Result<()> {
         for index in self.present..self.chain.len() {
-            let key = format!("extract-{:016x} {}", random()?, self.chain[index]);
+            let key = format!("extract-{} {}", id::random::<8>()?, self.chain[index]);
             let mounts = self.snapshotter.prepare_layer(&self.ctx, &key, "")?;
             let [mount] = &mounts[..] else {
                 return Err(Error::internal(format!("snapshotter {}: gives no plain directory", self.name)));
@@ -151,7 +151,7 @@ impl Stack {
 
     /// The directories of the layers that were there, newest first: a view of them says.
     fn base_directories(&self) -> Result<Vec<PathBuf>> {
-        let key = format!("settle-{:016x}", random()?);
+        let key = format!("settle-{}", id::random::<8>()?);
         let mounts = self.snapshotter.view(&self.ctx, &key, self.chain[self.present - 1].as_str(), Labels::new())?;
         let directories = Target::directories(&mounts);
         self.snapshotter.remove(&self.ctx, &key)?;
@@ -175,7 +175,7 @@ impl Stack {
             return Ok(());
         }
         for index in self.present..self.chain.len() {
-            let key = format!("extract-{:016x} {}", random()?, self.chain[index]);
+            let key = format!("extract-{} {}", id::random::<8>()?, self.chain[index]);
             let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
             let labels = Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain[index].to_string())]);
             let mounts = match self.snapshotter.prepare(&self.ctx, &key, &parent, labels) {

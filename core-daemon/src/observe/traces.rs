@@ -12,6 +12,7 @@ use tonic::Code;
 use super::Call;
 use crate::config::Tracing;
 use crate::error::{Error, Result};
+use crate::id::random;
 
 /// Spans that may wait to be sent, and that are sent at once.
 const QUEUE: usize = 2048;
@@ -104,7 +105,7 @@ impl Traces {
 fn span(call: &Call) -> Option<Value> {
     let trace = match &call.parent {
         Some(parent) => parent.trace.clone(),
-        None => random::<16>()?,
+        None => random::<16>().ok()?,
     };
     let name = call.path.trim_start_matches('/');
     let (service, method) = name.split_once('/').unwrap_or((name, ""));
@@ -118,7 +119,7 @@ fn span(call: &Call) -> Option<Value> {
     let text = |key: &str, value: &str| json!({ "key": key, "value": { "stringValue": value } });
     Some(json!({
         "traceId": trace,
-        "spanId": random::<8>()?,
+        "spanId": random::<8>().ok()?,
         "parentSpanId": call.parent.as_ref().map(|parent| parent.span.clone()).unwrap_or_default(),
         "name": name,
         "kind": KIND_SERVER,
@@ -132,12 +133,6 @@ fn span(call: &Call) -> Option<Value> {
         ],
         "status": status,
     }))
-}
-
-fn random<const N: usize>() -> Option<String> {
-    let mut bytes = [0_u8; N];
-    getrandom::fill(&mut bytes).ok()?;
-    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 async fn send_all(client: reqwest::Client, url: reqwest::Url, service: String, mut spans: mpsc::Receiver<Message>) {

@@ -10,6 +10,7 @@ use crate::content;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::filter::{Filter, label};
+use crate::id;
 use crate::labels::{self, Labels};
 use crate::metadata::schema::LEASES;
 use crate::metadata::{Db, Tx as _, leases as table};
@@ -33,7 +34,7 @@ impl Leases {
     /// # Errors
     /// `AlreadyExists`; `InvalidArgument` for the id or a label.
     pub fn create(&self, ctx: &Context, id: &str, mut labels: Labels) -> Result<Lease> {
-        let id = &*if id.is_empty() { Cow::from(format!("{:016x}", random()?)) } else { Cow::from(id) };
+        let id = &*if id.is_empty() { Cow::from(id::random::<8>()?) } else { Cow::from(id) };
         check_id(id)?;
         labels::drop_empty(&mut labels);
         labels::check(&labels)?;
@@ -52,7 +53,7 @@ impl Leases {
     /// # Errors
     /// When it cannot be recorded.
     pub fn temporary(&self, ctx: &Context, purpose: &str, hours: i64) -> Result<Lease> {
-        let id = format!("gantry-{purpose}-{:016x}", random()?);
+        let id = format!("gantry-{purpose}-{}", id::random::<8>()?);
         let expire = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
         let labels = Labels::from([
             (labels::GC_EXPIRE.to_owned(), expire.to_string()),
@@ -176,12 +177,4 @@ const MAX_ID: usize = 1024;
 
 fn missing(id: &str) -> Error {
     Error::not_found(format!("lease {id:?}: not found"))
-}
-
-/// A number for a name.
-///
-/// # Errors
-/// When the kernel has no randomness.
-pub fn random() -> Result<u64> {
-    getrandom::u64().map_err(|error| Error::internal(format!("random number: {error}")))
 }

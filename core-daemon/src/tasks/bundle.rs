@@ -20,7 +20,7 @@ use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gantry_proto::namespace::Namespace;
 use rung_sys::atomic_file;
@@ -270,6 +270,23 @@ impl Bundle {
         Some(PathBuf::from(text.trim_end())).filter(|path| path.is_absolute())
     }
 
+    /// Notes when the container's process was started. The bundle lives exactly as long as the run.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note_started(&self, at: SystemTime) -> Result<()> {
+        let path = self.path.join("started");
+        let nanos = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let written = atomic_file::write_volatile(&path, nanos.to_string().as_bytes(), 0o600);
+        written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))
+    }
+
+    /// When the container's process was started, as far as it is noted.
+    pub fn started_at(&self) -> Option<SystemTime> {
+        let nanos = fs::read_to_string(self.path.join("started")).ok()?.parse().ok()?;
+        UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))
+    }
+
     /// When it was made; now, where that is not known.
     pub fn created_at(&self) -> SystemTime {
         let written = fs::metadata(self.path.join("shim-binary-path")).and_then(|metadata| metadata.modified());
@@ -346,6 +363,10 @@ mod tests {
         let address = Address { version: 3, address: "unix:///a".into(), protocol: "ttrpc".into() };
         bundle.record(&address).expect("record");
         assert_eq!(Address::load(bundle.path()).expect("load"), Some(address));
+        assert_eq!(bundle.started_at(), None);
+        let at = SystemTime::now();
+        bundle.note_started(at).expect("note");
+        assert_eq!(bundle.started_at(), Some(at));
         assert_eq!(bundles.all().expect("all").len(), 1);
         bundle.remove();
         assert!(bundles.all().expect("all").is_empty());

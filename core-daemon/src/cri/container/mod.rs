@@ -17,5 +17,5 @@ mod update;
 mod volumes;
 
 pub(super) use create::OURS;
-pub(super) use start::{lost, read_started, unseen};
+pub(super) use start::{lost, unseen};
 pub(super) use status::status_of;

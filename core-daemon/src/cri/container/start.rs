@@ -1,12 +1,11 @@
 //! Starting a container, and seeing its run through to what follows from its end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use gantry_proto::gantry::cri::v1::End;
 use gantry_proto::runtime::v1;
 use gantry_proto::stdio::{LogFormat, LogUri};
-use rung_sys::atomic_file;
 
 use super::create::ready;
 use crate::blocking::blocking;
@@ -26,8 +25,6 @@ const KILLED: u32 = 137;
 const NOT_STARTED: i32 = 128;
 /// What a container is said to have ended with when nobody saw its end.
 const UNKNOWN: i32 = 255;
-/// File in the bundle that says when the process was started.
-const STARTED: &str = "started";
 
 impl Cri {
     pub(in crate::cri) async fn start_container(
@@ -69,7 +66,7 @@ impl Cri {
         failpoint::hit("cri.created");
         let started_at = SystemTime::now();
         let started = async {
-            write_started(&task, started_at)?;
+            task.bundle().note_started(started_at)?;
             failpoint::hit("cri.noted");
             task.start(None).await
         };
@@ -248,18 +245,4 @@ fn reason(status: u32, oom_killed: bool) -> &'static str {
         0 => "Completed",
         _ => "Error",
     }
-}
-
-/// Notes in the bundle when the process was started. The bundle lives exactly as long as the run.
-fn write_started(task: &Task, at: SystemTime) -> Result<()> {
-    let path = task.bundle().path().join(STARTED);
-    let written = atomic_file::write_volatile(&path, nanos(at).to_string().as_bytes(), 0o600);
-    written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))
-}
-
-/// When the process of a task was started, as an earlier daemon noted; `None`: it was not.
-pub(in crate::cri) fn read_started(task: &Task) -> Option<i64> {
-    let text = std::fs::read_to_string(task.bundle().path().join(STARTED)).ok()?;
-    let nanos: u64 = text.trim().parse().ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).map(crate::cri::store::nanos)
 }

@@ -16,10 +16,10 @@ use crate::context::Context;
 use crate::diff;
 use crate::diff::tar::{Entry, Kind as TarKind, Reader};
 use crate::error::{Doing, Error, Kind, Result};
+use crate::id;
 use crate::image::unpack::flush;
 use crate::image::walk::MAX_DOCUMENT;
 use crate::labels::Labels;
-use crate::records::leases::random;
 
 /// Most files of an archive, and most bytes.
 const MAX_FILES: usize = 100_000;
@@ -48,7 +48,7 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     }
     let (plain, _) = diff::decompress(archive).doing(|| "read archive")?;
     let mut reader = Reader::new(plain, MAX_BYTES);
-    let mut taking = Taking { content, ctx, prefix: format!("import-{:016x}", random()?), waiting: Vec::new() };
+    let mut taking = Taking { content, ctx, prefix: format!("import-{}", id::random::<8>()?), waiting: Vec::new() };
     let mut files = Files::default();
     let mut count = 0;
     while let Some(entry) = reader.next_entry().doing(|| "read archive")? {

@@ -195,7 +195,7 @@ impl Fixture {
 
     /// What a committed snapshot shows.
     fn shown(&self, name: &str) -> Shown {
-        let key = format!("{name}-view-{}", crate::records::leases::random().expect("random"));
+        let key = format!("{name}-view-{}", crate::id::random::<8>().expect("random"));
         Shown::of(&self.view(&self.ctx, &key, name, Labels::new()).expect("view"))
     }
 }
