@@ -15,11 +15,12 @@
 mod make;
 mod words;
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 pub use gantry_proto::containerd::types::{ActivationInfo, Mount};
 use gantry_proto::namespace::Namespace;
@@ -66,8 +67,8 @@ struct Manager {
     /// Where directories and images may be made.
     roots: Vec<PathBuf>,
     boot: String,
-    /// One thing at a time.
-    turn: Mutex<()>,
+    /// Who changes which activation now.
+    turns: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
 }
 
 impl Mounts {
@@ -82,7 +83,7 @@ impl Mounts {
         made.doing(|| format!("make {}", directory.display()))?;
         let boot = fs::read_to_string(BOOT_ID).doing(|| "identify the run of the machine")?;
         let roots = vec![directory.clone(), root.to_owned()];
-        let mounts = Self(Arc::new(Manager { directory, roots, boot, turn: Mutex::new(()) }));
+        let mounts = Self(Arc::new(Manager { directory, roots, boot, turns: Mutex::default() }));
         for (_, dir) in mounts.0.directories()? {
             if mounts.0.read(&dir).is_none() {
                 // What cannot be taken down, such as a mount of a server that is gone, must not keep the daemon from
@@ -104,8 +105,9 @@ impl Mounts {
         check(&wish)?;
         let count = words::count(&wish.mounts, wish.temporary, &wish.allowed)
             .ok_or_else(|| Error::unimplemented(format!("activate {}: all mounts are the caller's", wish.name)))?;
-        let _turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = self.0.place(&context.namespace, &wish.name);
+        let turn = self.0.turn(&dir);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let doing = || format!("activate {}", wish.name);
         if dir.exists() {
             if self.0.read(&dir).is_some() {
@@ -128,8 +130,9 @@ impl Mounts {
     /// # Errors
     /// `NotFound`; what unmounting fails with.
     pub fn deactivate(&self, namespace: &Namespace, name: &str) -> Result<()> {
-        let _turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = self.0.place(namespace, name);
+        let turn = self.0.turn(&dir);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if !dir.exists() {
             return Err(missing(name));
         }
@@ -154,8 +157,9 @@ impl Mounts {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a field that cannot change.
     pub fn update(&self, namespace: &Namespace, wanted: &ActivationInfo, paths: &[String]) -> Result<ActivationInfo> {
-        let _turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = self.0.place(namespace, &wanted.name);
+        let turn = self.0.turn(&dir);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut info, lease) = self.0.read(&dir).ok_or_else(|| missing(&wanted.name))?;
         labels::update(&mut info.labels, &wanted.labels, paths, |path| {
             Err(Error::invalid(format!("cannot update field {path:?} of mount {}", wanted.name)))
@@ -183,7 +187,13 @@ impl Mounts {
     pub fn sweep(&self, is_wanted: impl Fn(&Namespace, &Labels, Option<&str>) -> bool) -> Result<usize> {
         let mut failed = 0;
         for (namespace, dir) in self.0.directories()? {
-            let _turn = self.0.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = self.0.turn(&dir);
+            // Somebody makes it, or takes it down: it is not for this sweep.
+            let _turn = match turn.try_lock() {
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+                Ok(turn) => turn,
+            };
             let Some((info, lease)) = self.0.read(&dir) else { continue };
             if is_wanted(&namespace, &info.labels, lease.as_deref()) {
                 continue;
@@ -202,6 +212,15 @@ impl Manager {
     /// Names are the client's own, and so not those of files.
     fn place(&self, namespace: &Namespace, name: &str) -> PathBuf {
         self.directory.join(namespace.as_str()).join(Digest::of(name.as_bytes()).hex())
+    }
+
+    /// One thing at a time is done to an activation; what takes long, such as making a file system, keeps only those
+    /// waiting who want the same one.
+    fn turn(&self, dir: &Path) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has a turn or waits for it has a reference; the others are done with.
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(dir.to_owned()).or_default().clone()
     }
 
     fn directories(&self) -> Result<Vec<(Namespace, PathBuf)>> {

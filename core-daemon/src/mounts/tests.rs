@@ -70,3 +70,29 @@ fn only_root_mounts_but_names_are_anyones() {
     assert_eq!(mounts.sweep(|_, _, _| false).expect("sweep"), 0);
     assert!(mounts.list(&context.namespace).expect("list").is_empty());
 }
+
+#[test]
+fn what_takes_long_keeps_nobody_else_waiting() {
+    let dir = tempfile::tempdir().expect("directory");
+    let mounts = Mounts::open(dir.path(), dir.path()).expect("mounts");
+    let context = Context::new(Namespace::parse("n").expect("namespace"));
+    let place = mounts.0.place(&context.namespace, "slow");
+    fs::create_dir_all(&place).expect("a mount that is being made");
+    let turn = mounts.0.turn(&place);
+    let _making = turn.lock().expect("turn");
+    let (sender, done) = std::sync::mpsc::channel();
+    let others = mounts.clone();
+    std::thread::spawn(move || {
+        let option = format!("X-containerd.mkdir.path={}", dir.path().join("made").display());
+        let one = mount("mkdir/bind", "/", &[&option]);
+        let wish = Wish { name: "quick".into(), mounts: vec![one], ..Wish::default() };
+        let made = others.activate(&context, wish).map(drop);
+        let swept = others.sweep(|_, _, _| false);
+        drop(sender.send((made, swept, others.holds(&context.namespace, "slow"))));
+        drop(dir);
+    });
+    let (made, swept, held) = done.recv_timeout(std::time::Duration::from_secs(30)).expect("it waits for the slow one");
+    made.expect("activate");
+    assert_eq!(swept.expect("sweep"), 0);
+    assert!(held, "what is being made is not swept");
+}
