@@ -47,9 +47,8 @@ impl Client {
     }
 
     /// Changes a container's limits and restart policy.
-    pub async fn update(&mut self, container: &str, limits: api::Limits, restart: &str) -> Result<()> {
-        let (r#ref, restart) = (container.to_owned(), restart.to_owned());
-        let request = self.request(api::UpdateRequest { r#ref, limits: Some(limits), restart });
+    pub async fn update(&mut self, wanted: api::UpdateRequest) -> Result<()> {
+        let request = self.request(wanted);
         self.engine.update(request).await?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use gantry_proto::gantry::engine::v1::{CreateRequest, Created, create_progress};
 use super::Context;
 use super::options::{IdFile, Options, Pull};
 use crate::client::Client;
-use crate::error::{Failure, Result, warn};
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::output;
 use crate::output::progress::{Report, To};
@@ -54,11 +54,8 @@ pub(super) async fn create(
     Err(Failure::new("create: gantryd ended without a container"))
 }
 
-/// Passes on what the daemon warns of, and writes the id where it was asked for.
+/// Writes the id where it was asked for.
 pub(super) fn announce(created: &Created, id_file: &mut Option<IdFile>) -> Result<()> {
-    for warning in &created.warnings {
-        warn(warning);
-    }
     match id_file {
         Some(file) => file.write(&created.id),
         None => Ok(()),

@@ -28,6 +28,12 @@ pub struct Update {
     /// Share of processors beside other containers', 1024 being usual
     #[arg(long, short = 'c', value_name = "NUMBER")]
     cpu_shares: Option<i64>,
+    /// Processors it may use, such as 0-2,5
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<String>,
+    /// Memory nodes it may use, such as 0,1
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<String>,
     /// When to start it again: no, always, unless-stopped or on-failure[:TIMES]
     #[arg(long, value_name = "POLICY")]
     restart: Option<String>,
@@ -51,7 +57,8 @@ impl Update {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let given =
             [self.memory, self.memory_swap, self.cpus, self.pids_limit, self.memory_reservation, self.cpu_shares];
-        if given.iter().all(Option::is_none) && self.restart.is_none() {
+        let named = [&self.restart, &self.cpuset_cpus, &self.cpuset_mems];
+        if given.iter().all(Option::is_none) && named.iter().all(|text| text.is_none()) {
             return Err(Failure::new("update: nothing to change").hint("name a limit, such as --memory 64m"));
         }
         let limits = api::Limits {
@@ -62,10 +69,16 @@ impl Update {
             memory_reservation: self.memory_reservation.unwrap_or(0),
             cpu_shares: self.cpu_shares.unwrap_or(0),
         };
-        let restart = self.restart.unwrap_or_default();
+        let wanted = api::UpdateRequest {
+            r#ref: String::new(),
+            limits: Some(limits),
+            restart: self.restart.unwrap_or_default(),
+            cpuset_cpus: self.cpuset_cpus.unwrap_or_default(),
+            cpuset_mems: self.cpuset_mems.unwrap_or_default(),
+        };
         let client = context.connect().await?;
         each(&self.containers, async |name| {
-            client.clone().update(&name, limits, &restart).await?;
+            client.clone().update(api::UpdateRequest { r#ref: name.clone(), ..wanted.clone() }).await?;
             Ok(name)
         })
         .await

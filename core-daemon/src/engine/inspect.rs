@@ -4,11 +4,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::time;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCpu, Spec};
 use serde_json::{Value, json};
 
 use super::list::Now;
-use super::{Engine, Known};
+use super::{Engine, Known, Record, wishes};
+use crate::config::LogPolicy;
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
 
@@ -37,14 +38,18 @@ impl Engine {
 
     fn host_config(&self, known: &Known, spec: &Spec) -> Value {
         let record = &known.record;
-        let log = &self.parts().config.container_log;
         let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default();
-        json!({
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        let memory = resources.and_then(|resources| resources.memory().as_ref());
+        let mut config = wishes::whole(&record.wishes);
+        let more = json!({
             "Binds": record.binds,
-            "LogConfig": {
-                "Type": "json-file",
-                "Config": { "max-size": log.max_size.to_string(), "max-file": log.max_files.to_string() },
-            },
+            "LogConfig": { "Type": "json-file", "Config": self.log_options(record) },
+            "MemoryReservation": memory.and_then(|memory| memory.reservation()).unwrap_or(0),
+            "CpuShares": cpu.and_then(LinuxCpu::shares).unwrap_or(0),
+            "CpusetCpus": cpu.and_then(|cpu| cpu.cpus().as_deref()).unwrap_or_default(),
+            "CpusetMems": cpu.and_then(|cpu| cpu.mems().as_deref()).unwrap_or_default(),
             "NetworkMode": if record.host_network { "host" } else { "none" },
             "RestartPolicy": { "Name": record.restart.name(), "MaximumRetryCount": record.restart.limit() },
             "AutoRemove": record.auto_remove,
@@ -56,6 +61,20 @@ impl Engine {
             "ReadonlyRootfs": read_only,
             "Runtime": known.container.runtime.as_ref().map(|runtime| runtime.name.clone()),
             "CgroupParent": "/gantry",
+        });
+        config.extend(more.as_object().cloned().unwrap_or_default());
+        Value::Object(config)
+    }
+
+    /// How its log is kept, in the words of `--log-opt`.
+    fn log_options(&self, record: &Record) -> Value {
+        let (usual, own) = (&self.parts().config.container_log, &record.log);
+        let drops = own.drop.unwrap_or(usual.policy == LogPolicy::Drop);
+        json!({
+            "max-size": own.max_size.unwrap_or(usual.max_size).to_string(),
+            "max-file": own.max_files.unwrap_or(usual.max_files).to_string(),
+            "compress": own.compress.unwrap_or(usual.compress).to_string(),
+            "mode": if drops { "non-blocking" } else { "blocking" },
         })
     }
 }

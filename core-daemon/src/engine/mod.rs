@@ -28,6 +28,7 @@ mod start;
 mod stop;
 mod turns;
 mod update;
+mod wishes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

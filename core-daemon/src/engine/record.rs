@@ -39,6 +39,9 @@ pub(super) struct Record {
     /// Seconds it has to stop by itself; none: the usual number.
     #[serde(default)]
     pub(super) stop_timeout: Option<u32>,
+    /// What else was wished of it, for whoever inspects it.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub(super) wishes: serde_json::Map<String, serde_json::Value>,
     /// How its log is kept, where it was said.
     #[serde(default)]
     pub(super) log: Log,

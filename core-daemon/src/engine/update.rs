@@ -31,13 +31,12 @@ impl Engine {
         if known.record.auto_remove && policy != Policy::No {
             return Err(Error::invalid("it is removed once it has ended, and so never restarted")).doing(doing);
         }
-        let wanted = request.limits.unwrap_or_default();
-        let limits = known.record.limits.changed(&wanted);
+        let limits = known.record.limits.changed(&request.limits.unwrap_or_default());
         let malformed = |error: serde_json::Error| Error::internal(format!("limits: {error}"));
         let document = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
         let mut spec: Spec = serde_json::from_slice(document).map_err(malformed)?;
         let old = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
-        let new = resources(limits, &wanted, &old).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
+        let new = resources(limits, request, &old).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
         if new != old
             && let Some(live) = self.running(&context.namespace, &known.id)
         {
@@ -82,10 +81,16 @@ impl Engine {
     }
 }
 
-/// The limits of a container, with those of `wanted` that a record does not keep, and those of `old` that nobody changes.
-fn resources(limits: Limits, wanted: &api::Limits, old: &LinuxResources) -> Result<LinuxResources, InvalidOptions> {
+/// The limits of a container, with those wanted that a record does not keep, and those of `old` that nobody changes.
+fn resources(
+    limits: Limits,
+    request: &api::UpdateRequest,
+    old: &LinuxResources,
+) -> Result<LinuxResources, InvalidOptions> {
+    let wanted = request.limits.unwrap_or_default();
     let mut resources = beside(builder::limited(limits.into())?, old);
     builder::reserve(&mut resources, wanted.memory_reservation, wanted.cpu_shares)?;
+    builder::confine(&mut resources, &request.cpuset_cpus, &request.cpuset_mems)?;
     Ok(resources)
 }
 

@@ -361,8 +361,6 @@ pub struct Created {
     pub id: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    #[prost(string, repeated, tag = "3")]
-    pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 impl ::prost::Name for Created {
     const NAME: &'static str = "Created";
@@ -775,6 +773,11 @@ pub struct UpdateRequest {
     /// Empty: it stays as it is.
     #[prost(string, tag = "3")]
     pub restart: ::prost::alloc::string::String,
+    /// Empty: they stay as they are.
+    #[prost(string, tag = "4")]
+    pub cpuset_cpus: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub cpuset_mems: ::prost::alloc::string::String,
 }
 impl ::prost::Name for UpdateRequest {
     const NAME: &'static str = "UpdateRequest";

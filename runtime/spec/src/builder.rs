@@ -15,7 +15,7 @@ use oci_spec::runtime::{
 use crate::defaults::{self, capabilities};
 use crate::image::ContainerConfig;
 use crate::user::User;
-pub use extras::{Extras, Tmpfs, Ulimit, reserve};
+pub use extras::{Extras, Tmpfs, Ulimit, confine, reserve};
 
 /// What is wished of a container beyond its image. `Default` wishes nothing.
 #[derive(Debug, Clone, Default)]

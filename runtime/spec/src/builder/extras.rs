@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
-    LinuxCpu, LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, PosixRlimit,
-    PosixRlimitBuilder, PosixRlimitType, Spec,
+    LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, Spec,
 };
 
 use super::{InvalidOptions, Network};
@@ -190,17 +190,7 @@ impl Extras {
             return Ok(());
         };
         reserve(resources, self.memory_reservation, self.cpu_shares)?;
-        if !self.cpuset_cpus.is_empty() || !self.cpuset_mems.is_empty() {
-            let mut cpu = resources.cpu().clone().unwrap_or_else(LinuxCpu::default);
-            for (text, what) in [(&self.cpuset_cpus, "cpuset cpus"), (&self.cpuset_mems, "cpuset mems")] {
-                if !text.bytes().all(|byte| byte.is_ascii_digit() || b",-".contains(&byte)) {
-                    return Err(invalid(format!("{what}: {text:?} is not a list such as 0-2,5")));
-                }
-            }
-            cpu.set_cpus(Some(self.cpuset_cpus.clone()).filter(|text| !text.is_empty()));
-            cpu.set_mems(Some(self.cpuset_mems.clone()).filter(|text| !text.is_empty()));
-            resources.set_cpu(Some(cpu));
-        }
+        confine(resources, &self.cpuset_cpus, &self.cpuset_mems)?;
         if !self.device_rules.is_empty() {
             let mut rules = resources.devices().clone().unwrap_or_default();
             rules.extend(self.device_rules.iter().cloned());
@@ -245,6 +235,29 @@ impl Tmpfs {
         options.extend(self.options.iter().cloned());
         Ok(mount(&format!("/{}", parts.join("/")), "tmpfs", "tmpfs", options))
     }
+}
+
+/// Sets which processors and memory nodes a container may use; an empty list leaves things as they are.
+///
+/// # Errors
+/// Names the list that is none.
+pub fn confine(resources: &mut LinuxResources, cpus: &str, mems: &str) -> Result<(), InvalidOptions> {
+    for (text, what) in [(cpus, "cpuset cpus"), (mems, "cpuset mems")] {
+        if !text.bytes().all(|byte| byte.is_ascii_digit() || b",-".contains(&byte)) {
+            return Err(invalid(format!("{what}: {text:?} is not a list such as 0-2,5")));
+        }
+    }
+    let mut cpu = resources.cpu().clone().unwrap_or_default();
+    if !cpus.is_empty() {
+        cpu.set_cpus(Some(cpus.to_owned()));
+    }
+    if !mems.is_empty() {
+        cpu.set_mems(Some(mems.to_owned()));
+    }
+    if !cpus.is_empty() || !mems.is_empty() {
+        resources.set_cpu(Some(cpu));
+    }
+    Ok(())
 }
 
 /// Sets what is a container's where others want it too; 0 leaves things as they are.

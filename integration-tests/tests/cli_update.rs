@@ -1,0 +1,126 @@
+//! What `gantry update` and `rename` change of a container, limits in force, and what `inspect` says of them.
+
+use integration_tests::{Env, Result, Stack, Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![
+    limits_are_in_force [Root, Overlay, EveryHost],
+    limits_change_while_it_runs [Root, Overlay],
+    a_container_gets_another_name [Root, Overlay],
+    what_was_wished_is_shown [Root, Overlay],
+];
+
+/// Shows the limits from inside.
+const LIMITS: &str = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu.max 2>/dev/null ||
+    cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max \
+        /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us";
+
+fn limits_change_while_it_runs(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["run", "-d", "--name", "web", "-m", "64m", "--pids-limit", "20", "IMAGE", "sleep", "1000"])?.ok()?;
+    let changed = ["-m", "96m", "--cpus", "0.5", "--pids-limit", "30", "--restart", "on-failure:3"];
+    assert_eq!(stack.gantry(&[&["update"], &changed[..], &["web"]].concat())?.ok()?.text(), "web");
+    let inside = || -> Result<Vec<String>> {
+        let ran = stack.gantry(&["exec", "web", "sh", "-c", LIMITS])?.ok()?;
+        Ok(ran.stdout.split_whitespace().map(str::to_owned).collect())
+    };
+    let wanted = ["100663296", "30", "50000", "100000"];
+    assert_eq!(inside()?, wanted);
+    let format = "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}";
+    assert_eq!(stack.gantry(&["inspect", "--format", format, "web"])?.ok()?.text(), "100663296 on-failure");
+    stack.gantry(&["restart", "-t", "0", "web"])?.ok()?;
+    assert_eq!(inside()?, wanted, "of the next run too");
+    stack.gantry(&["update", "--memory-reservation", "32m", "--cpu-shares", "512", "web"])?.ok()?;
+    let others = "cat /sys/fs/cgroup/memory/memory.soft_limit_in_bytes /sys/fs/cgroup/cpu/cpu.shares";
+    let others = stack.gantry(&["exec", "web", "sh", "-c", others])?.ok()?;
+    assert_eq!(others.text(), "33554432\n512");
+    assert_eq!(inside()?, wanted);
+    stack.gantry(&["update", "--cpuset-cpus", "0", "--cpuset-mems", "0", "web"])?.ok()?;
+    let confined = stack.gantry(&["exec", "web", "grep", "Cpus_allowed_list", "/proc/self/status"])?.ok()?;
+    assert_eq!(confined.text().split_whitespace().last(), Some("0"));
+    let format = "{{.HostConfig.MemoryReservation}} {{.HostConfig.CpuShares}} {{.HostConfig.CpusetCpus}}";
+    assert_eq!(stack.gantry(&["inspect", "--format", format, "web"])?.ok()?.text(), "33554432 512 0");
+    assert!(stack.gantry(&["update", "--cpuset-cpus", "x", "web"])?.fails()?.contains("not a list"));
+    assert!(stack.gantry(&["update", "web"])?.fails()?.contains("nothing to change"));
+    assert!(stack.gantry(&["update", "-m", "1k", "web"])?.fails()?.contains("memory"));
+    assert_eq!(inside()?, wanted, "a refused change changes nothing");
+    Ok(())
+}
+
+fn a_container_gets_another_name(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    for name in ["web", "other"] {
+        stack.gantry(&["run", "-d", "--name", name, "IMAGE", "sleep", "1000"])?.ok()?;
+    }
+    stack.gantry(&["rename", "web", "site"])?.ok()?;
+    stack.gantry(&["exec", "site", "true"])?.ok()?;
+    assert!(stack.gantry(&["exec", "web", "true"])?.fails()?.contains("no such container"));
+    assert!(stack.gantry(&["rename", "other", "site"])?.fails()?.contains("in use"));
+    assert!(stack.gantry(&["rename", "other", "-x"])?.fails()?.contains("-x"));
+    stack.gantry(&["rename", "other", "web"])?.ok()?;
+    let names = stack.gantry(&["ps", "--format", "{{.Names}}"])?.ok()?.stdout;
+    let mut names: Vec<&str> = names.lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["site", "web"]);
+    Ok(())
+}
+
+fn limits_are_in_force(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let ran = stack.script(&["-m", "64m", "--pids-limit", "20", "--cpus", "0.5"], LIMITS)?.ok()?;
+    let numbers: Vec<&str> = ran.stdout.split_whitespace().collect();
+    assert_eq!(numbers, ["67108864", "20", "50000", "100000"]);
+    let hungry = "head -c 100000000 /dev/zero | tail | wc -c";
+    stack.script(&["-m", "16m"], &format!("{hungry}; exit $?"))?.fails().or_else(|_| {
+        // The kernel may kill only the greedy program of the pipe; then its output is not whole.
+        let ran = stack.script(&["-m", "16m"], hungry)?;
+        anyhow::ensure!(ran.text() != "100000000", "64 MiB were held in 16");
+        Ok::<_, anyhow::Error>(String::new())
+    })?;
+    let refused = stack.script(&["-m", "1k"], "true")?.exits(125)?;
+    assert!(refused.stderr.contains("memory"), "{}", refused.stderr);
+    Ok(())
+}
+
+fn what_was_wished_is_shown(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let wishes = [
+        &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN", "--pid", "host", "--shm-size", "1m"][..],
+        &["--device", "/dev/null:/dev/nothing:rw", "--ulimit", "nofile=64:128", "--tmpfs", "/scratch:size=2m"],
+        &["--add-host", "db:10.1.2.3", "--group-add", "4321", "--security-opt", "no-new-privileges"],
+        &["--cpu-shares", "512", "-m", "64m", "--memory-reservation", "32m", "--oom-score-adj", "300"],
+        &["--log-opt", "max-size=10m", "--log-opt", "mode=non-blocking", "--sysctl", "net.core.somaxconn=512"],
+    ];
+    stack.gantry(&[&["create", "--name", "wishes"], &wishes.concat()[..], &["IMAGE", "true"]].concat())?.ok()?;
+    stack.gantry(&["create", "--name", "plain", "IMAGE", "true"])?.ok()?;
+    let shown = |container: &str, path: &str| -> Result<String> {
+        let format = format!("{{{{json .HostConfig.{path}}}}}");
+        Ok(stack.gantry(&["inspect", "-f", &format, container])?.ok()?.text().to_owned())
+    };
+    let device = r#"[{"CgroupPermissions":"rw","PathInContainer":"/dev/nothing","PathOnHost":"/dev/null"}]"#;
+    for (path, wished, plain) in [
+        ("CapAdd", r#"["NET_ADMIN"]"#, "[]"),
+        ("CapDrop", r#"["CHOWN"]"#, "[]"),
+        ("PidMode", r#""host""#, r#""""#),
+        ("IpcMode", r#""private""#, r#""private""#),
+        ("ShmSize", "1048576", "67108864"),
+        ("Devices", device, "[]"),
+        ("Ulimits", r#"[{"Hard":128,"Name":"nofile","Soft":64}]"#, "[]"),
+        ("Tmpfs", r#"{"/scratch":"size=2m"}"#, "{}"),
+        ("ExtraHosts", r#"["db:10.1.2.3"]"#, "[]"),
+        ("GroupAdd", r#"["4321"]"#, "[]"),
+        ("SecurityOpt", r#"["no-new-privileges"]"#, "[]"),
+        ("CpuShares", "512", "0"),
+        ("MemoryReservation", "33554432", "0"),
+        ("OomScoreAdj", "300", "0"),
+        ("Sysctls", r#"{"net.core.somaxconn":"512"}"#, "{}"),
+    ] {
+        assert_eq!((path, &*shown("wishes", path)?, &*shown("plain", path)?), (path, wished, plain));
+    }
+    let log = |container: &str| -> Result<String> {
+        let format = "{{index .HostConfig.LogConfig.Config \"max-size\"}} {{.HostConfig.LogConfig.Config.mode}}";
+        Ok(stack.gantry(&["inspect", "-f", format, container])?.ok()?.text().to_owned())
+    };
+    assert_eq!(log("wishes")?, "10485760 non-blocking");
+    assert!(log("plain")?.ends_with(" blocking"));
+    Ok(())
+}
