@@ -54,6 +54,7 @@ use crate::storage::{self, Storage};
 use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
+mod idle;
 mod verify;
 pub use verify::verify_metadata;
 
@@ -88,6 +89,7 @@ pub async fn run(config: Config) -> Result<()> {
         interval: Duration::from_secs(config.content.verify_interval.max(1)),
     };
     tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
+    tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
     let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config.timeouts);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");

@@ -111,9 +111,11 @@ fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
 
 /// Few threads: the daemon mostly passes messages on, and every thread costs an idle daemon memory.
 fn runtime() -> Result<tokio::runtime::Runtime> {
-    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    // As many as run at once are enough; what lies unused in the heaps of others is nobody's.
+    rung_sys::footprint::limit_heaps(u8::try_from(cpus).unwrap_or(2));
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cpus.clamp(2, 4))
+        .worker_threads(cpus)
         .max_blocking_threads(64)
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .thread_name("gantryd")

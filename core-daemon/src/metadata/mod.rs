@@ -50,6 +50,8 @@ pub struct Db {
 const RESERVE: u64 = 4 << 20;
 /// How long it takes until that is tried again.
 const RESERVE_AGAIN: Duration = Duration::from_secs(30);
+/// Most of the database that is kept in memory; the kernel has the rest of it near.
+const CACHE: usize = 8 << 20;
 
 impl Db {
     /// Opens the database at `path`, making it where there is none.
@@ -68,7 +70,7 @@ impl Db {
             rebuild::begin(path).doing(doing)?;
         }
         private(path).doing(doing)?;
-        let inner = redb::Database::create(path).map_err(failed).doing(doing)?;
+        let inner = opened(path).map_err(failed).doing(doing)?;
         let (inner, journal) = (Arc::new(RwLock::new(Some(inner))), Arc::new(Mutex::new(Journal::new(path))));
         let db = Self { inner, journal, path: Arc::new(path.to_owned()), lacks_reserve: Arc::default() };
         db.prepare().doing(|| format!("open {}", path.display()))?;
@@ -180,7 +182,7 @@ impl Db {
                 let _journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
                 std::io::copy(&mut std::fs::File::open(self.path.as_path())?, &mut copy)?;
             }
-            let mut database = redb::Database::builder().create_file(copy).map_err(failed)?;
+            let mut database = redb::Database::builder().set_cache_size(CACHE).create_file(copy).map_err(failed)?;
             database.check_integrity().map_err(failed)
         };
         check().unwrap_or_else(|error| {
@@ -229,11 +231,16 @@ impl Db {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         // The old one must let go of its lock on the file first.
         drop(inner.take());
-        match redb::Database::create(self.path.as_path()) {
+        match opened(&self.path) {
             Ok(database) => *inner = Some(database),
             Err(error) => tracing::error!(%error, "metadata cannot be opened again"),
         }
     }
+}
+
+/// The database at `path`, made where there is none.
+fn opened(path: &Path) -> std::result::Result<redb::Database, redb::DatabaseError> {
+    redb::Database::builder().set_cache_size(CACHE).create(path)
 }
 
 /// Opens a file that only the daemon's own user may read, making it where there is none.

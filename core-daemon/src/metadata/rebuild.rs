@@ -103,7 +103,7 @@ pub(super) fn is_gone(path: &Path) -> Result<bool> {
 fn write(path: &Path, rows: &Rows) -> Result<PathBuf> {
     let fresh = path.with_extension("redb.new");
     drop(std::fs::remove_file(&fresh));
-    let database = redb::Database::create(&fresh).map_err(failed)?;
+    let database = super::opened(&fresh).map_err(failed)?;
     let tx = WriteTx::begin(&database, redb::Durability::Immediate)?;
     for table in schema::ALL {
         tx.create(table)?;

@@ -52,6 +52,33 @@ fn a_failed_write_leaves_nothing() {
 }
 
 #[test]
+fn space_is_set_aside_again() {
+    let (_dir, db) = db();
+    db.give_up_reserve();
+    let change =
+        || db.write(|tx| images::put(tx, "n", &Image { name: "a".into(), ..Image::default() })).expect("write");
+    change();
+    assert!(!db.reserve().exists(), "not at once: the disk is full");
+    *db.lacks_reserve() = Instant::now().checked_sub(RESERVE_AGAIN);
+    change();
+    assert_eq!(std::fs::metadata(db.reserve()).expect("reserve").len(), RESERVE);
+}
+
+#[test]
+fn a_check_keeps_nobody_waiting() {
+    let (_dir, db) = db();
+    let (sender, checked) = std::sync::mpsc::channel();
+    let checking = db.clone();
+    db.read(|_| {
+        std::thread::spawn(move || sender.send(checking.verify()));
+        let right = checked.recv_timeout(Duration::from_secs(30)).expect("it waits for whoever reads");
+        assert!(right.expect("verify"));
+        Ok(())
+    })
+    .expect("read");
+}
+
+#[test]
 fn leases_hold_until_deleted() {
     let (_dir, db) = db();
     db.write(|tx| {

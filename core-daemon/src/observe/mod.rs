@@ -8,10 +8,12 @@ mod traces;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use http::{Request, Response};
+use tokio::sync::Notify;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -26,8 +28,16 @@ use traces::{Parent, Traces};
 /// Who is told of calls; clones are the same.
 #[derive(Clone, Default)]
 pub struct Observer {
+    calls: Arc<Calls>,
     metrics: Option<Arc<Metrics>>,
     traces: Option<Traces>,
+}
+
+/// How many calls have come so far.
+#[derive(Default)]
+struct Calls {
+    count: AtomicU64,
+    begun: Notify,
 }
 
 impl Observer {
@@ -37,7 +47,17 @@ impl Observer {
     /// `InvalidArgument` for an endpoint that is no address.
     pub fn new(config: &Config) -> Result<Self> {
         let metrics = (!config.metrics.address.is_empty()).then(|| Arc::new(Metrics::default()));
-        Ok(Self { metrics, traces: Traces::start(&config.tracing)? })
+        Ok(Self { calls: Arc::default(), metrics, traces: Traces::start(&config.tracing)? })
+    }
+
+    /// How many calls have come so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.count.load(Ordering::Relaxed)
+    }
+
+    /// Waits for a call; one that has come since this was last waited for is enough.
+    pub async fn call_begun(&self) {
+        self.calls.begun.notified().await;
     }
 
     /// Sends the traces that still wait.
@@ -100,6 +120,8 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let observer = self.observer.clone();
+        observer.calls.count.fetch_add(1, Ordering::Relaxed);
+        observer.calls.begun.notify_one();
         if observer.metrics.is_none() && observer.traces.is_none() {
             return Box::pin(self.inner.call(request));
         }

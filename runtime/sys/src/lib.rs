@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod error;
 pub mod fd_pass;
 pub mod file;
+pub mod footprint;
 pub mod idmap;
 pub mod keyring;
 pub mod loop_device;
