@@ -17,7 +17,7 @@ use rung_spec::user::User;
 
 use super::record::{Limits, Log, Record};
 use super::restart::Policy;
-use super::{Engine, extras};
+use super::{Engine, extras, wishes};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -27,6 +27,7 @@ use crate::image::{Access, Choice, Credentials, Progress, PullOptions, Resolved,
 use crate::labels::{GC_ROOT, Labels, SHORT_LIVED};
 use crate::signals;
 use crate::snapshots::Mount;
+use crate::tasks::Begun;
 
 /// A container that was just made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +36,6 @@ pub struct Created {
     pub id: ContainerId,
     /// Its name.
     pub name: String,
-    /// What the person should know.
-    pub warnings: Vec<String>,
 }
 
 /// What this machine can give to containers, looked at once.
@@ -64,6 +63,21 @@ impl Engine {
         progress: Arc<dyn Progress>,
         gone: impl Future<Output = ()>,
     ) -> Result<Created> {
+        self.create_perhaps_begun(context, request, progress, gone, false).await.map(|(created, _)| created)
+    }
+
+    /// As [`Engine::create`]; its task is `begun` where it is to be started at once.
+    ///
+    /// # Errors
+    /// As [`Engine::create`].
+    pub(super) async fn create_perhaps_begun(
+        &self,
+        context: &Context,
+        request: api::CreateRequest,
+        progress: Arc<dyn Progress>,
+        gone: impl Future<Output = ()>,
+        begun: bool,
+    ) -> Result<(Created, Option<Begun>)> {
         if Policy::parse(&request.restart)? != Policy::No && request.auto_remove {
             return Err(Error::invalid(
                 "a container that is removed at its end cannot be restarted: leave out one of the two",
@@ -76,7 +90,7 @@ impl Engine {
         };
         let (engine, context) = (self.clone(), context.clone());
         // The rest is disk work, and not to be left half-way by a client that goes away.
-        blocking(move || engine.create_now(&context, &id, request, &image)).await
+        blocking(move || engine.create_now(&context, &id, request, &image, begun)).await
     }
 
     fn create_now(
@@ -85,7 +99,8 @@ impl Engine {
         id: &ContainerId,
         mut request: api::CreateRequest,
         image: &Resolved,
-    ) -> Result<Created> {
+        begun: bool,
+    ) -> Result<(Created, Option<Begun>)> {
         let reserved = self.shared.names.reserve(&context.namespace, id, &request.name)?;
         let runtime = match request.runtime.as_str() {
             "" => self.parts().config.runtime.default.clone(),
@@ -109,20 +124,25 @@ impl Engine {
         let made = hosts.and_then(|()| self.draft(context, id, &request, image, &mounts)).and_then(|mut draft| {
             reserved.name().clone_into(&mut draft.record.name);
             let container = self.container(id, &request, image, &runtime, draft)?;
-            self.parts().containers.create(&context.namespace, container)
+            let begun = if begun { Some(self.parts().tasks.begin(&context.namespace, &container)?) } else { None };
+            self.parts().containers.create(&context.namespace, container)?;
+            Ok(begun)
         });
-        if let Err(error) = made {
-            // There is something in it only where there is a hosts file.
-            let _ = rung_sys::beneath::remove(&self.directory(&context.namespace, id));
-            if let Err(left) = snapshotter.remove(context, id.as_str()) {
-                tracing::warn!(%id, error = %left, "remove the snapshot of a container that could not be made");
+        let begun = match made {
+            Ok(begun) => begun,
+            Err(error) => {
+                // There is something in it only where there is a hosts file.
+                let _ = rung_sys::beneath::remove(&self.directory(&context.namespace, id));
+                if let Err(left) = snapshotter.remove(context, id.as_str()) {
+                    tracing::warn!(%id, error = %left, "remove the snapshot of a container that could not be made");
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         failpoint::hit("engine.record");
         let name = reserved.name().to_owned();
         reserved.keep();
-        Ok(Created { id: id.clone(), name, warnings: Vec::new() })
+        Ok((Created { id: id.clone(), name }, begun))
     }
 
     /// The image, pulled if the request wants that.
@@ -176,6 +196,7 @@ impl Engine {
             limits: request.limits.map(|limits| limits_of(&limits)).unwrap_or_default(),
             restart: Policy::parse(&request.restart)?,
             stop_timeout: request.stop_timeout,
+            wishes: wishes::of(request),
             log: request.log.map(log_of).unwrap_or_default(),
             restarts: 0,
             stopped: false,

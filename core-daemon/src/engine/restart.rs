@@ -132,7 +132,7 @@ impl Engine {
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
         let count = |record: &mut super::Record| record.restarts = record.restarts.saturating_add(1);
         blocking(move || engine.edit_record(&of.0, &of.1, count)).await?;
-        self.start_held(namespace, &known, false).await.map(drop)
+        self.start_held(namespace, &known, false, None).await.map(drop)
     }
 
     /// Notes that somebody wants the container stopped, which a restart policy respects.

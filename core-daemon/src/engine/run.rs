@@ -27,15 +27,17 @@ impl Engine {
         output: Output<api::RunOutput>,
     ) -> Result<()> {
         let auto_remove = request.auto_remove;
-        let created = self.create(context, request, progress, output.sender.closed()).await?;
+        let gone_away = output.sender.closed();
+        let (created, begun) = self.create_perhaps_begun(context, request, progress, gone_away, true).await?;
         let tell = |event| output.sender.send(Ok(api::RunOutput { event: Some(event) }));
         if tell(Event::Created(announcement(&created))).await.is_err() {
             // Nobody knows of it, and nobody is there whom its start could serve.
+            drop(begun);
             self.remove_unwanted(&context.namespace, &created.id).await;
             return Err(gone());
         }
         // Started to the end even if the client goes now: half a start is nobody's.
-        let started = self.start_known(&context.namespace, &created.id, true).await;
+        let started = self.start_begun(&context.namespace, &created.id, true, begun).await;
         if started.is_err() && auto_remove {
             self.remove_unwanted(&context.namespace, &created.id).await;
         }
@@ -61,7 +63,7 @@ pub(super) fn gone() -> Error {
 
 /// A new container, as messages announce it.
 pub(super) fn announcement(created: &Created) -> api::Created {
-    api::Created { id: created.id.to_string(), name: created.name.clone(), warnings: created.warnings.clone() }
+    api::Created { id: created.id.to_string(), name: created.name.clone() }
 }
 
 impl From<Created> for api::Created {

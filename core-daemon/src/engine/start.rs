@@ -1,11 +1,10 @@
 //! Starting a container, and seeing its run through to what follows from its end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use gantry_proto::namespace::Namespace;
 use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri};
-use rung_sys::atomic_file;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
@@ -16,7 +15,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::ContainerId;
-use crate::tasks::{CreateTask, Exit, Task};
+use crate::tasks::{Begun, CreateTask, Exit, Task};
 
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
@@ -26,8 +25,6 @@ const RECORD_PAUSES: [u64; 6] = [1, 2, 4, 8, 15, 30];
 const AGAIN: Duration = Duration::from_secs(2);
 /// What a process killed by SIGKILL ends with.
 const KILLED: u32 = 137;
-/// File in the bundle that says when the process was started.
-const STARTED: &str = "started";
 
 impl Engine {
     /// Starts a container that does not run, and returns its pid.
@@ -48,12 +45,23 @@ impl Engine {
         id: &ContainerId,
         attached: bool,
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
+        self.start_begun(namespace, id, attached, None).await
+    }
+
+    /// As [`Engine::start_known`], of a container whose task is begun perhaps.
+    pub(super) async fn start_begun(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        attached: bool,
+        begun: Option<Begun>,
+    ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let _turn = self.shared.turns.take((namespace.clone(), id.clone())).await;
         self.clear_earlier_run(namespace, id).await?;
         // It may have been changed, or removed, while this waited.
         let known = self.known(namespace, id)?;
         self.mark_started(namespace, &known).await?;
-        self.start_held(namespace, &known, attached).await
+        self.start_held(namespace, &known, attached, begun).await
     }
 
     /// Starts a container whose turn the caller has.
@@ -62,10 +70,11 @@ impl Engine {
         namespace: &Namespace,
         known: &Known,
         attached: bool,
+        begun: Option<Begun>,
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let context = Context::new(namespace.clone());
         let request = self.task_request(namespace, known)?;
-        let task = self.parts().tasks.create(&context, &known.id, request).await;
+        let task = self.parts().tasks.create_begun(&context, &known.id, request, begun).await;
         let task = match task {
             Ok(task) => task,
             Err(error) => return Err(self.not_started(namespace, &known.id, error).await),
@@ -77,7 +86,7 @@ impl Engine {
                 false => None,
             };
             let started_at = SystemTime::now();
-            write_started(&task, started_at)?;
+            task.bundle().note_started(started_at)?;
             // The wait is in place before the start, so that there is no end it could miss.
             let live = self.supervise(task.clone(), started_at);
             task.start(None).await.inspect_err(|_| live.abandon())?;
@@ -296,26 +305,6 @@ pub(super) fn make_parents(path: &std::path::Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let Some(parent) = path.parent() else { return Ok(()) };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).doing(|| format!("make {}", parent.display()))
-}
-
-/// Notes in the bundle when the process was started. The bundle lives exactly as long as the run.
-fn write_started(task: &Task, at: SystemTime) -> Result<()> {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let path = task.bundle().path().join(STARTED);
-    let text = format!("{}.{:09}", since.as_secs(), since.subsec_nanos());
-    let written = atomic_file::write_volatile(&path, text.as_bytes(), 0o600);
-    written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))
-}
-
-/// When the process of a task was started, as an earlier daemon noted.
-pub(super) fn read_started(task: &Task) -> SystemTime {
-    let path = task.bundle().path().join(STARTED);
-    let parsed = std::fs::read_to_string(&path).ok().and_then(|text| {
-        let (seconds, nanos) = text.trim().split_once('.')?;
-        UNIX_EPOCH.checked_add(Duration::new(seconds.parse().ok()?, nanos.parse().ok()?))
-    });
-    let made = || std::fs::metadata(task.bundle().path()).and_then(|metadata| metadata.modified()).ok();
-    parsed.or_else(made).unwrap_or(UNIX_EPOCH)
 }
 
 /// Whether a process of this task is known to have been paused.

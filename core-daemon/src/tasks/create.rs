@@ -14,6 +14,7 @@ use gantry_proto::namespace::Namespace;
 use prost_types::Any;
 use tokio::sync::oneshot;
 
+use super::begin::{Begun, Starting};
 use super::{Bundle, Checkpoint, Key, Slot, Task, Tasks};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -54,10 +55,24 @@ impl Tasks {
     /// # Errors
     /// `NotFound` without such a container, `AlreadyExists` when it has a task, else what the shim says.
     pub async fn create(&self, context: &Context, id: &ContainerId, request: CreateTask) -> Result<Arc<Task>> {
+        self.create_begun(context, id, request, None).await
+    }
+
+    /// As [`Tasks::create`], of a task that is begun perhaps.
+    ///
+    /// # Errors
+    /// As [`Tasks::create`].
+    pub async fn create_begun(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: CreateTask,
+        begun: Option<Begun>,
+    ) -> Result<Arc<Task>> {
         let (tasks, context, id) = (self.clone(), context.clone(), id.clone());
         let (sender, answer) = oneshot::channel();
         tokio::spawn(async move {
-            let result = tasks.create_now(&context, &id, request).await;
+            let result = tasks.create_now(&context, &id, request, begun).await;
             if let Err(Ok(task)) = sender.send(result) {
                 tracing::warn!(namespace = %context.namespace, %id, "task was created for a client that is gone");
                 tasks.discard(&task).await;
@@ -66,10 +81,19 @@ impl Tasks {
         answer.await.unwrap_or_else(|_| Err(Error::internal("creation of the task was cut short")))
     }
 
-    async fn create_now(&self, context: &Context, id: &ContainerId, request: CreateTask) -> Result<Arc<Task>> {
+    async fn create_now(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: CreateTask,
+        begun: Option<Begun>,
+    ) -> Result<Arc<Task>> {
         let key = (context.namespace.clone(), id.clone());
-        let reservation = Reservation::make(self, &key)?;
-        let made = self.create_reserved(context, &key, request).await;
+        let (reservation, starting) = match begun.and_then(Begun::split) {
+            Some((reservation, starting)) => (reservation, Some(starting)),
+            None => (Reservation::make(self, &key)?, None),
+        };
+        let made = self.create_reserved(context, &key, request, starting).await;
         match &made {
             Ok(_) => reservation.fulfilled(),
             // Before the name is free: who takes it next may activate mounts under it.
@@ -80,17 +104,32 @@ impl Tasks {
         made
     }
 
-    async fn create_reserved(&self, context: &Context, key: &Key, request: CreateTask) -> Result<Arc<Task>> {
+    async fn create_reserved(
+        &self,
+        context: &Context,
+        key: &Key,
+        request: CreateTask,
+        starting: Option<Starting>,
+    ) -> Result<Arc<Task>> {
         let id = &key.1;
-        let container = self.parts().containers.get(&context.namespace, id)?;
-        let rootfs = self.rootfs(context, &container, &request)?;
-        let runtime = if request.runtime.is_empty() { runtime_of(&container) } else { &request.runtime };
-        let program = self.program(runtime)?;
-        let spec = container.spec.as_ref().ok_or_else(|| Error::invalid(format!("container {id}: has no spec")))?;
-        self.check_features(&program, options_of(&request, &container), &spec.value).await?;
-        let rootfs = self.activate(context, id, &program, rootfs).await?;
+        let prepared = self.prepare(context, id, &request).await;
+        let (container, program, rootfs) = match (prepared, starting) {
+            (Ok((container, _, rootfs)), Some(mut starting)) => {
+                let shim = starting.shim().await;
+                let Starting { bundle, program, log, .. } = starting;
+                let task = self.launch(key, &container, bundle, program, request, (rootfs, Some(shim))).await?;
+                self.adopt(task.clone(), Some(log));
+                failpoint::hit("create.done");
+                return Ok(task);
+            }
+            (Err(error), Some(starting)) => {
+                starting.undo().await;
+                return Err(error);
+            }
+            (prepared, None) => prepared?,
+        };
         let bundle = self.parts().bundles.of(&context.namespace, id);
-        bundle.create(Some(&spec.value), &program)?;
+        bundle.create(container.spec.as_ref().map(|spec| spec.value.as_slice()), &program)?;
         failpoint::hit("create.bundle");
         let checkpoint = self.unpacked(context, &bundle, request.checkpoint).await.inspect_err(|_| bundle.remove())?;
         let request = CreateTask { checkpoint, ..request };
@@ -104,10 +143,27 @@ impl Tasks {
             .transpose()
             .inspect_err(|_| bundle.remove())?;
         bundle.note_rootfs(&container.snapshotter, &container.snapshot_key).inspect_err(|_| bundle.remove())?;
-        let task = self.launch(key, &container, bundle, program, request, rootfs).await?;
+        let task = self.launch(key, &container, bundle, program, request, (rootfs, None)).await?;
         self.adopt(task.clone(), log);
         failpoint::hit("create.done");
         Ok(task)
+    }
+
+    /// What is known before there is a bundle: the container, the shim's program, and the root file system's mounts.
+    async fn prepare(
+        &self,
+        context: &Context,
+        id: &ContainerId,
+        request: &CreateTask,
+    ) -> Result<(Container, PathBuf, Vec<Mount>)> {
+        let container = self.parts().containers.get(&context.namespace, id)?;
+        let rootfs = self.rootfs(context, &container, request)?;
+        let runtime = if request.runtime.is_empty() { runtime_of(&container) } else { &request.runtime };
+        let program = self.program(runtime)?;
+        let spec = container.spec.as_ref().ok_or_else(|| Error::invalid(format!("container {id}: has no spec")))?;
+        self.check_features(&program, options_of(request, &container), &spec.value).await?;
+        let rootfs = self.activate(context, id, &program, rootfs).await?;
+        Ok((container, program, rootfs))
     }
 
     /// A container of a sandbox is created in the sandbox's shim, where that one takes it without being started again.
@@ -151,11 +207,15 @@ impl Tasks {
         bundle: Bundle,
         program: PathBuf,
         request: CreateTask,
-        rootfs: Vec<Mount>,
+        (rootfs, started): (Vec<Mount>, Option<Result<Shim>>),
     ) -> Result<Arc<Task>> {
         let (namespace, id) = key;
         let options = options_of(&request, container).cloned();
-        let shim = match self.shim(namespace, id, &bundle, &program, options.as_ref(), &request).await {
+        let shim = match started {
+            Some(shim) => shim,
+            None => self.shim(namespace, id, &bundle, &program, options.as_ref(), &request).await,
+        };
+        let shim = match shim {
             Ok(shim) => shim,
             Err(error) => {
                 self.undo_launch(namespace, id, &bundle, &program, request.shim.is_none()).await;
@@ -177,7 +237,7 @@ impl Tasks {
         }
     }
 
-    async fn shim(
+    pub(super) async fn shim(
         &self,
         namespace: &Namespace,
         id: &ContainerId,
@@ -202,7 +262,7 @@ impl Tasks {
     }
 
     /// Cleans up after a shim that was started, perhaps, but never answered.
-    async fn undo_launch(
+    pub(super) async fn undo_launch(
         &self,
         namespace: &Namespace,
         id: &ContainerId,
@@ -234,7 +294,7 @@ fn mount_label(container: &Container) -> Option<String> {
     spec.pointer("/linux/mountLabel")?.as_str().filter(|label| !label.is_empty()).map(str::to_owned)
 }
 
-fn runtime_of(container: &Container) -> &str {
+pub(super) fn runtime_of(container: &Container) -> &str {
     container.runtime.as_ref().map_or("", |runtime| runtime.name.as_str())
 }
 
@@ -265,20 +325,21 @@ async fn create_in_shim(task: &Task, request: CreateTask, rootfs: Vec<Mount>, op
 }
 
 /// Holds a container's place in the table while its task is created.
-struct Reservation<'a> {
-    tasks: &'a Tasks,
+pub(super) struct Reservation {
+    tasks: Tasks,
     key: Key,
     done: bool,
 }
 
-impl<'a> Reservation<'a> {
-    fn make(tasks: &'a Tasks, key: &Key) -> Result<Self> {
+impl Reservation {
+    pub(super) fn make(tasks: &Tasks, key: &Key) -> Result<Self> {
         let mut table = tasks.table();
         if table.contains_key(key) {
             return Err(Error::already_exists(format!("task {}: already exists", key.1)));
         }
         table.insert(key.clone(), Slot::Creating);
-        Ok(Self { tasks, key: key.clone(), done: false })
+        drop(table);
+        Ok(Self { tasks: tasks.clone(), key: key.clone(), done: false })
     }
 
     fn fulfilled(mut self) {
@@ -291,7 +352,7 @@ impl<'a> Reservation<'a> {
     }
 }
 
-impl Drop for Reservation<'_> {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.done && self.holds() {
             self.tasks.table().remove(&self.key);

@@ -4,6 +4,7 @@
 //! Wait, and if the shim itself is gone, from cleaning up after it. The table here only says which shim holds which
 //! container.
 
+mod begin;
 mod bundle;
 mod checkpoint;
 mod create;
@@ -29,10 +30,11 @@ use std::time::SystemTime;
 use gantry_proto::namespace::Namespace;
 use tokio::sync::watch;
 
+pub use begin::Begun;
 pub use bundle::{Bundle, Bundles};
 pub use checkpoint::Checkpoint;
 pub use create::CreateTask;
-pub use process::{ExecTask, ProcessState};
+pub use process::{ExecTask, ProcessState, tolerate_ended};
 pub use restore::{Report, Restored};
 pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status as SandboxStatus};
 
