@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_followed_log_goes_on_after_a_restart [Root, Overlay],
     stopped_shims_hold_up_nobody_else [Root, Overlay],
     policies_say_what_is_started_again [Root, Overlay],
+    restarts_go_on_after_a_restart_of_the_daemon [Root, Overlay],
     shims_are_found_without_their_bundles [Root, Overlay],
 ];
 
@@ -106,9 +107,13 @@ const STEPS_OF_A_RUN: &[&str] = &[
 fn a_crash_at_any_step_of_a_run_leaves_nothing_behind(env: &Env) -> Result<()> {
     let (_registry, image) = pushed(env)?;
     env.daemon()?.gantry(&["pull", &image])?.ok()?;
-    for step in STEPS_OF_A_RUN {
+    // One that stays attached has its shim before its record.
+    let attached = ["create.bundle", "create.shim", "create.connected", "engine.record", "create.done"];
+    let steps = STEPS_OF_A_RUN.iter().map(|step| (step, true)).chain(attached.iter().map(|step| (step, false)));
+    for (step, detached) in steps {
         let mut daemon = env.daemon_dying_at(step)?;
-        daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?;
+        let words: &[&str] = if detached { &["run", "-d"] } else { &["run"] };
+        daemon.gantry(&[words, &["--name", "web", &image, "sleep", "1000"]].concat())?;
         assert!(daemon.died(), "the daemon never came to {step}");
         let daemon = env.daemon()?;
         let listed = daemon.gantry(&["ps", "-a", "--format", "{{.Names}}"])?.ok()?.stdout;
@@ -161,6 +166,35 @@ fn policies_say_what_is_started_again(env: &Env) -> Result<()> {
         wait::until(&format!("{name} is {running} after a restart of the daemon"), state)?;
     }
     daemon.gantry(&["rm", "-f", "always", "stays", "unless", "fails"])?.ok()?;
+    Ok(())
+}
+
+/// Of a container that waits for its next start, and of one whose shim is found dead only later.
+fn restarts_go_on_after_a_restart_of_the_daemon(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    let daemon = env.daemon()?;
+    let run = |policy: &str, name: &str, script: &str| {
+        daemon.gantry(&["run", "-d", "--restart", policy, "--name", name, &image, "sh", "-c", script])?.ok()
+    };
+    run("always", "web", "exec sleep 1000")?;
+    let shims = shim_pids(env);
+    run("on-failure:20", "fails", "exit 3")?;
+    let count = |daemon: &integration_tests::Daemon<'_>, name: &str| {
+        let ran = daemon.gantry(&["inspect", "--format", "{{.RestartCount}} {{.State.Running}}", name]).ok()?;
+        Some(ran.text().to_owned())
+    };
+    let restarts = |daemon: &integration_tests::Daemon<'_>| -> Option<u32> {
+        count(daemon, "fails")?.split(' ').next()?.parse().ok()
+    };
+    // The pause before the next is more than a second by now.
+    let before = wait::until("four restarts", || restarts(&daemon).filter(|restarts| *restarts >= 4))?;
+    daemon.crash()?;
+    shims.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
+    let daemon = env.daemon()?;
+    wait::until_within(wait::seconds(30), "another", || (restarts(&daemon)? > before).then_some(()))?;
+    shims.iter().try_for_each(|pid| kill(*pid, Signal::SIGKILL))?;
+    wait::until_within(wait::seconds(60), "a new run", || (count(&daemon, "web")? == "1 true").then_some(()))?;
+    daemon.gantry(&["rm", "-f", "web", "fails"])?.ok()?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod cli_archives;
 mod cli_exec;
 mod cli_images;
 mod cli_run;
+mod cli_update;
 mod cri_checkpoints;
 mod cri_containers;
 mod cri_faults;
@@ -30,6 +31,7 @@ mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
 mod daemon_sandboxes;
+mod daemon_shims;
 mod daemon_snapshots;
 mod daemon_storage;
 mod daemon_tasks;
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         cli_exec::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
+        cli_update::TESTS,
         cri_checkpoints::TESTS,
         cri_containers::TESTS,
         cri_faults::TESTS,
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         daemon_power::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
+        daemon_shims::TESTS,
         daemon_snapshots::TESTS,
         daemon_storage::TESTS,
         daemon_tasks::TESTS,
