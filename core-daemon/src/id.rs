@@ -55,6 +55,14 @@ identifier! {
 }
 
 impl ExecId {
+    /// One that nobody else has.
+    ///
+    /// # Errors
+    /// When the kernel gives no random numbers.
+    pub fn new() -> Result<Self> {
+        random::<16>().map(Self)
+    }
+
     /// Reads a field in which an empty text means the container's init process.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
-//! What `gantry update` and `rename` change of a container, limits in force, and what `inspect` says of them.
+//! What `gantry update` and `rename` change of a container, limits in force, health, and what `inspect` says of them.
 
-use integration_tests::{Env, Result, Stack, Test, tests};
+use integration_tests::{Env, Image, Result, Stack, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_force [Root, Overlay, EveryHost],
     limits_change_while_it_runs [Root, Overlay],
     a_container_gets_another_name [Root, Overlay],
     what_was_wished_is_shown [Root, Overlay],
+    health_is_looked_at [Root, Overlay],
 ];
 
 /// Shows the limits from inside.
@@ -122,5 +123,43 @@ fn what_was_wished_is_shown(env: &Env) -> Result<()> {
     };
     assert_eq!(log("wishes")?, "10485760 non-blocking");
     assert!(log("plain")?.ends_with(" blocking"));
+    Ok(())
+}
+
+fn health_is_looked_at(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let ask = |stack: &Stack<'_>, path: &str| -> Option<String> {
+        let format = format!("{{{{json .{path}}}}}");
+        Some(stack.gantry(&["inspect", "-f", &format, "web"]).ok()?.text().replace('"', ""))
+    };
+    let until = |stack: &Stack<'_>, status: &str| {
+        let is_so = || (ask(stack, "State.Health.Status")? == status).then_some(());
+        wait::until(&format!("it is {status}"), is_so)
+    };
+    let check = ["--health-cmd", "echo look; test -e /well", "--health-interval", "100ms", "--health-retries", "2"];
+    stack.gantry(&[&["run", "-d", "--name", "web"], &check[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;
+    until(&stack, "unhealthy")?;
+    let status = stack.gantry(&["ps", "--filter", "health=unhealthy", "--format", "{{.Status}}"])?.ok()?;
+    assert!(status.text().ends_with("(unhealthy)"), "{status}");
+    stack.gantry(&["exec", "web", "touch", "/well"])?.ok()?;
+    until(&stack, "healthy")?;
+    let log = stack.gantry(&["inspect", "-f", "{{json .State.Health.Log}}", "web"])?.ok()?;
+    let log: serde_json::Value = serde_json::from_str(&log.stdout)?;
+    let last = log.as_array().and_then(|log| log.last()).cloned().unwrap_or_default();
+    assert_eq!((&last["ExitCode"], &last["Output"]), (&0.into(), &"look\n".into()));
+    stack.gantry(&["rm", "-f", "web"])?.ok()?;
+    let hangs = ["--health-cmd", "sleep 1000", "--health-timeout", "200ms", "--health-interval", "50ms"];
+    stack.gantry(&[&["run", "-d", "--name", "web"], &hangs[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;
+    until(&stack, "unhealthy")?;
+    assert!(ask(&stack, "State.Health.Log").is_some_and(|log| log.contains("exceeded timeout")));
+    stack.gantry(&["rm", "-f", "web"])?.ok()?;
+    let own = serde_json::json!({ "Test": ["CMD", "true"], "Interval": 50_000_000 });
+    let image = Image::busybox()?.setting("Healthcheck", own).push(&stack.registry, "test/own", "1")?;
+    stack.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
+    until(&stack, "healthy")?;
+    stack.gantry(&["rm", "-f", "web"])?.ok()?;
+    stack.gantry(&["run", "-d", "--name", "web", "--no-healthcheck", &image, "sleep", "1000"])?.ok()?;
+    let status = stack.gantry(&["ps", "--format", "{{.Status}}"])?.ok()?;
+    assert!(status.text().starts_with("Up ") && !status.text().contains('('), "{status}");
     Ok(())
 }

@@ -11,7 +11,6 @@ const NOT_BUILT: &[&str] = &[
     "--dns",
     "--expose",
     "--gpus",
-    "--health-cmd",
     "--init",
     "--ip",
     "--link",

@@ -9,6 +9,7 @@ pub mod create;
 pub mod events;
 pub mod exec;
 pub mod extras;
+pub mod health;
 pub mod history;
 pub mod image_prune;
 pub mod images;

@@ -9,6 +9,7 @@ use gantry_proto::gantry::engine::v1 as api;
 use rung_spec::platform::Platform;
 
 use super::extras::Extras;
+use super::health::Health;
 use crate::client::reason;
 use crate::error::{Failure, Result};
 use crate::parse::{bind, env, size};
@@ -146,6 +147,8 @@ pub struct Options {
     #[command(flatten)]
     extras: Extras,
     #[command(flatten)]
+    health: Health,
+    #[command(flatten)]
     registry: Registry,
     /// Do not report the download
     #[arg(long, short)]
@@ -217,6 +220,7 @@ impl Options {
             ..api::CreateRequest::default()
         };
         self.extras.fill(&mut request)?;
+        request.health = self.health.check()?;
         Ok(request)
     }
 

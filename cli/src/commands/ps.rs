@@ -1,6 +1,6 @@
 //! `gantry ps`: the containers there are.
 
-use gantry_proto::gantry::engine::v1::{Container, State};
+use gantry_proto::gantry::engine::v1::{Container, Health, State};
 use jiff::Timestamp;
 
 use super::Context;
@@ -29,7 +29,7 @@ pub struct Args {
     /// Show only so many, those created last, in any state
     #[arg(long, short = 'n', value_name = "NUMBER", conflicts_with = "latest")]
     last: Option<usize>,
-    /// Show only those that match: name, id, label, status, ancestor or exited
+    /// Show only those that match: name, id, label, status, ancestor, exited or health
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = filter)]
     filter: Vec<Filter>,
     /// table, json, or a template such as '{{.Names}}'
@@ -54,9 +54,9 @@ const SHOWN: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Port
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         for Filter { key, .. } in &self.filter {
-            if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited") {
+            if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited" | "health") {
                 return Err(Failure::new(format!("filter {key:?} is not known"))
-                    .hint("filters are name, id, label, status, ancestor and exited"));
+                    .hint("filters are name, id, label, status, ancestor, exited and health"));
             }
         }
         // These ask for containers that do not run, whether or not -a is given.
@@ -117,6 +117,15 @@ fn state(state: State) -> &'static str {
     }
 }
 
+fn health(health: Health) -> &'static str {
+    match health {
+        Health::None => "none",
+        Health::Starting => "starting",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+    }
+}
+
 fn status(container: &Container, now: Timestamp) -> String {
     let since = |time: Option<&prost_types::Timestamp>| {
         let then = time.and_then(|time| Timestamp::from_second(time.seconds).ok()).unwrap_or(now);
@@ -125,7 +134,11 @@ fn status(container: &Container, now: Timestamp) -> String {
     let up = format!("Up {}", since(container.started_at.as_ref()));
     match (container.state(), &container.exit) {
         (State::Created, _) => "Created".to_owned(),
-        (State::Running, _) => up,
+        (State::Running, _) => match container.health() {
+            Health::None => up,
+            Health::Starting => format!("{up} (health: starting)"),
+            health => format!("{up} ({})", self::health(health)),
+        },
         (State::Paused, _) => format!("{up} (Paused)"),
         (State::Exited, Some(exit)) => format!("Exited ({}) {} ago", exit.code, since(exit.at.as_ref())),
         (State::Exited, None) => "Exited".to_owned(),
@@ -139,6 +152,7 @@ fn matches(container: &Container, filters: &[Filter]) -> bool {
         "name" => container.name.contains(&filter.value),
         "id" => container.id.starts_with(&filter.value),
         "status" => state(container.state()) == filter.value,
+        "health" => health(container.health()) == filter.value,
         "exited" => container.exit.as_ref().is_some_and(|exit| exit.code.to_string() == filter.value),
         "ancestor" => is_image(container, &filter.value),
         "label" => match filter.value.split_once('=') {
@@ -198,6 +212,9 @@ mod tests {
         let started_at = Some(prost_types::Timestamp { seconds: 990, nanos: 0 });
         let up = Container { state: State::Running.into(), started_at, ..container() };
         assert_eq!(status(&up, now), "Up 10 seconds");
+        let of = |health: Health| status(&Container { health: health.into(), ..up.clone() }, now);
+        assert_eq!(of(Health::Starting), "Up 10 seconds (health: starting)");
+        assert_eq!(of(Health::Unhealthy), "Up 10 seconds (unhealthy)");
         assert_eq!(status(&Container { state: State::Paused.into(), ..up }, now), "Up 10 seconds (Paused)");
         assert_eq!(status(&Container { state: State::Created.into(), ..container() }, now), "Created");
     }

@@ -15,6 +15,7 @@ use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 use rung_spec::user::User;
 
+use super::health::Check;
 use super::record::{Limits, Log, Record};
 use super::restart::Policy;
 use super::{Engine, extras, wishes};
@@ -197,6 +198,7 @@ impl Engine {
             restart: Policy::parse(&request.restart)?,
             stop_timeout: request.stop_timeout,
             wishes: wishes::of(request),
+            health: Check::of(request.health.as_ref(), config.healthcheck.as_ref())?,
             log: request.log.map(log_of).unwrap_or_default(),
             restarts: 0,
             stopped: false,

@@ -9,13 +9,14 @@ use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::stdio::LogUri;
 use oci_spec::runtime::{Box as ConsoleBox, BoxBuilder, Capabilities, LinuxCapabilities, Process as OciProcess, Spec};
 use rung_spec::builder;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::attach::{Input, Output, Process, exec_end, not_running};
-use super::{Ended, Engine, Known, create};
+use super::{Ended, Engine, Known, Live, create};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
-use crate::id::{self, ExecId};
+use crate::id::ExecId;
 use crate::image::users;
 use crate::tasks::{ExecTask, Task};
 
@@ -34,23 +35,34 @@ impl Engine {
     ) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
-        let process = self.process(&known, &request, live.task.pid())?;
-        let spec = serde_json::to_vec(&process).map_err(|error| Error::internal(format!("encode process: {error}")))?;
-        let exec = ExecId::parse(&id::random::<16>()?)?;
-        let socket = (!request.detach).then(|| self.sockets().join(&exec.as_str()[..super::SOCKET_NAME]));
-        let exec_task = exec_task(&request, spec, socket.as_ref());
-        live.task.exec(&exec, exec_task).await?;
-        let started = self.start_exec(&live.task, &exec, socket).await;
-        let (ended, stream) = match started {
-            Ok(started) => started,
-            Err(error) => {
-                let _ = self.parts().tasks.delete_exec(&context.namespace, &known.id, &exec).await;
-                return Err(error);
-            }
-        };
+        let exec = ExecId::new()?;
+        let (ended, stream) = self.begin_exec(&known, &live, &request, &exec).await?;
         let Some(stream) = stream else { return Ok(()) };
         let process = Process { task: live.task.clone(), exec: Some(exec) };
         self.session(&process, end_of(ended), stream, input, &output).await
+    }
+
+    /// Adds the process and starts it, joined to its streams unless it is detached.
+    ///
+    /// # Errors
+    /// Why it cannot be started; then nothing of it is left.
+    pub(super) async fn begin_exec(
+        &self,
+        known: &Known,
+        live: &Live,
+        request: &api::ExecRequest,
+        exec: &ExecId,
+    ) -> Result<(watch::Receiver<Option<Ended>>, Option<UnixStream>)> {
+        let process = self.process(known, request, live.task.pid())?;
+        let spec = serde_json::to_vec(&process).map_err(|error| Error::internal(format!("encode process: {error}")))?;
+        let socket = (!request.detach).then(|| self.sockets().join(&exec.as_str()[..super::SOCKET_NAME]));
+        let exec_task = exec_task(request, spec, socket.as_ref());
+        live.task.exec(exec, exec_task).await?;
+        let started = self.start_exec(&live.task, exec, socket).await;
+        if started.is_err() {
+            let _ = self.parts().tasks.delete_exec(live.task.namespace(), &known.id, exec).await;
+        }
+        started
     }
 
     /// Starts an exec that was added. Its end is waited for from before the start on, whatever becomes of the client.
@@ -59,7 +71,7 @@ impl Engine {
         task: &Arc<Task>,
         exec: &ExecId,
         socket: Option<PathBuf>,
-    ) -> Result<(watch::Receiver<Option<Ended>>, Option<tokio::net::UnixStream>)> {
+    ) -> Result<(watch::Receiver<Option<Ended>>, Option<UnixStream>)> {
         let stream = match socket {
             Some(path) => Some(self.connect(&path).await?),
             None => None,
@@ -121,7 +133,7 @@ impl Engine {
     }
 }
 
-async fn end_of(mut ended: watch::Receiver<Option<Ended>>) -> Result<Ended> {
+pub(super) async fn end_of(mut ended: watch::Receiver<Option<Ended>>) -> Result<Ended> {
     let end = ended.wait_for(Option::is_some).await;
     end.ok().and_then(|end| *end).ok_or_else(|| Error::internal("the end of the process is unknown"))
 }

@@ -27,6 +27,10 @@ impl Engine {
             .doing(|| format!("specification of container {reference}"))?;
         let log = self.log_path(&context.namespace, &known.id);
         let mut document = general(&known, &now);
+        let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
+        if let Some(health) = live.as_ref().and_then(|live| live.health.as_ref()) {
+            document["State"]["Health"] = health.shown();
+        }
         if let Value::Object(document) = &mut document {
             document.insert("LogPath".to_owned(), json!(log.to_string_lossy()));
             document.insert("HostConfig".to_owned(), self.host_config(&known, &spec));
@@ -120,7 +124,7 @@ fn config(known: &Known, spec: &Spec) -> Value {
     let process = spec.process().as_ref();
     let user = process.map(|process| (process.user().uid(), process.user().gid()));
     let resolved = user.map(|(uid, gid)| format!("{uid}:{gid}"));
-    json!({
+    let mut config = json!({
         "Hostname": spec.hostname(),
         "User": resolved,
         "Tty": record.terminal,
@@ -132,7 +136,11 @@ fn config(known: &Known, spec: &Spec) -> Value {
         "Labels": container.labels,
         "StopSignal": record.stop_signal.to_string(),
         "StopTimeout": record.stop_timeout,
-    })
+    });
+    if let Some(check) = &record.health {
+        config["Healthcheck"] = check.shown();
+    }
+    config
 }
 
 /// The binds among the mounts.

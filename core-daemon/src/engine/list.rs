@@ -4,6 +4,7 @@ use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 
+use super::health::Health;
 use super::{Ended, Engine, Known, Live, Record, start};
 use crate::context::Context;
 use crate::error::Result;
@@ -16,6 +17,7 @@ pub(super) struct Now {
     pub(super) pid: u32,
     pub(super) started_at: Option<std::time::SystemTime>,
     pub(super) ended: Option<Ended>,
+    pub(super) health: api::Health,
 }
 
 impl Engine {
@@ -54,6 +56,7 @@ impl Engine {
             pid: 0,
             started_at: Some(ended.started_at),
             ended: Some(ended),
+            health: api::Health::None,
         };
         match live {
             Some(live) => match *live.ended.borrow() {
@@ -62,7 +65,9 @@ impl Engine {
             },
             None => match known.record.ended {
                 Some(end) => ended(end),
-                None => Now { state: api::State::Created, pid: 0, started_at: None, ended: None },
+                None => {
+                    Now { state: api::State::Created, pid: 0, started_at: None, ended: None, health: api::Health::None }
+                }
             },
         }
     }
@@ -74,6 +79,7 @@ fn running(live: &Live) -> Now {
         pid: live.task.pid(),
         started_at: Some(live.started_at),
         ended: None,
+        health: live.health.as_ref().map_or(api::Health::None, Health::status),
     }
 }
 
@@ -92,5 +98,6 @@ fn message(known: Known, now: &Now) -> api::Container {
         exit: now.ended.map(api::Exit::from),
         labels: container.labels,
         terminal: record.terminal,
+        health: now.health.into(),
     }
 }

@@ -10,6 +10,7 @@ mod create;
 mod exec;
 mod extras;
 mod files;
+mod health;
 mod history;
 mod images;
 mod info;
@@ -94,6 +95,8 @@ type Key = (Namespace, ContainerId);
 struct Live {
     task: Arc<Task>,
     started_at: SystemTime,
+    /// How it is, where that is looked at.
+    health: Option<health::Health>,
     ended: watch::Sender<Option<Ended>>,
     /// Set once everything that follows from the end is done.
     settled: watch::Sender<bool>,

@@ -42,6 +42,9 @@ pub(super) struct Record {
     /// What else was wished of it, for whoever inspects it.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub(super) wishes: serde_json::Map<String, serde_json::Value>,
+    /// How it is seen whether it is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) health: Option<super::health::Check>,
     /// How its log is kept, where it was said.
     #[serde(default)]
     pub(super) log: Log,

@@ -57,9 +57,9 @@ impl Engine {
         match restored {
             Restored::Alive(task) => {
                 let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
-                if known.is_ok() {
+                if let Ok(known) = known {
                     let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
-                    self.supervise(task, started_at);
+                    self.supervise(task, started_at, known.record.health);
                 }
                 None
             }

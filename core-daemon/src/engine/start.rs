@@ -8,6 +8,7 @@ use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
+use super::health::{Check, Health};
 use super::{Ended, Engine, Known, Live};
 use crate::blocking::blocking;
 use crate::config;
@@ -88,7 +89,7 @@ impl Engine {
             let started_at = SystemTime::now();
             task.bundle().note_started(started_at)?;
             // The wait is in place before the start, so that there is no end it could miss.
-            let live = self.supervise(task.clone(), started_at);
+            let live = self.supervise(task.clone(), started_at, known.record.health.clone());
             task.start(None).await.inspect_err(|_| live.abandon())?;
             Ok((live, stream))
         };
@@ -157,10 +158,11 @@ impl Engine {
     }
 
     /// Waits for the end of a task from now on, and does what follows from it.
-    pub(super) fn supervise(&self, task: Arc<Task>, started_at: SystemTime) -> Arc<Live> {
+    pub(super) fn supervise(&self, task: Arc<Task>, started_at: SystemTime, health: Option<Check>) -> Arc<Live> {
         let live = Arc::new(Live {
             task: task.clone(),
             started_at,
+            health: health.map(Health::of),
             ended: watch::Sender::new(None),
             settled: watch::Sender::new(false),
         });
@@ -171,6 +173,10 @@ impl Engine {
             let exit = end_of(&watched.task).await;
             engine.run_ended(&watched, exit).await;
         });
+        if live.health.is_some() {
+            let (engine, watched) = (self.clone(), live.clone());
+            tokio::spawn(async move { engine.watch_health(&watched).await });
+        }
         live
     }
 

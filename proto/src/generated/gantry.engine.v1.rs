@@ -114,6 +114,9 @@ pub struct CreateRequest {
     /// How willingly the kernel ends it for want of memory, -1000 to 1000; absent: as the daemon.
     #[prost(int32, optional, tag = "41")]
     pub oom_score_adj: ::core::option::Option<i32>,
+    /// How it is seen whether it is well; absent: as the image says.
+    #[prost(message, optional, tag = "42")]
+    pub health: ::core::option::Option<HealthCheck>,
 }
 impl ::prost::Name for CreateRequest {
     const NAME: &'static str = "CreateRequest";
@@ -123,6 +126,37 @@ impl ::prost::Name for CreateRequest {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.CreateRequest".into()
+    }
+}
+/// Times are nanoseconds; 0: as the image says, else the usual ones.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    /// "CMD" and words, "CMD-SHELL" and a line, or "NONE"; empty: as the image says.
+    #[prost(string, repeated, tag = "1")]
+    pub test: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Usually 30 s, as is the timeout.
+    #[prost(int64, tag = "2")]
+    pub interval: i64,
+    #[prost(int64, tag = "3")]
+    pub timeout: i64,
+    /// How long failures do not count after the start; usually not at all.
+    #[prost(int64, tag = "4")]
+    pub start_period: i64,
+    /// The interval meanwhile; usually 5 s.
+    #[prost(int64, tag = "5")]
+    pub start_interval: i64,
+    /// Failures one after another with which it is unhealthy; usually 3.
+    #[prost(int64, tag = "6")]
+    pub retries: i64,
+}
+impl ::prost::Name for HealthCheck {
+    const NAME: &'static str = "HealthCheck";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.HealthCheck".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.HealthCheck".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -957,6 +991,8 @@ pub struct Container {
     >,
     #[prost(bool, tag = "12")]
     pub terminal: bool,
+    #[prost(enumeration = "Health", tag = "13")]
+    pub health: i32,
 }
 impl ::prost::Name for Container {
     const NAME: &'static str = "Container";
@@ -1339,6 +1375,39 @@ impl ::prost::Name for VersionResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.VersionResponse".into()
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    /// Nobody looks.
+    None = 0,
+    Starting = 1,
+    Healthy = 2,
+    Unhealthy = 3,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::None => "HEALTH_NONE",
+            Self::Starting => "HEALTH_STARTING",
+            Self::Healthy => "HEALTH_HEALTHY",
+            Self::Unhealthy => "HEALTH_UNHEALTHY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_NONE" => Some(Self::None),
+            "HEALTH_STARTING" => Some(Self::Starting),
+            "HEALTH_HEALTHY" => Some(Self::Healthy),
+            "HEALTH_UNHEALTHY" => Some(Self::Unhealthy),
+            _ => None,
+        }
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -1,0 +1,314 @@
+//! Whether a container is well: a command in it is run every now and then, as the image or whoever made it says.
+//!
+//! It begins as `starting`. A success makes it `healthy`; so many failures one after another make it `unhealthy`, where
+//! those within the start period do not count.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use gantry_proto::gantry::engine::v1 as api;
+use gantry_proto::stdio::FrameKind;
+use rung_spec::image::Healthcheck;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::inspect::text;
+use super::stop::KILL;
+use super::{Engine, Live};
+use crate::error::{Error, Result};
+use crate::id::ExecId;
+use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
+use crate::tasks::tolerate_ended;
+
+const INTERVAL: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
+const START_INTERVAL: Duration = Duration::from_secs(5);
+const RETRIES: u32 = 3;
+/// No pause is shorter, whatever is asked for.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// Probes that are remembered, and bytes of the output of each.
+const LOG: usize = 5;
+const MAX_OUTPUT: usize = 4096;
+/// What a probe is said to have ended with that did not end by itself.
+const NO_CODE: i64 = -1;
+
+/// What is run, and how often.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Check {
+    /// `CMD` and the words of a command, or `CMD-SHELL` and a line for the shell.
+    test: Vec<String>,
+    interval: Duration,
+    timeout: Duration,
+    start_period: Duration,
+    start_interval: Duration,
+    retries: u32,
+}
+
+impl Check {
+    /// What is wished, over what the image says; `None`: nothing is to be run.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a command that is none, or a negative number.
+    pub(super) fn of(wished: Option<&api::HealthCheck>, image: Option<&Healthcheck>) -> Result<Option<Self>> {
+        let (wished, image) = (wished.cloned().unwrap_or_default(), image.cloned().unwrap_or_default());
+        let test = if wished.test.is_empty() { image.test } else { wished.test };
+        match test.first().map(String::as_str) {
+            None | Some("NONE") => return Ok(None),
+            Some("CMD" | "CMD-SHELL") if test.len() > 1 => {}
+            Some(word) => return Err(Error::invalid(format!("health check {word:?}: is no command"))),
+        }
+        let length = |wished: i64, image: i64, usual: Duration| match if wished == 0 { image } else { wished } {
+            0 => Ok(usual),
+            nanos => match u64::try_from(nanos) {
+                Ok(nanos) => Ok(Duration::from_nanos(nanos).max(SHORTEST)),
+                Err(_) => Err(Error::invalid("health check: a time must not be negative")),
+            },
+        };
+        let retries = if wished.retries == 0 { image.retries } else { wished.retries };
+        Ok(Some(Self {
+            test,
+            interval: length(wished.interval, image.interval, INTERVAL)?,
+            timeout: length(wished.timeout, image.timeout, TIMEOUT)?,
+            start_period: length(wished.start_period, image.start_period, Duration::ZERO)?,
+            start_interval: length(wished.start_interval, image.start_interval, START_INTERVAL)?,
+            retries: match retries {
+                0 => RETRIES,
+                times => {
+                    u32::try_from(times).map_err(|_| Error::invalid("health check: retries must not be negative"))?
+                }
+            },
+        }))
+    }
+
+    /// In docker's words, where times are nanoseconds.
+    pub(super) fn shown(&self) -> Value {
+        let nanos = |length: Duration| u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        json!({
+            "Test": self.test,
+            "Interval": nanos(self.interval),
+            "Timeout": nanos(self.timeout),
+            "StartPeriod": nanos(self.start_period),
+            "StartInterval": nanos(self.start_interval),
+            "Retries": self.retries,
+        })
+    }
+
+    fn command(&self) -> Vec<String> {
+        match self.test.split_first() {
+            Some((kind, line)) if kind == "CMD-SHELL" => {
+                vec!["/bin/sh".to_owned(), "-c".to_owned(), line.join(" ")]
+            }
+            Some((_, words)) => words.to_vec(),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// How a run is.
+#[derive(Debug)]
+pub(super) struct Health {
+    pub(super) check: Check,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    status: Status,
+    /// Failures that count, one after another.
+    streak: u32,
+    log: VecDeque<Probe>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Status {
+    #[default]
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Debug, Clone)]
+struct Probe {
+    begun: SystemTime,
+    ended: SystemTime,
+    code: i64,
+    output: String,
+}
+
+impl Health {
+    pub(super) fn of(check: Check) -> Self {
+        Self { check, known: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> api::Health {
+        match self.known().status {
+            Status::Starting => api::Health::Starting,
+            Status::Healthy => api::Health::Healthy,
+            Status::Unhealthy => api::Health::Unhealthy,
+        }
+    }
+
+    /// In docker's words.
+    pub(super) fn shown(&self) -> Value {
+        let known = self.known();
+        let status = match known.status {
+            Status::Starting => "starting",
+            Status::Healthy => "healthy",
+            Status::Unhealthy => "unhealthy",
+        };
+        let probe = |probe: &Probe| {
+            let (begun, ended) = (text(Some(probe.begun)), text(Some(probe.ended)));
+            json!({ "Start": begun, "End": ended, "ExitCode": probe.code, "Output": probe.output })
+        };
+        let log: Vec<Value> = known.log.iter().map(probe).collect();
+        json!({ "Status": status, "FailingStreak": known.streak, "Log": log })
+    }
+
+    /// How long until the next probe, `age` after the start.
+    fn pause(&self, age: Duration) -> Duration {
+        let is_starting = self.known().status == Status::Starting && age < self.check.start_period;
+        if is_starting { self.check.start_interval } else { self.check.interval }
+    }
+
+    /// Notes a probe that was begun `age` after the start.
+    fn note(&self, probe: Probe, age: Duration) {
+        let mut known = self.known();
+        if probe.code == 0 {
+            (known.status, known.streak) = (Status::Healthy, 0);
+        } else if known.status != Status::Starting || age >= self.check.start_period {
+            known.streak = known.streak.saturating_add(1);
+            if known.streak >= self.check.retries {
+                known.status = Status::Unhealthy;
+            }
+        }
+        known.log.push_back(probe);
+        while known.log.len() > LOG {
+            known.log.pop_front();
+        }
+    }
+}
+
+impl Engine {
+    /// Probes a run until it ends.
+    pub(super) async fn watch_health(&self, live: &Arc<Live>) {
+        let Some(health) = &live.health else { return };
+        let mut ended = live.ended.subscribe();
+        let age = || SystemTime::now().duration_since(live.started_at).unwrap_or_default();
+        let probes = async {
+            loop {
+                tokio::time::sleep(health.pause(age())).await;
+                // Nothing in a frozen container answers.
+                if !live.task.paused() {
+                    let begun = age();
+                    health.note(self.probe(live, &health.check).await, begun);
+                }
+            }
+        };
+        tokio::select! {
+            () = probes => {}
+            _ = ended.wait_for(Option::is_some) => {}
+        }
+    }
+
+    async fn probe(&self, live: &Arc<Live>, check: &Check) -> Probe {
+        let begun = SystemTime::now();
+        let mut output = Vec::new();
+        let ended = |code: i64, output: &[u8]| {
+            let output = String::from_utf8_lossy(output).into_owned();
+            Probe { begun, ended: SystemTime::now(), code, output }
+        };
+        let exec = match ExecId::new() {
+            Ok(exec) => exec,
+            Err(error) => return ended(NO_CODE, error.to_string().as_bytes()),
+        };
+        let code = tokio::time::timeout(check.timeout, self.run_probe(live, &exec, check.command(), &mut output)).await;
+        match code {
+            Ok(Ok(code)) => ended(code, &output),
+            Ok(Err(error)) => ended(NO_CODE, error.to_string().as_bytes()),
+            Err(_) => {
+                if let Err(error) = tolerate_ended(live.task.kill(Some(&exec), KILL, false).await) {
+                    tracing::debug!(id = %live.task.id(), %error, "end a health check");
+                }
+                ended(NO_CODE, format!("Health check exceeded timeout ({:?})", check.timeout).as_bytes())
+            }
+        }
+    }
+
+    async fn run_probe(&self, live: &Arc<Live>, exec: &ExecId, args: Vec<String>, output: &mut Vec<u8>) -> Result<i64> {
+        let known = self.known(live.task.namespace(), live.task.id())?;
+        let request = api::ExecRequest { args, ..api::ExecRequest::default() };
+        let (end, stream) = self.begin_exec(&known, live, &request, exec).await?;
+        let Some(stream) = stream else { return Err(Error::internal("the streams of a health check are missing")) };
+        // Its standard input is empty, and held by nobody.
+        let (frames, _input) = streams::split(stream);
+        let collect = async |mut frames: streams::Frames| {
+            while let Some((kind, bytes)) = frames.next().await {
+                if matches!(kind, FrameKind::Stdout | FrameKind::Stderr) {
+                    let room = MAX_OUTPUT.saturating_sub(output.len()).min(bytes.len());
+                    output.extend_from_slice(&bytes[..room]);
+                }
+            }
+        };
+        let ended = until_end(frames, collect, super::exec::end_of(end), OUTPUT_AFTER_END).await?;
+        Ok(i64::from(ended.code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(wished: &api::HealthCheck) -> Check {
+        let image = Healthcheck {
+            test: vec!["CMD".into(), "true".into()],
+            interval: 2_000_000_000,
+            retries: 2,
+            ..Healthcheck::default()
+        };
+        Check::of(Some(wished), Some(&image)).expect("check").expect("there is one")
+    }
+
+    #[test]
+    fn wishes_stand_over_the_image() {
+        let own = check(&api::HealthCheck::default());
+        assert_eq!((own.command(), own.interval), (vec!["true".to_owned()], Duration::from_secs(2)));
+        assert_eq!((own.timeout, own.retries), (TIMEOUT, 2));
+        let line = vec!["CMD-SHELL".into(), "test -e /ok".into()];
+        let wished = check(&api::HealthCheck { test: line, interval: 5_000_000, retries: 7, ..Default::default() });
+        assert_eq!(wished.command(), ["/bin/sh", "-c", "test -e /ok"]);
+        assert_eq!((wished.interval, wished.retries), (Duration::from_millis(5), 7));
+        let none = api::HealthCheck { test: vec!["NONE".into()], ..Default::default() };
+        assert_eq!(Check::of(Some(&none), None).expect("none"), None);
+        assert_eq!(Check::of(None, None).expect("none"), None);
+        for bad in [vec!["CMD".to_owned()], vec!["sh".to_owned(), "-c".to_owned()]] {
+            assert!(Check::of(Some(&api::HealthCheck { test: bad, ..Default::default() }), None).is_err());
+        }
+    }
+
+    #[test]
+    fn failures_count_one_after_another_and_after_the_start() {
+        let start_period = 10_000_000_000;
+        let health = Health::of(check(&api::HealthCheck { start_period, ..Default::default() }));
+        let probe = |code, age| {
+            let (begun, ended) = (SystemTime::now(), SystemTime::now());
+            health.note(Probe { begun, ended, code, output: String::new() }, Duration::from_secs(age));
+            health.status()
+        };
+        assert_eq!(health.pause(Duration::ZERO), START_INTERVAL);
+        assert_eq!(probe(1, 1), api::Health::Starting);
+        assert_eq!(probe(1, 2), api::Health::Starting, "it is still about to start");
+        assert_eq!(probe(1, 11), api::Health::Starting);
+        assert_eq!(probe(1, 12), api::Health::Unhealthy);
+        assert_eq!(probe(0, 13), api::Health::Healthy);
+        assert_eq!(health.pause(Duration::ZERO), Duration::from_secs(2));
+        assert_eq!(probe(1, 1), api::Health::Healthy, "it has started, so this counts");
+        assert_eq!(probe(-1, 2), api::Health::Unhealthy);
+        assert_eq!(health.shown()["Log"].as_array().map(Vec::len), Some(LOG));
+        assert_eq!(health.shown()["FailingStreak"], 2);
+    }
+}
