@@ -19,7 +19,6 @@ use super::{Engine, Live};
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
-use crate::tasks::tolerate_ended;
 
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -231,7 +230,8 @@ impl Engine {
             Ok(Ok(code)) => ended(code, &output),
             Ok(Err(error)) => ended(NO_CODE, error.to_string().as_bytes()),
             Err(_) => {
-                if let Err(error) = tolerate_ended(live.task.kill(Some(&exec), KILL, false).await) {
+                // It may have ended just now.
+                if let Err(error) = live.task.kill(Some(&exec), KILL, false).await {
                     tracing::debug!(id = %live.task.id(), %error, "end a health check");
                 }
                 ended(NO_CODE, format!("Health check exceeded timeout ({:?})", check.timeout).as_bytes())

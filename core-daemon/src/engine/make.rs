@@ -21,7 +21,6 @@ use crate::id;
 use crate::image::layers::{NewLayer, compare};
 use crate::image::{Names, Resolved, walk};
 use crate::labels::{self, Labels};
-use crate::tasks::tolerate_ended;
 
 /// Hours that a lease lasts for making an image.
 const LEASE_HOURS: i64 = 24;

@@ -9,7 +9,6 @@ use super::{Ended, Engine, Known, Live, start};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::signals;
-use crate::tasks::tolerate_ended;
 
 /// How long a container has to stop by itself, unless the request or the container says.
 const GRACE: u32 = 10;

@@ -34,7 +34,7 @@ pub use begin::Begun;
 pub use bundle::{Bundle, Bundles};
 pub use checkpoint::Checkpoint;
 pub use create::CreateTask;
-pub use process::{ExecTask, ProcessState, tolerate_ended};
+pub use process::{ExecTask, ProcessState};
 pub use restore::{Report, Restored};
 pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status as SandboxStatus};
 

@@ -42,17 +42,6 @@ pub struct ProcessState {
     pub exited_at: Option<SystemTime>,
 }
 
-/// What a process is asked to which it is all the same whether it has ended: then it has done what was wanted.
-///
-/// # Errors
-/// Any other.
-pub fn tolerate_ended(answer: Result<()>) -> Result<()> {
-    match answer {
-        Err(error) if error.kind() == Kind::NotFound => Ok(()),
-        answer => answer,
-    }
-}
-
 /// One more process for a container.
 #[derive(Debug, Clone, Default)]
 pub struct ExecTask {

@@ -9,7 +9,7 @@ use gantry_proto::runtime::v1;
 use crate::blocking::blocking;
 use crate::cri::{Container, Cri};
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::tasks::{Task, tolerate_ended};
+use crate::tasks::Task;
 
 /// How long a killed container may take to end.
 const AFTER_KILL: Duration = Duration::from_secs(60);
