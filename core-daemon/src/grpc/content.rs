@@ -289,7 +289,9 @@ fn append(ingest: &mut Ingest, request: &WriteContentRequest) -> Result<()> {
         let problem = format!("write @{offset} must occur at current offset {at}");
         return Err(Error::new(Kind::OutOfRange, problem));
     }
-    let begins_anew = offset == 0 && at > 0 && !request.data.is_empty();
+    // A commit that brings nothing is of what is there.
+    let is_bare = request.action() == WriteAction::Commit && request.data.is_empty();
+    let begins_anew = offset == 0 && at > 0 && !is_bare;
     if begins_anew {
         ingest.truncate(0)?;
     }

@@ -102,6 +102,16 @@ impl Stream {
     }
 }
 
+#[cfg(test)]
+impl Stream {
+    /// A stream, and what its client hears of it.
+    pub(super) fn fake() -> (Arc<Self>, mpsc::Receiver<Result<Any, Status>>) {
+        let (to_client, answers) = mpsc::channel(QUEUE);
+        let from_client = mpsc::channel(1).1.into();
+        (Arc::new(Self { from_client, to_client: Mutex::new(Some(to_client)) }), answers)
+    }
+}
+
 /// The service.
 pub struct StreamingService {
     streams: Streams,

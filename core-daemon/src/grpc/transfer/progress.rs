@@ -1,27 +1,32 @@
 //! How a transfer goes, told over a stream in containerd's words.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use gantry_proto::containerd::types::transfer as wire;
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, Kind as MediaKind};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::grpc::streams::Stream;
 use crate::image::{Progress, Step, walk};
 
-/// Messages that wait for a client that does not read; of those that only count bytes, more are left out.
+/// Messages that wait for a client that reads slowly; from there on only the last of each part of the image does.
 const QUEUE: usize = 256;
+/// Most parts of an image that are told of, and most messages that wait for a client that does not read at all.
+const MAX_JOBS: usize = 4096;
+const MAX_WAITING: usize = 2 * MAX_JOBS;
 /// Between two messages that only count a blob's bytes.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// How long a client may take to read what is left when the transfer is over.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Tells a client, if it wants to be told.
 #[derive(Clone)]
 pub(super) struct Reporter {
-    sender: Option<mpsc::UnboundedSender<wire::Progress>>,
+    sender: Option<Arc<Sender>>,
     known: Arc<Mutex<HashMap<Digest, Job>>>,
     /// The name that everything belongs to.
     root: String,
@@ -38,14 +43,85 @@ struct Job {
     extracts: bool,
 }
 
+/// What is still to be told.
+#[derive(Default)]
+struct Waiting {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<wire::Progress>,
+    /// Nothing more comes, or nobody wants it.
+    ended: bool,
+}
+
+impl Waiting {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, message: wire::Progress) {
+        let mut state = self.state();
+        if state.ended {
+            return;
+        }
+        let messages = &mut state.messages;
+        let is_slow = messages.len() >= QUEUE && !message.name.is_empty();
+        let before = if is_slow { messages.iter().rposition(|one| one.name == message.name) } else { None };
+        match before {
+            Some(at) => messages[at] = message,
+            None if messages.len() < MAX_WAITING => messages.push_back(message),
+            None => {}
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// The next message; none once all are told and no more can come.
+    async fn next(&self) -> Option<wire::Progress> {
+        loop {
+            {
+                let mut state = self.state();
+                let next = state.messages.pop_front();
+                if next.is_some() || state.ended {
+                    return next;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn end(&self) {
+        self.state().ended = true;
+        self.changed.notify_one();
+    }
+}
+
+/// Where reporters put what is to be told; with the last of them the end is told.
+struct Sender(Arc<Waiting>);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// The task that tells; it ends once all reporters are gone and everything is told.
-pub(super) struct Telling(Option<JoinHandle<()>>);
+pub(super) struct Telling(Option<(JoinHandle<()>, Arc<Stream>)>);
 
 impl Telling {
-    /// Waits until everything is told.
+    /// Waits until everything is told, or the client has shown that it does not listen.
     pub(super) async fn end(self) {
-        if let Some(task) = self.0 {
-            let _ = task.await;
+        self.end_within(PATIENCE).await;
+    }
+
+    async fn end_within(self, patience: Duration) {
+        let Some((mut task, stream)) = self.0 else { return };
+        if tokio::time::timeout(patience, &mut task).await.is_err() {
+            task.abort();
+            stream.close();
         }
     }
 }
@@ -55,17 +131,18 @@ pub(super) fn reporter(stream: Option<Arc<Stream>>, root: &str) -> (Reporter, Te
     let known = Arc::default();
     let (root, begins, event) = (root.to_owned(), Vec::new(), "fetching image content");
     let Some(stream) = stream else { return (Reporter { sender: None, known, root, begins, event }, Telling(None)) };
-    // The queue is bounded by what is put into it: see `tell_often`.
-    let (sender, mut messages) = mpsc::unbounded_channel::<wire::Progress>();
+    let (waiting, to) = (Arc::<Waiting>::default(), stream.clone());
+    let sender = Some(Arc::new(Sender(waiting.clone())));
     let task = tokio::spawn(async move {
-        while let Some(message) = messages.recv().await {
-            if stream.send(&message).await.is_err() {
+        while let Some(message) = waiting.next().await {
+            if to.send(&message).await.is_err() {
+                waiting.end();
                 break;
             }
         }
-        stream.close();
+        to.close();
     });
-    (Reporter { sender: Some(sender), known, root, begins, event }, Telling(Some(task)))
+    (Reporter { sender, known, root, begins, event }, Telling(Some((task, stream))))
 }
 
 impl Reporter {
@@ -89,7 +166,7 @@ impl Reporter {
 
     fn tell(&self, message: wire::Progress) {
         if let Some(sender) = &self.sender {
-            let _ = sender.send(message);
+            sender.0.put(message);
         }
     }
 
@@ -99,7 +176,7 @@ impl Reporter {
 
     fn add(&self, descriptor: &Descriptor, parents: Vec<String>) {
         let mut jobs = self.jobs();
-        if jobs.len() >= QUEUE * QUEUE || jobs.contains_key(&descriptor.digest) {
+        if jobs.len() >= MAX_JOBS || jobs.contains_key(&descriptor.digest) {
             return;
         }
         self.tell(message("waiting", descriptor, &parents, 0));
@@ -183,4 +260,45 @@ fn reference(descriptor: &Descriptor) -> String {
         MediaKind::Other => "unknown",
     };
     format!("{kind}-{}", descriptor.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(answers: &mut tokio::sync::mpsc::Receiver<Result<prost_types::Any, tonic::Status>>) -> Vec<wire::Progress> {
+        std::iter::from_fn(|| answers.try_recv().ok())
+            .map(|message| gantry_proto::any::unpack(&message.expect("message")).expect("progress"))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn everything_is_told_to_who_listens() {
+        let (stream, mut answers) = Stream::fake();
+        let (report, telling) = reporter(Some(stream), "name");
+        for number in 0..10 {
+            report.say(number.to_string());
+        }
+        drop(report);
+        telling.end().await;
+        let events: Vec<String> = told(&mut answers).into_iter().map(|message| message.event).collect();
+        assert_eq!(events, (0..10).map(|number: i32| number.to_string()).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_listen_is_neither_waited_for_nor_remembered() {
+        let (stream, mut answers) = Stream::fake();
+        let (report, telling) = reporter(Some(stream), "name");
+        let target = Descriptor::new("", Digest::of(b"x"), 1);
+        for number in 0..10 * MAX_WAITING {
+            report.named(&number.to_string(), "one part", &target);
+            report.say("a sentence");
+        }
+        let waiting = report.sender.as_ref().map(|sender| sender.0.state().messages.len());
+        assert!(waiting.is_some_and(|waiting| waiting <= MAX_WAITING), "{waiting:?}");
+        drop(report);
+        telling.end_within(Duration::from_millis(50)).await;
+        assert!(told(&mut answers).len() < QUEUE);
+        assert!(answers.recv().await.is_none(), "the stream is closed");
+    }
 }
