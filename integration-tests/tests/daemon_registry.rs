@@ -97,6 +97,9 @@ fn a_configured_authority_is_trusted(env: &Env) -> Result<()> {
     hosts_toml(env, &host, &other)?;
     let said = refusal(daemon.gantry(&["pull", &format!("{host}/test/busybox:latest")])?)?;
     assert!(said.contains("not trusted") && said.contains(&host), "{said}");
+    // What is mended is believed, without a restart.
+    fs::copy(dir.join("first.pem"), dir.join("ca.pem"))?;
+    daemon.gantry(&["pull", "-q", &format!("{host}/test/busybox:latest")])?.ok()?;
     hosts_toml(env, &host, &format!("server = \"https://{host}\"\nca = \"missing.pem\"\n"))?;
     let said = refusal(daemon.gantry(&["pull", &format!("{host}/test/busybox:latest")])?)?;
     assert!(said.contains("missing.pem"), "{said}");

@@ -226,7 +226,7 @@ impl Sender {
                     self.progress.layer(digest, Step::Mounted, size, size);
                     return Ok(());
                 }
-                Room::At(url) => at = Some(url),
+                Room::At(upload) => at = Some(upload),
             }
         }
         let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
@@ -236,9 +236,9 @@ impl Sender {
             return Err(Error::new(Kind::DataLoss, problem));
         }
         let at = match at {
-            Some(url) => url,
+            Some(upload) => upload,
             None => match self.pusher.room(digest, None).await? {
-                Room::At(url) => url,
+                Room::At(upload) => upload,
                 Room::Mounted => return Err(Error::internal("mounted from nowhere")),
             },
         };

@@ -62,7 +62,7 @@ pub(super) fn of_transport(host: &str, error: &reqwest::Error) -> Error {
     if error.is_timeout() {
         return Error::new(Kind::DeadlineExceeded, format!("registry {host}: no answer in time ({cause}); try again"));
     }
-    if is_certificate(&cause) {
+    if is_certificate(error) {
         // Not `Unavailable`: trying again does not help, and HTTP in its place would be less safe still.
         let remedy = "name its authority in hosts.toml (ca), or do not check it with --insecure";
         return Error::precondition(format!("registry {host}: its certificate is not trusted ({cause}); {remedy}"));
@@ -74,8 +74,23 @@ pub(super) fn of_transport(host: &str, error: &reqwest::Error) -> Error {
     Error::unavailable(format!("registry {host}: {cause}"))
 }
 
-fn is_certificate(cause: &str) -> bool {
-    cause.contains("certificate") || cause.contains("UnknownIssuer")
+/// Whether the connection was there and broke: the same request may well succeed on another.
+pub(super) fn is_broken_off(error: &reqwest::Error) -> bool {
+    !error.is_timeout() && !error.is_connect() && !error.is_builder()
+}
+
+/// Whether it is for the server's certificate that there is no connection.
+fn is_certificate(error: &reqwest::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // What an error of the system's kind holds is not its source, but itself.
+        let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
+    }
+    false
 }
 
 /// The innermost cause, which is the one that says something.

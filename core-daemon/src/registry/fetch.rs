@@ -7,11 +7,14 @@ use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
 
 use super::Repository;
 use super::hosts::Host;
-use super::transport::{Ask, body, failure, next_piece};
+use super::reach::check_elsewhere;
+use super::transport::{Ask, body, failure, next_piece, send};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// Largest manifest or index: what registries take at least, and hardly one takes more.
 const MAX_MANIFEST: u64 = 4 << 20;
+/// Most addresses of one blob that are tried.
+const MAX_URLS: usize = 4;
 
 /// What a name stands for.
 #[derive(Debug, Clone)]
@@ -78,11 +81,18 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// A blob from `offset` on, or from its beginning where the registry cannot give a part.
+    /// A blob from `offset` on, or from its beginning where the registry cannot give a part. Where its descriptor says that
+    /// it is elsewhere, it is looked for there first.
     ///
     /// # Errors
     /// As [`Repository::resolve`].
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        for url in descriptor.urls.iter().take(MAX_URLS) {
+            match self.blob_elsewhere(url, descriptor, offset).await {
+                Ok(blob) => return Ok(blob),
+                Err(error) => tracing::debug!(url, %error, "blob is not where its descriptor says"),
+            }
+        }
         self.each(|host| host.pulls, |host| self.blob_at(host, descriptor, offset)).await
     }
 
@@ -169,21 +179,39 @@ impl Repository {
 
     async fn blob_at(&self, host: Host, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
         let url = self.url(&host, &format!("blobs/{}", descriptor.digest))?;
-        let mut ask = Ask::new(Method::GET, url);
-        if offset > 0 {
-            ask = ask.header(http::header::RANGE, &format!("bytes={offset}-"));
-        }
-        let answer = self.send(&host, &ask, &self.scope()).await?;
-        let offset = match answer.status() {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT if starts_at(&answer, offset) => offset,
-            StatusCode::PARTIAL_CONTENT => {
-                return Err(Error::unavailable(format!("registry {}: sent another part than asked for", host.name())));
-            }
-            _ => return Err(failure(&host, answer).await).doing(|| format!("fetch {}", descriptor.digest)),
-        };
-        Ok(BlobStream { host, answer, offset })
+        let answer = self.send(&host, &part(url, offset), &self.scope()).await?;
+        begun(host, answer, descriptor, offset).await
     }
+
+    /// Asks an address of a descriptor, which gets no account of the registry's.
+    async fn blob_elsewhere(&self, url: &str, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        let nobody = || Error::unavailable(format!("registry {}: no host is configured for this", self.host));
+        let registry = self.hosts.iter().find(|host| host.pulls).ok_or_else(nobody)?;
+        let url: Url = url.parse().map_err(|error| Error::invalid(format!("{url:?}: {error}")))?;
+        check_elsewhere(&registry.base, &url).map_err(Error::invalid)?;
+        let host = registry.service_at(url.clone());
+        let answer = send(&host, &part(url, offset), None).await?;
+        begun(host, answer, descriptor, offset).await
+    }
+}
+
+/// The question for a blob from `offset` on.
+fn part(url: Url, offset: u64) -> Ask {
+    let ask = Ask::new(Method::GET, url);
+    if offset > 0 { ask.header(http::header::RANGE, &format!("bytes={offset}-")) } else { ask }
+}
+
+/// A blob whose first bytes may have come.
+async fn begun(host: Host, answer: Response, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+    let offset = match answer.status() {
+        StatusCode::OK => 0,
+        StatusCode::PARTIAL_CONTENT if starts_at(&answer, offset) => offset,
+        StatusCode::PARTIAL_CONTENT => {
+            return Err(Error::unavailable(format!("registry {}: sent another part than asked for", host.name())));
+        }
+        _ => return Err(failure(&host, answer).await).doing(|| format!("fetch {}", descriptor.digest)),
+    };
+    Ok(BlobStream { host, answer, offset })
 }
 
 /// Whether a partial answer begins where it was asked to.

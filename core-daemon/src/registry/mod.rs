@@ -21,6 +21,7 @@ mod hosts_file;
 mod push;
 mod reach;
 mod referrers;
+mod renewed;
 mod transport;
 mod warnings;
 
@@ -33,7 +34,7 @@ use rung_spec::reference::Reference;
 pub use body::Sent;
 pub use explain::Explained;
 pub use fetch::{BlobStream, Resolved};
-pub use push::{Pusher, Room};
+pub use push::{Pusher, Room, Upload};
 pub use transport::{USER_AGENT, client};
 
 use crate::error::Result;

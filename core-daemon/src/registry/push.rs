@@ -40,7 +40,22 @@ pub enum Room {
     /// It has taken it from the other repository.
     Mounted,
     /// It goes there.
-    At(Url),
+    At(Upload),
+}
+
+/// An upload that the registry has room for.
+#[derive(Debug)]
+pub struct Upload {
+    at: Url,
+    /// Bytes that a piece must have at least, but the last.
+    least: u64,
+}
+
+impl Upload {
+    fn of(at: Url, answer: &Response) -> Self {
+        let header = answer.headers().get("oci-chunk-min-length").and_then(|value| value.to_str().ok());
+        Self { at, least: header.and_then(|text| text.trim().parse().ok()).unwrap_or(0) }
+    }
 }
 
 impl Repository {
@@ -140,7 +155,10 @@ impl Pusher {
             url.query_pairs_mut().append_pair("mount", blob.as_str()).append_pair("from", from);
             scope = format!("{scope} repository:{from}:pull");
         }
-        let answer = self.repository.send(&self.host, &Ask::new(Method::POST, url.clone()), &scope).await;
+        let mut ask = Ask::new(Method::POST, url.clone());
+        // Room that nobody uses the registry takes back.
+        ask.again = true;
+        let answer = self.repository.send(&self.host, &ask, &scope).await;
         let answer = match answer {
             Ok(answer) => answer,
             // A token for the other repository may be refused where one for ours would not be.
@@ -151,7 +169,7 @@ impl Pusher {
         };
         match answer.status() {
             StatusCode::CREATED if from.is_some() => Ok(Room::Mounted),
-            StatusCode::ACCEPTED => redirect(&self.host, &url, &answer).map(Room::At),
+            StatusCode::ACCEPTED => redirect(&self.host, &url, &answer).map(|at| Room::At(Upload::of(at, &answer))),
             _ if from.is_some() => Box::pin(self.room(blob, None)).await,
             _ => Err(failure(&self.host, answer).await).doing(|| format!("upload {blob}")),
         }
@@ -161,7 +179,7 @@ impl Pusher {
     ///
     /// # Errors
     /// What the registry says against it; `Unavailable` where the connection breaks again and again.
-    pub async fn upload(&self, room: Url, blob: &Descriptor, file: &Arc<File>, sent: &Sent) -> Result<()> {
+    pub async fn upload(&self, room: Upload, blob: &Descriptor, file: &Arc<File>, sent: &Sent) -> Result<()> {
         let mut room = Some(room);
         let mut tried = 0;
         loop {
@@ -170,8 +188,8 @@ impl Pusher {
                 None => self.new_room(&blob.digest).await?,
             };
             let outcome = match tried {
-                0 => self.whole(at, blob, file, sent).await,
-                _ if blob.size < IN_PIECES => self.whole(at, blob, file, sent).await,
+                0 => self.whole(at.at, blob, file, sent).await,
+                _ if blob.size < IN_PIECES => self.whole(at.at, blob, file, sent).await,
                 _ => return self.in_pieces(at, blob, file, sent).await.doing(|| format!("upload {}", blob.digest)),
             };
             tried += 1;
@@ -185,9 +203,9 @@ impl Pusher {
         }
     }
 
-    async fn new_room(&self, blob: &Digest) -> Result<Url> {
+    async fn new_room(&self, blob: &Digest) -> Result<Upload> {
         match self.room(blob, None).await? {
-            Room::At(url) => Ok(url),
+            Room::At(upload) => Ok(upload),
             Room::Mounted => Err(Error::internal("upload: mounted from nowhere")),
         }
     }
@@ -210,11 +228,12 @@ impl Pusher {
     }
 
     /// Sends a blob piece by piece, each again from where the registry says that it is.
-    async fn in_pieces(&self, mut at: Url, blob: &Descriptor, file: &Arc<File>, sent: &Sent) -> Result<()> {
+    async fn in_pieces(&self, to: Upload, blob: &Descriptor, file: &Arc<File>, sent: &Sent) -> Result<()> {
+        let Upload { mut at, least } = to;
         let (mut offset, mut failed) = (0, 0);
         while offset < blob.size {
             let before = offset;
-            let length = PIECE.min(blob.size - offset);
+            let length = PIECE.max(least).min(blob.size - offset);
             let part = Part { file: file.clone(), offset, length, sent: sent.clone() };
             let range = format!("{offset}-{}", offset + length - 1);
             let mut ask = Ask::new(Method::PATCH, at.clone())

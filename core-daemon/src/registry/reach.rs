@@ -5,12 +5,20 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+use std::sync::Arc;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::LookupIpStrategy;
+use hickory_resolver::config::{LookupIpStrategy, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use super::renewed::Renewed;
+
+/// What says how names are looked up.
+const NAME_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// What addresses a name may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,7 +113,7 @@ fn plain(address: IpAddr) -> IpAddr {
 pub(super) struct Resolver {
     reach: Reach,
     /// Made with the first name, because it wants a runtime.
-    names: Arc<OnceLock<TokioResolver>>,
+    names: Arc<Renewed<TokioResolver>>,
 }
 
 impl Resolver {
@@ -118,20 +126,23 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (reach, names) = (self.reach, self.names.clone());
         Box::pin(async move {
-            let resolver = match names.get() {
-                Some(resolver) => resolver,
-                None => {
-                    let mut builder = TokioResolver::builder_tokio()?;
-                    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
-                    let resolver = builder.build()?;
-                    names.get_or_init(|| resolver)
-                }
-            };
+            let resolver = names.get(&NAME_FILES.map(Path::new), look_up)?;
             let found: Vec<IpAddr> = resolver.lookup_ip(name.as_str()).await?.iter().collect();
             let allowed = allowed(reach, name.as_str(), &found)?;
             Ok(Box::new(allowed.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
         })
     }
+}
+
+/// Looks names up as this machine is configured to. Where it is not, it may still know some itself.
+fn look_up() -> Result<TokioResolver, NetError> {
+    let bare = || TokioResolver::builder_with_config(ResolverConfig::default(), TokioRuntimeProvider::default());
+    let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
+        tracing::debug!(%error, "this machine says no name servers");
+        bare()
+    });
+    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+    builder.build()
 }
 
 fn allowed(reach: Reach, name: &str, found: &[IpAddr]) -> io::Result<Vec<IpAddr>> {

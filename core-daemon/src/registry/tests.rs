@@ -117,6 +117,29 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     assert_eq!(elsewhere.seen(), ["GET /x"]);
 }
 
+#[tokio::test]
+async fn a_blob_is_first_looked_for_where_its_descriptor_says() {
+    let elsewhere = Fake::start(|asked| {
+        assert_eq!(asked.header("authorization"), "");
+        if asked.path == "/gone" { Answer::new(404, "") } else { Answer::new(200, *b"blob") }
+    })
+    .await;
+    let fake = Fake::start(|asked| match asked.header("authorization") {
+        "Basic dTpw" => Answer::new(200, *b"blob"),
+        _ => Answer::new(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let repository = repository(&fake, &account());
+    let mut descriptor = Descriptor::new("", Digest::of(b"blob"), 4);
+    let at = |path: &str| format!("http://{}{path}", elsewhere.address);
+    descriptor.urls = vec!["file:///etc/passwd".into(), "http://169.254.169.254/x".into(), at("/gone"), at("/there")];
+    assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob");
+    assert_eq!((elsewhere.seen(), fake.seen()), (vec!["GET /gone".to_owned(), "GET /there".to_owned()], vec![]));
+    descriptor.urls = vec![at("/gone")];
+    assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob");
+    assert_eq!(fake.seen().len(), 2, "asked without and with an account");
+}
+
 #[test]
 fn public_registries_do_not_lead_to_private_addresses() {
     let url = |text: &str| text.parse::<reqwest::Url>().expect("address");

@@ -1,7 +1,7 @@
 //! One request and its answer: connections, redirects, retries.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -9,9 +9,10 @@ use std::time::Duration;
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
 use super::body::Body;
-use super::error::{of_answer, of_transport, root_cause};
+use super::error::{is_broken_off, of_answer, of_transport, root_cause};
 use super::hosts::Host;
 use super::reach::{Reach, Resolver, check_elsewhere, is_private_address, same_origin};
+use super::renewed::Renewed;
 use crate::error::{Error, Kind, Result};
 
 /// How we introduce ourselves.
@@ -37,22 +38,23 @@ pub(super) struct Tls {
     pub(super) connect: Option<Duration>,
 }
 
-/// One client for each kind of connection, kept for the next image.
+impl Tls {
+    fn files(&self) -> Vec<&Path> {
+        let identity = self.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.authorities.iter().chain(identity).map(PathBuf::as_path).collect()
+    }
+}
+
+/// One client for each kind of connection, kept for the next image as long as the certificates are the same.
 #[derive(Default)]
 pub(super) struct Clients {
-    known: Mutex<HashMap<(Tls, Reach), Client>>,
+    known: Mutex<HashMap<(Tls, Reach), Renewed<Client>>>,
 }
 
 impl Clients {
     pub(super) fn get(&self, tls: &Tls, reach: Reach) -> Result<Client> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (tls.clone(), reach);
-        if let Some(client) = known.get(&key) {
-            return Ok(client.clone());
-        }
-        let client = build(tls, reach)?;
-        known.insert(key, client.clone());
-        Ok(client)
+        known.entry((tls.clone(), reach)).or_default().get(&tls.files(), || build(tls, reach))
     }
 }
 
@@ -100,10 +102,7 @@ fn build(tls: &Tls, reach: Reach) -> Result<Client> {
             Some(identity) => builder.identity(identity.clone()),
             None => builder,
         };
-        match reach {
-            Reach::Anywhere => builder,
-            reach => builder.dns_resolver(Resolver::new(reach)),
-        }
+        builder.dns_resolver(Resolver::new(reach))
     };
     let usual = match authorities.is_empty() {
         true => configured(),
@@ -156,13 +155,11 @@ pub(super) async fn send(host: &Host, ask: &Ask, authorization: Option<&str>) ->
         let result = follow(host, ask, authorization).await;
         let wait = match &result {
             Ok(answer) if is_worth_a_retry(answer.status()) => wait_for(answer, tried),
-            Err(error) if error.kind() == Kind::Unavailable && !error.to_string().contains("cannot connect") => {
-                backoff(tried)
-            }
-            _ => return result,
+            Err(Failed { passes: true, .. }) => backoff(tried),
+            _ => return result.map_err(|failed| failed.error),
         };
         if tried >= TRIES || !ask.again || wait > LONGEST_WAIT {
-            return result;
+            return result.map_err(|failed| failed.error);
         }
         tracing::debug!(url = %ask.url, ?wait, tried, "registry request is tried again");
         tokio::time::sleep(wait).await;
@@ -173,18 +170,38 @@ fn is_worth_a_retry(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// How long a server wants us to wait, else longer each time.
+/// How long a server wants us to wait, which it says as a number of seconds or as a date; else longer each time.
 fn wait_for(answer: &Response, tried: u32) -> Duration {
-    let header = answer.headers().get(http::header::RETRY_AFTER);
-    let seconds = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    seconds.map_or_else(|| backoff(tried), Duration::from_secs)
+    let header = answer.headers().get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    header.and_then(|text| retry_after(text.trim())).unwrap_or_else(|| backoff(tried))
+}
+
+fn retry_after(text: &str) -> Option<Duration> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| {
+        let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        Some(date.duration_since(jiff::Timestamp::now()).try_into().unwrap_or_default())
+    })
 }
 
 pub(super) fn backoff(tried: u32) -> Duration {
     Duration::from_millis(200) * 2u32.pow(tried.min(6))
 }
 
-async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response> {
+/// A request without an answer.
+struct Failed {
+    error: Error,
+    /// The same may well succeed at once.
+    passes: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, passes: false }
+    }
+}
+
+async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<Response, Failed> {
     let (mut ask, mut url) = (ask.clone(), ask.url.clone());
     let moved = Arc::new(AtomicU64::new(0));
     for _ in 0..=MAX_REDIRECTS {
@@ -201,7 +218,8 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
         let name = url.port().map_or(name.clone(), |port| format!("{name}:{port}"));
         tell_request(host, &ask, &url);
         let answer = while_it_moves(host, &moved, request.send()).await?;
-        let answer = answer.map_err(|error| of_transport(&name, &error))?;
+        let answer =
+            answer.map_err(|error| Failed { passes: is_broken_off(&error), error: of_transport(&name, &error) })?;
         tell_answer(host, &answer);
         if own && let Some(peer) = answer.remote_addr() {
             host.is_near.store(is_private_address(peer.ip()), Ordering::Relaxed);
@@ -211,7 +229,7 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
         }
         if ask.stays {
             let text = format!("registry {}: redirects a request that carries a secret", host.name());
-            return Err(Error::new(Kind::PermissionDenied, text));
+            return Err(Error::new(Kind::PermissionDenied, text).into());
         }
         url = redirect(host, &url, &answer)?;
         // That is where the outcome is, not where it is to be sent once more.
@@ -220,7 +238,7 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
             ask.headers.remove(http::header::CONTENT_TYPE);
         }
     }
-    Err(Error::unavailable(format!("registry {}: more than {MAX_REDIRECTS} redirects", host.name())))
+    Err(Error::unavailable(format!("registry {}: more than {MAX_REDIRECTS} redirects", host.name())).into())
 }
 
 /// Waits for `request` as long as the bytes of its body go out, or the server may be thinking.

@@ -60,6 +60,24 @@ async fn a_blob_is_mounted_or_else_there_is_room_for_it() {
 }
 
 #[tokio::test]
+async fn a_registry_that_wants_a_pause_before_an_upload_gets_it() {
+    let asked_for = AtomicUsize::new(0);
+    let fake = Fake::start(move |asked| match asked.method.as_str() {
+        "POST" => match asked_for.fetch_add(1, Ordering::Relaxed) {
+            0 => Answer::new(429, "").with("retry-after", "0"),
+            1 => Answer::new(503, "").with("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            _ => Answer::new(202, "").with("location", "/v2/a/b/blobs/uploads/1"),
+        },
+        "PUT" => Answer::new(201, ""),
+        _ => Answer::new(200, ""),
+    })
+    .await;
+    let pusher = repository(&fake, &plain()).pusher().await.expect("pusher");
+    upload(&pusher, b"x").await.expect("upload");
+    assert_eq!(fake.seen().iter().filter(|line| line.starts_with("POST")).count(), 3, "{:?}", fake.seen());
+}
+
+#[tokio::test]
 async fn an_upload_elsewhere_gets_no_account() {
     let elsewhere = Fake::start(|asked| {
         assert_eq!(asked.header("authorization"), "");
@@ -88,7 +106,7 @@ async fn a_large_blob_goes_on_in_pieces_where_the_connection_broke() {
         let place = "/v2/a/b/blobs/uploads/1";
         let range = |length: usize| format!("0-{}", length.saturating_sub(1));
         match asked.method.as_str() {
-            "POST" => Answer::new(202, "").with("location", place),
+            "POST" => Answer::new(202, "").with("location", place).with("oci-chunk-min-length", "18000000"),
             // Whole it never arrives.
             "PUT" if !asked.body.is_empty() => Answer::new(503, ""),
             "PUT" => Answer::new(201, ""),
@@ -113,6 +131,9 @@ async fn a_large_blob_goes_on_in_pieces_where_the_connection_broke() {
     upload(&pusher, &bytes).await.expect("upload");
     assert!(*stored.lock().expect("lock") == bytes, "the registry has something else");
     assert_eq!(fake.seen().iter().filter(|line| line.starts_with("PATCH")).count(), 2, "{:?}", fake.seen());
+    let requests = fake.requests();
+    let first = requests.iter().find(|asked| asked.method == "PATCH").map_or(0, |asked| asked.body.len());
+    assert_eq!(first, 18_000_000, "as large as the registry wants them");
 }
 
 #[tokio::test]
