@@ -4,7 +4,7 @@ use std::fmt;
 
 use gantry_proto::namespace::check_identifier;
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 macro_rules! identifier {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
@@ -80,6 +80,15 @@ pub fn random<const N: usize>() -> Result<String> {
     let mut bytes = [0_u8; N];
     getrandom::fill(&mut bytes).map_err(|error| Error::internal(format!("random number: {error}")))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The run of the machine that this is, which no other has.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn boot() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "identify the boot")?;
+    Ok(text.trim().to_owned())
 }
 
 /// The exec id as messages carry it, where init's is empty.

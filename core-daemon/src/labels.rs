@@ -93,6 +93,22 @@ pub fn update(
     check(labels)
 }
 
+/// A number of bytes, as labels and options say it; units are powers of 1024, with or without `i` and `B`.
+pub fn size(text: &str) -> Option<u64> {
+    let digits = text.trim().trim_end_matches(|character: char| character.is_ascii_alphabetic());
+    let unit = text.trim()[digits.len()..].to_ascii_lowercase();
+    let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    let number: u64 = digits.trim().parse().ok()?;
+    (number > 0).then(|| number.checked_mul(1 << shift)).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +134,16 @@ mod tests {
     fn limits() {
         assert!(check(&labels(&[("k", &"v".repeat(4095))])).is_ok());
         assert!(check(&labels(&[("k", &"v".repeat(4096))])).is_err());
+    }
+
+    #[test]
+    fn sizes() {
+        let good = [("1", 1), ("10g", 10 << 30), ("500MiB", 500 << 20), ("1 KB", 1 << 10), ("2T", 2 << 40)];
+        for (text, bytes) in good {
+            assert_eq!(size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "0", "-1", "g", "1x", "1.5g", "99999999999t"] {
+            assert_eq!(size(text), None, "{text}");
+        }
     }
 }

@@ -85,7 +85,10 @@ impl Asks<'_> {
         let create = |id: &str| self.ask(CreateLease { id: id.to_owned(), ..CreateLease::default() });
         let made = leases.create(create("")).await?.into_inner().lease.unwrap_or_default();
         assert!(!made.id.is_empty(), "a lease without a name gets one");
-        let delete = || self.ask(DeleteLease { id: made.id.clone(), sync: false });
+        let end_lease = |id: &str| self.ask(DeleteLease { id: id.to_owned(), sync: false });
+        let delete = || end_lease(&made.id);
+        // As long as clients make them.
+        let (long, endless) = ("l".repeat(1000), "l".repeat(10_000));
         let mut store = StoreClient::new(self.channel.clone());
         let pod = |runtime: &str| Sandbox {
             sandbox_id: self.env.id("pod"),
@@ -100,6 +103,9 @@ impl Asks<'_> {
         let end = || self.ask(StoreDeleteRequest { sandbox_id: self.env.id("pod") });
         Ok(vec![
             row("Leases/Create of one there is", leases.create(create(&made.id)).await, Code::AlreadyExists),
+            row("Leases/Create of a long name", leases.create(create(&long)).await, Code::Ok),
+            row("Leases/Delete of a long name", leases.delete(end_lease(&long)).await, Code::Ok),
+            row("Leases/Create of an endless name", leases.create(create(&endless)).await, Code::InvalidArgument),
             row("Leases/Delete", leases.delete(delete()).await, Code::Ok),
             row("Leases/Delete again", leases.delete(delete()).await, Code::NotFound),
             row("Store/Update of none", store.update(update("one", &[])).await, Code::NotFound),

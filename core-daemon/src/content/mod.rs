@@ -39,6 +39,7 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Events;
 use crate::failpoint;
+use crate::id;
 use crate::labels;
 use crate::metadata::{Db, content as table, leases, namespaces};
 
@@ -246,7 +247,9 @@ impl Content {
     pub fn put(&self, ctx: &Context, bytes: &[u8], labels: labels::Labels) -> Result<Digest> {
         let digest = Digest::of(bytes);
         let size = bytes.len() as u64;
-        let result = self.writer(ctx, &format!("put-{digest}"), size, Some(&digest)).and_then(|mut ingest| {
+        // Of its own: another may be storing the same.
+        let reference = format!("put-{digest}-{}", id::random::<8>()?);
+        let result = self.writer(ctx, &reference, size, Some(&digest)).and_then(|mut ingest| {
             if ingest.offset() != size {
                 ingest.truncate(0)?;
                 ingest.write(bytes)?;
@@ -315,7 +318,7 @@ impl Content {
     /// `InvalidArgument` where the bytes are not what the descriptor says; when the disk cannot be written.
     pub fn seal(&self, ctx: &Context, descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Sealed>> {
         let (digest, size) = (&descriptor.digest, bytes.len() as u64);
-        let reference = format!("put-{digest}-{}", ctx.lease.as_deref().unwrap_or_default());
+        let reference = format!("put-{digest}-{}", id::random::<8>()?);
         let mut ingest = match self.writer(ctx, &reference, size, Some(digest)) {
             Err(error) if error.kind() == Kind::AlreadyExists => return Ok(None),
             other => other?,
@@ -344,7 +347,7 @@ impl Content {
         if ctx.lease.is_none() {
             return Ok(true);
         }
-        self.0.db.write_soon(|tx| {
+        leases::change(&self.0.db, ctx, |tx| {
             // Between the look and the hold a collection may have taken the record.
             let there = table::get(tx, ctx.namespace.as_str(), digest.as_str())?.is_some();
             if there {

@@ -3,7 +3,7 @@ use gantry_proto::containerd::services::leases::v1::Lease;
 use gantry_proto::namespace::Namespace;
 
 pub(super) struct Fixture {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     db: Db,
     pub(super) content: Content,
 }
@@ -12,7 +12,7 @@ pub(super) fn fixture() -> Fixture {
     let dir = tempfile::tempdir().expect("temporary directory");
     let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
     let content = Content::open(&dir.path().join("content"), db.clone(), Events::new()).expect("content");
-    Fixture { _dir: dir, db, content }
+    Fixture { dir, db, content }
 }
 
 pub(super) fn ctx(namespace: &str) -> Context {
@@ -28,6 +28,42 @@ fn what_is_written_can_be_read_only_in_its_namespace() {
     assert_eq!(it.content.read(&ctx("a"), &digest, 4).expect_err("limit").kind(), Kind::ResourceExhausted);
     // A second put is no error and writes nothing.
     assert_eq!(it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put again"), digest);
+}
+
+#[test]
+fn the_same_bytes_are_stored_by_several_at_once() {
+    let it = fixture();
+    let bytes = vec![7; 1 << 20];
+    std::thread::scope(|scope| {
+        let put = || it.content.put(&ctx("a"), &bytes, labels::Labels::new());
+        let all: Vec<_> = (0..8).map(|_| scope.spawn(put)).collect();
+        all.into_iter().for_each(|one| drop(one.join().expect("thread").expect("put")));
+    });
+    assert_eq!(it.content.list(&ctx("a")).expect("list").len(), 1);
+    assert!(it.content.statuses(&ctx("a")).expect("statuses").is_empty());
+}
+
+#[test]
+fn what_a_client_holds_is_on_disk_before_it_is_told() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    // A copy is what a power failure leaves: what waits in memory is not in it.
+    let held = |lease: &str| {
+        let copy = it.dir.path().join(format!("{lease}.redb"));
+        std::fs::copy(it.db.path(), &copy).expect("copy");
+        let held = Db::open(&copy).expect("open").read(|tx| leases::resources(tx, "a", lease)).expect("read");
+        held.iter().any(|one| one.id == digest.as_str())
+    };
+    let temporary = labels::Labels::from([(labels::TEMPORARY.to_owned(), String::new())]);
+    for (id, labels) in [("clients", labels::Labels::new()), ("own", temporary)] {
+        let lease = Lease { id: id.into(), labels, ..Lease::default() };
+        it.db.write(|tx| leases::put(tx, "a", &lease)).expect("lease");
+    }
+    assert!(it.content.hold(&ctx("a").with_lease("clients"), &digest).expect("hold"));
+    assert!(held("clients"));
+    // Our own leases end with the daemon.
+    assert!(it.content.hold(&ctx("a").with_lease("own"), &digest).expect("hold"));
+    assert!(!held("own"));
 }
 
 #[test]

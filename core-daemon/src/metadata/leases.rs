@@ -3,9 +3,10 @@
 use gantry_proto::containerd::services::leases::v1::{Lease, Resource};
 
 use super::schema::{LEASE_RESOURCES, LEASES, join};
-use super::{Tx, WriteTx};
+use super::{Db, Tx, WriteTx};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::labels;
 
 /// One lease.
 ///
@@ -61,6 +62,20 @@ pub fn hold_for(tx: &WriteTx, ctx: &Context, kind: &str, id: &str) -> Result<()>
         Some(lease) => hold(tx, ctx.namespace.as_str(), lease, kind, id),
         None => Ok(()),
     }
+}
+
+/// Changes what the call's lease holds, for an answer that counts on it: it is on disk when this returns, unless the lease
+/// ends with the daemon anyway.
+///
+/// # Errors
+/// What `f` fails with, or when the database cannot be written.
+pub fn change<T>(db: &Db, ctx: &Context, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+    let lease = match &ctx.lease {
+        Some(lease) => db.read(|tx| get(tx, ctx.namespace.as_str(), lease))?,
+        None => None,
+    };
+    let is_temporary = lease.is_some_and(|lease| lease.labels.contains_key(labels::TEMPORARY));
+    if is_temporary { db.write_soon(f) } else { db.write(f) }
 }
 
 /// Takes a resource from a lease; what was not held is no error.

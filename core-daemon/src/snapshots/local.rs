@@ -14,7 +14,7 @@ use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, Snapshot
 use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
-use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage};
+use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage, mounted};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::events::Events;
@@ -170,7 +170,7 @@ impl<D: Driver> Local<D> {
             return Ok(());
         }
         let candidates = [labels.get(labels::SNAPSHOT_REF).map(String::as_str), Some(key)];
-        self.db.write_soon(|tx| {
+        leases::change(&self.db, ctx, |tx| {
             for name in candidates.into_iter().flatten() {
                 if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
                     return self.hold(tx, ctx, name);
@@ -406,8 +406,12 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn cleanup(&self) -> Result<()> {
-        for number in self.orphans()? {
-            self.discard(number);
+        let orphans = self.orphans()?;
+        let mounted = if orphans.is_empty() { HashSet::new() } else { mounted::numbers(self.driver.root()) };
+        let (running, gone): (Vec<u64>, Vec<u64>) = orphans.into_iter().partition(|number| mounted.contains(number));
+        gone.into_iter().for_each(|number| self.discard(number));
+        if !running.is_empty() {
+            tracing::warn!(snapshotter = self.name, ?running, "snapshots without a record are mounted, and are left");
         }
         self.driver.cleanup()
     }

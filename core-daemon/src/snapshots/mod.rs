@@ -30,6 +30,7 @@ mod copy;
 mod driver;
 pub mod erofs;
 mod local;
+mod mounted;
 pub mod native;
 pub mod overlay;
 pub mod proxy;

@@ -16,6 +16,7 @@ use super::driver::missing;
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::config::Volatile;
 use crate::error::{Doing, Error, Result};
+use crate::id;
 use crate::labels::{Labels, SHORT_LIVED};
 
 /// On a snapshot: user and group id maps of the container, as `inside:outside:length`, several joined by commas.
@@ -81,7 +82,7 @@ impl Overlay {
     fn renew(&self, number: u64) -> Result<()> {
         let dir = self.dir(number);
         let made = std::fs::read_to_string(dir.join("boot")).doing(|| "read the boot of a volatile snapshot")?;
-        if made != boot_id()? {
+        if made.trim_end() != id::boot()? {
             let problem = "it was volatile, and the machine was started again since: its contents are not whole";
             return Err(Error::precondition(format!("snapshot: {problem}; remove it")));
         }
@@ -99,10 +100,6 @@ pub(super) fn overlay_options() -> Vec<String> {
     index.into_iter().chain(user).collect()
 }
 
-fn boot_id() -> Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").doing(|| "identify the boot")
-}
-
 impl Driver for Overlay {
     fn root(&self) -> &Path {
         &self.root
@@ -118,7 +115,7 @@ impl Driver for Overlay {
             make(&dir.join("work"), 0o711)?;
             if self.is_volatile(labels) {
                 // Not flushed: what loses it is what it is about.
-                let boot = boot_id()?;
+                let boot = id::boot()?;
                 let mut options = std::fs::OpenOptions::new();
                 let noted = options.write(true).create_new(true).mode(0o600).open(dir.join("boot"));
                 noted

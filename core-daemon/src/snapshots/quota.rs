@@ -7,21 +7,21 @@ use std::path::Path;
 use rung_sys::project_quota;
 
 use crate::error::{Doing, Error, Kind, Result};
-use crate::labels::Labels;
+use crate::labels::{self, Labels};
 
 /// On a snapshot: the most that it may take, as bytes or with a unit (`10G`, `500MiB`).
 const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// Projects from here on are snapshots', by number; below are the administrator's own.
 const FIRST_PROJECT: u32 = 0x4700_0000;
 
-/// Limits what is in `dir`, which is empty yet, to what the labels say.
+/// Limits what is in `dir`, which is empty yet, to what the labels `wanted` say.
 ///
 /// # Errors
 /// `InvalidArgument` for a size that is none; `FailedPrecondition` where the file system keeps no project quotas.
-pub(super) fn apply(dir: &Path, number: u64, labels: &Labels) -> Result<()> {
-    let Some(text) = labels.get(MAX_SIZE) else { return Ok(()) };
+pub(super) fn apply(dir: &Path, number: u64, wanted: &Labels) -> Result<()> {
+    let Some(text) = wanted.get(MAX_SIZE) else { return Ok(()) };
     let doing = || format!("label {MAX_SIZE}={text}");
-    let bytes = parse(text).ok_or_else(|| Error::invalid(format!("{}: is not a size", doing())))?;
+    let bytes = labels::size(text).ok_or_else(|| Error::invalid(format!("{}: is not a size", doing())))?;
     let project = u32::try_from(number).ok().and_then(|number| FIRST_PROJECT.checked_add(number));
     let project = project.ok_or_else(|| Error::internal(format!("{}: snapshot {number} has no project", doing())))?;
     let open = File::open(dir).doing(doing)?;
@@ -42,36 +42,9 @@ fn unsupported(dir: &Path, problem: &str) -> Error {
     Error::new(Kind::FailedPrecondition, text)
 }
 
-/// A number of bytes; units are powers of 1024, with or without `i` and `B`.
-fn parse(text: &str) -> Option<u64> {
-    let digits = text.trim().trim_end_matches(|character: char| character.is_ascii_alphabetic());
-    let unit = text.trim()[digits.len()..].to_ascii_lowercase();
-    let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return None,
-    };
-    let number: u64 = digits.trim().parse().ok()?;
-    (number > 0).then(|| number.checked_mul(1 << shift)).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes() {
-        let good = [("1", 1), ("10g", 10 << 30), ("500MiB", 500 << 20), ("1 KB", 1 << 10), ("2T", 2 << 40)];
-        for (text, bytes) in good {
-            assert_eq!(parse(text), Some(bytes), "{text}");
-        }
-        for text in ["", "0", "-1", "g", "1x", "1.5g", "99999999999t"] {
-            assert_eq!(parse(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn a_file_system_without_quotas_is_named() {

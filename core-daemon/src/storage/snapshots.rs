@@ -7,7 +7,7 @@ use prost::Message as _;
 
 use super::Parts;
 use super::check::{Check, Problem};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::metadata::schema::{CONTAINERS, SNAPSHOT_CHILDREN, SNAPSHOTS, join};
 use crate::metadata::snapshots::{self as table, Record};
 use crate::metadata::{Tx, WriteTx};
@@ -51,7 +51,11 @@ pub(super) fn check(check: &mut Check<'_>) -> Result<()> {
         for number in orphans {
             let (object, problem) = (format!("snapshot {name}/{number}"), "no record names its files".to_owned());
             check.mend(Problem { kind: "snapshot-orphan", namespace: "", object, problem }, "remove the files", |_| {
-                snapshotter.cleanup().map(|()| None)
+                snapshotter.cleanup()?;
+                match snapshotter.orphans()?.contains(&number) {
+                    true => Err(Error::unavailable("something is mounted from it, or it cannot be removed yet")),
+                    false => Ok(None),
+                }
             });
         }
     }

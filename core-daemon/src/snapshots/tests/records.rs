@@ -15,6 +15,7 @@ pub(super) const RULES: &[Rule] = &[
     ("namespaces do not see each other", namespaces),
     ("a restart changes nothing", restart),
     ("files without a record go", orphans),
+    ("files that are mounted stay", mounted),
     ("a parent can be named at the commit", rebase),
     ("layers are committed together", layers),
 ];
@@ -73,6 +74,11 @@ fn codes(it: &Fixture) {
     fails(it.mounts(&it.ctx, "committed"), Code::FailedPrecondition);
     fails(it.prepare(&it.ctx, "x", "", labels(&[("k", &"v".repeat(5000))])), Code::InvalidArgument);
     assert_eq!(it.list(&it.ctx).expect("list").len(), 3);
+    // As long as clients make them.
+    let long = "k".repeat(4000);
+    it.prepare(&it.ctx, &long, "", none()).expect("a long key");
+    it.remove(&it.ctx, &long).expect("remove");
+    fails(it.prepare(&it.ctx, &"k".repeat(5000), "", none()), Code::InvalidArgument);
 }
 
 fn parents_stay(it: &Fixture) {
@@ -176,6 +182,19 @@ fn orphans(it: &Fixture) {
     assert!(!orphan.exists());
     assert!(root.join("snapshots/notes").exists());
     assert!(it.shown("kept").join("f").exists());
+}
+
+fn mounted(it: &Fixture) {
+    let orphan = it.root().expect("its files are here").join("snapshots/4712");
+    std::fs::create_dir_all(orphan.join("fs")).expect("orphan");
+    let source = orphan.join("fs").to_string_lossy().into_owned();
+    let options = vec!["rbind".to_owned(), "ro".to_owned()];
+    let shown = Shown::of(&[Mount { kind: "bind".into(), source, target: String::new(), options }]);
+    it.cleanup().expect("cleanup");
+    assert!(orphan.exists(), "somebody runs on it");
+    drop(shown);
+    it.cleanup().expect("cleanup");
+    assert!(!orphan.exists());
 }
 
 fn rebase(it: &Fixture) {

@@ -67,3 +67,44 @@ fn a_snapshot_is_committed_by_one_and_not_removed_meanwhile() {
     assert_eq!(event.topic, "/snapshot/remove");
     it.remove(&ctx, "name").expect("remove");
 }
+
+/// One of its directories cannot be removed.
+struct Stuck(PathBuf);
+
+impl Driver for Stuck {
+    fn root(&self) -> &Path {
+        &self.0
+    }
+
+    fn create(&self, _: u64, _: Kind, _: &[u64], _: &Labels) -> Result<Made> {
+        Ok(Made::Fresh)
+    }
+
+    fn mounts(&self, _: u64, _: Kind, _: &[u64], _: &Labels) -> Result<Vec<Mount>> {
+        Ok(Vec::new())
+    }
+
+    fn usage(&self, _: u64) -> Result<Usage> {
+        Ok(Usage::default())
+    }
+
+    fn remove(&self, number: u64) -> Result<()> {
+        match number {
+            2 => Err(std::io::Error::from(std::io::ErrorKind::PermissionDenied).into()),
+            _ => Ok(std::fs::remove_dir_all(self.dir(number))?),
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_nothing_else() {
+    let dir = tempfile::tempdir().expect("directory");
+    let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+    let driver = Stuck(dir.path().to_owned());
+    (1..=3).for_each(|number| std::fs::create_dir_all(driver.dir(number)).expect("orphan"));
+    let it = Local::open("it", driver, db, Events::new()).expect("open");
+    for _ in 0..2 {
+        it.cleanup().expect("cleanup");
+        assert_eq!(it.orphans().expect("orphans"), [2]);
+    }
+}
