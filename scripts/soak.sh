@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
-scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl strace criu e2fsprogs docker.io
+scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl strace criu e2fsprogs docker.io xz-utils bzip2
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}

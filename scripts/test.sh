@@ -9,7 +9,7 @@ set -euo pipefail
 [[ $(id -u) -eq 0 ]] || { echo "error: the tests make containers, so they need root" >&2; exit 1; }
 exec </dev/null
 scripts/packages.sh busybox-static docker-registry containerd runc skopeo iproute2 openssl e2fsprogs podman docker.io \
-    strace criu containernetworking-plugins iptables uidmap mmdebstrap debian-archive-keyring qemu-system-x86 binutils
+    strace criu containernetworking-plugins iptables uidmap mmdebstrap debian-archive-keyring qemu-system-x86 binutils xz-utils bzip2
 
 work=$(mktemp -d)
 begun=$SECONDS

@@ -32,6 +32,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use crate::config::{Config, SharingPolicy, Timeouts};
 use crate::content::{Content, Pace};
 use crate::cri::{self, Cri};
+use crate::diff::Processors;
 use crate::engine::{self, Engine};
 use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
@@ -145,6 +146,7 @@ impl Daemon {
             registry: registry(config),
             at_once: AtOnce { downloads: config.registry.max_downloads, uploads: config.registry.max_uploads },
             verifiers: Verifiers::new(&config.image_verifier),
+            processors: Processors::new(&config.stream_processors),
             wake: gc.waker(),
         });
         let namespaces = Namespaces::new(db.clone(), events.clone());

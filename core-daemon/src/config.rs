@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
-pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy};
+pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::observe::{Metrics, Tracing};
 pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
@@ -50,6 +50,8 @@ pub struct Config {
     pub registry: Registry,
     /// Programs that are asked whether an image may be pulled.
     pub image_verifier: ImageVerifier,
+    /// Programs that layers go through before they are unpacked, by name.
+    pub stream_processors: BTreeMap<String, StreamProcessor>,
     /// Kubernetes' container runtime interface.
     pub cri: Cri,
     /// Counters of calls.
@@ -203,6 +205,7 @@ impl Default for Config {
             content: ContentStore::default(),
             registry: Registry::default(),
             image_verifier: ImageVerifier::default(),
+            stream_processors: BTreeMap::new(),
             cri: Cri::default(),
             metrics: Metrics::default(),
             tracing: Tracing::default(),
@@ -351,6 +354,7 @@ impl Config {
         if self.runtime.shim_calls == 0 {
             return Err(Error::invalid("runtime.shim_calls: must be at least 1"));
         }
+        self.stream_processors.iter().try_for_each(|(name, processor)| processor.check(name))?;
         for (name, plugin) in &self.proxy_plugins {
             if plugin.kind != "snapshot" {
                 let kind = &plugin.kind;

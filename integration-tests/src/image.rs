@@ -113,6 +113,13 @@ impl Image {
         Ok(self)
     }
 
+    /// Adds a layer of another media type on top, of which `plain` is what becomes.
+    pub fn sealed_layer(mut self, plain: &[u8], media_type: &str, stored: Vec<u8>) -> Self {
+        self.diff_ids.push(digest(plain));
+        self.layers.push(Blob::new(media_type, stored));
+        self
+    }
+
     /// Sets a member of the image config's `config`.
     pub fn setting(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.settings[name] = value.into();

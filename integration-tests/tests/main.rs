@@ -27,6 +27,7 @@ mod daemon_damage;
 mod daemon_full;
 mod daemon_mounts;
 mod daemon_power;
+mod daemon_processors;
 mod daemon_pull;
 mod daemon_registry;
 mod daemon_restart;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         daemon_full::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
+        daemon_processors::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_shims::TESTS,

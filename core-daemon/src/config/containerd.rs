@@ -12,7 +12,7 @@ use super::{CgroupDriver, Config, IpPreference, LogFormat, ProxyPlugin, RuntimeH
 use crate::error::{Doing, Error, Kind, Result};
 
 /// Keys that a file of ours never has, one of which a file of containerd has.
-const MARKS: [&str; 6] = ["version", "plugins", "imports", "disabled_plugins", "required_plugins", "stream_processors"];
+const MARKS: [&str; 5] = ["version", "plugins", "imports", "disabled_plugins", "required_plugins"];
 /// Snapshotters that are part of the daemon.
 const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "native", "erofs"];
 /// Names of the plugin of pods, newest first.
@@ -228,6 +228,10 @@ impl Theirs {
                 _ => config.notes.push(format!("proxy_plugins.{name}: only snapshotters can be other programs")),
             }
         }
+        match self.take(&["stream_processors"]).map(Value::try_into).transpose() {
+            Ok(processors) => set(&mut config.stream_processors, processors),
+            Err(error) => config.notes.push(format!("stream_processors: {}", error.to_string().trim_end())),
+        }
         for images in IMAGES {
             for key in [&["plugins", images, "snapshotter"][..], &["plugins", images, "containerd", "snapshotter"]] {
                 let Some(name) = self.text(key) else { continue };
@@ -409,6 +413,10 @@ mod tests {
             [timeouts]
               "io.containerd.timeout.shim.load" = "7s"
               "io.containerd.timeout.shim.cleanup" = "5s"
+            [stream_processors."io.containerd.ocicrypt.decoder.v1.tar"]
+              accepts = ["application/vnd.oci.image.layer.v1.tar+encrypted"]
+              returns = "application/vnd.oci.image.layer.v1.tar"
+              path = "ctd-decoder"
             [plugins."io.containerd.internal.v1.restart"]
               interval = "1m30s"
             [plugins."io.containerd.grpc.v1.cri"]
@@ -430,6 +438,7 @@ mod tests {
               address = "/run/stargz.sock"
             "#,
         );
+        assert_eq!(config.stream_processors["io.containerd.ocicrypt.decoder.v1.tar"].path, Path::new("ctd-decoder"));
         assert_eq!((config.root, config.grpc.gid), ("/var/lib/other".into(), 42));
         assert_eq!((config.log.level.as_str(), config.runtime.restart_interval), ("debug", 90));
         assert_eq!((config.timeouts.shim_load, config.timeouts.shim_cleanup), (7, 35));

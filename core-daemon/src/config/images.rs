@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The content store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -50,6 +52,34 @@ pub struct Registry {
 impl Default for Registry {
     fn default() -> Self {
         Self { config_path: "/etc/gantry/certs.d".into(), auth_file: PathBuf::new(), max_downloads: 6, max_uploads: 4 }
+    }
+}
+
+/// A program that makes a layer of one of another media type, as containerd configures it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamProcessor {
+    /// Media types that it takes.
+    pub accepts: Vec<String>,
+    /// The media type that it gives.
+    pub returns: String,
+    /// Path or name of the program.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Variables of its environment beside the daemon's, as `NAME=value`.
+    pub env: Vec<String>,
+}
+
+impl StreamProcessor {
+    pub(super) fn check(&self, name: &str) -> Result<()> {
+        let empty = match self {
+            Self { accepts, .. } if accepts.is_empty() => "accepts",
+            Self { returns, .. } if returns.is_empty() => "returns",
+            Self { path, .. } if path.as_os_str().is_empty() => "path",
+            _ => return Ok(()),
+        };
+        Err(Error::invalid(format!("stream_processors.{name}.{empty}: must not be empty")))
     }
 }
 

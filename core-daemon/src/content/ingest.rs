@@ -296,6 +296,14 @@ impl Sealed {
         self.ingest.offset
     }
 
+    /// Its bytes, from the beginning.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn written(&self) -> Result<File> {
+        self.ingest.written()
+    }
+
     /// The reference it was written under, and the lease that holds that.
     pub(super) fn reference(&self) -> &str {
         &self.ingest.about.reference

@@ -1,4 +1,4 @@
-//! From a layer as it is stored to its plain tar.
+//! From a layer or an archive as it is stored to its plain tar.
 
 use std::io::{BufRead, Read};
 
@@ -6,8 +6,23 @@ use rung_spec::image::Compression;
 
 use crate::error::{Doing, Error, Result};
 
-/// What tars may also be packed with, and how that begins; no runtime reads such layers.
-const REFUSED: [(&str, &[u8]); 2] = [("xz", b"\xfd7zXZ\0"), ("bzip2", b"BZh")];
+/// What whole archives may also be packed with; no runtime reads such layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Old {
+    Xz,
+    Bzip2,
+}
+
+impl Old {
+    const ALL: [(Self, &str, &[u8]); 2] = [(Self::Xz, "xz", b"\xfd7zXZ\0"), (Self::Bzip2, "bzip2", b"BZh")];
+
+    fn sniff(head: &[u8]) -> Option<(Self, &'static str)> {
+        Self::ALL.iter().find(|(_, _, magic)| head.starts_with(magic)).map(|(old, name, _)| (*old, *name))
+    }
+}
+
+/// KiB that a dictionary of xz may take: what its highest preset needs, and a little more.
+const XZ_MEMORY: u32 = 72 << 10;
 
 /// The plain tar in `stored`, whatever compression its first bytes show: gzip of any number of members, zstd of any
 /// number of frames, or none.
@@ -17,9 +32,9 @@ const REFUSED: [(&str, &[u8]); 2] = [("xz", b"\xfd7zXZ\0"), ("bzip2", b"BZh")];
 pub fn decompress<'a>(mut stored: impl BufRead + Send + 'a) -> Result<(Box<dyn Read + Send + 'a>, Compression)> {
     let head = stored.fill_buf().doing(|| "read layer")?;
     let compression = Compression::sniff(head);
-    if let Some((name, _)) = REFUSED.iter().find(|(_, magic)| head.starts_with(magic)) {
+    if let Some((_, name)) = Old::sniff(head) {
         return Err(Error::invalid(format!(
-            "packed with {name}, which is not supported; use gzip, zstd or no packing"
+            "packed with {name}, which is not supported for layers; use gzip, zstd or no packing"
         )));
     }
     let plain: Box<dyn Read + Send + 'a> = match compression {
@@ -33,4 +48,17 @@ pub fn decompress<'a>(mut stored: impl BufRead + Send + 'a) -> Result<(Box<dyn R
         Compression::None => Box::new(stored),
     };
     Ok((plain, compression))
+}
+
+/// As [`decompress`], of a whole archive, which may also be packed with xz or bzip2.
+///
+/// # Errors
+/// When the first bytes cannot be read.
+pub fn decompress_archive<'a>(mut stored: impl BufRead + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+    let head = stored.fill_buf().doing(|| "read archive")?;
+    Ok(match Old::sniff(head) {
+        Some((Old::Xz, _)) => Box::new(lzma_rust2::XzReader::new_mem_limit(stored, true, XZ_MEMORY)),
+        Some((Old::Bzip2, _)) => Box::new(bzip2::bufread::MultiBzDecoder::new(stored)),
+        None => decompress(stored)?.0,
+    })
 }

@@ -175,7 +175,7 @@ impl Engine {
 
     /// Stores a tar with gzip, whatever it is packed with now.
     fn store_layer(&self, ctx: &Context, archive: impl Read + Send) -> Result<Made> {
-        let (mut plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, archive))?;
+        let mut plain = diff::decompress_archive(BufReader::with_capacity(256 << 10, archive))?;
         let reference = format!("layer-import-{}", id::random::<8>()?);
         let mut ingest = self.parts().images.content.writer(ctx, &reference, 0, None)?;
         let packed = pack(&mut plain, &mut ingest).doing(|| "read the archive");

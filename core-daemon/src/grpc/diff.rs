@@ -28,15 +28,12 @@ impl Diff for DiffService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let ctx = Context::of(request.metadata())?;
         let ApplyRequest { diff, mounts, payloads, sync_fs } = request.into_inner();
-        if let Some(kind) = payloads.keys().next() {
-            return Err(Error::unimplemented(format!("apply: payload {kind}: no stream processors")).into());
-        }
         let layer = walk::descriptor(&diff.ok_or_else(|| Error::invalid("diff is required"))?)?;
         let mounts: Vec<Mount> = mounts.into_iter().map(Into::into).collect();
         let images = self.images.clone();
         let apply = move || {
             let _applying = images.snapshotters.unpacks().applying(&mounts);
-            images.apply(&ctx, &layer, &mounts, sync_fs)
+            images.apply(&ctx, &layer, &mounts, &payloads, sync_fs)
         };
         let applied = blocking(apply).await?;
         Ok(Response::new(ApplyResponse { applied: Some(walk::to_wire(&applied)) }))

@@ -20,12 +20,12 @@ use rung_spec::image::Descriptor;
 use rung_sys::beneath::{self, Root};
 use tokio::sync::mpsc;
 
-use super::layers::{apply_checked, apply_stored};
+use super::layers::{apply_checked, apply_file, apply_stored};
 use super::{Progress, Step};
 use crate::blocking::blocking;
 use crate::content::{Content, Ingest, Sealed};
 use crate::context::Context;
-use crate::diff::{Applied, Mode};
+use crate::diff::{Applied, Mode, Processors};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::registry::Repository;
 
@@ -85,11 +85,12 @@ pub(super) struct Fetcher {
     pub(super) repository: Repository,
     pub(super) ctx: Context,
     pub(super) progress: Arc<dyn Progress>,
+    pub(super) processors: Processors,
 }
 
 impl Fetcher {
     /// Fetches a layer, and applies it as it comes.
-    pub(super) async fn layer(&self, job: Job) -> Result<Fetched> {
+    pub(super) async fn layer(&self, mut job: Job) -> Result<Fetched> {
         let digest = job.layer.digest.clone();
         self.progress.layer(&digest, Step::Waiting, 0, job.layer.size);
         let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
@@ -104,12 +105,19 @@ impl Fetcher {
                 }
             }
         }
+        // What other programs see first they see whole.
+        let is_apart = job.apply.is_some() && self.processors.take(&job.layer)?;
+        let apart = if is_apart { job.apply.take() } else { None };
         let fetched = match self.stream(&job).await {
             // Bytes kept from an earlier pull were bad: once more from the beginning.
             Err(Failure::Stale) => self.stream(&job).await,
             other => other,
         };
-        let fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
+        let mut fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
+        if let (Some(place), Some(sealed)) = (apart, &fetched.sealed) {
+            let (processors, layer, stored) = (self.processors.clone(), job.layer.clone(), sealed.written()?);
+            fetched.applied = Some(blocking(move || apply_file(&processors, &layer, &place, stored)).await?);
+        }
         self.progress.layer(&digest, Step::Complete, job.layer.size, job.layer.size);
         Ok(fetched)
     }
@@ -118,7 +126,8 @@ impl Fetcher {
         let Some(place) = job.apply.clone() else { return Ok(None) };
         let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
         self.progress.layer(&layer.digest, Step::Extracting, 0, layer.size);
-        blocking(move || apply_stored(&content, &ctx, &layer, &place)).await.map(Some)
+        let processors = self.processors.clone();
+        blocking(move || apply_stored(&content, &processors, &ctx, &layer, &place)).await.map(Some)
     }
 
     /// Removes a layer's stored bytes if they are damaged, with what has been made of them, and says whether they were.

@@ -1,6 +1,7 @@
 //! One layer between the content store and a snapshot's mounts, as the diff service has it.
 
-use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufWriter, Read, Write};
 
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 use rung_spec::image::{Compression, Descriptor, Kind as MediaKind, media_types};
@@ -10,7 +11,7 @@ use super::Images;
 use super::fetch::{Form, Place};
 use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
-use crate::diff::{self, Applied, Changes, Target};
+use crate::diff::{self, Applied, Changes, Payloads, Processors, Target};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id;
 use crate::labels::{self, Labels};
@@ -29,15 +30,32 @@ pub fn unpacked_limit(stored: u64) -> u64 {
 }
 
 /// Applies a layer that is in the content store to a directory of its own, and checks what it unpacks to.
-pub(super) fn apply_stored(content: &Content, ctx: &Context, layer: &Descriptor, place: &Place) -> Result<Applied> {
+pub(super) fn apply_stored(
+    content: &Content,
+    processors: &Processors,
+    ctx: &Context,
+    layer: &Descriptor,
+    place: &Place,
+) -> Result<Applied> {
     let blob = content.reader(ctx, &layer.digest)?;
-    apply_checked(layer, place, BufReader::with_capacity(256 << 10, blob.file))
+    apply_file(processors, layer, place, blob.file)
+}
+
+/// Applies a layer from its file, as [`apply_checked`].
+pub(super) fn apply_file(processors: &Processors, layer: &Descriptor, place: &Place, stored: File) -> Result<Applied> {
+    let plain = processors.plain(layer, stored, &diff::own_payloads(layer));
+    apply_plain(layer, place, plain.doing(|| format!("unpack layer {}", layer.digest))?)
 }
 
 /// Applies a stored layer and checks that its plain tar is what the configuration says.
 pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufRead + Send) -> Result<Applied> {
     let doing = || format!("unpack layer {}", layer.digest);
     let (plain, _) = diff::decompress(stored).doing(doing)?;
+    apply_plain(layer, place, plain)
+}
+
+fn apply_plain(layer: &Descriptor, place: &Place, plain: impl Read + Send) -> Result<Applied> {
+    let doing = || format!("unpack layer {}", layer.digest);
     let limit = unpacked_limit(layer.size);
     let applied = diff::read_ahead(plain, |plain| match &place.form {
         Form::Directory(path) => {
@@ -59,15 +77,22 @@ pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufR
 }
 
 impl Images {
-    /// Applies a stored layer to what `mounts` show; with `sync`, it is on disk then. Answers with the plain tar's
-    /// descriptor.
+    /// Applies a stored layer to what `mounts` show, through the programs that its media type asks for, which are sent
+    /// their `payloads`; with `sync`, it is on disk then. Answers with the plain tar's descriptor.
     ///
     /// # Errors
     /// `NotFound` for the layer; what applying it fails with.
-    pub fn apply(&self, ctx: &Context, layer: &Descriptor, mounts: &[Mount], sync: bool) -> Result<Descriptor> {
+    pub fn apply(
+        &self,
+        ctx: &Context,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        payloads: &Payloads,
+        sync: bool,
+    ) -> Result<Descriptor> {
         let blob = self.content.reader(ctx, &layer.digest)?;
         let limit = unpacked_limit(blob.size);
-        let (plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, blob.file))?;
+        let plain = self.processors.plain(layer, blob.file, payloads)?;
         let target = Target::of(mounts)?;
         let doing = || format!("apply layer {}", layer.digest);
         let root = target.open()?;

@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 
 use crate::content::Content;
 use crate::context::Context;
+use crate::diff::Processors;
 use crate::error::{Error, Result};
 use crate::records::{ImageRecords, Leases};
 use crate::registry::Registry;
@@ -54,6 +55,7 @@ pub struct Images {
     registry: Registry,
     at_once: AtOnce,
     verifiers: Verifiers,
+    processors: Processors,
     /// Told when something may be collected.
     wake: Arc<Notify>,
     /// What is being pulled.
@@ -76,6 +78,8 @@ pub struct Parts {
     pub at_once: AtOnce,
     /// Who is asked about an image.
     pub verifiers: Verifiers,
+    /// What layers go through before they are unpacked.
+    pub processors: Processors,
     /// Told when something may be collected.
     pub wake: Arc<Notify>,
 }
@@ -195,9 +199,9 @@ pub struct Resolved {
 impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
-        let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, wake } = parts;
+        let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake } = parts;
         let flights = Flights::default();
-        Self { records, content, snapshotters, leases, registry, at_once, verifiers, wake, flights }
+        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights }
     }
 
     /// Looks an image up by its exact record name, for a platform or for this machine.

@@ -172,6 +172,7 @@ impl Pull<'_> {
             repository: self.repository.clone(),
             ctx: self.ctx.clone(),
             progress: self.progress.clone(),
+            processors: self.images.processors.clone(),
         };
         let gear = Gear {
             fetcher: &fetcher,

@@ -9,6 +9,7 @@ use rung_spec::image::media_types;
 use rung_spec::reference::Reference;
 
 use super::*;
+use crate::diff::Processors;
 use crate::error::Kind;
 use crate::events::Events;
 use crate::filter::Filter;
@@ -45,6 +46,7 @@ fn fixture() -> Fixture {
         registry: Registry::new(PathBuf::from("/nonexistent")),
         at_once: AtOnce { downloads: 6, uploads: 4 },
         verifiers: Verifiers::default(),
+        processors: Processors::default(),
         wake: gc.waker(),
     });
     Fixture { _dir: dir, images, gc, ctx: Context::new(Namespace::parse("n").expect("namespace")) }
@@ -183,14 +185,10 @@ impl Fixture {
         let image = self.images.resolve(&self.ctx, &pulled.name, Some(&amd64)).expect("resolve");
         let top = image.chain_id.expect("layers");
         let snapshots = self.images.snapshotters.get("").expect("snapshotter");
-        let key = format!("test-{}", random());
+        let key = format!("test-{}", crate::id::random::<8>().expect("random"));
         let mounts = snapshots.view(&self.ctx, &key, top.as_str(), Labels::new()).expect("view");
         crate::diff::Target::directories(&mounts)
     }
-}
-
-fn random() -> String {
-    crate::id::random::<8>().expect("random")
 }
 
 fn content_of(path: &Path) -> String {
@@ -324,6 +322,37 @@ async fn pulls_of_one_image_at_once_fetch_it_once() {
     let pulls = futures_util::future::join_all((0..8).map(|_| it.pull(&fake))).await;
     assert!(pulls.iter().all(Result::is_ok));
     assert_eq!(blobs.load(Ordering::Relaxed), 3);
+}
+
+/// How many times more often than usual tests of chances try them.
+fn rounds(usual: u32) -> u32 {
+    let more = std::env::var("GANTRY_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    usual * more
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pulls_that_are_given_up_and_collections_take_nothing_from_others() {
+    let store = two_layers();
+    let fake = Fake::start(move |asked| store.answer(asked)).await;
+    let it = fixture();
+    let worker = async |number: u32| {
+        for round in 0..rounds(12) {
+            // Sooner or later, and now and then not at all.
+            let patience = std::time::Duration::from_millis(u64::from((round * 7 + number * 13) % 40));
+            if let Ok(pulled) = tokio::time::timeout(patience, it.pull(&fake)).await {
+                pulled.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            }
+            it.gc.collect().await.expect("collect");
+            let pulled = it.pull(&fake).await.unwrap_or_else(|error| panic!("round {round}, again: {error}"));
+            if number == 0 {
+                it.images.records.delete(&it.ctx, &pulled.name, None).expect("remove");
+            }
+        }
+    };
+    tokio::join!(worker(0), worker(1), worker(2), worker(3));
+    let pulled = it.pull(&fake).await.expect("pull");
+    it.gc.collect().await.expect("collect");
+    assert_eq!(content_of(&it.directories(&pulled)[0].join("usr/lib/new")), "new");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,10 +183,11 @@ impl Stack {
                 Err(error) if error.kind() == Kind::AlreadyExists => continue,
                 other => other?,
             };
-            let applied = images.apply(&self.ctx, &self.layers[index], &mounts, true)?;
+            let layer = &self.layers[index];
+            let applied = images.apply(&self.ctx, layer, &mounts, &diff::own_payloads(layer), true)?;
             if applied.digest != self.diff_ids[index] {
                 let (is, should) = (&applied.digest, &self.diff_ids[index]);
-                let text = format!("layer {} unpacks to {is} instead of {should}", self.layers[index].digest);
+                let text = format!("layer {} unpacks to {is} instead of {should}", layer.digest);
                 return Err(Error::new(Kind::DataLoss, text));
             }
             let layer = Layer { name: self.chain[index].to_string(), key, parent, labels: Labels::new() };
@@ -315,7 +316,7 @@ impl Images {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 let Some(layer) = manifest.layers.get(index) else { return };
                 if let Some(place) = stack.place(index) {
-                    let applied = layers::apply_stored(&self.content, ctx, layer, &place);
+                    let applied = layers::apply_stored(&self.content, &self.processors, ctx, layer, &place);
                     if applied.is_err() {
                         // What the others have not begun is of no use any more.
                         next.store(manifest.layers.len(), Ordering::Relaxed);

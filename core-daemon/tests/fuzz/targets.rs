@@ -8,7 +8,7 @@ use std::sync::Arc;
 use gantry_proto::namespace::Namespace;
 use gantryd::content::Content;
 use gantryd::context::Context;
-use gantryd::diff::{self, Mode};
+use gantryd::diff::{self, Mode, Processors};
 use gantryd::events::Events;
 use gantryd::filter::Filter;
 use gantryd::gc::Gc;
@@ -107,6 +107,15 @@ fn layers() {
     });
 }
 
+#[test]
+fn packed() {
+    fuzz("packed", &corpus("packed"), 3000, as_it_is, &|input| {
+        if let Ok(plain) = diff::decompress_archive(input) {
+            let _ = std::io::copy(&mut std::io::Read::take(plain, LIMIT), &mut std::io::sink());
+        }
+    });
+}
+
 /// Archives of both kinds with one small image.
 fn archives() -> Vec<Vec<u8>> {
     let layer = tar(&[entry(b'0', "file", "", b"x")]);
@@ -162,6 +171,7 @@ fn images(dir: &Path) -> (Images, Gc) {
         registry: Registry::new("/nonexistent".into()),
         at_once: AtOnce { downloads: 6, uploads: 4 },
         verifiers: Verifiers::default(),
+        processors: Processors::default(),
         wake: gc.waker(),
     });
     (images, gc)

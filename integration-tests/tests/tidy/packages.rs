@@ -24,6 +24,7 @@ const LICENCES: &[&str] = &[
     "Unicode-3.0",
     "Unlicense",
     "Zlib",
+    "bzip2-1.0.6",
 ];
 
 /// Two versions of one of these would mean two of every message, error or runtime.

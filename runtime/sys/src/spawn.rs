@@ -26,6 +26,25 @@ pub fn cleanly(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(prepare) }
 }
 
+/// Has `command` start its program with `source` as its descriptor 3.
+///
+/// # Errors
+/// Where there is no descriptor left.
+pub fn with_descriptor_3<'a>(command: &'a mut Command, source: BorrowedFd<'_>) -> Result<&'a mut Command> {
+    const NUMBER: i32 = 3;
+    // Where nobody has that number, the copy has it, so that what the standard library opens to hear of failures does not.
+    let copy = park(source, NUMBER)?;
+    let prepare = move || {
+        let from = copy.as_raw_fd();
+        // SAFETY: this is a forked child about to exec; what is at the number in its copy of memory is never dropped.
+        let returned =
+            unsafe { if from == NUMBER { libc::fcntl(NUMBER, libc::F_SETFD, 0) } else { libc::dup2(from, NUMBER) } };
+        if returned < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec it makes one system call and asks for no memory.
+    Ok(unsafe { command.pre_exec(prepare) })
+}
+
 /// A program to start.
 #[derive(Debug, Clone, Copy)]
 pub struct Program<'a> {

@@ -149,6 +149,27 @@ fn several_members_and_frames_are_one_stream() {
 }
 
 #[test]
+fn archives_are_read_whatever_they_are_packed_with() {
+    const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/corpus/packed");
+    let read = |name: &str, share: usize| {
+        let packed = std::fs::read(Path::new(CORPUS).join(name)).expect("corpus");
+        let mut bytes = Vec::new();
+        let mut plain = decompress_archive(&packed[..packed.len() / share]).expect("open");
+        std::io::Read::read_to_end(&mut plain, &mut bytes).map(|_| bytes)
+    };
+    let plain = read("plain.tar", 1).expect("plain");
+    for name in ["two-streams.tar.xz", "filters.tar.xz", "two-streams.tar.bz2"] {
+        assert!(read(name, 1).expect(name) == plain, "{name}");
+        read(name, 2).expect_err("it is cut off");
+    }
+    let error = read("greedy.tar.xz", 1).expect_err("wants 256 MiB");
+    assert_eq!(error.kind(), std::io::ErrorKind::OutOfMemory, "{error}");
+    let layer = std::fs::read(Path::new(CORPUS).join("filters.tar.xz")).expect("corpus");
+    let error = decompress(&layer[..]).err().expect("no layer is packed so");
+    assert_eq!(error.kind(), Code::InvalidArgument);
+}
+
+#[test]
 fn bombs_end_at_the_limit() {
     let zeros = || {
         Tar::default().block(b'0', b"bomb", b"", PLAIN, |block| {

@@ -46,7 +46,7 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     if archive.fill_buf().doing(|| "read archive")?.is_empty() {
         return Err(Error::invalid("nothing came: it is no archive"));
     }
-    let (plain, _) = diff::decompress(archive).doing(|| "read archive")?;
+    let plain = diff::decompress_archive(archive)?;
     let mut reader = Reader::new(plain, MAX_BYTES);
     let mut taking = Taking { content, ctx, prefix: format!("import-{}", id::random::<8>()?), waiting: Vec::new() };
     let mut files = Files::default();

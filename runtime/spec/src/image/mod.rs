@@ -80,7 +80,7 @@ impl Document {
 }
 
 /// A media type without parameters such as `; charset=utf-8`.
-fn bare(media_type: &str) -> &str {
+pub fn bare(media_type: &str) -> &str {
     media_type.split(';').next().unwrap_or_default().trim()
 }
 
