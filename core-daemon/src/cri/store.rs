@@ -358,10 +358,7 @@ impl Container {
 /// The run of the machine that this is, which no other has.
 pub(super) fn boot_id() -> &'static str {
     static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    BOOT.get_or_init(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        text.map(|text| text.trim().to_owned()).unwrap_or_default()
-    })
+    BOOT.get_or_init(|| crate::id::boot().unwrap_or_default())
 }
 
 fn find<T>(all: &BTreeMap<String, Arc<T>>, what: &str, id: &str) -> Result<Arc<T>> {

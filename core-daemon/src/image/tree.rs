@@ -108,7 +108,7 @@ impl Tree {
                 Ok(())
             }
             Document::Index(index) => {
-                doc.labels = index_labels(&index);
+                doc.labels = index_labels(&index.manifests);
                 self.docs.push(doc);
                 self.entries(from, descriptor, &index, choice, (want, depth)).await
             }
@@ -164,11 +164,11 @@ fn none_fits(index: &Index, choice: &Choice) -> Error {
 }
 
 /// References to all entries, those that are not here among them: they may come later, by another choice.
-fn index_labels(index: &Index) -> Labels {
+pub(super) fn index_labels(entries: &[Descriptor]) -> Labels {
     let label = |(number, entry): (usize, &Descriptor)| {
         (format!("{}.m.{number}", labels::GC_REF_CONTENT), entry.digest.to_string())
     };
-    index.manifests.iter().enumerate().map(label).collect()
+    entries.iter().enumerate().map(label).collect()
 }
 
 /// References to what a manifest leads to, as labels of it.

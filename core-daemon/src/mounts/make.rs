@@ -21,6 +21,7 @@ use rung_sys::{loop_device, mount, mount_words};
 use super::words::{Step, format, steps};
 use super::{Manager, Wish};
 use crate::error::{Doing, Error, Result};
+use crate::labels;
 
 const MAKE_DIRECTORY: &str = "X-containerd.mkdir.";
 const MAKE_IMAGE: &str = "X-containerd.mkfs.";
@@ -104,7 +105,7 @@ impl Manager {
         let (mut size, mut kind, mut uuid) = (None, "ext4", None);
         for option in options {
             match option.split_once('=') {
-                Some(("size", value)) => size = bytes(value),
+                Some(("size", value)) => size = labels::size(value).and_then(|size| i64::try_from(size).ok()),
                 Some(("fs", value)) => kind = value,
                 Some(("uuid", value)) => uuid = Some(value),
                 _ => return Err(Error::invalid(format!("unknown option {MAKE_IMAGE}{option}"))),
@@ -200,19 +201,6 @@ fn mount_at(one: &Mount, place: &Path) -> Result<()> {
     let tree = tree.map_err(io::Error::from)?;
     let target = File::open(place)?;
     Ok(mount::attach(tree.as_fd(), target.as_fd()).map_err(io::Error::from)?)
-}
-
-/// A number of bytes, in units of 1024.
-fn bytes(text: &str) -> Option<i64> {
-    let text = text.trim_end_matches(['b', 'B']).trim_end_matches('i');
-    let (digits, shift) = match text.char_indices().next_back()? {
-        (at, 'k' | 'K') => (&text[..at], 10),
-        (at, 'm' | 'M') => (&text[..at], 20),
-        (at, 'g' | 'G') => (&text[..at], 30),
-        (at, 't' | 'T') => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    digits.parse::<i64>().ok()?.checked_mul(1 << shift).filter(|size| *size > 0)
 }
 
 fn run(program: &str, arguments: &[String]) -> Result<()> {

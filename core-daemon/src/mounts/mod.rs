@@ -30,12 +30,11 @@ use rung_sys::atomic_file;
 
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
+use crate::id;
 use crate::labels::{self, Labels};
 
 /// Name of the directory of all activations.
 const DIRECTORY: &str = "io.containerd.mount-manager.v1.bolt";
-/// Where the kernel says which run of the machine this is.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The label by which an activation goes with a container.
 pub const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
 /// Longest name.
@@ -81,7 +80,7 @@ impl Mounts {
         let directory = state.join(DIRECTORY);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.doing(|| format!("make {}", directory.display()))?;
-        let boot = fs::read_to_string(BOOT_ID).doing(|| "identify the run of the machine")?;
+        let boot = id::boot()?;
         let roots = vec![directory.clone(), root.to_owned()];
         let mounts = Self(Arc::new(Manager { directory, roots, boot, turns: Mutex::default() }));
         for (_, dir) in mounts.0.directories()? {
@@ -237,7 +236,7 @@ impl Manager {
     fn read(&self, dir: &Path) -> Option<(ActivationInfo, Option<String>)> {
         let info = ActivationInfo::decode(fs::read(dir.join("activation")).ok()?.as_slice()).ok()?;
         let lease = fs::read_to_string(dir.join("lease")).ok();
-        (fs::read_to_string(dir.join("boot")).ok()? == self.boot).then_some((info, lease))
+        (fs::read_to_string(dir.join("boot")).ok()?.trim_end() == self.boot).then_some((info, lease))
     }
 
     fn record(&self, dir: &Path, info: &ActivationInfo, lease: Option<&str>) -> Result<()> {

@@ -18,7 +18,7 @@ use crate::image::choice::Want;
 use crate::image::naming::{ANNOTATION_NAME, ANNOTATION_REF};
 use crate::image::pull::Lease;
 use crate::image::push::Stored;
-use crate::image::tree::{Found, Tree, manifest_children};
+use crate::image::tree::{Found, Tree, index_labels, manifest_children};
 use crate::image::walk::{MAX_DOCUMENT, parse_config};
 use crate::image::{Choice, Images, Names, Progress, Unpack};
 use crate::labels::Labels;
@@ -245,11 +245,6 @@ struct DockerManifest<'a> {
     media_type: &'a str,
     config: &'a Descriptor,
     layers: &'a [Descriptor],
-}
-
-fn index_labels(entries: &[Descriptor]) -> Labels {
-    let name = |number: usize| format!("{}.m.{number}", crate::labels::GC_REF_CONTENT);
-    entries.iter().enumerate().map(|(number, entry)| (name(number), entry.digest.to_string())).collect()
 }
 
 fn parse<'a, T: serde::Deserialize<'a>>(name: &str, bytes: &'a [u8]) -> Result<T> {
