@@ -39,6 +39,7 @@ fn measure(rounds: usize) -> Result<()> {
         Ok("daemons") => daemons::measure(&env, rounds),
         Ok("crowds") => crowds::measure(&env),
         Ok("pods") => pods::measure(&env, rounds),
+        Ok("records") => stores::measure(&env, rounds),
         Ok("images") => pulls::measure(&env, rounds.div_ceil(30)).and_then(|()| stores::measure(&env, rounds)),
         _ => everything(&env, rounds),
     };

@@ -5,7 +5,9 @@ use std::time::Instant;
 use anyhow::Context;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gantry_proto::containerd::services::images::v1::images_client::ImagesClient;
-use gantry_proto::containerd::services::images::v1::{CreateImageRequest, GetImageRequest, Image, ListImagesRequest};
+use gantry_proto::containerd::services::images::v1::{
+    CreateImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+};
 use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use gantry_proto::containerd::services::snapshots::v1::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
@@ -35,6 +37,7 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
             subject("stat of a snapshot", || runtime.block_on(calls.stat("key-0"))),
             subject("prepare and remove of a snapshot", || runtime.block_on(calls.prepare_and_remove())),
             subject("get of an image", || runtime.block_on(calls.image("registry.test/image-0:1"))),
+            subject("update of an image", || runtime.block_on(calls.update("registry.test/image-0:1"))),
             subject("list of all images", || runtime.block_on(calls.images())),
         ];
         interleave(&mut subjects, rounds)?;
@@ -114,6 +117,15 @@ impl Calls {
 
     async fn image(&self, name: &str) -> Result<()> {
         self.images_client().get(self.request(GetImageRequest { name: name.into() })?).await?;
+        Ok(())
+    }
+
+    async fn update(&self, name: &str) -> Result<()> {
+        let labels = [("note".to_owned(), "bench".to_owned())].into();
+        let image = Some(Image { name: name.into(), labels, ..Image::default() });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["labels.note".into()] });
+        let request = UpdateImageRequest { image, update_mask, ..UpdateImageRequest::default() };
+        self.images_client().update(self.request(request)?).await?;
         Ok(())
     }
 
