@@ -191,14 +191,26 @@ impl Cgroup {
         place.open()?.map_or(Ok(false), |dir| is_frozen(&dir))
     }
 
+    /// The place that is asked for the processes of the container.
+    fn listed(&self) -> Option<&Place> {
+        let preferred = ["devices", "freezer", "pids", "memory"];
+        let v1 = preferred.iter().find_map(|name| self.places.iter().find(|place| place.hierarchy.has(name)));
+        v1.or_else(|| self.v2_place()).or(self.places.first())
+    }
+
+    /// Begins the removal where [`Self::pids`] would look. That it can be removed says that there are none, in one call
+    /// and for good.
+    pub fn remove_if_vacant(&self) -> bool {
+        let ours = !self.foreign && self.managed.is_none();
+        ours && self.listed().is_some_and(|place| cgroupfs::remove(&place.path).is_ok())
+    }
+
     /// All processes of the container, in the runtime's pid namespace. None when it is gone.
     ///
     /// # Errors
     /// When a list cannot be read.
     pub fn pids(&self) -> Result<Vec<Pid>> {
-        let preferred = ["devices", "freezer", "pids", "memory"];
-        let v1 = preferred.iter().find_map(|name| self.places.iter().find(|place| place.hierarchy.has(name)));
-        let Some(place) = v1.or_else(|| self.v2_place()).or(self.places.first()) else { return Ok(Vec::new()) };
+        let Some(place) = self.listed() else { return Ok(Vec::new()) };
         let mut found = place.open()?.map_or_else(|| Ok(Vec::new()), |dir| pids_below(&dir))?;
         found.sort_unstable();
         found.dedup();

@@ -126,7 +126,7 @@ pub fn destroy(container: &Container) -> Result<()> {
     // Of a container that was never finished nobody knows whether the cgroup was its own: what is in there may belong to
     // somebody else, unless one of it is the process that was to become the container's.
     let finished = container.record.init_process_pid != 0;
-    let pids = cgroup.pids().unwrap_or_default();
+    let pids = if cgroup.remove_if_vacant() { Vec::new() } else { cgroup.pids().unwrap_or_default() };
     if !pids.is_empty() && (finished || pids.iter().any(|pid| is_of(*pid, &container.record))) {
         note(cgroup.kill().map_err(cgroup_error));
     }
