@@ -41,7 +41,7 @@ impl Cgroup {
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             let path = hierarchy.mount.join(&inner);
-            places.push(Place { hierarchy, path, dir: None, made: false });
+            places.push(Place::new(hierarchy, path));
         }
         let managed =
             Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, full: false, ours: false };

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! plan      where it will be, decided once, before anything is made
-//! create    directories, controllers, device rules, limits; undone as a whole when a step fails
+//! create    directories, controllers, device rules, limits; undone as a whole when a step fails; in two steps (begin,
+//!           complete) where the process is born in between
 //! entry     what the child needs to put itself in; or `join`, by which another process is put in
 //! apply     new limits for what runs                       freeze, thaw, kill, pids, stats
 //! remove    directories, from what runs or from the record of what is dead
@@ -21,6 +22,7 @@ mod devices;
 mod error;
 mod legacy;
 mod locate;
+mod make;
 mod managed;
 mod mark;
 mod oom;
@@ -39,21 +41,18 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{CgroupDir, is_denied, is_missing};
+use rung_sys::cgroupfs::{CgroupDir, is_missing};
 
 pub use error::{Error, Result};
 pub use locate::is_unified;
+pub use make::Wanted;
 pub use oom::OomWatch;
 pub use processes::Frozen;
 pub use systemd::{Unit, session_of_ordinary_user};
 pub use view::View;
 
 use locate::Hierarchy;
-use settings::Setting;
-
-use crate::log;
 
 /// Controllers whose v1 cgroup is made only when a limit of it is set or the container may make cgroups itself: nobody
 /// looks at them for anything else, a cpuset is by far the most expensive cgroup to set up, and `update` can still make
@@ -69,9 +68,15 @@ struct Place {
     dir: Option<CgroupDir>,
     /// Made by this handle, so to be removed when the rest fails.
     made: bool,
+    /// Not made yet, and about to be.
+    planned: bool,
 }
 
 impl Place {
+    fn new(hierarchy: Hierarchy, path: PathBuf) -> Self {
+        Self { hierarchy, path, dir: None, made: false, planned: false }
+    }
+
     fn on_demand(&self) -> bool {
         let names = &self.hierarchy.controllers;
         !names.is_empty() && names.iter().all(|name| ON_DEMAND.contains(&name.as_str()))
@@ -120,7 +125,7 @@ impl Cgroup {
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             let path = locate::container_dir(&hierarchy, cgroups_path, id)?;
-            places.push(Place { hierarchy, path, dir: None, made: false });
+            places.push(Place::new(hierarchy, path));
         }
         let lenient = rootless && cgroups_path.is_none();
         Ok(Self { places, rootless, lenient, managed: None, everywhere: false, foreign: false })
@@ -144,12 +149,10 @@ impl Cgroup {
             // Controllers that share a hierarchy share the directory.
             match places.iter_mut().find(|place| place.path == *path) {
                 Some(place) => place.hierarchy.controllers.extend(controllers),
-                None => places.push(Place {
-                    hierarchy: Hierarchy { controllers, mount: mount_of(path, unified), own: PathBuf::new() },
-                    path: path.clone(),
-                    dir: None,
-                    made: false,
-                }),
+                None => {
+                    let hierarchy = Hierarchy { controllers, mount: mount_of(path, unified), own: PathBuf::new() };
+                    places.push(Place::new(hierarchy, path.clone()));
+                }
             }
         }
         Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false }
@@ -167,7 +170,7 @@ impl Cgroup {
         for hierarchy in locate::hierarchies()? {
             if let Some((_, path)) = memberships.iter().find(|(names, _)| *names == hierarchy.controllers) {
                 let path = hierarchy.mount.join(lexical(path));
-                places.push(Place { hierarchy, path, dir: None, made: false });
+                places.push(Place::new(hierarchy, path));
             }
         }
         Ok(Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false })
@@ -189,100 +192,10 @@ impl Cgroup {
         paths
     }
 
-    /// Makes the cgroup with its device rules and limits, and puts `pid` in, if one is given. When a step fails, what
-    /// was made is removed.
-    ///
-    /// # Errors
-    /// When a limit is invalid or refused, the cgroup is occupied by processes, or the caller lacks permission.
-    pub fn create(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
-        let outcome = self.make(resources, pid).and_then(|()| pid.map_or(Ok(()), |pid| self.join(pid)));
-        if outcome.is_err() {
-            self.undo();
-            self.foreign = true;
-        }
-        outcome
-    }
-
-    fn make(&mut self, resources: Option<&LinuxResources>, pid: Option<Pid>) -> Result<()> {
-        let settings = resources.map(|wanted| self.settings(wanted)).transpose()?.unwrap_or_default();
-        let rules = devices::rules(resources.and_then(|wanted| wanted.devices().as_deref()))?;
-        let managed = self.managed.is_some();
-        if managed {
-            // Before the unit is made: the process that systemd puts in is the container's own.
-            for place in &mut self.places {
-                place.dir = place.open()?;
-                place.require_vacant()?;
-                place.dir = None;
-            }
-        }
-        self.start_unit(resources, &rules, pid)?;
-        let lenient = self.lenient && settings.is_empty();
-        let hybrid = !self.is_unified();
-        for place in &mut self.places {
-            if place.on_demand() && !self.everywhere && !settings.iter().any(|s| place.hierarchy.has(&s.controller)) {
-                continue;
-            }
-            match CgroupDir::create(&place.hierarchy.mount, &place.path) {
-                Ok((dir, made)) => {
-                    place.dir = Some(dir);
-                    place.made = made;
-                }
-                Err(e) if lenient && is_denied(&e) => continue,
-                Err(e) if self.lenient && is_denied(&e) => return Err(Error::Rootless(e)),
-                Err(e) => return Err(e.into()),
-            }
-            if !managed {
-                place.require_vacant()?;
-            }
-            place.prepare(&settings)?;
-            match place.restrict_devices(&rules, hybrid) {
-                // An ordinary user may not load the program, but can neither make a node of a device, nor open one
-                // that he may not open anyway.
-                Err(e) if self.rootless && e.is_denied() => {}
-                other => other?,
-            }
-        }
-        self.write(&settings)
-    }
-
-    fn settings(&self, resources: &LinuxResources) -> Result<Vec<Setting>> {
-        let rounded = self.managed.is_some().then(|| properties::rounded(resources));
-        let resources = rounded.as_ref().unwrap_or(resources);
-        if !self.is_unified() {
-            return legacy::settings(resources);
-        }
-        if settings::is_idle(resources) && settings::has_weight(resources) {
-            log::warning("unable to apply both cpu.weight and cpu.idle, ignoring cpu.weight");
-        }
-        settings::unified(resources)
-    }
-
     /// Whether there is nothing but v2.
     #[must_use]
     pub fn is_unified(&self) -> bool {
         matches!(&self.places[..], [only] if only.hierarchy.is_v2())
-    }
-
-    /// Writes every setting where it belongs.
-    fn write(&self, settings: &[Setting]) -> Result<()> {
-        let mut written = 0;
-        for place in &self.places {
-            let mine: Vec<&Setting> = settings.iter().filter(|s| place.holds(s)).collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let Some(dir) = &place.dir else { continue };
-            apply::write_all(dir, &mine)?;
-            written += mine.len();
-        }
-        if written == settings.len() {
-            return Ok(());
-        }
-        let missing = settings.iter().find(|s| !self.places.iter().any(|p| p.dir.is_some() && p.holds(s)));
-        missing.map_or(Ok(()), |setting| {
-            let reason = format!("this host has no cgroup controller {}", setting.controller);
-            Err(Error::invalid(format!("linux.resources ({})", setting.file), reason))
-        })
     }
 
     /// Puts a process in, everywhere. A process that is being started should rather put itself in: [`Self::entry`].
@@ -327,84 +240,24 @@ impl Cgroup {
         for place in &self.places {
             let v2 = place.hierarchy.is_v2();
             if let Some(dir) = place.dir.as_ref().filter(|_| !(v2 && cloned_into)) {
-                let file = place.way_in();
-                files.push((place.path.join(file), dir.open_to_write(file)?));
+                files.push(dir.open_to_write(place.way_in())?);
             }
         }
         Ok(Entry { files })
-    }
-
-    fn undo(&mut self) {
-        self.settled();
-        let _ = self.stop_unit();
-        for place in self.places.iter_mut().filter(|place| place.made) {
-            place.dir = None;
-            place.made = false;
-            // Only the failure that led here is worth reporting; a leftover directory is found by `delete`.
-            let _ = rung_sys::cgroupfs::remove(&place.path);
-        }
-    }
-}
-
-impl Place {
-    fn holds(&self, setting: &Setting) -> bool {
-        self.hierarchy.is_v2_of(setting) || self.hierarchy.has(&setting.controller)
-    }
-
-    /// A cgroup that was there already must be empty and not frozen: processes in it would share the limits and die
-    /// with the container, and in a frozen one the container would never start.
-    fn require_vacant(&self) -> Result<()> {
-        let Some(dir) = self.dir.as_ref().filter(|_| !self.made) else { return Ok(()) };
-        let found = processes::pids_below(dir)?;
-        if !found.is_empty() {
-            let (path, n) = (self.path.display(), found.len());
-            return Err(Error::Occupied(format!(
-                "container's cgroup is not empty: {n} process(es) found in {path}; choose another cgroupsPath"
-            )));
-        }
-        if processes::is_frozen(dir)? {
-            let path = self.path.display();
-            return Err(Error::Occupied(format!("container's cgroup unexpectedly frozen: {path}; thaw or remove it")));
-        }
-        Ok(())
-    }
-
-    /// What has to be done before limits can be written or a process can get in.
-    fn prepare(&self, settings: &[Setting]) -> Result<()> {
-        let Some(dir) = &self.dir else { return Ok(()) };
-        if self.hierarchy.is_v2() {
-            return unified::enable_controllers(&self.hierarchy, dir, settings);
-        }
-        if self.hierarchy.has("cpuset") {
-            legacy::inherit_cpuset(&self.hierarchy.mount, &self.path)?;
-        }
-        Ok(())
-    }
-
-    fn restrict_devices(&self, rules: &[rung_sys::bpf::device::Rule], hybrid: bool) -> Result<()> {
-        let Some(dir) = &self.dir else { return Ok(()) };
-        if self.hierarchy.has("devices") {
-            for lines in devices::legacy_writes(rules)?.chunk_by(|one, next| one.0 == next.0) {
-                dir.write_each(lines[0].0, lines.iter().map(|(_, value)| value.as_str()))?;
-            }
-        } else if self.hierarchy.is_v2() && !hybrid {
-            unified::set_devices(dir, rules)?;
-        }
-        Ok(())
     }
 }
 
 /// The descriptors through which a new process puts itself into its cgroups.
 #[derive(Debug)]
 pub struct Entry {
-    files: Vec<(PathBuf, OwnedFd)>,
+    files: Vec<OwnedFd>,
 }
 
 impl Entry {
-    /// Nothing is left to do: the process was cloned into its only cgroup.
+    /// The one whose [`Self::descriptors`] were passed to this process.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
+    pub fn received(files: Vec<OwnedFd>) -> Self {
+        Self { files }
     }
 
     /// Puts the calling process in. Allocates nothing unless it fails, and holds no lock of the kernel that others
@@ -412,13 +265,13 @@ impl Entry {
     ///
     /// # Errors
     /// The cgroup file and the errno of the first refusal.
-    pub fn enter(&self) -> std::result::Result<(), (&Path, Errno)> {
-        for (path, file) in &self.files {
+    pub fn enter(&self) -> std::result::Result<(), (PathBuf, Errno)> {
+        for file in &self.files {
             loop {
                 match nix::unistd::write(file, b"0") {
                     Ok(_) => break,
                     Err(Errno::EINTR) => {}
-                    Err(errno) => return Err((path, errno)),
+                    Err(errno) => return Err((rung_sys::file::path_of(file).unwrap_or_default(), errno)),
                 }
             }
         }
@@ -426,8 +279,8 @@ impl Entry {
     }
 
     /// The descriptors, for a caller that closes or passes them.
-    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.files.iter().map(|(_, file)| file.as_fd())
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.files.iter().map(OwnedFd::as_fd).collect()
     }
 }
 

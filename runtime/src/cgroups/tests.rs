@@ -2,6 +2,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use oci_spec::runtime::LinuxResources;
+
 use super::*;
 
 fn root() -> bool {
@@ -104,7 +106,7 @@ fn a_process_puts_itself_in() {
     }
     let made = created("entry", "{}");
     let entry = made.0.entry(false).unwrap();
-    let files: Vec<_> = entry.files.iter().map(|(path, _)| path.clone()).collect();
+    let files: Vec<_> = entry.files.iter().map(|file| rung_sys::file::path_of(file).unwrap()).collect();
     // The way of `Entry::enter` by a shell, since a test may not fork.
     let script = format!("for f in {}; do echo 0 > $f; done; exec cat /proc/self/cgroup", {
         files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")

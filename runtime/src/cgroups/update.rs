@@ -88,7 +88,7 @@ impl Cgroup {
             };
             if !self.places.iter().any(known) {
                 let path = hierarchy.mount.join(&inner);
-                self.places.push(Place { hierarchy, path, dir: None, made: false });
+                self.places.push(Place::new(hierarchy, path));
             }
         }
         Ok(())

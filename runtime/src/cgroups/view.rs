@@ -49,14 +49,14 @@ impl Cgroup {
         paths
     }
 
-    /// All hierarchies, once the cgroups are made.
+    /// All hierarchies, once the cgroups are made or about to be.
     #[must_use]
     pub fn views(&self) -> Vec<View> {
         let unified = self.is_unified();
         let view = |place: &super::Place| {
             let mount = place.hierarchy.mount.clone();
             let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let directory = if place.dir.is_some() {
+            let directory = if place.dir.is_some() || place.planned {
                 place.path.clone()
             } else {
                 mount.join(place.hierarchy.own.strip_prefix("/").unwrap_or(&place.hierarchy.own))
@@ -92,7 +92,7 @@ impl Cgroup {
         for place in &self.places {
             let file = place.way_in();
             match cgroupfs::open_to_write(&place.path, file) {
-                Ok(opened) => files.push((place.path.join(file), opened)),
+                Ok(opened) => files.push(opened),
                 Err(error) if is_missing(&error) => {}
                 Err(error) => return Err(error.into()),
             }

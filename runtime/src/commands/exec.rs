@@ -48,7 +48,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
         cgroups: args.cgroup.clone(),
     };
     let mut started = exec::start(&container, &spec, process, &options)?;
-    let finish = || -> Result<()> {
+    let mut finish = || -> Result<()> {
         if let (Some(socket), Some(console)) = (&args.console_socket, &started.console) {
             sockets::send_console(socket, console)?;
         } else if let Some(console) = &started.console {
@@ -62,7 +62,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
             write_pid_file(path, started.pid.as_raw())?;
         }
         started.go()?;
-        started.executed()
+        started.executed()?.map_or(Ok(()), Err)
     };
     if let Err(error) = finish() {
         started.abort();

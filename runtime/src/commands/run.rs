@@ -19,12 +19,14 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     options.detached = args.detach;
     let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
     let attempt = || -> Result<u8> {
-        let made = create::make(settings, &id, &options)?;
-        let begun = begin(&made);
-        if let Err(error) = begun {
+        let mut made = create::make(settings, &id, &options)?;
+        let executed = made.started.executed();
+        let refused = matches!(executed, Ok(Some(_)));
+        if let Err(error) = executed.and_then(|refusal| refusal.map_or_else(|| begin(&made), Err)) {
             made.started.abort();
             give_up(made);
-            if matches!(error.kind(), Kind::ProgramNotFound | Kind::CannotExecute) && !log::takes_hints() {
+            let program = matches!(error.kind(), Kind::ProgramNotFound | Kind::CannotExecute);
+            if refused && program && !log::takes_hints() {
                 log::program_error(&error);
                 return Ok(1);
             }
@@ -44,9 +46,8 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     attempt().doing(|| "runc run failed").map_err(|error| error.with_exit_code(1))
 }
 
-/// The program was let go; what follows is known only once it was executed.
+/// What follows the execution of the program.
 fn begin(made: &Made) -> Result<()> {
-    made.started.executed()?;
     let poststart = made.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
     let pid = Some(made.started.pid.as_raw());
     hooks::run("poststart", poststart.map(Vec::as_slice).unwrap_or_default(), &made.state, "running", pid)

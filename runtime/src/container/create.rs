@@ -1,7 +1,7 @@
 //! Making a container: everything up to, and not including, the exec of its program.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd as _;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,19 +11,19 @@ use rung_sys::process::Pid;
 use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
 use serde_json::value::RawValue;
 
-use super::alive::ProcessStat;
+use super::birth::Birth;
 use super::id::ContainerId;
-use super::readiness::{self, Readiness};
+use super::readiness::Readiness;
 use super::record::{CgroupConfig, Config, Record};
 use super::store::Entry;
-use super::{Settings, host_root, sockets};
+use super::{Settings, host_root};
 use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
 use crate::clock;
-use crate::error::{Doing as _, Error, Kind, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::exe;
 use crate::hooks::{self, HookState};
-use crate::launch::{self, Launch, Started, gate, notify};
+use crate::launch::{self, Started, notify};
 use crate::log;
 use crate::plan::extensions::Extensions;
 use crate::plan::namespaces::record_key;
@@ -87,7 +87,6 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         // Processes of others will see the new one.
         exe::protect()?;
     }
-    let (filter, listener) = filter(&bundle.spec)?;
     let linux = bundle.spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
@@ -98,55 +97,42 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut resctrl = plan_resctrl(&bundle.spec, id)?;
     let state = hook_state(id, &bundle, &plan)?;
     let record = first_record(settings, id, &bundle, &plan, &cgroup, cgroups_path)?;
-    let record = with_group(record, resctrl.as_ref());
-    let host_mount = record.host_mount;
+    let mut record = with_group(record, resctrl.as_ref());
     let entry = settings.store.claim(id)?;
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
-    let made = entry.plan(&record).and_then(|()| {
+    let begun = entry.plan(&record).and_then(|()| {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
-        cgroup.create(resources, None).map_err(launch::cgroup_not_made)
+        cgroup.begin(resources, None).map_err(launch::cgroup_not_made)
     });
-    if let Err(error) = made {
-        // What it had made is gone again; what was there before, perhaps another container's, is not ours to touch.
-        if let Err(error) = entry.remove() {
-            log::warning(&error.to_string());
-        }
-        return Err(error);
-    }
-    cgroup.mark(entry.path());
-    warn_of_escape(&plan, &cgroup);
-    let attempt = || -> Result<(Started, Record, Option<Readiness>)> {
-        let mut record = record;
-        let readiness = prepare_readiness(&entry, &mut plan, options)?;
-        if let Some(owner) = plan.cgroup_owner() {
-            delegate(&cgroup, owner, settings.rootless)?;
-        }
-        let gate = if options.gated { Some(gate::make(&entry.fifo())?) } else { None };
-        let launch = Launch {
-            plan: &plan,
-            filter: filter.as_ref(),
-            listener,
-            state: &state,
-            hooks: bundle.spec.hooks().as_ref(),
-            gate,
-            rootless: settings.rootless,
-        };
-        let started = launch::start_init(launch, &mut cgroup)?;
-        let outcome = enter_resctrl(resctrl.as_mut(), &[started.pid], &mut record).and_then(|()| {
-            let receiver = plan.extensions.pidfd_receiver.as_ref();
-            let record = &mut record;
-            finish(Finished { started: &started, record, cgroup: &cgroup, entry: &entry, receiver }, options)
-        });
-        outcome.inspect_err(|_| started.abort())?;
-        Ok((started, record, readiness))
-    };
-    match attempt() {
-        Ok((started, record, readiness)) => {
-            Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness })
-        }
+    let wanted = match begun {
+        Ok(wanted) => wanted,
         Err(error) => {
-            undo(&entry, &cgroup, &bundle.spec, &state);
-            if let Some(Err(error)) = host_mount.map(|before| host_root::release(&plan.root.path, before)) {
+            // What it had made is gone again; what was there before, perhaps another container's, is not ours to touch.
+            if let Err(error) = entry.remove() {
+                log::warning(&error.to_string());
+            }
+            return Err(error);
+        }
+    };
+    let mut birth = Birth {
+        spec: &bundle.spec,
+        plan: &mut plan,
+        options,
+        rootless: settings.rootless,
+        entry: &entry,
+        cgroup: &mut cgroup,
+        wanted: &wanted,
+        resctrl: resctrl.as_mut(),
+        record: &mut record,
+        state: &state,
+        begun: false,
+    };
+    match birth.run() {
+        Ok((started, readiness)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness }),
+        Err(error) => {
+            let spec = Some(&bundle.spec).filter(|_| birth.begun);
+            undo(&entry, &cgroup, spec, &state);
+            if let Some(Err(error)) = record.host_mount.map(|before| host_root::release(&plan.root.path, before)) {
                 log::warning(&error.to_string());
             }
             if let Some(group) = &mut resctrl {
@@ -172,73 +158,12 @@ fn with_group(mut record: Record, group: Option<&Resctrl>) -> Record {
     record
 }
 
-/// Without a pid namespace and without a cgroup nothing holds the processes of a container together.
-fn warn_of_escape(plan: &InitPlan, cgroup: &Cgroup) {
-    if !plan.namespaces.makes(Namespace::Pid) && cgroup.paths().is_empty() {
-        log::warning(
-            "the container has neither a cgroup nor a pid namespace of its own. Such configuration is strongly discouraged: \
-             its processes cannot be told from others, and `delete` may leave some of them running",
-        );
-    }
-}
-
-/// The socket must be there before the program is; a gated program waits for `start` to make it.
-fn prepare_readiness(entry: &Entry, plan: &mut InitPlan, options: &Options) -> Result<Option<Readiness>> {
-    let Some(manager) = &options.readiness else { return Ok(None) };
-    let directory = entry.readiness();
-    readiness::make_directory(&directory)?;
-    let bound = (!options.gated).then(|| Readiness::bind(&directory, manager.clone())).transpose()?;
-    plan.show_readiness(directory);
-    Ok(bound)
-}
-
-/// Who has no rights over other ids can give nothing away, and the container's user can then make no cgroups.
-fn delegate(cgroup: &Cgroup, owner: u32, rootless: bool) -> Result<()> {
-    match cgroup.delegate(owner) {
-        Err(error) if rootless && error.is_denied() => Ok(()),
-        other => other.map_err(launch::cgroup_error),
-    }
-}
-
 pub(super) fn enter_resctrl(resctrl: Option<&mut Resctrl>, pids: &[Pid], record: &mut Record) -> Result<()> {
     if let Some(group) = resctrl {
         record.intel_rdt_owned = group.enter(pids)?;
         record.intel_rdt_path = group.path().display().to_string();
     }
     Ok(())
-}
-
-/// What [`finish`] needs of a container whose process is ready.
-struct Finished<'a> {
-    started: &'a Started,
-    record: &'a mut Record,
-    cgroup: &'a Cgroup,
-    entry: &'a Entry,
-    /// One more socket that gets the descriptor of the process.
-    receiver: Option<&'a PathBuf>,
-}
-
-fn finish(made: Finished<'_>, options: &Options) -> Result<()> {
-    let Finished { started, record, cgroup, entry, receiver } = made;
-    if let Some(socket) = &options.console_socket {
-        let console = started.console.as_ref().ok_or_else(|| Error::new(Kind::Internal, "no terminal was made"))?;
-        sockets::send_console(socket, console)?;
-    } else if let Some(console) = &started.console {
-        // Before the program writes its first line.
-        rung_sys::tty::clear_newline_translation(console.as_fd()).doing(|| "set the terminal up")?;
-    }
-    for socket in options.pidfd_socket.iter().chain(receiver) {
-        sockets::send_pidfd(socket, &started.pidfd, "standard")?;
-    }
-    let pid = started.pid;
-    let stat = ProcessStat::read(pid)
-        .ok_or_else(|| Error::new(Kind::Internal, "the container's process is gone before it was ready"))?;
-    complete(record, pid, stat.start_time, cgroup);
-    entry.save(record)?;
-    if let Some(path) = &options.pid_file {
-        write_pid_file(path, pid.as_raw())?;
-    }
-    started.go()
 }
 
 /// Adds to a record what is known once the first process is there.
@@ -254,8 +179,9 @@ pub(super) fn complete(record: &mut Record, pid: Pid, start_time: u64, cgroup: &
     record.external_descriptors = (0..3).map(|number| described(number).to_string_lossy().into_owned()).collect();
 }
 
-/// Takes back what a failed start has made. The failure itself is what is reported; these are only warned of.
-pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookState) {
+/// Takes back what a failed start has made. The failure itself is what is reported; these are only warned of. Of one that
+/// had not begun the hooks of `spec` need not know.
+pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: Option<&Spec>, state: &HookState) {
     let warn = |outcome: Result<()>| {
         if let Err(error) = outcome {
             log::warning(&error.to_string());
@@ -263,7 +189,7 @@ pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: &Spec, state: &HookStat
     };
     warn(cgroup.kill().map_err(launch::cgroup_error));
     warn(cgroup.remove(REMOVAL).map_err(launch::cgroup_error));
-    let poststop = spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_ref());
+    let poststop = spec.and_then(|spec| spec.hooks().as_ref()).and_then(|hooks| hooks.poststop().as_ref());
     warn(hooks::run("poststop", poststop.map(Vec::as_slice).unwrap_or_default(), state, "stopped", None));
     warn(entry.remove());
 }

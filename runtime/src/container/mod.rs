@@ -1,6 +1,7 @@
 //! Containers: their names, states and records, and what can be done with them.
 
 pub mod alive;
+mod birth;
 pub mod checkpoint;
 pub mod create;
 pub mod delete;

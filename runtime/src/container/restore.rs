@@ -100,7 +100,7 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
             Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness: None })
         }
         Err(error) => {
-            create::undo(&restore.entry, &restore.cgroup, &restore.bundle.spec, &restore.state);
+            create::undo(&restore.entry, &restore.cgroup, Some(&restore.bundle.spec), &restore.state);
             if let Some(group) = &mut restore.resctrl {
                 group.take_back();
             }

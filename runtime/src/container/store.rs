@@ -17,7 +17,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rung_sys::atomic_file;
+pub use rung_sys::atomic_file::Draft;
 
 use super::id::ContainerId;
 use super::readiness::SOCKET;
@@ -185,10 +185,15 @@ impl Entry {
     /// Not synced: the state directory lives in memory (`/run`), and after a power loss there is no container left that
     /// the record could speak of. The rename is what keeps a killed run from leaving half a file.
     pub fn save(&self, record: &Record) -> Result<()> {
+        Ok(self.draft(record)?.publish()?)
+    }
+
+    /// As [`Self::save`], up to the rename.
+    pub fn draft(&self, record: &Record) -> Result<Draft> {
         let path = self.path.join(RECORD);
         let text =
             serde_json::to_vec(record).map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))?;
-        Ok(atomic_file::write_volatile(&path, &text, 0o600)?)
+        Ok(Draft::write(&path, &text, 0o600)?)
     }
 
     /// Forgets the container. What is gone already is no error.

@@ -9,13 +9,18 @@ use super::Inherited;
 use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
-/// Joins what the configuration names, and makes the cgroup namespace, now that the process is in its cgroups.
+/// Makes the namespaces that were not made with the process, and joins what the configuration names.
 pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited, joined: &[Namespace]) -> Result<()> {
+    let own = plan.namespaces.make.iter().filter(|kind| plan.makes_itself(**kind));
+    let flags = own.fold(0, |flags, kind| flags | kind.flag());
+    if flags != 0 {
+        namespace::leave(flags).doing(|| "make namespaces")?;
+    }
     all(inherited, joined)?;
     if plan.namespaces.makes(Namespace::User) {
         become_root()?;
     }
-    super::new_cgroup_namespace(plan)
+    Ok(())
 }
 
 /// Joins what is not `joined` yet, in the order of the list.

@@ -2,19 +2,20 @@
 //!
 //! | # | Step | Why here |
 //! |---|---|---|
-//! | 1 | default signals, cgroups | the cgroup namespace shows as its root where the process is when it is made |
+//! | 1 | default signals | |
 //! | 2 | ids of a user namespace | everything below needs the capabilities inside it |
-//! | 3 | joined namespaces, cgroup namespace, loopback | mounts of proc, sysfs and mqueue show the namespaces the mounter is in |
-//! | 4 | root file system, mounts, devices | while the host's tree can still be reached for bind sources |
-//! | 5 | hooks of the runtime and createContainer hooks | they see the whole tree, before the old root is gone |
-//! | 6 | change of root, console | from here on no host path can be reached |
-//! | 7 | names, settings, read-only and hidden paths | settings need `/proc/sys` writable, so they come before it is locked |
-//! | 8 | limits, scheduling, keyring | need capabilities that step 9 gives up |
-//! | 9 | filter, ids, groups, capabilities | before waiting, so that a bad user or profile fails `create`, not `start` |
-//! | 10 | look the program up | as the user that will execute it |
-//! | 11 | wait, startContainer hooks, exec | |
+//! | 3 | namespaces, loopback, root file system | while the runtime makes the cgroups and the filter, unless it had to write the ids first |
+//! | 4 | cgroups, cgroup namespace | the mounts below are counted; the cgroup namespace shows as its root where the process is when it is made |
+//! | 5 | mounts, devices | mounts of proc, sysfs and mqueue show the namespaces the mounter is in; the host's tree can still be reached for bind sources |
+//! | 6 | hooks of the runtime and createContainer hooks | they see the whole tree, before the old root is gone |
+//! | 7 | change of root, console | from here on no host path can be reached |
+//! | 8 | names, settings, read-only and hidden paths | settings need `/proc/sys` writable, so they come before it is locked |
+//! | 9 | limits, scheduling | need capabilities that step 10 gives up |
+//! | 10 | filter, ids, groups, capabilities | before waiting, so that a bad user or profile fails `create`, not `start` |
+//! | 11 | look the program up | as the user that will execute it |
+//! | 12 | wait, startContainer hooks, exec | |
 //!
-//! The seccomp filter is loaded in step 9 before capabilities go when the process may gain privileges (loading needs
+//! The seccomp filter is loaded in step 10 before capabilities go when the process may gain privileges (loading needs
 //! `CAP_SYS_ADMIN` then), and as the very last thing before the wait when it may not.
 
 pub mod binds;
@@ -46,7 +47,7 @@ use crate::error::{Doing as _, Error, Result};
 use crate::hooks::{self, HookState};
 use crate::launch::gate;
 use crate::launch::sources::Source;
-use crate::launch::sync::{ChildEnd, Order};
+use crate::launch::sync::ChildEnd;
 use crate::plan::InitPlan;
 use crate::seccomp::Filter;
 
@@ -55,7 +56,7 @@ use crate::seccomp::Filter;
 pub struct Inherited {
     /// The process's end of the conversation.
     pub sync: ChildEnd,
-    /// The way into the cgroups.
+    /// The way into the cgroups, where they are there already.
     pub cgroup: Option<Entry>,
     /// Namespaces to join, by descriptor.
     pub namespaces: Vec<(Namespace, OwnedFd)>,
@@ -65,20 +66,12 @@ pub struct Inherited {
     pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
-    /// The parent has something to do before the process may go on.
-    pub waits_for_parent: bool,
 }
 
 /// Runs the whole of it; returns only to report why it failed, and to end.
-pub fn run(
-    plan: &InitPlan,
-    inherited: &Inherited,
-    filter: Option<&Filter>,
-    state: &HookState,
-    joined: &[Namespace],
-) -> u8 {
+pub fn run(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[Namespace]) -> u8 {
     let sync = &inherited.sync;
-    match set_up(plan, inherited, filter, state, joined) {
+    match set_up(plan, inherited, state, joined) {
         Err(error) => {
             sync.failed(&error);
             1
@@ -91,7 +84,7 @@ pub fn run(
                 return error.exit_code();
             }
             let error = start(plan, state, &program);
-            sync.failed(&error);
+            sync.not_executed(&error);
             error.exit_code()
         }
     }
@@ -112,18 +105,12 @@ fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
     program.execute()
 }
 
-fn set_up(
-    plan: &InitPlan,
-    inherited: &Inherited,
-    filter: Option<&Filter>,
-    state: &HookState,
-    joined: &[Namespace],
-) -> Result<exec::Program> {
+fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[Namespace]) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
     // While the id maps of a new user namespace are missing nobody else is in it, and to write them the parent has to
     // reach this process, which for an ordinary user it could not do any more.
-    let awaits_ids = inherited.waits_for_parent && plan.ids.is_some();
+    let awaits_ids = plan.ids.is_some();
     if !awaits_ids {
         process::shut_off()?;
     }
@@ -131,14 +118,10 @@ fn set_up(
         process::end_when_told()?;
     }
     sync.debug(|| "nsexec container setup".into());
-    enter_cgroups(inherited)?;
-    if inherited.waits_for_parent {
-        sync.expect(Order::Prepared)?;
-    }
+    let provision = if plan.goes_ahead() { None } else { Some(provision(sync)?) };
     if awaits_ids {
         process::shut_off()?;
     }
-    process::reset_affinity();
     join::namespaces(plan, inherited, joined)?;
     sync.debug(|| "child process in init()".into());
     rung_sys::process::new_session()?;
@@ -147,6 +130,10 @@ fn set_up(
     }
     network::set_up(plan)?;
     let root = rootfs::prepare(plan)?;
+    // Until here the runtime makes the cgroups.
+    let filter = provision.map_or_else(|| self::provision(sync), Ok)?;
+    process::reset_affinity();
+    new_cgroup_namespace(plan)?;
     let read_only_later = mounts::mount_all(plan, inherited, &root)?;
     devices::set_up(plan, &root)?;
     if plan.stops_for_runtime_hooks {
@@ -167,22 +154,37 @@ fn set_up(
     harden::apply(plan, &read_only_later)?;
     // Both owners of descriptors end here: `finish` closes everything by number.
     drop((root, read_only_later));
-    let program = finish(&plan.process, filter, &state.outputs(), inherited)?;
+    // Of what is run a failure can still be told until it runs. So the runtime shows the record meanwhile, unless it has to
+    // fetch a listener; a created container is whole when `create` returns.
+    let early = inherited.gate.is_none() && !filter.as_ref().is_some_and(|filter| filter.listener);
+    if early {
+        sync.ready()?;
+    }
+    let program = finish(&plan.process, filter.as_ref(), &state.outputs(), inherited)?;
     sync.debug(|| "init: closing the pipe to signal completion".into());
-    sync.ready()?;
+    if !early {
+        sync.ready()?;
+    }
+    sync.go()?;
     Ok(program)
 }
 
+/// Waits for what the runtime has made meanwhile, and goes into the cgroups; the answer is the filter.
+fn provision(sync: &ChildEnd) -> Result<Option<Filter>> {
+    let (ways_in, filter) = sync.prepared()?;
+    enter_cgroups(&Entry::received(ways_in))?;
+    Ok(filter)
+}
+
 /// Goes into the cgroups. The kernel's answer is told as runc tells it: callers look for these words.
-fn enter_cgroups(inherited: &Inherited) -> Result<()> {
-    let Some(entry) = &inherited.cgroup else { return Ok(()) };
+fn enter_cgroups(entry: &Entry) -> Result<()> {
     entry.enter().map_err(|(path, errno)| {
         let pid = nix::unistd::getpid();
         Error::from(errno).while_doing(format!("error adding pid {pid} to cgroups: {}", path.display()))
     })
 }
 
-/// Steps 8 to 10, which an `exec` takes too.
+/// Steps 9 to 11, which an `exec` takes too.
 fn finish(
     process: &crate::plan::process::ProcessPlan,
     filter: Option<&Filter>,
@@ -213,7 +215,7 @@ pub fn run_exec(
         sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
         sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));
-        enter_cgroups(inherited)?;
+        inherited.cgroup.as_ref().map_or(Ok(()), enter_cgroups)?;
         process::set_affinity(process, false)?;
         join::all(inherited, joined)?;
         sync.debug(|| "child process in init()".into());
@@ -226,6 +228,7 @@ pub fn run_exec(
         }
         let program = finish(process, filter, &[], inherited)?;
         sync.ready()?;
+        sync.go()?;
         sync.debug(|| "setns_init: about to exec".into());
         Ok(program.execute())
     };

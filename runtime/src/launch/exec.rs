@@ -45,7 +45,6 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         namespaces: launch.namespaces,
         sources: Vec::new(),
         gate: None,
-        waits_for_parent: false,
     };
     let birth =
         Birth { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
@@ -56,7 +55,7 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
     drop(inherited);
     let mut early = VecDeque::new();
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
-    let mut started = Started { pid, pidfd, console: None, sync: parent, early };
+    let mut started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
     let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())

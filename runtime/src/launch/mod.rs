@@ -36,10 +36,6 @@ const DYING: Duration = Duration::from_secs(10);
 pub struct Launch<'a> {
     /// What the process will do.
     pub plan: &'a InitPlan,
-    /// Its filter.
-    pub filter: Option<&'a Filter>,
-    /// Where the listener of the filter goes.
-    pub listener: Option<notify::Destination>,
     /// What hooks are told.
     pub state: &'a HookState,
     /// The hooks of the runtime's side.
@@ -50,7 +46,16 @@ pub struct Launch<'a> {
     pub rootless: bool,
 }
 
-/// A process that waits for nothing but `go`.
+/// What the process needs beside its cgroups.
+#[derive(Debug)]
+pub struct Provision {
+    /// Its filter.
+    pub filter: Option<Filter>,
+    /// Where the listener of the filter goes.
+    pub listener: Option<notify::Destination>,
+}
+
+/// A process that was made; once [`Started::converse`] has returned it waits for nothing but `go`.
 #[derive(Debug)]
 pub struct Started {
     /// Its number.
@@ -60,12 +65,19 @@ pub struct Started {
     /// The master of its terminal.
     pub console: Option<OwnedFd>,
     sync: ParentEnd,
+    /// It was let go.
+    gone_on: bool,
     /// What it reported before the process in between had told of it.
     early: VecDeque<Report>,
 }
 
-/// Makes the first process of a container and takes it to the point where only the exec is left.
-pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
+/// Makes the first process of a container and, while that makes its namespaces, what it needs; the process is on its way
+/// then. The second value is where the listener of its filter goes.
+pub fn start_init(
+    launch: Launch<'_>,
+    cgroup: &mut Cgroup,
+    provide: impl FnOnce(&mut Cgroup) -> Result<Provision>,
+) -> Result<(Started, Option<notify::Destination>)> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
     if let Some(stated) = &plan.stated_ids {
@@ -79,15 +91,9 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     }
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
-    let inherited = Inherited {
-        sync: child,
-        cgroup: Some(cgroup.entry(born_into.is_some()).map_err(cgroup_error)?),
-        views: cgroup.views(),
-        namespaces: joined,
-        sources,
-        gate: launch.gate,
-        waits_for_parent: plan.ids.is_some() || !plan.net_devices.is_empty(),
-    };
+    let inherited =
+        Inherited { sync: child, cgroup: None, views: cgroup.views(), namespaces: joined, sources, gate: launch.gate };
+    let cloned_into = born_into.is_some();
     let birth = Birth {
         flags: birth_flags(plan),
         joined: &inherited.namespaces,
@@ -97,20 +103,25 @@ pub fn start_init(launch: Launch<'_>, cgroup: &mut Cgroup) -> Result<Started> {
     };
     let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
         parent.close_copy();
-        init::run(plan, &inherited, launch.filter, launch.state, joined)
+        init::run(plan, &inherited, launch.state, joined)
     })?;
     drop(inherited);
     let mut early = VecDeque::new();
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
-    let mut started = Started { pid, pidfd, console: None, sync: parent, early };
-    let answers = Answers { hooks: launch.hooks, state: launch.state, listener: launch.listener };
-    let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| started.converse(&answers));
-    if let Err(error) = outcome {
-        started.abort();
-        return Err(error);
+    let started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
+    let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| {
+        let Provision { filter, listener } = provide(cgroup)?;
+        let entry = cgroup.entry(cloned_into).map_err(cgroup_error)?;
+        started.sync.prepared(&entry.descriptors(), filter.as_ref())?;
+        Ok(listener)
+    });
+    match outcome {
+        Ok(listener) => Ok((started, listener)),
+        Err(error) => {
+            started.abort();
+            Err(error)
+        }
     }
-    cgroup.settled();
-    Ok(started)
 }
 
 /// Whether the process runs hooks itself, which may take as long as they like.
@@ -132,12 +143,13 @@ fn announced(parent: &ParentEnd, early: &mut VecDeque<Report>) -> Result<i32> {
 }
 
 /// The cgroup namespace is made by the process itself, once it is in its cgroup; a time namespace with offsets by the
-/// parent, before anybody is in it.
+/// parent, before anybody is in it. Others, too, by the process, which takes it a while, unless the parent has to do
+/// something to them.
 fn birth_flags(plan: &InitPlan) -> u64 {
     let by_clone = |kind: &&Namespace| match kind {
         Namespace::Cgroup => false,
         Namespace::Time => plan.namespaces.time_offsets.is_none(),
-        _ => true,
+        kind => !plan.makes_itself(**kind),
     };
     plan.namespaces.make.iter().filter(by_clone).fold(0, |flags, kind| flags | kind.flag())
 }
@@ -161,9 +173,6 @@ fn settle(started: &Started, plan: &InitPlan, network: Option<OwnedFd>, rootless
         let namespace = network::namespace_of(plan, network, started.pid)?;
         network::move_devices(plan, namespace.as_fd())?;
     }
-    if plan.ids.is_some() || !plan.net_devices.is_empty() {
-        started.sync.send(Order::Prepared)?;
-    }
     Ok(())
 }
 
@@ -181,10 +190,10 @@ pub struct Answers<'a> {
 impl Started {
     /// A process that runs already, and of which nothing is left to be said.
     pub fn adopted(pid: Pid, pidfd: OwnedFd, console: Option<OwnedFd>) -> Result<Self> {
-        Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, early: VecDeque::new() })
+        Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, gone_on: true, early: VecDeque::new() })
     }
 
-    /// Answers until the process is ready.
+    /// Answers until the process needs nothing any more.
     pub fn converse(&mut self, answers: &Answers<'_>) -> Result<()> {
         loop {
             let report = match self.early.pop_front() {
@@ -193,7 +202,7 @@ impl Started {
             };
             match report {
                 Some(Report::Ready) => return Ok(()),
-                Some(Report::Failed(error)) => return Err(error),
+                Some(Report::Failed(error) | Report::NotExecuted(error)) => return Err(error),
                 Some(Report::Warning(text)) => log::warnings(&text),
                 Some(Report::Debug(text)) => log::debug(|| text),
                 Some(Report::Console(master)) => self.console = Some(master),
@@ -213,6 +222,7 @@ impl Started {
                 Some(Report::Forked(_)) => {
                     return Err(Error::new(Kind::Internal, "container process: message out of turn"));
                 }
+                Some(Report::Deaf) => {}
                 None => return Err(self.obituary()),
             }
         }
@@ -229,16 +239,21 @@ impl Started {
     }
 
     /// Lets the process go on to its exec (or to the gate).
-    pub fn go(&self) -> Result<()> {
-        self.sync.send(Order::Go)
+    pub fn go(&mut self) -> Result<()> {
+        self.gone_on = self.sync.send(Order::Go)?;
+        Ok(())
     }
 
-    /// Waits until the program was executed; the reason when it was not.
-    pub fn executed(&self) -> Result<()> {
+    /// Waits until the program was executed; the answer is why it was not, an error that it did not come so far.
+    pub fn executed(&mut self) -> Result<Option<Error>> {
         loop {
             match self.sync.receive()? {
-                None => return Ok(()),
+                // It reads the order to go when nothing is left to be done but the exec.
+                None if self.gone_on => return Ok(None),
+                None => return Err(self.obituary()),
+                Some(Report::Deaf) => self.gone_on = false,
                 Some(Report::Failed(error)) => return Err(error),
+                Some(Report::NotExecuted(error)) => return Ok(Some(error)),
                 Some(Report::Warning(text)) => log::warnings(&text),
                 Some(Report::Debug(text)) => log::debug(|| text),
                 Some(_) => return Err(Error::new(Kind::Internal, "container process: message out of turn")),

@@ -3,8 +3,9 @@
 //! ```text
 //! runtime                                    new process
 //!    │ ── clone ───────────────────────────────▶ │
-//!    │ (writes id maps, moves network devices)   │ waits, if there are any
-//!    │ ── Prepared ────────────────────────────▶ │ mounts
+//!    │ (writes id maps, makes cgroups, compiles  │ makes its namespaces, unless something has to be done
+//!    │  the system call filter)                  │ to them from outside first
+//!    │ ── Prepared + ways in, filter ──────────▶ │ enters the cgroups, mounts
 //!    │ ◀──────────────── Translate + mount, maps │ only with id-mapped mounts of what is in the root itself
 //!    │ ── Translated ──────────────────────────▶ │
 //!    │ ◀────────────────────────────── AtHooks ─ │ only with prestart or createRuntime hooks
@@ -12,13 +13,14 @@
 //!    │ ◀────────────────────── Console + master ─ │ only with a terminal
 //!    │ ◀──────────────────── Listener(number) ── │ only with a seccomp listener; fetched from the living process
 //!    │ ── ListenerTaken ───────────────────────▶ │
-//!    │ ◀──────────────────────────────── Ready ─ │ waits: nothing is left but the exec
-//!    │ (writes the record)                       │
+//!    │ ◀──────────────────────────────── Ready ─ │ create: waits, nothing is left but the exec; run: becomes the
+//!    │ (shows the record)                        │ user and loads the filter, and then waits
 //!    │ ── Go ──────────────────────────────────▶ │ run: executes; create: waits at the gate
 //!    │ ◀────────────────────── end of the socket ─ │ it executed (or waits at the gate)
 //! ```
 //!
-//! In place of any of its messages the process may send `Failed`, and then it ends. The end of the socket at any other
+//! In place of any of its messages the process may send `Failed`, and then it ends; `NotExecuted` when all that failed was
+//! the program. The end of the socket at any other
 //! point means that the other side is gone. A message out of turn is an error.
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -30,12 +32,13 @@ use rung_sys::fd_pass;
 
 use crate::error::{Error, Kind, Result};
 use crate::log;
+use crate::seccomp::Filter;
 
 /// From the runtime to the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Order {
-    /// Ids are mapped, network devices are there.
+    /// Ids are mapped, network devices and cgroups are there.
     Prepared = 1,
     /// The hooks of the runtime have run.
     HooksDone = 2,
@@ -67,10 +70,14 @@ pub enum Report {
     Console(OwnedFd),
     /// The number of its seccomp listener.
     Listener(i32),
-    /// It waits for `Go`.
+    /// It needs nothing of the runtime any more, but for `Go`.
     Ready,
+    /// It is gone, and has not read the last order. What it said before follows.
+    Deaf,
     /// It gave up.
     Failed(Error),
+    /// All was well but the program, or a hook just before it.
+    NotExecuted(Error),
     /// Something was ignored.
     Warning(String),
     /// How far it is, with `--debug`.
@@ -86,6 +93,7 @@ const FAILED: u8 = 6;
 const WARNING: u8 = 7;
 const DEBUG: u8 = 8;
 const TRANSLATE: u8 = 9;
+const NOT_EXECUTED: u8 = 10;
 
 /// Longer texts are cut: the socket takes no message beyond its buffer.
 const MAX_TEXT: usize = 4000;
@@ -121,11 +129,23 @@ impl ParentEnd {
         Ok(setsockopt(&self.0, ReceiveTimeout, &TimeVal::seconds(SILENCE))?)
     }
 
-    /// Tells the process to go on. That it is gone is found when its next report is read.
-    pub fn send(&self, order: Order) -> Result<()> {
-        match fd_pass::send(self.0.as_fd(), &[order as u8], &[]) {
-            Err(error) if error.is(&[libc::EPIPE, libc::ECONNRESET]) => Ok(()),
-            other => Ok(other?),
+    /// Tells the process to go on; `false` when it is gone, and its last report says why.
+    pub fn send(&self, order: Order) -> Result<bool> {
+        self.tell(&[order as u8], &[])
+    }
+
+    /// Tells the process to go on, and gives it the ways into its cgroups, and its filter.
+    pub fn prepared(&self, ways_in: &[BorrowedFd<'_>], filter: Option<&Filter>) -> Result<bool> {
+        let filter = filter.map(Filter::to_bytes).unwrap_or_default();
+        let length = u32::try_from(filter.len()).unwrap_or(u32::MAX).to_ne_bytes();
+        self.tell(&[&[Order::Prepared as u8], &length[..]].concat(), ways_in)?;
+        if filter.is_empty() { Ok(true) } else { self.tell(&filter, &[]) }
+    }
+
+    fn tell(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<bool> {
+        match fd_pass::send(self.0.as_fd(), message, fds) {
+            Err(error) if error.is(&[libc::EPIPE, libc::ECONNRESET]) => Ok(false),
+            other => Ok(other.map(|()| true)?),
         }
     }
 
@@ -133,7 +153,7 @@ impl ParentEnd {
     pub fn receive(&self) -> Result<Option<Report>> {
         let mut buffer = [0; MAX_TEXT + 16];
         let (length, mut fds) = match fd_pass::receive(self.0.as_fd(), &mut buffer) {
-            Err(error) if error.errno() == libc::ECONNRESET => return Ok(None),
+            Err(error) if error.errno() == libc::ECONNRESET => return Ok(Some(Report::Deaf)),
             Err(error) if error.errno() == libc::EAGAIN => {
                 let text =
                     format!("the container's process has not got on for {SILENCE} s; a file system may not answer");
@@ -155,9 +175,9 @@ impl ParentEnd {
             }),
             (Some(LISTENER), 5) => number().map(Report::Listener),
             (Some(READY), 1) => Some(Report::Ready),
-            (Some(FAILED), 3..) => {
-                let kind = Kind::from_code(buffer[1]);
-                Some(Report::Failed(Error::new(kind, text(3)).with_exit_code(buffer[2])))
+            (Some(tag @ (FAILED | NOT_EXECUTED)), 3..) => {
+                let error = Error::new(Kind::from_code(buffer[1]), text(3)).with_exit_code(buffer[2]);
+                Some(if tag == FAILED { Report::Failed(error) } else { Report::NotExecuted(error) })
             }
             (Some(WARNING), _) => Some(Report::Warning(text(1))),
             (Some(DEBUG), _) => Some(Report::Debug(text(1))),
@@ -184,9 +204,27 @@ impl ChildEnd {
         };
         match buffer[..length] {
             [code] if code == order as u8 => Ok(()),
-            [] => Err(Error::new(Kind::Internal, "the runtime is gone")),
+            [] => Err(gone()),
             _ => Err(Error::new(Kind::Internal, format!("order out of turn while waiting for {order:?}"))),
         }
+    }
+
+    /// Waits for [`ParentEnd::prepared`].
+    pub fn prepared(&self) -> Result<(Vec<OwnedFd>, Option<Filter>)> {
+        let mut head = [0; 5];
+        let (length, ways_in) = fd_pass::receive(self.0.as_fd(), &mut head)?;
+        let size = match (length, head) {
+            (5, [code, size @ ..]) if code == Order::Prepared as u8 => u32::from_ne_bytes(size) as usize,
+            (0, _) => return Err(gone()),
+            _ => return Err(Error::new(Kind::Internal, "order out of turn while waiting for Prepared")),
+        };
+        if size == 0 {
+            return Ok((ways_in, None));
+        }
+        let mut bytes = vec![0; size];
+        let (length, _) = fd_pass::receive(self.0.as_fd(), &mut bytes)?;
+        let filter = bytes.get(..length).filter(|whole| whole.len() == size).and_then(Filter::from_bytes);
+        filter.map(|filter| (ways_in, Some(filter))).ok_or_else(gone)
     }
 
     /// Tells the number of the process that counts.
@@ -217,15 +255,28 @@ impl ChildEnd {
         self.expect(Order::ListenerTaken)
     }
 
-    /// Waits until the record is written.
+    /// Tells that the runtime need not wait for what is left to do.
     pub fn ready(&self) -> Result<()> {
-        self.write(&[READY])?;
+        self.write(&[READY])
+    }
+
+    /// Waits until the record is there.
+    pub fn go(&self) -> Result<()> {
         self.expect(Order::Go)
     }
 
     /// Reports why the process gives up. Nobody is left to tell when that fails too.
     pub fn failed(&self, error: &Error) {
-        let mut message = vec![FAILED, error.kind().code(), error.exit_code()];
+        self.send_error(FAILED, error);
+    }
+
+    /// As [`Self::failed`], when the program could not be executed.
+    pub fn not_executed(&self, error: &Error) {
+        self.send_error(NOT_EXECUTED, error);
+    }
+
+    fn send_error(&self, tag: u8, error: &Error) {
+        let mut message = vec![tag, error.kind().code(), error.exit_code()];
         message.extend(shortened(&error.to_string()));
         drop(self.write(&message));
     }
@@ -262,6 +313,10 @@ impl ChildEnd {
     }
 }
 
+fn gone() -> Error {
+    Error::new(Kind::Internal, "the runtime is gone")
+}
+
 /// A text that fits: what is left out is in the middle, for the cause is at the end.
 fn shortened(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
@@ -292,12 +347,39 @@ mod tests {
     }
 
     #[test]
+    fn an_order_that_is_not_read_is_noticed() {
+        let (parent, child) = pair().expect("pair");
+        assert!(parent.send(Order::Go).expect("send"));
+        child.failed(&Error::invalid("why"));
+        drop(child);
+        let mut reports = [parent.receive().expect("first"), parent.receive().expect("second")];
+        reports.sort_by_key(|report| matches!(report, Some(Report::Deaf)));
+        assert!(matches!(reports, [Some(Report::Failed(_)), Some(Report::Deaf)]), "{reports:?}");
+        assert!(!parent.send(Order::Go).expect("send"));
+    }
+
+    #[test]
     fn a_long_text_keeps_its_cause() {
         let (parent, child) = pair().expect("pair");
         child.failed(&Error::invalid(format!("mount {}: no such file", "a".repeat(100_000))));
         let Some(Report::Failed(error)) = parent.receive().expect("report") else { panic!("no failure") };
         let text = error.to_string();
         assert!(text.starts_with("mount aaa") && text.ends_with("no such file"));
+    }
+
+    #[test]
+    fn filters_arrive_as_they_were_compiled() {
+        let (parent, child) = pair().expect("pair");
+        let text = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["reboot"],"action":"SCMP_ACT_KILL"}]}"#;
+        let filter = crate::seccomp::compile(&serde_json::from_str(text).expect("profile")).expect("filter");
+        let file = std::fs::File::open("/dev/null").expect("open");
+        parent.prepared(&[file.as_fd()], Some(&filter)).expect("send");
+        let (ways_in, received) = child.prepared().expect("received");
+        assert_eq!((ways_in.len(), received), (1, Some(filter)));
+        parent.prepared(&[], None).expect("send");
+        assert!(matches!(child.prepared(), Ok((ways_in, None)) if ways_in.is_empty()));
+        parent.send(Order::Go).expect("send");
+        assert!(child.prepared().is_err());
     }
 
     #[test]

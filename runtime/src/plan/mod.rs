@@ -98,6 +98,19 @@ impl InitPlan {
 }
 
 impl InitPlan {
+    /// Whether the first process gets by without the runtime until it needs its cgroups: nobody has to write its ids or
+    /// move network devices first.
+    pub fn goes_ahead(&self) -> bool {
+        self.ids.is_none() && self.net_devices.is_empty() && !self.namespaces.joins(Namespace::User)
+    }
+
+    /// Whether the first process makes a new namespace of this kind, and not the clone that makes the process, which
+    /// the runtime would have to wait for.
+    pub fn makes_itself(&self, kind: Namespace) -> bool {
+        let own = matches!(kind, Namespace::Mount | Namespace::Network | Namespace::Ipc | Namespace::Uts);
+        own && self.goes_ahead()
+    }
+
     /// Whether the container can write where it sees its cgroups.
     pub fn shows_cgroups_writable(&self) -> bool {
         self.mounts.iter().any(shows_cgroups_writable)

@@ -54,6 +54,40 @@ impl Filter {
         self.program.is_empty()
     }
 
+    /// In a form that [`Self::from_bytes`] understands, on the same machine.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEAD + self.program.len() * size_of::<Instruction>());
+        bytes.extend(self.flags.to_ne_bytes());
+        bytes.extend(self.optional_flags.to_ne_bytes());
+        bytes.extend(u32::from(self.listener).to_ne_bytes());
+        for Instruction { code, when_true, when_false, operand } in &self.program {
+            let ([low, high], [a, b, c, d]) = (code.to_ne_bytes(), operand.to_ne_bytes());
+            bytes.extend([low, high, *when_true, *when_false, a, b, c, d]);
+        }
+        bytes
+    }
+
+    /// The filter that became these bytes; `None` for others.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_first_chunk::<HEAD>()?;
+        let (instructions, []) = rest.as_chunks::<{ size_of::<Instruction>() }>() else { return None };
+        let [f0, f1, f2, f3, o0, o1, o2, o3, l0, l1, l2, l3] = *head;
+        let program = instructions.iter().map(|&[low, high, when_true, when_false, a, b, c, d]| Instruction {
+            code: u16::from_ne_bytes([low, high]),
+            when_true,
+            when_false,
+            operand: u32::from_ne_bytes([a, b, c, d]),
+        });
+        Some(Self {
+            program: program.collect(),
+            flags: u32::from_ne_bytes([f0, f1, f2, f3]),
+            optional_flags: u32::from_ne_bytes([o0, o1, o2, o3]),
+            listener: u32::from_ne_bytes([l0, l1, l2, l3]) != 0,
+        })
+    }
+
     /// Puts this process under the filter. The descriptor is that of a notifying profile's listener.
     ///
     /// # Errors
@@ -68,6 +102,9 @@ impl Filter {
         }
     }
 }
+
+/// Three numbers come before the program when a filter is passed on.
+const HEAD: usize = 3 * size_of::<u32>();
 
 /// A name in the profile that no kernel this build knows of has.
 #[must_use]

@@ -28,25 +28,62 @@ pub fn write_volatile(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     replace(path, content, mode, false)
 }
 
-fn replace(path: &Path, content: &[u8], mode: u32, durable: bool) -> Result<()> {
-    let shown = |path: &Path| format!("{:?}", path.display().to_string());
-    let (temporary, mut file) = create_beside(path, mode)?;
-    let written = file
-        .write_all(content)
-        .map_err(|error| Error::from_io("write", shown(&temporary), &error))
-        .and_then(|()| match durable {
-            true => file.sync_all().map_err(|error| Error::from_io("fsync", shown(&temporary), &error)),
-            false => Ok(()),
-        })
-        .and_then(|()| {
-            fs::rename(&temporary, path)
-                .map_err(|error| Error::from_io("rename", format!("{}, {}", shown(&temporary), shown(path)), &error))
-        });
-    if let Err(error) = written {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
+/// A file that is written and has not taken its place yet. It is removed when it is dropped.
+#[derive(Debug)]
+pub struct Draft {
+    temporary: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Draft {
+    /// Writes `content` beside `path`, with permissions `mode`, without waiting for the disk.
+    ///
+    /// # Errors
+    /// As [`write()`].
+    pub fn write(path: &Path, content: &[u8], mode: u32) -> Result<Self> {
+        Ok(Self::begin(path, content, mode)?.0)
     }
+
+    fn begin(path: &Path, content: &[u8], mode: u32) -> Result<(Self, File)> {
+        let (temporary, mut file) = create_beside(path, mode)?;
+        let draft = Self { temporary, path: path.to_owned(), published: false };
+        file.write_all(content).map_err(|error| Error::from_io("write", shown(&draft.temporary), &error))?;
+        Ok((draft, file))
+    }
+
+    /// Puts it in the place of what is there.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn publish(mut self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(|error| {
+            Error::from_io("rename", format!("{}, {}", shown(&self.temporary), shown(&self.path)), &error)
+        })?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // What led here is the error to tell.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    format!("{:?}", path.display().to_string())
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32, durable: bool) -> Result<()> {
+    let (draft, file) = Draft::begin(path, content, mode)?;
+    if durable {
+        file.sync_all().map_err(|error| Error::from_io("fsync", shown(&draft.temporary), &error))?;
+    }
+    draft.publish()?;
     if durable { sync_directory(parent(path)) } else { Ok(()) }
 }
 

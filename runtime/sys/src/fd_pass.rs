@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use crate::error::{Error, Result};
 
 /// At most this many descriptors are taken from one message.
-pub const MAX_FDS: usize = 16;
+pub const MAX_FDS: usize = 32;
 
 /// A connected pair that keeps message boundaries and reports the end of the other side.
 pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {

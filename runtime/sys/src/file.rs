@@ -1,8 +1,8 @@
 //! Opening and reading files in as few system calls as it takes.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -13,6 +13,11 @@ use nix::sys::stat::Mode;
 /// musl's open(2) asks for that a second time, because of kernels of long ago; its openat(2) does not.
 pub fn open(path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     openat(AT_FDCWD, path, flags | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The path of an open file, as /proc tells it.
+pub fn path_of(file: &OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Reads a file whole. The standard library reads the first 32 bytes of one that does not know its size, as those of
