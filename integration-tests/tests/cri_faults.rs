@@ -83,13 +83,15 @@ fn a_request_that_is_given_up_leaves_nothing(env: &Env) -> Result<()> {
     limited.set_timeout(std::time::Duration::from_millis(500));
     let late = pods.runtime.block_on(pods.pods.run_pod_sandbox(limited)).expect_err("too late");
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late}");
+    // On a busy machine its time may have been over before that.
+    let before = asked(env, "ADD");
     let mut client = pods.pods.clone();
     let again = request();
     let call = pods.runtime.spawn(async move { client.run_pod_sandbox(again).await });
-    until(&pods, "the plugin is asked again", || asked(env, "ADD") == 2)?;
+    until(&pods, "the plugin is asked again", || asked(env, "ADD") > before)?;
     call.abort();
     pods.runtime.block_on(call).expect_err("it was given up");
-    until(&pods, "both are taken back", || asked(env, "DEL") >= 2 && names(&env.path("netns")) == 0)?;
+    until(&pods, "all is taken back", || asked(env, "DEL") > before && names(&env.path("netns")) == 0)?;
     until(&pods, "their files are gone", || names(&env.path("state/cri/pods")) == 0)?;
     assert!(listed(&mut pods)?.is_empty());
     // The name is free for another pod.

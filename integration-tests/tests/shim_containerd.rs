@@ -101,12 +101,21 @@ fn a_container_runs_under_stock_containerd(env: &Env) -> Result<()> {
     assert!(stock.ctr(&["task", "metrics", &id])?.ok()?.text().contains("pids.current"));
     assert!(stock.ctr(&["task", "ps", &id])?.ok()?.text().lines().count() == 2);
     assert!(stock.ctr(&["task", "rm", &id])?.fails()?.contains("running"));
+    for (verb, state) in [("pause", "PAUSED"), ("resume", "RUNNING")] {
+        stock.ctr(&["task", verb, &id])?.ok()?;
+        assert!(stock.ctr(&["task", "ls"])?.ok()?.text().contains(state), "after {verb}");
+    }
     stock.ctr(&["task", "kill", "-s", "9", &id])?.ok()?;
     let stopped = || stock.ctr(&["task", "ls"]).ok()?.text().contains("STOPPED").then_some(());
     wait::until("the task to stop", stopped)?;
     // ctr leaves with the task's own status.
     stock.ctr(&["task", "rm", &id])?;
     stock.ctr(&["container", "rm", &id])?.ok()?;
+    let talks = "for i in 1 2 3 4 5 6 7 8 9 10; do echo talks; sleep 0.2; done; exit 5";
+    stock.run(&["-d"], "talks", &["/bin/sh", "-c", talks])?.ok()?;
+    let attached = stock.ctr(&["task", "attach", &env.id("talks")])?.exits(5)?;
+    assert!(attached.stdout.contains("talks"), "{attached}");
+    stock.ctr(&["container", "rm", &env.id("talks")])?.ok()?;
     Ok(())
 }
 
