@@ -7,10 +7,11 @@
 #                                            others, VM_SECONDS how long all may take
 #   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
 #   run.sh kubelet KUBELET                   a kubelet with a static pod on the gantryd beside RUNG
+#   run.sh critest CRITEST IMAGES [FOCUS [SKIP]]  critest on the gantryd beside RUNG, with images from a registry's directory
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,10s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,11s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -98,6 +99,11 @@ case $suite in
     bats-vm) bats_machine "$@" ;;
     programs) programs "$@" ;;
     kubelet) unshare --net --mount --propagation slave python3 "$here/kubelet.py" "$checkout" "$(dirname "$rung")" "$results" ;;
+    critest)
+        [[ $# -ge 1 ]] || usage
+        unshare --net --mount --propagation slave bash -c 'ip link set lo up; exec "$@"' - \
+            "$here/critest.sh" "$checkout" "$(dirname "$rung")" "$(realpath "$1")" "$results" "${@:2}" || true
+        ;;
     *) usage ;;
 esac
 echo "output: $results"

@@ -11,6 +11,7 @@ use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
     settings_change_what_containers_get [Root, Overlay],
+    a_handler_has_a_snapshotter_of_its_own [Root, Overlay],
 ];
 
 /// What a status says for people.
@@ -137,5 +138,47 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
         assert_eq!(listed.len(), count, "{listed:?}");
         ensure!(listed.iter().all(|one| one.state() == v1::ContainerState::ContainerRunning), "{listed:?}");
     }
+    pods.remove(&pod)
+}
+
+fn a_handler_has_a_snapshotter_of_its_own(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/copies", "latest")?;
+    let config = env.path("config.toml");
+    std::fs::write(&config, "[cri.runtimes.rung]\n[cri.runtimes.copies]\nsnapshotter = \"native\"\n")?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    // Into the default snapshotter; the other gets it when it is needed.
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "copies".to_owned() };
+    let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
+    let container = pods.start(&pod, &config, &image, &["/bin/sleep", "600"], |_| {})?;
+    assert_eq!(info(&mut pods, &container)?["snapshotter"], "native");
+    let root = exec(&mut pods, &container, "echo new > /new; grep ' / ' /proc/mounts")?;
+    ensure!(!root.contains("overlay"), "{root}");
+    let snapshots =
+        || Ok(daemon.ctr(&["--namespace", "k8s.io", "snapshots", "--snapshotter", "native", "list"])?.ok()?.stdout);
+    let listed: Result<String> = snapshots();
+    ensure!(listed?.contains(&container), "no snapshot of the container");
+    let request = v1::ContainerStatsRequest { container_id: container.clone() };
+    let stats = pods.runtime.block_on(pods.pods.container_stats(request))?.into_inner().stats.context("statistics")?;
+    ensure!(stats.writable_layer.is_some(), "what the container wrote");
+    let request = v1::RemoveContainerRequest { container_id: container.clone() };
+    pods.runtime.block_on(pods.pods.remove_container(request))?;
+    let listed: Result<String> = snapshots();
+    ensure!(!listed?.contains(&container), "the snapshot is left");
+
+    let of = |handler: &str, image: &str| {
+        let image = v1::ImageSpec { runtime_handler: handler.to_owned(), ..spec(image) };
+        v1::PullImageRequest { image: Some(image), ..Default::default() }
+    };
+    pods.runtime.block_on(pods.images.pull_image(of("copies", &image)))?;
+    let error = pods.runtime.block_on(pods.images.pull_image(of("none", &image))).err().context("not refused")?;
+    ensure!(error.code() == Code::InvalidArgument && error.message().contains("runtime_handler"), "{error}");
+    // As kubelets look for it.
+    let nowhere = pods.runtime.block_on(pods.images.pull_image(of("", "127.0.0.1:1/no/registry:1")));
+    let error = nowhere.err().context("pulled from nowhere")?;
+    ensure!(error.code() == Code::Unknown && error.message().starts_with("RegistryUnavailable"), "{error}");
     pods.remove(&pod)
 }

@@ -312,6 +312,7 @@ impl Theirs {
                 set(&mut handler.runtime, self.text(&borrowed(&key(&["runtime_type"]))));
                 set(&mut handler.runtime, self.text(&borrowed(&key(&["runtime_path"]))));
                 set(&mut handler.binary, self.text(&borrowed(&key(&["options", "BinaryName"]))));
+                set(&mut handler.snapshotter, self.text(&borrowed(&key(&["snapshotter"]))));
                 set(&mut handler.base_runtime_spec, self.path(&borrowed(&key(&["base_runtime_spec"]))));
                 set(&mut handler.pod_annotations, self.texts(&borrowed(&key(&["pod_annotations"]))));
                 set(&mut handler.container_annotations, self.texts(&borrowed(&key(&["container_annotations"]))));

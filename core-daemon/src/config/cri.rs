@@ -63,6 +63,8 @@ pub struct RuntimeHandler {
     pub binary: String,
     /// A runtime configuration that containers begin with, for what a kubelet cannot say; empty: none.
     pub base_runtime_spec: PathBuf,
+    /// Where root file systems and images that are volumes come from; empty: the daemon's default snapshotter.
+    pub snapshotter: String,
     /// Patterns of pod annotations that become annotations of the runtime's configuration.
     pub pod_annotations: Vec<String>,
     /// The same of container annotations.

@@ -43,13 +43,14 @@ use flights::Flights;
 
 use crate::config::Config;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Doing as _, Result};
 use crate::events::Events;
 use crate::gc::Gc;
+use crate::id::ContainerId;
 use crate::image::Images;
 use crate::net::cni::Cni;
 use crate::records::{Containers, Sandboxes};
-use crate::snapshots::Snapshotters;
+use crate::snapshots::{Snapshotter, Snapshotters};
 use crate::tasks::Tasks;
 
 /// containerd's namespace of pods, their containers and images.
@@ -101,8 +102,11 @@ impl Cri {
     /// The interface over these parts; [`Cri::restore`] finds pods of an earlier daemon.
     ///
     /// # Errors
-    /// When its directories cannot be made.
+    /// When its directories cannot be made, or a handler's snapshotter is not there.
     pub fn new(parts: Parts) -> Result<Self> {
+        for (name, handler) in &parts.config.cri.runtimes {
+            parts.snapshotters.get(&handler.snapshotter).doing(|| format!("cri.runtimes.{name}.snapshotter"))?;
+        }
         let namespace = Namespace::parse(NAMESPACE)
             .map_err(|error| crate::error::Error::internal(format!("namespace {NAMESPACE}: {error}")))?;
         let store = Store::new(namespace.clone(), parts.sandboxes.clone(), parts.containers.clone());
@@ -140,6 +144,37 @@ impl Cri {
     /// In whose name everything is done.
     fn context(&self) -> &Context {
         &self.shared.context
+    }
+
+    /// Where a handler's root file systems come from.
+    fn snapshotter(&self, handler: &crate::config::RuntimeHandler) -> Result<Arc<dyn Snapshotter>> {
+        self.parts().snapshotters.get(&handler.snapshotter)
+    }
+
+    /// The same for a pod, whose handler may be gone from the configuration.
+    fn snapshotter_of_pod(&self, handler: &str) -> Result<Arc<dyn Snapshotter>> {
+        match self.config().handler(handler) {
+            Ok(handler) => self.snapshotter(handler),
+            Err(_) => self.parts().snapshotters.get(""),
+        }
+    }
+
+    /// Where the root file system of a container is that was made.
+    fn snapshotter_of(&self, id: &ContainerId) -> Result<Arc<dyn Snapshotter>> {
+        let stored = self.parts().containers.get(&self.context().namespace, id)?;
+        self.parts().snapshotters.get(&stored.snapshotter)
+    }
+
+    /// All that handlers use, the default one first.
+    fn all_snapshotters(&self) -> Result<Vec<Arc<dyn Snapshotter>>> {
+        let mut names = vec![self.parts().snapshotters.default_name()];
+        let others = self.config().runtimes.values().map(|handler| handler.snapshotter.as_str());
+        for name in others.filter(|name| !name.is_empty()) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.into_iter().map(|name| self.parts().snapshotters.get(name)).collect()
     }
 
     fn known_images(&self) -> &image::Known {

@@ -129,11 +129,12 @@ impl Cri {
         for id in names(&self.containers_dir())?.iter().filter(|id| !known(id)) {
             warn_left(self.remove_container_dir(id), id);
         }
-        let snapshotter = self.parts().snapshotters.get("")?;
-        for info in snapshotter.list(self.context())?.iter().filter(|info| info.labels.contains_key(OURS)) {
-            let of_pod = info.name.split('-').next().is_some_and(|id| id != info.name && pods.contains(id));
-            if !of_pod && !known(&info.name) {
-                warn_left(snapshotter.remove(self.context(), &info.name), &info.name);
+        for snapshotter in self.all_snapshotters()? {
+            for info in snapshotter.list(self.context())?.iter().filter(|info| info.labels.contains_key(OURS)) {
+                let of_pod = info.name.split('-').next().is_some_and(|id| id != info.name && pods.contains(id));
+                if !of_pod && !known(&info.name) {
+                    warn_left(snapshotter.remove(self.context(), &info.name), &info.name);
+                }
             }
         }
         Ok(())

@@ -65,8 +65,7 @@ impl Cri {
     pub(super) fn features(&self, handler: &RuntimeHandler) -> v1::RuntimeHandlerFeatures {
         let known = handler.binary.is_empty() && matches!(handler.runtime.as_str(), "" | "io.containerd.rung.v2");
         let host = &self.shared.host;
-        let layers =
-            || self.parts().snapshotters.get("").is_ok_and(|it| it.capabilities().iter().any(|it| it == REMAP_IDS));
+        let layers = || self.snapshotter(handler).is_ok_and(|it| it.capabilities().iter().any(|it| it == REMAP_IDS));
         v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: known && host.recursive_read_only(),
             user_namespaces: known && host.maps_ids() && layers(),

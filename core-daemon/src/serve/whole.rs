@@ -3,11 +3,15 @@
 //! tonic drops a call whose client goes away, or whose deadline passes, wherever it waits at that moment. A container
 //! would stay frozen, be half removed, or be asked to stop and never made to. So each call is a task of its own, but for
 //! those that do nothing that anybody else could want.
+//!
+//! A deadline that passes is told as that here, a moment before tonic would call it a cancellation.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -50,17 +54,48 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // From here on it runs: tonic's own begins after this.
+        let patience = timeout_of(request.headers()).map(tokio::time::sleep);
         let ends_with_client = ends_with_client(request.uri().path());
         let answer = self.inner.call(request);
         if ends_with_client {
-            return Box::pin(answer);
+            return Box::pin(within(patience, answer));
         }
-        Box::pin(async move {
+        Box::pin(within(patience, async move {
             match tokio::spawn(answer).await {
                 Ok(answer) => answer,
                 Err(error) => Ok(Status::internal(format!("the call was cut short: {error}")).into_http()),
             }
-        })
+        }))
+    }
+}
+
+/// The answer, or that it comes too late for the client.
+async fn within<E>(
+    patience: Option<Sleep>,
+    answer: impl Future<Output = Result<Response<Body>, E>>,
+) -> Result<Response<Body>, E> {
+    let Some(patience) = patience else { return answer.await };
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        () = patience => Ok(Status::deadline_exceeded("the time that the client gave the call is over").into_http()),
+    }
+}
+
+/// How long the client waits, where it says so: at most eight digits and a unit.
+fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 60 * 60)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
     }
 }
 
@@ -72,7 +107,6 @@ fn ends_with_client(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use tokio::sync::Notify;
 
@@ -102,5 +136,25 @@ mod tests {
         assert!(survives("/gantry.engine.v1.Engine/Stop").await);
         assert!(!survives("/containerd.services.tasks.v1.Tasks/Wait").await);
         assert!(!survives("/runtime.v1.RuntimeService/ListContainers").await);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_passes_is_told_as_that() {
+        for path in ["/containerd.services.tasks.v1.Tasks/Wait", "/gantry.engine.v1.Engine/Stop"] {
+            let never = |_: Request<Body>| std::future::pending::<Result<Response<Body>, std::convert::Infallible>>();
+            let mut calls = Whole.layer(tower::service_fn(never));
+            let request =
+                Request::builder().uri(path).header("grpc-timeout", "5m").body(Body::empty()).expect("request");
+            let answer = calls.call(request).await.expect("answer");
+            assert_eq!(answer.headers().get("grpc-status").expect("code"), "4");
+        }
+        let of = |text: &'static str| {
+            timeout_of(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-timeout"),
+                http::HeaderValue::from_static(text),
+            )]))
+        };
+        assert_eq!((of("2H"), of("1n")), (Some(Duration::from_secs(7200)), Some(Duration::from_nanos(1))));
+        assert_eq!((of(""), of("m"), of("5"), of("123456789S"), of("-1S")), (None, None, None, None, None));
     }
 }

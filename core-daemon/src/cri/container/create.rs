@@ -144,9 +144,18 @@ impl Cri {
     }
 
     fn make_now(&self, draft: &Draft) -> Result<()> {
-        let snapshotter = self.parts().snapshotters.get("")?;
+        let handler = self.config().handler(&draft.record.runtime_handler)?;
+        let snapshotter = self.snapshotter(handler)?;
         let parent = draft.image.chain_id.as_ref().map_or("", |chain| chain.as_str());
-        let prepared = snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(&draft.namespaces));
+        let prepare = || snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(&draft.namespaces));
+        let prepared = match prepare() {
+            // Pulled for another handler, or by a client that unpacked nothing.
+            Err(error) if error.kind() == Kind::NotFound => {
+                let (images, name) = (&self.parts().images, &draft.image.name);
+                images.unpack(self.context(), name, None, &handler.snapshotter).and_then(|_| prepare())
+            }
+            prepared => prepared,
+        };
         let rootfs = prepared.doing(|| format!("root file system of image {}", draft.image.name))?;
         failpoint::hit("cri.snapshot");
         let changed = match draft.restored {
@@ -216,7 +225,10 @@ impl Cri {
             image: draft.image.name.clone(),
             runtime: Some(self.runtime(handler, draft.namespaces.user.as_ref())),
             spec: Some(any::json(any::SPEC, document)),
-            snapshotter: self.parts().snapshotters.default_name().to_owned(),
+            snapshotter: match handler.snapshotter.as_str() {
+                "" => self.parts().snapshotters.default_name().to_owned(),
+                name => name.to_owned(),
+            },
             snapshot_key: draft.id.clone(),
             sandbox: draft.sandbox.id().to_string(),
             ..Stored::default()

@@ -34,7 +34,8 @@ impl Cri {
 
     fn remove_files(&self, container: &Container) -> Result<()> {
         let id = container.id().as_str();
-        match self.parts().snapshotters.get("")?.remove(self.context(), id) {
+        let snapshotter = self.snapshotter_of(container.id());
+        match snapshotter.and_then(|snapshotter| snapshotter.remove(self.context(), id)) {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
             _ => {}
         }

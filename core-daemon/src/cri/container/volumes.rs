@@ -17,7 +17,7 @@ use crate::cri::spec::Volume;
 use crate::cri::{Cri, Sandbox};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::image::Resolved;
-use crate::snapshots::Mount as SnapshotMount;
+use crate::snapshots::{Mount as SnapshotMount, Snapshotter};
 
 impl Cri {
     /// What outlives a reboot of a container, besides its record and root file system.
@@ -90,12 +90,13 @@ impl Cri {
             // Nobody else mounts it, and nobody unmounts it while it is looked at.
             let _turn = sandbox.turn.lock().await;
             ready(sandbox)?;
-            volumes.push(blocking(move || cri.image_mount(&pod, &wanted, &namespaces)).await?);
+            let handler = sandbox.record().runtime_handler.clone();
+            volumes.push(blocking(move || cri.image_mount(&pod, &handler, &wanted, &namespaces)).await?);
         }
         Ok(volumes)
     }
 
-    fn image_mount(&self, pod: &str, wanted: &v1::Mount, namespaces: &Namespaces) -> Result<Volume> {
+    fn image_mount(&self, pod: &str, handler: &str, wanted: &v1::Mount, namespaces: &Namespaces) -> Result<Volume> {
         let field = "config.mounts.image";
         if !wanted.host_path.is_empty() {
             return Err(Error::invalid(format!("{field}: has a host_path too")));
@@ -109,7 +110,9 @@ impl Cri {
         let target = self.places(pod).images().join(&name);
         if !is_mounted(&target)? {
             // Kubelets look for the first word.
-            self.mount_image(pod, &name, &image, &target, namespaces).doing(|| "ImageVolumeMountFailed")?;
+            let snapshotter = self.snapshotter_of_pod(handler)?;
+            let mounted = self.mount_image(&image_key(pod, &name), snapshotter.as_ref(), &image, &target, namespaces);
+            mounted.doing(|| "ImageVolumeMountFailed")?;
         }
         let source = sub_path(&target, &wanted.image_sub_path).doing(|| "ImageVolumeMountFailed")?;
         let destination = wanted.container_path.clone();
@@ -119,8 +122,8 @@ impl Cri {
 
     fn mount_image(
         &self,
-        pod: &str,
-        name: &str,
+        key: &str,
+        snapshotter: &dyn Snapshotter,
         image: &Resolved,
         target: &Path,
         namespaces: &Namespaces,
@@ -128,10 +131,9 @@ impl Cri {
         let doing = || format!("mount image {}", image.name);
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(target).doing(doing)?;
         let Some(chain) = &image.chain_id else { return Ok(()) };
-        let (key, snapshotter) = (image_key(pod, name), self.parts().snapshotters.get("")?);
-        let mounts = match snapshotter.view(self.context(), &key, chain.as_str(), snapshot_labels(namespaces)) {
+        let mounts = match snapshotter.view(self.context(), key, chain.as_str(), snapshot_labels(namespaces)) {
             // It was mounted before the machine was started anew.
-            Err(error) if error.kind() == Kind::AlreadyExists => snapshotter.mounts(self.context(), &key),
+            Err(error) if error.kind() == Kind::AlreadyExists => snapshotter.mounts(self.context(), key),
             viewed => viewed,
         };
         let tree = tree::mount_view(&mounts.doing(doing)?).doing(doing)?;
@@ -142,9 +144,9 @@ impl Cri {
     }
 
     /// Lets go of the images that a pod had mounted, once they are unmounted.
-    pub(in crate::cri) fn release_images(&self, pod: &str) -> Result<()> {
+    pub(in crate::cri) fn release_images(&self, pod: &str, handler: &str) -> Result<()> {
         let images = std::fs::read_dir(self.places(pod).images()).into_iter().flatten();
-        let snapshotter = self.parts().snapshotters.get("")?;
+        let snapshotter = self.snapshotter_of_pod(handler)?;
         for name in images.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
             match snapshotter.remove(self.context(), &image_key(pod, &name)) {
                 Err(error) if error.kind() != Kind::NotFound => return Err(error),

@@ -161,13 +161,15 @@ impl Cri {
     }
 
     async fn pull_image(&self, request: v1::PullImageRequest) -> Result<v1::PullImageResponse> {
+        let handler = request.image.as_ref().map_or("", |image| image.runtime_handler.as_str());
+        let snapshotter = self.config().handler(handler).map_err(|error| error.context("image"))?.snapshotter.clone();
         let wanted = named(request.image)?;
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
         let access = Access { credentials, ..Access::default() };
-        let options = PullOptions { access, labels: managed(), ..PullOptions::default() };
+        let options = PullOptions { access, labels: managed(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
-        let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await?;
+        let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
         let cri = self.clone();
         let id = blocking(move || {
             let (images, context) = (&cri.parts().images, cri.context());
@@ -214,6 +216,14 @@ impl Cri {
     async fn image_fs_info(&self, _: v1::ImageFsInfoRequest) -> Result<v1::ImageFsInfoResponse> {
         let usage = vec![self.file_system_usage().await?];
         Ok(v1::ImageFsInfoResponse { image_filesystems: usage.clone(), container_filesystems: usage })
+    }
+}
+
+/// Kubelets look for the first word of an error whose kind is unknown.
+fn for_kubelets(error: Error) -> Error {
+    match error.kind() {
+        Kind::Unavailable => Error::new(Kind::Unknown, format!("RegistryUnavailable: {error}")),
+        _ => error,
     }
 }
 

@@ -63,8 +63,8 @@ impl Cri {
             self.shared.cni.disconnect(sandbox.id().as_str()).await?;
         }
         let places = self.places(sandbox.id().as_str());
-        let (cri, id) = (self.clone(), sandbox.id().to_string());
-        blocking(move || places.unmake().and_then(|()| cri.release_images(&id))).await?;
+        let (cri, id, handler) = (self.clone(), sandbox.id().to_string(), record.runtime_handler.clone());
+        blocking(move || places.unmake().and_then(|()| cri.release_images(&id, &handler))).await?;
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.edit_sandbox(sandbox, |record| {
                 if let Some(network) = &mut record.network {

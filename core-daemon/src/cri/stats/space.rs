@@ -12,6 +12,7 @@ use crate::blocking::blocking;
 use crate::cri::store::now;
 use crate::cri::{Container, Cri};
 use crate::error::Result;
+use crate::id::ContainerId;
 use crate::snapshots::Usage;
 
 /// How long what was found is good for.
@@ -61,8 +62,8 @@ impl Cri {
     }
 
     fn measure(&self, id: &str) -> Option<Usage> {
-        let usage =
-            self.parts().snapshotters.get("").and_then(|snapshotter| snapshotter.usage(self.context(), id)).ok();
+        let snapshotter = ContainerId::parse(id).and_then(|id| self.snapshotter_of(&id));
+        let usage = snapshotter.and_then(|snapshotter| snapshotter.usage(self.context(), id)).ok();
         let mut layers = self.stats().space.layers.lock().unwrap_or_else(PoisonError::into_inner);
         match usage {
             Some(usage) => drop(layers.insert(id.to_owned(), (Instant::now(), usage))),
