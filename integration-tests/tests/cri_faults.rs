@@ -83,6 +83,9 @@ fn a_request_that_is_given_up_leaves_nothing(env: &Env) -> Result<()> {
     limited.set_timeout(std::time::Duration::from_millis(500));
     let late = pods.runtime.block_on(pods.pods.run_pod_sandbox(limited)).expect_err("too late");
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late}");
+    // Until it is taken back, another request for the same would join it.
+    let gone = || asked(env, "DEL") >= asked(env, "ADD") && names(&env.path("state/cri/pods")) == 0;
+    until(&pods, "it is taken back", gone)?;
     // On a busy machine its time may have been over before that.
     let before = asked(env, "ADD");
     let mut client = pods.pods.clone();
