@@ -117,7 +117,7 @@ fn counts_swap() -> bool {
 
 /// Limits of huge pages. The kubelet sends one of 0 for every size, also where the kernel cannot count them.
 fn hugepages(wanted: &v1::LinuxContainerResources) -> Vec<LinuxHugepageLimit> {
-    let countable = Path::new("/sys/fs/cgroup/hugetlb").exists()
+    let countable = Path::new("/sys/fs/cgroup/hugetlb/cgroup.procs").exists()
         || std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
             .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "hugetlb"));
     let wanted = wanted.hugepage_limits.iter().filter(|limit| countable || limit.limit > 0);
