@@ -42,8 +42,6 @@ pub enum Need {
     Strace,
     /// The kernel has FUSE and loop devices.
     Fuse,
-    /// The kernel has loop devices, and file systems in which it checks files as they are read.
-    Verity,
     /// The `criu` program is installed and works with this kernel.
     Criu,
     /// Not a property of the machine: no other test runs at the same time.
@@ -83,7 +81,6 @@ impl Need {
         Self::Criu,
         Self::Strace,
         Self::Fuse,
-        Self::Verity,
         Self::Alone,
         Self::EveryHost,
     ];
@@ -91,16 +88,7 @@ impl Need {
     /// Whether only some kinds of host meet it: a test that asks for one is worth its time on all that do.
     pub fn is_kind_of_host(self) -> bool {
         // criu knows few kernels of containers and sandboxes, and the machines' one.
-        matches!(
-            self,
-            Self::Rootless
-                | Self::CgroupV1
-                | Self::CgroupV2
-                | Self::Systemd
-                | Self::Apparmor
-                | Self::Criu
-                | Self::Verity
-        )
+        matches!(self, Self::Rootless | Self::CgroupV1 | Self::CgroupV2 | Self::Systemd | Self::Apparmor | Self::Criu)
     }
 
     /// Why this machine does not meet the need, or `None` when it does.
@@ -133,10 +121,6 @@ impl Need {
             Self::Fuse => (
                 ["/dev/fuse", "/dev/loop-control"].iter().all(|path| Path::new(path).exists()),
                 "the kernel has no FUSE or no loop devices",
-            ),
-            Self::Verity => (
-                ["/sys/fs/ext4/features/verity", "/dev/loop-control"].iter().all(|path| Path::new(path).exists()),
-                "the kernel has no fs-verity or no loop devices",
             ),
             Self::Alone | Self::EveryHost => return None,
         };

@@ -10,16 +10,13 @@ use gantry_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use gantry_proto::containerd::services::tasks::v1::{DeleteTaskRequest, KillRequest, WaitRequest};
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, disk, tests, wait};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 use tonic::Request;
 
 pub(crate) const TESTS: &[Test] = tests![
     random_damage_of_any_file_is_survived [Root, Overlay],
     damage_is_found_in_the_background [Root, Overlay],
     an_older_copy_of_the_records_takes_nothing_from_who_runs [Root, Overlay],
-    the_kernel_checks_blobs_where_it_can [Root, Verity],
 ];
 
 /// Numbers that are the same for the same seed.
@@ -170,51 +167,4 @@ fn an_older_copy_of_the_records_takes_nothing_from_who_runs(env: &Env) -> Result
         let is_empty = || fs::read_dir(&snapshots).is_ok_and(|mut left| left.next().is_none());
         (collected.is_ok() && is_empty()).then_some(())
     })
-}
-
-/// A disk whose file system can have the kernel check files, mounted where the daemon keeps everything; gives its image.
-/// The mount is this process's alone.
-fn checked_disk(env: &Env) -> Result<PathBuf> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    let image = env.path("disk");
-    fs::File::create(&image)?.set_len(96 << 20)?;
-    env.run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-O", "verity", &image.to_string_lossy()])?.ok()?;
-    disk::mount_image(env, &image, &env.dir("root")?)?;
-    Ok(image)
-}
-
-fn the_kernel_checks_blobs_where_it_can(env: &Env) -> Result<()> {
-    let image = checked_disk(env)?;
-    let mut dice = Dice(u64::from(std::process::id()));
-    let noise: Vec<u8> = (0..1 << 20).map(|_| dice.below(256).to_le_bytes()[0]).collect();
-    let archive = env.path("noise.tar");
-    fs::write(&archive, Tar::new().file("noise", noise).finish())?;
-    let daemon = env.daemon()?;
-    daemon.gantry(&["import", &archive.to_string_lossy(), "test/noise:1"])?.ok()?;
-    let blobs = env.path("root/io.containerd.content.v1.content/blobs/sha256");
-    let mut all: Vec<PathBuf> = fs::read_dir(&blobs)?.flatten().map(|entry| entry.path()).collect();
-    all.sort_by_key(|path| fs::metadata(path).map_or(0, |it| it.len()));
-    for blob in &all {
-        let listed = env.run("lsattr", &[&blob.to_string_lossy()])?.ok()?;
-        ensure!(listed.text().split(' ').next().is_some_and(|flags| flags.contains('V')), "{listed}");
-    }
-    // On the disk itself a bit flips: the kernel gives nobody the wrong byte, and we know what that means.
-    let layer = all.last().context("a layer")?;
-    let needle = fs::read(layer)?[400 << 10..][..64].to_vec();
-    nix::unistd::sync();
-    let disk = fs::read(&image)?;
-    let at = disk.windows(needle.len()).position(|bytes| bytes == needle).context("the layer is on the disk")?;
-    let file = fs::File::options().write(true).open(&image)?;
-    file.write_all_at(&[needle[0] ^ 1], u64::try_from(at)?)?;
-    fs::write("/proc/sys/vm/drop_caches", "3")?;
-    let error = fs::read(layer).err().context("the kernel hands out what it should not")?;
-    ensure!(error.raw_os_error() == Some(nix::errno::Errno::EIO as i32), "{error}");
-    let name = layer.file_name().context("a name")?.to_string_lossy().into_owned();
-    let said = daemon.gantry(&["system", "fsck", "--deep"])?;
-    ensure!(said.code() != 0 && said.stdout.contains(&name), "{said}");
-    let said = daemon.gantry(&["save", "-o", &env.path("out.tar").to_string_lossy(), "test/noise:1"])?.fails()?;
-    ensure!(said.contains(&name), "{said}");
-    daemon.stop()?;
-    disk::unmount(env, &env.path("root"))
 }
