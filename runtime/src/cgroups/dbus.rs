@@ -15,9 +15,6 @@ use super::error::{Error, Result};
 /// Longest answer that is read; systemd's are below a kilobyte.
 const LONGEST: usize = 1 << 20;
 
-/// What is said when the deadline has passed.
-pub(super) const NO_ANSWER: &str = "no answer in time; is it stopped or overloaded?";
-
 /// A value of a property.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -176,7 +173,6 @@ pub(super) struct Message {
 
 const CALL: u8 = 1;
 const RETURN: u8 = 2;
-const ERROR: u8 = 3;
 const SIGNAL: u8 = 4;
 
 impl Message {
@@ -276,7 +272,7 @@ impl Connection {
 
     fn left(&self) -> Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(Error::Systemd(NO_ANSWER.into())) } else { Ok(left) }
+        if left.is_zero() { Err(Error::Silent) } else { Ok(left) }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -307,15 +303,9 @@ impl Connection {
         let serial = self.post(target, member, body)?;
         loop {
             let message = self.next()?;
-            if message.reply_to != serial {
-                continue;
+            if message.answers(serial, member)? {
+                return Ok(message);
             }
-            if message.kind == ERROR {
-                let [text] = message.texts(0).unwrap_or_default();
-                let name = message.error.unwrap_or_default();
-                return Err(Error::Systemd(format!("{member}: {name}: {text}")));
-            }
-            return Ok(message);
         }
     }
 
@@ -363,7 +353,7 @@ impl Message {
             return Ok(true);
         }
         let [text] = self.texts(0).unwrap_or_default();
-        Err(Error::Systemd(format!("{doing}: {}: {text}", self.error.as_deref().unwrap_or("error"))))
+        Err(Error::Refused { doing: doing.to_owned(), name: self.error.clone().unwrap_or_default(), text })
     }
 }
 
@@ -426,4 +416,31 @@ fn encode(target: Target<'_>, member: &str, body: &Body, serial: u32) -> Vec<u8>
     out[at..at + 4].copy_from_slice(&bytes);
     aligned(&mut out, 8).extend(&body.bytes);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_by_their_names() {
+        let mut body = Vec::new();
+        Value::text("Unit org.freedesktop.systemd1.NoSuchUnit exists.").write(&mut body);
+        let error = Some("org.freedesktop.systemd1.UnitExists".to_owned());
+        let message = Message { kind: 3, reply_to: 7, error, body, ..Message::default() };
+        assert!(!message.answers(6, "StopUnit").unwrap());
+        let refused = message.answers(7, "StopUnit").unwrap_err();
+        assert!(refused.is_named("org.freedesktop.systemd1.UnitExists"));
+        assert!(!refused.is_named("org.freedesktop.systemd1.NoSuchUnit"));
+    }
+
+    #[test]
+    fn a_bus_that_does_not_answer_is_given_up() {
+        let path = std::env::temp_dir().join(format!("rung-silent-bus-{}", std::process::id()));
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let address = path.to_str().unwrap();
+        let opened = Connection::open(address, 0, true, Duration::from_millis(50));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(opened, Err(Error::Silent)), "{opened:?}");
+    }
 }

@@ -35,9 +35,22 @@ pub enum Error {
         /// What is known about the reason.
         hint: String,
     },
-    /// Systemd refused or could not be reached.
+    /// Systemd could not be reached or understood.
     #[error("systemd: {0}")]
     Systemd(String),
+    /// A call was answered with an error of this name.
+    #[error("systemd: {doing}: {name}: {text}")]
+    Refused {
+        /// The call.
+        doing: String,
+        /// The name, which says what is wrong.
+        name: String,
+        /// The same for people.
+        text: String,
+    },
+    /// Nothing came by the deadline.
+    #[error("systemd: no answer in time; is it stopped or overloaded?")]
+    Silent,
 }
 
 impl Error {
@@ -49,6 +62,11 @@ impl Error {
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::File(e) if is_missing(e))
+    }
+
+    /// The call was answered with the error `name`.
+    pub(super) fn is_named(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { name, .. } if name == wanted)
     }
 
     /// The caller lacks a permission; a rootless runtime may go on.

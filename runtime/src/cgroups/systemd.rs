@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 
-use super::dbus::{Body, Connection, NO_ANSWER, Target, Value};
+use super::dbus::{Body, Connection, Target, Value};
 use super::error::{Error, Result};
 use super::properties;
 
@@ -126,6 +126,12 @@ const MANAGER: Target<'static> = Target {
     interface: "org.freedesktop.systemd1.Manager",
 };
 
+/// Names of errors that the service manager answers with.
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+/// Also the one for a property that cannot be changed.
+const UNKNOWN_PROPERTY: &str = "org.freedesktop.DBus.Error.PropertyReadOnly";
+
 /// A connection to a service manager.
 #[derive(Debug)]
 pub(super) struct Systemd {
@@ -169,12 +175,12 @@ impl Systemd {
         self.subscribe()?;
         loop {
             match self.start_once(unit, &all) {
-                Err(Error::Systemd(text)) if text.contains("UnitExists") => {
+                Err(error) if error.is_named(UNIT_EXISTS) => {
                     // A scope of that name that failed before stays until it is reset.
                     self.reset_failed(unit);
                     return self.start_once(unit, &all);
                 }
-                Err(Error::Systemd(text)) if drop_unknown(&mut all, &text) => {}
+                Err(error) if error.is_named(UNKNOWN_PROPERTY) && drop_newest(&mut all) => {}
                 other => return other,
             }
         }
@@ -233,7 +239,7 @@ impl Systemd {
         loop {
             let body = Body::default().with(&Value::text(&unit.name)).with(&Value::Bool(true)).with_properties(&list);
             match self.bus.call(MANAGER, "SetUnitProperties", body).map(drop) {
-                Err(Error::Systemd(text)) if drop_unknown(&mut list, &text) => {}
+                Err(error) if error.is_named(UNKNOWN_PROPERTY) && drop_newest(&mut list) => {}
                 other => return other,
             }
         }
@@ -250,7 +256,8 @@ impl Systemd {
         self.bus.limit(STOP_LIMIT);
         self.reset_failed(unit);
         match stopped {
-            Err(Error::Systemd(text)) if text.contains("NoSuchUnit") || text.contains(NO_ANSWER) => Ok(()),
+            Err(Error::Silent) => Ok(()),
+            Err(error) if error.is_named(NO_SUCH_UNIT) => Ok(()),
             other => other,
         }
     }
@@ -261,20 +268,17 @@ impl Systemd {
     }
 }
 
-/// Properties that came with systemd 242 to 253. What they say is written into the cgroup's files too.
-const RECENT: [&str; 4] = ["AllowedCPUs", "AllowedMemoryNodes", "CPUQuotaPeriodUSec", "OOMPolicy"];
+/// Properties that came with systemd 242 to 253, the newest first. What they say is written into the cgroup's files too.
+const RECENT: [&str; 4] = ["OOMPolicy", "AllowedMemoryNodes", "AllowedCPUs", "CPUQuotaPeriodUSec"];
 
-/// Takes out the property that an older systemd says it does not know. Whether there was one to take out.
-fn drop_unknown(list: &mut Vec<(String, Value)>, refusal: &str) -> bool {
-    if !refusal.contains("Cannot set property") {
-        return false;
-    }
-    let named = |name: &str| refusal.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == name);
-    let Some(at) = list.iter().position(|(name, _)| RECENT.contains(&name.as_str()) && named(name)) else {
-        return false;
-    };
-    list.remove(at);
-    true
+/// Takes out the newest property, for a systemd that does not know one and says so before it changes anything. Whether
+/// there was one to take out.
+fn drop_newest(list: &mut Vec<(String, Value)>) -> bool {
+    let found = RECENT.iter().find_map(|recent| list.iter().position(|(name, _)| name == recent));
+    found.is_some_and(|at| {
+        list.remove(at);
+        true
+    })
 }
 
 /// The first address of a list that is a socket of this machine.
@@ -345,10 +349,11 @@ mod tests {
 
     #[test]
     fn what_an_older_systemd_does_not_know_is_left_out() {
-        let mut list: Vec<_> = ["CPUWeight", "AllowedCPUs"].map(|name| (name.to_owned(), Value::U64(1))).into();
-        assert!(!drop_unknown(&mut list, "Cannot set property CPUWeight, or unknown property."));
-        assert!(!drop_unknown(&mut list, "Access denied: AllowedCPUs"));
-        assert!(drop_unknown(&mut list, "Cannot set property AllowedCPUs, or unknown property."));
+        let names = ["CPUWeight", "AllowedCPUs", "OOMPolicy"];
+        let mut list: Vec<_> = names.map(|name| (name.to_owned(), Value::U64(1))).into();
+        assert!(drop_newest(&mut list) && list.len() == 2 && list[1].0 == "AllowedCPUs");
+        assert!(drop_newest(&mut list));
+        assert!(!drop_newest(&mut list));
         assert_eq!(list, [("CPUWeight".to_owned(), Value::U64(1))]);
     }
 }

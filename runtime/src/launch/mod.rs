@@ -318,7 +318,7 @@ pub fn cgroup_not_made(error: crate::cgroups::Error) -> Error {
 pub fn cgroup_error(error: crate::cgroups::Error) -> Error {
     let kind = match &error {
         crate::cgroups::Error::Invalid { .. } => Kind::Invalid,
-        crate::cgroups::Error::Deadline { .. } => Kind::Timeout,
+        crate::cgroups::Error::Deadline { .. } | crate::cgroups::Error::Silent => Kind::Timeout,
         error if error.is_denied() => Kind::Permission,
         _ => Kind::Internal,
     };
