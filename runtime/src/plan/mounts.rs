@@ -116,22 +116,20 @@ fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
     let type_name = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
     let kind = if options.bind || type_name == "bind" {
-        if !options.data.is_empty() {
-            // The specification hands them to mount(2), which has no use for them here. Runc refuses them; crun and the
-            // conformance programs of the specification take them.
-            log::warning(&format!(
-                "options of {}: a bind mount has none of a file system: {} is ignored",
-                destination.display(),
-                options.data.join(",")
-            ));
-        }
+        // The specification hands them to mount(2), which has no use for them here. Runc refuses them; crun and the
+        // conformance programs of the specification take them.
+        warn_of_data(&options, &destination, "a bind mount");
         if source.as_os_str().is_empty() {
             return Err(Error::invalid(format!("source: a bind mount needs one ({})", destination.display())));
         }
         MountKind::Bind { source: if source.is_absolute() { source } else { context.bundle.join(source) } }
     } else {
         match type_name {
-            "cgroup" => MountKind::Cgroup,
+            "cgroup" => {
+                // The view is of directories of the host's file system, whose own options stay as they are.
+                warn_of_data(&options, &destination, "a view of cgroups");
+                MountKind::Cgroup
+            }
             "" if options.remount => MountKind::FileSystem { name: String::new(), source },
             "" => return Err(Error::invalid(format!("type: missing for {}", destination.display()))),
             name => MountKind::FileSystem { name: name.to_owned(), source },
@@ -140,6 +138,16 @@ fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
     below_proc(&destination, &kind)?;
     let idmap = idmap(mount, &options, &kind, context)?;
     Ok(MountPlan { destination, kind, options, idmap })
+}
+
+fn warn_of_data(options: &MountOptions, destination: &Path, what: &str) {
+    if !options.data.is_empty() {
+        log::warning(&format!(
+            "options of {}: {what} has none of a file system: {} is ignored",
+            destination.display(),
+            options.data.join(",")
+        ));
+    }
 }
 
 fn idmap(mount: &Mount, options: &MountOptions, kind: &MountKind, context: Context<'_>) -> Result<Option<Idmap>> {
