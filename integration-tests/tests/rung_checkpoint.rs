@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = tests![
     only_what_runs_can_be_checkpointed[Root],
     flags_are_checked[Root],
     without_criu_it_says_so[Root],
+    criu_starts_where_the_container_will_be[Root],
 ];
 
 fn counting(env: &Env, name: &str) -> Result<Bundle> {
@@ -98,7 +99,7 @@ fn mounts_of_the_host_come_from_the_bundle(env: &Env) -> Result<()> {
     fs::write(second.join("who"), "second")?;
     fs::create_dir_all(bundle.rootfs().join("real/conf"))?;
     symlink("/real/conf", bundle.rootfs().join("conf"))?;
-    for (destination, options) in [("/conf", json!(["bind", "ro", "private"])), ("/a:b c", json!(["bind", "private"]))]
+    for (destination, options) in [("/conf", json!(["bind", "ro", "private"])), ("/a]:b c", json!(["bind", "private"]))]
     {
         bundle.push("/mounts", json!({"source": first, "destination": destination, "options": options}));
     }
@@ -112,7 +113,7 @@ fn mounts_of_the_host_come_from_the_bundle(env: &Env) -> Result<()> {
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
     let outcome = || -> Result<()> {
         ensure!(env.run_rung(&["exec", &id, "cat", "/real/conf/who"])?.ok()?.text() == "second");
-        ensure!(env.run_rung(&["exec", &id, "cat", "/a:b c/who"])?.ok()?.text() == "first");
+        ensure!(env.run_rung(&["exec", &id, "cat", "/a]:b c/who"])?.ok()?.text() == "first");
         ensure!(env.run_rung(&["exec", &id, "touch", "/conf/x"])?.fails()?.contains("Read-only"));
         Ok(())
     }();
@@ -182,7 +183,7 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// As podman restores: criu has nothing to do with cgroups then, and makes no namespace of them.
+/// As podman restores: criu has nothing to do with cgroups then, and the namespace of them is ours to make.
 fn cgroups_can_be_left_to_the_caller(env: &Env) -> Result<()> {
     let (id, ignore) = (env.id("left"), ["--manage-cgroups-mode", "ignore"]);
     let mut bundle = counting(env, "left")?;
@@ -197,10 +198,14 @@ fn cgroups_can_be_left_to_the_caller(env: &Env) -> Result<()> {
     quietly(env, &[&["checkpoint", "--image-path", &images], &ignore[..], &[&id]].concat())?;
     let restore = ["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images];
     quietly(env, &[&restore[..], &ignore, &[&id]].concat())?;
-    let seen = env.run_rung(&["exec", &id, "cat", "/proc/self/cgroup"])?;
+    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let pid = &state["pid"];
+    let outside = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let seen = env.run_rung(&["exec", &id, "cat", "/proc/1/cgroup"])?;
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     let seen = seen.ok()?.text().to_owned();
-    ensure!(seen.contains(&id), "{seen}");
+    ensure!(outside.contains(&id), "{outside}");
+    ensure!(seen.lines().all(|line| line.ends_with(":/")), "{seen}");
     Ok(())
 }
 
@@ -325,5 +330,33 @@ fn without_criu_it_says_so(env: &Env) -> Result<()> {
     let said = output::run(command);
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(said?.fails()?.contains("criu is not installed"));
+    Ok(())
+}
+
+/// A stand-in for criu, which works on few kernels, tells in which cgroups it was started: with `ignore` that is where what
+/// it restores stays, so they are the roots of a namespace there.
+fn criu_starts_where_the_container_will_be(env: &Env) -> Result<()> {
+    let (programs, images, said) = (env.dir("programs")?, env.dir("images")?, env.path("said"));
+    let (id, script) = (env.id("where"), programs.join("criu"));
+    fs::write(&script, format!("#!/bin/sh\nexec cat /proc/self/cgroup > {}\n", said.display()))?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    fs::write(images.join("descriptors.json"), "[]")?;
+    let mut bundle = counting(env, "where")?;
+    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
+        kinds.retain(|kind| kind["type"] != "cgroup");
+        kinds.push(json!({"type": "cgroup"}));
+    }
+    let path = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&std::env::var("PATH")?)))?;
+    for (mode, inside) in [("ignore", true), ("soft", false)] {
+        let images = images.to_str().context("a path")?;
+        let restore =
+            ["restore", "--bundle", bundle.write()?, "--image-path", images, "--manage-cgroups-mode", mode, &id];
+        let mut command = env.rung(&restore)?;
+        command.env("PATH", &path);
+        output::run(command)?.fails()?;
+        let seen = fs::read_to_string(&said)?;
+        let line = seen.lines().last().unwrap_or_default();
+        ensure!(line.ends_with(":/") == inside && line.contains(&id) != inside, "{mode}: {seen}");
+    }
     Ok(())
 }

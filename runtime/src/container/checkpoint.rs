@@ -65,7 +65,7 @@ pub fn checkpoint(container: &Container, wanted: &Wanted) -> Result<()> {
     let spec = container.record.spec()?;
     let message = request(container, &spec, wanted, &directories)?;
     let verb = if wanted.pre_dump { Verb::PreDump } else { Verb::Dump };
-    let mut session = Session::start(&[], false)?;
+    let mut session = Session::start()?;
     // Pages that are fetched from here are fetched when others want them.
     let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
     let mut ready = wanted.status_fd.as_ref().map(OwnedFd::as_fd);

@@ -28,7 +28,7 @@ use crate::bundle::Bundle;
 use crate::cgroups::Cgroup;
 use crate::criu::external::External;
 use crate::criu::options::{self, Directories, FIRST_INHERITED, inherited};
-use crate::criu::session::{LAST_HELD, Notification, PATIENCE, Session, Verb};
+use crate::criu::session::{Bequest, LAST_HELD, Notification, PATIENCE, Session, Verb};
 use crate::criu::wire::Message;
 use crate::criu::{external, images, verify};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -118,9 +118,6 @@ impl Restore<'_> {
         let begun = self.begin(&root, wanted);
         away.end()?;
         let (directories, message, mut session) = begun?;
-        let resources = self.bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        self.cgroup.create(resources, Some(session.pid())).map_err(launch::cgroup_error)?;
-        self.cgroup.mark(self.entry.path());
         let message = self.place(message.text(13, &root.to_string_lossy()), session.pid())?;
         let request = Message::default().message(2, &message);
         let patience = (!wanted.common.lazy_pages).then_some(PATIENCE);
@@ -141,7 +138,7 @@ impl Restore<'_> {
 
     /// What is done in criu's mount namespace: it works in the directories it is given, so they are opened there, and looked
     /// at there.
-    fn begin(&self, root: &Path, wanted: &Wanted) -> Result<(Directories, Message, Session)> {
+    fn begin(&mut self, root: &Path, wanted: &Wanted) -> Result<(Directories, Message, Session)> {
         let mut directories = Directories::open(&wanted.common, LOG, false)?;
         images::check(directories.images.as_fd(), &wanted.common.images)?;
         let descriptors = images::descriptors(directories.images.as_fd(), &wanted.common.images)?;
@@ -159,8 +156,20 @@ impl Restore<'_> {
             }
         }
         self.prepare_root(root)?;
-        let fds: Vec<_> = joined.iter().map(File::as_fd).collect();
-        Ok((directories, message, Session::start(&fds, verify::no_new_privileges(&self.plan))?))
+        let own = self.cgroup_mode == options::CgroupMode::Ignore && self.plan.namespaces.makes(Namespace::Cgroup);
+        let bequest = Bequest {
+            descriptors: joined.iter().map(File::as_fd).collect(),
+            no_new_privileges: verify::no_new_privileges(&self.plan),
+            // Told to ignore cgroups, criu makes no namespace of them: it is one of its own that what it restores stays in.
+            namespaces: if own { Namespace::Cgroup.flag() } else { 0 },
+        };
+        let resources = self.bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let session = Session::start_for(&bequest, |criu| {
+            self.cgroup.create(resources, Some(criu)).map_err(launch::cgroup_error)?;
+            self.cgroup.mark(self.entry.path());
+            Ok(())
+        })?;
+        Ok((directories, message, session))
     }
 
     /// Namespaces that are joined by path: criu gets the descriptors of some, and the paths of others.
@@ -257,7 +266,7 @@ impl Restore<'_> {
         let protected = self.protect_root(pid).doing(|| "make the root read-only");
         let all = protected.and_then(|()| verify::family(pid).doing(|| "look for the restored processes"));
         let checked = all.and_then(|all| {
-            verify::check(&self.plan, &self.bundle.spec, &self.external(), pid, &all, self.cgroup_mode)?;
+            verify::check(&self.plan, &self.bundle.spec, &self.external(), pid, &all)?;
             self.enter_resctrl(&all)
         });
         self.verified = checked.is_ok();

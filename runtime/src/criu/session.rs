@@ -63,6 +63,17 @@ pub struct Notification {
     pub fds: Vec<OwnedFd>,
 }
 
+/// What processes that come back have from criu, whose children they are.
+#[derive(Debug, Default)]
+pub struct Bequest<'a> {
+    /// What criu finds from number [`FIRST_INHERITED`](super::options::FIRST_INHERITED) on.
+    pub descriptors: Vec<BorrowedFd<'a>>,
+    /// Before 3.19 criu forgets about theirs: with its own they have it all the same.
+    pub no_new_privileges: bool,
+    /// Namespaces, as `CLONE_NEW…`, that criu leaves as it finds them.
+    pub namespaces: u64,
+}
+
 /// criu, running.
 #[derive(Debug)]
 pub struct Session {
@@ -73,26 +84,29 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts criu with the first three descriptors of this program, and with `inherited` from number 4 on.
-    ///
-    /// What criu restores are its children, and before 3.19 it forgets about `no_new_privileges` of theirs: with its own
-    /// they have it all the same.
-    pub fn start(inherited: &[BorrowedFd<'_>], no_new_privileges: bool) -> Result<Self> {
+    /// Starts criu with the first three descriptors of this program.
+    pub fn start() -> Result<Self> {
+        Self::start_for(&Bequest::default(), |_| Ok(()))
+    }
+
+    /// Starts criu to restore processes, once `prepare` has put it where they are to be.
+    pub fn start_for(bequest: &Bequest<'_>, prepare: impl FnOnce(Pid) -> Result<()>) -> Result<Self> {
         let path = find()?;
         let (ours, theirs) = fd_pass::message_pair()?;
         let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let mut places = vec![(stdin.as_fd(), 0), (stdout.as_fd(), 1), (stderr.as_fd(), 2), (theirs.as_fd(), SOCKET)];
-        places.extend(inherited.iter().copied().zip(SOCKET + 1..));
+        places.extend(bequest.descriptors.iter().copied().zip(SOCKET + 1..));
         let argv = CStringArray::new(["criu", "swrk", "3"].map(|word| word.as_bytes().to_vec()))?;
         let search = std::env::var_os("PATH").unwrap_or_default();
         let env = CStringArray::new([[b"PATH=", search.as_bytes()].concat()])?;
+        let Bequest { no_new_privileges, namespaces, .. } = *bequest;
         let program = Program { path: &path, argv: &argv, env: &env, no_new_privileges };
-        let pid = spawn::spawn(&program, &places).doing(|| "start criu")?;
+        let pid = spawn::spawn_prepared(&program, &places, namespaces, prepare).doing(|| "start criu")?;
         let process = pidfd::open(pid).inspect_err(|_| drop(signal::send(pid, libc::SIGKILL)))?;
         Ok(Self { socket: ours, pid, process, done: false })
     }
 
-    /// The number of the running criu, which the cgroups of a container are entered with.
+    /// The number of the running criu.
     pub fn pid(&self) -> Pid {
         self.pid
     }
@@ -111,7 +125,7 @@ impl Session {
             if poll::wait(&[(self.socket.as_fd(), Interest::Read)], deadline)?.is_empty() {
                 let seconds = deadline.unwrap_or_default().as_secs();
                 self.kill();
-                return Err(Error::new(Kind::Internal, format!("criu {verb:?}: it has said nothing for {seconds} s")));
+                return Err(Error::new(Kind::Timeout, format!("criu {verb:?}: it has said nothing for {seconds} s")));
             }
             let mut buffer = vec![0; LONGEST];
             let (length, fds) = fd_pass::receive(self.socket.as_fd(), &mut buffer).doing(|| "listen to criu")?;
@@ -256,7 +270,7 @@ fn find() -> Result<PathBuf> {
 
 /// What the installed criu and this kernel can do.
 pub fn version() -> Result<u64> {
-    let mut session = Session::start(&[], false)?;
+    let mut session = Session::start()?;
     let answer = session.ask(Verb::Version, &Message::default(), Some(QUESTION), |_| Ok(()))?;
     session.finish()?;
     let numbers = |bytes| -> Option<u64> {
@@ -286,7 +300,7 @@ pub enum Feature {
 
 /// Refuses when the kernel or criu does not have `feature`.
 pub fn require(feature: Feature) -> Result<()> {
-    let mut session = Session::start(&[], false)?;
+    let mut session = Session::start()?;
     let wanted = Message::default().flag(feature as u32, true);
     let answer = session.ask(Verb::Features, &Message::default().message(5, &wanted), Some(QUESTION), |_| Ok(()))?;
     session.finish()?;

@@ -15,9 +15,7 @@ use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 
 use super::external::{External, Mounted, Table, mounted_at};
-use super::options::CgroupMode;
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::log;
 use crate::plan::InitPlan;
 use crate::plan::ids::IdMaps;
 
@@ -27,19 +25,11 @@ const SYS_ADMIN: u8 = 21;
 /// File systems that show nothing but what their owner has put into them.
 const HARMLESS: [&str; 4] = ["tmpfs", "mqueue", "devpts", "ramfs"];
 
-/// Holds all processes of a restored container, the first one first, against its configuration. With `--manage-cgroups-mode
-/// ignore` criu makes no cgroup namespaces, so there the processes are in its own, which is the host's.
-pub fn check(
-    plan: &InitPlan,
-    spec: &Spec,
-    external: &[External],
-    init: Pid,
-    all: &[Pid],
-    cgroups: CgroupMode,
-) -> Result<()> {
+/// Holds all processes of a restored container, the first one first, against its configuration.
+pub fn check(plan: &InitPlan, spec: &Spec, external: &[External], init: Pid, all: &[Pid]) -> Result<()> {
     let refuse =
         |error: Error| error.while_doing("the checkpoint does not match the bundle").with_kind(Kind::Permission);
-    namespaces(plan, init, cgroups).map_err(refuse)?;
+    namespaces(plan, init).map_err(refuse)?;
     if let Some(maps) = &plan.ids {
         id_maps(maps, init).map_err(refuse)?;
     }
@@ -62,19 +52,13 @@ fn identity(pid: &str, kind: Namespace) -> Result<u64> {
     Ok(stat(path.as_str()).doing(|| format!("look at {path}"))?.st_ino)
 }
 
-fn namespaces(plan: &InitPlan, init: Pid, cgroups: CgroupMode) -> Result<()> {
+fn namespaces(plan: &InitPlan, init: Pid) -> Result<()> {
     let pid = init.to_string();
     for kind in Namespace::ALL {
         let (own, found) = (identity("self", kind)?, identity(&pid, kind)?);
         let joined = plan.namespaces.join.iter().find(|(joined, _)| *joined == kind);
         let right = match joined {
             Some((_, path)) => stat(path).doing(|| format!("look at {}", path.display()))?.st_ino == found,
-            None if kind == Namespace::Cgroup && own == found && cgroups == CgroupMode::Ignore => {
-                if plan.namespaces.makes(kind) {
-                    log::warning("--manage-cgroups-mode ignore: the container has lost its own cgroup namespace");
-                }
-                true
-            }
             None if plan.namespaces.makes(kind) => own != found,
             // criu puts what it restores into time namespaces, to keep the clocks going.
             None => own == found || kind == Namespace::Time,

@@ -8,6 +8,7 @@ use std::process::Command;
 use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result, check};
+use crate::namespace;
 use crate::pidfd::owned;
 use crate::process::{self, CStringArray, CloneRequest, Forked, Pid};
 use crate::signal;
@@ -61,33 +62,58 @@ pub struct Program<'a> {
 /// Starts a program with the descriptors of `places` (source, number in the program). What is not named is closed from the
 /// highest of these numbers on; below it, the caller names all. The caller must be single-threaded.
 pub fn spawn(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)]) -> Result<Pid> {
-    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::new("pipe2", "", errno as i32))?;
+    spawn_prepared(program, places, 0, |_| Ok(()))
+}
+
+/// As [`spawn`], in new `namespaces` (`CLONE_NEW…`). What `prepare` does with the process comes before anything that it does
+/// itself, the namespaces included; where that fails, the program is not started.
+pub fn spawn_prepared<E: From<Error>>(
+    program: &Program<'_>,
+    places: &[(BorrowedFd<'_>, u16)],
+    namespaces: u64,
+    prepare: impl FnOnce(Pid) -> std::result::Result<(), E>,
+) -> std::result::Result<Pid, E> {
+    let pipe = || nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| Error::new("pipe2", "", errno as i32));
+    let (read, write) = pipe()?;
+    let (held, go) = pipe()?;
     match process::clone(&CloneRequest::default())? {
         Forked::Child => {
+            drop(go);
+            // Ends with one byte when the parent is done with its part, and without one when that has failed.
+            if !matches!(nix::unistd::read(&held, &mut [0]), Ok(1)) {
+                process::exit_now(127)
+            }
             let above = places.iter().map(|(_, number)| i32::from(*number)).max().unwrap_or(0).saturating_add(1);
             // The report's own number may be somebody's target. A successful exec closes it, so that the parent reads
             // four bytes or none.
             if let Ok(report) = park(write.as_fd(), above) {
-                let error = become_program(program, places, above);
+                let error = become_program(program, places, namespaces, above);
                 let _ = nix::unistd::write(&report, &error.errno().to_ne_bytes());
             }
             process::exit_now(127)
         }
         Forked::Parent { pid, .. } => {
-            drop(write);
-            let mut errno = [0; 4];
-            match nix::unistd::read(&read, &mut errno) {
-                Ok(4) => {
-                    let _ = process::wait(process::Target::Pid(pid), true);
-                    Err(Error::new("execve", format!("{:?}", program.path), i32::from_ne_bytes(errno)))
-                }
-                _ => Ok(pid),
+            drop((write, held));
+            let prepared = prepare(pid);
+            if prepared.is_ok() {
+                let _ = nix::unistd::write(&go, &[0]);
             }
+            drop(go);
+            let mut errno = [0; 4];
+            let refused = matches!(nix::unistd::read(&read, &mut errno), Ok(4));
+            if refused || prepared.is_err() {
+                let _ = process::wait(process::Target::Pid(pid), true);
+            }
+            prepared?;
+            if refused {
+                return Err(Error::new("execve", format!("{:?}", program.path), i32::from_ne_bytes(errno)).into());
+            }
+            Ok(pid)
         }
     }
 }
 
-fn become_program(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)], above: i32) -> Error {
+fn become_program(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)], namespaces: u64, above: i32) -> Error {
     let prepare = || -> Result<()> {
         // First out of the way of every target, then into place: a source may have the number of another's target.
         let parked = places.iter().map(|(source, _)| park(*source, above)).collect::<Result<Vec<_>>>()?;
@@ -98,6 +124,9 @@ fn become_program(program: &Program<'_>, places: &[(BorrowedFd<'_>, u16)], above
             check(returned, "dup2", || number.to_string())?;
         }
         process::close_on_exec_from(u32::try_from(above).unwrap_or(0))?;
+        if namespaces != 0 {
+            namespace::leave(namespaces)?;
+        }
         if program.no_new_privileges {
             process::set_no_new_privileges()?;
         }
