@@ -7,6 +7,7 @@ use integration_tests::{Bundle, Env, Result, Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     missing_arguments_are_named[],
     long_ids_are_refused[],
+    failures_name_their_command[],
     exec_makes_no_directory [Root],
     bundles_without_their_parts_are_refused [Root],
 ];
@@ -22,6 +23,17 @@ fn long_ids_are_refused(env: &Env) -> Result<()> {
     let id = "a".repeat(1000);
     let said = env.run_rung(&["state", &id])?.fails()?;
     assert!(said.contains("1000 characters") && !said.contains(&id), "{said}");
+    Ok(())
+}
+
+/// Whatever fails: callers look for these words.
+fn failures_name_their_command(env: &Env) -> Result<()> {
+    for (command, words) in [("create", "runc create failed: "), ("run", "runc run failed: ")] {
+        for id in ["", "../x", "."] {
+            let said = env.run_rung(&[command, id])?.exits(1)?.stderr;
+            assert!(said.contains(words) && said.contains("container"), "{command} {id:?}: {said}");
+        }
+    }
     Ok(())
 }
 

@@ -9,12 +9,14 @@ use crate::error::{Doing as _, Error, Result};
 use crate::plan::Wishes;
 
 pub(super) fn run(settings: &Settings, args: CreateArgs) -> Result<()> {
-    let id = ContainerId::parse(&args.id)?;
-    let mut options = options(args)?;
-    options.gated = true;
-    options.detached = true;
-    let made = create::make(settings, &id, &options).map(drop).doing(|| "runc create failed");
-    made.map_err(|error| error.with_exit_code(1))
+    let attempt = || -> Result<()> {
+        let id = ContainerId::parse(&args.id)?;
+        let mut options = options(args)?;
+        options.gated = true;
+        options.detached = true;
+        create::make(settings, &id, &options).map(drop)
+    };
+    attempt().doing(|| "runc create failed").map_err(|error| error.with_exit_code(1))
 }
 
 /// What `create` and `run` have in common.

@@ -14,11 +14,11 @@ use crate::error::{Doing as _, Kind, Result};
 use crate::{hooks, log};
 
 pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
-    let id = ContainerId::parse(&args.create.id)?;
-    let mut options = options(args.create)?;
-    options.detached = args.detach;
-    let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
     let attempt = || -> Result<u8> {
+        let id = ContainerId::parse(&args.create.id)?;
+        let mut options = options(args.create)?;
+        options.detached = args.detach;
+        let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
         let mut made = create::make(settings, &id, &options)?;
         let executed = made.started.executed();
         let refused = matches!(executed, Ok(Some(_)));
