@@ -91,7 +91,7 @@ fn a_read_only_disk_makes_the_runtime_no_program(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2024-21626: a working directory that leads through a descriptor of the runtime.
+/// CVE-2024-21626: a working directory, or the way to the program, that leads through a descriptor of the runtime.
 fn working_directories_stay_inside(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "cwd", &["pwd"])?;
     symlink("/proc/self/fd/7", bundle.rootfs().join("sneaky"))?;
@@ -101,6 +101,11 @@ fn working_directories_stay_inside(env: &Env) -> Result<()> {
     }
     bundle.set("/process/cwd", "/sneaky");
     env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cwd")])?.fails()?;
+    bundle.set("/process/cwd", "/");
+    for number in 3..24 {
+        bundle.set("/process/args", json!([format!("/proc/self/fd/{number}/bin/sh"), "-c", "true"]));
+        env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cwd")])?.fails()?;
+    }
     Ok(())
 }
 
@@ -158,7 +163,7 @@ fn dev_must_not_be_a_link(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// CVE-2021-30465, CVE-2024-45310: links on the way to a mount point, absolute, relative and dangling.
+/// CVE-2021-30465, CVE-2024-45310: links on the way to a mount point, absolute, relative and dangling, and in a circle.
 fn mount_targets_stay_inside(env: &Env) -> Result<()> {
     let outside = env.dir("victim")?;
     for (name, target) in [("abs", outside.clone()), ("rel", "../../../../../../../../tmp/gantry-no-such".into())] {
@@ -171,6 +176,10 @@ fn mount_targets_stay_inside(env: &Env) -> Result<()> {
         );
         env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?.ok()?;
     }
+    let mut bundle = Bundle::new(env, "circle", &["true"])?;
+    symlink("volume", bundle.rootfs().join("volume"))?;
+    bundle.push("/mounts", json!({"destination": "/volume/made", "type": "tmpfs", "source": "tmpfs"}));
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("circle")])?.fails()?;
     ensure!(fs::read_dir(&outside)?.count() == 0, "a mount point was made outside");
     ensure!(!std::path::Path::new("/tmp/gantry-no-such").exists());
     Ok(())
@@ -179,7 +188,7 @@ fn mount_targets_stay_inside(env: &Env) -> Result<()> {
 /// CVE-2025-31133, CVE-2025-62161: a mask made of whatever the image calls `/dev/null`.
 fn a_false_null_device_masks_nothing(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "null", &["true"])?;
-    // The image's own /dev, with a link in the place of the device.
+    // The image's own /dev, with something else in the place of the device.
     let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
     let kept: Vec<_> = mounts
         .into_iter()
@@ -188,7 +197,14 @@ fn a_false_null_device_masks_nothing(env: &Env) -> Result<()> {
     bundle.set("/mounts", kept);
     let dev = bundle.rootfs().join("dev");
     fs::create_dir_all(&dev)?;
-    symlink("/proc/sysrq-trigger", dev.join("null"))?;
+    let null = dev.join("null");
+    symlink("/proc/sysrq-trigger", &null)?;
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("null")])?.fails()?;
+    fs::remove_file(&null)?;
+    fs::write(&null, "")?;
+    env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("null")])?.fails()?;
+    fs::remove_file(&null)?;
+    nix::unistd::mkfifo(&null, nix::sys::stat::Mode::S_IRWXU)?;
     env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("null")])?.fails()?;
     Ok(())
 }

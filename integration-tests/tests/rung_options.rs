@@ -175,7 +175,8 @@ fn a_shared_process_namespace_is_killed_whole(env: &Env) -> Result<()> {
     seen.and(gone).map(drop)
 }
 
-/// The label is written through a procfs that no image and no mount can get at, whether the container has one or not.
+/// CVE-2019-16884, CVE-2025-52881: the label is written through a procfs that no image and no mount can get at, whether the
+/// container has one or not. This one has files of the image's there.
 fn a_profile_is_in_force_without_proc(env: &Env) -> Result<()> {
     let (id, file) = (env.id("profile"), env.path("profile.text"));
     fs::write(&file, format!("profile {id} flags=(attach_disconnected) {{ file, capability, signal, }}\n"))?;
@@ -183,6 +184,11 @@ fn a_profile_is_in_force_without_proc(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "profile", &["sleep", "600"])?;
     bundle.set("/mounts", json!([])).set("/process/apparmorProfile", id.clone());
     bundle.set("/linux/maskedPaths", json!([])).set("/linux/readonlyPaths", json!([]));
+    for file in ["self/attr/apparmor/exec", "self/attr/exec", "thread-self/attr/apparmor/exec"] {
+        let path = bundle.rootfs().join("proc").join(file);
+        fs::create_dir_all(path.parent().context("a directory")?)?;
+        fs::write(path, "")?;
+    }
     let run = env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
     let state = env.run_rung(&["state", &id])?;
     let state: Value = serde_json::from_str(state.text()).unwrap_or_default();
