@@ -392,6 +392,7 @@ fn statistics_are_in_the_known_form(env: &Env) -> Result<()> {
     assert_eq!(data["pids"], json!({"current": 1, "limit": 55}));
     assert!(data["memory"]["usage"]["usage"].as_u64() > Some(0), "{data}");
     assert!(data["cpu"]["usage"]["total"].as_u64() > Some(0), "{data}");
+    assert!(data["cpuset"]["cpus"].as_array().is_some_and(|list| !list.is_empty()), "{data}");
     assert_eq!(data["network_interfaces"], serde_json::Value::Null);
     env.run_rung(&["kill", &sleeper.id, "KILL"])?.ok()?;
     wait::until("the container to stop", || {

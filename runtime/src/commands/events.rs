@@ -9,8 +9,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rung_sys::pidfd;
 use serde::Serialize;
 
-use crate::cgroups::OomWatch;
 use crate::cgroups::stats::Stats;
+use crate::cgroups::{Cgroup, OomWatch};
 use crate::cli::EventsArgs;
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings};
@@ -74,6 +74,12 @@ fn happened(memory: Option<&mut OomWatch>) -> Result<bool> {
 
 fn stats(container: &Container) -> Result<Stats> {
     let mut stats = container.cgroup().stats().map_err(cgroup_error)?;
+    if stats.cpuset.cpus.is_empty()
+        && let Ok(own) = Cgroup::of(container.pid()).and_then(|cgroup| cgroup.stats())
+    {
+        // On v1 none may have been made for it: it has that of whoever made the container.
+        stats.cpuset = own.cpuset;
+    }
     let record = &container.record;
     if !record.intel_rdt_path.is_empty() {
         stats.intel_rdt = crate::resctrl::stats::read(Path::new(&record.intel_rdt_path), &record.id);
