@@ -244,18 +244,12 @@ fn digest_of(algorithm: Algorithm, hash: &[u8]) -> Digest {
 pub struct HashingReader<R> {
     inner: R,
     hasher: Hasher,
-    read: u64,
 }
 
 impl<R: Read> HashingReader<R> {
     /// Hashes what is read from `inner`.
     pub fn new(inner: R, algorithm: Algorithm) -> Self {
-        Self { inner, hasher: Hasher::new(algorithm), read: 0 }
-    }
-
-    /// Bytes read so far.
-    pub fn bytes_read(&self) -> u64 {
-        self.read
+        Self { inner, hasher: Hasher::new(algorithm) }
     }
 
     /// Digest of the bytes read.
@@ -276,7 +270,6 @@ impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..count]);
-        self.read += count as u64;
         Ok(count)
     }
 }
@@ -312,7 +305,6 @@ mod tests {
     fn streams_and_verifies() {
         let mut reader = HashingReader::new(&b"abc"[..], Algorithm::Sha256);
         io::copy(&mut reader, &mut io::sink()).unwrap();
-        assert_eq!(reader.bytes_read(), 3);
         assert_eq!(reader.verify(&Digest::of(b"abc")), Ok(()));
         let error = Digest::of(b"abc").verify(b"abd").unwrap_err();
         assert_eq!(error.expected, Digest::of(b"abc"));

@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::dbus::Value;
 use super::error::{Error, Result};
-use super::settings::{DEFAULT_PERIOD, is_idle, is_weight, swap_of, weight_of_shares};
+use super::settings::{DEFAULT_PERIOD, io_weight, is_idle, is_weight, swap_of, weight_of_shares};
 
 type List = Vec<(String, Value)>;
 
@@ -30,8 +30,7 @@ pub(super) fn of(resources: &LinuxResources, unified: bool) -> Result<List> {
         list.push(("TasksMax".into(), Value::U64(limit)));
     }
     if let Some(weight) = resources.block_io().as_ref().and_then(|io| io.weight()).filter(|&w| w >= 10) {
-        let converted = 1 + (u64::from(weight) - 10) * 9999 / 990;
-        let (name, weight) = if unified { ("IOWeight", converted) } else { ("BlockIOWeight", weight.into()) };
+        let (name, weight) = if unified { ("IOWeight", io_weight(weight)) } else { ("BlockIOWeight", weight.into()) };
         list.push((name.into(), Value::U64(weight)));
     }
     if unified {

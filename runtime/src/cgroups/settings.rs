@@ -224,12 +224,11 @@ pub(super) fn swap_of(limit: i64, both: i64) -> Result<Option<String>> {
 
 fn io_files(io: &LinuxBlockIo, list: &mut Vec<Setting>) {
     // Only the BFQ scheduler has weights of the old scale; elsewhere the new one, converted.
-    let converted = |weight: u16| 1 + (u64::from(weight) - 10) * 9999 / 990;
     if let Some(weight) = io.weight().filter(|&w| w >= 10) {
         list.push(Setting::new("io", "io.bfq.weight", weight).or(Setting::new(
             "io",
             "io.weight",
-            format!("default {}", converted(weight)),
+            format!("default {}", io_weight(weight)),
         )));
     }
     for device in io.weight_device().iter().flatten() {
@@ -238,13 +237,18 @@ fn io_files(io: &LinuxBlockIo, list: &mut Vec<Setting>) {
         list.push(Setting::new("io", "io.bfq.weight", format!("{major}:{minor} {weight}")).or(Setting::new(
             "io",
             "io.weight",
-            format!("{major}:{minor} {}", converted(weight)),
+            format!("{major}:{minor} {}", io_weight(weight)),
         )));
     }
     throttle("rbps", io.throttle_read_bps_device(), list);
     throttle("wbps", io.throttle_write_bps_device(), list);
     throttle("riops", io.throttle_read_iops_device(), list);
     throttle("wiops", io.throttle_write_iops_device(), list);
+}
+
+/// A weight of v1, 10 to 1000, on the scale of v2, 1 to 10000.
+pub(super) fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight) - 10) * 9999 / 990
 }
 
 fn throttle(key: &str, devices: &Option<Vec<LinuxThrottleDevice>>, list: &mut Vec<Setting>) {

@@ -70,7 +70,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
 
 fn settings(global: &Global) -> Result<Settings> {
     // Root of a user namespace only is an ordinary user to the host, whatever he may do in there.
-    let rootless = !nix::unistd::geteuid().is_root() || in_user_namespace();
+    let rootless = !nix::unistd::geteuid().is_root() || rung_sys::namespace::in_user_namespace();
     let systemd = match global.cgroup_manager.as_deref() {
         None => global.systemd_cgroup,
         Some("systemd") => true,
@@ -103,11 +103,6 @@ fn settings(global: &Global) -> Result<Settings> {
 /// session bus that belongs to an ordinary user of the host says that it has not.
 fn runs_system() -> bool {
     !crate::cgroups::session_of_ordinary_user()
-}
-
-fn in_user_namespace() -> bool {
-    rung_sys::file::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"])
 }
 
 /// The user's own directory, unless he is root, or says that he is root of the namespace he is in.

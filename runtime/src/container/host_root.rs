@@ -1,6 +1,6 @@
 //! The root of a container without a mount namespace: its mounts are made where the runtime is, and go with it.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -8,7 +8,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use rung_sys::mount;
 
-use crate::error::{Doing as _, Error, Kind, Result};
+use crate::error::{Doing as _, Result};
 
 /// The number of the mount that a directory is on, which is another one once a root is mounted on it.
 pub(super) fn mount_id(path: &Path) -> Result<u64> {
@@ -17,9 +17,7 @@ pub(super) fn mount_id(path: &Path) -> Result<u64> {
 
 fn find(path: &Path) -> Result<u64> {
     let place = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_raw_fd()))?;
-    let number = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    number.ok_or_else(|| Error::new(Kind::Internal, "the kernel does not tell its mount"))
+    Ok(mount::number_of(place.as_fd())?)
 }
 
 /// Detaches the root and everything that is mounted below it. `before` is the mount it was made on; where nothing is

@@ -1,6 +1,6 @@
 //! Mounts of a container that come from outside it. Images do not have their content; they have a name.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -96,7 +96,7 @@ pub fn mounted_at(root: BorrowedFd<'_>, path: &Path) -> Result<Option<u64>> {
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => return Ok(None),
         other => other.doing(|| format!("open {} in the container", path.display()))?,
     };
-    let id = mount_of(place.as_fd())?;
+    let id = rung_sys::mount::number_of(place.as_fd())?;
     Ok(is_mount_root(root, path)?.then_some(id))
 }
 
@@ -117,13 +117,6 @@ fn is_mount_root(root: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-fn mount_of(fd: BorrowedFd<'_>) -> Result<u64> {
-    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-    let text = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
-    let id = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| Error::unsupported(format!("{path} names no mount")))
 }
 
 /// A line of a process's table of mounts.

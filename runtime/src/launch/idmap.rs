@@ -1,8 +1,6 @@
 //! Id maps of user namespaces: of the container's, and of throwaway ones that translate mounts.
 
-use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rung_sys::idmap::{self, Range};
@@ -123,34 +121,4 @@ fn parse(table: &str) -> Vec<Range> {
         Some(Range { inside: numbers.next()?, outside: numbers.next()?, count: numbers.next()? })
     };
     table.lines().filter_map(line).collect()
-}
-
-/// A user namespace with these maps and nobody in it.
-pub fn empty_namespace(maps: &IdMaps) -> Result<OwnedFd> {
-    let (reader, writer) = std::io::pipe()?;
-    match clone(&CloneRequest { flags: Namespace::User.flag(), into_cgroup: None })? {
-        Forked::Child => {
-            drop(writer);
-            // Ends with its maker, whatever happens to that.
-            drop(std::io::Read::read(&mut &reader, &mut [0]));
-            exit_now(0)
-        }
-        Forked::Parent { pid, .. } => {
-            drop(reader);
-            let opened = idmap::write_uids(pid, &maps.uids)
-                .and_then(|()| idmap::write_gids(pid, &maps.gids))
-                .doing(|| "write the id maps of a mount")
-                .and_then(|()| open_user_namespace(pid));
-            drop(writer);
-            wait(Target::Pid(pid), true)?;
-            opened
-        }
-    }
-}
-
-fn open_user_namespace(pid: Pid) -> Result<OwnedFd> {
-    let path = format!("/proc/{pid}/ns/user");
-    let file = File::open(Path::new(&path)).doing(|| format!("open {path}"))?;
-    debug_assert!(Namespace::of(file.as_fd()).is_ok());
-    Ok(file.into())
 }

@@ -4,15 +4,14 @@ use std::cell::LazyCell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use rung_sys::idmap::Range;
 use rung_sys::mount;
 use rung_sys::namespace::Namespace;
 
-use super::idmap;
 use crate::error::{Doing as _, Error, Result};
 use crate::init::binds::{self, Behalf};
 use crate::init::{mounts, rootfs};
 use crate::plan::InitPlan;
-use crate::plan::ids::IdMaps;
 use crate::plan::mounts::{Idmap, MountKind};
 
 /// Where the source of a mount comes from.
@@ -70,10 +69,13 @@ fn may_mount() -> bool {
 
 /// The user namespace whose maps translate.
 fn namespace(idmap: &Idmap, plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<OwnedFd> {
+    let of = |uids: &[Range], gids: &[Range]| {
+        rung_sys::idmap::empty_namespace(uids, gids).doing(|| "make a user namespace for the ids of a mount")
+    };
     match idmap {
-        Idmap::Ranges { uids, gids } => idmap::empty_namespace(&IdMaps { uids: uids.clone(), gids: gids.clone() }),
+        Idmap::Ranges { uids, gids } => of(uids, gids),
         Idmap::Container => match (&plan.ids, joined.iter().find(|(kind, _)| *kind == Namespace::User)) {
-            (Some(maps), _) => idmap::empty_namespace(maps),
+            (Some(maps), _) => of(&maps.uids, &maps.gids),
             (None, Some((_, namespace))) => Ok(namespace.try_clone()?),
             (None, None) => Err(Error::invalid("idmap without mappings needs a user namespace")),
         },

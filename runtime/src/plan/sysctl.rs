@@ -1,21 +1,11 @@
 //! Kernel settings a container may have: only those that belong to a namespace of its own.
 
 use oci_spec::runtime::Linux;
+use rung_spec::validate::IPC_SYSCTLS;
 use rung_sys::namespace::Namespace;
 
 use super::namespaces::NamespacePlan;
 use crate::error::{Error, Result};
-
-const IPC: &[&str] = &[
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shmall",
-    "kernel/shmmax",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
-];
 
 /// The settings as paths below `/proc/sys`, sorted.
 pub fn plan(linux: Option<&Linux>, namespaces: &NamespacePlan) -> Result<Vec<(String, String)>> {
@@ -60,7 +50,7 @@ fn allowed(key: &str, path: &str, namespaces: &NamespacePlan) -> Result<()> {
         }
         refuse(&format!("is not allowed in the hosts {name} namespace"))
     };
-    if IPC.contains(&path) || path.starts_with("fs/mqueue/") {
+    if IPC_SYSCTLS.iter().any(|name| name.split('.').eq(path.split('/'))) || path.starts_with("fs/mqueue/") {
         return needs(Namespace::Ipc, "ipc");
     }
     if path.starts_with("net/") {

@@ -286,6 +286,14 @@ fn show(path: Option<&Path>) -> String {
     path.map_or_else(|| "-".into(), |path| format!("{path:?}"))
 }
 
+/// The kernel's number of the mount that a descriptor is on.
+pub fn number_of(fd: BorrowedFd<'_>) -> Result<u64> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = crate::file::read_to_string(&path).map_err(|e| Error::from_io("read", format!("{path:?}"), &e))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    number.ok_or_else(|| Error::new("read", format!("{path:?}"), libc::ENODATA))
+}
+
 /// Detaches the mount at `path` without following a last symbolic link.
 pub fn detach(path: &Path) -> Result<()> {
     let name = c_path(path, "umount2")?;

@@ -71,7 +71,7 @@ impl Namespace {
 
 /// Whether this process is in a user namespace other than the machine's first.
 pub fn in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = crate::file::read_to_string("/proc/self/uid_map").unwrap_or_default();
     // The first one maps every id to itself; a kernel without user namespaces has no file.
     !map.is_empty() && map.split_whitespace().ne(["0", "0", "4294967295"])
 }

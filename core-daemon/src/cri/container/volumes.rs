@@ -1,6 +1,6 @@
 //! Directories beside the root file system: volumes that the image declares, and images mounted as volumes.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -138,9 +138,7 @@ impl Cri {
         };
         let tree = tree::mount_view(&mounts.doing(doing)?).doing(doing)?;
         let place = Root::open(target).doing(doing)?;
-        mount::attach(std::os::fd::AsFd::as_fd(&tree), std::os::fd::AsFd::as_fd(&place))
-            .map_err(std::io::Error::from)
-            .doing(doing)
+        mount::attach(tree.as_fd(), place.as_fd()).map_err(std::io::Error::from).doing(doing)
     }
 
     /// Lets go of the images that a pod had mounted, once they are unmounted.
@@ -183,14 +181,13 @@ fn is_mounted(path: &Path) -> Result<bool> {
 }
 
 /// The kernel's number of the mount that a directory is on; none where there is nothing.
-fn mount_of(path: &Path) -> Result<Option<String>> {
+fn mount_of(path: &Path) -> Result<Option<u64>> {
     let doing = || format!("read {}", path.display());
     let opened = match std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_PATH).open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         opened => opened.doing(doing)?,
     };
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", opened.as_raw_fd())).doing(doing)?;
-    Ok(about.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(|number| number.trim().to_owned()))
+    mount::number_of(opened.as_fd()).map(Some).map_err(std::io::Error::from).doing(doing)
 }
 
 /// A directory of an image; links in it lead nowhere but into it.

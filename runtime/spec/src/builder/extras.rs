@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 
 use super::{InvalidOptions, Network};
 use crate::defaults::mounts::mount;
+use crate::validate::IPC_SYSCTLS;
 
 /// Wishes beyond the usual ones. `Default` wishes nothing.
 #[derive(Debug, Clone, Default)]
@@ -64,18 +65,6 @@ pub struct Tmpfs {
     /// Options of the mount.
     pub options: Vec<String>,
 }
-
-/// Sysctls beyond those of the network that belong to a namespace: of System V's messages and memory.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
 
 fn invalid(text: impl Into<String>) -> InvalidOptions {
     InvalidOptions::Extra(text.into())

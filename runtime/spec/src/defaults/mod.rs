@@ -16,9 +16,6 @@ pub const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 /// those that need more raise it themselves.
 pub const NOFILE: (u64, u64) = (1024, 524_288);
 
-/// What to send to a container to stop it where the image says nothing.
-pub const STOP_SIGNAL: &str = "SIGTERM";
-
 /// Kernel settings of a container that has its network to itself: every port is its own to bind, and `ping` needs no
 /// privilege.
 pub const NETWORK_SYSCTLS: &[(&str, &str)] =

@@ -14,8 +14,6 @@ pub mod media_types {
     pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     /// OCI layer, zstd.
     pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-    /// The configuration of something that has none.
-    pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
     /// Docker manifest list.
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     /// Docker schema 2 manifest.

@@ -12,6 +12,8 @@ mod sysctl;
 
 use std::fmt;
 
+pub use sysctl::IPC_SYSCTLS;
+
 use crate::config::{Hook, Process, Spec};
 
 /// A value that the specification does not allow.

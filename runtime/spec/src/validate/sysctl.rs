@@ -5,7 +5,8 @@ use crate::config::{LinuxNamespaceType as Type, Spec};
 use super::namespaces::of;
 use super::{Found, Violation};
 
-const IPC: [&str; 8] = [
+/// Those of System V's messages and memory, which belong to a namespace of their own.
+pub const IPC_SYSCTLS: [&str; 8] = [
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",
@@ -59,7 +60,7 @@ fn allowed(spec: &Spec, name: &str) -> Result<(), String> {
             Err(format!("sysctl {name:?} is not allowed in the host's {what} namespace"))
         }
     };
-    if IPC.contains(&name) || name.starts_with("fs.mqueue.") {
+    if IPC_SYSCTLS.contains(&name) || name.starts_with("fs.mqueue.") {
         return own(Type::Ipc, "IPC");
     }
     if name.starts_with("net.") {
