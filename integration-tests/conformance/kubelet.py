@@ -71,7 +71,7 @@ def until(what, probe, seconds=60):
             answer = probe()
             if answer:
                 return answer
-        except (OSError, KeyError, IndexError, ValueError, urllib.error.URLError) as error:
+        except (OSError, KeyError, IndexError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
             last = error
         time.sleep(0.2)
     raise TimeoutError(f"{what}: not within {seconds} s ({last})")
@@ -274,7 +274,7 @@ def checks():
     @check("the init container ran and its log and that of the container are there")
     def _():
         until("the log", lambda: "from init" in get(f"/containerLogs/default/{POD}/web"))
-        assert len(get(f"/containerLogs/default/{POD}/side?tailLines=2").splitlines()) == 2
+        until("two lines", lambda: len(get(f"/containerLogs/default/{POD}/side?tailLines=2").splitlines()) == 2)
 
     @check("exec passes streams and the exit code on, in every version of channels")
     def _():
