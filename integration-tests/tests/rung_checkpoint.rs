@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 pub(crate) const TESTS: &[Test] = tests![
     a_container_goes_on_where_it_was[Root, Criu],
     mounts_of_the_host_come_from_the_bundle[Root, Criu],
+    a_mount_point_that_criu_would_misread_is_refused[Root, Criu],
     pipes_are_connected_again[Root, Criu],
     memory_is_written_in_steps[Root, Criu],
     a_user_namespace_comes_back[Root, Criu],
@@ -99,7 +100,7 @@ fn mounts_of_the_host_come_from_the_bundle(env: &Env) -> Result<()> {
     fs::write(second.join("who"), "second")?;
     fs::create_dir_all(bundle.rootfs().join("real/conf"))?;
     symlink("/real/conf", bundle.rootfs().join("conf"))?;
-    for (destination, options) in [("/conf", json!(["bind", "ro", "private"])), ("/a]:b c", json!(["bind", "private"]))]
+    for (destination, options) in [("/conf", json!(["bind", "ro", "private"])), ("/a:b c", json!(["bind", "private"]))]
     {
         bundle.push("/mounts", json!({"source": first, "destination": destination, "options": options}));
     }
@@ -113,12 +114,28 @@ fn mounts_of_the_host_come_from_the_bundle(env: &Env) -> Result<()> {
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
     let outcome = || -> Result<()> {
         ensure!(env.run_rung(&["exec", &id, "cat", "/real/conf/who"])?.ok()?.text() == "second");
-        ensure!(env.run_rung(&["exec", &id, "cat", "/a]:b c/who"])?.ok()?.text() == "first");
+        ensure!(env.run_rung(&["exec", &id, "cat", "/a:b c/who"])?.ok()?.text() == "first");
         ensure!(env.run_rung(&["exec", &id, "touch", "/conf/x"])?.fails()?.contains("Read-only"));
         Ok(())
     }();
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     outcome
+}
+
+/// In what criu is told of a mount, these two characters end the name.
+fn a_mount_point_that_criu_would_misread_is_refused(env: &Env) -> Result<()> {
+    let id = env.id("misread");
+    let mut bundle = counting(env, "misread")?;
+    let mount = json!({"source": env.dir("data")?, "destination": "/a]:b", "options": ["bind", "private"]});
+    bundle.push("/mounts", mount);
+    quietly(env, &["run", "--detach", "--bundle", bundle.write()?, &id])?;
+    let images = env.path("images");
+    let refused = env.run_rung(&["checkpoint", "--image-path", &images.to_string_lossy(), &id])?.fails();
+    let running = status(env, &id);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(refused?.contains("criu cannot express the mount point /a]:b"));
+    ensure!(running? == "running");
+    Ok(())
 }
 
 fn pipes_are_connected_again(env: &Env) -> Result<()> {

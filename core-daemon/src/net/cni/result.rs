@@ -1,5 +1,7 @@
 //! What plugins answer, of any version.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 /// The addresses of the container, without the length of the network.
@@ -9,8 +11,12 @@ pub(super) fn addresses(result: &Value) -> Vec<String> {
     // Before version 0.3.
     let old = ["ip4", "ip6"].into_iter().filter_map(|key| result.get(key)?.get("ip"));
     let texts = current.chain(old).filter_map(Value::as_str);
-    let parsed = texts.filter_map(|text| text.split('/').next()?.parse::<std::net::IpAddr>().ok());
-    parsed.map(|address| address.to_string()).collect()
+    texts.filter_map(address).map(|address| address.to_string()).collect()
+}
+
+/// An address, without the length of its network.
+fn address(text: &str) -> Option<IpAddr> {
+    text.split('/').next()?.parse().ok()
 }
 
 /// An interface of the container as containerd shows it: its addresses, and where it is.
@@ -22,7 +28,7 @@ pub(super) fn shown(result: &Value, name: &str) -> Value {
     let addresses: Vec<Value> = all
         .filter(|ip| belongs_to_container(result, ip))
         .filter_map(|ip| {
-            let address = ip.get("address")?.as_str()?.split('/').next()?;
+            let address = address(ip.get("address")?.as_str()?)?;
             Some(json!({"IP": address, "Gateway": ip.get("gateway").and_then(Value::as_str).unwrap_or_default()}))
         })
         .collect();
