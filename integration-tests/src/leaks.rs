@@ -179,7 +179,9 @@ mod tests {
         let file = std::env::temp_dir().join(format!("left-by-{token}"));
         fs::write(&file, "").unwrap();
         let mut child = Command::new("sleep").arg("60").env("TOKEN", &token).spawn().unwrap();
-        let left = find(&token);
+        // Right after it is executed the kernel does not show its words yet.
+        let seen = || Some(find(&token)).filter(|left| !left.processes.is_empty());
+        let left = wait::until("the process to be seen", seen).unwrap();
         assert_eq!(left.processes.len(), 1, "{left:?}");
         assert_eq!(left.files, std::slice::from_ref(&file));
         clear(&token, left);
