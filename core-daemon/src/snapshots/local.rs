@@ -213,34 +213,6 @@ impl<D: Driver> Local<D> {
         });
     }
 
-    /// Removes a snapshot's record in a transaction of `write`, and then its files.
-    fn take_out(
-        &self,
-        ctx: &Context,
-        key: &str,
-        write: impl FnOnce(&dyn Fn(&WriteTx) -> Result<()>) -> Result<()>,
-    ) -> Result<()> {
-        let namespace = ctx.namespace.as_str();
-        let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
-        let busy = self.take(number, key)?;
-        write(&|tx| {
-            let record = self.find(tx, ctx, key)?;
-            if record.number != number {
-                return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
-            }
-            if table::has_children(tx, namespace, &self.name, key)? {
-                return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
-            }
-            table::delete(tx, namespace, &self.name, &record)?;
-            leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)
-        })?;
-        failpoint::hit("snapshot.removing");
-        self.discard_beside(busy);
-        let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
-        self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
-        Ok(())
-    }
-
     fn commit_one(&self, tx: &WriteTx, ctx: &Context, layer: &Layer, usage: Usage) -> Result<()> {
         let Layer { name, key, parent, labels } = layer;
         let namespace = ctx.namespace.as_str();
@@ -370,14 +342,27 @@ impl<D: Driver> Snapshotter for Local<D> {
         spare.iter().try_for_each(|key| self.remove(ctx, key))
     }
 
-    fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
-        // What was made for something else goes before that: the end of the other's record takes it along.
-        let lasting = !self.db.read(|tx| self.find(tx, ctx, key))?.info.labels.contains_key(labels::SHORT_LIVED);
-        self.take_out(ctx, key, |remove| if lasting { self.db.write(remove) } else { self.db.write_soon(remove) })
-    }
-
     fn remove_with(&self, ctx: &Context, key: &str, also: &mut dyn FnMut(&WriteTx) -> Result<()>) -> Result<()> {
-        self.take_out(ctx, key, |remove| self.db.write(|tx| remove(tx).and_then(|()| also(tx))))
+        let namespace = ctx.namespace.as_str();
+        let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
+        let busy = self.take(number, key)?;
+        self.db.write(|tx| {
+            let record = self.find(tx, ctx, key)?;
+            if record.number != number {
+                return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
+            }
+            if table::has_children(tx, namespace, &self.name, key)? {
+                return Err(Error::precondition(format!("cannot remove snapshot {key}: it is a parent of others")));
+            }
+            table::delete(tx, namespace, &self.name, &record)?;
+            leases::release_for(tx, ctx, &format!("snapshots/{}", self.name), key)?;
+            also(tx)
+        })?;
+        failpoint::hit("snapshot.removing");
+        self.discard_beside(busy);
+        let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
+        self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
+        Ok(())
     }
 
     fn list(&self, ctx: &Context) -> Result<Vec<Info>> {

@@ -179,7 +179,9 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// # Errors
     /// `NotFound`; `FailedPrecondition` while it is a parent.
-    fn remove(&self, ctx: &Context, key: &str) -> Result<()>;
+    fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
+        self.remove_with(ctx, key, &mut |_| Ok(()))
+    }
 
     /// Removes a snapshot in one transaction with what `also` does.
     ///
