@@ -11,13 +11,13 @@ use crate::error::{Error, Result, check, describe_fd};
 pub struct Loop {
     /// Where it is.
     pub path: PathBuf,
-    _device: File,
+    device: File,
 }
 
 impl Loop {
     /// Has the device stay when nobody has it open any more, until [`release`].
     pub fn keep(&self) -> Result<()> {
-        set_flags(&self._device, &self.path, |flags| flags & !LO_FLAGS_AUTOCLEAR)
+        set_flags(&self.device, &self.path, |flags| flags & !LO_FLAGS_AUTOCLEAR)
     }
 }
 
@@ -61,7 +61,7 @@ pub fn attach(file: BorrowedFd<'_>, writable: bool) -> Result<Loop> {
         match check(returned, "ioctl", || format!("{path:?}, LOOP_CONFIGURE, {}", describe_fd(file))) {
             Err(error) if error.is(&[libc::EBUSY]) => {}
             Err(error) => return Err(error),
-            Ok(_) => return Ok(Loop { path, _device: device }),
+            Ok(_) => return Ok(Loop { path, device }),
         }
     }
     Err(Error::new("ioctl", "LOOP_CONFIGURE: every device was taken by another", libc::EBUSY))

@@ -50,30 +50,7 @@ impl Procfs {
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
-        match openat2(&self.root, path, how) {
-            Err(Errno::ENOSYS | Errno::EPERM) => self.walk(path, flags).map_err(failed),
-            other => other.map_err(failed),
-        }
-    }
-
-    /// The same where `openat2` is missing (before Linux 5.6) or forbidden: a step at a time, each of which must stay in
-    /// the file system of the root.
-    fn walk(&self, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-        let device = fstat(&self.root)?.st_dev;
-        let step = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let (above, last) = path.rsplit_once('/').unwrap_or(("", path));
-        let mut current = None;
-        for name in above.split('/').filter(|name| !name.is_empty()) {
-            let from = current.as_ref().unwrap_or(&self.root);
-            let next = openat(from, name, step | OFlag::O_DIRECTORY, Mode::empty())?;
-            if name == ".." || fstat(&next)?.st_dev != device {
-                return Err(Errno::EXDEV);
-            }
-            current = Some(next);
-        }
-        let from = current.as_ref().unwrap_or(&self.root);
-        let file = openat(from, last, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-        if fstat(&file)?.st_dev == device { Ok(file) } else { Err(Errno::EXDEV) }
+        openat2(&self.root, path, how).map_err(failed)
     }
 
     /// The directory of the calling thread, such as `12/task/12`.
@@ -142,14 +119,5 @@ mod tests {
         assert!(proc.read("self/status").unwrap_err().is(&[libc::ELOOP]));
         assert!(proc.read("../etc/passwd").unwrap_err().is(&[libc::EXDEV]));
         assert!(proc.open_file(&format!("{own}/root"), OFlag::O_PATH).unwrap_err().is(&[libc::ELOOP]));
-    }
-
-    #[test]
-    fn the_walk_of_old_kernels_does_the_same() {
-        let proc = Procfs::open().unwrap();
-        let own = proc.this_thread().unwrap();
-        assert!(proc.walk(&format!("{own}/status"), OFlag::O_RDONLY).is_ok());
-        assert_eq!(proc.walk("self/status", OFlag::O_RDONLY).unwrap_err(), Errno::ENOTDIR);
-        assert!(proc.walk("../etc/passwd", OFlag::O_RDONLY).is_err());
     }
 }

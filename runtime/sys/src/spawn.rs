@@ -84,11 +84,12 @@ pub fn spawn_prepared<E: From<Error>>(
                 process::exit_now(127)
             }
             let above = places.iter().map(|(_, number)| i32::from(*number)).max().unwrap_or(0).saturating_add(1);
-            // The report's own number may be somebody's target. A successful exec closes it, so that the parent reads
-            // four bytes or none.
+            // The report's own number may be somebody's target. A successful exec closes it, so that the parent reads an
+            // error number and the name of the call, or nothing.
             if let Ok(report) = park(write.as_fd(), above) {
                 let error = become_program(program, places, namespaces, above);
-                let _ = nix::unistd::write(&report, &error.errno().to_ne_bytes());
+                let _ =
+                    nix::unistd::write(&report, &[&error.errno().to_ne_bytes()[..], error.call().as_bytes()].concat());
             }
             process::exit_now(127)
         }
@@ -99,14 +100,16 @@ pub fn spawn_prepared<E: From<Error>>(
                 let _ = nix::unistd::write(&go, &[0]);
             }
             drop(go);
-            let mut errno = [0; 4];
-            let refused = matches!(nix::unistd::read(&read, &mut errno), Ok(4));
-            if refused || prepared.is_err() {
+            let mut report = [0; 64];
+            let length = nix::unistd::read(&read, &mut report).unwrap_or(0);
+            let refused = report[..length].split_first_chunk();
+            if refused.is_some() || prepared.is_err() {
                 let _ = process::wait(process::Target::Pid(pid), true);
             }
             prepared?;
-            if refused {
-                return Err(Error::new("execve", format!("{:?}", program.path), i32::from_ne_bytes(errno)).into());
+            if let Some((errno, call)) = refused {
+                let arguments = format!("{:?}, {}", program.path, String::from_utf8_lossy(call));
+                return Err(Error::new("start", arguments, i32::from_ne_bytes(*errno)).into());
             }
             Ok(pid)
         }

@@ -11,7 +11,7 @@ use crate::arguments;
 use crate::rung::{Ends, flag};
 use crate::task::Container;
 use crate::task::state::State;
-use crate::{Error, Result};
+use crate::{Doing as _, Error, Result};
 
 impl Container {
     /// Writes the container's processes to a directory.
@@ -31,7 +31,7 @@ impl Container {
         let image = image.ok_or_else(|| Error::invalid("path: the checkpoint's directory is missing"))?;
         let work = first([&options.work_path, &self.options.criu_work_path, &String::new()]);
         let work = work.map_or_else(|| self.bundle.join("criu"), Into::into);
-        std::fs::create_dir_all(&work)?;
+        std::fs::create_dir_all(&work).doing(|| format!("make {} for criu's log", work.display()))?;
         let mut arguments = arguments!["checkpoint", "--image-path", &image, "--work-path", &work];
         flag(&mut arguments, !options.exit, "--leave-running");
         flag(&mut arguments, options.open_tcp, "--tcp-established");
