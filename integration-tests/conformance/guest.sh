@@ -10,14 +10,19 @@ export PATH=/gantry/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 export RUNG=/gantry/bin/rung RESULTS=/tmp/results ROOTLESS=tester
 mkdir -p "$RESULTS"
 parameter() { sed -n "s/.*\bgantry\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+# It took a while until this script began.
+seconds=$(($(parameter seconds) - $(sed 's/[. ].*//' /proc/uptime)))
 IFS=, read -ra modes <<<"$(parameter modes)"
 IFS=, read -ra files <<<"$(parameter files)"
 [[ ${#files[@]} -gt 0 ]] || files=($(cd /gantry/checkout/tests/integration && basename -s .bats -- *.bats))
 for module in dummy loop overlay; do modprobe "$module"; done
 for mode in "${modes[@]}"; do
     for file in "${files[@]}"; do
+        # What was reached before the machine's time is over is told.
+        export FILE_SECONDS=$((seconds - ${SECONDS} - 20))
+        [[ $FILE_SECONDS -gt 0 ]] || { echo "$mode $file: not begun"; continue; }
         echo "$mode $(/gantry/run.sh "$mode" /gantry/checkout "$file" 2>&1 | head -n 1), ${SECONDS} s"
-        { echo "== $mode $file"; cat "$RESULTS/$file"; } >/dev/virtio-ports/gantry.results
+        { echo "== $mode ${file%:*}"; cat "$RESULTS/${file%:*}"; } >/dev/virtio-ports/gantry.results
     done
 done
 echo 0 >/dev/virtio-ports/gantry.status

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Points checkouts of other projects' conformance suites at rung. They have to be there, built, with their images.
-#   run.sh bats CHECKOUT [FILE...]           runc's tests/integration/*.bats; on a terminal of their own
+#   run.sh bats CHECKOUT [FILE[:FROM]...]    runc's tests/integration/*.bats, or what is in them from the FROMth test on; on
+#                                            a terminal of their own, each for FILE_SECONDS (900) at most
 #   run.sh bats-systemd CHECKOUT [FILE...]   the same with the systemd driver
 #   run.sh bats-rootless CHECKOUT [FILE...]  the same as the ordinary user that ROOTLESS names
 #   run.sh bats-vm CHECKOUT [FILE...]        bats and bats-systemd in a machine with cgroup v2 and systemd; MODES chooses
@@ -11,7 +12,7 @@
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,11s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,12s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -41,11 +42,16 @@ bats_files() {
         chown -R "$rootless" "$work"
     fi
     for file in "${@%.bats}"; do
+        from=1
+        [[ $file != *:* ]] || from=${file#*:} file=${file%:*}
+        names=$(sed -n 's/^@test "\(.*\)" {$/\1/p' "$file.bats" | tail -n "+$from" | sed 's/[][(){}.*^$+?|\/]/\\&/g' | paste -sd '|')
         # Flushed line by line: what a test that hangs has said before is there.
-        timeout --kill-after=10 900 "${as[@]}" script -qfec "bats --tap $file.bats" "$work/$file.log" <&3 >/dev/null 2>&1 || true
+        timeout --kill-after=10 "${FILE_SECONDS:-900}" "${as[@]}" script -qfec "bats --tap --filter $(printf %q "^($names)\$") $file.bats" \
+            "$work/$file.log" <&3 >/dev/null 2>&1 || true
         tr -d '\r' <"$work/$file.log" | grep -v '^Script [a-z]* on ' >"$results/$file" || true
-        awk -v file="$file" '/^ok .*# skip/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
-            END { printf "%-24s %d passed, %d failed, %d skipped\n", file, passed, failed, skipped }' "$results/$file"
+        awk -v file="$file" -F '[. ]+' '/^1[.][.]/ { all = $2 } /^ok .*# skip/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
+            END { printf "%-24s %d passed, %d failed, %d skipped", file, passed, failed, skipped
+                  left = all - passed - failed - skipped; if (left > 0) printf ", %d not reached", left; print "" }' "$results/$file"
     done
 }
 
@@ -70,7 +76,7 @@ bats_machine() {
     choose_accelerator
     (
         files=("${@%.bats}")
-        boot "$work/vm" "${VM_SECONDS:-7200}" "gantry.modes=${MODES:-bats,bats-systemd} gantry.files=$(IFS=,; echo "${files[*]}")"
+        boot "$work/vm" "${VM_SECONDS:-7200}" "gantry.seconds=${VM_SECONDS:-7200} gantry.modes=${MODES:-bats,bats-systemd} gantry.files=$(IFS=,; echo "${files[*]}")"
     ) &
     trap 'kill "$machine" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
     machine=$!

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Bundle, Env, Result, Test, output, tests};
+use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 
@@ -23,8 +23,10 @@ pub(crate) const TESTS: &[Test] = tests![
     an_exec_shows_no_descriptor_of_the_host[Root, Fast],
 ];
 
-/// Starts of a container that one race is tried with.
-const ROUNDS: usize = 60;
+/// Starts of a container that one race is tried with; 10,000 where all is tried.
+fn rounds() -> usize {
+    wait::amount(wait::rounds(60), 10_000)
+}
 
 /// Exchanges two names, again and again, until it is dropped.
 struct Swapper {
@@ -87,7 +89,7 @@ fn a_swapped_mount_target_stays_inside(env: &Env) -> Result<()> {
     bundle.push("/mounts", json!({"destination": "/volume/dir/made", "type": "tmpfs", "source": "tmpfs"}));
     let (path, before, mounts) = (bundle.write()?, picture(&victim)?, host_mounts(env)?);
     let swapper = Swapper::start(volume.join("dir"), volume.join("link"));
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         // Whether it starts does not matter; where it mounts does.
         let ran = env.run_rung(&["run", "--bundle", path, &env.id(&format!("target{round}"))])?;
         ensure!(!ran.stdout.contains("unharmed"), "a container read a file of the host");
@@ -116,7 +118,7 @@ fn a_swapped_way_into_proc_sets_what_was_asked(env: &Env) -> Result<()> {
     let path = bundle.write()?;
     let swapper = Swapper::start(volume.join("dir"), volume.join("link"));
     let mut started = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let ran = env.run_rung(&["run", "--bundle", path, &env.id(&format!("setting{round}"))])?;
         // It may be refused; a container that runs has what was asked for.
         if ran.code() == 0 {
@@ -145,7 +147,7 @@ fn a_swapped_null_device_masks_nothing(env: &Env) -> Result<()> {
     let path = bundle.write()?;
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
     let swapper = Swapper::start(null, dev.join("link"));
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let mut command = env.rung(&["run", "--bundle", path, &env.id(&format!("null{round}"))])?;
         command.stdin(Stdio::null());
         let ran = output::run(command)?;
@@ -176,7 +178,7 @@ fn a_swapped_console_leads_nowhere(env: &Env) -> Result<()> {
     }
     let (path, mounts) = (bundle.write()?, host_mounts(env)?);
     let swapper = Swapper::start(dev.join("console"), dev.join("link"));
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         env.run_rung(&["run", "--bundle", path, &env.id(&format!("console{round}"))])?;
         ensure!(fs::read_to_string(&victim)? == "unharmed", "the terminal led to a file of the host");
     }
@@ -194,7 +196,7 @@ fn a_swapped_working_directory_makes_nothing_outside(env: &Env) -> Result<()> {
     symlink(&victim, bundle.rootfs().join("link"))?;
     let path = bundle.write()?;
     let swapper = Swapper::start(bundle.rootfs().join("work"), bundle.rootfs().join("link"));
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         env.run_rung(&["run", "--bundle", path, &env.id(&format!("workdir{round}"))])?;
         ensure!(fs::read_dir(&victim)?.count() == 0, "a directory was made outside");
     }
@@ -220,7 +222,7 @@ fn an_exec_shows_no_descriptor_of_the_host(env: &Env) -> Result<()> {
     let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     ensure!(command.status()?.success());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds() {
         let mut command = env.rung(&["exec", &id, "true"])?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?;
     }
