@@ -146,11 +146,10 @@ fn unified_properties(resources: &LinuxResources, list: &mut List) -> Result<()>
             "memory.min" => ("MemoryMin", Value::U64(number()?)),
             "memory.max" => ("MemoryMax", Value::U64(number()?)),
             "memory.swap.max" => ("MemorySwapMax", Value::U64(number()?)),
-            "pids.max" => ("TasksMax", Value::U64(number()?)),
-            "memory.oom.group" => {
-                let policy = if value.trim() == "1" { "kill" } else { "continue" };
-                ("OOMPolicy", Value::text(policy))
-            }
+            // Nothing is no limit to systemd.
+            "pids.max" => ("TasksMax", Value::U64(number()?.max(1))),
+            "memory.oom.group" if value.trim() == "1" => ("OOMPolicy", Value::text("kill")),
+            "memory.oom.group" if value.trim() == "0" => ("OOMPolicy", Value::text("continue")),
             // Written into the file by the caller, as on a host without systemd.
             _ => continue,
         };
@@ -279,6 +278,7 @@ mod tests {
     fn limits_of_v2() {
         let json = r#"{"memory":{"limit":1000,"swap":3000},"cpu":{"shares":1024,"quota":15000,"period":100000,"cpus":"0-1,9"},
             "pids":{"limit":0},"unified":{"memory.high":"max","io.max":"8:0 rbps=1"}}"#;
+        assert_eq!(properties(r#"{"unified":{"pids.max":"0"}}"#, true), [("TasksMax".to_owned(), Value::U64(1))]);
         let list = properties(json, true);
         let find = |name: &str| list.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
         assert_eq!(find("MemoryMax"), Some(Value::U64(1000)));
