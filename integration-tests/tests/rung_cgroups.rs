@@ -1,9 +1,10 @@
 //! Limits and devices of a container, as the kernel keeps them; and that nothing of a cgroup stays behind.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use integration_tests::{Bundle, Env, Result, Test, tests, wait};
 use serde_json::json;
@@ -13,6 +14,8 @@ pub(crate) const TESTS: &[Test] = tests![
     an_update_keeps_what_it_does_not_name [Root],
     every_process_is_in_the_cgroup [Root],
     memory_limit_kills [Root],
+    a_limit_that_is_too_low_for_a_start_is_told [Root],
+    four_mebibytes_are_enough [Root],
     pids_limit_holds [Root],
     cpuset_is_kept [Root],
     devices_are_denied [Root],
@@ -25,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     occupied_cgroup_is_refused [Root],
     refused_limit_leaves_nothing [Root],
     cgroups_below_are_removed_too [Root],
+    what_is_removed_before_anybody_is_in_it_is_made_again [Root, CgroupV1, Fast],
     unified_is_refused_on_v1 [Root, CgroupV1],
     unified_is_written [Root, CgroupV2],
     below_a_threaded_cgroup_it_is_threaded [Root, CgroupV2],
@@ -141,6 +145,25 @@ fn memory_limit_kills(env: &Env) -> Result<()> {
     Ok(())
 }
 
+fn a_limit_that_is_too_low_for_a_start_is_told(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "low", &["true"])?;
+    bundle.set("/linux/resources", json!({"memory": {"limit": 8192, "swap": 8192}}));
+    let said = env.run_rung(&["create", "--bundle", bundle.write()?, &env.id("low")])?.exits(1)?.stderr;
+    assert!(said.contains("container init was OOM-killed (memory limit too low?)"), "{said}");
+    Ok(())
+}
+
+/// Nothing of the runtime counts as the container's.
+fn four_mebibytes_are_enough(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "small", &["true"])?;
+    bundle.set("/linux/resources", json!({"memory": {"limit": 4 << 20, "swap": 4 << 20}}));
+    let path = bundle.write()?;
+    for round in 0..wait::amount(5, 100) {
+        env.run_rung(&["run", "--bundle", path, &env.id(&format!("small{round}"))])?.ok()?;
+    }
+    Ok(())
+}
+
 fn pids_limit_holds(env: &Env) -> Result<()> {
     let script = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait";
     let mut bundle = Bundle::new(env, "pids", &["sh", "-c", script])?;
@@ -247,6 +270,38 @@ fn systemd_is_not_told_what_it_cannot_change(env: &Env) -> Result<()> {
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     updated?.ok()?;
     assert_eq!(written?.trim(), "1");
+    Ok(())
+}
+
+/// As systemd does with any v1 cgroup that is empty when it looks.
+fn what_is_removed_before_anybody_is_in_it_is_made_again(env: &Env) -> Result<()> {
+    let id = env.id("swept");
+    let mut bundle = Bundle::new(env, "swept", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("/{id}")).set("/linux/resources", json!({"pids": {"limit": 33}}));
+    let path = bundle.write()?;
+    let mut swept = 0;
+    for controller in ["pids", "freezer"].into_iter().cycle().take(12) {
+        let place = Path::new("/sys/fs/cgroup").join(controller).join(&id);
+        let sweeper = std::thread::spawn(move || {
+            let end = Instant::now() + wait::seconds(10);
+            while Instant::now() < end {
+                match fs::remove_dir(&place) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    removed => return removed.is_ok(),
+                }
+            }
+            false
+        });
+        let ran = env.run_rung(&["run", "--detach", "--bundle", path, &id]);
+        swept += usize::from(sweeper.join().is_ok_and(|swept| swept));
+        let limit = fs::read_to_string(format!("/sys/fs/cgroup/pids/{id}/pids.max"));
+        let inside = fs::read_to_string(format!("/sys/fs/cgroup/{controller}/{id}/tasks"));
+        env.run_rung(&["delete", "--force", &id])?.ok()?;
+        ran?.ok()?;
+        assert_eq!(limit?.trim(), "33");
+        assert!(!inside?.is_empty(), "nobody is in the cgroup of {controller}");
+    }
+    assert!(swept > 0, "nothing was removed in time");
     Ok(())
 }
 

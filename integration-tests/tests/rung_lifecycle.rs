@@ -1,6 +1,7 @@
 //! The runtime alone: a container from its making to its removal, and what is left when it is killed on the way.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pid_file_is_written_whatever_lies_beside_it[Root],
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_lost_record_does_not_hide_what_runs[Root],
+    force_ends_a_container_in_any_state[Root],
     a_failed_start_spares_the_cgroup_of_another[Root],
     the_log_tells_the_kind[Root],
     debug_messages_tell_the_phases[Root],
@@ -75,8 +77,13 @@ fn a_bad_program_fails_create(env: &Env) -> Result<()> {
     let id = env.id("bad");
     let bundle = Bundle::new(env, "bad", &["/no/such/program"])?;
     let told = env.run_rung(&["create", "--bundle", bundle.write()?, &id])?.exits(1)?;
-    ensure!(told.stderr.contains("no such file or directory"), "{}", told.stderr);
+    let words = "runc create failed: unable to start container process: error during container init: exec: ";
+    ensure!(told.stderr.contains(words) && told.stderr.contains("no such file or directory"), "{}", told.stderr);
     ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
+    let bundle = Bundle::new(env, "run", &["no-such-program"])?;
+    let told = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.exits(1)?.stderr;
+    let words = words.replace("create", "run");
+    ensure!(told.contains(&words) && told.contains("executable file not found in $PATH"), "{told}");
     Ok(())
 }
 
@@ -111,12 +118,50 @@ fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// With process numbers of its own or the host's.
+fn force_ends_a_container_in_any_state(env: &Env) -> Result<()> {
+    for shared in [false, true] {
+        for state in ["running", "paused", "dead", "lost", "paused-lost"] {
+            let name = format!("{state}{}", u8::from(shared));
+            let id = env.id(&name);
+            let mut bundle = Bundle::new(env, &name, &["sh", "-c", "sleep 600 & exec sleep 601"])?;
+            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+            namespaces.retain(|namespace| !shared || namespace["type"] != "pid");
+            env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+            let processes = || -> Option<Vec<i32>> {
+                let listed = env.run_rung(&["ps", "--format", "json", &id]).ok()?;
+                serde_json::from_str(listed.text()).ok().filter(|pids: &Vec<i32>| pids.len() == 2)
+            };
+            let pids = integration_tests::wait::until("both processes", processes)?;
+            if state.contains("paused") {
+                env.run_rung(&["pause", &id])?.ok()?;
+            }
+            if state.contains("lost") {
+                fs::remove_file(env.path("rung").join(&id).join("state.json"))?;
+            }
+            if state == "dead" {
+                let init =
+                    serde_json::from_str::<Value>(&env.run_rung(&["state", &id])?.ok()?.stdout)?["pid"].to_string();
+                env.run("kill", &["-KILL", &init])?.ok()?;
+                integration_tests::wait::until("its end", || (status(env, &id).ok()? == "stopped").then_some(()))?;
+            }
+            env.run_rung(&["delete", "--force", &id])?.ok().with_context(|| format!("{name}: delete"))?;
+            let gone = || pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+            integration_tests::wait::until(&format!("{name}: the end of its processes"), gone)?;
+            ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
+        }
+    }
+    Ok(())
+}
+
 fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
     let id = env.id("exec");
     create(env, &Bundle::new(env, "exec", &["sleep", "100"])?, &id)?;
     env.run_rung(&["start", &id])?.ok()?;
     env.run_rung(&["exec", &id, "sh", "-c", "exit 7"])?.exits(7)?;
-    env.run_rung(&["exec", &id, "no-such-program"])?.exits(255)?;
+    let told = env.run_rung(&["exec", &id, "no-such-program"])?.exits(255)?.stderr;
+    ensure!(told.contains("exec failed: unable to start container process: exec: "), "{told}");
+    ensure!(told.contains("executable file not found in $PATH"), "{told}");
     env.run_rung(&["exec", &id, "sh", "-c", "kill -TERM $$"])?.exits(143)?;
     // What a process document leaves out is as for the container's own process, not nothing.
     let status = ["sh", "-c", "grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status; ulimit -n"];

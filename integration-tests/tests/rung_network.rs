@@ -110,6 +110,6 @@ fn devices_need_what_the_specification_says(env: &Env) -> Result<()> {
     ensure!(said.contains("network devices are not supported for rootless containers"), "{said}");
     bundle.set("/linux/namespaces/0/type", "cgroup");
     let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
-    ensure!(said.contains("linux.netDevices") && said.contains("private NET namespace"), "{said}");
+    ensure!(said.contains("linux.netDevices") && said.contains("without a NET namespace"), "{said}");
     Ok(())
 }

@@ -6,6 +6,7 @@ use integration_tests::{Bundle, Env, Result, Test, tests};
 
 pub(crate) const TESTS: &[Test] = tests![
     missing_arguments_are_named[],
+    an_unknown_command_has_a_code_of_its_own[],
     long_ids_are_refused[],
     failures_name_their_command[],
     exec_makes_no_directory [Root],
@@ -16,6 +17,14 @@ fn missing_arguments_are_named(env: &Env) -> Result<()> {
     let said = env.run_rung(&["kill"])?.fails()?;
     let logged = said.lines().find(|line| line.contains("level=error")).unwrap_or_default();
     assert!(logged.contains("requires a minimum of 1 argument(s)"), "the logged line does not say it: {said}");
+    Ok(())
+}
+
+fn an_unknown_command_has_a_code_of_its_own(env: &Env) -> Result<()> {
+    for line in [&["no-such-command"][..], &["help", "no-such-command"], &["no-such-command", "--help"]] {
+        let said = env.run_rung(line)?.exits(3)?.stderr;
+        assert!(said.contains("No help topic for 'no-such-command'"), "{line:?}: {said}");
+    }
     Ok(())
 }
 

@@ -180,6 +180,12 @@ pub fn remove(path: &Path, id: &str, owned: bool) -> Result<()> {
     }
 }
 
+/// Puts one more process of a container into its group, and where its use is counted. A group that is gone holds nobody.
+pub fn join(path: &Path, id: &str, pid: Pid) -> Result<()> {
+    let groups = [path.to_owned(), path.join("mon_groups").join(id)];
+    groups.iter().filter(|group| group.is_dir()).try_for_each(|group| put(group, &[pid]))
+}
+
 /// Gives the group of a container another share of cache (`l3`) or memory bandwidth.
 pub fn update(path: &Path, l3: Option<&str>, bandwidth: Option<&str>) -> Result<()> {
     if path.as_os_str().is_empty() {
@@ -229,6 +235,10 @@ mod tests {
             Some("L3:0=3")
         );
         assert!(update(Path::new(""), Some("L3:0=3"), None).is_err());
+        std::fs::write(root.path().join("gold/tasks"), "").expect("written");
+        join(&root.path().join("gold"), "web", Pid::from_raw(77)).expect("joined");
+        assert_eq!(std::fs::read_to_string(root.path().join("gold/tasks")).expect("read"), "77");
+        join(&root.path().join("silver"), "web", Pid::this()).expect("nothing to join");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use super::settings::{self, Setting};
 use super::{Cgroup, Place, apply, devices, legacy, processes, properties, unified};
 use crate::log;
 
+/// How often a cgroup that somebody removes while it is prepared is made again.
+const RENEWALS: usize = 5;
+
 /// What is asked of a cgroup, in the form in which it is written.
 #[derive(Debug)]
 pub struct Wanted {
@@ -45,11 +48,45 @@ impl Cgroup {
     /// # Errors
     /// As [`Self::create`].
     pub fn complete(&mut self, wanted: &Wanted) -> Result<()> {
-        let outcome = self.finish(wanted);
+        let mut outcome = self.finish(wanted);
+        for _ in 0..RENEWALS {
+            let Err(error) = &outcome else { break };
+            // One that could not even be made lacks the one above it.
+            let missing = error.is_missing();
+            if !(self.plan_again() || missing) {
+                break;
+            }
+            outcome = self.finish(wanted);
+        }
         if outcome.is_err() {
             self.places.retain(|place| place.made);
         }
         outcome
+    }
+
+    /// Makes again what somebody has removed since [`Self::complete`]: systemd, on a host with v1, takes away any cgroup
+    /// that is empty when it looks.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and when nothing was removed.
+    pub fn renew(&mut self, wanted: &Wanted) -> Result<()> {
+        if !self.plan_again() {
+            return Err(Error::Host("it was removed, and is there".into()));
+        }
+        self.complete(wanted)
+    }
+
+    /// Plans the v1 cgroups again that are not there any more. Whether there are such.
+    fn plan_again(&mut self) -> bool {
+        let of_systemd = |place: &Place| self.managed.is_some() && place.hierarchy.has("name=systemd");
+        let mut found = false;
+        for place in self.places.iter_mut().filter(|place| !place.hierarchy.is_v2() && !of_systemd(place)) {
+            if place.dir.is_some() && matches!(place.open(), Ok(None)) {
+                (place.dir, place.made, place.planned) = (None, false, true);
+                found = true;
+            }
+        }
+        found
     }
 
     fn or_undo<T>(&mut self, outcome: Result<T>) -> Result<T> {
@@ -87,13 +124,16 @@ impl Cgroup {
     fn make(&mut self, wanted: &Wanted, due: impl Fn(&Place) -> bool) -> Result<()> {
         let lenient = self.lenient && wanted.settings.is_empty();
         for place in self.places.iter_mut().filter(|place| place.planned && due(place)) {
-            place.planned = false;
             match CgroupDir::create(&place.hierarchy.mount, &place.path) {
                 Ok((dir, made)) => {
                     place.dir = Some(dir);
                     place.made = made;
+                    place.planned = false;
                 }
-                Err(e) if lenient && is_denied(&e) => continue,
+                Err(e) if lenient && is_denied(&e) => {
+                    place.planned = false;
+                    continue;
+                }
                 Err(e) if self.lenient && is_denied(&e) => return Err(Error::Rootless(e)),
                 Err(e) => return Err(e.into()),
             }

@@ -55,6 +55,18 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Whether a process of it was killed for want of memory.
+    #[must_use]
+    pub fn ran_out_of_memory(&self) -> bool {
+        let files = ["memory.events", "memory.oom_control"];
+        let dirs = self.places.iter().filter_map(|place| place.dir.as_ref());
+        let mut texts =
+            dirs.flat_map(|dir| files.iter().filter_map(move |file| dir.read_optional(file).ok().flatten()));
+        texts.any(|text| flat_value(&text, "oom_kill").is_some_and(|count| count > 0))
+    }
+}
+
 impl OomWatch {
     /// What to wait for, with [`Self::flags`].
     #[must_use]

@@ -1,11 +1,14 @@
 //! `checkpoint`.
 
+use std::os::fd::OwnedFd;
+
+use super::create::is_passed;
 use crate::cli::{CheckpointArgs, ImageArgs};
 use crate::container::checkpoint::{self, Wanted};
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings};
 use crate::criu::options::{CgroupMode, Options, PageServer, check_empty_namespaces};
-use crate::error::{Doing as _, Result};
+use crate::error::{Doing as _, Error, Result};
 
 pub(super) fn run(settings: &Settings, args: &CheckpointArgs) -> Result<()> {
     let container = Container::load(&settings.store, &ContainerId::parse(&args.id)?)?;
@@ -18,9 +21,16 @@ pub(super) fn run(settings: &Settings, args: &CheckpointArgs) -> Result<()> {
         page_server: args.page_server.as_deref().map(PageServer::parse).transpose()?,
         pre_dump: args.pre_dump,
         // -1 is how callers of runc say that there is none.
-        status_fd: args.status_fd.filter(|number| *number != -1).map(checkpoint::status_fd).transpose()?,
+        status_fd: args.status_fd.filter(|number| *number != -1).map(status_fd).transpose()?,
     };
     checkpoint::checkpoint(&container, &wanted)
+}
+
+fn status_fd(number: i32) -> Result<OwnedFd> {
+    if !u32::try_from(number).is_ok_and(is_passed) {
+        return Err(Error::invalid(format!("invalid --status-fd argument {number}: no such descriptor was passed")));
+    }
+    checkpoint::status_fd(number)
 }
 
 /// What `restore` has too.

@@ -51,10 +51,17 @@ fn listen_fds() -> Result<Option<u32>> {
     Ok(text.parse().ok().filter(|count| *count > 0))
 }
 
+/// Whether this number is a descriptor that the caller has passed. All that this run has opened is closed by an exec, and what
+/// was passed has come through one.
+pub(super) fn is_passed(number: u32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_CLOEXEC == 0)
+}
+
 /// A descriptor to pass must be there now, or the program would get whatever this run opens next.
 pub(super) fn require_open(number: u32) -> Result<()> {
-    let path = format!("/proc/self/fd/{number}");
-    if std::fs::symlink_metadata(&path).is_ok() {
+    if is_passed(number) {
         return Ok(());
     }
     Err(Error::invalid(format!("please check that preserved-fd {number} (of --preserve-fds or LISTEN_FDS) exists")))

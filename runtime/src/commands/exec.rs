@@ -13,6 +13,7 @@ use crate::container::id::ContainerId;
 use crate::container::{Container, Settings, sockets};
 use crate::error::{Doing as _, Error, Result};
 use crate::exe;
+use crate::launch::NOT_STARTED;
 use crate::log;
 use crate::plan::Wishes;
 
@@ -62,7 +63,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
             write_pid_file(path, started.pid.as_raw())?;
         }
         started.go()?;
-        started.executed()?.map_or(Ok(()), Err)
+        started.executed().doing(|| NOT_STARTED)?.map_or(Ok(()), Err)
     };
     if let Err(error) = finish() {
         started.abort();

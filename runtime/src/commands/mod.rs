@@ -173,6 +173,9 @@ fn open_log() {
     }
 }
 
+/// The exit code of runc where no command has that name.
+const UNKNOWN_COMMAND: u8 = 3;
+
 /// What the argument parser has to say: help and version on stdout with success, anything else as an error of ours.
 pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     use clap::error::{ContextKind, ErrorKind};
@@ -184,7 +187,7 @@ pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     }
     if let (ErrorKind::InvalidSubcommand, Some(name)) = (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
         crate::log::error(&Error::invalid(format!("unknown command: No help topic for '{name}'")));
-        return std::process::ExitCode::FAILURE;
+        return std::process::ExitCode::from(UNKNOWN_COMMAND);
     }
     let text = error.to_string();
     drop(print(&format!("Incorrect Usage.\n\n{text}")));

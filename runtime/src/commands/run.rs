@@ -11,7 +11,7 @@ use crate::container::foreground::Foreground;
 use crate::container::id::ContainerId;
 use crate::container::{Container, Settings, delete};
 use crate::error::{Doing as _, Kind, Result};
-use crate::{hooks, log};
+use crate::{hooks, launch, log};
 
 pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
     let attempt = || -> Result<u8> {
@@ -20,7 +20,7 @@ pub(super) fn run(settings: &Settings, args: RunArgs) -> Result<u8> {
         options.detached = args.detach;
         let foreground = if args.detach { None } else { Some(Foreground::prepare(!args.no_subreaper)?) };
         let mut made = create::make(settings, &id, &options)?;
-        let executed = made.started.executed();
+        let executed = made.started.executed().doing(|| launch::IN_INIT).doing(|| launch::NOT_STARTED);
         let refused = matches!(executed, Ok(Some(_)));
         if let Err(error) = executed.and_then(|refusal| refusal.map_or_else(|| begin(&made), Err)) {
             made.started.abort();

@@ -11,7 +11,7 @@ use super::readiness::{self, Readiness};
 use super::record::Record;
 use super::sockets;
 use super::store::{Draft, Entry};
-use crate::cgroups::{Cgroup, Wanted};
+use crate::cgroups::{self, Cgroup, Wanted};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks::HookState;
 use crate::launch::{self, Answers, Launch, Provision, Started, gate};
@@ -47,12 +47,8 @@ impl Birth<'_> {
         let (spec, plan, entry) = (self.spec, &*self.plan, self.entry);
         let (rootless, wanted, begun) = (self.rootless, self.wanted, &mut self.begun);
         let provide = |cgroup: &mut Cgroup| {
-            cgroup.complete(wanted).map_err(launch::cgroup_not_made)?;
-            cgroup.mark(entry.path());
+            finish_cgroup(cgroup.complete(wanted), cgroup, entry, plan, rootless)?;
             warn_of_escape(plan, cgroup);
-            if let Some(owner) = plan.cgroup_owner() {
-                delegate(cgroup, owner, rootless)?;
-            }
             let (filter, listener) = create::filter(spec)?;
             *begun = true;
             Ok(Provision { filter, listener })
@@ -68,7 +64,13 @@ impl Birth<'_> {
         // While the process is at work. Hooks and a terminal of its own may still change what is to be recorded.
         let quiet = !self.plan.stops_for_runtime_hooks && !self.plan.process.terminal();
         let early = if quiet { Some(self.draft(started)?) } else { None };
-        started.converse(answers)?;
+        let renew = || {
+            let renewed = self.cgroup.renew(self.wanted);
+            finish_cgroup(renewed, self.cgroup, self.entry, self.plan, self.rootless)?;
+            // Where it is already it stays.
+            self.cgroup.entry(false).map_err(launch::cgroup_not_made)
+        };
+        started.converse(answers, renew).doing(|| launch::IN_INIT)?;
         self.cgroup.settled();
         self.announce(started)?;
         // Whoever finds the record may join the container, so it is not to be seen before the root is changed.
@@ -124,6 +126,19 @@ fn warn_of_escape(plan: &InitPlan, cgroup: &Cgroup) {
              its processes cannot be told from others, and `delete` may leave some of them running",
         );
     }
+}
+
+/// What is still to be done to a cgroup once it is `made`.
+fn finish_cgroup(
+    made: cgroups::Result<()>,
+    cgroup: &Cgroup,
+    entry: &Entry,
+    plan: &InitPlan,
+    rootless: bool,
+) -> Result<()> {
+    made.map_err(launch::cgroup_not_made)?;
+    cgroup.mark(entry.path());
+    plan.cgroup_owner().map_or(Ok(()), |owner| delegate(cgroup, owner, rootless))
 }
 
 /// Who has no rights over other ids can give nothing away, and the container's user can then make no cgroups.

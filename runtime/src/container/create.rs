@@ -111,7 +111,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             if let Err(error) = entry.remove() {
                 log::warning(&error.to_string());
             }
-            return Err(error);
+            return Err(error.while_doing(launch::NOT_STARTED));
         }
     };
     let mut birth = Birth {
@@ -131,6 +131,11 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         Ok((started, readiness)) => Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness }),
         Err(error) => {
             let spec = Some(&bundle.spec).filter(|_| birth.begun);
+            let error = match cgroup.ran_out_of_memory() {
+                // Whatever it was that failed then.
+                true => error.while_doing("container init was OOM-killed (memory limit too low?)"),
+                false => error,
+            };
             undo(&entry, &cgroup, spec, &state);
             if let Some(Err(error)) = record.host_mount.map(|before| host_root::release(&plan.root.path, before)) {
                 log::warning(&error.to_string());
@@ -138,7 +143,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             if let Some(group) = &mut resctrl {
                 group.take_back();
             }
-            Err(error)
+            Err(error.while_doing(launch::NOT_STARTED))
         }
     }
 }
@@ -232,10 +237,14 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
 pub fn check_labels(process: &oci_spec::runtime::Process) -> Result<()> {
     let given = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
     if given(process.apparmor_profile()) && !rung_sys::lsm::apparmor_enabled() {
-        return Err(Error::unsupported("process.apparmorProfile: apparmor is not enabled on this host"));
+        return Err(Error::unsupported(
+            "process.apparmorProfile: apparmor: config provided but apparmor not supported",
+        ));
     }
     if given(process.selinux_label()) && !rung_sys::lsm::selinux_enabled() {
-        return Err(Error::unsupported("process.selinuxLabel: selinux is not enabled on this host"));
+        return Err(Error::unsupported(
+            "process.selinuxLabel: selinux label is specified in config, but selinux is disabled or not supported",
+        ));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Another process in a container that runs.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use oci_spec::runtime::{ContainerState, Process, Spec};
@@ -15,11 +15,12 @@ use crate::bundle;
 use crate::cgroups::Cgroup;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::launch::exec::{ExecLaunch, start_exec};
-use crate::launch::{Answers, Started, cgroup_error, clone};
+use crate::launch::{Answers, NOT_STARTED, Started, cgroup_error, clone};
 use crate::log;
 use crate::plan::Wishes;
 use crate::plan::extensions::Extensions;
 use crate::plan::process::ProcessPlan;
+use crate::resctrl;
 
 /// The flags of `exec` that concern the container.
 #[derive(Debug, Default)]
@@ -70,7 +71,7 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
         listener.init_pid = Some(container.record.init_process_pid);
         listener
     });
-    let placement = place(container, container.cgroup(), options)?;
+    let placement = place(container, container.cgroup(), options).doing(|| NOT_STARTED)?;
     let launch = ExecLaunch {
         process: &plan,
         filter: filter.as_ref(),
@@ -80,7 +81,14 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
     };
     let state = container.hook_state();
     let answers = Answers { hooks: None, state: &state, listener };
-    start_exec(launch, &answers)
+    let started = start_exec(launch, &answers).doing(|| NOT_STARTED)?;
+    let share = &container.record.intel_rdt_path;
+    if !share.is_empty() {
+        // By its maker it is in the runtime's.
+        let joined = resctrl::join(Path::new(share), &container.record.id, started.pid);
+        joined.doing(|| NOT_STARTED).inspect_err(|_| started.abort())?;
+    }
+    Ok(started)
 }
 
 /// The way into the container's cgroups. Where they are gone or cannot hold processes (a service manager inside has

@@ -38,7 +38,9 @@ mod sysctl;
 pub mod target;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
+use nix::errno::Errno;
 use rung_sys::namespace::{self, Namespace};
 use rung_sys::signal;
 
@@ -171,17 +173,23 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
 
 /// Waits for what the runtime has made meanwhile, and goes into the cgroups; the answer is the filter.
 fn provision(sync: &ChildEnd) -> Result<Option<Filter>> {
-    let (ways_in, filter) = sync.prepared()?;
-    enter_cgroups(&Entry::received(ways_in))?;
-    Ok(filter)
+    let (mut ways_in, filter) = sync.prepared()?;
+    loop {
+        match Entry::received(ways_in).enter() {
+            // Removed meanwhile: on v1 systemd takes away whatever is empty. The runtime says when it is enough.
+            Err((_, Errno::ENODEV)) => ways_in = sync.cgroup_gone()?,
+            entered => {
+                entered.map_err(not_entered)?;
+                return Ok(filter);
+            }
+        }
+    }
 }
 
-/// Goes into the cgroups. The kernel's answer is told as runc tells it: callers look for these words.
-fn enter_cgroups(entry: &Entry) -> Result<()> {
-    entry.enter().map_err(|(path, errno)| {
-        let pid = nix::unistd::getpid();
-        Error::from(errno).while_doing(format!("error adding pid {pid} to cgroups: {}", path.display()))
-    })
+/// The kernel's answer is told as runc tells it: callers look for these words.
+fn not_entered((path, errno): (PathBuf, Errno)) -> Error {
+    let pid = nix::unistd::getpid();
+    Error::from(errno).while_doing(format!("error adding pid {pid} to cgroups: {}", path.display()))
 }
 
 /// Steps 9 to 11, which an `exec` takes too.
@@ -215,7 +223,7 @@ pub fn run_exec(
         sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
         sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));
-        inherited.cgroup.as_ref().map_or(Ok(()), enter_cgroups)?;
+        inherited.cgroup.as_ref().map_or(Ok(()), Entry::enter).map_err(not_entered)?;
         process::set_affinity(process, false)?;
         join::all(inherited, joined)?;
         sync.debug(|| "child process in init()".into());

@@ -49,9 +49,7 @@ pub fn describe(step: &MountPlan) -> String {
         MountKind::FileSystem { name, .. } => name.clone(),
     };
     let place = step.destination.display().to_string();
-    format!(
-        "unable to start container process: error during container init: error mounting {what:?} to rootfs at {place:?}"
-    )
+    format!("error mounting {what:?} to rootfs at {place:?}")
 }
 
 fn bind(step: &MountPlan, source: &Path, opened: &Source, inherited: &Inherited, root: &Root) -> Result<()> {

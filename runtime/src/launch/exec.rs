@@ -9,7 +9,7 @@ use super::clone::{self, Birth};
 use super::sync;
 use super::{Answers, Started, announced, set_oom_score};
 use crate::cgroups::Entry;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::init::process::raise_limits;
 use crate::init::{self, Inherited};
 use crate::plan::process::ProcessPlan;
@@ -59,7 +59,7 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
     let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())
-        .and_then(|()| started.converse(answers));
+        .and_then(|()| started.converse(answers, || Err(Error::new(Kind::Internal, "an exec makes no cgroup"))));
     match outcome {
         Ok(()) => Ok(started),
         Err(error) => {

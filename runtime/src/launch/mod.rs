@@ -18,7 +18,7 @@ use rung_sys::namespace::Namespace;
 use rung_sys::pidfd;
 use rung_sys::process::{Exit, Pid, Target};
 
-use crate::cgroups::Cgroup;
+use crate::cgroups::{Cgroup, Entry};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks::{self, HookState};
 use crate::init::{self, Inherited, binds};
@@ -27,6 +27,15 @@ use crate::plan::InitPlan;
 use crate::seccomp::Filter;
 use clone::Birth;
 use sync::{Order, ParentEnd, Report};
+
+/// What a start that failed is told as, in runc's words: callers look for them.
+pub const NOT_STARTED: &str = "unable to start container process";
+
+/// The same of what failed in the first process of a container.
+pub const IN_INIT: &str = "error during container init";
+
+/// How often a cgroup that somebody removes before the process is in it is made again.
+const RENEWALS: usize = 5;
 
 /// How long a killed process may take to go.
 const DYING: Duration = Duration::from_secs(10);
@@ -193,8 +202,10 @@ impl Started {
         Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, gone_on: true, early: VecDeque::new() })
     }
 
-    /// Answers until the process needs nothing any more.
-    pub fn converse(&mut self, answers: &Answers<'_>) -> Result<()> {
+    /// Answers until the process needs nothing any more. With `renew` cgroups that were removed before it was in them are
+    /// made again.
+    pub fn converse(&mut self, answers: &Answers<'_>, mut renew: impl FnMut() -> Result<Entry>) -> Result<()> {
+        let mut renewals = 0;
         loop {
             let report = match self.early.pop_front() {
                 Some(report) => Some(report),
@@ -206,6 +217,14 @@ impl Started {
                 Some(Report::Warning(text)) => log::warnings(&text),
                 Some(Report::Debug(text)) => log::debug(|| text),
                 Some(Report::Console(master)) => self.console = Some(master),
+                Some(Report::CgroupGone) if renewals < RENEWALS => {
+                    renewals += 1;
+                    self.sync.prepared(&renew()?.descriptors(), None)?;
+                }
+                Some(Report::CgroupGone) => {
+                    let cause = "the cgroup of the container is removed again and again before its process is in it";
+                    return Err(Error::new(Kind::Internal, cause));
+                }
                 Some(Report::AtHooks) => {
                     self.run_hooks(answers)?;
                     self.sync.send(Order::HooksDone)?;

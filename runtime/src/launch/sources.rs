@@ -11,6 +11,7 @@ use rung_sys::namespace::Namespace;
 use crate::error::{Doing as _, Error, Result};
 use crate::init::binds::{self, Behalf};
 use crate::init::{mounts, rootfs};
+use crate::launch::IN_INIT;
 use crate::plan::InitPlan;
 use crate::plan::mounts::{Idmap, MountKind};
 
@@ -48,7 +49,8 @@ pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Sour
                 let behalf = if in_user_namespace { Behalf::UserNamespace } else { Behalf::Own };
                 let (translated, cut_off) = (translated.as_ref().map(OwnedFd::as_fd), rootfs::cut_off(plan));
                 let tree = binds::open_source(step, source, translated, behalf, cut_off);
-                Source::Opened(tree.doing(|| mounts::describe(step))?)
+                // The process opens all others, and which of them it is makes no difference to callers.
+                Source::Opened(tree.doing(|| mounts::describe(step)).doing(|| IN_INIT)?)
             }
         });
     }

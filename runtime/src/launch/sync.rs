@@ -6,6 +6,8 @@
 //!    │ (writes id maps, makes cgroups, compiles  │ makes its namespaces, unless something has to be done
 //!    │  the system call filter)                  │ to them from outside first
 //!    │ ── Prepared + ways in, filter ──────────▶ │ enters the cgroups, mounts
+//!    │ ◀───────────────────────── CgroupGone ─── │ only where somebody removes empty cgroups, as systemd does on v1
+//!    │ ── Prepared + ways in ──────────────────▶ │
 //!    │ ◀──────────────── Translate + mount, maps │ only with id-mapped mounts of what is in the root itself
 //!    │ ── Translated ──────────────────────────▶ │
 //!    │ ◀────────────────────────────── AtHooks ─ │ only with prestart or createRuntime hooks
@@ -64,6 +66,8 @@ pub enum Report {
         /// With all below it.
         recursive: bool,
     },
+    /// Somebody has removed a cgroup before it was in there. It waits for `Prepared` once more.
+    CgroupGone,
     /// It waits for the hooks of the runtime.
     AtHooks,
     /// The master of its terminal.
@@ -94,6 +98,7 @@ const WARNING: u8 = 7;
 const DEBUG: u8 = 8;
 const TRANSLATE: u8 = 9;
 const NOT_EXECUTED: u8 = 10;
+const CGROUP_GONE: u8 = 11;
 
 /// Longer texts are cut: the socket takes no message beyond its buffer.
 const MAX_TEXT: usize = 4000;
@@ -166,6 +171,7 @@ impl ParentEnd {
         let report = match (buffer.first().copied(), length) {
             (_, 0) => return Ok(None),
             (Some(FORKED), 5) => number().map(Report::Forked),
+            (Some(CGROUP_GONE), 1) => Some(Report::CgroupGone),
             (Some(AT_HOOKS), 1) => Some(Report::AtHooks),
             (Some(CONSOLE), 1) => fds.pop().map(Report::Console),
             (Some(TRANSLATE), 2) => fds.pop().zip(fds.pop()).map(|(namespace, tree)| Report::Translate {
@@ -225,6 +231,12 @@ impl ChildEnd {
         let (length, _) = fd_pass::receive(self.0.as_fd(), &mut bytes)?;
         let filter = bytes.get(..length).filter(|whole| whole.len() == size).and_then(Filter::from_bytes);
         filter.map(|filter| (ways_in, Some(filter))).ok_or_else(gone)
+    }
+
+    /// Has the runtime make the cgroups again, which somebody has removed; the answer is the ways into them.
+    pub fn cgroup_gone(&self) -> Result<Vec<OwnedFd>> {
+        self.write(&[CGROUP_GONE])?;
+        self.prepared().map(|(ways_in, _)| ways_in)
     }
 
     /// Tells the number of the process that counts.
@@ -380,6 +392,15 @@ mod tests {
         assert!(matches!(child.prepared(), Ok((ways_in, None)) if ways_in.is_empty()));
         parent.send(Order::Go).expect("send");
         assert!(child.prepared().is_err());
+    }
+
+    #[test]
+    fn ways_into_cgroups_are_given_again() {
+        let (parent, child) = pair().expect("pair");
+        let file = std::fs::File::open("/dev/null").expect("open");
+        parent.prepared(&[file.as_fd()], None).expect("send");
+        assert_eq!(child.cgroup_gone().expect("received").len(), 1);
+        assert!(matches!(parent.receive().expect("report"), Some(Report::CgroupGone)));
     }
 
     #[test]

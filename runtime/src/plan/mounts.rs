@@ -112,6 +112,10 @@ impl MountPlan {
 
 fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
     let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    if mount.destination().is_relative() {
+        // The specification has deprecated them.
+        log::warning(&format!("mount destination {} is not absolute: it is one in /", mount.destination().display()));
+    }
     let destination = destination(mount.destination(), context.rootfs)?;
     let type_name = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();

@@ -143,7 +143,7 @@ fn devices_need_network(spec: &Spec, found: &mut Found) {
     let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().as_ref());
     let Some(devices) = devices.filter(|devices| !devices.is_empty()) else { return };
     if of(spec, Type::Network).is_none() {
-        let reason = "unable to move network devices without a private NET namespace";
+        let reason = "unable to move network devices without a NET namespace";
         found.push(Violation::new("linux.netDevices", reason));
     }
     for (name, device) in devices {
