@@ -170,6 +170,7 @@ impl Daemon {
             images: images.clone(),
             snapshotters: snapshots.clone(),
             gc: gc.clone(),
+            events: events.clone(),
             stopping: stopping.clone(),
         })?;
         let cri = Cri::new(cri::Parts {

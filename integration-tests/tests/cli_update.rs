@@ -1,5 +1,7 @@
 //! What `gantry update` and `rename` change of a container, limits in force, health, and what `inspect` says of them.
 
+use std::process::Stdio;
+
 use integration_tests::{Env, Image, Result, Stack, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -126,6 +128,25 @@ fn what_was_wished_is_shown(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Makes `web` ill and well until whoever watches events has heard of both.
+fn changes_of_health_are_told(env: &Env, stack: &Stack<'_>) -> Result<()> {
+    let told = env.path("events");
+    let format = "{{.Action}} {{.Actor.Attributes.name}}";
+    let mut events = stack.command(&["events", "--filter", "event=health_status", "--format", format])?;
+    let mut events = events.stdin(Stdio::null()).stdout(std::fs::File::create(&told)?).spawn()?;
+    let turn = "if test -e /well; then rm /well; else touch /well; fi";
+    let heard = wait::until("changes of health", || {
+        stack.gantry(&["exec", "web", "sh", "-c", turn]).ok()?.ok().ok()?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let told = std::fs::read_to_string(&told).ok()?;
+        let is_told = |status: &str| told.lines().any(|line| line == format!("health_status: {status} web"));
+        (is_told("healthy") && is_told("unhealthy")).then_some(())
+    });
+    events.kill()?;
+    events.wait()?;
+    heard
+}
+
 fn health_is_looked_at(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let ask = |stack: &Stack<'_>, path: &str| -> Option<String> {
@@ -147,6 +168,7 @@ fn health_is_looked_at(env: &Env) -> Result<()> {
     let log: serde_json::Value = serde_json::from_str(&log.stdout)?;
     let last = log.as_array().and_then(|log| log.last()).cloned().unwrap_or_default();
     assert_eq!((&last["ExitCode"], &last["Output"]), (&0.into(), &"look\n".into()));
+    changes_of_health_are_told(env, &stack)?;
     stack.gantry(&["rm", "-f", "web"])?.ok()?;
     let hangs = ["--health-cmd", "sleep 1000", "--health-timeout", "200ms", "--health-interval", "50ms"];
     stack.gantry(&[&["run", "-d", "--name", "web"], &hangs[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;

@@ -6,6 +6,7 @@ use gantry_proto::any;
 use gantry_proto::containerd::events as payload;
 use gantry_proto::containerd::services::images::v1 as images;
 use gantry_proto::containerd::types::Envelope;
+use gantry_proto::gantry::engine::v1 as engine;
 use jiff::Timestamp;
 use prost::{Message, Name};
 use serde_json::{Value, json};
@@ -53,7 +54,7 @@ impl Args {
             Some(format) => Some(Template::parse(format).map_err(Failure::new)?),
         };
         let mut client = context.connect().await?;
-        let filters = ["/tasks/", "/containers/", "/images/"]
+        let filters = ["/tasks/", "/containers/", "/images/", "/gantry/"]
             .map(|topic| format!("topic~=^{topic},namespace=={}", context.namespace));
         let mut events = client.events(filters.to_vec()).await?;
         let mut names = Names::default();
@@ -122,6 +123,10 @@ impl Event {
                 event.attributes.push(("execID", exec.exec_id));
                 Some(event)
             }
+            "/gantry/health-status" => {
+                let change = read::<engine::HealthStatus>(data)?;
+                container(health_action(change.health())?, change.container_id)
+            }
             "/images/create" => image("create", read::<images::ImageCreate>(data)?.name),
             "/images/update" => image("update", read::<images::ImageUpdate>(data)?.name),
             "/images/delete" => image("delete", read::<images::ImageDelete>(data)?.name),
@@ -134,7 +139,8 @@ impl Event {
             |key: &str| self.attributes.iter().find(|(known, _)| *known == key).map(|(_, value)| value.as_str());
         let meets = |filter: &Filter| match filter.key.as_str() {
             "type" => self.kind == filter.value,
-            "event" => self.action == filter.value,
+            // Of "health_status: healthy", either all of it or what stands before the colon.
+            "event" => self.action == filter.value || self.action.split(':').next() == Some(&filter.value),
             "container" => {
                 self.kind == "container"
                     && (self.id.starts_with(&filter.value) || attribute("name") == Some(&filter.value))
@@ -164,6 +170,16 @@ impl Event {
     }
 }
 
+/// What docker calls a change of health.
+fn health_action(health: engine::Health) -> Option<&'static str> {
+    match health {
+        engine::Health::None => None,
+        engine::Health::Starting => Some("health_status: starting"),
+        engine::Health::Healthy => Some("health_status: healthy"),
+        engine::Health::Unhealthy => Some("health_status: unhealthy"),
+    }
+}
+
 fn read<M: Message + Name + Default>(data: &prost_types::Any) -> Option<M> {
     any::unpack(data).ok()
 }
@@ -189,5 +205,11 @@ mod tests {
         let meets = |text: &[&str]| event.meets(&text.iter().map(|text| filter(text).unwrap()).collect::<Vec<_>>());
         assert!(meets(&["type=container", "event=die", "event=start"]) && meets(&["container=c"]) && meets(&[]));
         assert!(!meets(&["type=image"]) && !meets(&["event=start"]) && !meets(&["container=x"]));
+        let change = engine::HealthStatus { container_id: "c".into(), health: engine::Health::Unhealthy.into() };
+        let event = Event::of(&envelope("/gantry/health-status", &change)).unwrap();
+        assert_eq!(event.action, "health_status: unhealthy");
+        for (asked, met) in [("health_status", true), ("health_status: unhealthy", true), ("health", false)] {
+            assert_eq!(event.meets(&[filter(&format!("event={asked}")).unwrap()]), met, "{asked}");
+        }
     }
 }

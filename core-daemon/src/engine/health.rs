@@ -111,20 +111,12 @@ pub(super) struct Health {
     known: Mutex<Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
-    status: Status,
+    status: api::Health,
     /// Failures that count, one after another.
     streak: u32,
     log: VecDeque<Probe>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Status {
-    #[default]
-    Starting,
-    Healthy,
-    Unhealthy,
 }
 
 #[derive(Debug, Clone)]
@@ -137,7 +129,8 @@ struct Probe {
 
 impl Health {
     pub(super) fn of(check: Check) -> Self {
-        Self { check, known: Mutex::default() }
+        let known = Known { status: api::Health::Starting, streak: 0, log: VecDeque::new() };
+        Self { check, known: Mutex::new(known) }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -145,20 +138,16 @@ impl Health {
     }
 
     pub(super) fn status(&self) -> api::Health {
-        match self.known().status {
-            Status::Starting => api::Health::Starting,
-            Status::Healthy => api::Health::Healthy,
-            Status::Unhealthy => api::Health::Unhealthy,
-        }
+        self.known().status
     }
 
     /// In docker's words.
     pub(super) fn shown(&self) -> Value {
         let known = self.known();
         let status = match known.status {
-            Status::Starting => "starting",
-            Status::Healthy => "healthy",
-            Status::Unhealthy => "unhealthy",
+            api::Health::Healthy => "healthy",
+            api::Health::Unhealthy => "unhealthy",
+            api::Health::Starting | api::Health::None => "starting",
         };
         let probe = |probe: &Probe| {
             let (begun, ended) = (text(Some(probe.begun)), text(Some(probe.ended)));
@@ -170,25 +159,27 @@ impl Health {
 
     /// How long until the next probe, `age` after the start.
     fn pause(&self, age: Duration) -> Duration {
-        let is_starting = self.known().status == Status::Starting && age < self.check.start_period;
+        let is_starting = self.known().status == api::Health::Starting && age < self.check.start_period;
         if is_starting { self.check.start_interval } else { self.check.interval }
     }
 
-    /// Notes a probe that was begun `age` after the start.
-    fn note(&self, probe: Probe, age: Duration) {
+    /// Notes a probe that was begun `age` after the start, and says how the run is where that is new.
+    fn note(&self, probe: Probe, age: Duration) -> Option<api::Health> {
         let mut known = self.known();
+        let before = known.status;
         if probe.code == 0 {
-            (known.status, known.streak) = (Status::Healthy, 0);
-        } else if known.status != Status::Starting || age >= self.check.start_period {
+            (known.status, known.streak) = (api::Health::Healthy, 0);
+        } else if known.status != api::Health::Starting || age >= self.check.start_period {
             known.streak = known.streak.saturating_add(1);
             if known.streak >= self.check.retries {
-                known.status = Status::Unhealthy;
+                known.status = api::Health::Unhealthy;
             }
         }
         known.log.push_back(probe);
         while known.log.len() > LOG {
             known.log.pop_front();
         }
+        (known.status != before).then_some(known.status)
     }
 }
 
@@ -204,7 +195,11 @@ impl Engine {
                 // Nothing in a frozen container answers.
                 if !live.task.paused() {
                     let begun = age();
-                    health.note(self.probe(live, &health.check).await, begun);
+                    if let Some(health) = health.note(self.probe(live, &health.check).await, begun) {
+                        let (namespace, container_id) = (live.task.namespace(), live.task.id().to_string());
+                        let event = api::HealthStatus { container_id, health: health.into() };
+                        self.parts().events.announce(namespace, "/gantry/health-status", &event);
+                    }
                 }
             }
         };
@@ -296,7 +291,9 @@ mod tests {
         let health = Health::of(check(&api::HealthCheck { start_period, ..Default::default() }));
         let probe = |code, age| {
             let (begun, ended) = (SystemTime::now(), SystemTime::now());
-            health.note(Probe { begun, ended, code, output: String::new() }, Duration::from_secs(age));
+            let before = health.status();
+            let changed = health.note(Probe { begun, ended, code, output: String::new() }, Duration::from_secs(age));
+            assert_eq!(changed, Some(health.status()).filter(|status| *status != before));
             health.status()
         };
         assert_eq!(health.pause(Duration::ZERO), START_INTERVAL);

@@ -50,6 +50,7 @@ use record::Record;
 use crate::config::Config;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
+use crate::events::Events;
 use crate::gc::Gc;
 use crate::id::ContainerId;
 use crate::image::Images;
@@ -77,6 +78,8 @@ pub struct Parts {
     pub snapshotters: Snapshotters,
     /// Frees what nothing refers to any more.
     pub gc: Gc,
+    /// Where it is told how containers are.
+    pub events: Events,
     /// Cancelled when the daemon stops; sessions end then, containers do not.
     pub stopping: CancellationToken,
 }

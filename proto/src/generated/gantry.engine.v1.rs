@@ -159,6 +159,24 @@ impl ::prost::Name for HealthCheck {
         "/gantry.engine.v1.HealthCheck".into()
     }
 }
+/// An event: a container's health is another than before. Its topic is /gantry/health-status.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthStatus {
+    #[prost(string, tag = "1")]
+    pub container_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "Health", tag = "2")]
+    pub health: i32,
+}
+impl ::prost::Name for HealthStatus {
+    const NAME: &'static str = "HealthStatus";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.HealthStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.HealthStatus".into()
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogOptions {
     /// Output that cannot be written as fast as it comes is dropped; absent: as the daemon is configured.
