@@ -16,6 +16,8 @@ pub const MAX_FRAME: usize = 64 * 1024;
 
 /// Pieces of standard input that a session's client sends before it waits for word that one was taken.
 pub const STDIN_AHEAD: usize = 4;
+/// The header of a session's answer by which a daemon says that it gives that word: those of before do not.
+pub const STDIN_TAKEN_HEADER: &str = "gantry-stdin-taken";
 
 /// Bytes of a line's text that are one record of a log, unless told otherwise: what docker and the kubelet expect.
 pub const MAX_LINE: usize = 16 << 10;

@@ -6,7 +6,7 @@ mod images;
 mod stream;
 mod system;
 
-pub use stream::Duplex;
+pub use stream::{Duplex, Input};
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -14,10 +14,10 @@ pub use terminal::{check_input_is_terminal, size};
 use std::sync::Arc;
 
 use gantry_proto::gantry::engine::v1::{Exit, SessionInput, SessionOutput, session_input, session_output};
-use gantry_proto::stdio::STDIN_AHEAD;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt};
 
+use crate::client::Input;
 use crate::error::{Failure, Result};
 use crate::parse::keys::DetachKeys;
 
@@ -68,12 +68,12 @@ impl Leave {
 /// Where the connection or our own output breaks.
 pub async fn drive(
     options: Options,
-    input: mpsc::Sender<SessionInput>,
+    Input { queue: input, ahead }: Input,
     mut from_process: impl Stream<Item = Result<SessionOutput, tonic::Status>> + Unpin,
 ) -> Result<End> {
     let raw = if options.terminal && options.stdin { terminal::RawMode::enter()? } else { None };
     let (leave, mut left) = mpsc::channel(2);
-    let room = Arc::new(Semaphore::new(STDIN_AHEAD));
+    let room = Arc::new(Semaphore::new(ahead));
     if options.stdin {
         let detach = options.terminal.then_some(options.detach);
         let to_process = input::ToProcess { input: input.clone(), room: room.clone() };

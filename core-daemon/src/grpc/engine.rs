@@ -5,10 +5,12 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt as _};
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::engine_server::Engine;
+use gantry_proto::stdio::STDIN_TAKEN_HEADER;
 use rung_spec::digest::Digest;
 use rung_spec::image::Descriptor;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
@@ -47,6 +49,16 @@ where
     });
     let answers = ReceiverStream::new(receiver).map(|message| message.map_err(Status::from));
     Response::new(Box::pin(answers))
+}
+
+/// As [`answer`], of a session, whose client is told what is taken of its standard input.
+fn session<T: Send + 'static, F>(work: impl FnOnce(mpsc::Sender<Result<T>>) -> F) -> Response<Answers<T>>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut answer = answer(work);
+    answer.metadata_mut().insert(STDIN_TAKEN_HEADER, MetadataValue::from_static("yes"));
+    answer
 }
 
 /// As [`answer`], but given up where the client goes away before it is done.
@@ -162,7 +174,7 @@ impl Engine for EngineService {
             _ => None,
         });
         let engine = self.engine.clone();
-        Ok(answer(move |sender| async move {
+        Ok(session(move |sender| async move {
             let wrap = |pull| api::RunOutput { event: Some(run_output::Event::Pull(pull)) };
             let report = Arc::new(Report { sender: sender.clone(), wrap });
             let wrap = |output| api::RunOutput { event: Some(run_output::Event::Session(output)) };
@@ -191,7 +203,7 @@ impl Engine for EngineService {
             _ => None,
         });
         let engine = self.engine.clone();
-        Ok(answer(move |sender| async move {
+        Ok(session(move |sender| async move {
             engine.attach(&context, &attach, input, Output { sender, wrap: |output| output }).await
         }))
     }
@@ -208,7 +220,7 @@ impl Engine for EngineService {
             _ => None,
         });
         let engine = self.engine.clone();
-        Ok(answer(move |sender| async move {
+        Ok(session(move |sender| async move {
             engine.exec(&context, exec, input, Output { sender, wrap: |output| output }).await
         }))
     }
