@@ -287,6 +287,24 @@ impl Bundle {
         UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))
     }
 
+    /// Notes that the daemon has frozen the container for work of its own.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note_held(&self) -> Result<()> {
+        self.write("held", b"")
+    }
+
+    /// Whether that is noted.
+    pub fn is_held(&self) -> bool {
+        self.path.join("held").exists()
+    }
+
+    /// Takes the note back.
+    pub fn forget_held(&self) {
+        told(&self.path, fs::remove_file(self.path.join("held")));
+    }
+
     /// When it was made; now, where that is not known.
     pub fn created_at(&self) -> SystemTime {
         let written = fs::metadata(self.path.join("shim-binary-path")).and_then(|metadata| metadata.modified());
@@ -298,23 +316,55 @@ impl Bundle {
         self.path.join("config.json").is_file()
     }
 
-    /// Removes the bundle. It is renamed first, so that what an interruption leaves is recognised as being removed.
+    /// Removes the bundle. It is renamed first, so that what an interruption leaves is recognised as being removed. Then its
+    /// name is free, and nothing is mounted in it; its files go beside what is done next, where that is possible.
     pub fn remove(&self) {
-        let hidden = match (self.path.parent(), self.path.file_name().and_then(|name| name.to_str())) {
-            (Some(parent), Some(name)) => parent.join(format!(".{name}")),
-            _ => return,
+        told(&self.work, remove_work(&self.work));
+        let hidden = match self.hide() {
+            Ok(hidden) => hidden,
+            Err(error) => return told(&self.path, Err(error)),
         };
-        // A leftover of that name would make the rename fail.
-        let removed = remove_tree(&hidden).and_then(|()| fs::rename(&self.path, &hidden));
-        let removed = removed.and_then(|()| remove_tree(&hidden));
-        for (path, result) in [(&self.path, removed), (&self.work, remove_all(&self.work))] {
-            match result {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "remove bundle");
-                }
-                _ => {}
+        if let Err(error) = detach_root(&hidden) {
+            return told(&hidden, Err(error));
+        }
+        let files = move || told(&hidden, remove_all(&hidden));
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(files)),
+            Err(_) => files(),
+        }
+    }
+
+    /// Renames it to what is taken for something that is being removed.
+    fn hide(&self) -> std::io::Result<PathBuf> {
+        let (parent, name) = (self.path.parent(), self.path.file_name().and_then(|name| name.to_str()));
+        let (Some(parent), Some(name)) = (parent, name) else { return Err(ErrorKind::InvalidInput.into()) };
+        // An earlier one of the name may not be removed yet.
+        for number in 0_u32.. {
+            let hidden = parent.join(if number == 0 { format!(".{name}") } else { format!(".{name}.{number}") });
+            match fs::rename(&self.path, &hidden) {
+                Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {}
+                renamed => return renamed.map(|()| hidden),
             }
         }
+        Err(ErrorKind::AlreadyExists.into())
+    }
+}
+
+/// Says what could not be removed.
+fn told(path: &Path, removed: std::io::Result<()>) {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "remove bundle");
+        }
+        _ => {}
+    }
+}
+
+/// Removes a work directory, in which there is hardly ever something.
+fn remove_work(path: &Path) -> std::io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => remove_all(path),
+        removed => removed,
     }
 }
 
@@ -327,17 +377,22 @@ fn remove_all(path: &Path) -> std::io::Result<()> {
 /// Removes a bundle's directory, but never what is mounted in it: a root file system that cannot be unmounted stays, and
 /// the bundle with it.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
+    detach_root(path)?;
+    match remove_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Unmounts what is left at the root of a bundle, and removes that where it is empty.
+fn detach_root(path: &Path) -> std::io::Result<()> {
     let rootfs = path.join("rootfs");
     // Detaching succeeds even while something in it is in use; where nothing is mounted it fails, which is as well.
     let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
     while nix::mount::umount2(&rootfs, flags).is_ok() {}
     // What is in a root of the bundle's own, such as that of a pod's process, is the bundle's.
     match fs::remove_dir(&rootfs) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => return Err(error),
-        _ => {}
-    }
-    match remove_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => Err(error),
         _ => Ok(()),
     }
 }
@@ -380,6 +435,25 @@ mod tests {
         fs::create_dir_all(bundle.join("rootfs/dev")).expect("root of a pod's process");
         remove_tree(&bundle).expect("removed without complaint");
         assert!(!bundle.exists());
+    }
+
+    #[test]
+    fn a_name_is_free_whatever_is_left_of_earlier_bundles() {
+        let dir = tempfile::tempdir().expect("directory");
+        let bundles = Bundles::open(&dir.path().join("state"), &dir.path().join("root")).expect("bundles");
+        let (namespace, id) = (Namespace::parse("n").expect("namespace"), ContainerId::parse("c").expect("id"));
+        let bundle = bundles.of(&namespace, &id);
+        for left in [".c", ".c.1"] {
+            fs::create_dir_all(bundles.state.join("n").join(left).join("files")).expect("leftover");
+        }
+        for _ in 0..2 {
+            bundle.create(Some(b"{}"), Path::new("/bin/shim")).expect("create");
+            fs::write(bundle.work.join("file"), "").expect("work");
+            bundle.remove();
+            assert!(!bundle.path.exists() && !bundle.work.exists());
+        }
+        assert!(bundles.all().expect("all").is_empty());
+        assert_eq!(fs::read_dir(bundles.state.join("n")).expect("names").count(), 0);
     }
 
     #[test]
