@@ -269,7 +269,7 @@ impl Sandboxes {
         self.end(&id, Duration::ZERO).await?;
         *self.lock() = None;
         if self.shim.lifetime.is_empty() {
-            self.shim.lifetime.stop();
+            self.shim.leave();
         }
         Ok(sandbox::ShutdownSandboxResponse {})
     }

@@ -68,7 +68,6 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener).doing(|| "serve the socket")?;
     tracing::debug!(id = setting.id, pid = std::process::id(), "supervisor started");
-    let socket = setting.socket.clone();
     let services = Arc::new(Services::new(setting));
     let lifetime = services.lifetime().clone();
     let over = lifetime.over();
@@ -101,8 +100,7 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
             },
         }
     }
-    // First of all: from here on a `start` for the same group makes a supervisor of its own.
-    let _ = std::fs::remove_file(socket);
+    services.leave();
     // The answer to the call that ended us is on its way through two tasks.
     for _ in 0..16 {
         tokio::task::yield_now().await;
@@ -115,7 +113,7 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
 
 fn stop_if_idle(services: &Services) {
     if services.lifetime().is_empty() {
-        services.lifetime().stop();
+        services.leave();
     } else {
         tracing::info!("a signal asks the supervisor to end, but it has containers");
     }

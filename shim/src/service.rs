@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use gantry_proto::containerd::task::v3 as task;
 use gantry_proto::containerd::v1::types::Status as TaskStatus;
@@ -45,6 +46,7 @@ impl Services {
             reaper,
             containers: Containers::default(),
             lifetime: Lifetime::default(),
+            has_left: AtomicBool::default(),
             setting,
         });
         Self { sandboxes: Sandboxes::new(shim.clone()), shim }
@@ -63,6 +65,11 @@ impl Services {
     /// The way to the daemon.
     pub fn events(&self) -> &Events {
         &self.shim.events
+    }
+
+    /// Ends the shim.
+    pub fn leave(&self) {
+        self.shim.leave();
     }
 
     /// Logs every container's state: what SIGUSR1 asks for.
@@ -216,7 +223,7 @@ impl Services {
     async fn shutdown(&self, payload: &[u8]) -> Answer {
         let task::ShutdownRequest { now, .. } = decode(payload)?;
         if self.shim.lifetime.is_empty() || now && self.has_only_leftovers().await {
-            self.shim.lifetime.stop();
+            self.shim.leave();
         }
         answer(&())
     }

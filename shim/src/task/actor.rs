@@ -44,6 +44,19 @@ pub struct Shim {
     pub containers: Containers,
     /// Keeps the shim alive.
     pub lifetime: Lifetime,
+    /// Its address is not its own any more.
+    pub has_left: AtomicBool,
+}
+
+impl Shim {
+    /// Takes the shim's address away, and ends it. Whoever is answered after that may start another for a group of the same
+    /// name, and so at the same address, which must not be taken for this one, nor be taken away from that one.
+    pub fn leave(&self) {
+        if !self.has_left.swap(true, Ordering::Relaxed) {
+            let _ = std::fs::remove_file(&self.setting.socket);
+        }
+        self.lifetime.stop();
+    }
 }
 
 /// Where requests and exits of a container go. The queue has no bound of its own: what is in it are calls, which each
