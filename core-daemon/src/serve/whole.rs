@@ -1,8 +1,8 @@
 //! Calls are carried out to their end, whether or not their client stays for the answer.
 //!
 //! tonic drops a call whose client goes away, or whose deadline passes, wherever it waits at that moment. A container
-//! would stay frozen, be half removed, or be asked to stop and never made to. So each call is a task of its own, but for
-//! those that do nothing that anybody else could want.
+//! would stay frozen, be half removed, or be asked to stop and never made to. So each call that waits is a task of its own, but
+//! for those that do nothing that anybody else could want.
 //!
 //! A deadline that passes is told as that here, a moment before tonic would call it a cancellation.
 
@@ -62,6 +62,12 @@ where
             return Box::pin(within(patience, answer));
         }
         Box::pin(within(patience, async move {
+            let mut answer = Box::pin(answer);
+            // Most calls only look something up, and are done before a task would have begun.
+            let at_once = std::future::poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await;
+            if let Poll::Ready(answer) = at_once {
+                return answer;
+            }
             match tokio::spawn(answer).await {
                 Ok(answer) => answer,
                 Err(error) => Ok(Status::internal(format!("the call was cut short: {error}")).into_http()),
