@@ -23,6 +23,7 @@ pub mod snapshots;
 mod tx;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub struct Db {
     /// Locked while a change is made, so that changes are in it in their order.
     journal: Arc<Mutex<Journal>>,
     path: Arc<PathBuf>,
+    /// How often something was changed.
+    changes: Arc<AtomicU64>,
     /// When setting space aside was tried last, where there is none.
     lacks_reserve: Arc<Mutex<Option<Instant>>>,
 }
@@ -72,7 +75,13 @@ impl Db {
         private(path).doing(doing)?;
         let inner = opened(path).map_err(failed).doing(doing)?;
         let (inner, journal) = (Arc::new(RwLock::new(Some(inner))), Arc::new(Mutex::new(Journal::new(path))));
-        let db = Self { inner, journal, path: Arc::new(path.to_owned()), lacks_reserve: Arc::default() };
+        let db = Self {
+            inner,
+            journal,
+            path: Arc::new(path.to_owned()),
+            changes: Arc::default(),
+            lacks_reserve: Arc::default(),
+        };
         db.prepare().doing(|| format!("open {}", path.display()))?;
         db.make_reserve();
         if let Some(database) = db.inner.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
@@ -106,6 +115,11 @@ impl Db {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// How often it was changed since it was opened: what was read since the last change is as it was.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Reads a consistent view.
@@ -154,6 +168,7 @@ impl Db {
         let changed = tx.commit()?;
         failpoint::hit("metadata.committed");
         if !changed.is_empty() {
+            self.changes.fetch_add(1, Ordering::Release);
             journal.note(changed, database);
         }
         Ok(value)

@@ -45,6 +45,11 @@ impl Containers {
         Ok(containers)
     }
 
+    /// Another number once any record may have changed.
+    pub fn changes(&self) -> u64 {
+        self.db.changes()
+    }
+
     /// The namespaces that there are.
     ///
     /// # Errors

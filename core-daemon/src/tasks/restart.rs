@@ -40,12 +40,19 @@ impl Tasks {
     pub async fn keep_as_labelled(self, stopping: CancellationToken) {
         let mut tick = tokio::time::interval(self.interval());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What the records were when there was none.
+        let mut none_at = None;
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = stopping.cancelled() => return,
             }
+            let now = self.parts().containers.changes();
+            if none_at == Some(now) {
+                continue;
+            }
             match self.labelled() {
+                Ok(labelled) if labelled.is_empty() => none_at = Some(now),
                 Ok(labelled) => stream::iter(labelled).for_each_concurrent(AT_ONCE, |one| self.keep(one)).await,
                 Err(error) => tracing::warn!(%error, "look for containers to restart"),
             }
