@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_request_that_is_given_up_leaves_nothing [Root, Overlay],
     a_repeat_joins_what_is_under_way [Root, Overlay],
     a_node_that_was_started_anew_knows_what_is_gone [Root, Overlay],
+    a_volume_that_does_not_answer_is_named [Root, Overlay, Fuse],
 ];
 
 /// A daemon whose plugin does what `script` says.
@@ -131,6 +132,55 @@ fn a_repeat_joins_what_is_under_way(env: &Env) -> Result<()> {
     assert_eq!(asked(env, "ADD"), 1, "one pod was made");
     assert_eq!(pods.run(&config)?, pod, "a later repeat has the same answer");
     assert_eq!(listed(&mut pods)?.len(), 1);
+    Ok(())
+}
+
+/// A file system whose server never answers: whoever asks it waits until this is dropped.
+struct Unanswering {
+    path: PathBuf,
+    device: Option<fs::File>,
+}
+
+impl Unanswering {
+    fn mount(path: PathBuf) -> Result<Self> {
+        use std::os::fd::AsRawFd as _;
+        let device = fs::File::options().read(true).write(true).open("/dev/fuse")?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        mount(Some("unanswering"), &path, Some("fuse"), MsFlags::empty(), Some(options.as_str()))?;
+        Ok(Self { path, device: Some(device) })
+    }
+}
+
+impl Drop for Unanswering {
+    fn drop(&mut self) {
+        // All who wait are told that there is nobody.
+        drop(self.device.take());
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+    }
+}
+
+fn a_volume_that_does_not_answer_is_named(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let place = env.dir("volume")?;
+    let unanswering = Unanswering::mount(place.clone())?;
+    let start = |pods: &mut Pods<'_>| {
+        pods.start(&pod, &config, &image, &["sh", "-c", "exit 7"], |container| {
+            let host_path = place.join("data").to_string_lossy().into_owned();
+            let container_path = "/data".to_owned();
+            container.mounts.push(v1::Mount { host_path, container_path, ..v1::Mount::default() });
+        })
+    };
+    let refused = format!("{:#}", start(&mut pods).expect_err("it never answers"));
+    assert!(refused.contains("did not answer within") && refused.contains(&*place.to_string_lossy()), "{refused}");
+    drop(unanswering);
+    let container = start(&mut pods)?;
+    assert_eq!(pods.exit_code(&container)?, 7);
     Ok(())
 }
 

@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 pub(crate) const TESTS: &[Test] = tests![
     what_needs_space_is_refused_at_any_step [Root, Overlay],
     a_full_daemon_starts_lists_and_frees [Root, Overlay],
+    an_end_without_space_is_recorded [Root, Overlay],
 ];
 
 /// A small disk for the daemon's root. The mount is this process's alone and goes with it.
@@ -120,6 +121,38 @@ fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
     };
     try_it("commit", &|daemon| daemon.ctr(&["snapshots", "commit", "name", "key"]), &again)?;
     remove("name")(&daemon)?.ok()?;
+    is_whole(&daemon)
+}
+
+/// What must be written down when a container ends is, sooner or later, and it is not taken for one that runs.
+fn an_end_without_space_is_recorded(env: &Env) -> Result<()> {
+    let root = small_disk(env)?;
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/kept", "1")?;
+    let daemon = env.daemon()?;
+    let names: Vec<String> = (0..4).map(|number| format!("c{number}")).collect();
+    for name in &names {
+        daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "100000"])?.ok()?;
+    }
+    let status = |daemon: &Daemon<'_>| -> Result<Vec<String>> {
+        let listed = daemon.gantry(&["ps", "-a", "--format", "{{.Status}}"])?.ok()?;
+        Ok(listed.stdout.lines().map(str::to_owned).collect())
+    };
+    for name in &names {
+        fill(&root, 0)?;
+        daemon.gantry(&["kill", name])?.ok().context("kill without space")?;
+        daemon.gantry(&["wait", name])?.ok().context("wait without space")?;
+    }
+    free(&root)?;
+    wait::until_within(wait::seconds(60), "all tasks are gone", || {
+        (daemon.ctr(&["tasks", "ls"]).ok()?.stdout.lines().count() == 1).then_some(())
+    })?;
+    ensure!(status(&daemon)?.iter().all(|it| it.starts_with("Exited (137)")), "{:?}", status(&daemon)?);
+    daemon.crash()?;
+    let daemon = env.daemon()?;
+    ensure!(status(&daemon)?.iter().all(|it| it.starts_with("Exited (137)")), "{:?}", status(&daemon)?);
+    daemon.gantry(&["start", "c0"])?.ok()?;
+    daemon.gantry(&["rm", "-f", "c0", "c1", "c2", "c3"])?.ok()?;
     is_whole(&daemon)
 }
 

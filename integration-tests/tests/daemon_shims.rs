@@ -23,6 +23,7 @@ use tonic::Request;
 
 pub(crate) const TESTS: &[Test] = tests![
     an_end_that_nobody_knows_is_no_success [Root, Overlay],
+    complaints_of_a_shim_are_the_daemons [Root, Overlay],
     a_slow_shim_keeps_its_bundle_and_its_name [Root, Overlay],
     a_failed_creation_is_cleaned_up_until_it_is_clean [Root, Overlay],
     a_sandbox_that_is_not_clean_is_found_again [Root],
@@ -76,6 +77,10 @@ async fn until(is_so: impl Fn() -> bool) {
     }
 }
 
+/// What a shim's program logs.
+const COMPLAINTS: &str = "echo 'time=\"1\" level=info msg=\"all is well\"' > log; \
+     echo 'time=\"2\" level=error msg=\"it broke\"' > log; echo 'a trace' > log";
+
 /// A shim's program, and the service behind it.
 struct Program {
     service: Arc<Fake>,
@@ -92,7 +97,7 @@ impl Program {
         let (deletes, broken) = (env.path("deletes"), env.path("broken"));
         let answer = format!(r#"{{"version":3,"address":"unix://{}","protocol":"ttrpc"}}"#, socket.display());
         let script = format!(
-            "#!/bin/sh\nfor word; do case $word in\nstart) echo '{answer}'; exit;;\n\
+            "#!/bin/sh\nfor word; do case $word in\nstart) {COMPLAINTS}; echo '{answer}'; exit;;\n\
              delete) echo >> {}; [ ! -e {} ]; exit;;\nesac; done\n",
             deletes.display(),
             broken.display()
@@ -156,6 +161,19 @@ fn an_end_that_nobody_knows_is_no_success(env: &Env) -> Result<()> {
     })?;
     assert_eq!(status, 255);
     assert!(!bundle(env, &id).exists());
+    Ok(())
+}
+
+fn complaints_of_a_shim_are_the_daemons(env: &Env) -> Result<()> {
+    let program = Program::make(env)?;
+    let (stack, _) = stack(env, &program)?;
+    stack.gantry(&["start", "web"])?.ok()?;
+    wait::until("complaints in the daemon's log", || {
+        let log = stack.daemon.log();
+        let said = |level: &str, text: &str| log.lines().any(|line| line.contains(level) && line.contains(text));
+        (said("ERROR", "it broke") && said("WARN", "a trace")).then_some(())
+    })?;
+    ensure!(!stack.daemon.log().contains("all is well"), "what is no complaint is told unasked");
     Ok(())
 }
 

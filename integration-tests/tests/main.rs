@@ -25,6 +25,7 @@ mod daemon_clients;
 mod daemon_codes;
 mod daemon_damage;
 mod daemon_full;
+mod daemon_kernel;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_processors;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         daemon_codes::TESTS,
         daemon_damage::TESTS,
         daemon_full::TESTS,
+        daemon_kernel::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_processors::TESTS,
