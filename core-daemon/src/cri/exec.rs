@@ -8,11 +8,11 @@ use gantry_proto::stdio::FrameKind;
 use nix::sys::signal::Signal;
 
 use super::Cri;
-use super::process::{Started, Wanted};
+use super::process::Wanted;
 use crate::error::{Error, Kind, Result};
 use crate::id::ExecId;
-use crate::tasks::Task;
 use crate::tasks::streams::{self, until_end};
+use crate::tasks::{StartedExec, Task};
 
 /// Most bytes of a stream that are answered with; the rest is read and dropped, so that the process can go on.
 const MAX_OUTPUT: usize = 16 << 20;
@@ -24,11 +24,11 @@ impl Cri {
         }
         let container = self.store().container(&request.container_id)?;
         let wanted = Wanted { command: request.cmd, terminal: false, stdin: false };
-        let started = self.start_process(&container, wanted).await?;
+        let mut started = self.start_process(&container, wanted).await?;
         let mut held = Held::of(&started);
         let mut answer = v1::ExecSyncResponse::default();
-        let ended = started.ended();
-        let (output, _input) = streams::split(started.socket);
+        let ended = started.end();
+        let (output, _input) = streams::split(started.take_stream()?);
         let collect = async |mut frames: streams::Frames| {
             while let Some((kind, bytes)) = frames.next().await {
                 let all = if kind == FrameKind::Stderr { &mut answer.stderr } else { &mut answer.stdout };
@@ -55,7 +55,7 @@ struct Held {
 }
 
 impl Held {
-    fn of(started: &Started) -> Self {
+    fn of(started: &StartedExec) -> Self {
         Self { process: Some((started.task.clone(), started.id.clone())) }
     }
 

@@ -1,19 +1,16 @@
 //! One more process in a container, with its streams on a socket of its shim.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use gantry_proto::any;
 use gantry_proto::stdio::LogUri;
 use oci_spec::runtime::{Process as OciProcess, Spec};
 use rung_spec::builder;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
 
 use super::{Container, Cri};
 use crate::error::{Doing, Error, Result};
 use crate::id::{self, ExecId};
-use crate::tasks::{ExecTask, Exit, Task, streams};
+use crate::tasks::{ExecTask, StartedExec};
 
 /// Characters of a random name that tell sockets apart; a socket's path must be short.
 const SOCKET_NAME: usize = 16;
@@ -25,33 +22,13 @@ pub(super) struct Wanted {
     pub(super) stdin: bool,
 }
 
-/// A process that was started.
-pub(super) struct Started {
-    pub(super) task: Arc<Task>,
-    pub(super) id: ExecId,
-    /// Its streams, from the first byte.
-    pub(super) socket: UnixStream,
-    ended: watch::Receiver<Option<Exit>>,
-}
-
-impl Started {
-    /// Waits for its end.
-    pub(super) fn ended(&self) -> impl Future<Output = Result<Exit>> + Send + use<> {
-        let mut ended = self.ended.clone();
-        async move {
-            let end = ended.wait_for(Option::is_some).await;
-            end.ok().and_then(|end| *end).ok_or_else(|| Error::internal("the end of the process is unknown"))
-        }
-    }
-}
-
 impl Cri {
     /// Runs a command in a running container, as the container's own process runs. Once started, it is cleaned up after
     /// its end, whoever waits for that.
     ///
     /// # Errors
     /// `FailedPrecondition` for a container that does not run; why the process cannot be started.
-    pub(super) async fn start_process(&self, container: &Container, wanted: Wanted) -> Result<Started> {
+    pub(super) async fn start_process(&self, container: &Container, wanted: Wanted) -> Result<StartedExec> {
         let task = container.task()?;
         let process = self.oci_process(container, &wanted)?;
         let spec = serde_json::to_vec(&process).map_err(|error| Error::internal(format!("encode process: {error}")))?;
@@ -65,37 +42,7 @@ impl Cri {
             stderr: String::new(),
             terminal: wanted.terminal,
         };
-        // To the end even if the client goes now: half a start is nobody's.
-        let cri = self.clone();
-        let starting = tokio::spawn(async move { cri.start(task, id, request, path).await });
-        starting.await.map_err(|error| Error::internal(format!("start a process: {error}")))?
-    }
-
-    async fn start(&self, task: Arc<Task>, id: ExecId, request: ExecTask, socket: PathBuf) -> Result<Started> {
-        task.exec(&id, request).await?;
-        let joined = async {
-            let socket = streams::join(&socket).await?;
-            task.start(Some(&id)).await?;
-            Ok(socket)
-        };
-        let socket = match joined.await {
-            Ok(socket) => socket,
-            Err(error) => {
-                let _ = self.parts().tasks.delete_exec(task.namespace(), task.id(), &id).await;
-                return Err(error);
-            }
-        };
-        let (ending, ended) = watch::channel(None);
-        let (cri, waited, exec) = (self.clone(), task.clone(), id.clone());
-        tokio::spawn(async move {
-            // The shim keeps the exit until it is asked to delete the process, so it cannot be missed here.
-            match waited.wait(Some(&exec)).await {
-                Ok(exit) => drop(ending.send_replace(Some(exit))),
-                Err(error) => tracing::warn!(id = %waited.id(), %exec, %error, "end of an exec is unknown"),
-            }
-            let _ = cri.parts().tasks.delete_exec(waited.namespace(), waited.id(), &exec).await;
-        });
-        Ok(Started { task, id, socket, ended })
+        self.parts().tasks.run_exec(&task, id, request, Some(path)).await
     }
 
     fn oci_process(&self, container: &Container, wanted: &Wanted) -> Result<OciProcess> {

@@ -59,10 +59,10 @@ impl Backend for Cri {
     async fn exec(&self, request: v1::ExecRequest, streams: Streams) -> Result<u32> {
         let container = self.store().container(&request.container_id)?;
         let wanted = Wanted { command: request.cmd, terminal: request.tty, stdin: request.stdin };
-        let started = self.start_process(&container, wanted).await?;
+        let mut started = self.start_process(&container, wanted).await?;
         let gone = streams.gone.clone();
+        let (ended, socket) = (started.end(), started.take_stream()?);
         let process = Process { task: &started.task, exec: Some(&started.id), closes_input: true };
-        let (ended, socket) = (started.ended(), started.socket);
         tokio::select! {
             exit = process.join(socket, streams, ended) => Ok(exit?.status),
             () = gone.cancelled() => {

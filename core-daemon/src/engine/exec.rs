@@ -2,23 +2,26 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use gantry_proto::any;
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::stdio::LogUri;
 use oci_spec::runtime::{Box as ConsoleBox, BoxBuilder, Capabilities, LinuxCapabilities, Process as OciProcess, Spec};
 use rung_spec::builder;
-use tokio::net::UnixStream;
-use tokio::sync::watch;
+use rung_spec::user::User;
 
 use super::attach::{Input, Output, Process, exec_end, not_running};
-use super::{Ended, Engine, Known, Live, create};
+use super::{Engine, Known, Live, create};
+use crate::blocking::blocking;
 use crate::context::Context;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Kind, Result};
 use crate::id::ExecId;
 use crate::image::users;
-use crate::tasks::{ExecTask, Task};
+use crate::tasks::{ExecTask, StartedExec};
+
+/// How long the files of a container may take to name a user.
+const LOOK: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Runs one more process in a container, and stays with it until it ends or the client goes, unless the request says
@@ -35,11 +38,15 @@ impl Engine {
     ) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
-        let exec = ExecId::new()?;
-        let (ended, stream) = self.begin_exec(&known, &live, &request, &exec).await?;
-        let Some(stream) = stream else { return Ok(()) };
-        let process = Process { task: live.task.clone(), exec: Some(exec) };
-        self.session(&process, end_of(ended), stream, input, &output).await
+        let mut started = self.begin_exec(&known, &live, &request).await?;
+        if request.detach {
+            return Ok(());
+        }
+        let stream = started.take_stream()?;
+        let (end, started_at) = (started.end(), started.started_at);
+        let end = async move { end.await.map(|exit| exec_end(exit, started_at)) };
+        let process = Process { task: started.task, exec: Some(started.id) };
+        self.session(&process, end, stream, input, &output).await
     }
 
     /// Adds the process and starts it, joined to its streams unless it is detached.
@@ -49,50 +56,23 @@ impl Engine {
     pub(super) async fn begin_exec(
         &self,
         known: &Known,
-        live: &Live,
+        live: &Arc<Live>,
         request: &api::ExecRequest,
-        exec: &ExecId,
-    ) -> Result<(watch::Receiver<Option<Ended>>, Option<UnixStream>)> {
-        let process = self.process(known, request, live.task.pid())?;
+    ) -> Result<StartedExec> {
+        let user = match request.user.as_str() {
+            "" => None,
+            text => Some(user_in(live, text).await?),
+        };
+        let process = self.process(known, request, user)?;
         let spec = serde_json::to_vec(&process).map_err(|error| Error::internal(format!("encode process: {error}")))?;
+        let exec = ExecId::new()?;
         let socket = (!request.detach).then(|| self.sockets().join(&exec.as_str()[..super::SOCKET_NAME]));
         let exec_task = exec_task(request, spec, socket.as_ref());
-        live.task.exec(exec, exec_task).await?;
-        let started = self.start_exec(&live.task, exec, socket).await;
-        if started.is_err() {
-            let _ = self.parts().tasks.delete_exec(live.task.namespace(), &known.id, exec).await;
-        }
-        started
-    }
-
-    /// Starts an exec that was added. Its end is waited for from before the start on, whatever becomes of the client.
-    async fn start_exec(
-        &self,
-        task: &Arc<Task>,
-        exec: &ExecId,
-        socket: Option<PathBuf>,
-    ) -> Result<(watch::Receiver<Option<Ended>>, Option<UnixStream>)> {
-        let stream = match socket {
-            Some(path) => Some(self.connect(&path).await?),
-            None => None,
-        };
-        let started_at = SystemTime::now();
-        task.start(Some(exec)).await?;
-        let (ending, ended) = watch::channel(None);
-        let (engine, task, exec) = (self.clone(), task.clone(), exec.clone());
-        tokio::spawn(async move {
-            // The shim keeps the exit until it is asked to delete the process, so it cannot be missed here.
-            match task.wait(Some(&exec)).await {
-                Ok(exit) => drop(ending.send_replace(Some(exec_end(exit, started_at)))),
-                Err(error) => tracing::warn!(id = %task.id(), %exec, %error, "end of an exec is unknown"),
-            }
-            let _ = engine.parts().tasks.delete_exec(task.namespace(), task.id(), &exec).await;
-        });
-        Ok((ended, stream))
+        self.parts().tasks.run_exec(&live.task, exec, exec_task, socket).await
     }
 
     /// The process to run: the container's own, changed as the request says.
-    fn process(&self, known: &Known, request: &api::ExecRequest, pid: u32) -> Result<OciProcess> {
+    fn process(&self, known: &Known, request: &api::ExecRequest, user: Option<User>) -> Result<OciProcess> {
         let spec = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
         let spec: Spec = serde_json::from_slice(spec)
             .map_err(|error| Error::internal(error.to_string()))
@@ -110,8 +90,7 @@ impl Engine {
             }
             process.set_cwd(PathBuf::from(&request.workdir));
         }
-        if !request.user.is_empty() {
-            let found = users::resolve_running(&request.user, pid)?;
+        if let Some(found) = user {
             let mut user = oci_spec::runtime::User::default();
             user.set_uid(found.uid).set_gid(found.gid).set_additional_gids(Some(found.additional_gids));
             process.set_user(user);
@@ -133,9 +112,17 @@ impl Engine {
     }
 }
 
-pub(super) async fn end_of(mut ended: watch::Receiver<Option<Ended>>) -> Result<Ended> {
-    let end = ended.wait_for(Option::is_some).await;
-    end.ok().and_then(|end| *end).ok_or_else(|| Error::internal("the end of the process is unknown"))
+/// Looks a user up in the files of a running container. What lies there is the container's, and need not answer.
+async fn user_in(live: &Arc<Live>, text: &str) -> Result<User> {
+    let (name, pid) = (text.to_owned(), live.task.pid());
+    let looked = tokio::time::timeout(LOOK, blocking(move || users::resolve_running(&name, pid))).await;
+    let late = |_| Error::new(Kind::DeadlineExceeded, format!("user {text}: the container's files do not answer"));
+    let found = looked.map_err(late)??;
+    // The process may have ended meanwhile, and another have its number: then these are not the container's files.
+    if live.ended.borrow().is_some() {
+        return Err(Error::precondition(format!("container {}: has ended", live.task.id())));
+    }
+    Ok(found)
 }
 
 fn exec_task(request: &api::ExecRequest, spec: Vec<u8>, socket: Option<&PathBuf>) -> ExecTask {

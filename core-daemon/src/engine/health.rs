@@ -17,8 +17,8 @@ use super::inspect::text;
 use super::stop::KILL;
 use super::{Engine, Live};
 use crate::error::{Error, Result};
-use crate::id::ExecId;
 use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
+use crate::tasks::{Exit, StartedExec};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -216,17 +216,17 @@ impl Engine {
             let output = String::from_utf8_lossy(output).into_owned();
             Probe { begun, ended: SystemTime::now(), code, output }
         };
-        let exec = match ExecId::new() {
-            Ok(exec) => exec,
+        // Its time begins with it: a start that is given up half-way would leave it to nobody.
+        let mut started = match self.begin_probe(live, check.command()).await {
+            Ok(started) => started,
             Err(error) => return ended(NO_CODE, error.to_string().as_bytes()),
         };
-        let code = tokio::time::timeout(check.timeout, self.run_probe(live, &exec, check.command(), &mut output)).await;
-        match code {
-            Ok(Ok(code)) => ended(code, &output),
+        match tokio::time::timeout(check.timeout, collect(&mut started, &mut output)).await {
+            Ok(Ok(exit)) => ended(i64::from(exit.status), &output),
             Ok(Err(error)) => ended(NO_CODE, error.to_string().as_bytes()),
             Err(_) => {
                 // It may have ended just now.
-                if let Err(error) = live.task.kill(Some(&exec), KILL, false).await {
+                if let Err(error) = live.task.kill(Some(&started.id), KILL, false).await {
                     tracing::debug!(id = %live.task.id(), %error, "end a health check");
                 }
                 ended(NO_CODE, format!("Health check exceeded timeout ({:?})", check.timeout).as_bytes())
@@ -234,24 +234,25 @@ impl Engine {
         }
     }
 
-    async fn run_probe(&self, live: &Arc<Live>, exec: &ExecId, args: Vec<String>, output: &mut Vec<u8>) -> Result<i64> {
+    async fn begin_probe(&self, live: &Arc<Live>, args: Vec<String>) -> Result<StartedExec> {
         let known = self.known(live.task.namespace(), live.task.id())?;
-        let request = api::ExecRequest { args, ..api::ExecRequest::default() };
-        let (end, stream) = self.begin_exec(&known, live, &request, exec).await?;
-        let Some(stream) = stream else { return Err(Error::internal("the streams of a health check are missing")) };
-        // Its standard input is empty, and held by nobody.
-        let (frames, _input) = streams::split(stream);
-        let collect = async |mut frames: streams::Frames| {
-            while let Some((kind, bytes)) = frames.next().await {
-                if matches!(kind, FrameKind::Stdout | FrameKind::Stderr) {
-                    let room = MAX_OUTPUT.saturating_sub(output.len()).min(bytes.len());
-                    output.extend_from_slice(&bytes[..room]);
-                }
-            }
-        };
-        let ended = until_end(frames, collect, super::exec::end_of(end), OUTPUT_AFTER_END).await?;
-        Ok(i64::from(ended.code))
+        self.begin_exec(&known, live, &api::ExecRequest { args, ..api::ExecRequest::default() }).await
     }
+}
+
+/// Reads what a probe writes until it ends.
+async fn collect(started: &mut StartedExec, output: &mut Vec<u8>) -> Result<Exit> {
+    // Its standard input is empty, and held by nobody.
+    let (frames, _input) = streams::split(started.take_stream()?);
+    let collect = async |mut frames: streams::Frames| {
+        while let Some((kind, bytes)) = frames.next().await {
+            if matches!(kind, FrameKind::Stdout | FrameKind::Stderr) {
+                let room = MAX_OUTPUT.saturating_sub(output.len()).min(bytes.len());
+                output.extend_from_slice(&bytes[..room]);
+            }
+        }
+    };
+    until_end(frames, collect, started.end(), OUTPUT_AFTER_END).await
 }
 
 #[cfg(test)]

@@ -76,24 +76,17 @@ impl Engine {
         let known = self.find(context, &request.r#ref)?;
         let name = record_name(&request.name)?;
         let live = self.running(&context.namespace, &known.id);
-        let paused = match live.filter(|live| request.pause && !live.task.paused()) {
-            Some(live) => {
-                live.task.pause().await?;
-                Some(live)
-            }
-            None => None,
+        let held = match live.filter(|_| request.pause) {
+            Some(live) if live.task.hold().await? => Some(live),
+            _ => None,
         };
         let (engine, context, what) = (self.clone(), context.clone(), known.record.name.clone());
         let made = blocking(move || {
             engine.under_lease(&context, "commit", |ctx| engine.commit_held(ctx, &known, name, &request))
         })
         .await;
-        let resumed = match paused {
-            Some(live) => match live.task.resume().await {
-                // It ended meanwhile.
-                Err(error) if error.kind() == Kind::NotFound => Ok(()),
-                resumed => resumed,
-            },
+        let resumed = match held {
+            Some(live) => live.task.release().await,
             None => Ok(()),
         };
         let image = made.doing(|| format!("commit {what}"))?;

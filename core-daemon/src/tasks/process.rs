@@ -180,6 +180,34 @@ impl Task {
         self.change("Resume", "resume", &request, None).await
     }
 
+    /// Freezes the container for work of the daemon's own, until [`Task::release`]. A daemon that ends before that is followed
+    /// by one that lets the container go on. `false` where somebody else has frozen it, and will thaw it.
+    ///
+    /// # Errors
+    /// As [`Task::pause`].
+    pub async fn hold(&self) -> Result<bool> {
+        if self.paused() {
+            return Ok(false);
+        }
+        self.bundle.note_held()?;
+        failpoint::hit("hold.noted");
+        self.pause().await.inspect_err(|_| self.bundle.forget_held())?;
+        failpoint::hit("hold.paused");
+        Ok(true)
+    }
+
+    /// Lets a container go on that [`Task::hold`] has frozen; one that has ended, or goes on already, is left alone.
+    ///
+    /// # Errors
+    /// As [`Task::resume`].
+    pub async fn release(&self) -> Result<()> {
+        match self.resume().await {
+            Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => return Err(error),
+            _ => self.bundle.forget_held(),
+        }
+        Ok(())
+    }
+
     /// The container's processes.
     ///
     /// # Errors

@@ -74,6 +74,20 @@ enum Found {
     Silent,
 }
 
+/// Lets a container go on that an earlier daemon has frozen and did not come to thaw. What that one asked of the shim before
+/// may take its time.
+async fn release(task: Arc<Task>) {
+    let (namespace, id) = (task.namespace(), task.id());
+    tracing::warn!(%namespace, %id, "container was frozen for work that was cut short; letting it go on");
+    while let Err(error) = task.release().await {
+        tracing::warn!(%namespace, %id, %error, "let a container go on");
+        if error.kind() != Kind::DeadlineExceeded {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 impl Tasks {
     /// Adopts the tasks whose shims are still there, cleans up after the others, and reports each to `report`; those that
     /// do not answer yet, once they do.
@@ -167,6 +181,9 @@ impl Tasks {
         let log = ShimLog::open(task.bundle.path());
         let log = log.inspect_err(|error| tracing::warn!(id = %task.id, %error, "read a shim's log again")).ok();
         self.adopt(task.clone(), log);
+        if task.bundle.is_held() {
+            tokio::spawn(release(task.clone()));
+        }
         let _ = report.send(Restored::Alive(task));
     }
 

@@ -82,13 +82,10 @@ impl Cri {
         let dir = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(task.bundle().work());
         let dir = dir.doing(|| "make a directory")?;
         // Memory and files are to be of the same moment.
-        let paused = !task.paused();
-        if paused {
-            task.pause().await?;
-        }
+        let held = task.hold().await?;
         let made = self.collect(container, task, &dir).await;
-        if paused {
-            task.resume().await?;
+        if held {
+            task.release().await?;
         }
         made?;
         let target = target.to_owned();
