@@ -17,6 +17,9 @@ use crate::id::ContainerId;
 use crate::metadata::WriteTx;
 use crate::records::Containers;
 
+/// How long what follows from a container's end may keep it from being removed.
+const SETTLED: Duration = Duration::from_secs(10);
+
 impl Engine {
     /// Removes a container, killing it first where the request says so, and returns its id.
     ///
@@ -37,7 +40,8 @@ impl Engine {
         }
         let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
         if let Some(live) = live {
-            live.settled().await;
+            // What cannot be written down of its end, as on a full disk, is not wanted any more.
+            let _ = tokio::time::timeout(SETTLED, live.settled()).await;
         }
         match self.remove_now(&context.namespace, &known.id).await {
             // It was to be removed at its end anyway.

@@ -108,8 +108,8 @@ impl Engine {
 
     async fn restart_now(&self, namespace: &Namespace, id: &ContainerId, code: u32) {
         match self.try_restart(namespace, id, code).await {
-            // It was removed, or somebody was faster.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}
+            // It was removed.
+            Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => {
                 tracing::warn!(%namespace, %id, %error, "restart a container");
                 let at = SystemTime::now();

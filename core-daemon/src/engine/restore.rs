@@ -12,6 +12,7 @@ use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
+use crate::snapshots::Snapshotter;
 use crate::tasks::Restored;
 
 /// What a process is said to have ended with when nobody saw its end.
@@ -117,9 +118,7 @@ impl Engine {
         for space in names(&self.root()) {
             let Ok(namespace) = Namespace::parse(&space) else { continue };
             for id in names(&self.root().join(&space)).iter().filter_map(|name| ContainerId::parse(name).ok()) {
-                let record = self.parts().containers.get(&namespace, &id);
-                let is_gone = record.is_err_and(|error| error.kind() == Kind::NotFound);
-                if is_gone && !self.parts().tasks.holds(&namespace, &id) {
+                if self.is_gone(&namespace, &id) && !self.parts().tasks.holds(&namespace, &id) {
                     self.remove_directory(&namespace, &id);
                 }
             }
@@ -127,18 +126,36 @@ impl Engine {
     }
 
     fn sweep_snapshots(&self) -> Result<()> {
-        let snapshotter = self.parts().snapshotters.get("")?;
         for namespace in self.parts().containers.namespaces()? {
-            let context = Context::new(namespace.clone());
-            for info in snapshotter.list(&context)? {
-                let Ok(id) = ContainerId::parse(&info.name) else { continue };
-                let orphan = info.labels.contains_key(OURS) && self.parts().containers.get(&namespace, &id).is_err();
-                if orphan && let Err(error) = snapshotter.remove(&context, &info.name) {
-                    tracing::warn!(%namespace, %id, %error, "remove the snapshot of a container that was never made");
+            let context = Context::new(namespace);
+            // Of all: another may have been the default.
+            for (name, snapshotter) in self.parts().snapshotters.iter() {
+                if let Err(error) = self.sweep_snapshots_of(&context, snapshotter.as_ref()) {
+                    tracing::warn!(snapshotter = name, %error, "look for snapshots of containers that were never made");
                 }
             }
         }
         Ok(())
+    }
+
+    fn sweep_snapshots_of(&self, context: &Context, snapshotter: &dyn Snapshotter) -> Result<()> {
+        for info in snapshotter.list(context)? {
+            let Ok(id) = ContainerId::parse(&info.name) else { continue };
+            if !info.labels.contains_key(OURS) || !self.is_gone(&context.namespace, &id) {
+                continue;
+            }
+            if let Err(error) = snapshotter.remove(context, &info.name) {
+                let namespace = &context.namespace;
+                tracing::warn!(%namespace, %id, %error, "remove the snapshot of a container that was never made");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is certainly no record of a container.
+    fn is_gone(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+        let record = self.parts().containers.get(namespace, id);
+        record.is_err_and(|error| error.kind() == Kind::NotFound)
     }
 
     /// The engine's containers of all namespaces.

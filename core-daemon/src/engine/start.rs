@@ -21,7 +21,9 @@ use crate::tasks::{Begun, CreateTask, Exit, Task};
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
 /// How many seconds to wait before it is tried again to write down how a container ended.
-const RECORD_PAUSES: [u64; 6] = [1, 2, 4, 8, 15, 30];
+const RECORD_PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
+/// And from then on.
+const LAST_RECORD_PAUSE: u64 = 30;
 /// How long to wait before a shim that did not answer is asked again how its container ends.
 const AGAIN: Duration = Duration::from_secs(2);
 /// What a process killed by SIGKILL ends with.
@@ -222,10 +224,11 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::record_end`], again where that fails, as on a full disk; unless the container is to be removed now anyway,
-    /// which is the answer. That it fails for good must not keep the container from being removed.
+    /// As [`Engine::record_end`], again and again where that fails, as on a full disk; unless the container is to be removed now
+    /// anyway, which is the answer.
     async fn record_end_surely(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> bool {
-        for pause in RECORD_PAUSES.iter().map(Some).chain([None]) {
+        let mut pauses = RECORD_PAUSES.into_iter();
+        loop {
             let recorded = match self.is_removed_at_end(namespace, id) {
                 Ok(false) => {
                     let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
@@ -239,11 +242,8 @@ impl Engine {
                 Err(error) if error.kind() == Kind::NotFound => return false,
                 Err(error) => tracing::error!(%namespace, %id, %error, "record the end of a container"),
             }
-            if let Some(pause) = pause {
-                tokio::time::sleep(Duration::from_secs(*pause)).await;
-            }
+            tokio::time::sleep(Duration::from_secs(pauses.next().unwrap_or(LAST_RECORD_PAUSE))).await;
         }
-        false
     }
 
     /// Whether the container is to be removed when its process has ended.

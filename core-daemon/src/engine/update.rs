@@ -69,13 +69,18 @@ impl Engine {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a malformed name, `AlreadyExists` for one that is taken.
     pub async fn rename(&self, context: &Context, request: &api::RenameRequest) -> Result<()> {
-        let known = self.find(context, &request.r#ref)?;
+        let id = self.find(context, &request.r#ref)?.id;
+        // One after the other, so that the names that are known and those that are recorded are the same.
+        let _turn = self.shared.turns.take((context.namespace.clone(), id.clone())).await;
+        let known = self.known(&context.namespace, &id)?;
         let names = &self.shared.names;
         let name = names.rename(&context.namespace, &known.id, &request.name)?;
         let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
         let recorded = blocking(move || engine.edit_record(&namespace, &id, |record| record.name = name)).await;
-        if recorded.is_err() {
-            names.rename(&context.namespace, &known.id, &known.record.name)?;
+        if recorded.is_err()
+            && let Err(error) = names.rename(&context.namespace, &known.id, &known.record.name)
+        {
+            tracing::error!(id = %known.id, %error, "give a container its name back");
         }
         recorded.doing(|| format!("rename container {}", known.record.name))
     }
