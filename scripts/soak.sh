@@ -2,7 +2,8 @@
 # Tries what faults and chance do to containers in full: every round that there is, at the sizes that operators have (1,000
 # rounds of execs racing the end, 200 containers through 50 restarts, …), which takes hours. What has no size of its own is
 # tried SOAK_ROUNDS (20) times more often than by `make test`. Then the integration tests run over and over for
-# SOAK_MINUTES (10). SOAK_ONLY names some of the subjects. Stops at the first failure.
+# SOAK_MINUTES (10). SOAK_ONLY names some of the subjects, and SOAK_PERCENT (100) says how much of each is tried. Stops at the
+# first failure.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
@@ -13,7 +14,7 @@ integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}
 for subject in ${SOAK_ONLY:-racing memory_kills slow_reader rung_races full_disk shim_faults daemon_restart daemon_storage daemon_power}; do
     echo "== $subject, in full"
-    GANTRY_TEST_FULL=1 "$integration" "$subject"
+    GANTRY_TEST_FULL=${SOAK_PERCENT:-100} "$integration" "$subject"
 done
 echo "== damaged metadata, $SOAK_ROUNDS times as often"
 cargo test --locked --quiet -p gantryd --lib metadata

@@ -18,9 +18,11 @@ pub fn rounds(usual: usize) -> usize {
     usual * times.unwrap_or(1).max(1)
 }
 
-/// How much of something a test tries: `usual` of it, or `all` where `GANTRY_TEST_FULL` is set, as `make soak` does.
+/// How much of something a test tries: `usual` of it, or as much of `all` as `GANTRY_TEST_FULL` says in percent, as `make soak`
+/// does.
 pub fn amount(usual: usize, all: usize) -> usize {
-    if is_full() { all } else { usual }
+    let percent = std::env::var("GANTRY_TEST_FULL").ok().and_then(|text| text.parse::<usize>().ok());
+    percent.map_or(usual, |percent| usual.max(all * percent.min(100) / 100))
 }
 
 /// Whether tests try all that they can, and so may take hours.

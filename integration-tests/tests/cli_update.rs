@@ -3,6 +3,8 @@
 use std::process::Stdio;
 
 use integration_tests::{Env, Image, Result, Stack, Test, tests, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_force [Root, Overlay, EveryHost],
@@ -10,6 +12,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_container_gets_another_name [Root, Overlay],
     what_was_wished_is_shown [Root, Overlay],
     health_is_looked_at [Root, Overlay],
+    slow_probes_leave_nothing_in_the_shim [Root, Overlay],
 ];
 
 /// Shows the limits from inside.
@@ -126,6 +129,31 @@ fn what_was_wished_is_shown(env: &Env) -> Result<()> {
     assert_eq!(log("wishes")?, "10485760 non-blocking");
     assert!(log("plain")?.ends_with(" blocking"));
     Ok(())
+}
+
+/// A probe whose start takes longer than it may itself is somebody's all the same.
+fn slow_probes_leave_nothing_in_the_shim(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let check = ["--health-cmd", "true", "--health-interval", "50ms", "--health-timeout", "100ms"];
+    stack.gantry(&[&["run", "-d", "--name", "web"], &check[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;
+    let is_healthy = || {
+        let status = stack.gantry(&["inspect", "-f", "{{.State.Health.Status}}", "web"]).ok()?;
+        (status.text() == "healthy").then_some(())
+    };
+    wait::until("it is healthy", is_healthy)?;
+    let id = stack.gantry(&["inspect", "-f", "{{.Id}}", "web"])?.ok()?;
+    let bundle = env.path("state/io.containerd.runtime.v2.task").join(env.namespace()).join(id.text());
+    let shim = Pid::from_raw(std::fs::read_to_string(bundle.join("shim.pid"))?.trim().parse()?);
+    for _ in 0..3 {
+        kill(shim, Signal::SIGSTOP)?;
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        kill(shim, Signal::SIGCONT)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    wait::until("it is healthy again", is_healthy)?;
+    // The container's own, and that of the probe that is under way.
+    let sockets = || std::fs::read_dir(env.path("state/attach")).map(Iterator::count).unwrap_or(0);
+    wait::until("nothing is left of probes", || (sockets() <= 2).then_some(()))
 }
 
 /// Makes `web` ill and well until whoever watches events has heard of both.

@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = tests![
     policies_say_what_is_started_again [Root, Overlay],
     restarts_go_on_after_a_restart_of_the_daemon [Root, Overlay],
     shims_are_found_without_their_bundles [Root, Overlay],
+    a_crash_while_a_container_is_held_lets_it_go_on [Root, Overlay],
 ];
 
 fn pushed(env: &Env) -> Result<(Registry, String)> {
@@ -227,6 +228,31 @@ fn shims_are_found_without_their_bundles(env: &Env) -> Result<()> {
         assert_eq!(daemon.gantry(&["wait", name])?.ok()?.text(), "137");
         daemon.gantry(&["start", name])?.ok()?;
         daemon.gantry(&["rm", "-f", name])?.ok()?;
+    }
+    Ok(())
+}
+
+fn a_crash_while_a_container_is_held_lets_it_go_on(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    for step in ["hold.noted", "hold.paused"] {
+        let mut daemon = env.daemon_dying_at(step)?;
+        daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
+        daemon.gantry(&["commit", "web", "test/web"])?.fails()?;
+        assert!(daemon.died(), "{step}: was not reached");
+        let daemon = env.daemon()?;
+        wait::until(&format!("{step}: it goes on"), || {
+            let status = daemon.gantry(&["inspect", "-f", "{{.State.Status}}", "web"]).ok()?;
+            (status.text() == "running").then_some(())
+        })?;
+        assert_eq!(daemon.gantry(&["exec", "web", "echo", "inside"])?.ok()?.text(), "inside", "{step}");
+        // What a person has frozen stays so.
+        daemon.gantry(&["pause", "web"])?.ok()?;
+        daemon.gantry(&["commit", "web", "test/web"])?.ok()?;
+        daemon.crash()?;
+        let daemon = env.daemon()?;
+        let status = daemon.gantry(&["inspect", "-f", "{{.State.Status}}", "web"])?.ok()?;
+        assert_eq!(status.text(), "paused", "{step}");
+        daemon.gantry(&["rm", "-f", "web"])?.ok()?;
     }
     Ok(())
 }
