@@ -121,13 +121,14 @@ fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
 /// With process numbers of its own or the host's.
 fn force_ends_a_container_in_any_state(env: &Env) -> Result<()> {
     for shared in [false, true] {
+        let mut bundle = Bundle::new(env, &format!("force{shared}"), &["sh", "-c", "sleep 600 & exec sleep 601"])?;
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        namespaces.retain(|namespace| !shared || namespace["type"] != "pid");
+        let path = bundle.write()?;
         for state in ["running", "paused", "dead", "lost", "paused-lost"] {
-            let name = format!("{state}{}", u8::from(shared));
+            let name = format!("{state}-{shared}");
             let id = env.id(&name);
-            let mut bundle = Bundle::new(env, &name, &["sh", "-c", "sleep 600 & exec sleep 601"])?;
-            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-            namespaces.retain(|namespace| !shared || namespace["type"] != "pid");
-            env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+            env.run_rung(&["run", "--detach", "--bundle", path, &id])?.ok()?;
             let processes = || -> Option<Vec<i32>> {
                 let listed = env.run_rung(&["ps", "--format", "json", &id]).ok()?;
                 serde_json::from_str(listed.text()).ok().filter(|pids: &Vec<i32>| pids.len() == 2)
