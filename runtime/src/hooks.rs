@@ -185,9 +185,12 @@ fn signal_text(signal: i32) -> &'static str {
     }
 }
 
+/// How many times what is read at once a pipe holds.
+const PIPE: usize = 16;
+
 /// Waits for a hook while its output is read, so that a talkative one does not block on a full pipe.
 fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option<Exit>, Vec<u8>)> {
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let process = pidfd::open(pid)?;
     nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     let mut kept = Vec::new();
@@ -197,16 +200,21 @@ fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let watched = [(process.as_fd(), Interest::Read), (output.as_fd(), Interest::Read)];
         let ready = poll::wait(&watched[..if open { 2 } else { 1 }], left)?;
-        if ready.is_empty() {
+        let ended = ready.iter().any(|entry| entry.index == 0);
+        if !ended && (ready.is_empty() || left.is_some_and(|left| left.is_zero())) {
             // It may have ended just now; a second signal is no harm.
             drop(pidfd::send_signal(process.as_fd(), libc::SIGKILL));
             rung_sys::process::wait(Target::Pid(pid), true)?;
             return Ok((None, kept));
         }
         let mut buffer = [0; 4096];
-        while open {
+        // Once a wake-up: a hook that never stops printing has its time, too. At its end all that the pipe holds.
+        for _ in 0..if ended { PIPE } else { 1 } {
             match reader.read(&mut buffer) {
-                Ok(0) => open = false,
+                Ok(0) => {
+                    open = false;
+                    break;
+                }
                 Ok(length) => {
                     let room = MAX_OUTPUT.saturating_sub(kept.len()).min(length);
                     kept.extend_from_slice(&buffer[..room]);
@@ -214,7 +222,7 @@ fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option
                 Err(_) => break,
             }
         }
-        if ready.iter().any(|entry| entry.index == 0) {
+        if ended {
             let exit = rung_sys::process::wait(Target::Pid(pid), true)?;
             return Ok((exit.map(|(_, exit)| exit), kept));
         }
@@ -242,6 +250,16 @@ mod tests {
         // More than a pipe holds, and nobody reads it.
         let error = run_one(&slow, &[b' '; 1 << 20], None, &[None, None]).expect_err("killed");
         assert_eq!(error.kind(), Kind::Timeout);
+    }
+
+    #[test]
+    fn a_talkative_hook_is_killed_in_time() {
+        let talkative = hook(r#"{"path":"/bin/sh","args":["sh","-c","yes"],"timeout":1}"#);
+        let begun = Instant::now();
+        assert_eq!(run_one(&talkative, b"", None, &[None, None]).expect_err("killed").kind(), Kind::Timeout);
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let patient = hook(r#"{"path":"/bin/true","timeout":9223372036854775807}"#);
+        run_one(&patient, b"", None, &[None, None]).expect("a time that no clock has is no limit");
     }
 
     #[test]

@@ -39,12 +39,13 @@ pub(super) fn run(settings: &Settings, args: &EventsArgs) -> Result<()> {
     let process = pidfd::open(container.pid())
         .map_err(|_| Error::new(Kind::NotRunning, format!("container with id {} is not running", args.id)))?;
     let mut memory = container.cgroup().watch_oom().map_err(cgroup_error)?;
-    let mut next = Instant::now() + interval;
+    // An interval that no clock has is none.
+    let mut next = Instant::now().checked_add(interval);
     loop {
         let mut watched = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
         watched.extend(memory.as_ref().map(|watch| PollFd::new(watch.descriptor(), watch.flags())));
-        let left = next.saturating_duration_since(Instant::now()).as_millis().saturating_add(1);
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let left = next.map(|next| next.saturating_duration_since(Instant::now()).as_millis().saturating_add(1));
+        let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         match poll(&mut watched, timeout) {
             Err(Errno::EINTR) => continue,
             other => other?,
@@ -57,13 +58,13 @@ pub(super) fn run(settings: &Settings, args: &EventsArgs) -> Result<()> {
         if ended {
             return Ok(());
         }
-        if Instant::now() >= next {
+        if next.is_some_and(|next| Instant::now() >= next) {
             // The cgroup may be gone a moment before the end is seen.
             match stats(&container) {
                 Ok(stats) => print_stats(&container, stats)?,
                 Err(error) => log::warning(&error.to_string()),
             }
-            next += interval;
+            next = next.and_then(|next| next.checked_add(interval));
         }
     }
 }

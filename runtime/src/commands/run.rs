@@ -56,7 +56,13 @@ fn begin(made: &Made) -> Result<()> {
 /// Stays with a container until it ends, and removes it then.
 pub(super) fn stay(foreground: &Foreground, mut made: Made, keep: bool) -> Result<Exit> {
     match foreground.stay(&mut made.started, made.readiness.as_ref()) {
-        Ok(exit) => finish(made, !keep).map(|()| exit),
+        Ok(exit) => {
+            // What the program ended with is what counts.
+            if let Err(error) = finish(made, !keep) {
+                log::warning(&error.to_string());
+            }
+            Ok(exit)
+        }
         Err(error) => {
             give_up(made);
             Err(error)

@@ -62,7 +62,8 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
     let spec = &process.spec;
     if let Some(wanted) = spec.scheduler() {
         let flags = wanted.flags().iter().flatten();
-        let flags = flags.map(|flag| lookup(&sched::FLAGS, flag)).sum::<Result<u64>>()?;
+        let flags =
+            flags.map(|flag| lookup(&sched::FLAGS, flag)).try_fold(0, |all, flag| Ok::<_, Error>(all | flag?))?;
         let mut attributes = sched::Attributes::default();
         attributes.policy = lookup(&sched::POLICIES, &wanted.policy())?;
         attributes.flags = flags;
@@ -94,7 +95,8 @@ pub fn limit(process: &ProcessPlan) -> Result<()> {
     }
     if let Some(wanted) = &process.memory_policy {
         let flags = wanted.flags().iter().flatten();
-        let flags = flags.map(|flag| lookup(&sched::MEMORY_FLAGS, flag)).sum::<Result<i32>>()?;
+        let mut flags = flags.map(|flag| lookup(&sched::MEMORY_FLAGS, flag));
+        let flags = flags.try_fold(0, |all, flag| Ok::<_, Error>(all | flag?))?;
         let mode = lookup(&sched::MEMORY_MODES, &wanted.mode())?;
         let nodes = match wanted.nodes().as_deref().filter(|nodes| !nodes.is_empty()) {
             Some(text) => NumberSet::parse(text).ok_or_else(|| {

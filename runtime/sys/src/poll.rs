@@ -33,7 +33,8 @@ pub struct Ready {
 
 /// Waits until one of `descriptors` is ready. An empty answer means that the time ran out.
 pub fn wait(descriptors: &[(BorrowedFd<'_>, Interest)], timeout: Option<Duration>) -> Result<Vec<Ready>> {
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    // One that the clock cannot say is none.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut polled: Vec<libc::pollfd> = descriptors
         .iter()
         .map(|(fd, interest)| {

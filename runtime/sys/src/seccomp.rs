@@ -25,7 +25,6 @@ struct Program {
 }
 
 const SET_MODE_FILTER: libc::c_uint = 1;
-const GET_ACTION_AVAIL: libc::c_uint = 2;
 
 /// Puts all threads of the process under the filter.
 pub const FLAG_TSYNC: u32 = 1;
@@ -59,32 +58,4 @@ pub fn install(program: &[Instruction], flags: u32) -> Result<Option<OwnedFd>> {
     let fd = i32::try_from(fd).map_err(|_| Error::new("seccomp", arguments(), libc::EBADF))?;
     // SAFETY: the kernel has just made this descriptor for the listener; nothing else owns it.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-/// Whether the kernel knows all of `flags`.
-#[must_use]
-pub fn knows_flags(flags: u32) -> bool {
-    // SAFETY: no program is given, which the kernel notices only after it has accepted the flags.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, flags, std::ptr::null::<Program>()) };
-    result < 0 && nix::errno::Errno::last_raw() == libc::EFAULT
-}
-
-/// Whether the kernel knows a filter's answer.
-#[must_use]
-pub fn knows_action(action: u32) -> bool {
-    // SAFETY: the action is live for the call.
-    unsafe { libc::syscall(libc::SYS_seccomp, GET_ACTION_AVAIL, 0, &raw const action) == 0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn asks_the_kernel() {
-        assert!(knows_flags(FLAG_TSYNC | FLAG_LOG));
-        assert!(!knows_flags(1 << 30));
-        assert!(knows_action(0x7fff_0000));
-        assert!(!knows_action(0x1234_0000));
-    }
 }
