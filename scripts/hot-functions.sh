@@ -41,7 +41,8 @@ watch state hot
 watch kill hot KILL
 watch delete --force hot
 
-# First what most of them need. The hashes in the names change with every build, so they are left open.
+# First what most of them need. The hashes in the names change with every build, so they are left open. What is marked as cold
+# in the source has a section of another name.
 {
     echo "/* The functions that a start, an exec and a delete run, side by side: docs/decisions/0019-hot-functions.md."
     echo "   Written by scripts/hot-functions.sh. A name that is not there any more does no harm. */"
@@ -49,7 +50,7 @@ watch delete --force hot
     awk '{ sub(/^0+/, "", $1) } NR == FNR { count[$1]++; next } $1 in count { print count[$1], $3 }' \
         "$work/reached" "$work/symbols" | sort -s -k1,1nr | cut -d' ' -f2 |
         sed -E 's/17h[0-9a-f]{16}E$/17h*/; s/Cs[0-9A-Za-z]+_/Cs*_/g; s/[^A-Za-z0-9_.*$]/?/g' |
-        awk '!seen[$0]++ { print "    *(.text." $0 ")" }'
+        awk '!seen[$0]++ { print "    *(.text." $0 " .text.unlikely." $0 ")" }'
     printf '  }\n}\nINSERT BEFORE .text;\n'
 } >"$work/hot-functions.ld"
 install -m 0644 "$work/hot-functions.ld" runtime/hot-functions.ld

@@ -66,7 +66,7 @@ impl Bundle {
 
 /// Reads a configuration and warns of what was set aside.
 pub fn parse(text: &str, file: &Path) -> Result<Spec> {
-    let parsed = config::parse(text.as_bytes())
+    let parsed = config::parse(text)
         .map_err(|error| {
             let field = error.path.strip_prefix("linux.memoryPolicy").map(|rest| match rest {
                 _ if rest.starts_with(".flags") => "invalid memory policy flag: ",

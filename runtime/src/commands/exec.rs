@@ -79,7 +79,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
 /// flags say.
 fn process(container: &Container, spec: &Spec, args: &ExecArgs) -> Result<Process> {
     if let Some(file) = &args.process {
-        let text = std::fs::read(file).doing(|| format!("read {}", file.display()))?;
+        let text = std::fs::read_to_string(file).doing(|| format!("read {}", file.display()))?;
         let parsed = config::parse_process(&text).map_err(|error| Error::invalid(error.to_string()));
         let mut process = parsed.doing(|| format!("read {}", file.display()))?.value;
         if let Some(own) = spec.process() {

@@ -79,7 +79,7 @@ mod tests {
         let mut document = template().expect("template");
         for _ in 0..2 {
             let text = document.to_string();
-            let spec = rung_spec::config::parse(text.as_bytes()).expect("valid").value;
+            let spec = rung_spec::config::parse(&text).expect("valid").value;
             assert!(spec.linux().is_some());
             make_rootless(&mut document, 1000, 1000);
         }

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxResources;
 use rung_spec::config::fold_resource_keys;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::cli::{Given, UpdateArgs};
 use crate::container::id::ContainerId;
+use crate::container::record::Json;
 use crate::container::{Container, Settings};
 use crate::error::{Doing as _, Error, Result};
 use crate::launch::cgroup_error;
@@ -53,15 +53,14 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
             linux["intelRdt"][key] = schema.into();
         }
     }
-    container.record.config.spec =
-        RawValue::from_string(document.to_string()).map_err(|error| Error::invalid(error.to_string()))?;
+    container.record.config.spec = Json::new(&document.to_string());
     // `update` may have made a cgroup that was not needed before.
     container.record.cgroup_paths = cgroup.paths();
     container.entry.save(&container.record)
 }
 
 fn parse(value: &Value) -> Result<LinuxResources> {
-    rung_spec::config::parse_resources(value.to_string().as_bytes()).map_err(|error| Error::invalid(error.to_string()))
+    rung_spec::config::parse_resources(&value.to_string()).map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// Adds what is only set together with something wanted, as it is recorded: on v2 quota and period are one line of one

@@ -14,7 +14,7 @@ use super::store::{Draft, Entry};
 use crate::cgroups::{self, Cgroup, Wanted};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks::HookState;
-use crate::launch::{self, Answers, Launch, Provision, Started, gate};
+use crate::launch::{self, Answers, Launch, Started, gate};
 use crate::log;
 use crate::plan::InitPlan;
 use crate::resctrl::Resctrl;
@@ -43,17 +43,17 @@ impl Birth<'_> {
         let readiness = prepare_readiness(self.entry, self.plan, self.options)?;
         let gate = if self.options.gated { Some(gate::make(&self.entry.fifo())?) } else { None };
         let hooks = self.spec.hooks().as_ref();
-        let launch = Launch { plan: self.plan, state: self.state, hooks, gate, rootless: self.rootless };
+        let filtered = self.spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+        let launch = Launch { plan: self.plan, state: self.state, hooks, gate, rootless: self.rootless, filtered };
         let (spec, plan, entry) = (self.spec, &*self.plan, self.entry);
         let (rootless, wanted, begun) = (self.rootless, self.wanted, &mut self.begun);
         let provide = |cgroup: &mut Cgroup| {
             finish_cgroup(cgroup.complete(wanted), cgroup, entry, plan, rootless)?;
             warn_of_escape(plan, cgroup);
-            let (filter, listener) = create::filter(spec)?;
-            *begun = true;
-            Ok(Provision { filter, listener })
+            Ok(())
         };
-        let (mut started, listener) = launch::start_init(launch, self.cgroup, provide)?;
+        let compile = || create::filter(spec).inspect(|_| *begun = true);
+        let (mut started, listener) = launch::start_init(launch, self.cgroup, provide, compile)?;
         let answers = Answers { hooks, state: self.state, listener };
         self.settle(&mut started, &answers).inspect_err(|_| started.abort())?;
         Ok((started, readiness))

@@ -9,12 +9,11 @@ use oci_spec::runtime::{ContainerState, LinuxSeccomp, LinuxSeccompAction, LinuxS
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
-use serde_json::value::RawValue;
 
 use super::birth::Birth;
 use super::id::ContainerId;
 use super::readiness::Readiness;
-use super::record::{CgroupConfig, Config, Record};
+use super::record::{CgroupConfig, Config, Json, Record};
 use super::store::Entry;
 use super::{Settings, host_root};
 use crate::bundle::Bundle;
@@ -23,13 +22,13 @@ use crate::clock;
 use crate::error::{Doing as _, Error, Result};
 use crate::exe;
 use crate::hooks::{self, HookState};
-use crate::launch::{self, Started, notify};
+use crate::launch::{self, Compiled, Started, notify};
 use crate::log;
 use crate::plan::extensions::Extensions;
 use crate::plan::namespaces::record_key;
 use crate::plan::{InitPlan, Wishes};
 use crate::resctrl::Resctrl;
-use crate::seccomp::{self, Filter};
+use crate::seccomp;
 
 /// The flags of `create` and `run`.
 #[derive(Debug, Default, Clone)]
@@ -263,7 +262,7 @@ fn with_receiver(profile: &LinuxSeccomp, annotated: Option<PathBuf>) -> Option<L
 }
 
 /// Compiles the seccomp profile of a configuration.
-pub fn filter(spec: &Spec) -> Result<(Option<Filter>, Option<notify::Destination>)> {
+pub fn filter(spec: &Spec) -> Result<Compiled> {
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok((None, None));
     };
@@ -317,7 +316,6 @@ pub(super) fn first_record(
         bundle.spec.annotations().iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
     labels.sort();
     labels.push(format!("bundle={}", bundle.path.display()));
-    let text = RawValue::from_string(bundle.text.clone()).map_err(|error| Error::invalid(error.to_string()))?;
     Ok(Record {
         id: id.as_str().to_owned(),
         init_process_pid: 0,
@@ -333,7 +331,7 @@ pub(super) fn first_record(
                 rootless: settings.rootless,
             },
             no_new_keyring: plan.process.keyring.is_none(),
-            spec: text,
+            spec: Json::new(&bundle.text),
         },
         rootless: settings.rootless,
         cgroup_paths: cgroup.planned_paths(),

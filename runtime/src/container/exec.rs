@@ -15,7 +15,7 @@ use crate::bundle;
 use crate::cgroups::Cgroup;
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::launch::exec::{ExecLaunch, start_exec};
-use crate::launch::{Answers, NOT_STARTED, Started, cgroup_error, clone};
+use crate::launch::{NOT_STARTED, Started, cgroup_error, clone};
 use crate::log;
 use crate::plan::Wishes;
 use crate::plan::extensions::Extensions;
@@ -65,23 +65,23 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
     let wishes = Wishes { no_new_keyring: container.record.config.no_new_keyring, ..options.wishes };
     let mut plan = ProcessPlan::new(&container.record.id, process, spec.linux().as_ref(), wishes)?;
     plan.keep_groups = Extensions::read(spec.annotations().as_ref())?.keep_groups;
-    let (filter, listener) = filter(spec)?;
-    let listener = listener.map(|mut listener| {
-        listener.status = ContainerState::Running;
-        listener.init_pid = Some(container.record.init_process_pid);
-        listener
-    });
+    let compile = || {
+        let (filter, mut listener) = filter(spec)?;
+        if let Some(listener) = &mut listener {
+            listener.status = ContainerState::Running;
+            listener.init_pid = Some(container.record.init_process_pid);
+        }
+        Ok((filter, listener))
+    };
     let placement = place(container, container.cgroup(), options).doing(|| NOT_STARTED)?;
     let launch = ExecLaunch {
         process: &plan,
-        filter: filter.as_ref(),
+        filtered: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
         namespaces: namespaces(container, spec)?,
         entry: placement,
         rootless: container.record.rootless,
     };
-    let state = container.hook_state();
-    let answers = Answers { hooks: None, state: &state, listener };
-    let started = start_exec(launch, &answers).doing(|| NOT_STARTED)?;
+    let started = start_exec(launch, &container.hook_state(), compile).doing(|| NOT_STARTED)?;
     let share = &container.record.intel_rdt_path;
     if !share.is_empty() {
         // By its maker it is in the runtime's.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, Spec};
 use rung_spec::config;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::error::{Doing as _, Error, Result};
@@ -65,7 +65,37 @@ pub struct Config {
     #[serde(default)]
     pub no_new_keyring: bool,
     /// The bundle's configuration as it was at `create`, byte for byte.
-    pub spec: Box<RawValue>,
+    pub spec: Json,
+}
+
+/// A JSON text that was read before, byte for byte. [`Record::to_json`] puts it in its place without reading it again.
+#[derive(Debug, Deserialize)]
+#[serde(from = "Box<RawValue>")]
+pub struct Json(String);
+
+impl Json {
+    /// `text` must be JSON.
+    pub fn new(text: &str) -> Self {
+        Self(text.trim_ascii().to_owned())
+    }
+
+    /// The text.
+    pub fn get(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<Box<RawValue>> for Json {
+    fn from(value: Box<RawValue>) -> Self {
+        Self(Box::<str>::from(value).into_string())
+    }
+}
+
+/// Only where it will be put.
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_unit()
+    }
 }
 
 /// The cgroup part of the record.
@@ -83,6 +113,16 @@ pub struct CgroupConfig {
 }
 
 impl Record {
+    /// The record as it is kept.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        /// No string has this in it: its quotes would not be bare.
+        const PLACE: &str = r#""spec":null"#;
+        let text = serde_json::to_string(self)?;
+        let found =
+            text.split_once(PLACE).ok_or_else(|| serde::ser::Error::custom("the configuration has no place"))?;
+        Ok([found.0, r#""spec":"#, self.config.spec.get(), found.1].concat().into_bytes())
+    }
+
     /// The bundle directory.
     pub fn bundle(&self) -> &Path {
         let bundle = self.config.labels.iter().find_map(|label| label.strip_prefix("bundle="));
@@ -97,18 +137,23 @@ impl Record {
 
     /// The configuration the container was created from.
     pub fn spec(&self) -> Result<Spec> {
-        let parsed = config::parse(self.config.spec.get().as_bytes());
+        let parsed = config::parse(self.config.spec.get());
         let parsed = parsed.map_err(|error| Error::invalid(error.to_string()));
         Ok(parsed.doing(|| "read the recorded configuration")?.value)
     }
 
-    /// Its hooks; the rest of the configuration is not looked at, which is most of what reading it costs.
+    /// Its hooks; the rest of the configuration is not looked at, which is most of what reading it costs. Most have none,
+    /// and then the word is not there, in letters or escaped.
     pub fn hooks(&self) -> Result<Hooks> {
+        let text = self.config.spec.get();
+        if !text.contains("\"hooks\"") && !text.contains('\\') {
+            return Ok(Hooks::default());
+        }
         #[derive(Deserialize)]
         struct Hooked {
             hooks: Option<Hooks>,
         }
-        let read = serde_json::from_slice::<Hooked>(self.config.spec.get().as_bytes());
+        let read = serde_json::from_str::<Hooked>(text);
         let read = read.map_err(|error| Error::invalid(error.to_string()));
         Ok(read.doing(|| "read the recorded configuration")?.hooks.unwrap_or_default())
     }

@@ -14,14 +14,13 @@ use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::namespace::{self, Namespace};
 use rung_sys::process::Pid;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use super::alive::ProcessStat;
 use super::checkpoint::{external_name, has_external_form};
 use super::create::{self, Made, Options};
 use super::id::ContainerId;
 use super::readiness;
-use super::record::Record;
+use super::record::{Json, Record};
 use super::store::Entry;
 use super::{Settings, sockets};
 use crate::bundle::Bundle;
@@ -318,7 +317,7 @@ impl Restore<'_> {
         if let Some(list) = document.pointer_mut("/linux/namespaces").and_then(serde_json::Value::as_array_mut) {
             list.push(json!({"type": "time"}));
         }
-        self.record.config.spec = RawValue::from_string(document.to_string()).map_err(wrong)?;
+        self.record.config.spec = Json::new(&document.to_string());
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl Entry {
         let write = || -> std::io::Result<()> {
             let mut options = std::fs::OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-            file.write_all(&serde_json::to_vec(record)?)
+            file.write_all(&record.to_json()?)
         };
         write().doing(|| format!("write {}", path.display()))
     }
@@ -191,8 +191,7 @@ impl Entry {
     /// As [`Self::save`], up to the rename.
     pub fn draft(&self, record: &Record) -> Result<Draft> {
         let path = self.path.join(RECORD);
-        let text =
-            serde_json::to_vec(record).map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))?;
+        let text = record.to_json().map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))?;
         Ok(Draft::write(&path, &text, 0o600)?)
     }
 
@@ -248,9 +247,12 @@ mod tests {
         entry.plan(&record).unwrap();
         assert_eq!(entry.load().unwrap().init_process_pid, 0);
         record.init_process_pid = 7;
+        record.config.labels.push(r#"a="spec":null"#.to_owned());
         entry.save(&record).unwrap();
         let found = entry.load().unwrap();
         assert_eq!(found.init_process_pid, 7);
+        assert_eq!(found.config.labels, record.config.labels);
+        assert_eq!(found.config.spec.get(), record.config.spec.get());
         // The rest of the configuration is not asked for, not even what is required.
         assert_eq!(found.hooks().unwrap().poststop().as_ref().map(Vec::len), Some(1));
         // What cannot be read may be the record of something that runs.

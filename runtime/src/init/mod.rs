@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 1 | default signals | |
 //! | 2 | ids of a user namespace | everything below needs the capabilities inside it |
-//! | 3 | namespaces, loopback, root file system | while the runtime makes the cgroups and the filter, unless it had to write the ids first |
+//! | 3 | namespaces, loopback, root file system | while the runtime makes the cgroups, unless it had to write the ids first |
 //! | 4 | cgroups, cgroup namespace | the mounts below are counted; the cgroup namespace shows as its root where the process is when it is made |
 //! | 5 | mounts, devices | mounts of proc, sysfs and mqueue show the namespaces the mounter is in; the host's tree can still be reached for bind sources |
 //! | 6 | hooks of the runtime and createContainer hooks | they see the whole tree, before the old root is gone |
@@ -68,6 +68,14 @@ pub struct Inherited {
     pub views: Vec<crate::cgroups::View>,
     /// The gate, for `create`.
     pub gate: Option<OwnedFd>,
+    /// The runtime will hand over a filter.
+    pub filtered: bool,
+}
+
+impl Inherited {
+    fn filter(&self) -> Result<Option<&Filter>> {
+        if self.filtered { self.sync.filter() } else { Ok(None) }
+    }
 }
 
 /// Runs the whole of it; returns only to report why it failed, and to end.
@@ -120,7 +128,10 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
         process::end_when_told()?;
     }
     sync.debug(|| "nsexec container setup".into());
-    let provision = if plan.goes_ahead() { None } else { Some(provision(sync)?) };
+    let goes_ahead = plan.goes_ahead();
+    if !goes_ahead {
+        enter_cgroups(sync)?;
+    }
     if awaits_ids {
         process::shut_off()?;
     }
@@ -132,12 +143,16 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     }
     network::set_up(plan)?;
     let root = rootfs::prepare(plan)?;
-    // Until here the runtime makes the cgroups.
-    let filter = provision.map_or_else(|| self::provision(sync), Ok)?;
+    // Until here the runtime makes the cgroups, and the filter while this process mounts.
+    if goes_ahead {
+        enter_cgroups(sync)?;
+    }
     process::reset_affinity();
     new_cgroup_namespace(plan)?;
     let read_only_later = mounts::mount_all(plan, inherited, &root)?;
     devices::set_up(plan, &root)?;
+    // A profile that makes no filter fails the start before any hook could know of it.
+    let filter = inherited.filter()?;
     if plan.stops_for_runtime_hooks {
         sync.at_hooks()?;
     }
@@ -158,11 +173,11 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     drop((root, read_only_later));
     // Of what is run a failure can still be told until it runs. So the runtime shows the record meanwhile, unless it has to
     // fetch a listener; a created container is whole when `create` returns.
-    let early = inherited.gate.is_none() && !filter.as_ref().is_some_and(|filter| filter.listener);
+    let early = inherited.gate.is_none() && !filter.is_some_and(|filter| filter.listener);
     if early {
         sync.ready()?;
     }
-    let program = finish(&plan.process, filter.as_ref(), &state.outputs(), inherited)?;
+    let program = finish(&plan.process, filter, &state.outputs(), inherited)?;
     sync.debug(|| "init: closing the pipe to signal completion".into());
     if !early {
         sync.ready()?;
@@ -171,17 +186,14 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     Ok(program)
 }
 
-/// Waits for what the runtime has made meanwhile, and goes into the cgroups; the answer is the filter.
-fn provision(sync: &ChildEnd) -> Result<Option<Filter>> {
-    let (mut ways_in, filter) = sync.prepared()?;
+/// Waits for the cgroups and goes into them.
+fn enter_cgroups(sync: &ChildEnd) -> Result<()> {
+    let mut ways_in = sync.prepared()?;
     loop {
         match Entry::received(ways_in).enter() {
             // Removed meanwhile: on v1 systemd takes away whatever is empty. The runtime says when it is enough.
             Err((_, Errno::ENODEV)) => ways_in = sync.cgroup_gone()?,
-            entered => {
-                entered.map_err(not_entered)?;
-                return Ok(filter);
-            }
+            entered => return entered.map_err(not_entered),
         }
     }
 }
@@ -210,12 +222,7 @@ fn finish(
 }
 
 /// Runs an `exec`ed program to its exec; returns only to report why it failed.
-pub fn run_exec(
-    process: &crate::plan::process::ProcessPlan,
-    inherited: &Inherited,
-    filter: Option<&Filter>,
-    joined: &[Namespace],
-) -> u8 {
+pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherited, joined: &[Namespace]) -> u8 {
     let attempt = || -> Result<Error> {
         let sync = &inherited.sync;
         process::begin()?;
@@ -234,7 +241,7 @@ pub fn run_exec(
         if process.terminal() {
             console::set_up_exec(process, sync)?;
         }
-        let program = finish(process, filter, &[], inherited)?;
+        let program = finish(process, inherited.filter()?, &[], inherited)?;
         sync.ready()?;
         sync.go()?;
         sync.debug(|| "setns_init: about to exec".into());

@@ -7,21 +7,21 @@ use rung_sys::namespace::Namespace;
 
 use super::clone::{self, Birth};
 use super::sync;
-use super::{Answers, Started, announced, set_oom_score};
+use super::{Answers, Compiled, Started, announced, set_oom_score};
 use crate::cgroups::Entry;
 use crate::error::{Error, Kind, Result};
+use crate::hooks::HookState;
 use crate::init::process::raise_limits;
 use crate::init::{self, Inherited};
 use crate::plan::process::ProcessPlan;
-use crate::seccomp::Filter;
 
 /// What an `exec` needs.
 #[derive(Debug)]
 pub struct ExecLaunch<'a> {
     /// The program.
     pub process: &'a ProcessPlan,
-    /// Its filter.
-    pub filter: Option<&'a Filter>,
+    /// There is a profile, for which a filter will be compiled.
+    pub filtered: bool,
     /// The namespaces of the container, in the order of [`clone::sort`].
     pub namespaces: Vec<(Namespace, OwnedFd)>,
     /// The way into the cgroups.
@@ -30,8 +30,13 @@ pub struct ExecLaunch<'a> {
     pub rootless: bool,
 }
 
-/// Makes the process in the container's namespaces and takes it to the point where only the exec is left.
-pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Started> {
+/// Makes the process in the container's namespaces and takes it to the point where only the exec is left. Its filter is
+/// compiled while it joins them; hooks and the receiver of a listener are told `state`.
+pub fn start_exec(
+    launch: ExecLaunch<'_>,
+    state: &HookState,
+    compile: impl FnOnce() -> Result<Compiled>,
+) -> Result<Started> {
     let joins_user = launch.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
     // Without privileges the user namespace has to come first, also for the process numbers. And root of a user namespace
     // may enter process numbers there, but not come back to those outside: a process in between need not.
@@ -45,12 +50,13 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
         namespaces: launch.namespaces,
         sources: Vec::new(),
         gate: None,
+        filtered: launch.filtered,
     };
     let birth =
         Birth { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
     let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
         parent.close_copy();
-        init::run_exec(launch.process, &inherited, launch.filter, joined)
+        init::run_exec(launch.process, &inherited, joined)
     })?;
     drop(inherited);
     let mut early = VecDeque::new();
@@ -59,7 +65,11 @@ pub fn start_exec(launch: ExecLaunch<'_>, answers: &Answers<'_>) -> Result<Start
     let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())
-        .and_then(|()| started.converse(answers, || Err(Error::new(Kind::Internal, "an exec makes no cgroup"))));
+        .and_then(|()| started.hand_over(launch.filtered, compile))
+        .and_then(|listener| {
+            let answers = Answers { hooks: None, state, listener };
+            started.converse(&answers, || Err(Error::new(Kind::Internal, "an exec makes no cgroup")))
+        });
     match outcome {
         Ok(()) => Ok(started),
         Err(error) => {

@@ -53,16 +53,12 @@ pub struct Launch<'a> {
     pub gate: Option<OwnedFd>,
     /// Made without root.
     pub rootless: bool,
+    /// There is a profile, for which a filter will be compiled.
+    pub filtered: bool,
 }
 
-/// What the process needs beside its cgroups.
-#[derive(Debug)]
-pub struct Provision {
-    /// Its filter.
-    pub filter: Option<Filter>,
-    /// Where the listener of the filter goes.
-    pub listener: Option<notify::Destination>,
-}
+/// A compiled profile: the filter, and where its listener goes.
+pub type Compiled = (Option<Filter>, Option<notify::Destination>);
 
 /// A process that was made; once [`Started::converse`] has returned it waits for nothing but `go`.
 #[derive(Debug)]
@@ -80,12 +76,13 @@ pub struct Started {
     early: VecDeque<Report>,
 }
 
-/// Makes the first process of a container and, while that makes its namespaces, what it needs; the process is on its way
-/// then. The second value is where the listener of its filter goes.
+/// Makes the first process of a container; while that makes its namespaces, its cgroups (`provide`), and while it mounts,
+/// its filter (`compile`). The second value is where the listener of the filter goes.
 pub fn start_init(
     launch: Launch<'_>,
     cgroup: &mut Cgroup,
-    provide: impl FnOnce(&mut Cgroup) -> Result<Provision>,
+    provide: impl FnOnce(&mut Cgroup) -> Result<()>,
+    compile: impl FnOnce() -> Result<Compiled>,
 ) -> Result<(Started, Option<notify::Destination>)> {
     let plan = launch.plan;
     let joined = clone::open_joined(&plan.namespaces)?;
@@ -100,8 +97,15 @@ pub fn start_init(
     }
     let through_user_namespace = plan.namespaces.joins(Namespace::User);
     let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
-    let inherited =
-        Inherited { sync: child, cgroup: None, views: cgroup.views(), namespaces: joined, sources, gate: launch.gate };
+    let inherited = Inherited {
+        sync: child,
+        cgroup: None,
+        views: cgroup.views(),
+        namespaces: joined,
+        sources,
+        gate: launch.gate,
+        filtered: launch.filtered,
+    };
     let cloned_into = born_into.is_some();
     let birth = Birth {
         flags: birth_flags(plan),
@@ -119,10 +123,10 @@ pub fn start_init(
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
     let started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
     let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| {
-        let Provision { filter, listener } = provide(cgroup)?;
+        provide(cgroup)?;
         let entry = cgroup.entry(cloned_into).map_err(cgroup_error)?;
-        started.sync.prepared(&entry.descriptors(), filter.as_ref())?;
-        Ok(listener)
+        started.sync.prepared(&entry.descriptors())?;
+        started.hand_over(launch.filtered, compile)
     });
     match outcome {
         Ok(listener) => Ok((started, listener)),
@@ -197,6 +201,19 @@ pub struct Answers<'a> {
 }
 
 impl Started {
+    /// Compiles and hands over the filter of a process that is `filtered`; the answer is where its listener goes.
+    fn hand_over(
+        &self,
+        filtered: bool,
+        compile: impl FnOnce() -> Result<Compiled>,
+    ) -> Result<Option<notify::Destination>> {
+        let (filter, listener) = compile()?;
+        if filtered {
+            self.sync.filter(filter.as_ref())?;
+        }
+        Ok(listener)
+    }
+
     /// A process that runs already, and of which nothing is left to be said.
     pub fn adopted(pid: Pid, pidfd: OwnedFd, console: Option<OwnedFd>) -> Result<Self> {
         Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, gone_on: true, early: VecDeque::new() })
@@ -219,7 +236,7 @@ impl Started {
                 Some(Report::Console(master)) => self.console = Some(master),
                 Some(Report::CgroupGone) if renewals < RENEWALS => {
                     renewals += 1;
-                    self.sync.prepared(&renew()?.descriptors(), None)?;
+                    self.sync.prepared(&renew()?.descriptors())?;
                 }
                 Some(Report::CgroupGone) => {
                     let cause = "the cgroup of the container is removed again and again before its process is in it";

@@ -3,11 +3,13 @@
 //! ```text
 //! runtime                                    new process
 //!    │ ── clone ───────────────────────────────▶ │
-//!    │ (writes id maps, makes cgroups, compiles  │ makes its namespaces, unless something has to be done
-//!    │  the system call filter)                  │ to them from outside first
-//!    │ ── Prepared + ways in, filter ──────────▶ │ enters the cgroups, mounts
+//!    │ (writes id maps, makes cgroups)           │ makes its namespaces, unless something has to be done
+//!    │                                           │ to them from outside first
+//!    │ ── Prepared + ways in ──────────────────▶ │ enters the cgroups, mounts
 //!    │ ◀───────────────────────── CgroupGone ─── │ only where somebody removes empty cgroups, as systemd does on v1
 //!    │ ── Prepared + ways in ──────────────────▶ │
+//!    │ (compiles the system call filter)         │
+//!    │ ── Filter + filter ─────────────────────▶ │ only with a profile; fetched before the hooks
 //!    │ ◀──────────────── Translate + mount, maps │ only with id-mapped mounts of what is in the root itself
 //!    │ ── Translated ──────────────────────────▶ │
 //!    │ ◀────────────────────────────── AtHooks ─ │ only with prestart or createRuntime hooks
@@ -25,6 +27,7 @@
 //! the program. The end of the socket at any other
 //! point means that the other side is gone. A message out of turn is an error.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::setsockopt;
@@ -50,6 +53,8 @@ pub enum Order {
     Go = 4,
     /// The ids of a mount are translated.
     Translated = 5,
+    /// The filter is compiled.
+    Filter = 6,
 }
 
 /// From the process to the runtime.
@@ -109,7 +114,11 @@ pub struct ParentEnd(OwnedFd);
 
 /// The process's end.
 #[derive(Debug)]
-pub struct ChildEnd(OwnedFd);
+pub struct ChildEnd {
+    socket: OwnedFd,
+    /// What came with [`Order::Filter`].
+    filter: OnceCell<Option<Filter>>,
+}
 
 /// How long, in seconds, a process may take from one report to the next: less than supervisors give a runtime.
 const SILENCE: i64 = 240;
@@ -117,7 +126,7 @@ const SILENCE: i64 = 240;
 /// Makes both ends.
 pub fn pair() -> Result<(ParentEnd, ChildEnd)> {
     let (parent, child) = fd_pass::message_pair()?;
-    Ok((ParentEnd(parent), ChildEnd(child)))
+    Ok((ParentEnd(parent), ChildEnd { socket: child, filter: OnceCell::new() }))
 }
 
 impl ParentEnd {
@@ -139,11 +148,16 @@ impl ParentEnd {
         self.tell(&[order as u8], &[])
     }
 
-    /// Tells the process to go on, and gives it the ways into its cgroups, and its filter.
-    pub fn prepared(&self, ways_in: &[BorrowedFd<'_>], filter: Option<&Filter>) -> Result<bool> {
+    /// Tells the process to go on, and gives it the ways into its cgroups.
+    pub fn prepared(&self, ways_in: &[BorrowedFd<'_>]) -> Result<bool> {
+        self.tell(&[Order::Prepared as u8], ways_in)
+    }
+
+    /// Gives the process its filter, which may be none after all. It may be at work on anything meanwhile.
+    pub fn filter(&self, filter: Option<&Filter>) -> Result<bool> {
         let filter = filter.map(Filter::to_bytes).unwrap_or_default();
         let length = u32::try_from(filter.len()).unwrap_or(u32::MAX).to_ne_bytes();
-        self.tell(&[&[Order::Prepared as u8], &length[..]].concat(), ways_in)?;
+        self.tell(&[&[Order::Filter as u8], &length[..]].concat(), &[])?;
         if filter.is_empty() { Ok(true) } else { self.tell(&filter, &[]) }
     }
 
@@ -196,47 +210,69 @@ impl ParentEnd {
 impl ChildEnd {
     /// The socket: the one descriptor a process keeps until it executes.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 
-    /// Waits for an order, and for no other one.
+    /// Waits for an order, and for no other one. By a plain read, for which see [`Self::write`].
     pub fn expect(&self, order: Order) -> Result<()> {
-        let mut buffer = [0; 8];
-        let length = loop {
-            match nix::unistd::read(&self.0, &mut buffer) {
-                Err(nix::errno::Errno::EINTR) => {}
-                other => break other?,
-            }
+        let read = |buffer: &mut [u8]| match nix::unistd::read(&self.socket, buffer) {
+            Err(nix::errno::Errno::EINTR) => Ok(None),
+            other => Ok(Some((other?, Vec::new()))),
         };
-        match buffer[..length] {
-            [code] if code == order as u8 => Ok(()),
-            [] => Err(gone()),
-            _ => Err(Error::new(Kind::Internal, format!("order out of turn while waiting for {order:?}"))),
-        }
+        self.wait(order, read).map(drop)
     }
 
     /// Waits for [`ParentEnd::prepared`].
-    pub fn prepared(&self) -> Result<(Vec<OwnedFd>, Option<Filter>)> {
-        let mut head = [0; 5];
-        let (length, ways_in) = fd_pass::receive(self.0.as_fd(), &mut head)?;
-        let size = match (length, head) {
-            (5, [code, size @ ..]) if code == Order::Prepared as u8 => u32::from_ne_bytes(size) as usize,
-            (0, _) => return Err(gone()),
-            _ => return Err(Error::new(Kind::Internal, "order out of turn while waiting for Prepared")),
-        };
-        if size == 0 {
-            return Ok((ways_in, None));
+    pub fn prepared(&self) -> Result<Vec<OwnedFd>> {
+        self.wait(Order::Prepared, |buffer| Ok(Some(fd_pass::receive(self.socket.as_fd(), buffer)?)))
+    }
+
+    /// Waits for an order; the answer is what came with it. Only the filter may come before it is asked for.
+    fn wait(
+        &self,
+        order: Order,
+        receive: impl Fn(&mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>>,
+    ) -> Result<Vec<OwnedFd>> {
+        loop {
+            let mut buffer = [0; 8];
+            let Some((length, fds)) = receive(&mut buffer)? else { continue };
+            match buffer[..length] {
+                [code] if code == order as u8 => return Ok(fds),
+                [code, a, b, c, d] if code == Order::Filter as u8 && self.filter.get().is_none() => {
+                    let size = u32::from_ne_bytes([a, b, c, d]) as usize;
+                    let filter = if size == 0 { None } else { Some(self.receive_filter(size)?) };
+                    self.filter.get_or_init(|| filter);
+                    if order == Order::Filter {
+                        return Ok(fds);
+                    }
+                }
+                [] => return Err(gone()),
+                _ => {
+                    let text = format!("order out of turn while waiting for {order:?}");
+                    return Err(Error::new(Kind::Internal, text));
+                }
+            }
         }
+    }
+
+    /// What [`ParentEnd::filter`] has given; waits for it.
+    pub fn filter(&self) -> Result<Option<&Filter>> {
+        if self.filter.get().is_none() {
+            self.expect(Order::Filter)?;
+        }
+        Ok(self.filter.get().and_then(Option::as_ref))
+    }
+
+    fn receive_filter(&self, size: usize) -> Result<Filter> {
         let mut bytes = vec![0; size];
-        let (length, _) = fd_pass::receive(self.0.as_fd(), &mut bytes)?;
-        let filter = bytes.get(..length).filter(|whole| whole.len() == size).and_then(Filter::from_bytes);
-        filter.map(|filter| (ways_in, Some(filter))).ok_or_else(gone)
+        let (length, _) = fd_pass::receive(self.socket.as_fd(), &mut bytes)?;
+        bytes.get(..length).filter(|whole| whole.len() == size).and_then(Filter::from_bytes).ok_or_else(gone)
     }
 
     /// Has the runtime make the cgroups again, which somebody has removed; the answer is the ways into them.
     pub fn cgroup_gone(&self) -> Result<Vec<OwnedFd>> {
         self.write(&[CGROUP_GONE])?;
-        self.prepared().map(|(ways_in, _)| ways_in)
+        self.prepared()
     }
 
     /// Tells the number of the process that counts.
@@ -246,7 +282,7 @@ impl ChildEnd {
 
     /// Waits until the ids of a mount are translated, which only the runtime may do.
     pub fn translate(&self, tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
-        fd_pass::send(self.0.as_fd(), &[TRANSLATE, u8::from(recursive)], &[tree, namespace])?;
+        fd_pass::send(self.socket.as_fd(), &[TRANSLATE, u8::from(recursive)], &[tree, namespace])?;
         self.expect(Order::Translated)
     }
 
@@ -258,7 +294,7 @@ impl ChildEnd {
 
     /// Hands the master of the terminal over.
     pub fn console(&self, master: BorrowedFd<'_>) -> Result<()> {
-        Ok(fd_pass::send(self.0.as_fd(), &[CONSOLE], &[master])?)
+        Ok(fd_pass::send(self.socket.as_fd(), &[CONSOLE], &[master])?)
     }
 
     /// Waits until the seccomp listener with this number was taken.
@@ -321,7 +357,7 @@ impl ChildEnd {
     /// A plain write: by the time of the last messages the container's own seccomp filter is in force, and the fewer
     /// kinds of system calls it has to admit the better.
     fn write(&self, message: &[u8]) -> Result<()> {
-        Ok(nix::unistd::write(&self.0, message).map(drop)?)
+        Ok(nix::unistd::write(&self.socket, message).map(drop)?)
     }
 }
 
@@ -384,12 +420,24 @@ mod tests {
         let (parent, child) = pair().expect("pair");
         let text = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["reboot"],"action":"SCMP_ACT_KILL"}]}"#;
         let filter = crate::seccomp::compile(&serde_json::from_str(text).expect("profile")).expect("filter");
+        parent.filter(Some(&filter)).expect("send");
+        // Asked for when the order after it was awaited.
+        parent.send(Order::Translated).expect("send");
+        child.expect(Order::Translated).expect("order");
+        assert_eq!(child.filter().expect("received"), Some(&filter));
+        parent.filter(None).expect("send");
+        assert!(child.expect(Order::Go).is_err(), "there is one filter");
+        let (parent, child) = pair().expect("pair");
+        parent.filter(None).expect("send");
+        assert_eq!(child.filter().expect("received"), None);
+    }
+
+    #[test]
+    fn ways_in_arrive() {
+        let (parent, child) = pair().expect("pair");
         let file = std::fs::File::open("/dev/null").expect("open");
-        parent.prepared(&[file.as_fd()], Some(&filter)).expect("send");
-        let (ways_in, received) = child.prepared().expect("received");
-        assert_eq!((ways_in.len(), received), (1, Some(filter)));
-        parent.prepared(&[], None).expect("send");
-        assert!(matches!(child.prepared(), Ok((ways_in, None)) if ways_in.is_empty()));
+        parent.prepared(&[file.as_fd()]).expect("send");
+        assert_eq!(child.prepared().expect("received").len(), 1);
         parent.send(Order::Go).expect("send");
         assert!(child.prepared().is_err());
     }
@@ -398,7 +446,8 @@ mod tests {
     fn ways_into_cgroups_are_given_again() {
         let (parent, child) = pair().expect("pair");
         let file = std::fs::File::open("/dev/null").expect("open");
-        parent.prepared(&[file.as_fd()], None).expect("send");
+        parent.filter(None).expect("send");
+        parent.prepared(&[file.as_fd()]).expect("send");
         assert_eq!(child.cgroup_gone().expect("received").len(), 1);
         assert!(matches!(parent.receive().expect("report"), Some(Report::CgroupGone)));
     }

@@ -81,8 +81,8 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter> {
         return Ok(Filter { program: Vec::new(), flags: 0, optional_flags: 0, listener: false });
     }
     let archs = architectures(profile);
-    let (rules, tables) = rules(calls, &archs)?;
-    let sections = archs.iter().zip(&tables).map(|(arch, table)| section(*arch, table, &rules, default));
+    let rules = Rules::read(calls, archs.iter().any(|arch| arch.multiplexes()))?;
+    let sections = archs.iter().map(|arch| section(*arch, &rules, default));
     let program = emit::program(&sections.collect::<Vec<_>>(), RET_KILL_THREAD);
     if program.len() > LONGEST {
         let reason = format!("makes a filter of {} instructions, and the kernel takes {LONGEST}", program.len());
@@ -171,48 +171,101 @@ fn architectures(profile: &LinuxSeccomp) -> Vec<Arch> {
     found
 }
 
-/// Which rules there are for which calls of one architecture: the number of a call, and the place of a rule in the list
-/// of all. Sorted, it has all rules of a call side by side, in the order of the profile.
-type Table = Vec<(u32, u32)>;
+/// The rules of a profile in its order, and which of them are for which call.
+#[derive(Debug)]
+struct Rules {
+    all: Vec<Rule>,
+    entries: Vec<Entry>,
+    /// By the place of a call: its first and its last entry.
+    chains: Vec<Option<(u32, u32)>>,
+}
 
-/// The rules of a profile in its order, and a table for each architecture.
-fn rules(calls: &[LinuxSyscall], archs: &[Arch]) -> Result<(Vec<Rule>, Vec<Table>)> {
-    let mut rules = Vec::with_capacity(calls.len());
-    let mut tables: Vec<Table> = archs.iter().map(|_| Vec::with_capacity(512)).collect();
-    for (index, call) in calls.iter().enumerate() {
-        let value = action(call.action(), call.errno_ret())
-            .map_err(|reason| Error::new(format!("linux.seccomp.syscalls[{index}].errnoRet"), reason))?;
-        let alternatives = alternatives(call, index)?;
-        let general = alternatives.is_empty();
-        let own = add(&mut rules, Rule { alternatives, value });
-        for name in call.names() {
-            let Some(call) = Call::find(name) else { continue };
-            for (arch, table) in archs.iter().zip(&mut tables) {
-                table.extend(call.number(*arch).map(|number| (number, own)));
-                if general && let Some((number, rule)) = through_another(call, *arch, value) {
-                    table.push((number, add(&mut rules, rule)));
+/// A rule for one call.
+#[derive(Debug)]
+struct Entry {
+    rule: u32,
+    /// It is for those architectures only on which other calls can be made through this one.
+    multiplexed: bool,
+    /// The next one for the same call.
+    next: Option<u32>,
+}
+
+impl Rules {
+    fn read(calls: &[LinuxSyscall], multiplexes: bool) -> Result<Self> {
+        let count = calls.iter().map(|call| call.names().len()).sum();
+        let mut rules = Self {
+            all: Vec::with_capacity(calls.len()),
+            entries: Vec::with_capacity(count),
+            chains: vec![None; Call::COUNT],
+        };
+        for (index, call) in calls.iter().enumerate() {
+            let value = action(call.action(), call.errno_ret())
+                .map_err(|reason| Error::new(format!("linux.seccomp.syscalls[{index}].errnoRet"), reason))?;
+            let alternatives = alternatives(call, index)?;
+            let general = alternatives.is_empty();
+            let own = rules.add(Rule { alternatives, value });
+            for call in call.names().iter().filter_map(|name| Call::find(name)) {
+                rules.append(call, own, false);
+                // A 32-bit program may make a socket call through `socketcall`: it must meet the same rule there. What such
+                // a call's arguments are cannot be seen by a filter, so rules with conditions stay with the direct call.
+                if general
+                    && multiplexes
+                    && let Some((through, which)) = call.multiplexed()
+                {
+                    let condition = Condition { argument: 0, test: Test::Equal(which) };
+                    let rule = rules.add(Rule { alternatives: vec![vec![condition]], value });
+                    rules.append(through, rule, true);
                 }
             }
         }
+        Ok(rules)
     }
-    // As one number each, they are compared at once.
-    let key = |&(number, rule): &(u32, u32)| u64::from(number) << 32 | u64::from(rule);
-    tables.iter_mut().for_each(|table| table.sort_unstable_by_key(key));
-    Ok((rules, tables))
+
+    /// The place of a rule in the list of all.
+    fn add(&mut self, rule: Rule) -> u32 {
+        self.all.push(rule);
+        place(self.all.len())
+    }
+
+    fn append(&mut self, call: Call, rule: u32, multiplexed: bool) {
+        self.entries.push(Entry { rule, multiplexed, next: None });
+        let own = place(self.entries.len());
+        let chain = &mut self.chains[call.place()];
+        if let Some((_, last)) = *chain {
+            self.entries[last as usize].next = Some(own);
+        }
+        *chain = Some((chain.map_or(own, |(first, _)| first), own));
+    }
+
+    /// The answer to one call, which may have a second name; `None` where the profile does not speak of it. It is asked for
+    /// a thousand calls, and most have one rule and no conditions.
+    fn leaf(&self, call: Call, other_name: Option<Call>, arch: Arch, default: u32) -> Option<Leaf<'_>> {
+        if other_name.is_none() {
+            let (first, last) = self.chains[call.place()]?;
+            let entry = &self.entries[first as usize];
+            let rule = &self.all[entry.rule as usize];
+            if first == last && !entry.multiplexed && rule.alternatives.is_empty() {
+                return Some(Leaf::Answer(rule.value));
+            }
+        }
+        let names = [Some(call), other_name].into_iter().flatten();
+        let mut found: Vec<u32> = names.flat_map(|call| self.of(call, arch)).collect();
+        found.sort_unstable();
+        if found.is_empty() { None } else { Some(leaf(&found, &self.all, default)) }
+    }
+
+    /// The rules for a call on an architecture, in the order of the profile.
+    fn of(&self, call: Call, arch: Arch) -> impl Iterator<Item = u32> {
+        let entry = |at: u32| &self.entries[at as usize];
+        let first = self.chains[call.place()].map(|(first, _)| entry(first));
+        let all = std::iter::successors(first, move |this| this.next.map(entry));
+        all.filter(move |entry| !entry.multiplexed || arch.multiplexes()).map(|entry| entry.rule)
+    }
 }
 
-/// The place of a rule in the list of all. A profile with 2^32 rules does not fit into memory.
-fn add(rules: &mut Vec<Rule>, rule: Rule) -> u32 {
-    rules.push(rule);
-    u32::try_from(rules.len() - 1).unwrap_or(u32::MAX)
-}
-
-/// A 32-bit program may make a socket call through `socketcall`: it must meet the same rule there. What such a call's
-/// arguments are cannot be seen by a filter, so rules with conditions stay with the direct call.
-fn through_another(call: Call, arch: Arch, value: u32) -> Option<(u32, Rule)> {
-    let (through, which) = if arch.multiplexes() { call.multiplexed()? } else { return None };
-    let number = through.number(arch)?;
-    Some((number, Rule { alternatives: vec![vec![Condition { argument: 0, test: Test::Equal(which) }]], value }))
+/// The place of the last of so many. A profile with 2^32 rules does not fit into memory.
+fn place(count: usize) -> u32 {
+    u32::try_from(count - 1).unwrap_or(u32::MAX)
 }
 
 fn alternatives(call: &LinuxSyscall, entry: usize) -> Result<Vec<Vec<Condition>>> {
@@ -250,32 +303,38 @@ fn condition(argument: &LinuxSeccompArg) -> std::result::Result<Condition, Strin
 }
 
 /// The rules of one architecture as ranges of numbers with the same answer.
-fn section<'a>(arch: Arch, table: &[(u32, u32)], rules: &'a [Rule], default: u32) -> Section<'a> {
+fn section<'a>(arch: Arch, rules: &'a Rules, default: u32) -> Section<'a> {
     let kept = matches!(default & 0xffff_0000, RET_ERRNO | RET_TRAP | RET_KILL_PROCESS) || default == RET_KILL_THREAD;
-    let above = if kept && !table.is_empty() { RET_ENOSYS } else { default };
     let mut ranges: Vec<Range<'_>> = Vec::with_capacity(256);
-    let mut push = |start: u32, leaf: Leaf<'a>| match ranges.last() {
-        Some(Range { leaf: Leaf::Answer(before), .. }) if leaf == Leaf::Answer(*before) => {}
-        _ => ranges.push(Range { start, leaf }),
+    let mut last = None;
+    let mut push = |start: u32, leaf: Leaf<'a>| {
+        let answer = if let Leaf::Answer(value) = leaf { Some(value) } else { None };
+        if answer.is_none() || answer != last {
+            ranges.push(Range { start, leaf });
+            last = answer;
+        }
     };
     let mut next = 0;
-    for of_one in table.chunk_by(|one, other| one.0 == other.0) {
-        let number = of_one[0].0;
+    let mut calls = Call::in_order(arch).peekable();
+    while let Some((call, number)) = calls.next() {
+        let other_name = calls.next_if(|(_, following)| *following == number).map(|(call, _)| call);
+        let Some(leaf) = rules.leaf(call, other_name, arch, default) else { continue };
         if number > next {
             push(next, Leaf::Answer(default));
         }
-        push(number, leaf(of_one, rules, default));
+        push(number, leaf);
         next = number + 1;
     }
+    let above = if kept && next > 0 { RET_ENOSYS } else { default };
     push(next, Leaf::Answer(above));
     Section { arch, ranges }
 }
 
 /// The answer to one call; conditions that change nothing are left out.
-fn leaf<'a>(of_one: &[(u32, u32)], rules: &'a [Rule], default: u32) -> Leaf<'a> {
+fn leaf<'a>(of_one: &[u32], rules: &'a [Rule], default: u32) -> Leaf<'a> {
     let mut conditional: Vec<(&[Condition], u32)> = Vec::new();
     let mut general = None;
-    for rule in of_one.iter().map(|(_, at)| &rules[*at as usize]) {
+    for rule in of_one.iter().map(|at| &rules[*at as usize]) {
         if rule.alternatives.is_empty() {
             general.get_or_insert(rule.value);
         }

@@ -19,8 +19,11 @@ use super::compile::{Condition, Test};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Leaf<'a> {
     Answer(u32),
-    Rules { rules: Vec<(&'a [Condition], u32)>, otherwise: u32 },
+    Rules { rules: Vec<Rule<'a>>, otherwise: u32 },
 }
+
+/// Conditions that must all hold, and the answer then.
+pub(super) type Rule<'a> = (&'a [Condition], u32);
 
 /// The calls from `start` up to the next range.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,7 @@ const JUMP: u16 = 0x05; // JMP | JA
 const JUMP_EQUAL: u16 = 0x15; // JMP | JEQ | K
 const JUMP_GREATER: u16 = 0x25; // JMP | JGT | K
 const JUMP_GREATER_EQUAL: u16 = 0x35; // JMP | JGE | K
+const JUMP_ANY_BIT: u16 = 0x45; // JMP | JSET | K
 const RETURN: u16 = 0x06; // RET | K
 
 /// The whole program. `foreign` answers calls of an architecture that no section is for.
@@ -111,7 +115,7 @@ impl Writer {
     /// The part for one architecture.
     fn body(&mut self, section: &Section<'_>, sections: &[Section<'_>], foreign: u32) -> Target {
         let ranges = section.ranges.iter().map(|range| (range.start, Some(&range.leaf)));
-        let mut start = self.search(&spans(ranges), section.arch, Target::Answer(foreign));
+        let mut start = self.search(&spans(ranges), COMMON, section.arch, Target::Answer(foreign));
         if section.arch == Arch::X8664 {
             // x32 shows the same architecture and is told apart by a bit of the number. The number -1 has the bit too:
             // a tracer writes it to have a call skipped, so it is left to the search.
@@ -136,19 +140,20 @@ impl Writer {
             let (own, theirs) = (at(&own, number).map(|at| own[at].1), at(&theirs, number).map(|at| theirs[at].1));
             (number, own.filter(|_| own != theirs))
         });
-        let body = self.search(&spans(different), native.arch, start);
+        let body = self.search(&spans(different), COMMON, native.arch, start);
         self.follow(plain(AND, !X32_BIT), body)
     }
 
-    /// A binary search over `spans`, of which there is at least one. Those without a leaf lead to `elsewhere`.
-    fn search(&mut self, spans: &[Span<'_>], arch: Arch, elsewhere: Target) -> Target {
+    /// A binary search over `spans` up to `end`, of which there is at least one. Those without a leaf lead to `elsewhere`.
+    fn search(&mut self, spans: &[Span<'_>], end: u32, arch: Arch, elsewhere: Target) -> Target {
         if let [only] = spans {
             return self.span(&only.single, only.leaf, arch, elsewhere);
         }
-        let (low, high) = spans.split_at(spans.len() / 2);
-        let right = self.search(high, arch, elsewhere);
-        let left = self.search(low, arch, elsewhere);
-        self.branch(JUMP_GREATER_EQUAL, high[0].start, right, left)
+        let (low, high) = spans.split_at(middle(spans, end));
+        let border = high[0].start;
+        let right = self.search(high, end, arch, elsewhere);
+        let left = self.search(low, border, arch, elsewhere);
+        self.branch(JUMP_GREATER_EQUAL, border, right, left)
     }
 
     /// The single numbers of a span, one after the other while they are few, and then its own answer.
@@ -174,20 +179,44 @@ impl Writer {
     fn leaf(&mut self, leaf: &Leaf<'_>, arch: Arch) -> Target {
         match leaf {
             Leaf::Answer(value) => Target::Answer(*value),
-            Leaf::Rules { rules, otherwise } => {
-                rules.iter().rev().fold(Target::Answer(*otherwise), |next, (conditions, value)| {
-                    let all = conditions.iter().rev();
-                    all.fold(Target::Answer(*value), |holds, condition| self.condition(*condition, arch, holds, next))
-                })
-            }
+            Leaf::Rules { rules, otherwise } => self.rules(rules, *otherwise, arch),
         }
+    }
+
+    /// The first rule that holds decides. Neighbours that are about the same word load it once for all of them.
+    fn rules(&mut self, rules: &[Rule<'_>], otherwise: u32, arch: Arch) -> Target {
+        let alike = |one: &Rule<'_>, other: &Rule<'_>| {
+            let word = |rule| Narrow::of(rule, arch).map(|test| (test.argument, test.beyond.is_some()));
+            word(one).is_some_and(|found| word(other) == Some(found))
+        };
+        let groups = rules.chunk_by(alike).rev();
+        groups.fold(Target::Answer(otherwise), |next, group| match Narrow::of(&group[0], arch) {
+            Some(first) => self.narrow(group, first, arch, next),
+            None => group.iter().rev().fold(next, |next, (conditions, value)| {
+                let all = conditions.iter().rev();
+                all.fold(Target::Answer(*value), |holds, condition| self.condition(*condition, arch, holds, next))
+            }),
+        })
+    }
+
+    /// Rules that are all about the word that the first is about.
+    fn narrow(&mut self, rules: &[Rule<'_>], first: Narrow, arch: Arch, next: Target) -> Target {
+        let tests = || rules.iter().filter_map(|rule| Some((Narrow::of(rule, arch)?, Target::Answer(rule.1))));
+        let start = tests().rev().fold(next, |next, (test, answer)| {
+            let (yes, no) = if test.holds { (answer, next) } else { (next, answer) };
+            self.branch(test.jump, test.operand, yes, no)
+        });
+        let argument = Argument::of(first.argument, arch);
+        let start = self.load(argument.low, start);
+        let (Some(high), Some(_)) = (argument.high, first.beyond) else { return start };
+        let beyond = tests().find(|(test, _)| test.beyond == Some(true)).map_or(next, |(_, answer)| answer);
+        let start = self.branch(JUMP_EQUAL, 0, start, beyond);
+        self.load(high, start)
     }
 
     /// Goes on at `yes` when the condition holds, else at `no`.
     fn condition(&mut self, condition: Condition, arch: Arch, yes: Target, no: Target) -> Target {
-        let base = AT_ARGUMENTS + 8 * condition.argument;
-        let (low, high) = if arch.big_endian() { (base + 4, base) } else { (base, base + 4) };
-        let argument = Argument { low, high: arch.wide().then_some(high) };
+        let argument = Argument::of(condition.argument, arch);
         match condition.test {
             Test::Equal(value) => self.equal(argument, value, u64::MAX, yes, no),
             Test::NotEqual(value) => self.equal(argument, value, u64::MAX, no, yes),
@@ -295,6 +324,62 @@ impl Writer {
 struct Argument {
     low: u32,
     high: Option<u32>,
+}
+
+impl Argument {
+    fn of(number: u32, arch: Arch) -> Self {
+        let base = AT_ARGUMENTS + 8 * number;
+        let (low, high) = if arch.big_endian() { (base + 4, base) } else { (base, base + 4) };
+        Self { low, high: arch.wide().then_some(high) }
+    }
+}
+
+/// A test that one comparison of the lower half of an argument decides, at least where the upper half is zero.
+#[derive(Debug, Clone, Copy)]
+struct Narrow {
+    argument: u32,
+    jump: u16,
+    operand: u32,
+    /// The test holds where the jump's comparison does, or where it does not.
+    holds: bool,
+    /// Whether the test holds where the upper half is not zero; `None` where the upper half does not matter.
+    beyond: Option<bool>,
+}
+
+impl Narrow {
+    fn of((conditions, _): &Rule<'_>, arch: Arch) -> Option<Self> {
+        let &[Condition { argument, test }] = *conditions else { return None };
+        let wide = arch.wide();
+        let (jump, value, holds, beyond) = match test {
+            Test::Equal(value) => (JUMP_EQUAL, value, true, false),
+            Test::NotEqual(value) => (JUMP_EQUAL, value, false, true),
+            Test::Greater(value) => (JUMP_GREATER, value, true, true),
+            Test::GreaterEqual(value) => (JUMP_GREATER_EQUAL, value, true, true),
+            Test::Less(value) => (JUMP_GREATER_EQUAL, value, false, false),
+            Test::LessEqual(value) => (JUMP_GREATER, value, false, false),
+            Test::Masked { mask, value } => {
+                let ((_, lower), (upper_mask, mask)) = (halves(value), halves(mask));
+                let narrow = mask != 0 && (!wide || (upper_mask == 0 && value <= u64::from(u32::MAX)));
+                let simple = lower == 0 || (lower == mask && mask.is_power_of_two());
+                let test = Self { argument, jump: JUMP_ANY_BIT, operand: mask, holds: lower != 0, beyond: None };
+                return Some(test).filter(|_| narrow && simple);
+            }
+        };
+        let (upper, operand) = halves(value);
+        Some(Self { argument, jump, operand, holds, beyond: wide.then_some(beyond) }).filter(|_| !wide || upper == 0)
+    }
+}
+
+/// Numbers from here on are not asked for when the kernel prepares a filter, and seldom by programs.
+const COMMON: u32 = 512;
+
+/// Where a search through `spans` up to `end` divides them, so that as many numbers are on one side as on the other.
+fn middle(spans: &[Span<'_>], end: u32) -> usize {
+    let starts = |at: usize| spans[at].start.min(COMMON);
+    let half = u32::midpoint(starts(0), end.min(COMMON));
+    let above = (1..spans.len() - 1).find(|at| starts(*at) >= half).unwrap_or(spans.len() - 1);
+    let nearer = above > 1 && half.abs_diff(starts(above - 1)) < half.abs_diff(starts(above));
+    if nearer { above - 1 } else { above }
 }
 
 const fn plain(code: u16, operand: u32) -> Instruction {

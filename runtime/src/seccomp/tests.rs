@@ -35,6 +35,7 @@ pub(super) fn run(program: &[Instruction], arch: u32, nr: u32, args: [u64; 6]) -
             0x15 => branch(a == i.operand),
             0x25 => branch(a > i.operand),
             0x35 => branch(a >= i.operand),
+            0x45 => branch(a & i.operand != 0),
             0x06 => return i.operand,
             other => panic!("unknown instruction {other:#x}"),
         }
@@ -116,6 +117,40 @@ mod on_x86_64 {
         assert_eq!(call(&filter, "personality", &[0]), RET_ALLOW);
         assert_eq!(call(&filter, "personality", &[8]), RET_ALLOW);
         assert_eq!(call(&filter, "personality", &[9]), RET_ERRNO | 1);
+    }
+
+    #[test]
+    fn the_first_of_several_rules_about_one_argument_decides() {
+        let tests: [(&str, fn(u64) -> bool); 8] = [
+            (r#""value":7,"op":"SCMP_CMP_EQ""#, |a| a == 7),
+            (r#""value":9,"op":"SCMP_CMP_GT""#, |a| a > 9),
+            (r#""value":4294967301,"op":"SCMP_CMP_GE""#, |a| a >= 0x1_0000_0005),
+            (r#""value":4,"op":"SCMP_CMP_LE""#, |a| a <= 4),
+            (r#""value":5,"op":"SCMP_CMP_NE""#, |a| a != 5),
+            (r#""value":8,"valueTwo":8,"op":"SCMP_CMP_MASKED_EQ""#, |a| a & 8 == 8),
+            (r#""value":6,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ""#, |a| a & 6 == 0),
+            (r#""value":12884901891,"valueTwo":1,"op":"SCMP_CMP_MASKED_EQ""#, |a| a & 0x3_0000_0003 == 1),
+        ];
+        let values = [0, 1, 4, 5, 7, 8, 9, 10, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, 0x1_0000_0005, 0x8_0000_0008];
+        let rule = |at: usize, answer: usize, test: usize| {
+            let args = format!(r#"[{{"index":{at},{}}}]"#, tests[test].0);
+            format!(r#"{{"names":["dup"],"action":"SCMP_ACT_ERRNO","errnoRet":{},"args":{args}}}"#, answer + 1)
+        };
+        for chosen in (0..512).map(|all: usize| [all % 8, all / 8 % 8, all / 64]) {
+            let rules: Vec<_> = chosen.iter().enumerate().map(|(at, test)| rule(1, at, *test)).collect();
+            // The second of them may be about another argument.
+            let mixed = [rules[0].clone(), rule(2, 1, chosen[1]), rules[2].clone()];
+            for (list, second) in [(rules.join(","), 1), (mixed.join(","), 2)] {
+                let filter =
+                    compile(&profile(&format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{list}]}}"#))).unwrap();
+                for (value, other) in values.into_iter().flat_map(|one| [(one, 5), (one, 8), (one, one)]) {
+                    let args = [0, value, other];
+                    let wanted = [1, second, 1].into_iter().zip(chosen).position(|(at, test)| tests[test].1(args[at]));
+                    let wanted = wanted.map_or(RET_ALLOW, |at| RET_ERRNO | u32::try_from(at + 1).unwrap());
+                    assert_eq!(call(&filter, "dup", &args), wanted, "{list}: {args:x?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -104,8 +104,7 @@ fn fold_object(object: &mut Map<String, Value>) {
 
 /// Whether the text of a configuration may have such a key. It is asked at every start: one search for the resources,
 /// which come before what is long, and one look at the strings in them.
-pub(super) fn may_be_folded(text: &[u8]) -> bool {
-    let Some(text) = std::str::from_utf8(text).ok() else { return false };
+pub(super) fn may_be_folded(text: &str) -> bool {
     // A key in another case could be `resources` itself, which nobody is known to write.
     let mut after = text.match_indices("\"resources\"").map(|(at, name)| text[at + name.len()..].trim_start());
     after.find_map(|rest| rest.strip_prefix(':')).is_some_and(has_folded_key)
@@ -166,10 +165,10 @@ mod tests {
 
     #[test]
     fn only_keys_of_resources_are_looked_at() {
-        let doubtful = |linux: &str| may_be_folded(format!(r#"{{"CPU":1,"linux":{{{linux},"CPU":1}}}}"#).as_bytes());
+        let doubtful = |linux: &str| may_be_folded(&format!(r#"{{"CPU":1,"linux":{{{linux},"CPU":1}}}}"#));
         assert!(doubtful(r#""resources" : {"a":"\"","memory":{"x":{}},"CPU" : {}}"#));
         assert!(!doubtful(r#""resources":{"memory":{"limit":1},"x":"CPU","devices":[{"type":"A"}]}"#));
-        assert!(!may_be_folded(b"\"resources\":{\"cpu\\"));
-        assert!(!may_be_folded("\"resources\":{\"ü\\ü".as_bytes()));
+        assert!(!may_be_folded("\"resources\":{\"cpu\\"));
+        assert!(!may_be_folded("\"resources\":{\"ü\\ü"));
     }
 }

@@ -40,7 +40,7 @@ impl std::error::Error for ReadError {}
 ///
 /// # Errors
 /// When it is no JSON, or a value has a type or word that the specification does not allow.
-pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
+pub fn parse(text: &str) -> Result<Parsed<Spec>, ReadError> {
     read(
         text,
         |spec| lacks_pids_limit(spec) || keys::may_be_folded(text),
@@ -71,7 +71,7 @@ pub fn parse(text: &[u8]) -> Result<Parsed<Spec>, ReadError> {
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_process(text: &[u8]) -> Result<Parsed<Process>, ReadError> {
+pub fn parse_process(text: &str) -> Result<Parsed<Process>, ReadError> {
     read(text, |_| false, |document, unknown| repair_process(document, "", unknown))
 }
 
@@ -79,7 +79,7 @@ pub fn parse_process(text: &[u8]) -> Result<Parsed<Process>, ReadError> {
 ///
 /// # Errors
 /// As [`parse`].
-pub fn parse_resources(text: &[u8]) -> Result<LinuxResources, ReadError> {
+pub fn parse_resources(text: &str) -> Result<LinuxResources, ReadError> {
     let suspicious = |resources: &LinuxResources| resources.pids().is_some_and(|pids| pids.limit() == 0);
     read(text, suspicious, |document, _| repair_resources(document)).map(|parsed| parsed.value)
 }
@@ -93,17 +93,24 @@ fn lacks_pids_limit(spec: &Spec) -> bool {
 type Repair = fn(&mut Value, &mut Vec<(String, String)>);
 
 fn read<T: DeserializeOwned>(
-    text: &[u8],
+    text: &str,
     doubtful: impl Fn(&T) -> bool,
     repair: Repair,
 ) -> Result<Parsed<T>, ReadError> {
-    if let Ok(value) = serde_json::from_slice::<T>(text)
+    if let Ok(value) = serde_json::from_str::<T>(text)
         && !doubtful(&value)
     {
         return Ok(Parsed { value, unknown_capabilities: Vec::new() });
     }
+    read_repaired(text, repair)
+}
+
+/// For itself, so that what is seldom needed takes neither stack nor memory of what always is.
+#[cold]
+#[inline(never)]
+fn read_repaired<T: DeserializeOwned>(text: &str, repair: Repair) -> Result<Parsed<T>, ReadError> {
     let broken = |e: serde_json::Error| ReadError { path: String::new(), reason: format!("not valid JSON: {e}") };
-    let mut document: Value = serde_json::from_slice(text).map_err(broken)?;
+    let mut document: Value = serde_json::from_str(text).map_err(broken)?;
     let mut unknown_capabilities = Vec::new();
     repair(&mut document, &mut unknown_capabilities);
     match serde_path_to_error::deserialize(document) {
@@ -170,7 +177,7 @@ mod tests {
     #[test]
     fn unknown_capabilities_are_set_aside() {
         let text = config(r#","capabilities":{"bounding":["CAP_KILL","CAP_TELEPORT"],"effective":null}"#, "");
-        let parsed = parse(text.as_bytes()).unwrap();
+        let parsed = parse(&text).unwrap();
         assert_eq!(
             parsed.unknown_capabilities,
             [("process.capabilities.bounding".to_owned(), "CAP_TELEPORT".to_owned())]
@@ -182,20 +189,20 @@ mod tests {
     #[test]
     fn an_absent_pids_limit_is_no_limit() {
         let pids = |linux: &str| {
-            let parsed = parse(config("", linux).as_bytes()).unwrap().value;
+            let parsed = parse(&config("", linux)).unwrap().value;
             parsed.linux().as_ref().unwrap().resources().as_ref().unwrap().pids().map(|pids| pids.limit())
         };
         assert_eq!(pids(r#""resources":{"pids":{}}"#), None);
         assert_eq!(pids(r#""resources":{"pids":{"limit":null}}"#), None);
         assert_eq!(pids(r#""resources":{"pids":{"limit":0}}"#), Some(0));
         assert_eq!(pids(r#""resources":{"pids":{"limit":9}}"#), Some(9));
-        assert!(parse_resources(br#"{"pids":{}}"#).unwrap().pids().is_none());
+        assert!(parse_resources(r#"{"pids":{}}"#).unwrap().pids().is_none());
     }
 
     #[test]
     fn limits_are_read_in_any_case() {
         let text = config("", r#""resources":{"CPU":{"Cpus":"0-1"},"hugepageLimits":[{"pagesize":"2MB","limit":1}]}"#);
-        let parsed = parse(text.as_bytes()).unwrap().value;
+        let parsed = parse(&text).unwrap().value;
         let resources = parsed.linux().as_ref().unwrap().resources().clone().unwrap();
         assert_eq!(resources.cpu().as_ref().unwrap().cpus().as_deref(), Some("0-1"));
         assert_eq!(resources.hugepage_limits().as_ref().unwrap()[0].page_size(), "2MB");
@@ -204,18 +211,18 @@ mod tests {
     #[test]
     fn a_profile_that_says_nothing_is_none() {
         for profile in ["{}", r#"{"syscalls":[]}"#, r#"{"architectures":["SCMP_ARCH_X86_64"],"syscalls":null}"#] {
-            let parsed = parse(config("", &format!(r#""seccomp":{profile}"#)).as_bytes()).expect(profile).value;
+            let parsed = parse(&config("", &format!(r#""seccomp":{profile}"#))).expect(profile).value;
             assert!(parsed.linux().as_ref().unwrap().seccomp().is_none(), "{profile}");
         }
         let call = r#"{"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#;
-        assert!(parse(config("", &format!(r#""seccomp":{call}"#)).as_bytes()).is_err());
+        assert!(parse(&config("", &format!(r#""seccomp":{call}"#))).is_err());
     }
 
     #[test]
     fn the_overrun_flag() {
         let flags = r#"["SCHED_FLAG_DL_OVERRUN","SCHED_FLAG_RESET_ON_FORK"]"#;
         let text = config(&format!(r#","scheduler":{{"policy":"SCHED_DEADLINE","flags":{flags}}}"#), "");
-        let parsed = parse(text.as_bytes()).unwrap().value;
+        let parsed = parse(&text).unwrap().value;
         let flags = parsed.process().as_ref().unwrap().scheduler().as_ref().unwrap().flags().clone().unwrap();
         use crate::config::LinuxSchedulerFlag as Flag;
         assert_eq!(flags, [Flag::SchedFlagDLOverrun, Flag::SchedResetOnFork]);
@@ -223,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_path() {
-        let refused = |text: &str| parse(text.as_bytes()).unwrap_err().to_string();
+        let refused = |text: &str| parse(text).unwrap_err().to_string();
         assert!(
             refused(&config(r#","rlimits":[{"type":"RLIMIT_MOOD","hard":1,"soft":1}]"#, ""))
                 .starts_with("process.rlimits[0].type: unknown variant `RLIMIT_MOOD`"),
@@ -239,7 +246,7 @@ mod tests {
     fn unknown_properties_are_ignored_and_nulls_are_absent() {
         let text = r#"{"ociVersion":"1.3.0","annotations":null,"future":{"a":1},"hostname":null,
             "process":{"cwd":"/","args":null,"sparkle":true},"linux":{"seccomp":null,"netDevices":null}}"#;
-        let parsed = parse(text.as_bytes()).unwrap().value;
+        let parsed = parse(text).unwrap().value;
         assert!(parsed.annotations().is_none());
         assert_eq!(parsed.process().as_ref().unwrap().user().uid(), 0);
     }

@@ -27,7 +27,7 @@ fn changed(changes: &[(&str, serde_json::Value)]) -> Spec {
             other => other[key] = value.clone(),
         }
     }
-    parse(document.to_string().as_bytes()).unwrap().value
+    parse(&document.to_string()).unwrap().value
 }
 
 fn paths(changes: &[(&str, serde_json::Value)]) -> Vec<String> {
