@@ -121,7 +121,8 @@ mod on_x86_64 {
 
     #[test]
     fn the_first_of_several_rules_about_one_argument_decides() {
-        let tests: [(&str, fn(u64) -> bool); 8] = [
+        type Holds = fn(u64) -> bool;
+        let tests: [(&str, Holds); 8] = [
             (r#""value":7,"op":"SCMP_CMP_EQ""#, |a| a == 7),
             (r#""value":9,"op":"SCMP_CMP_GT""#, |a| a > 9),
             (r#""value":4294967301,"op":"SCMP_CMP_GE""#, |a| a >= 0x1_0000_0005),
