@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Points critest at a gantryd of its own: critest.sh CRITEST PROGRAMS IMAGES RESULTS [FOCUS [SKIP]]
 # IMAGES is the directory of a registry with the images that critest wants, under the names it wants them by, whatever the
-# host. Cgroups are systemd's where that is process 1, else the daemon's. Called by run.sh, in namespaces of mounts and of the
-# network of its own.
+# host. Cgroups are systemd's where that is process 1, else the daemon's. Where CONTAINERD is the directory of a containerd
+# and its shim, critest is pointed at that instead. Called by run.sh, in namespaces of mounts and of the network of its own.
 set -euo pipefail
 critest=$1 programs=$2 images=$3 results=$4 focus=${5:-} skip=${6:-}
 export PATH=$programs:$PATH
@@ -33,7 +33,9 @@ cat >"$work/net.d/10-critest.conflist" <<JSON
 JSON
 driver=cgroupfs
 [[ ! -d /run/systemd/system ]] || driver=systemd
-cat >"$work/config.toml" <<TOML
+if [[ -z ${CONTAINERD:-} ]]; then
+    daemon=gantryd
+    cat >"$work/config.toml" <<TOML
 root = "$work/root"
 state = "$state"
 [grpc]
@@ -48,9 +50,31 @@ cgroup_driver = "$driver"
 conf_dir = "$work/net.d"
 bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 TOML
+else
+    daemon=$CONTAINERD/containerd
+    export PATH=$CONTAINERD:$PATH
+    cat >"$work/config.toml" <<TOML
+version = 3
+root = "$work/root"
+state = "$state"
+[grpc]
+address = "$state/s"
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "overlayfs"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "$work/hosts"
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+conf_dir = "$work/net.d"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = $([[ $driver == systemd ]] && echo true || echo false)
+TOML
+fi
 docker-registry serve "$work/registry.yml" >"$results/registry.log" 2>&1 &
 children+=($!)
-gantryd --config "$work/config.toml" >"$results/gantryd.log" 2>&1 &
+"$daemon" --config "$work/config.toml" >"$results/gantryd.log" 2>&1 &
 children+=($!)
 until [[ -S $state/s ]]; do kill -0 "${children[1]}"; sleep 0.2; done
 : >"$work/crictl.yaml"
@@ -60,7 +84,7 @@ chosen=(--ginkgo.focus "$focus")
 [[ -z $skip ]] || chosen+=(--ginkgo.skip "$skip")
 code=0
 "$critest" --config "$work/crictl.yaml" --runtime-endpoint "unix://$state/s" --image-endpoint "unix://$state/s" \
-    --runtime-service-timeout 120s --image-service-timeout 120s --ginkgo.v --ginkgo.no-color "${chosen[@]}" >"$results/critest" 2>&1 || code=$?
+    --runtime-service-timeout $((120 * ${PATIENCE:-1}))s --image-service-timeout $((120 * ${PATIENCE:-1}))s --ginkgo.timeout 3h --ginkgo.v --ginkgo.no-color "${chosen[@]}" >"$results/critest" 2>&1 || code=$?
 echo "cgroups of $driver: $(grep -aE '^(SUCCESS|FAIL)! ' "$results/critest" || echo "no end, status $code")"
 sed -n '/^Summarizing/,/^Ran /p' "$results/critest" | grep -a '\[FAIL\]' || true
 exit "$code"

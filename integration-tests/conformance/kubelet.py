@@ -24,6 +24,8 @@ import urllib.request
 KUBELET, PROGRAMS, RESULTS = (os.path.abspath(path) for path in sys.argv[1:4])
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 SYSTEMD = os.path.isdir("/run/systemd/system")
+# How many times longer than usual this machine may take.
+PATIENCE = int(os.environ.get("PATIENCE") or 1)
 NODE, POD, PORT = "node", "web-node", 10250
 IMAGE = "localhost/gantry/box:1"
 # A kubelet sets these for the whole machine.
@@ -60,13 +62,13 @@ def end(name, number=signal.SIGTERM):
     child = children.pop(name, None)
     if child:
         child.send_signal(number)
-        child.wait(60)
+        child.wait(60 * PATIENCE)
 
 
 def until(what, probe, seconds=60):
     """Waits until `probe` gives something true, which is the answer."""
     begun, last = time.monotonic(), None
-    while time.monotonic() - begun < seconds:
+    while time.monotonic() - begun < seconds * PATIENCE:
         try:
             answer = probe()
             if answer:
@@ -74,12 +76,12 @@ def until(what, probe, seconds=60):
         except (OSError, KeyError, IndexError, ValueError, StopIteration, subprocess.CalledProcessError) as error:
             last = error
         time.sleep(0.2)
-    raise TimeoutError(f"{what}: not within {seconds} s ({last})")
+    raise TimeoutError(f"{what}: not within {seconds * PATIENCE} s ({last})")
 
 
 def get(where, method="GET"):
     request = urllib.request.Request(f"https://127.0.0.1:{PORT}{where}", method=method)
-    with urllib.request.urlopen(request, context=tls, timeout=30) as answer:
+    with urllib.request.urlopen(request, context=tls, timeout=30 * PATIENCE) as answer:
         return answer.read().decode()
 
 
@@ -95,7 +97,7 @@ class Channels:
     """A WebSocket whose messages begin with the number of a channel."""
 
     def __init__(self, where, protocol):
-        plain = socket.create_connection(("127.0.0.1", PORT), timeout=30)
+        plain = socket.create_connection(("127.0.0.1", PORT), timeout=30 * PATIENCE)
         self.stream = tls.wrap_socket(plain)
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [f"GET {where} HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
@@ -185,13 +187,13 @@ def make_image():
 
 def manifest():
     def probe(**how):
-        return dict(how, periodSeconds=1, failureThreshold=2, timeoutSeconds=5)
+        return dict(how, periodSeconds=1, failureThreshold=2, timeoutSeconds=5 * PATIENCE)
     serve = "cat /shared/note; mkdir /www; echo hello >/www/index.html; touch /healthy; exec httpd -f -p 8080 -h /www"
     box = {"image": IMAGE, "imagePullPolicy": "Never", "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
     web = dict(
         box, name="web", command=["/bin/sh", "-c", serve],
         ports=[{"containerPort": 8080, "hostPort": 18080}],
-        startupProbe=dict(probe(tcpSocket={"port": 8080}), failureThreshold=30),
+        startupProbe=dict(probe(tcpSocket={"port": 8080}), failureThreshold=30 * PATIENCE),
         readinessProbe=probe(httpGet={"path": "/", "port": 8080}),
         livenessProbe=probe(exec={"command": ["cat", "/healthy"]}),
         lifecycle={"postStart": {"exec": {"command": ["touch", "/shared/started"]}},
@@ -251,7 +253,7 @@ netns_dir = "{path('netns')}"
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"}, "enforceNodeAllocatable": [], "makeIPTablesUtilChains": False,
         "evictionHard": {"memory.available": "1Mi"}, "imageGCHighThresholdPercent": 100,
-        "fileCheckFrequency": "1s", "syncFrequency": "5s", "runtimeRequestTimeout": "30s",
+        "fileCheckFrequency": "1s", "syncFrequency": "5s", "runtimeRequestTimeout": f"{30 * PATIENCE}s",
         "featureGates": {"PodAndContainerStatsFromCRI": True, "EventedPLEG": True},
     })
     os.makedirs(path("manifests"))
@@ -317,10 +319,10 @@ def checks():
     def _():
         before = {name: status(name)["containerID"] for name in ["web", "side"]}
         end("gantryd", signal.SIGKILL)
-        time.sleep(3)
+        time.sleep(3 * PATIENCE)
         start_daemon()
         until("exec works again", lambda: execute("echo", "again").get(1) == b"again\n")
-        time.sleep(8)
+        time.sleep(8 * PATIENCE)
         assert {name: status(name)["containerID"] for name in ["web", "side"]} == before
         assert status("web")["restartCount"] == 0 and status("web")["ready"], status("web")
 

@@ -8,11 +8,14 @@
 #                                            others, VM_SECONDS how long all may take
 #   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
 #   run.sh kubelet KUBELET                   a kubelet with a static pod on the gantryd beside RUNG
+#   run.sh kubelet-vm KUBELET                in a machine with cgroup v2 and systemd
 #   run.sh critest CRITEST IMAGES [FOCUS [SKIP]]  critest on the gantryd beside RUNG, with images from a registry's directory
+#   run.sh critest-vm CRITEST IMAGES [FOCUS...]  in a machine with cgroup v2, systemd and AppArmor, once for each FOCUS
+# CONTAINERD is a directory with a containerd and its shim for critest to be pointed at, to see what that says.
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,12s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,15s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -55,35 +58,52 @@ bats_files() {
     done
 }
 
-# The checkout, this script and bats go to a machine of scripts/vm, which runs one file after another.
-bats_machine() {
+# in_machine GUEST PARAMETERS PACKAGE...: boots a machine of scripts/vm with the disk that is in $work/disk and runs the
+# script GUEST in it, shows what it says, and makes files of what leaves it.
+in_machine() {
     "$here/../../scripts/packages.sh" qemu-system-x86 e2fsprogs
     image=$("$here/../../scripts/vm/image.sh")
-    mkdir -p "$work/disk"/{bin,checkout/tests}
-    cp "$("$here/../../scripts/vm/add-packages.sh" bats jq xz-utils gcc libc6-dev sudo)" "$work/disk/packages.tar"
-    cp -a "$checkout"/tests/{cmd,integration} "$work/disk/checkout/tests/"
-    # Each test unpacks one of these, and unpacking what is compressed takes an emulated machine seconds.
-    for archive in "$work"/disk/checkout/tests/integration/testdata/*.tar.xz; do
-        ! xz --test "$archive" 2>/dev/null || { xz --decompress --stdout "$archive" >"$work/tar" && mv "$work/tar" "$archive"; }
-    done
-    cp "$here/run.sh" "$here/guest.sh" "$work/disk/"
-    cp -L "$rung" "$work/disk/bin/rung"
-    # All that runc's tests ask of it is the name of the architecture.
-    printf '#!/bin/sh\necho amd64\n' >"$work/disk/bin/go"
-    chmod 755 "$work/disk/bin/go"
+    cp "$("$here/../../scripts/vm/add-packages.sh" "${@:3}")" "$work/disk/packages.tar"
+    cp "$here"/{run.sh,critest.sh,kubelet.py} "$work/disk/"
+    cp "$here/$1" "$work/disk/guest.sh"
     . "$here/../../scripts/vm/boot.sh"
     make_disk "$work/disk" 2048
     choose_accelerator
-    (
-        files=("${@%.bats}")
-        boot "$work/vm" "${VM_SECONDS:-7200}" "gantry.seconds=${VM_SECONDS:-7200} gantry.modes=${MODES:-bats,bats-systemd} gantry.files=$(IFS=,; echo "${files[*]}")"
-    ) &
+    (boot "$work/vm" "${VM_SECONDS:-7200}" "gantry.seconds=${VM_SECONDS:-7200} gantry.patience=$patience $2") &
     trap 'kill "$machine" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
     machine=$!
     until [[ -f $work/vm/out ]]; do sleep 0.2; done
     tail --pid="$machine" -f "$work/vm/out"
     awk -v to="$results" '/^== / { file = to "/" $2 "." $3; next } { sub(/\r$/, ""); print >file }' "$work/vm/results"
     [[ -s $work/vm/status ]] || tail -n 40 "$work/vm/qemu" "$work/vm/console"
+}
+
+# The checkout, this script and bats go to the machine, which runs one file after another.
+bats_machine() {
+    mkdir -p "$work/disk"/{bin,checkout/tests}
+    cp -a "$checkout"/tests/{cmd,integration} "$work/disk/checkout/tests/"
+    # Each test unpacks one of these, and unpacking what is compressed takes an emulated machine seconds.
+    for archive in "$work"/disk/checkout/tests/integration/testdata/*.tar.xz; do
+        ! xz --test "$archive" 2>/dev/null || { xz --decompress --stdout "$archive" >"$work/tar" && mv "$work/tar" "$archive"; }
+    done
+    cp -L "$rung" "$work/disk/bin/rung"
+    # All that runc's tests ask of it is the name of the architecture.
+    printf '#!/bin/sh\necho amd64\n' >"$work/disk/bin/go"
+    chmod 755 "$work/disk/bin/go"
+    files=("${@%.bats}")
+    in_machine guest.sh "gantry.modes=${MODES:-bats,bats-systemd} gantry.files=$(IFS=,; echo "${files[*]}")" bats jq xz-utils gcc libc6-dev sudo
+}
+
+# pods_machine MODE FOCUS...: the programs that make pods, and what is pointed at them.
+pods_machine() {
+    mkdir -p "$work/disk/bin"
+    for program in rung containerd-shim-rung-v2 gantryd gantry; do
+        strip --strip-debug -o "$work/disk/bin/$program" "$(dirname "$rung")/$program"
+    done
+    [[ -z ${CONTAINERD:-} ]] || cp -r "$CONTAINERD" "$work/disk/containerd"
+    cp "$checkout" "$work/disk/$1"
+    [[ $# -eq 1 ]] || printf '%s\n' "${@:2}" >"$work/disk/focus"
+    in_machine guest-pods.sh "" iptables python3
 }
 
 programs() {
@@ -105,6 +125,14 @@ case $suite in
     bats-vm) bats_machine "$@" ;;
     programs) programs "$@" ;;
     kubelet) unshare --net --mount --propagation slave python3 "$here/kubelet.py" "$checkout" "$(dirname "$rung")" "$results" ;;
+    kubelet-vm) pods_machine kubelet ;;
+    critest-vm)
+        [[ $# -ge 1 ]] || usage
+        mkdir -p "$work/disk"
+        cp -r "$(realpath "$1")" "$work/disk/images"
+        [[ $# -gt 1 ]] || set -- "$1" .
+        pods_machine critest "${@:2}"
+        ;;
     critest)
         [[ $# -ge 1 ]] || usage
         unshare --net --mount --propagation slave bash -c 'ip link set lo up; exec "$@"' - \
