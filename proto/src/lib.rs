@@ -5,6 +5,7 @@
 
 pub mod any;
 pub mod exit;
+mod json;
 pub mod namespace;
 pub mod status;
 pub mod stdio;

@@ -32,6 +32,41 @@ fn generated_is_current() {
     }
 }
 
+/// Messages of `runtime.v1` that are shown to people as JSON, in which the others lie.
+const SHOWN: &[&str] = &[
+    "CDIDevice",
+    "Capability",
+    "ContainerConfig",
+    "ContainerMetadata",
+    "DNSConfig",
+    "Device",
+    "HugepageLimit",
+    "IDMapping",
+    "ImageSpec",
+    "Int64Value",
+    "KeyValue",
+    "LinuxContainerConfig",
+    "LinuxContainerResources",
+    "LinuxContainerSecurityContext",
+    "LinuxPodSandboxConfig",
+    "LinuxSandboxSecurityContext",
+    "Mount",
+    "NamespaceOption",
+    "PodSandboxConfig",
+    "PodSandboxMetadata",
+    "PortMapping",
+    "SELinuxOption",
+    "SecurityProfile",
+    "UserNamespace",
+    "WindowsContainerConfig",
+    "WindowsContainerResources",
+    "WindowsContainerSecurityContext",
+    "WindowsCpuGroupAffinity",
+    "WindowsNamespaceOption",
+    "WindowsPodSandboxConfig",
+    "WindowsSandboxSecurityContext",
+];
+
 fn generate(protos: &Path, out: &Path) {
     let mut files = Vec::new();
     collect(protos, &mut files);
@@ -43,6 +78,18 @@ fn generate(protos: &Path, out: &Path) {
         ".gantry.engine.v1",
         ".containerd.types.transfer",
     ]);
+    for message in SHOWN {
+        config.message_attribute(format!(".runtime.v1.{message}"), "#[derive(serde::Serialize)]");
+    }
+    // Where the interface's names are not those of fields in Rust.
+    for (field, attribute) in [
+        ("KeyValue.value", "#[serde(serialize_with = \"crate::json::base64\")]"),
+        ("Mount.uidMappings", "#[serde(rename = \"uidMappings\")]"),
+        ("Mount.gidMappings", "#[serde(rename = \"gidMappings\")]"),
+        ("ContainerConfig.CDI_devices", "#[serde(rename = \"CDI_devices\")]"),
+    ] {
+        config.field_attribute(format!(".runtime.v1.{field}"), attribute);
+    }
     tonic_prost_build::configure()
         .out_dir(out)
         .include_file("mod.rs")

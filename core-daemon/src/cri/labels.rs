@@ -1,7 +1,14 @@
-//! Labels of records, as containerd's own interface writes them for whoever looks.
+//! What records say in the words of containerd's own interface, for its clients.
 
 use std::collections::BTreeMap;
 
+use gantry_proto::any;
+use gantry_proto::gantry::cri::v1::ContainerRecord;
+use prost_types::Any;
+use serde_json::json;
+
+use super::shown::shown;
+use crate::error::{Error, Result};
 use crate::labels::Labels;
 
 /// On a record: which of the two it is.
@@ -10,6 +17,28 @@ const KIND: &str = "io.cri-containerd.kind";
 pub(super) const SANDBOX: &str = "sandbox";
 /// A container of a pod.
 pub(super) const CONTAINER: &str = "container";
+
+/// Extension of a container's record in which clients look for its log.
+pub(super) const METADATA: &str = "io.cri-containerd.container.metadata";
+const METADATA_TYPE: &str = "github.com/containerd/cri/pkg/store/container/Metadata";
+
+/// What that extension says of a container.
+pub(super) fn metadata(id: &str, record: &ContainerRecord) -> Result<Any> {
+    let document = json!({
+        "Version": "v1",
+        "Metadata": {
+            "ID": id,
+            "Name": record.name,
+            "SandboxID": record.sandbox_id,
+            "Config": record.config.as_ref().map(shown),
+            "ImageRef": record.image_id,
+            "LogPath": record.log_path,
+            "StopSignal": record.stop_signal.to_string(),
+        },
+    });
+    let document = serde_json::to_vec(&document).map_err(|error| Error::internal(format!("encode: {error}")))?;
+    Ok(any::json(METADATA_TYPE, document))
+}
 
 /// The kubelet's labels, and ours. One that is too long for a record is only in the extension.
 pub(super) fn of(wanted: &BTreeMap<String, String>, kind: &str) -> Labels {

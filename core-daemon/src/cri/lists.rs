@@ -1,13 +1,13 @@
 //! The lists of all pods and containers. A kubelet asks for them every second, on nodes with hundreds of either, so nothing
 //! is copied for it: what does not change of an item is encoded once, and an answer is those bytes in a row, each with the
-//! state of that moment.
+//! state of that moment. Who asks for all of them gets the same answer again until something has changed.
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, Bytes};
 use gantry_proto::runtime::v1;
 use gantry_proto::runtime::v1::runtime_service_server::RuntimeServiceServer;
 use http::{Request, Response};
@@ -40,11 +40,40 @@ impl Unchanging {
     }
 }
 
+/// Answers to who asks for everything.
+#[derive(Default)]
+pub(super) struct Answers {
+    pods: Kept,
+    containers: Kept,
+}
+
+/// An answer, and how often anything had changed before it was made.
+#[derive(Default)]
+struct Kept(Mutex<(u64, Option<Encoded>)>);
+
+impl Kept {
+    fn get(&self, changes: u64, make: impl FnOnce() -> Encoded) -> Encoded {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            (before, Some(answer)) if *before == changes => answer.clone(),
+            _ => {
+                let answer = make();
+                *kept = (changes, Some(answer.clone()));
+                answer
+            }
+        }
+    }
+}
+
 /// A message whose items are encoded already.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub(super) struct Encoded(Vec<u8>);
+pub(super) struct Encoded(Bytes);
 
-impl Encoded {
+/// Such a message while its items are put together.
+#[derive(Default)]
+struct Items(Vec<u8>);
+
+impl Items {
     /// One more item; a state of 0 is not said.
     fn push(&mut self, unchanging: &[u8], field: u32, state: i32) {
         let state = u64::try_from(state).unwrap_or(0);
@@ -58,9 +87,15 @@ impl Encoded {
         }
     }
 
+    fn done(self) -> Encoded {
+        Encoded(self.0.into())
+    }
+}
+
+impl Encoded {
     /// The same as a message whose items can be looked at.
     pub(super) fn decoded<T: Message + Default>(&self) -> Result<T> {
-        T::decode(self.0.as_slice()).map_err(|error| crate::error::Error::internal(format!("decode a list: {error}")))
+        T::decode(self.0.clone()).map_err(|error| crate::error::Error::internal(format!("decode a list: {error}")))
     }
 }
 
@@ -85,38 +120,52 @@ impl Message for Encoded {
     }
 
     fn clear(&mut self) {
-        self.0.clear();
+        self.0 = Bytes::new();
     }
 }
 
 impl Cri {
     /// The pods that pass, newest first.
     pub(super) fn encoded_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Encoded {
+        match filter.filter(|filter| **filter != v1::PodSandboxFilter::default()) {
+            Some(filter) => self.encode_sandboxes(Some(filter)),
+            None => self.shared.lists.pods.get(self.store().changes(), || self.encode_sandboxes(None)),
+        }
+    }
+
+    fn encode_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Encoded {
         let mut sandboxes = self.store().sandboxes();
         if let Some(filter) = filter {
             sandboxes.retain(|sandbox| sandbox.passes(filter));
         }
         sandboxes.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.created_at()));
-        let mut all = Encoded::default();
+        let mut all = Items::default();
         for sandbox in sandboxes {
             all.push(sandbox.unchanging.get(|| sandbox.listed().encode_to_vec()), POD_STATE, sandbox.state().into());
         }
-        all
+        all.done()
     }
 
     /// The containers that pass, newest first.
     pub(super) fn encoded_containers(&self, filter: Option<&v1::ContainerFilter>) -> Encoded {
+        match filter.filter(|filter| **filter != v1::ContainerFilter::default()) {
+            Some(filter) => self.encode_containers(Some(filter)),
+            None => self.shared.lists.containers.get(self.store().changes(), || self.encode_containers(None)),
+        }
+    }
+
+    fn encode_containers(&self, filter: Option<&v1::ContainerFilter>) -> Encoded {
         let mut containers = self.store().containers();
         if let Some(filter) = filter {
             containers.retain(|container| container.passes(filter));
         }
         containers.sort_by_key(|container| std::cmp::Reverse(container.created_at()));
-        let mut all = Encoded::default();
+        let mut all = Items::default();
         for container in containers {
             let unchanging = container.unchanging.get(|| container.listed().encode_to_vec());
             all.push(unchanging, CONTAINER_STATE, container.state().into());
         }
-        all
+        all.done()
     }
 }
 
@@ -228,16 +277,27 @@ mod tests {
             ..Default::default()
         };
         let items = vec![pod("1", v1::PodSandboxState::SandboxReady), pod("2", v1::PodSandboxState::SandboxNotready)];
-        let mut pods = Encoded::default();
+        let mut pods = Items::default();
         for item in &items {
             let unchanging = v1::PodSandbox { state: 0, ..item.clone() }.encode_to_vec();
             pods.push(&unchanging, POD_STATE, item.state);
         }
+        let pods = pods.done();
         assert_eq!(pods.decoded::<v1::ListPodSandboxResponse>().expect("pods").items, items);
         assert_eq!(pods.encoded_len(), pods.encode_to_vec().len());
         let container = v1::Container { id: "c".into(), state: 3, image_id: "i".into(), ..Default::default() };
-        let mut containers = Encoded::default();
+        let mut containers = Items::default();
         containers.push(&v1::Container { state: 0, ..container.clone() }.encode_to_vec(), CONTAINER_STATE, 3);
+        let containers = containers.done();
         assert_eq!(containers.decoded::<v1::ListContainersResponse>().expect("containers").containers, [container]);
+    }
+
+    #[test]
+    fn an_answer_is_good_until_something_changes() {
+        let kept = Kept::default();
+        let made = |text: &'static str| move || Encoded(Bytes::from_static(text.as_bytes()));
+        assert_eq!(kept.get(0, made("a")), made("a")());
+        assert_eq!(kept.get(0, made("b")), made("a")(), "nothing has changed");
+        assert_eq!(kept.get(1, made("b")), made("b")());
     }
 }

@@ -17,11 +17,13 @@ mod labels;
 mod lists;
 mod metrics;
 mod process;
+mod quantity;
 mod restore;
 mod runtime;
 mod sandbox;
 mod selinux;
 mod session;
+mod shown;
 mod spec;
 mod stats;
 mod status;
@@ -91,6 +93,7 @@ struct Shared {
     flights: Flights,
     cni: Cni,
     images: image::Known,
+    lists: lists::Answers,
     stats: stats::Stats,
     subscribers: events::Subscribers,
     streaming: OnceLock<streaming::Streaming>,
@@ -126,6 +129,7 @@ impl Cri {
             host,
             selinux: labels,
             images,
+            lists: lists::Answers::default(),
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),
             streaming: OnceLock::new(),

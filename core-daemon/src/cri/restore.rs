@@ -1,6 +1,6 @@
 //! Finding pods and containers again after a restart of the daemon, or of the machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -73,6 +73,7 @@ impl Cri {
         match restored {
             Some(Restored::Alive(task)) if record.end.is_none() => match started(&task).await {
                 Some(started_at) => {
+                    self.end_checkpoints(&task).await;
                     container.set_run(Run::Going { task: task.clone(), started_at });
                     self.supervise(container, task, started_at);
                 }
@@ -105,34 +106,38 @@ impl Cri {
     async fn sweep(&self) -> Result<()> {
         let cri = self.clone();
         let swept = blocking(move || cri.sweep_now()).await;
-        let ready = self.store().sandboxes().into_iter().filter(|pod| {
-            let record = pod.record();
-            record.network.as_ref().is_some_and(|network| !network.removed) && record.boot_id == boot_id()
-        });
-        let valid: BTreeSet<String> = ready.map(|pod| pod.id().to_string()).collect();
-        let collected = self.shared.cni.collect(&valid).await.doing(|| "networks");
+        let connected = |id: &str| match self.store().sandbox(id) {
+            Ok(pod) => {
+                let record = pod.record();
+                record.network.as_ref().is_some_and(|network| !network.removed) && record.boot_id == boot_id()
+            }
+            Err(_) => !self.store().lacks_sandbox(id),
+        };
+        let collected = self.shared.cni.collect(connected).await.doing(|| "networks");
         swept.and(collected)
     }
 
     fn sweep_now(&self) -> Result<()> {
-        let pods: BTreeSet<String> = self.store().sandboxes().iter().map(|pod| pod.id().to_string()).collect();
+        // What somebody wrote down is somebody's, be it that it cannot be read now.
+        let (gone, lost) = (|id: &str| self.store().lacks_sandbox(id), |id: &str| self.store().lacks_container(id));
         // The directory comes before everything else of a pod, and only this daemon's pods are in it: namespaces lie where
         // other daemons have theirs.
-        let left: BTreeSet<String> = names(&self.pods_dir())?.into_iter().collect();
-        for id in left.difference(&pods) {
+        for id in names(&self.pods_dir())?.iter().filter(|id| gone(id)) {
             tracing::info!(id, "pod that was never whole; removing it");
             let places = self.places(id);
             let removed = places.unmake().and_then(|()| places.remove());
             warn_left(removed, id);
         }
-        let known = |id: &str| self.store().container(id).is_ok_and(|container| container.id().as_str() == id);
-        for id in names(&self.containers_dir())?.iter().filter(|id| !known(id)) {
+        for id in names(&self.containers_dir())?.iter().filter(|id| lost(id)) {
             warn_left(self.remove_container_dir(id), id);
         }
         for snapshotter in self.all_snapshotters()? {
             for info in snapshotter.list(self.context())?.iter().filter(|info| info.labels.contains_key(OURS)) {
-                let of_pod = info.name.split('-').next().is_some_and(|id| id != info.name && pods.contains(id));
-                if !of_pod && !known(&info.name) {
+                let left = match info.name.split_once('-') {
+                    Some((pod, _)) => gone(pod),
+                    None => lost(&info.name),
+                };
+                if left {
                     warn_left(snapshotter.remove(self.context(), &info.name), &info.name);
                 }
             }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,17 +17,16 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::runtime::v1::{ContainerState, PodSandboxState};
 use tokio::sync::watch;
 
+use super::labels;
 use super::lists::Unchanging;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Kind, Result};
 use crate::filter::Filter;
 use crate::id::ContainerId;
 use crate::records::{Containers, Sandboxes};
 use crate::tasks::Task;
 
-/// Extension of a sandbox record, under the name containerd has for its own.
-pub(super) const SANDBOX_EXTENSION: &str = "io.cri-containerd.sandbox.metadata";
-/// Extension of a container record, likewise.
-pub(super) const CONTAINER_EXTENSION: &str = "io.cri-containerd.container.metadata";
+/// Extension of the record of a sandbox, and of that of a container.
+const EXTENSION: &str = "gantry.cri.v1";
 /// Fewest characters of an id that stand for it.
 const MIN_PREFIX: usize = 1;
 
@@ -38,6 +37,18 @@ pub struct Store {
     container_records: Containers,
     sandboxes: Mutex<BTreeMap<String, Arc<Sandbox>>>,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    changes: Changes,
+}
+
+/// How often anything has changed that a list shows: counted after the change, so that what was looked at after the count
+/// was read is at least as new.
+#[derive(Clone, Default)]
+struct Changes(Arc<AtomicU64>);
+
+impl Changes {
+    fn note(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// A pod sandbox.
@@ -49,6 +60,7 @@ pub struct Sandbox {
     /// Its first process, or the shim where it has none, while that is there.
     pid: Mutex<Option<u32>>,
     created_at: i64,
+    changes: Changes,
     pub(super) unchanging: Unchanging,
     /// Whoever stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
@@ -62,6 +74,7 @@ pub struct Container {
     editing: Mutex<()>,
     run: Mutex<Run>,
     created_at: i64,
+    changes: Changes,
     pub(super) unchanging: Unchanging,
     /// Set once the container has ended and everything that follows from it is done.
     ended: watch::Sender<bool>,
@@ -69,6 +82,8 @@ pub struct Container {
     pub(super) asked_to_stop: AtomicBool,
     /// Whoever starts, stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
+    /// Whoever makes a checkpoint of it has this one.
+    pub(super) checkpoints: tokio::sync::Mutex<()>,
 }
 
 /// What the daemon knows of a container's process.
@@ -102,8 +117,13 @@ pub(super) fn now() -> i64 {
 impl Store {
     /// A store without anything in it.
     pub(super) fn new(namespace: Namespace, sandbox_records: Sandboxes, container_records: Containers) -> Self {
-        let (sandboxes, containers) = (Mutex::default(), Mutex::default());
-        Self { namespace, sandbox_records, container_records, sandboxes, containers }
+        let (sandboxes, containers, changes) = (Mutex::default(), Mutex::default(), Changes::default());
+        Self { namespace, sandbox_records, container_records, sandboxes, containers, changes }
+    }
+
+    /// How often anything has changed that a list shows.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.0.load(Ordering::SeqCst)
     }
 
     /// The sandbox with this id, or the one whose id begins with it.
@@ -140,11 +160,12 @@ impl Store {
 
     /// Stores a new sandbox, on disk and here.
     pub(super) fn add_sandbox(&self, mut sandbox: types::Sandbox, record: SandboxRecord) -> Result<Arc<Sandbox>> {
-        sandbox.extensions.insert(SANDBOX_EXTENSION.to_owned(), any::pack(&record));
+        sandbox.extensions.insert(EXTENSION.to_owned(), any::pack(&record));
         let id = ContainerId::parse(&sandbox.sandbox_id)?;
         self.sandbox_records.create(&self.namespace, sandbox)?;
-        let sandbox = Arc::new(Sandbox::new(id, record));
+        let sandbox = Arc::new(Sandbox::new(id, record, self.changes.clone()));
         lock(&self.sandboxes).insert(sandbox.id.to_string(), sandbox.clone());
+        self.changes.note();
         Ok(sandbox)
     }
 
@@ -154,11 +175,13 @@ impl Store {
         mut container: containerd::Container,
         record: ContainerRecord,
     ) -> Result<Arc<Container>> {
-        container.extensions.insert(CONTAINER_EXTENSION.to_owned(), any::pack(&record));
+        container.extensions.insert(EXTENSION.to_owned(), any::pack(&record));
+        container.extensions.insert(labels::METADATA.to_owned(), labels::metadata(&container.id, &record)?);
         let id = ContainerId::parse(&container.id)?;
         self.container_records.create(&self.namespace, container)?;
-        let container = Arc::new(Container::new(id, record));
+        let container = Arc::new(Container::new(id, record, self.changes.clone()));
         lock(&self.containers).insert(container.id.to_string(), container.clone());
+        self.changes.note();
         Ok(container)
     }
 
@@ -168,9 +191,10 @@ impl Store {
         let mut record = SandboxRecord::clone(&sandbox.record());
         edit(&mut record);
         let mut stored = self.sandbox_records.get(&self.namespace, sandbox.id.as_str())?;
-        stored.extensions.insert(SANDBOX_EXTENSION.to_owned(), any::pack(&record));
-        self.sandbox_records.update(&self.namespace, &stored, &[format!("extensions.{SANDBOX_EXTENSION}")])?;
+        stored.extensions.insert(EXTENSION.to_owned(), any::pack(&record));
+        self.sandbox_records.update(&self.namespace, &stored, &[format!("extensions.{EXTENSION}")])?;
         *lock(&sandbox.record) = Arc::new(record);
+        self.changes.note();
         Ok(())
     }
 
@@ -184,10 +208,11 @@ impl Store {
         let mut record = ContainerRecord::clone(&container.record());
         self.container_records.edit(&self.namespace, &container.id, |stored| {
             edit(&mut record, stored)?;
-            stored.extensions.insert(CONTAINER_EXTENSION.to_owned(), any::pack(&record));
+            stored.extensions.insert(EXTENSION.to_owned(), any::pack(&record));
             Ok(())
         })?;
         *lock(&container.record) = Arc::new(record);
+        self.changes.note();
         Ok(())
     }
 
@@ -195,6 +220,7 @@ impl Store {
     pub(super) fn remove_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
         gone_is_fine(self.sandbox_records.delete(&self.namespace, sandbox.id.as_str()))?;
         lock(&self.sandboxes).remove(sandbox.id.as_str());
+        self.changes.note();
         Ok(())
     }
 
@@ -202,28 +228,45 @@ impl Store {
     pub(super) fn remove_container(&self, container: &Container) -> Result<()> {
         gone_is_fine(self.container_records.delete(&self.namespace, &container.id))?;
         lock(&self.containers).remove(container.id.as_str());
+        self.changes.note();
         Ok(())
+    }
+
+    /// Whether there is certainly no record of such a container. One that cannot be read is one.
+    pub(super) fn lacks_container(&self, id: &str) -> bool {
+        let Ok(id) = ContainerId::parse(id) else { return true };
+        self.container_records.get(&self.namespace, &id).is_err_and(|error| error.kind() == Kind::NotFound)
+    }
+
+    /// The same of a sandbox.
+    pub(super) fn lacks_sandbox(&self, id: &str) -> bool {
+        self.sandbox_records.get(&self.namespace, id).is_err_and(|error| error.kind() == Kind::NotFound)
     }
 
     /// Reads all records. One that cannot be read is logged and left out.
     pub(super) fn load(&self) -> Result<()> {
         let mut sandboxes = lock(&self.sandboxes);
         for stored in self.sandbox_records.list(&self.namespace, &Filter::everything())? {
-            let Some(extension) = stored.extensions.get(SANDBOX_EXTENSION) else { continue };
+            let Some(extension) = stored.extensions.get(EXTENSION) else { continue };
             match (ContainerId::parse(&stored.sandbox_id), any::unpack::<SandboxRecord>(extension)) {
-                (Ok(id), Ok(record)) => drop(sandboxes.insert(stored.sandbox_id, Arc::new(Sandbox::new(id, record)))),
+                (Ok(id), Ok(record)) => {
+                    let sandbox = Sandbox::new(id, record, self.changes.clone());
+                    sandboxes.insert(stored.sandbox_id, Arc::new(sandbox));
+                }
                 (Err(error), _) => tracing::error!(id = stored.sandbox_id, %error, "read a sandbox"),
-                // Another program's sandbox.
-                (_, Err(error)) => tracing::debug!(id = stored.sandbox_id, %error, "read a sandbox"),
+                (_, Err(error)) => tracing::error!(id = stored.sandbox_id, %error, "read a sandbox"),
             }
         }
         let mut containers = lock(&self.containers);
         for stored in self.container_records.list(&self.namespace, &Filter::everything())? {
-            let Some(extension) = stored.extensions.get(CONTAINER_EXTENSION) else { continue };
+            let Some(extension) = stored.extensions.get(EXTENSION) else { continue };
             match (ContainerId::parse(&stored.id), any::unpack::<ContainerRecord>(extension)) {
-                (Ok(id), Ok(record)) => drop(containers.insert(stored.id, Arc::new(Container::new(id, record)))),
+                (Ok(id), Ok(record)) => {
+                    let container = Container::new(id, record, self.changes.clone());
+                    containers.insert(stored.id, Arc::new(container));
+                }
                 (Err(error), _) => tracing::error!(id = stored.id, %error, "read a container"),
-                (_, Err(error)) => tracing::debug!(id = stored.id, %error, "read a container"),
+                (_, Err(error)) => tracing::error!(id = stored.id, %error, "read a container"),
             }
         }
         Ok(())
@@ -231,13 +274,14 @@ impl Store {
 }
 
 impl Sandbox {
-    fn new(id: ContainerId, record: SandboxRecord) -> Self {
+    fn new(id: ContainerId, record: SandboxRecord, changes: Changes) -> Self {
         Self {
             id,
             created_at: record.created_at,
             record: Mutex::new(Arc::new(record)),
             editing: Mutex::default(),
             pid: Mutex::default(),
+            changes,
             unchanging: Unchanging::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -275,22 +319,25 @@ impl Sandbox {
 
     pub(super) fn set_pid(&self, pid: Option<u32>) {
         *lock(&self.pid) = pid;
+        self.changes.note();
     }
 }
 
 impl Container {
-    fn new(id: ContainerId, record: ContainerRecord) -> Self {
+    fn new(id: ContainerId, record: ContainerRecord, changes: Changes) -> Self {
         let ended = watch::Sender::new(record.end.is_some());
         Self {
             id,
             asked_to_stop: AtomicBool::new(record.stop_requested),
             created_at: record.created_at,
+            changes,
             unchanging: Unchanging::default(),
             record: Mutex::new(Arc::new(record)),
             editing: Mutex::default(),
             run: Mutex::default(),
             ended,
             turn: tokio::sync::Mutex::default(),
+            checkpoints: tokio::sync::Mutex::default(),
         }
     }
 
@@ -341,6 +388,7 @@ impl Container {
 
     pub(super) fn set_run(&self, run: Run) {
         *lock(&self.run) = run;
+        self.changes.note();
     }
 
     /// Tells whoever waits that it has ended.
@@ -382,7 +430,7 @@ fn find<T>(all: &BTreeMap<String, Arc<T>>, what: &str, id: &str) -> Result<Arc<T
 
 fn gone_is_fine(deleted: Result<()>) -> Result<()> {
     match deleted {
-        Err(error) if error.kind() == crate::error::Kind::NotFound => Ok(()),
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
         deleted => deleted.doing(|| "remove the record"),
     }
 }

@@ -35,6 +35,7 @@ impl ::prost::Name for VersionResponse {
         "/runtime.v1.VersionResponse".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DnsConfig {
     #[prost(string, repeated, tag = "1")]
@@ -54,6 +55,7 @@ impl ::prost::Name for DnsConfig {
         "/runtime.v1.DNSConfig".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PortMapping {
     #[prost(enumeration = "Protocol", tag = "1")]
@@ -75,6 +77,7 @@ impl ::prost::Name for PortMapping {
         "/runtime.v1.PortMapping".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
@@ -88,8 +91,10 @@ pub struct Mount {
     #[prost(enumeration = "MountPropagation", tag = "5")]
     pub propagation: i32,
     #[prost(message, repeated, tag = "6")]
+    #[serde(rename = "uidMappings")]
     pub uid_mappings: ::prost::alloc::vec::Vec<IdMapping>,
     #[prost(message, repeated, tag = "7")]
+    #[serde(rename = "gidMappings")]
     pub gid_mappings: ::prost::alloc::vec::Vec<IdMapping>,
     #[prost(bool, tag = "8")]
     pub recursive_read_only: bool,
@@ -110,6 +115,7 @@ impl ::prost::Name for Mount {
         "/runtime.v1.Mount".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdMapping {
     #[prost(uint32, tag = "1")]
@@ -129,6 +135,7 @@ impl ::prost::Name for IdMapping {
         "/runtime.v1.IDMapping".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserNamespace {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
@@ -148,6 +155,7 @@ impl ::prost::Name for UserNamespace {
         "/runtime.v1.UserNamespace".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NamespaceOption {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
@@ -171,6 +179,7 @@ impl ::prost::Name for NamespaceOption {
         "/runtime.v1.NamespaceOption".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Int64Value {
     #[prost(int64, tag = "1")]
@@ -186,6 +195,7 @@ impl ::prost::Name for Int64Value {
         "/runtime.v1.Int64Value".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxSandboxSecurityContext {
     #[prost(message, optional, tag = "1")]
@@ -222,6 +232,7 @@ impl ::prost::Name for LinuxSandboxSecurityContext {
         "/runtime.v1.LinuxSandboxSecurityContext".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SecurityProfile {
     #[prost(enumeration = "security_profile::ProfileType", tag = "1")]
@@ -281,6 +292,7 @@ impl ::prost::Name for SecurityProfile {
         "/runtime.v1.SecurityProfile".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxPodSandboxConfig {
     #[prost(string, tag = "1")]
@@ -307,6 +319,7 @@ impl ::prost::Name for LinuxPodSandboxConfig {
         "/runtime.v1.LinuxPodSandboxConfig".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
@@ -328,6 +341,7 @@ impl ::prost::Name for PodSandboxMetadata {
         "/runtime.v1.PodSandboxMetadata".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
@@ -1043,6 +1057,7 @@ impl ::prost::Name for WindowsProcessUsage {
         "/runtime.v1.WindowsProcessUsage".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageSpec {
     #[prost(string, tag = "1")]
@@ -1069,11 +1084,13 @@ impl ::prost::Name for ImageSpec {
         "/runtime.v1.ImageSpec".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyValue {
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
     #[prost(bytes = "vec", tag = "2")]
+    #[serde(serialize_with = "crate::json::base64")]
     pub value: ::prost::alloc::vec::Vec<u8>,
 }
 impl ::prost::Name for KeyValue {
@@ -1086,6 +1103,7 @@ impl ::prost::Name for KeyValue {
         "/runtime.v1.KeyValue".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxContainerResources {
     #[prost(int64, tag = "1")]
@@ -1122,6 +1140,7 @@ impl ::prost::Name for LinuxContainerResources {
         "/runtime.v1.LinuxContainerResources".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HugepageLimit {
     #[prost(string, tag = "1")]
@@ -1139,6 +1158,7 @@ impl ::prost::Name for HugepageLimit {
         "/runtime.v1.HugepageLimit".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SeLinuxOption {
     #[prost(string, tag = "1")]
@@ -1160,6 +1180,7 @@ impl ::prost::Name for SeLinuxOption {
         "/runtime.v1.SELinuxOption".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Capability {
     #[prost(string, repeated, tag = "1")]
@@ -1181,6 +1202,7 @@ impl ::prost::Name for Capability {
         "/runtime.v1.Capability".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxContainerSecurityContext {
     #[prost(message, optional, tag = "1")]
@@ -1230,6 +1252,7 @@ impl ::prost::Name for LinuxContainerSecurityContext {
         "/runtime.v1.LinuxContainerSecurityContext".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -1266,6 +1289,7 @@ impl ::prost::Name for LinuxContainerUser {
         "/runtime.v1.LinuxContainerUser".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsNamespaceOption {
     #[prost(enumeration = "NamespaceMode", tag = "1")]
@@ -1281,6 +1305,7 @@ impl ::prost::Name for WindowsNamespaceOption {
         "/runtime.v1.WindowsNamespaceOption".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsSandboxSecurityContext {
     #[prost(string, tag = "1")]
@@ -1302,6 +1327,7 @@ impl ::prost::Name for WindowsSandboxSecurityContext {
         "/runtime.v1.WindowsSandboxSecurityContext".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsPodSandboxConfig {
     #[prost(message, optional, tag = "1")]
@@ -1317,6 +1343,7 @@ impl ::prost::Name for WindowsPodSandboxConfig {
         "/runtime.v1.WindowsPodSandboxConfig".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsContainerSecurityContext {
     #[prost(string, tag = "1")]
@@ -1336,6 +1363,7 @@ impl ::prost::Name for WindowsContainerSecurityContext {
         "/runtime.v1.WindowsContainerSecurityContext".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WindowsContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -1353,6 +1381,7 @@ impl ::prost::Name for WindowsContainerConfig {
         "/runtime.v1.WindowsContainerConfig".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WindowsContainerResources {
     #[prost(int64, tag = "1")]
@@ -1378,6 +1407,7 @@ impl ::prost::Name for WindowsContainerResources {
         "/runtime.v1.WindowsContainerResources".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsCpuGroupAffinity {
     #[prost(uint64, tag = "1")]
@@ -1395,6 +1425,7 @@ impl ::prost::Name for WindowsCpuGroupAffinity {
         "/runtime.v1.WindowsCpuGroupAffinity".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContainerMetadata {
     #[prost(string, tag = "1")]
@@ -1412,6 +1443,7 @@ impl ::prost::Name for ContainerMetadata {
         "/runtime.v1.ContainerMetadata".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Device {
     #[prost(string, tag = "1")]
@@ -1431,6 +1463,7 @@ impl ::prost::Name for Device {
         "/runtime.v1.Device".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CdiDevice {
     #[prost(string, tag = "1")]
@@ -1446,6 +1479,7 @@ impl ::prost::Name for CdiDevice {
         "/runtime.v1.CDIDevice".into()
     }
 }
+#[derive(serde::Serialize)]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -1487,6 +1521,7 @@ pub struct ContainerConfig {
     #[prost(message, optional, tag = "16")]
     pub windows: ::core::option::Option<WindowsContainerConfig>,
     #[prost(message, repeated, tag = "17")]
+    #[serde(rename = "CDI_devices")]
     pub cdi_devices: ::prost::alloc::vec::Vec<CdiDevice>,
     #[prost(enumeration = "Signal", tag = "18")]
     pub stop_signal: i32,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::blocking::blocking;
 use crate::cri::image::Names;
 use crate::cri::sandbox::status::options_json;
+use crate::cri::shown::shown;
 use crate::cri::{Container, Cri};
 use crate::error::{Error, Result};
 
@@ -34,6 +35,7 @@ impl Cri {
         let spec: Value =
             serde_json::from_slice(spec).map_err(|error| Error::internal(format!("configuration: {error}")))?;
         Ok(json!({
+            "config": record.config.as_ref().map(shown),
             "sandboxID": record.sandbox_id,
             "pid": container.task().map_or(0, |task| task.pid()),
             "snapshotKey": stored.snapshot_key,

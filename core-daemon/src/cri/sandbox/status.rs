@@ -13,6 +13,7 @@ use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::container::status_of;
 use crate::cri::selinux::Labels;
+use crate::cri::shown::shown;
 use crate::cri::{Cri, Sandbox};
 use crate::error::Result;
 
@@ -48,7 +49,8 @@ impl Cri {
         // A handler may be gone from the configuration.
         let handler = self.config().handler(&record.runtime_handler).ok();
         let runtime = handler.map(|handler| self.runtime(handler, None));
-        let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(limits_json);
+        let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(shown);
+        let config = record.config.as_ref().map(shown);
         let addresses = record.network.iter().flat_map(|network| &network.addresses);
         Ok(json!({
             "pid": sandbox.pid().unwrap_or(0),
@@ -57,11 +59,13 @@ impl Cri {
             "runtimeHandler": record.runtime_handler,
             "runtimeType": runtime.as_ref().map(|runtime| runtime.name.clone()).unwrap_or_default(),
             "runtimeOptions": runtime.as_ref().and_then(options_json),
+            "config": config,
             "runtimeSpec": handler.map(|handler| self.sandbox_spec(id, &record, handler)).transpose()?,
             "cniResult": self.shared.cni.describe_container(id)?,
             "sandboxMetadata": {
                 "ID": id,
                 "Name": record.name,
+                "Config": config,
                 "RuntimeHandler": record.runtime_handler,
                 "NetNSPath": namespace(rung_sys::namespace::Namespace::Network).unwrap_or_default(),
                 "IP": addresses.clone().next(),
@@ -100,32 +104,6 @@ impl Cri {
 pub(in crate::cri) fn options_json(runtime: &container::Runtime) -> Option<Value> {
     let options: RuncOptions = any::unpack(runtime.options.as_ref()?).ok()?;
     Some(json!({"BinaryName": options.binary_name, "SystemdCgroup": options.systemd_cgroup}))
-}
-
-/// Limits, under their names in this interface; those that are not set are left out.
-fn limits_json(limits: &v1::LinuxContainerResources) -> Value {
-    let hugepages: Vec<Value> = limits
-        .hugepage_limits
-        .iter()
-        .map(|limit| json!({"page_size": limit.page_size, "limit": limit.limit}))
-        .collect();
-    let mut all = json!({
-        "cpu_period": limits.cpu_period,
-        "cpu_quota": limits.cpu_quota,
-        "cpu_shares": limits.cpu_shares,
-        "memory_limit_in_bytes": limits.memory_limit_in_bytes,
-        "oom_score_adj": limits.oom_score_adj,
-        "cpuset_cpus": limits.cpuset_cpus,
-        "cpuset_mems": limits.cpuset_mems,
-        "hugepage_limits": hugepages,
-        "unified": limits.unified,
-        "memory_swap_limit_in_bytes": limits.memory_swap_limit_in_bytes,
-    });
-    if let Some(all) = all.as_object_mut() {
-        let unset = [json!(0), json!(""), json!([]), json!({})];
-        all.retain(|_, value| !unset.contains(value));
-    }
-    all
 }
 
 /// How a sandbox is, as this interface says it.

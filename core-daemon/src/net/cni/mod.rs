@@ -9,7 +9,6 @@ mod network;
 mod plugin;
 mod result;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -143,16 +142,16 @@ impl Cni {
         Ok(())
     }
 
-    /// Removes what belongs to containers that are not in `valid`. Where the networks are ours alone, plugins are told
+    /// Removes what belongs to containers that are not `valid`. Where the networks are ours alone, plugins are told
     /// which containers there are, so that they remove what only they know of.
     ///
     /// # Errors
     /// What plugins say, all of them.
-    pub async fn collect(&self, valid: &BTreeSet<String>) -> Result<()> {
+    pub async fn collect(&self, valid: impl Fn(&str) -> bool) -> Result<()> {
         let cache = self.cache.clone();
         let entries = blocking(move || cache.all()).await?;
         let (kept, stale): (Vec<Entry>, Vec<Entry>) =
-            entries.into_iter().partition(|entry| valid.contains(&entry.container_id));
+            entries.into_iter().partition(|entry| valid(&entry.container_id));
         let mut errors = Vec::new();
         for entry in &stale {
             tracing::info!(

@@ -120,11 +120,29 @@ async fn what_belongs_to_nobody_is_collected() {
     let machine = Machine::new();
     machine.cni.connect(&attachment("kept")).await.expect("connect");
     machine.cni.connect(&attachment("stale")).await.expect("connect");
-    machine.cni.collect(&BTreeSet::from(["kept".to_owned()])).await.expect("collect");
+    machine.cni.collect(|container| container == "kept").await.expect("collect");
     let calls = machine.calls();
     assert!(calls.iter().any(|call| call.starts_with("one DEL stale")), "{calls:?}");
     assert!(!calls.iter().any(|call| call.contains("DEL kept")), "{calls:?}");
     let told = machine.input("one-GC");
     assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "kept", "ifname": "eth0"}]));
     machine.cni.status().await.expect("ready");
+}
+
+#[tokio::test]
+async fn plugins_say_whether_they_are_ready() {
+    let machine = Machine::new();
+    machine.cni.status().await.expect("ready");
+    let asked: Vec<String> = machine.calls();
+    assert_eq!(asked, ["one STATUS   netns=", "two STATUS   netns="]);
+    assert_eq!(machine.input("two-STATUS")["name"], "net");
+    std::fs::write(machine.bin("fail-two-STATUS"), "").expect("write");
+    let error = machine.cni.status().await.expect_err("one is not");
+    assert!(error.to_string().contains("two STATUS") && error.to_string().contains("no (code 7)"), "{error}");
+    // Plugins of an older version are not asked what they do not know.
+    let list = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"two"}]}"#;
+    std::fs::write(machine.dir.path().join("conf/10-net.conflist"), list).expect("write");
+    machine.cni.status().await.expect("it is there, which is all that is asked");
+    std::fs::remove_file(machine.bin("two")).expect("remove");
+    assert_eq!(machine.cni.status().await.expect_err("no program").kind(), Kind::NotFound);
 }
