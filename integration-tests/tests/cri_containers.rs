@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_a_container_is_given [Root, Overlay],
     settings_of_an_interface_are_made_once_it_is_there [Root, Overlay],
     pods_have_users_of_their_own [Root, Overlay, Userns],
+    users_of_their_own_and_the_hosts_network_go_together [Root, Overlay, Userns],
     a_pod_that_cannot_be_taken_down_is_kept [Root, Overlay],
     a_start_that_was_cut_short_was_none [Root, Overlay],
     a_container_that_ran_is_not_created_again [Root, Overlay],
@@ -189,6 +190,34 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
     // One that says nothing of it is not of this pod.
     let refused = script(env, &mut pods, (&pod, &config), &image, "true", |_| {}).expect_err("other users");
     assert!(format!("{refused:#}").contains("userns_options"), "{refused:#}");
+    Ok(())
+}
+
+fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let told = pods.runtime.block_on(pods.pods.status(v1::StatusRequest { verbose: false }))?.into_inner();
+    assert!(told.features.expect("features").user_namespaces_host_network);
+    let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+    let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+    let mut config = pods.pod_config("pod");
+    let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    let options = context.namespace_options.get_or_insert_default();
+    options.userns_options = Some(users);
+    let options = options.clone();
+    let pod = pods.run(&config)?;
+    let text = "cat /proc/self/uid_map; readlink /proc/self/ns/net; test -d /sys/class/net/lo && ! touch /sys/x && touch /new";
+    let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
+        let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+        container.linux.get_or_insert_default().security_context = Some(context);
+    })?;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("100000"), "{said}");
+    let own = std::fs::read_link("/proc/self/ns/net")?;
+    assert!(said.contains(&*own.to_string_lossy()), "the network is the host's: {said}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use tonic::Code;
 pub(crate) const TESTS: &[Test] = tests![
     settings_change_what_containers_get [Root, Overlay],
     a_handler_has_a_snapshotter_of_its_own [Root, Overlay],
+    classes_and_a_base_outlive_an_update [Root, Overlay],
 ];
 
 /// What a status says for people.
@@ -180,5 +181,66 @@ fn a_handler_has_a_snapshotter_of_its_own(env: &Env) -> Result<()> {
     let nowhere = pods.runtime.block_on(pods.images.pull_image(of("", "127.0.0.1:1/no/registry:1")));
     let error = nowhere.err().context("pulled from nowhere")?;
     ensure!(error.code() == Code::Unknown && error.message().starts_with("RegistryUnavailable"), "{error}");
+    pods.remove(&pod)
+}
+
+fn classes_and_a_base_outlive_an_update(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (config, base, classes) = (env.path("config.toml"), env.path("base.json"), env.path("classes.yaml"));
+    let document = json!({
+        "ociVersion": "1.0.2",
+        "linux": {"resources": {"pids": {"limit": 77}, "unified": {"memory.high": "max"}}},
+    });
+    std::fs::write(&base, document.to_string())?;
+    std::fs::write(&classes, "Classes:\n  slow:\n  - Weight: 20\n")?;
+    let text = format!("[cri]\nblockio_config = {classes:?}\n[cri.runtimes.rung]\nbase_runtime_spec = {base:?}\n");
+    std::fs::write(&config, text)?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mut config = pods.pod_config("pod");
+    config.annotations.insert("blockio.resources.beta.kubernetes.io/container.disks".to_owned(), "slow".to_owned());
+    config.annotations.insert("rdt.resources.beta.kubernetes.io/container.caches".to_owned(), "../x".to_owned());
+    let pod = pods.run(&config)?;
+    let create = |name: &str, class: Option<&str>| {
+        let own = class.map(|class| ("io.kubernetes.cri.blockio-class".to_owned(), class.to_owned()));
+        let container = v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(spec(&image)),
+            command: ["sleep", "600"].map(str::to_owned).to_vec(),
+            annotations: own.into_iter().collect(),
+            ..Default::default()
+        };
+        v1::CreateContainerRequest {
+            pod_sandbox_id: pod.clone(),
+            config: Some(container),
+            sandbox_config: Some(config.clone()),
+        }
+    };
+    for (name, class, said) in [("other", Some("fast"), "blockio class \"fast\""), ("caches", None, "rdt class")] {
+        let refused = pods.runtime.block_on(pods.pods.create_container(create(name, class)));
+        let error = refused.err().with_context(|| format!("{name}: not refused"))?;
+        ensure!(error.code() == Code::InvalidArgument && error.message().contains(said), "{error}");
+    }
+    let made = pods.runtime.block_on(pods.pods.create_container(create("disks", None)))?;
+    let container = made.into_inner().container_id;
+    let request = v1::UpdateContainerResourcesRequest {
+        container_id: container.clone(),
+        linux: Some(v1::LinuxContainerResources { cpu_shares: 512, ..Default::default() }),
+        ..Default::default()
+    };
+    pods.runtime.block_on(pods.pods.update_container_resources(request))?;
+    let shown = info(&mut pods, &container)?;
+    let limits = &shown["runtimeSpec"]["linux"]["resources"];
+    assert_eq!((&limits["cpu"]["shares"], &limits["blockIO"]["weight"]), (&json!(512), &json!(20)), "{limits}");
+    assert_eq!((&limits["pids"]["limit"], &limits["unified"]["memory.high"]), (&json!(77), &json!("max")), "{limits}");
+    ensure!(limits["devices"].as_array().is_some_and(|rules| rules.len() > 1), "{limits}");
+    // As the interface and containerd's clients have it.
+    assert_eq!(shown["config"]["metadata"], json!({"name": "disks"}));
+    let record = daemon.ctr(&["--namespace", "k8s.io", "containers", "info", &container])?.ok()?.stdout;
+    let record: Value = serde_json::from_str(&record)?;
+    let extension = &record["Extensions"]["io.cri-containerd.container.metadata"];
+    assert_eq!(extension["type_url"], "github.com/containerd/cri/pkg/store/container/Metadata", "{record}");
     pods.remove(&pod)
 }

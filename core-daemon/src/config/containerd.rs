@@ -262,6 +262,8 @@ impl Theirs {
     }
 
     fn pods(&mut self, config: &mut Config) {
+        let classes = self.path(&["plugins", "io.containerd.service.v1.tasks-service", "blockio_config_file"]);
+        set(&mut config.cri.blockio_config, classes);
         for pods in PODS {
             let key = |name| ["plugins", pods, name];
             let cri = &mut config.cri;

@@ -39,6 +39,9 @@ pub struct Cri {
     pub device_ownership_from_security_context: bool,
     /// Containers are never ended for want of memory later than the daemon, whatever the kubelet wants.
     pub restrict_oom_score_adj: bool,
+    /// A file with classes of disk use, which annotations of pods may name; empty: none. Its form is that of containerd's
+    /// `blockio_config_file`.
+    pub blockio_config: PathBuf,
     /// Images that the kubelet is told not to remove.
     pub pinned_images: Vec<String>,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
@@ -170,6 +173,7 @@ impl Default for Cri {
             ignore_image_defined_volumes: false,
             device_ownership_from_security_context: false,
             restrict_oom_score_adj: false,
+            blockio_config: PathBuf::new(),
             pinned_images: Vec::new(),
             max_log_line: 16 << 10,
             exec_drain: 5,

@@ -43,7 +43,7 @@ impl Cri {
             runtime_handlers: self.handlers(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: self.shared.host.maps_ids(),
                 mount_options: false,
             }),
         })

@@ -1,5 +1,7 @@
 //! Changing a container's limits.
 
+use std::collections::HashMap;
+
 use gantry_proto::any;
 use gantry_proto::runtime::v1;
 use oci_spec::runtime::Spec;
@@ -7,6 +9,7 @@ use oci_spec::runtime::Spec;
 use crate::blocking::blocking;
 use crate::cri::{Cri, spec};
 use crate::error::{Doing as _, Error, Result};
+use crate::failpoint;
 
 impl Cri {
     pub(in crate::cri) async fn update_container_resources(
@@ -28,6 +31,7 @@ impl Cri {
             let document = serde_json::to_vec(&told).map_err(encode)?;
             let resources = Some(any::json(any::LINUX_RESOURCES, document));
             container.task()?.update(resources, request.annotations).await.doing(doing)?;
+            failpoint::hit("cri.limited");
         }
         let (cri, changed) = (self.clone(), container.clone());
         let edit = move || {
@@ -37,8 +41,16 @@ impl Cri {
                 let mut spec: Spec = serde_json::from_slice(document).map_err(encode)?;
                 if let Some(linux) = spec.linux_mut() {
                     let mut told = told;
-                    // The rules about devices are no limits.
-                    told.set_devices(linux.resources().as_ref().and_then(|old| old.devices().clone()));
+                    if let Some(old) = linux.resources() {
+                        // What no update speaks of: rules about devices, classes, and what the handler's base says.
+                        let unified = old.unified().iter().chain(told.unified()).flatten();
+                        let unified: HashMap<_, _> = unified.map(|(k, v)| (k.clone(), v.clone())).collect();
+                        told.set_devices(old.devices().clone())
+                            .set_pids(*old.pids())
+                            .set_block_io(old.block_io().clone())
+                            .set_rdma(old.rdma().clone())
+                            .set_unified((!unified.is_empty()).then_some(unified));
+                    }
                     linux.set_resources(Some(told));
                 }
                 stored.spec = Some(any::json(any::SPEC, serde_json::to_vec(&spec).map_err(encode)?));

@@ -186,3 +186,17 @@ fn labelled(label: &str) -> Option<Mount> {
     let options = ["nosuid", "noexec", "mode=755", "size=64k"].map(str::to_owned).to_vec();
     (!label.is_empty()).then(|| mount("/dev", "tmpfs", "tmpfs", options))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pods_process_has_something_labelled_mounted() {
+        assert_eq!(labelled(""), None);
+        let mount = labelled("system_u:object_r:container_file_t:s0:c1,c2").expect("a mount");
+        assert_eq!((mount.destination().as_path(), mount.typ().as_deref()), (std::path::Path::new("/dev"), Some("tmpfs")));
+        // What rung gives a label where the configuration has one: a file system, and no bind mount.
+        assert!(!mount.options().iter().flatten().any(|option| option.contains("bind")));
+    }
+}

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 
 use gantry_proto::runtime::v1;
 
-use super::{Making, invalid};
+use super::Making;
 use crate::config::RuntimeHandler;
-use crate::error::Result;
 
 /// Begin of the names that Kubernetes' runtimes agreed on.
-const PREFIX: &str = "io.kubernetes.cri.";
+pub(super) const PREFIX: &str = "io.kubernetes.cri.";
 
 pub(super) fn make(making: &Making<'_>) -> HashMap<String, String> {
     let container = making.config.metadata.clone().unwrap_or_default();
@@ -61,21 +60,6 @@ fn of_pod(id: &str, pod: &v1::PodSandboxConfig, handler: &RuntimeHandler) -> Has
     annotations
 }
 
-/// Refuses classes of disk and cache use: a container that is to have one must not run without, and none are configured.
-pub(super) fn check_classes(making: &Making<'_>) -> Result<()> {
-    let name = making.config.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default();
-    for kind in ["blockio", "rdt"] {
-        let pod = format!("{kind}.resources.beta.kubernetes.io");
-        let own = making.config.annotations.get(&format!("{PREFIX}{kind}-class"));
-        let given = |key: &str| making.pod.annotations.get(&format!("{pod}/{key}"));
-        let class = own.or_else(|| given(&format!("container.{name}"))).or_else(|| given("pod"));
-        if let Some(class) = class.filter(|class| !class.is_empty()) {
-            return Err(invalid("annotations", format!("{kind} class {class:?}: this runtime has no such classes")));
-        }
-    }
-    Ok(())
-}
-
 /// The annotations that one of the patterns names.
 fn passed(patterns: &[String], annotations: &std::collections::BTreeMap<String, String>) -> HashMap<String, String> {
     let wanted = |name: &String| patterns.iter().any(|pattern| fits(pattern.as_bytes(), name.as_bytes()));
@@ -83,7 +67,7 @@ fn passed(patterns: &[String], annotations: &std::collections::BTreeMap<String, 
 }
 
 /// `*` stands for any text without `/`, `?` for one character that is none.
-fn fits(pattern: &[u8], text: &[u8]) -> bool {
+pub(super) fn fits(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) if fits(rest, text) => true,

@@ -5,6 +5,7 @@
 mod annotations;
 mod base;
 mod cdi;
+mod classes;
 mod devices;
 mod mounts;
 mod namespaces;
@@ -108,7 +109,6 @@ impl Making<'_> {
 /// # Errors
 /// `InvalidArgument` naming the field that is wrong.
 pub(super) fn make(making: &Making<'_>) -> Result<Made> {
-    annotations::check_classes(making)?;
     let context = making.context();
     let (process, user) = process::make(making, &context)?;
     let bounding = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone()).unwrap_or_default();
@@ -141,6 +141,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
     if !making.handler.base_runtime_spec.as_os_str().is_empty() {
         base::add(base::read(&making.handler.base_runtime_spec)?, &mut spec);
     }
+    classes::apply(making, &mut spec)?;
     cdi::apply(making, &mut spec)?;
     Ok(Made { spec, user })
 }

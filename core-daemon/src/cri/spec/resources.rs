@@ -117,9 +117,7 @@ fn counts_swap() -> bool {
 
 /// Limits of huge pages. The kubelet sends one of 0 for every size, also where the kernel cannot count them.
 fn hugepages(wanted: &v1::LinuxContainerResources) -> Vec<LinuxHugepageLimit> {
-    let countable = Path::new("/sys/fs/cgroup/hugetlb/cgroup.procs").exists()
-        || std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
-            .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "hugetlb"));
+    let countable = counts_huge_pages(Path::new("/sys/fs/cgroup"));
     let wanted = wanted.hugepage_limits.iter().filter(|limit| countable || limit.limit > 0);
     wanted
         .map(|wanted| {
@@ -128,6 +126,14 @@ fn hugepages(wanted: &v1::LinuxContainerResources) -> Vec<LinuxHugepageLimit> {
             limit
         })
         .collect()
+}
+
+/// Whether the kernel can count huge pages of those whose cgroups are mounted there.
+fn counts_huge_pages(cgroups: &Path) -> bool {
+    // A directory alone is none of a controller's: tools make one for each that a kernel could have.
+    cgroups.join("hugetlb/cgroup.procs").exists()
+        || std::fs::read_to_string(cgroups.join("cgroup.controllers"))
+            .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "hugetlb"))
 }
 
 /// What is kept of a container's limits after an update, and what the runtime is told: what the update does not say stays.
@@ -177,6 +183,21 @@ mod tests {
             "kubepods-pod1.slice:cri-containerd:c"
         );
         assert_eq!(shown(CgroupDriver::Systemd, ""), "system.slice:cri-containerd:c");
+    }
+
+    #[test]
+    fn an_empty_directory_counts_no_huge_pages() {
+        let root = tempfile::tempdir().expect("directory");
+        assert!(!counts_huge_pages(root.path()));
+        std::fs::create_dir(root.path().join("hugetlb")).expect("make");
+        assert!(!counts_huge_pages(root.path()), "nothing is mounted on it");
+        std::fs::write(root.path().join("hugetlb/cgroup.procs"), "").expect("write");
+        assert!(counts_huge_pages(root.path()));
+        let unified = tempfile::tempdir().expect("directory");
+        for (controllers, counts) in [("cpu memory", false), ("cpu hugetlb", true)] {
+            std::fs::write(unified.path().join("cgroup.controllers"), controllers).expect("write");
+            assert_eq!(counts_huge_pages(unified.path()), counts, "{controllers}");
+        }
     }
 
     #[test]
