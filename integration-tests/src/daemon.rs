@@ -37,7 +37,12 @@ impl Env {
 
     /// Starts a `gantryd` that dies at a failpoint, as if by SIGKILL. Debug builds have them.
     pub fn daemon_dying_at(&self, failpoint: &str) -> Result<Daemon<'_>> {
-        self.daemon_from(&[], &[("GANTRYD_FAILPOINT", failpoint)])
+        self.daemon_dying_with(failpoint, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn daemon_dying_with(&self, failpoint: &str, args: &[&str]) -> Result<Daemon<'_>> {
+        self.daemon_from(args, &[("GANTRYD_FAILPOINT", failpoint)])
     }
 
     fn daemon_from(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {

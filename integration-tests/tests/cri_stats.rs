@@ -7,12 +7,14 @@ use std::net::TcpListener;
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
 use integration_tests::{Env, Result, Stack, Test, http, tests, wait};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
 
 pub(crate) const TESTS: &[Test] = tests![
     counters_of_a_container_grow [Root, Overlay, EveryHost],
     metrics_have_the_labels_of_their_descriptions [Root, Overlay],
     events_come_in_order [Root, Overlay],
-    calls_are_counted_and_traced [Root],
+    every_call_of_a_kubelet_is_counted_and_traced [Root],
     a_collector_that_hangs_holds_up_no_stop [Root],
 ];
 
@@ -120,7 +122,35 @@ fn events_come_in_order(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn calls_are_counted_and_traced(env: &Env) -> Result<()> {
+/// The interface, as `Service/Method` and whether the answer is a stream.
+fn interface() -> Vec<(String, bool)> {
+    let mut service = "";
+    let mut all = Vec::new();
+    for line in include_str!("../../proto/protos/runtime/v1.proto").lines() {
+        if let Some(name) = line.strip_prefix("service ") {
+            service = name.trim_end_matches([' ', '{']);
+        } else if let Some(rest) = line.trim_start().strip_prefix("rpc ") {
+            let method = rest.split('(').next().unwrap_or_default();
+            all.push((format!("{service}/{method}"), rest.contains("returns (stream ")));
+        }
+    }
+    all
+}
+
+/// Makes a call with an empty request. Whether it succeeds does not matter.
+async fn call(channel: Channel, name: &str, streams: bool) -> Result<()> {
+    let path: PathAndQuery = format!("/runtime.v1.{name}").parse()?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await?;
+    let (codec, request) = (tonic_prost::ProstCodec::<(), ()>::default(), tonic::Request::new(()));
+    match streams {
+        true => drop(client.server_streaming(request, path, codec).await),
+        false => drop(client.unary(request, path, codec).await),
+    }
+    Ok(())
+}
+
+fn every_call_of_a_kubelet_is_counted_and_traced(env: &Env) -> Result<()> {
     let free = || TcpListener::bind("127.0.0.1:0");
     let metrics = free()?.local_addr()?;
     let collector = free()?;
@@ -130,17 +160,33 @@ fn calls_are_counted_and_traced(env: &Env) -> Result<()> {
         &file,
         format!("[metrics]\naddress = \"{metrics}\"\n[tracing]\nendpoint = \"http://{endpoint}\"\n"),
     )?;
-    let collected = std::thread::spawn(move || collect(&collector, "RuntimeService/Version"));
+    let methods = interface();
+    assert!(methods.len() > 40, "{methods:?}");
+    let names: Vec<String> = methods.iter().map(|(name, _)| format!("runtime.v1.{name}")).collect();
+    let collected = std::thread::spawn(move || collect(&collector, &names));
     let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
-    let mut pods = Pods::connect(env, &daemon)?;
-    pods.runtime.block_on(pods.pods.version(v1::VersionRequest::default()))?;
-    let line = "grpc_server_handled_total{grpc_service=\"runtime.v1.RuntimeService\",grpc_method=\"Version\",grpc_code=\"Ok\"} 1";
-    wait::until("the call is counted", || {
+    let runtime = integration_tests::daemon::runtime()?;
+    runtime.block_on(async {
+        let channel = daemon.channel().await?;
+        for (name, streams) in &methods {
+            call(channel.clone(), name, *streams).await?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    wait::until("the calls are counted", || {
         let answer = http::request(metrics, "GET", "/v1/metrics", &[], &[]).ok()?.expect(200).ok()?;
-        String::from_utf8_lossy(&answer.body).lines().any(|found| found == line).then_some(())
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let counted = |name: &str| {
+            let (service, method) = name.split_once('/').unwrap_or_default();
+            let labels = format!("{{grpc_service=\"runtime.v1.{service}\",grpc_method=\"{method}\",grpc_code=\"");
+            let line = format!("grpc_server_handled_total{labels}");
+            text.lines().any(|found| found.starts_with(&line) && found.ends_with(" 1"))
+        };
+        // What answers that it is not implemented could be anything that a client makes up.
+        methods.iter().all(|(name, _)| counted(name) || name.ends_with("/RestorePod")).then_some(())
     })?;
     http::request(metrics, "GET", "/secrets", &[], &[])?.expect(404)?;
-    drop(pods);
+    drop(runtime);
     daemon.stop()?;
     let spans = collected.join().expect("collector")?;
     assert!(spans.starts_with("POST /v1/traces "), "{spans}");
@@ -148,25 +194,24 @@ fn calls_are_counted_and_traced(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// Takes what is sent to a collector, answering each request, up to the one that has the text in it, and gives that.
-fn collect(collector: &TcpListener, wanted: &str) -> Result<String> {
+/// Takes what is sent to a collector, answering each request, until spans of all these names have come, and gives all of it.
+fn collect(collector: &TcpListener, wanted: &[String]) -> Result<String> {
     let (stream, _) = collector.accept()?;
     stream.set_read_timeout(Some(wait::seconds(20)))?;
-    let mut stream = BufReader::new(stream);
-    loop {
+    let (mut stream, mut all) = (BufReader::new(stream), String::new());
+    while let Some(missing) = wanted.iter().find(|name| !all.contains(&format!("\"name\":\"{name}\""))) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(stream.read_line(&mut head)? > 0, "{wanted} was not sent: {head}");
+            assert!(stream.read_line(&mut head)? > 0, "{missing} was not sent: {head}");
         }
         let length = head.to_lowercase().lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
         let mut body = vec![0; length.expect("a request with its length")];
         stream.read_exact(&mut body)?;
         stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
-        let body = String::from_utf8(body)?;
-        if body.contains(wanted) {
-            return Ok(head + &body);
-        }
+        all.push_str(&head);
+        all.push_str(&String::from_utf8(body)?);
     }
+    Ok(all)
 }
 
 fn a_collector_that_hangs_holds_up_no_stop(env: &Env) -> Result<()> {

@@ -37,7 +37,8 @@ while [ $n -gt 0 ]; do
     case $word in
     --image-path) images=$1; shift; n=$((n - 1)); continue ;;
     --work-path) shift; n=$((n - 1)); continue ;;
-    --detach | --leave-running) continue ;;
+    --leave-running) continue ;;
+    --detach) [ "$verb" != restore ] || continue ;;
     --root) root=$1 ;;
     checkpoint) verb=checkpoint ;;
     restore) verb=restore; word=create ;;

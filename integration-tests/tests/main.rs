@@ -17,6 +17,7 @@ mod cri_hosts;
 mod cri_images;
 mod cri_networks;
 mod cri_pods;
+mod cri_restarts;
 mod cri_settings;
 mod cri_stats;
 mod cri_streaming;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         cri_images::TESTS,
         cri_networks::TESTS,
         cri_pods::TESTS,
+        cri_restarts::TESTS,
         cri_settings::TESTS,
         cri_stats::TESTS,
         cri_streaming::TESTS,

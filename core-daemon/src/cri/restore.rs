@@ -73,7 +73,7 @@ impl Cri {
         match restored {
             Some(Restored::Alive(task)) if record.end.is_none() => match started(&task).await {
                 Some(started_at) => {
-                    self.end_checkpoints(&task).await;
+                    self.forget_checkpoints(&task);
                     container.set_run(Run::Going { task: task.clone(), started_at });
                     self.supervise(container, task, started_at);
                 }

@@ -13,6 +13,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::cri::store::now;
 use crate::cri::{Container, Cri};
 use crate::diff::{self, Changes};
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::failpoint;
 use crate::image::layers::write_changes_of;
 use crate::tasks::Task;
 
@@ -38,6 +40,8 @@ use crate::tasks::Task;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// What the changes of files are compared with is held for no longer than this.
 const LEASE_HOURS: i64 = 1;
+/// Begin of the name of a directory in which a checkpoint is made.
+const PREFIX: &str = "checkpoint-";
 /// Entries of the archive that a restore looks at.
 pub(super) const IMAGES: &str = "checkpoint";
 pub(super) const CHANGES: &str = "rootfs-diff.tar";
@@ -78,11 +82,14 @@ impl Cri {
         task: &Arc<Task>,
         target: &Path,
     ) -> Result<NamedTempFile> {
+        // One after the other: each would thaw what the other has frozen.
+        let _turn = container.checkpoints.lock().await;
         // On the disk: it is as large as the container's memory.
-        let dir = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(task.bundle().work());
+        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(task.bundle().work());
         let dir = dir.doing(|| "make a directory")?;
         // Memory and files are to be of the same moment.
         let held = task.hold().await?;
+        failpoint::hit("cri.frozen");
         let made = self.collect(container, task, &dir).await;
         if held {
             task.release().await?;
@@ -90,6 +97,16 @@ impl Cri {
         made?;
         let target = target.to_owned();
         blocking(move || archive(&dir, &target)).await
+    }
+
+    /// Removes what a daemon left that was ended while it made a checkpoint: a copy of the container's memory.
+    pub(in crate::cri) fn forget_checkpoints(&self, task: &Task) {
+        let entries = std::fs::read_dir(task.bundle().work()).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())) {
+            if let Err(error) = rung_sys::beneath::remove(&entry.path()) {
+                tracing::warn!(id = %task.id(), %error, "remove a checkpoint that was cut short");
+            }
+        }
     }
 
     async fn collect(&self, container: &Arc<Container>, task: &Arc<Task>, dir: &TempDir) -> Result<()> {

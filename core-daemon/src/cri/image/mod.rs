@@ -20,6 +20,7 @@ use super::Cri;
 use super::runtime::{Answers, stream};
 use crate::blocking::blocking;
 use crate::error::{Doing, Error, Kind, Result};
+use crate::failpoint;
 use crate::image::{Access, PullOptions, Quiet, Resolved, walk};
 use crate::labels::Labels;
 
@@ -170,6 +171,7 @@ impl Cri {
         let options = PullOptions { access, labels: managed(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
         let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
+        failpoint::hit("cri.pulled");
         let cri = self.clone();
         let id = blocking(move || {
             let (images, context) = (&cri.parts().images, cri.context());
@@ -204,6 +206,7 @@ impl Cri {
                     Err(error) if error.kind() == Kind::NotFound => {}
                     deleted => deleted.doing(|| format!("remove image {wanted}"))?,
                 }
+                failpoint::hit("cri.image.removing");
             }
             cri.parts().gc.changed();
             Ok(())

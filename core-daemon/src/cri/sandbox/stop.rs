@@ -62,9 +62,11 @@ impl Cri {
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.shared.cni.disconnect(sandbox.id().as_str()).await?;
         }
+        failpoint::hit("cri.disconnected");
         let places = self.places(sandbox.id().as_str());
         let (cri, id, handler) = (self.clone(), sandbox.id().to_string(), record.runtime_handler.clone());
         blocking(move || places.unmake().and_then(|()| cri.release_images(&id, &handler))).await?;
+        failpoint::hit("cri.unmade");
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.edit_sandbox(sandbox, |record| {
                 if let Some(network) = &mut record.network {

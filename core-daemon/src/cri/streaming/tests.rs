@@ -176,6 +176,65 @@ async fn websockets_forward_ports_and_say_which() {
     assert!(String::from_utf8_lossy(&refused).contains("forward port 1"), "{refused:?}");
 }
 
+/// A server that answers once its client has said everything.
+async fn counting() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let port = listener.local_addr().expect("address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.expect("to the end");
+            stream.write_all(format!("heard {}", all.len()).as_bytes()).await.expect("write");
+        }
+    });
+    port
+}
+
+fn has(all: &[u8], text: &str) -> bool {
+    all.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+fn forwarding() -> PortForwardRequest {
+    PortForwardRequest { pod_sandbox_id: "s".into(), port: Vec::new() }
+}
+
+#[tokio::test]
+async fn half_an_end_of_a_forwarded_port_is_passed_on() {
+    let (streaming, port) = (server().await, counting().await);
+    for request in [Some("0"), None] {
+        let (mut stream, path) = connect(&streaming.port_forward_url(forwarding()).expect("url")).await;
+        let upgrade = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\
+             x-stream-protocol-version: portforward.k8s.io\r\n\r\n"
+        );
+        stream.write_all(upgrade.as_bytes()).await.expect("write");
+        stream.write_all(&super::spdy::tests::forwarding(port, request)).await.expect("write");
+        let mut all = Vec::new();
+        let heard = async {
+            while !has(&all, "heard 5") {
+                assert!(stream.read_buf(&mut all).await.expect("read") > 0, "{}", String::from_utf8_lossy(&all));
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), heard).await.expect("in time");
+        assert!(has(&all, "HTTP/1.1 101"), "{}", String::from_utf8_lossy(&all));
+    }
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_through_a_tunnel() {
+    let port = counting().await;
+    let url = server().await.port_forward_url(forwarding()).expect("url");
+    let mut socket = websocket(&url, "SPDY/3.1+portforward.k8s.io").await.expect("upgrade");
+    // Messages end anywhere.
+    for piece in super::spdy::tests::forwarding(port, Some("7")).chunks(11) {
+        socket.send(Message::Binary(piece.to_vec().into())).await.expect("send");
+    }
+    let mut all = Vec::new();
+    while !has(&all, "heard 5") {
+        all.extend_from_slice(&socket.next().await.expect("more").expect("message").into_data());
+    }
+}
+
 /// As [`channels`], until so much has come on the first one and the fourth has an error.
 async fn channels_until(socket: &mut WebSocketStream<TcpStream>, length: usize) -> [Vec<u8>; 5] {
     let mut all: [Vec<u8>; 5] = Default::default();

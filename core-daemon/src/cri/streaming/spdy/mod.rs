@@ -9,4 +9,4 @@ mod window;
 pub(super) use connection::{Connection, Stream};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -61,6 +61,20 @@ impl Client {
     }
 }
 
+/// What a client sends that forwards a port, says hello to it, and has no more to say; clients of old do not number their
+/// requests.
+pub(in crate::cri::streaming) fn forwarding(port: u16, request: Option<&str>) -> Vec<u8> {
+    let (mut deflater, mut out) = (Deflater::new(), BytesMut::new());
+    for (stream, kind) in [(1, "error"), (3, "data")] {
+        let headers = [("streamtype", kind), ("port", &port.to_string())].into_iter();
+        let headers = headers.chain(request.map(|id| ("requestid", id)));
+        let headers = Headers(headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
+        Send::SynStream { stream, headers }.encode(&mut deflater, &mut out);
+    }
+    Send::Data { stream: 3, is_last: true, bytes: Bytes::from_static(b"hello") }.encode(&mut deflater, &mut out);
+    out.to_vec()
+}
+
 const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
