@@ -209,7 +209,8 @@ fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()>
     options.userns_options = Some(users);
     let options = options.clone();
     let pod = pods.run(&config)?;
-    let text = "cat /proc/self/uid_map; readlink /proc/self/ns/net; test -d /sys/class/net/lo && ! touch /sys/x && touch /new";
+    let text =
+        "cat /proc/self/uid_map; readlink /proc/self/ns/net; test -d /sys/class/net/lo && ! touch /sys/x && touch /new";
     let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
         let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
         container.linux.get_or_insert_default().security_context = Some(context);

@@ -178,7 +178,8 @@ impl Kubelet<'_> {
         let mut config = self.pods.pod_config("pod");
         config.linux.get_or_insert_default().security_context = None;
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-        let made = self.call("RunPodSandbox", request, async |mut pods, request| pods.run_pod_sandbox(request).await)?;
+        let made =
+            self.call("RunPodSandbox", request, async |mut pods, request| pods.run_pod_sandbox(request).await)?;
         let pod = made.pod_sandbox_id;
         ensure!(self.listed()? == [(pod.clone(), true)], "{:?}", self.listed()?);
         let container = self.run_container(&pod, &config)?;
@@ -231,7 +232,8 @@ impl Kubelet<'_> {
             linux: Some(limits),
             ..Default::default()
         };
-        let update = async |mut pods: RuntimeServiceClient<Channel>, request| pods.update_container_resources(request).await;
+        let update =
+            async |mut pods: RuntimeServiceClient<Channel>, request| pods.update_container_resources(request).await;
         self.call("UpdateContainerResources", request, update)?;
         let cmd = ["sh", "-c", "sleep 0.2; echo said"].map(str::to_owned).to_vec();
         let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 60 };
@@ -245,7 +247,8 @@ impl Kubelet<'_> {
         })?;
         let location = self.machine.env.path("archive.tar").to_string_lossy().into_owned();
         let request = v1::CheckpointContainerRequest { container_id: id.to_owned(), location, timeout: 0 };
-        let checkpoint = async |mut pods: RuntimeServiceClient<Channel>, request| pods.checkpoint_container(request).await;
+        let checkpoint =
+            async |mut pods: RuntimeServiceClient<Channel>, request| pods.checkpoint_container(request).await;
         self.call("CheckpointContainer", request, checkpoint)?;
         Ok(())
     }

@@ -52,7 +52,7 @@ impl Cri {
         };
         stream::iter(work).for_each_concurrent(AT_ONCE, settle).await;
         // Before anybody can ask for a pod: one that is being made looks like one that was never whole.
-        match tokio::time::timeout(PATIENCE, self.sweep()).await {
+        match tokio::time::timeout(2 * PATIENCE, self.sweep()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "remove what pods left behind that are gone"),
             Err(_) => tracing::warn!("what pods left behind that are gone is not removed yet"),
@@ -105,6 +105,22 @@ impl Cri {
     /// Removes what belongs to no pod or container: the daemon was ended while it made or removed them.
     async fn sweep(&self) -> Result<()> {
         let cri = self.clone();
+        // The directory comes before everything else of a pod, and only this daemon's pods are in it: namespaces lie where
+        // other daemons have theirs.
+        let unknown = move || {
+            let mut ids = names(&cri.pods_dir())?;
+            ids.retain(|id| cri.store().lacks_sandbox(id));
+            Ok(ids)
+        };
+        let take_down = |id: String| async move {
+            tracing::info!(id, "pod that was never whole; removing it");
+            match tokio::time::timeout(PATIENCE, self.take_down(&id)).await {
+                Ok(removed) => warn_left(removed, &id),
+                Err(_) => tracing::warn!(id, "what is left of a pod is not removed yet"),
+            }
+        };
+        stream::iter(blocking(unknown).await?).for_each_concurrent(AT_ONCE, take_down).await;
+        let cri = self.clone();
         let swept = blocking(move || cri.sweep_now()).await;
         let connected = |id: &str| match self.store().sandbox(id) {
             Ok(pod) => {
@@ -120,14 +136,6 @@ impl Cri {
     fn sweep_now(&self) -> Result<()> {
         // What somebody wrote down is somebody's, be it that it cannot be read now.
         let (gone, lost) = (|id: &str| self.store().lacks_sandbox(id), |id: &str| self.store().lacks_container(id));
-        // The directory comes before everything else of a pod, and only this daemon's pods are in it: namespaces lie where
-        // other daemons have theirs.
-        for id in names(&self.pods_dir())?.iter().filter(|id| gone(id)) {
-            tracing::info!(id, "pod that was never whole; removing it");
-            let places = self.places(id);
-            let removed = places.unmake().and_then(|()| places.remove());
-            warn_left(removed, id);
-        }
         for id in names(&self.containers_dir())?.iter().filter(|id| lost(id)) {
             warn_left(self.remove_container_dir(id), id);
         }

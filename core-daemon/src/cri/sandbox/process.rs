@@ -195,7 +195,10 @@ mod tests {
     fn the_pods_process_has_something_labelled_mounted() {
         assert_eq!(labelled(""), None);
         let mount = labelled("system_u:object_r:container_file_t:s0:c1,c2").expect("a mount");
-        assert_eq!((mount.destination().as_path(), mount.typ().as_deref()), (std::path::Path::new("/dev"), Some("tmpfs")));
+        assert_eq!(
+            (mount.destination().as_path(), mount.typ().as_deref()),
+            (std::path::Path::new("/dev"), Some("tmpfs"))
+        );
         // What rung gives a label where the configuration has one: a file system, and no bind mount.
         assert!(!mount.options().iter().flatten().any(|option| option.contains("bind")));
     }

@@ -155,6 +155,15 @@ impl Cri {
         })
     }
 
+    /// Takes down all there is of a pod that has no record. May be repeated.
+    pub(in crate::cri) async fn take_down(&self, id: &str) -> Result<()> {
+        self.end_pod(id).await?;
+        // Plugins find what they made by the namespace, which goes last therefore.
+        self.shared.cni.disconnect(id).await?;
+        let places = self.places(id);
+        blocking(move || places.unmake().and_then(|()| places.remove())).await
+    }
+
     /// Keeps what is left of a pod as one that is not ready, so that the kubelet stops it until nothing is left.
     async fn keep_broken(&self, id: &str, record: SandboxRecord) {
         let config = record.config.clone().unwrap_or_default();

@@ -132,8 +132,12 @@ impl Share {
         });
         let weight = weight.transpose()?;
         let Some(patterns) = &share.devices else {
-            let limits =
-                [&share.throttle_read_bps, &share.throttle_write_bps, &share.throttle_read_iops, &share.throttle_write_iops];
+            let limits = [
+                &share.throttle_read_bps,
+                &share.throttle_write_bps,
+                &share.throttle_read_iops,
+                &share.throttle_write_iops,
+            ];
             if limits.iter().any(|limit| limit.is_some()) {
                 return Err(Error::invalid("limits without Devices"));
             }

@@ -208,7 +208,7 @@ async fn half_an_end_of_a_forwarded_port_is_passed_on() {
              x-stream-protocol-version: portforward.k8s.io\r\n\r\n"
         );
         stream.write_all(upgrade.as_bytes()).await.expect("write");
-        stream.write_all(&super::spdy::tests::forwarding(port, request)).await.expect("write");
+        stream.write_all(&spdy::tests::forwarding(port, request)).await.expect("write");
         let mut all = Vec::new();
         let heard = async {
             while !has(&all, "heard 5") {
@@ -226,7 +226,7 @@ async fn ports_are_forwarded_through_a_tunnel() {
     let url = server().await.port_forward_url(forwarding()).expect("url");
     let mut socket = websocket(&url, "SPDY/3.1+portforward.k8s.io").await.expect("upgrade");
     // Messages end anywhere.
-    for piece in super::spdy::tests::forwarding(port, Some("7")).chunks(11) {
+    for piece in spdy::tests::forwarding(port, Some("7")).chunks(11) {
         socket.send(Message::Binary(piece.to_vec().into())).await.expect("send");
     }
     let mut all = Vec::new();

@@ -150,8 +150,7 @@ impl Cni {
     pub async fn collect(&self, valid: impl Fn(&str) -> bool) -> Result<()> {
         let cache = self.cache.clone();
         let entries = blocking(move || cache.all()).await?;
-        let (kept, stale): (Vec<Entry>, Vec<Entry>) =
-            entries.into_iter().partition(|entry| valid(&entry.container_id));
+        let (kept, stale): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| valid(&entry.container_id));
         let mut errors = Vec::new();
         for entry in &stale {
             tracing::info!(

@@ -64,9 +64,9 @@ impl Client {
 /// What a client sends that forwards a port, says hello to it, and has no more to say; clients of old do not number their
 /// requests.
 pub(in crate::cri::streaming) fn forwarding(port: u16, request: Option<&str>) -> Vec<u8> {
-    let (mut deflater, mut out) = (Deflater::new(), BytesMut::new());
+    let (mut deflater, mut out, port) = (Deflater::new(), BytesMut::new(), port.to_string());
     for (stream, kind) in [(1, "error"), (3, "data")] {
-        let headers = [("streamtype", kind), ("port", &port.to_string())].into_iter();
+        let headers = [("streamtype", kind), ("port", port.as_str())].into_iter();
         let headers = headers.chain(request.map(|id| ("requestid", id)));
         let headers = Headers(headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
         Send::SynStream { stream, headers }.encode(&mut deflater, &mut out);
