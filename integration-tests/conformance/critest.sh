@@ -49,6 +49,7 @@ cgroup_driver = "$driver"
 [cri.cni]
 conf_dir = "$work/net.d"
 bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+timeout = $((60 * ${PATIENCE:-1}))
 TOML
 else
     daemon=$CONTAINERD/containerd

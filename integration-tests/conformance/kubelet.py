@@ -244,6 +244,7 @@ cgroup_driver = "{driver}"
 conf_dir = "{path('net.d')}"
 bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 netns_dir = "{path('netns')}"
+timeout = {60 * PATIENCE}
 """)
     write("kubelet.json", {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",

@@ -103,7 +103,7 @@ pods_machine() {
     [[ -z ${CONTAINERD:-} ]] || cp -r "$CONTAINERD" "$work/disk/containerd"
     cp "$checkout" "$work/disk/$1"
     [[ $# -eq 1 ]] || printf '%s\n' "${@:2}" >"$work/disk/focus"
-    in_machine guest-pods.sh "" iptables python3
+    in_machine guest-pods.sh "" iptables python3 sudo
 }
 
 programs() {
