@@ -19,9 +19,14 @@ for module in dummy loop overlay; do modprobe "$module"; done
 for mode in "${modes[@]}"; do
     for file in "${files[@]}"; do
         # What was reached before the machine's time is over is told.
-        export FILE_SECONDS=$((seconds - ${SECONDS} - 20))
+        export FILE_SECONDS=$((seconds - ${SECONDS} - 60))
         [[ $FILE_SECONDS -gt 0 ]] || { echo "$mode $file: not begun"; continue; }
+        (
+            until log=$(ls -t /tmp/tmp.*/"${file%:*}.log" 2>/dev/null | head -n 1) && [[ -n $log ]]; do sleep 1; done
+            tail -n +1 -f "$log" | tr -d '\r' | grep --line-buffered '^\(not \)\?ok'
+        ) &
         echo "$mode $(/gantry/run.sh "$mode" /gantry/checkout "$file" 2>&1 | head -n 1), ${SECONDS} s"
+        kill $! 2>/dev/null
         { echo "== $mode ${file%:*}"; cat "$RESULTS/${file%:*}"; } >/dev/virtio-ports/gantry.results
     done
 done

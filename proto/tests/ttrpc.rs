@@ -1,4 +1,4 @@
-//! Calls, streams and faults over a real socket.
+//! Calls and faults over a real socket.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use gantry_proto::namespace::Namespace;
 use gantry_proto::status::{Code, Status};
 use gantry_proto::ttrpc::server::{decode, unknown};
-use gantry_proto::ttrpc::{Client, Context, KeyValue, Service, Stream, serve_connection};
+use gantry_proto::ttrpc::{Client, Context, KeyValue, Service, serve_connection};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -27,29 +27,6 @@ impl Service for Echo {
             }
             "large" => Ok(KeyValue { key: "x".repeat(5 << 20), value: String::new() }.encode_to_vec()),
             "fail" => Err(Status::not_found("no such thing")),
-            _ => Err(unknown(service, method)),
-        }
-    }
-
-    async fn stream(
-        &self,
-        service: &str,
-        method: &str,
-        first: &[u8],
-        mut stream: Stream,
-        _context: &Context,
-    ) -> Result<(), Status> {
-        let first: KeyValue = decode(first)?;
-        match method {
-            "double" => {
-                stream.send(&first).await?;
-                while let Some(mut pair) = stream.receive::<KeyValue>().await? {
-                    pair.value = pair.value.repeat(2);
-                    stream.send(&pair).await?;
-                }
-                Ok(())
-            }
-            "refuse" => Err(Status::invalid("not like this")),
             _ => Err(unknown(service, method)),
         }
     }
@@ -132,22 +109,6 @@ async fn callers_learn_that_the_connection_closed() {
 }
 
 #[tokio::test]
-async fn streams() {
-    let client = connect();
-    let mut stream = client.stream("test", "double", Some(&pair("first")), &Context::new()).await.expect("open");
-    assert_eq!(stream.receive().await, Ok(Some(pair("first"))));
-    for number in 0..200 {
-        stream.send(&pair(&number.to_string())).await.expect("send");
-        assert_eq!(stream.receive().await, Ok(Some(pair(&format!("{number}{number}")))));
-    }
-    stream.close_send().await.expect("close");
-    assert_eq!(stream.receive::<KeyValue>().await, Ok(None));
-    assert_eq!(stream.send(&pair("")).await.expect_err("closed").code, Code::FailedPrecondition);
-    let mut refused = client.stream("test", "refuse", Some(&pair("")), &Context::new()).await.expect("open");
-    assert_eq!(refused.receive::<KeyValue>().await, Err(Status::invalid("not like this")));
-}
-
-#[tokio::test]
 async fn the_server_insists_on_the_protocol() {
     let (mut raw, theirs) = UnixStream::pair().expect("socket pair");
     tokio::spawn(serve_connection(theirs, Arc::new(Echo)));
@@ -167,4 +128,22 @@ async fn the_server_insists_on_the_protocol() {
     assert_eq!(streams, [2, 7]);
     let client = Client::new(raw);
     call(&client, "echo", "", &Context::new()).await.expect("the connection lives on");
+}
+
+#[tokio::test]
+async fn streaming_calls_are_refused() {
+    let (mut raw, theirs) = UnixStream::pair().expect("socket pair");
+    tokio::spawn(serve_connection(theirs, Arc::new(Echo)));
+    // A request that opens a stream, its last word, and a call of one answer.
+    raw.write_all(&[0, 0, 0, 0, 0, 0, 0, 1, 1, 2]).await.expect("write");
+    raw.write_all(&[0, 0, 0, 0, 0, 0, 0, 1, 3, 5]).await.expect("write");
+    raw.write_all(&[0, 0, 0, 0, 0, 0, 0, 3, 1, 0]).await.expect("write");
+    for stream in [1, 3] {
+        let mut header = [0; 10];
+        raw.read_exact(&mut header).await.expect("header");
+        assert_eq!(header[7..9], [stream, 2], "a response to each");
+        let mut body = vec![0; usize::from(header[3])];
+        raw.read_exact(&mut body).await.expect("body");
+        assert!(String::from_utf8_lossy(&body).contains("no method"), "{body:?}");
+    }
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use prost::Message;
 use tokio::io::AsyncWriteExt;
@@ -15,18 +14,17 @@ use tokio::task::JoinHandle;
 
 use crate::status::{Code, Status};
 use crate::ttrpc::frame::{self, Header, Incoming};
-use crate::ttrpc::stream::{Item, Stream, WINDOW};
 use crate::ttrpc::{Context, Response};
 
 /// Frames queued for the socket before callers wait.
 const QUEUE: usize = 64;
-/// How long a stream's reader may leave its window full before the stream is given up; the protocol has no flow control,
-/// and waiting longer would stop every other call of the connection.
-const STALLED: Duration = Duration::from_secs(1);
+
+/// How a call ended.
+pub(super) type Item = Result<Vec<u8>, Status>;
 
 /// A connection to a ttrpc server; clones share it. Calls run at the same time.
 ///
-/// The connection closes when the last clone and the last stream's sender are gone.
+/// The connection closes when the last clone is gone.
 #[derive(Debug, Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -44,14 +42,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Calls {
     last: u32,
-    waiting: HashMap<u32, Waiting>,
+    waiting: HashMap<u32, oneshot::Sender<Item>>,
     closed: bool,
-}
-
-#[derive(Debug)]
-enum Waiting {
-    Unary(oneshot::Sender<Item>),
-    Stream(mpsc::Sender<Item>),
 }
 
 impl Drop for Shared {
@@ -112,7 +104,7 @@ impl Client {
         let request = context.request(service, method, payload);
         let (sender, answer) = oneshot::channel();
         let work = async {
-            let (stream, _) = self.send_request(0, &request, Waiting::Unary(sender)).await?;
+            let stream = self.send_request(&request, sender).await?;
             let _forget = Forget { calls: &self.shared.calls, stream };
             answer.await.unwrap_or_else(|_| Err(closed()))
         };
@@ -123,23 +115,6 @@ impl Client {
                 Err(Status::new(Code::DeadlineExceeded, text))
             }),
         }
-    }
-
-    /// Opens a streaming call. `first` is the message that travels with the request, where the method takes one.
-    ///
-    /// # Errors
-    /// `Unavailable` where the connection is gone.
-    pub async fn stream<Req: Message>(
-        &self,
-        service: &str,
-        method: &str,
-        first: Option<&Req>,
-        context: &Context,
-    ) -> Result<Stream, Status> {
-        let request = context.request(service, method, first.map(Message::encode_to_vec).unwrap_or_default());
-        let (sender, receiver) = mpsc::channel(WINDOW);
-        let (stream, writer) = self.send_request(frame::REMOTE_OPEN, &request, Waiting::Stream(sender)).await?;
-        Ok(Stream::new(stream, writer, receiver))
     }
 
     /// Returns when the connection is closed, by either end.
@@ -158,21 +133,20 @@ impl Client {
     /// insist that numbers ascend on the wire.
     async fn send_request(
         &self,
-        flags: u8,
         request: &crate::ttrpc::Request,
-        waiting: Waiting,
-    ) -> Result<(u32, mpsc::Sender<Vec<u8>>), Status> {
+        waiting: oneshot::Sender<Item>,
+    ) -> Result<u32, Status> {
         let permit = self.writer.reserve().await.map_err(|_| closed())?;
         let mut calls = self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
         if calls.closed {
             return Err(closed());
         }
         let stream = if calls.last == 0 { 1 } else { calls.last.checked_add(2).ok_or_else(closed)? };
-        let frame = frame::encode(stream, frame::REQUEST, flags, request)?;
+        let frame = frame::encode(stream, frame::REQUEST, 0, request)?;
         calls.last = stream;
         calls.waiting.insert(stream, waiting);
         permit.send(frame);
-        Ok((stream, self.writer.clone()))
+        Ok(stream)
     }
 }
 
@@ -213,15 +187,12 @@ async fn receive(mut socket: OwnedReadHalf, calls: Arc<Mutex<Calls>>, closing: w
             Incoming::Frame(header, message) if header.kind == frame::RESPONSE => (header, response(&message)),
             Incoming::Frame(header, message) => (header, Ok(message)),
         };
-        deliver(&calls, header, item).await;
+        deliver(&calls, header, item);
     }
     let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
     calls.closed = true;
     for (_, waiting) in calls.waiting.drain() {
-        match waiting {
-            Waiting::Unary(sender) => drop(sender.send(Err(closed()))),
-            Waiting::Stream(sender) => drop(sender.try_send(Err(closed()))),
-        }
+        drop(waiting.send(Err(closed())));
     }
     closing.send_replace(true);
 }
@@ -237,35 +208,11 @@ fn response(message: &[u8]) -> Item {
 }
 
 /// Hands a frame to the call it belongs to. Frames of calls nobody waits for any more are dropped.
-async fn deliver(calls: &Mutex<Calls>, header: Header, item: Item) {
-    let last = header.kind == frame::RESPONSE || header.flags & frame::REMOTE_CLOSED != 0;
-    let sender = {
-        let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
-        match calls.waiting.remove(&header.stream) {
-            None => return,
-            Some(Waiting::Unary(sender)) => {
-                let item = if header.kind == frame::RESPONSE {
-                    item
-                } else {
-                    Err(Status::new(Code::Internal, "ttrpc: a data frame answers a unary call"))
-                };
-                let _ = sender.send(item);
-                return;
-            }
-            Some(Waiting::Stream(sender)) => {
-                if !last {
-                    calls.waiting.insert(header.stream, Waiting::Stream(sender.clone()));
-                }
-                sender
-            }
-        }
-    };
-    let empty_end = header.kind == frame::RESPONSE && matches!(&item, Ok(payload) if payload.is_empty());
-    if header.flags & frame::NO_DATA != 0 || empty_end {
-        return;
-    }
-    // Neither a reader that is gone nor one that does not read may hold up the other calls.
-    if !matches!(tokio::time::timeout(STALLED, sender.send(item)).await, Ok(Ok(()))) {
-        calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&header.stream);
+fn deliver(calls: &Mutex<Calls>, header: Header, item: Item) {
+    let waiting = calls.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&header.stream);
+    let refused = || Err(Status::new(Code::Internal, "ttrpc: a call is answered with another frame than a response"));
+    if let Some(waiting) = waiting {
+        // Fails where the caller has just gone.
+        let _ = waiting.send(if header.kind == frame::RESPONSE { item } else { refused() });
     }
 }

@@ -23,8 +23,6 @@ pub const DATA: u8 = 3;
 pub const REMOTE_CLOSED: u8 = 1;
 /// Flag: the sender sends more on this stream.
 pub const REMOTE_OPEN: u8 = 2;
-/// Flag: the frame carries no message, as opposed to an empty one.
-pub const NO_DATA: u8 = 4;
 
 /// The first ten bytes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +33,7 @@ pub struct Header {
     pub stream: u32,
     /// [`REQUEST`], [`RESPONSE`] or [`DATA`]; others are to be ignored.
     pub kind: u8,
-    /// [`REMOTE_CLOSED`], [`REMOTE_OPEN`], [`NO_DATA`].
+    /// [`REMOTE_CLOSED`], [`REMOTE_OPEN`].
     pub flags: u8,
 }
 
@@ -109,16 +107,6 @@ pub fn encode<M: Message>(stream: u32, kind: u8, flags: u8, message: &M) -> Resu
     Ok(frame)
 }
 
-/// The bytes of a frame that carries `payload` as it is.
-///
-/// # Errors
-/// `ResourceExhausted` above [`MAX_MESSAGE`].
-pub fn encode_bytes(stream: u32, kind: u8, flags: u8, payload: &[u8]) -> Result<Vec<u8>, Status> {
-    let mut frame = start(stream, kind, flags, payload.len())?;
-    frame.extend_from_slice(payload);
-    Ok(frame)
-}
-
 fn start(stream: u32, kind: u8, flags: u8, length: usize) -> Result<Vec<u8>, Status> {
     let small = u32::try_from(length).ok().filter(|_| length <= MAX_MESSAGE);
     let length32 = small.ok_or_else(|| oversize(length))?;
@@ -137,6 +125,12 @@ pub(super) fn oversize(length: usize) -> Status {
 mod tests {
     use super::*;
     use crate::ttrpc::Request;
+
+    fn encode_bytes(stream: u32, kind: u8, flags: u8, payload: &[u8]) -> Result<Vec<u8>, Status> {
+        let mut frame = start(stream, kind, flags, payload.len())?;
+        frame.extend_from_slice(payload);
+        Ok(frame)
+    }
 
     #[tokio::test]
     async fn round_trip() {

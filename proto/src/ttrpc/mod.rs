@@ -1,18 +1,17 @@
 //! ttrpc over prost: the protocol between the daemon and its shims.
 //!
 //! A connection carries many calls at once, each on a stream that the client numbers with ascending odd identifiers.
-//! A unary call is one request frame and one response frame; a streaming call adds data frames between them.
+//! A call is one request frame and one response frame. Streaming calls, which add data frames between them, no service here
+//! has: they are refused.
 //! Why not one of the crates: `docs/decisions/0002-own-ttrpc.md`.
 
 pub mod client;
 pub mod context;
 pub mod frame;
 pub mod server;
-pub mod stream;
 
 pub use client::Client;
 pub use context::Context;
 pub use server::{Service, serve_connection};
-pub use stream::Stream;
 
 pub use crate::generated::ttrpc::*;

@@ -1,9 +1,7 @@
 //! The answering end of a connection.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use prost::Message;
 use tokio::net::UnixStream;
@@ -11,21 +9,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::status::{Code, Status};
-use crate::ttrpc::client::write_frames;
+use crate::ttrpc::client::{Item, write_frames};
 use crate::ttrpc::frame::{self, Header, Incoming};
-use crate::ttrpc::stream::{Item, Stream, WINDOW};
 use crate::ttrpc::{Context, Request, Response};
 
 /// Calls of one connection that may run at once; each waiting client of a container is one.
 const MAX_CALLS: usize = 4096;
 /// Frames queued for the socket before calls wait to answer.
 const QUEUE: usize = 64;
-/// How long a stream's reader may leave its window full before the stream is given up.
-const STALLED: Duration = Duration::from_secs(1);
 
 /// What answers the calls of a connection.
 pub trait Service: Send + Sync + 'static {
-    /// Answers a unary call with an encoded message.
+    /// Answers a call with an encoded message.
     ///
     /// The future is dropped when the call's timeout passes or its connection closes, so that work that must not stop
     /// half-way belongs in a task of its own. Unknown services and methods are answered with [`unknown`].
@@ -36,19 +31,6 @@ pub trait Service: Send + Sync + 'static {
         payload: &[u8],
         context: &Context,
     ) -> impl Future<Output = Result<Vec<u8>, Status>> + Send;
-
-    /// Answers a streaming call; `first` is the message that came with the request.
-    fn stream(
-        &self,
-        service: &str,
-        method: &str,
-        first: &[u8],
-        stream: Stream,
-        context: &Context,
-    ) -> impl Future<Output = Result<(), Status>> + Send {
-        let _ = (first, stream, context);
-        std::future::ready(Err(unknown(service, method)))
-    }
 }
 
 /// The answer to a call of something that does not exist.
@@ -72,7 +54,7 @@ pub fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
 pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -> io::Result<()> {
     let (mut read, write) = socket.into_split();
     let (writer, frames) = mpsc::channel(QUEUE);
-    let mut connection = Connection { service, writer, calls: JoinSet::new(), last: 0, streams: Arc::default() };
+    let mut connection = Connection { service, writer, calls: JoinSet::new(), last: 0 };
     connection.calls.spawn(write_frames(write, frames));
     loop {
         // Finished calls are collected as new ones come; between calls at most MAX_CALLS results of no size wait here.
@@ -89,7 +71,11 @@ pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -
                     connection.refuse(header.stream, Status::invalid(text)).await;
                 }
                 frame::REQUEST => connection.request(header, &message).await,
-                frame::DATA => connection.data(header, message).await,
+                // The last word of a stream that was refused needs no answer.
+                frame::DATA if header.flags & frame::REMOTE_CLOSED == 0 => {
+                    let text = format!("ttrpc: stream {} is not open", header.stream);
+                    connection.refuse(header.stream, Status::invalid(text)).await;
+                }
                 // Types of the future are to be ignored.
                 _ => {}
             },
@@ -102,7 +88,6 @@ struct Connection<S> {
     writer: mpsc::Sender<Vec<u8>>,
     calls: JoinSet<()>,
     last: u32,
-    streams: Arc<Mutex<HashMap<u32, mpsc::Sender<Item>>>>,
 }
 
 impl<S: Service> Connection<S> {
@@ -125,73 +110,20 @@ impl<S: Service> Connection<S> {
             let text = format!("ttrpc: {MAX_CALLS} calls of this connection are running already");
             return self.refuse(stream, Status::new(Code::ResourceExhausted, text)).await;
         }
+        if header.flags & (frame::REMOTE_OPEN | frame::REMOTE_CLOSED) != 0 {
+            return self.refuse(stream, unknown(&request.service, &request.method)).await;
+        }
         let (service, writer) = (self.service.clone(), self.writer.clone());
-        if header.flags & (frame::REMOTE_OPEN | frame::REMOTE_CLOSED) == 0 {
-            self.calls.spawn(async move {
-                let answer = answer(&*service, &request).await;
-                respond(&writer, stream, answer).await;
-            });
-            return;
-        }
-        let (sender, receiver) = mpsc::channel(WINDOW);
-        if header.flags & frame::REMOTE_OPEN != 0 {
-            self.lock_streams().insert(stream, sender);
-        }
-        let streams = self.streams.clone();
         self.calls.spawn(async move {
-            let handle = Stream::new(stream, writer.clone(), receiver);
-            let closing = handle.sender();
-            let context = Context::of(&request);
-            let call = service.stream(&request.service, &request.method, &request.payload, handle, &context);
-            let answer = within(&context, &request, call).await;
-            streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
-            match answer {
-                // A stream that ends well ends with its closing data frame, not with a response.
-                Ok(()) => drop(closing.close().await),
-                Err(status) => respond(&writer, stream, Err(status)).await,
-            }
+            let answer = answer(&*service, &request).await;
+            respond(&writer, stream, answer).await;
         });
-    }
-
-    async fn data(&self, header: Header, message: Vec<u8>) {
-        let ends = header.flags & frame::REMOTE_CLOSED != 0;
-        let sender = {
-            let mut streams = self.lock_streams();
-            if ends { streams.remove(&header.stream) } else { streams.get(&header.stream).cloned() }
-        };
-        let Some(sender) = sender else {
-            if !ends {
-                let text = format!("ttrpc: stream {} is not open", header.stream);
-                self.refuse(header.stream, Status::invalid(text)).await;
-            }
-            return;
-        };
-        if header.flags & frame::NO_DATA != 0 {
-            return;
-        }
-        if tokio::time::timeout(STALLED, sender.send(Ok(message))).await.is_err() {
-            self.lock_streams().remove(&header.stream);
-            let text = format!("ttrpc: stream {} is not read", header.stream);
-            self.refuse(header.stream, Status::new(Code::ResourceExhausted, text)).await;
-        }
-    }
-
-    fn lock_streams(&self) -> std::sync::MutexGuard<'_, HashMap<u32, mpsc::Sender<Item>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn answer<S: Service>(service: &S, request: &Request) -> Item {
     let context = Context::of(request);
     let call = service.call(&request.service, &request.method, &request.payload, &context);
-    within(&context, request, call).await
-}
-
-async fn within<T>(
-    context: &Context,
-    request: &Request,
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
     let Some(timeout) = context.timeout() else { return call.await };
     tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| {
         let text = format!("{}/{}: not done within {timeout:?}", request.service, request.method);
