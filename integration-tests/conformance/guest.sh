@@ -10,8 +10,8 @@ export PATH=/gantry/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 export RUNG=/gantry/bin/rung RESULTS=/tmp/results ROOTLESS=tester
 mkdir -p "$RESULTS"
 parameter() { sed -n "s/.*\bgantry\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
-# It took a while until this script began.
-seconds=$(($(parameter seconds) - $(sed 's/[. ].*//' /proc/uptime)))
+# Of the time that the machine has.
+left() { echo $(($(parameter seconds) - $(sed 's/[. ].*//' /proc/uptime))); }
 IFS=, read -ra modes <<<"$(parameter modes)"
 IFS=, read -ra files <<<"$(parameter files)"
 [[ ${#files[@]} -gt 0 ]] || files=($(cd /gantry/checkout/tests/integration && basename -s .bats -- *.bats))
@@ -19,7 +19,7 @@ for module in dummy loop overlay; do modprobe "$module"; done
 for mode in "${modes[@]}"; do
     for file in "${files[@]}"; do
         # What was reached before the machine's time is over is told.
-        export FILE_SECONDS=$((seconds - ${SECONDS} - 60))
+        export FILE_SECONDS=$(($(left) - 60))
         [[ $FILE_SECONDS -gt 0 ]] || { echo "$mode $file: not begun"; continue; }
         (
             until log=$(ls -t /tmp/tmp.*/"${file%:*}.log" 2>/dev/null | head -n 1) && [[ -n $log ]]; do sleep 1; done
