@@ -197,6 +197,12 @@ fn start_anew(env: &Env, pids: &[i32]) -> Result<()> {
     for place in places.filter(|place| volatile.iter().any(|dir| place.starts_with(dir))) {
         umount2(&place, MntFlags::MNT_DETACH)?;
     }
+    // A boot empties `/run`, where the sockets of shims are.
+    let bundles = env.path("state/io.containerd.runtime.v2.task/k8s.io");
+    for bundle in fs::read_dir(&bundles)?.flatten() {
+        let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
+        let _ = address.strip_prefix("unix://").map(fs::remove_file);
+    }
     for dir in volatile {
         fs::remove_dir_all(dir)?;
     }
