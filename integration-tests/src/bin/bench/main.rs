@@ -40,7 +40,7 @@ fn measure(rounds: usize) -> Result<()> {
         Ok("crowds") => crowds::measure(&env),
         Ok("pods") => pods::measure(&env, rounds),
         Ok("records") => stores::measure(&env, rounds),
-        Ok("images") => pulls::measure(&env, rounds.div_ceil(30)).and_then(|()| stores::measure(&env, rounds)),
+        Ok("images") => stores::measure(&env, rounds).and_then(|()| pulls::measure(&env, rounds)),
         _ => everything(&env, rounds),
     };
     let left = integration_tests::leaks::settle_and_clear(&scratch);
@@ -54,6 +54,6 @@ fn everything(env: &Env, rounds: usize) -> Result<()> {
     daemons::measure(env, rounds.div_ceil(4))?;
     crowds::measure(env)?;
     pods::measure(env, rounds.div_ceil(5))?;
-    pulls::measure(env, rounds.div_ceil(30))?;
-    stores::measure(env, rounds)
+    stores::measure(env, rounds)?;
+    pulls::measure(env, rounds)
 }

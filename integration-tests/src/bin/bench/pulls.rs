@@ -18,7 +18,7 @@ use crate::clients::Client;
 use crate::daemons::Containerd;
 use crate::engines::Engine;
 use crate::runtimes::time;
-use crate::table::{self, Subject, interleave, note};
+use crate::table::{self, Subject, interleave_warm, note};
 
 const MB: u64 = 1 << 20;
 /// Layers of one image: how many, and of how many bytes of files.
@@ -34,8 +34,9 @@ struct Pushed {
     script: PathBuf,
 }
 
-/// The tables about images.
+/// The tables about images, of which some rounds take minutes: one for every 34 of others, after one that says who can do it.
 pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
+    let rounds = rounds.div_ceil(34);
     // Directories of their own, which nothing but the pulled image is in.
     let (own, beside) = (Env::new(&format!("{}d", env.token()))?, Env::new(&format!("{}e", env.token()))?);
     let memory: Vec<Memory> =
@@ -135,7 +136,7 @@ fn pulls(env: &Env, clients: &[Client<'_>], image: &Pushed, rounds: usize) -> Re
     for client in clients.iter().filter(|client| client.can_pull(&image.reference)) {
         subjects.push(Subject::new(&client.name, || client.pull(&image.reference)));
     }
-    interleave(&mut subjects, rounds)?;
+    interleave_warm(&mut subjects, rounds)?;
     table::print(&format!("pull {}", image.title), "ms", &mut subjects, AGAINST);
     Ok(())
 }
@@ -156,7 +157,7 @@ fn archives(env: &Env, clients: &[Client<'_>], image: &Pushed, rounds: usize) ->
             tried.inspect_err(|error| note(&format!("{}: not measured: {error:#}", client.name))).is_ok()
         };
         let mut subjects: Vec<Subject<'_>> = clients.iter().enumerate().filter(can).map(subject).collect();
-        interleave(&mut subjects, rounds)?;
+        interleave_warm(&mut subjects, rounds)?;
         table::print(&format!("{title} {}", image.title), "ms", &mut subjects, AGAINST);
         Ok(())
     };

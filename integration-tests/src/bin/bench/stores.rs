@@ -12,6 +12,7 @@ use gantry_proto::containerd::services::snapshots::v1::snapshots_client::Snapsho
 use gantry_proto::containerd::services::snapshots::v1::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
+use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
 use gantry_proto::containerd::types::Descriptor;
 use integration_tests::{Env, Result, daemon};
 use tonic::Request;
@@ -34,6 +35,7 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
         let from = if count == 1 { 0 } else { 1 };
         runtime.block_on(calls.fill(from, count)).with_context(|| format!("make records {title}"))?;
         let mut subjects = [
+            subject("an empty call", || runtime.block_on(calls.version())),
             subject("stat of a snapshot", || runtime.block_on(calls.stat("key-0"))),
             subject("prepare and remove of a snapshot", || runtime.block_on(calls.prepare_and_remove())),
             subject("get of an image", || runtime.block_on(calls.image("registry.test/image-0:1"))),
@@ -126,6 +128,12 @@ impl Calls {
         let update_mask = Some(prost_types::FieldMask { paths: vec!["labels.note".into()] });
         let request = UpdateImageRequest { image, update_mask, ..UpdateImageRequest::default() };
         self.images_client().update(self.request(request)?).await?;
+        Ok(())
+    }
+
+    /// What any call takes that asks for nothing.
+    async fn version(&self) -> Result<()> {
+        VersionClient::new(self.channel.clone()).version(()).await?;
         Ok(())
     }
 

@@ -18,21 +18,25 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Runs every subject `rounds` times, each round in another order.
+/// Runs every subject `rounds` times, each round in another order, and before that once, which warms the caches.
 pub(crate) fn interleave(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
+    interleave_warm(subjects, 1)?;
+    subjects.iter_mut().for_each(|subject| subject.samples.clear());
+    interleave_warm(subjects, rounds)
+}
+
+/// The same for subjects that were tried before.
+pub(crate) fn interleave_warm(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
     let mut order: Vec<usize> = (0..subjects.len()).collect();
     let mut dice = 1;
-    // The first round warms the caches.
-    for round in 0..rounds + 1 {
+    for _ in 0..rounds {
         for last in (1..order.len()).rev() {
             order.swap(last, draw(&mut dice, last + 1));
         }
         for &at in &order {
             let subject = &mut subjects[at];
             let sample = (subject.run)()?;
-            if round > 0 {
-                subject.samples.push(sample);
-            }
+            subject.samples.push(sample);
             std::thread::sleep(REST);
         }
     }
