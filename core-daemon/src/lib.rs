@@ -1,7 +1,8 @@
 //! gantryd: content, snapshots, images, containers and tasks behind containerd's gRPC API and Gantry's own.
 //!
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
-//! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint` ·
+//! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint`,
+//!   `program` ·
 //! 1 `metadata`, `events`, `erofs` ·
 //! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` ·
 //! 3 `records`, `image`, `tasks`, `shims`, `net`, `gc`, `storage` ·
@@ -32,6 +33,7 @@ pub mod metadata;
 pub mod mounts;
 pub mod net;
 pub mod observe;
+pub mod program;
 pub mod records;
 pub mod registry;
 pub mod serve;

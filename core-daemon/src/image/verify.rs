@@ -7,20 +7,19 @@
 //! with the image's descriptor on its standard input. It agrees by exiting with 0; what it prints is the reason.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use rung_spec::image::Descriptor;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use crate::config::{ImageVerifier, Timeouts};
 use crate::error::{Doing, Error, Kind, Result};
+use crate::program;
 
 /// Media type of what is on standard input.
 const DESCRIPTOR: &str = "application/vnd.oci.descriptor.v1+json";
-/// Most bytes that are read of what a program prints.
-const MAX_OUTPUT: u64 = 32 << 10;
+/// Most characters of a reason.
+const MAX_REASON: usize = 4 << 10;
 
 /// Those who are asked.
 #[derive(Debug, Clone, Default)]
@@ -53,20 +52,23 @@ impl Verifiers {
         }
         for program in programs.iter().take(asked) {
             let doing = || format!("image verifier {}", program.display());
-            let conversation = converse(program, name, image);
-            let (agrees, reason) = match tokio::time::timeout(self.patience, conversation).await {
-                Ok(answer) => answer.doing(doing)?,
-                Err(_) => {
-                    let text = format!("no answer within {} s", self.patience.as_secs());
-                    return Err(Error::new(Kind::DeadlineExceeded, text)).doing(doing);
-                }
-            };
+            let (agrees, reason) = self.converse(program, name, image).await.doing(doing)?;
             if !agrees {
                 return Err(Error::new(Kind::PermissionDenied, format!("refuses the image: {reason}"))).doing(doing);
             }
             tracing::debug!(program = %program.display(), name, reason, "image verifier agrees");
         }
         Ok(())
+    }
+
+    /// Whether a program agrees, and what it says.
+    async fn converse(&self, path: &Path, name: &str, image: &Descriptor) -> Result<(bool, String)> {
+        let descriptor = serde_json::to_vec(image).map_err(|error| Error::internal(error.to_string()))?;
+        let mut command = Command::new(path);
+        command.args(["-name", name, "-digest", image.digest.as_str(), "-stdin-media-type", DESCRIPTOR]);
+        let answer = program::ask(command, &descriptor, self.patience, drop).await?;
+        let reason: String = String::from_utf8_lossy(&answer.output).trim().chars().take(MAX_REASON).collect();
+        Ok((answer.status.success(), if reason.is_empty() { answer.status.to_string() } else { reason }))
     }
 
     /// The programs by name; none where there is no directory.
@@ -84,37 +86,6 @@ impl Verifiers {
         programs.sort();
         Ok(programs)
     }
-}
-
-/// Whether a program agrees, and what it says.
-async fn converse(program: &Path, name: &str, image: &Descriptor) -> Result<(bool, String)> {
-    let descriptor = serde_json::to_vec(image).map_err(|error| Error::internal(error.to_string()))?;
-    let mut child = Command::new(program)
-        .args(["-name", name, "-digest", image.digest.as_str(), "-stdin-media-type", DESCRIPTOR])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()?;
-    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    let tell = async {
-        if let Some(mut stdin) = stdin {
-            // A program that does not read its input is not wrong.
-            let _ = stdin.write_all(&descriptor).await;
-        }
-    };
-    let hear = async {
-        let Some(mut stdout) = stdout else { return Ok(Vec::new()) };
-        let mut said = Vec::new();
-        (&mut stdout).take(MAX_OUTPUT).read_to_end(&mut said).await?;
-        tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await?;
-        Ok::<_, std::io::Error>(said)
-    };
-    let ((), said) = tokio::join!(tell, hear);
-    let reason = String::from_utf8_lossy(&said?).trim().to_owned();
-    let status = child.wait().await?;
-    Ok((status.success(), if reason.is_empty() { status.to_string() } else { reason }))
 }
 
 #[cfg(test)]

@@ -1,17 +1,14 @@
 //! Running a plugin's program.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::program::{self, Answer};
 
-/// Largest answer.
-const MAX_ANSWER: u64 = 4 << 20;
 /// Code of a plugin's error: try again later.
 const TRY_AGAIN: u64 = 11;
 
@@ -40,80 +37,42 @@ pub(super) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
 
 /// Runs a plugin and returns what it answered.
 pub(super) async fn run(
-    program: &Path,
+    plugin: &Path,
     call: &Call<'_>,
     dirs: &[PathBuf],
     config: &Value,
     timeout: Duration,
 ) -> Result<Value> {
     let path = std::env::join_paths(dirs).map_err(|error| Error::invalid(format!("cri.cni.bin_dirs: {error}")))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(plugin);
     command
         .env("CNI_COMMAND", call.command)
         .env("CNI_CONTAINERID", call.container)
         .env("CNI_NETNS", &call.netns)
         .env("CNI_IFNAME", call.interface)
         .env("CNI_ARGS", call.args)
-        .env("CNI_PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let doing = || format!("network plugin {} {}", program.file_name().unwrap_or_default().display(), call.command);
-    let late = |_| Error::new(Kind::DeadlineExceeded, format!("no answer within {} s", timeout.as_secs()));
-    let (success, output, said) =
-        tokio::time::timeout(timeout, converse(command, config)).await.map_err(late).doing(doing)?.doing(doing)?;
-    if success {
-        if output.iter().all(u8::is_ascii_whitespace) {
-            return Ok(Value::Null);
-        }
-        return serde_json::from_slice(&output)
-            .map_err(|error| Error::new(Kind::Unknown, format!("answer is not JSON: {error}")))
-            .doing(doing);
+        .env("CNI_PATH", path);
+    let doing = || format!("network plugin {} {}", plugin.file_name().unwrap_or_default().display(), call.command);
+    let answer = program::ask(command, config.to_string().as_bytes(), timeout, drop).await.doing(doing)?;
+    if !answer.status.success() {
+        return Err(failure(&answer)).doing(doing);
     }
-    Err(failure(&output, &said)).doing(doing)
-}
-
-async fn converse(mut command: Command, config: &Value) -> Result<(bool, Vec<u8>, Vec<u8>)> {
-    let input = config.to_string();
-    let mut child = command.spawn()?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let write = async {
-        if let Some(mut stdin) = stdin {
-            // A plugin that does not read its input is not wrong.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
-    };
-    let read = async {
-        let mut bytes = Vec::new();
-        if let Some(stdout) = stdout {
-            stdout.take(MAX_ANSWER).read_to_end(&mut bytes).await?;
-        }
-        Ok::<_, Error>(bytes)
-    };
-    let listen = async {
-        let mut bytes = Vec::new();
-        if let Some(stderr) = stderr {
-            stderr.take(MAX_ANSWER).read_to_end(&mut bytes).await?;
-        }
-        Ok::<_, Error>(bytes)
-    };
-    let ((), output, said) = tokio::join!(write, read, listen);
-    let status = child.wait().await?;
-    Ok((status.success(), output?, said?))
+    if answer.output.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&answer.output)
+        .map_err(|error| Error::new(Kind::Unknown, format!("answer is not JSON: {error}")))
+        .doing(doing)
 }
 
 /// What a plugin that failed said: its error as JSON, else whatever it printed.
-fn failure(output: &[u8], said: &[u8]) -> Error {
-    let value: Value = serde_json::from_slice(output).unwrap_or_default();
+fn failure(answer: &Answer) -> Error {
+    let value: Value = serde_json::from_slice(&answer.output).unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
     let code = value.get("code").and_then(Value::as_u64);
     let Some(code) = code else {
-        let printed = [said, output].concat();
-        let printed = String::from_utf8_lossy(&printed);
-        let printed = if printed.trim().is_empty() { "failed without a word" } else { printed.trim() };
-        return Error::new(Kind::Unknown, printed);
+        let said = answer.said();
+        return Error::new(Kind::Unknown, if said.is_empty() { "failed without a word" } else { &said });
     };
     let kind = if code == TRY_AGAIN { Kind::Unavailable } else { Kind::Unknown };
     let details = if text("details").is_empty() { String::new() } else { format!(": {}", text("details")) };
@@ -122,10 +81,15 @@ fn failure(output: &[u8], said: &[u8]) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::process::ExitStatus;
+
     use super::*;
 
     #[test]
     fn failures_say_what_the_plugin_said() {
+        let failure = |output: &[u8], errors: &[u8]| {
+            failure(&Answer { status: ExitStatus::default(), output: output.to_vec(), errors: errors.to_vec() })
+        };
         let error = failure(br#"{"cniVersion":"1.0.0","code":11,"msg":"no lease","details":"server away"}"#, b"");
         assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Unavailable, "no lease: server away (code 11)"));
         assert_eq!(failure(b"", b"panic: x\n").to_string(), "panic: x");
