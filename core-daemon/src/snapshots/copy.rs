@@ -12,29 +12,22 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchownat, linkat, lseek, symlinkat};
-use rung_sys::beneath::{self, Root};
+use rung_sys::beneath;
 use rung_sys::xattr;
-
-use crate::error::{Doing, Result};
 
 /// Copies what is in the directory `from` into the empty directory `to`, and the attributes of `from` itself.
 ///
 /// # Errors
-/// Names the file that cannot be copied.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    let (source, root) = (Root::open(from)?, Root::open(to)?);
-    let mut copy = Copy { root: &root, links: HashMap::new() };
-    copy.inside(source.as_fd(), root.as_fd(), Path::new(""))
-        .and_then(|()| {
-            let here = OsStr::new(".");
-            let stat = beneath::stat(source.as_fd(), here)?.ok_or_else(|| io::Error::from(Errno::ENOENT))?;
-            attributes(source.as_fd(), root.as_fd(), here, &stat)
-        })
-        .doing(|| format!("copy {}", from.display()))
+/// What the kernel says.
+pub fn copy_tree(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    Copy { root: to, links: HashMap::new() }.inside(from, to, Path::new(""))?;
+    let here = OsStr::new(".");
+    let stat = beneath::stat(from, here)?.ok_or_else(|| io::Error::from(Errno::ENOENT))?;
+    attributes(from, to, here, &stat)
 }
 
 struct Copy<'a> {
-    root: &'a Root,
+    root: BorrowedFd<'a>,
     /// Files of several names: device and inode to the name that is copied.
     links: HashMap<(u64, u64), PathBuf>,
 }

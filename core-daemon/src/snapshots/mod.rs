@@ -47,6 +47,7 @@ use std::sync::Arc;
 
 use gantry_proto::namespace::Namespace;
 
+pub use copy::copy_tree;
 pub use driver::{Driver, Made};
 pub use gantry_proto::containerd::services::snapshots::v1::{Info, Kind};
 pub use local::Local;

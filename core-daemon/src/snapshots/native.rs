@@ -5,8 +5,11 @@
 //! <root>/snapshots/<number>/fs     everything that the snapshot shows
 //! ```
 
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+
+use rung_sys::beneath::Root;
 
 use super::copy::copy_tree;
 use super::driver::missing;
@@ -52,7 +55,11 @@ impl Driver for Native {
         // A view of what never changes needs no copy.
         if kind == Kind::Active || parents.is_empty() {
             make(&self.fs(number), 0o755)?;
-            parents.first().map_or(Ok(()), |parent| copy_tree(&self.fs(*parent), &self.fs(number)))?;
+            if let Some(parent) = parents.first().map(|parent| self.fs(*parent)) {
+                let copied = Root::open(&parent)
+                    .and_then(|parent| copy_tree(parent.as_fd(), Root::open(&self.fs(number))?.as_fd()));
+                copied.doing(|| format!("copy {}", parent.display()))?;
+            }
         }
         Ok(Made::Fresh)
     }

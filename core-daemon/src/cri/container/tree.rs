@@ -1,26 +1,16 @@
 //! What an image's layers make together, and copies of parts of it. Nothing of it is mounted where a path leads to it.
 
-use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, symlinkat};
-use rung_sys::beneath::{self, Root};
+use rung_sys::beneath::Root;
 use rung_sys::mount::{self, Change, FileSystem};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::mount_words;
-use rung_sys::xattr;
 
 use crate::error::{Doing as _, Error, Result};
-use crate::snapshots::Mount;
-
-/// Deepest directory that is copied.
-const MAX_DEPTH: usize = 256;
+use crate::snapshots::{Mount, copy_tree};
 
 /// A read-only snapshot as one tree, mounted nowhere.
 pub(super) fn mount_view(mounts: &[Mount]) -> Result<OwnedFd> {
@@ -74,71 +64,5 @@ pub(super) fn copy_from_layers(mounts: &[Mount], path: &Path, target: &Path) -> 
         Err(error) => return Err(error).doing(|| format!("open {}", path.display())),
     };
     let target = Root::open(target).and_then(|root| root.directory(Path::new(".")))?;
-    let stat = nix::sys::stat::fstat(source.as_fd()).map_err(io::Error::from)?;
-    copy_content(source.as_fd(), target.as_fd(), 0).doing(|| format!("copy {}", path.display()))?;
-    finish(source.as_fd(), target.as_fd(), OsStr::new("."), OsStr::new("."), &stat)?;
-    Ok(())
-}
-
-fn copy_content(source: BorrowedFd<'_>, target: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
-    if depth > MAX_DEPTH {
-        return Err(io::Error::from_raw_os_error(nix::libc::ELOOP));
-    }
-    for name in beneath::entries(source)? {
-        let Some(stat) = beneath::stat(source, &name)? else { continue };
-        copy_entry(source, target, &name, &stat, depth)?;
-    }
-    Ok(())
-}
-
-fn copy_entry(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    name: &OsStr,
-    stat: &FileStat,
-    depth: usize,
-) -> io::Result<()> {
-    let kind = beneath::file_type(stat);
-    let private = Mode::from_bits_truncate(0o600);
-    match kind {
-        SFlag::S_IFDIR => {
-            mkdirat(target, name, Mode::from_bits_truncate(0o700))?;
-            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let (from, to) = (openat(source, name, flags, Mode::empty())?, openat(target, name, flags, Mode::empty())?);
-            copy_content(from.as_fd(), to.as_fd(), depth + 1)?;
-        }
-        SFlag::S_IFREG => {
-            let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let mut from = File::from(openat(source, name, flags, Mode::empty())?);
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let mut to = File::from(openat(target, name, flags, private)?);
-            io::copy(&mut from, &mut to)?;
-        }
-        SFlag::S_IFLNK => symlinkat(nix::fcntl::readlinkat(source, name)?.as_os_str(), target, name)?,
-        // Sockets belong to who made them.
-        SFlag::S_IFSOCK => return Ok(()),
-        other => mknodat(target, name, other, private, stat.st_rdev)?,
-    }
-    finish(source, target, name, name, stat)
-}
-
-/// Owner, attributes, mode and time, in the order in which one does not undo another.
-fn finish(source: BorrowedFd<'_>, target: BorrowedFd<'_>, from: &OsStr, to: &OsStr, stat: &FileStat) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    fchownat(target, to, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    for name in xattr::list(source, from)? {
-        // What an overlay keeps for itself means nothing elsewhere.
-        if !name.starts_with(b"trusted.overlay.")
-            && let Some(value) = xattr::get(source, from, &name)?
-        {
-            xattr::set(target, to, &name, &value)?;
-        }
-    }
-    if beneath::file_type(stat) != SFlag::S_IFLNK {
-        let mode = Mode::from_bits_truncate(stat.st_mode);
-        fchmodat(target, to, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
-    }
-    let at = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-    utimensat(target, to, &at, &at, UtimensatFlags::NoFollowSymlink)?;
-    Ok(())
+    copy_tree(source.as_fd(), target.as_fd()).doing(|| format!("copy {}", path.display()))
 }
