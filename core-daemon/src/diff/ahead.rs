@@ -1,6 +1,6 @@
 //! A stream read ahead of whoever uses it, so that a layer is inflated while what came out before is hashed and written.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
 /// Bytes of one piece, and pieces under way.
@@ -57,17 +57,26 @@ pub struct Ahead {
     ended: bool,
 }
 
-impl Read for Ahead {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+impl BufRead for Ahead {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.now.len() && !self.ended {
             let next = self.from.recv().map_err(|_| io::Error::other("the thread that reads ahead ended"))??;
             // Without anybody who takes it, it is freed.
             let _ = self.give_back.send(std::mem::replace(&mut self.now, next));
             (self.at, self.ended) = (0, self.now.is_empty());
         }
-        let length = out.len().min(self.now.len() - self.at);
-        out[..length].copy_from_slice(&self.now[self.at..self.at + length]);
-        self.at += length;
+        Ok(&self.now[self.at..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.at = self.now.len().min(self.at + count);
+    }
+}
+
+impl Read for Ahead {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let length = self.fill_buf()?.read(out)?;
+        self.consume(length);
         Ok(length)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
@@ -21,7 +21,6 @@ use super::image::Unfinished;
 use super::tar::{Entry, Kind, Reader};
 use super::whiteout::{self, Meaning, Own};
 use crate::error::{self, Doing, Error, Result};
-use crate::failpoint;
 
 /// Most entries of a layer.
 const MAX_ENTRIES: u64 = 10_000_000;
@@ -86,12 +85,11 @@ impl Deferred {
 /// # Errors
 /// `InvalidArgument` for what is no tar, `DataLoss` for one that is truncated, `ResourceExhausted` for one that is too
 /// large or a full disk; otherwise what the kernel says, with the path. What was made stays for the caller to remove.
-pub fn apply(root: Root, tar: impl Read, mode: Mode, limit: u64) -> Result<Applied> {
+pub fn apply(root: Root, tar: impl BufRead, mode: Mode, limit: u64) -> Result<Applied> {
     let mut reader = Reader::new(tar, limit);
     let deferred = Deferred::default();
     let mut layer = Layer { root, mode, parent: None, deferred, own: Own::default(), text: 0, entries: 0 };
     while let Some(entry) = reader.next_entry()? {
-        failpoint::hit("layer.entry");
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
     }
     let (digest, size) = reader.finish()?;
@@ -113,7 +111,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn entry<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
+    fn entry<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
         self.entries += 1;
         if self.entries > MAX_ENTRIES {
             return Err(Error::invalid(format!("layer of more than {MAX_ENTRIES} files")));
@@ -160,7 +158,7 @@ impl Layer {
     }
 
     /// Makes one file; false where the directories known so far may not be what they were.
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         reader: &mut Reader<R>,
         entry: &Entry,
@@ -369,7 +367,7 @@ fn create_file(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<File>>
     }
 }
 
-fn write_file<R: Read>(reader: &mut Reader<R>, entry: &Entry, file: &mut File) -> Result<()> {
+fn write_file<R: BufRead>(reader: &mut Reader<R>, entry: &Entry, file: &mut File) -> Result<()> {
     let Some(pieces) = &entry.pieces else {
         reader.data(entry.size, &mut |bytes| Ok(file.write_all(bytes)?))?;
         if entry.size >= EARLY {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, Read as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ const MAX_TEXT: usize = 256 << 20;
 ///
 /// # Errors
 /// As applying a layer to a directory.
-pub fn convert(path: &Path, tar: impl Read, mode: Mode, limit: u64) -> Result<Applied> {
+pub fn convert(path: &Path, tar: impl BufRead, mode: Mode, limit: u64) -> Result<Applied> {
     let mut reader = Reader::new(tar, limit);
     let mut layer = Layer {
         tree: Tree::new(),
@@ -69,7 +69,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn entry<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
+    fn entry<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<()> {
         if entry.path.contains(&0) || entry.path.len() > MAX_PATH || entry.link.len() > MAX_PATH {
             return Err(Error::invalid("its path is malformed"));
         }
@@ -122,7 +122,7 @@ impl Layer {
         }
     }
 
-    fn file<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
+    fn file<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
         let there = self.tree.child(directory, name);
         if entry.kind == Kind::HardLink {
             return self.hard_link(entry, directory, name);
@@ -158,7 +158,7 @@ impl Layer {
         Ok(())
     }
 
-    fn contents<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<Content> {
+    fn contents<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry) -> Result<Content> {
         let start = self.image.begin()?;
         let image = &mut self.image;
         match &entry.pieces {

@@ -1,7 +1,7 @@
 //! Where a snapshot's mounts let a layer be applied: in the directory itself where that is enough, mounted for the
 //! time it takes where it is not.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use rung_sys::beneath::Root;
@@ -14,13 +14,14 @@ use crate::snapshots::Mount;
 
 /// A directory to work on.
 pub struct Target {
-    /// Where it is.
+    /// Where it is, as long as this is held.
     pub path: PathBuf,
     /// How removals are written down in it.
     pub mode: Mode,
     /// Directories of the layers below, newest first, where [`Target::mode`] is [`Mode::Overlay`].
     pub lowers: Vec<PathBuf>,
-    mounted: Option<Mounted>,
+    /// What it is part of, if that is mounted for it alone.
+    _mounted: Vec<OwnedFd>,
 }
 
 impl Target {
@@ -36,11 +37,11 @@ impl Target {
                     option(mount, "upperdir").ok_or_else(|| Error::invalid("apply: the overlay is read-only"))?;
                 let lowers = option(mount, "lowerdir").unwrap_or_default();
                 let lowers = lowers.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();
-                Ok(Self { path: upper.into(), mode: Mode::Overlay, lowers, mounted: None })
+                Ok(Self { path: upper.into(), mode: Mode::Overlay, lowers, _mounted: Vec::new() })
             }
             [mount] if is_bind(mount) && mount.target.is_empty() => {
                 let path = PathBuf::from(&mount.source);
-                Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), mounted: None })
+                Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), _mounted: Vec::new() })
             }
             mounts => Self::mounted(mounts),
         }
@@ -54,7 +55,7 @@ impl Target {
         match mounts {
             [mount] if is_bind(mount) && mount.target.is_empty() => {
                 let path = PathBuf::from(&mount.source);
-                Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), mounted: None })
+                Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), _mounted: Vec::new() })
             }
             mounts => Self::mounted(mounts),
         }
@@ -82,10 +83,19 @@ impl Target {
         (below == Self::directories(left)).then(|| upper.into())
     }
 
+    /// What the mounts show, attached nowhere: it goes with the descriptors, and so with a daemon that is killed.
     fn mounted(mounts: &[Mount]) -> Result<Self> {
-        let mounted = Mounted::all(mounts)?;
-        let path = mounted.dir.path().to_owned();
-        Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), mounted: Some(mounted) })
+        let mount = |mount: &Mount| {
+            if !mount.target.is_empty() {
+                return Err(Error::unimplemented("a mount below another"));
+            }
+            let tree = mount_words::make(&mount.kind, &mount.source, &MountOptions::parse(&mount.options));
+            tree.map_err(std::io::Error::from).doing(|| format!("mount {} {}", mount.kind, mount.source))
+        };
+        let mounted = mounts.iter().map(mount).collect::<Result<Vec<_>>>()?;
+        let top = mounted.last().ok_or_else(|| Error::invalid("no mounts"))?;
+        let path = format!("/proc/self/fd/{}", top.as_raw_fd()).into();
+        Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), _mounted: mounted })
     }
 
     /// Opens the directory.
@@ -94,14 +104,6 @@ impl Target {
     /// When it is not there.
     pub fn open(&self) -> Result<Root> {
         Root::open(&self.path).doing(|| format!("open {}", self.path.display()))
-    }
-
-    /// Takes down what was mounted.
-    ///
-    /// # Errors
-    /// When that fails.
-    pub fn close(self) -> Result<()> {
-        self.mounted.map_or(Ok(()), Mounted::close)
     }
 }
 
@@ -113,53 +115,4 @@ pub(super) fn option<'a>(mount: &'a Mount, name: &str) -> Option<&'a str> {
 pub(super) fn is_bind(mount: &Mount) -> bool {
     let is_bind = |option: &String| option == "bind" || option == "rbind";
     mount.kind == "bind" || (matches!(mount.kind.as_str(), "" | "none") && mount.options.iter().any(is_bind))
-}
-
-/// Mounts on a directory of their own, taken down when dropped.
-struct Mounted {
-    dir: tempfile::TempDir,
-    count: usize,
-}
-
-impl Mounted {
-    fn all(mounts: &[Mount]) -> Result<Self> {
-        let dir =
-            tempfile::Builder::new().prefix("gantryd-diff-").tempdir().doing(|| "make a directory to mount on")?;
-        let mut mounted = Self { dir, count: 0 };
-        for mount in mounts {
-            mounted.add(mount).doing(|| format!("mount {} {}", mount.kind, mount.source))?;
-        }
-        Ok(mounted)
-    }
-
-    fn add(&mut self, mount: &Mount) -> Result<()> {
-        if !mount.target.is_empty() {
-            return Err(Error::unimplemented("a mount below another"));
-        }
-        let failed = std::io::Error::from;
-        let tree =
-            mount_words::make(&mount.kind, &mount.source, &MountOptions::parse(&mount.options)).map_err(failed)?;
-        let target = std::fs::File::open(self.dir.path())?;
-        rung_sys::mount::attach(tree.as_fd(), target.as_fd()).map_err(failed)?;
-        self.count += 1;
-        Ok(())
-    }
-
-    fn close(mut self) -> Result<()> {
-        while self.count > 0 {
-            self.count -= 1;
-            rung_sys::mount::detach(self.dir.path()).map_err(std::io::Error::from).doing(|| "unmount")?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        for _ in 0..self.count {
-            if let Err(error) = rung_sys::mount::detach(self.dir.path()) {
-                tracing::warn!(%error, "left a mount");
-            }
-        }
-    }
 }

@@ -2,7 +2,7 @@
 //! again for whoever restores from it.
 
 use std::fs::DirBuilder;
-use std::io::{BufWriter, Read, Write as _};
+use std::io::{BufReader, BufWriter, Read, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,7 +121,8 @@ fn unpack(content: &Content, context: &Context, stored: &Descriptor, dir: &PathB
     DirBuilder::new().mode(0o700).create(dir).doing(doing)?;
     let root = Root::open(dir).doing(doing)?;
     // It is not compressed, so that it cannot unpack to more than it is.
-    diff::apply(root, blob.file.take(blob.size), Mode::Lowest, blob.size).doing(doing).map(drop)
+    let tar = BufReader::with_capacity(256 << 10, blob.file.take(blob.size));
+    diff::apply(root, tar, Mode::Lowest, blob.size).doing(doing).map(drop)
 }
 
 fn descriptor(media_type: &str, digest: String, size: i64) -> Descriptor {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,13 +94,14 @@ fn layers() {
         turn.set(turn.get() + 1);
         let mode = if turn.get().is_multiple_of(2) { Mode::Overlay } else { Mode::Direct };
         if let Ok((plain, _)) = diff::decompress(input) {
+            let plain = BufReader::new(plain);
             let _ = Root::open(&root).map_err(Into::into).and_then(|root| diff::apply(root, plain, mode, LIMIT));
         }
         beneath::remove(&root).expect("what was made can be removed");
         if turn.get().is_multiple_of(4)
             && let Ok((plain, _)) = diff::decompress(input)
         {
-            let _ = diff::convert(&image, plain, Mode::Overlay, LIMIT);
+            let _ = diff::convert(&image, BufReader::new(plain), Mode::Overlay, LIMIT);
             beneath::remove(&image).expect("remove the image");
         }
         assert_eq!(std::fs::read_to_string(&canary).expect("canary"), "sings");

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufReader, Read, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,7 @@ impl Cri {
         };
         let limit = unpacked_limit(file.metadata()?.len());
         let (plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, file))?;
-        unpack(plain, limit, &dir)?;
+        unpack(BufReader::new(plain), limit, &dir)?;
         let config: Config = document(&dir.join(CONFIG))?
             .ok_or_else(|| Error::invalid(format!("is no checkpoint of a container: it has no {CONFIG}")))?;
         let names = [config.rootfs_image_ref, config.rootfs_image_name, config.rootfs_image];
@@ -106,7 +106,7 @@ impl Cri {
         if let Some(file) = file {
             let limit = unpacked_limit(file.metadata()?.len());
             let (plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, file))?;
-            apply(plain, limit, rootfs).doing(|| CHANGES)?;
+            apply(BufReader::with_capacity(256 << 10, plain), limit, rootfs).doing(|| CHANGES)?;
         }
         if let Some(deleted) = document::<Vec<String>>(&dir.join(DELETED))? {
             let removals = diff::removals(deleted.iter().map(|path| beneath::lexical(Path::new(path))), Vec::new())?;
@@ -136,7 +136,7 @@ impl Cri {
 }
 
 /// Unpacks what a restore needs of an archive: plain files, because criu follows links.
-fn unpack(from: impl Read, limit: u64, dir: &Path) -> Result<()> {
+fn unpack(from: impl BufRead, limit: u64, dir: &Path) -> Result<()> {
     let mut reader = Reader::new(from, limit);
     let mut files = 0;
     while let Some(entry) = reader.next_entry()? {
@@ -174,9 +174,8 @@ fn document<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
     document.map(Some).map_err(|error| Error::invalid(format!("{name}: {error}")))
 }
 
-fn apply(tar: impl Read, limit: u64, rootfs: &[SnapshotMount]) -> Result<()> {
+fn apply(tar: impl BufRead, limit: u64, rootfs: &[SnapshotMount]) -> Result<()> {
     let target = Target::of(rootfs)?;
     let applied = diff::apply(target.open()?, tar, target.mode, limit)?;
-    diff::settle(&target.open()?, &target.lowers, applied.deferred)?;
-    target.close()
+    diff::settle(&target.open()?, &target.lowers, applied.deferred)
 }

@@ -10,7 +10,7 @@ mod source;
 mod sparse;
 mod writer;
 
-use std::io::Read;
+use std::io::BufRead;
 
 use rung_spec::digest::Digest;
 
@@ -83,7 +83,7 @@ pub struct Reader<R> {
     ended: bool,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     /// Reads the tar in `inner`, of which not more than `limit` bytes are accepted.
     pub fn new(inner: R, limit: u64) -> Self {
         Self { source: Source::new(inner, limit), left: 0, padding: 0, ended: false }

@@ -1,44 +1,38 @@
-//! The stream below a tar: buffered, hashed as it comes in, bounded, handed out without copying.
+//! The stream below a tar: hashed as it comes in, bounded, handed out where it lies.
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, ErrorKind};
 
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::BLOCK;
 use crate::error::{Error, Kind, Result};
 
-const BUFFER: usize = 256 << 10;
-
 pub(super) struct Source<R> {
     inner: R,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    /// Bytes in the buffer of `inner` that are hashed.
+    ready: usize,
     hasher: Hasher,
     total: u64,
     limit: u64,
 }
 
-impl<R: Read> Source<R> {
+impl<R: BufRead> Source<R> {
     pub(super) fn new(inner: R, limit: u64) -> Self {
-        let buffer = vec![0; BUFFER].into_boxed_slice();
-        Self { inner, buffer, start: 0, end: 0, hasher: Hasher::new(Algorithm::Sha256), total: 0, limit }
+        Self { inner, ready: 0, hasher: Hasher::new(Algorithm::Sha256), total: 0, limit }
     }
 
-    /// Fills the empty buffer; false at the end of the stream.
+    /// Takes in more, where nothing is left; false at the end of the stream.
     fn fill(&mut self) -> Result<bool> {
-        (self.start, self.end) = (0, 0);
-        // Decompressors hand out small pieces: the buffer is filled well so that file data is written in large ones.
-        while self.end < self.buffer.len() / 2 {
-            match self.inner.read(&mut self.buffer[self.end..]) {
-                Ok(0) => break,
-                Ok(count) => self.end += count,
+        let bytes = loop {
+            match self.inner.fill_buf() {
+                Ok(bytes) => break bytes,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(broken(&error)),
             }
-        }
-        self.hasher.update(&self.buffer[..self.end]);
-        self.total += self.end as u64;
+        };
+        self.hasher.update(bytes);
+        self.ready = bytes.len();
+        self.total += bytes.len() as u64;
         if self.total > self.limit {
             let limit = self.limit;
             return Err(Error::new(
@@ -46,21 +40,24 @@ impl<R: Read> Source<R> {
                 format!("layer unpacks to more than the {limit} bytes allowed"),
             ));
         }
-        Ok(self.end > 0)
+        Ok(self.ready > 0)
     }
 
     /// Some bytes, at most `wanted`, at least one.
     pub(super) fn chunk(&mut self, wanted: u64) -> Result<&[u8]> {
-        if self.start == self.end && !self.fill()? {
+        if self.ready == 0 && !self.fill()? {
             return Err(truncated());
         }
-        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.end - self.start);
-        Ok(&self.buffer[self.start..self.start + length])
+        let length = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.ready);
+        // They are there already, so this reads nothing.
+        let bytes = self.inner.fill_buf().map_err(|error| broken(&error))?;
+        bytes.get(..length).ok_or_else(|| Error::internal("a buffer that is not read loses bytes"))
     }
 
     pub(super) fn consume(&mut self, count: u64) {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        self.start = self.start.saturating_add(count).min(self.end);
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(self.ready);
+        self.inner.consume(count);
+        self.ready -= count;
     }
 
     pub(super) fn skip(&mut self, mut count: u64) -> Result<()> {
@@ -85,7 +82,7 @@ impl<R: Read> Source<R> {
 
     /// Reads one block; false where the stream ends before it.
     pub(super) fn block(&mut self, out: &mut [u8; BLOCK]) -> Result<bool> {
-        if self.start == self.end && !self.fill()? {
+        if self.ready == 0 && !self.fill()? {
             return Ok(false);
         }
         self.read_exact(out)?;
@@ -93,7 +90,9 @@ impl<R: Read> Source<R> {
     }
 
     pub(super) fn drain(&mut self) -> Result<()> {
-        while self.fill()? {}
+        while self.ready > 0 || self.fill()? {
+            self.consume(self.ready as u64);
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Where the data of sparse files goes.
 
-use std::io::Read;
+use std::io::BufRead;
 
 use super::BLOCK;
 use super::header::pieces;
@@ -9,7 +9,7 @@ use super::source::Source;
 use crate::error::{Error, Result};
 
 /// Pieces of an old GNU sparse file: those of the header, and of the blocks that continue it.
-pub(super) fn continued<R: Read>(
+pub(super) fn continued<R: BufRead>(
     source: &mut Source<R>,
     mut map: Vec<(u64, u64)>,
     mut more: bool,
@@ -27,7 +27,7 @@ pub(super) fn continued<R: Read>(
 }
 
 /// Pieces of a pax 1.0 sparse file: decimal lines in whole blocks before the data, counted in `left`.
-pub(super) fn inside<R: Read>(source: &mut Source<R>, left: &mut u64) -> Result<Vec<(u64, u64)>> {
+pub(super) fn inside<R: BufRead>(source: &mut Source<R>, left: &mut u64) -> Result<Vec<(u64, u64)>> {
     let invalid = || Error::invalid("tar: malformed list of a sparse file's pieces");
     let mut block = [0u8; BLOCK];
     let mut at = BLOCK;

@@ -1,5 +1,6 @@
 //! The forms in which layers come: dialects of tar, holes, compression, and what is meant to break.
 
+use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
 
 use super::*;
@@ -136,7 +137,7 @@ fn several_members_and_frames_are_one_stream() {
     ];
     for stored in &stored {
         for piece in [1 << 20, 1000] {
-            let (mut plain, _) = decompress(std::io::BufReader::with_capacity(piece, &stored[..])).expect("open");
+            let (mut plain, _) = decompress(BufReader::with_capacity(piece, &stored[..])).expect("open");
             let mut bytes = Vec::new();
             std::io::Read::read_to_end(&mut plain, &mut bytes).expect("read");
             assert!(bytes == tar);
@@ -176,7 +177,7 @@ fn bombs_end_at_the_limit() {
             block[124..136].copy_from_slice(format!("{:011o}\0", 1u64 << 32).as_bytes());
         })
     };
-    let stream = || std::io::Read::chain(std::io::Cursor::new(zeros().0), std::io::repeat(0));
+    let stream = || BufReader::new(std::io::Read::chain(std::io::Cursor::new(zeros().0), std::io::repeat(0)));
     let dir = tempfile::tempdir().expect("directory");
     let error = apply(Root::open(dir.path()).expect("root"), stream(), Mode::Lowest, 1 << 20).expect_err("bomb");
     assert_eq!(error.kind(), Code::ResourceExhausted);
@@ -185,7 +186,7 @@ fn bombs_end_at_the_limit() {
     // A header that promises more than comes, one of too many bytes, and an endless archive of nothing.
     refused(&[zeros()]);
     refused(&[Tar::default().with(b'x', "pax", &vec![b'1'; 2 << 20], PLAIN)]);
-    let endless = std::io::repeat(0);
+    let endless = BufReader::new(std::io::repeat(0));
     let error = apply(Root::open(dir.path()).expect("root"), endless, Mode::Lowest, 1 << 20).expect_err("endless");
     assert_eq!(error.kind(), Code::ResourceExhausted);
     // A hole costs nothing, but no file system has a file of this size.

@@ -46,7 +46,7 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     if archive.fill_buf().doing(|| "read archive")?.is_empty() {
         return Err(Error::invalid("nothing came: it is no archive"));
     }
-    let plain = diff::decompress_archive(archive)?;
+    let plain = BufReader::with_capacity(256 << 10, diff::decompress_archive(archive)?);
     let mut reader = Reader::new(plain, MAX_BYTES);
     let mut taking = Taking { content, ctx, prefix: format!("import-{}", id::random::<8>()?), waiting: Vec::new() };
     let mut files = Files::default();
@@ -87,7 +87,7 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     Ok(files)
 }
 
-fn small<R: Read>(reader: &mut Reader<R>, entry: &Entry) -> Result<Vec<u8>> {
+fn small<R: BufRead>(reader: &mut Reader<R>, entry: &Entry) -> Result<Vec<u8>> {
     if entry.size > MAX_DOCUMENT {
         let text = format!("document of {} bytes, more than {MAX_DOCUMENT}", entry.size);
         return Err(Error::new(Kind::ResourceExhausted, text));
@@ -121,7 +121,7 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     /// Makes a file a blob. None for an empty one, which no image needs.
-    fn file<R: Read>(&mut self, reader: &mut Reader<R>, entry: &Entry, path: &Path) -> Result<Option<Descriptor>> {
+    fn file<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry, path: &Path) -> Result<Option<Descriptor>> {
         if entry.size == 0 {
             return Ok(None);
         }
@@ -164,7 +164,7 @@ impl Taking<'_> {
     }
 }
 
-fn fill<R: Read>(ingest: &mut Ingest, reader: &mut Reader<R>, size: u64) -> Result<()> {
+fn fill<R: BufRead>(ingest: &mut Ingest, reader: &mut Reader<R>, size: u64) -> Result<()> {
     ingest.truncate(0)?;
     reader.data(size, &mut |piece| ingest.write(piece))
 }
