@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use gantry_proto::containerd::services::content::v1::Info;
-use prost::Message;
 
 use crate::content;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::labels::{self, Labels};
 use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASE_RESOURCES, LEASES, SANDBOXES, SNAPSHOTS};
-use crate::metadata::{Tx, snapshots::Record};
+use crate::metadata::{Tx, decode, snapshots::Record};
 use crate::records;
 use crate::snapshots::Snapshotters;
 
@@ -83,6 +82,8 @@ pub(super) struct Graph {
     conditions: Vec<Condition>,
     /// When snapshots were last used, as their labels say.
     used: HashMap<Node, jiff::Timestamp>,
+    /// A record that cannot be read: it may keep anything.
+    pub(super) unreadable: Option<Error>,
 }
 
 /// A reference from an object to a snapshot, on a condition.
@@ -133,6 +134,11 @@ impl Graph {
         }
     }
 
+    /// A record, if it can be read.
+    fn record<M: prost::Message + Default>(&mut self, bytes: &[u8], key: &str) -> Option<M> {
+        decode(bytes, key).map_err(|error| self.unreadable = Some(error)).ok()
+    }
+
     fn root(&mut self, node: Node) {
         self.roots.push(node);
     }
@@ -143,7 +149,7 @@ impl Graph {
 
     fn images(&mut self, tx: &impl Tx, now: jiff::Timestamp) -> Result<()> {
         tx.scan_all(IMAGES, &mut |namespace, name, bytes| {
-            let Ok(image) = records::images::Image::decode(bytes) else { return Ok(()) };
+            let Some(image) = self.record::<records::images::Image>(bytes, name) else { return Ok(()) };
             let node = Node::Image(namespace.to_owned(), name.to_owned());
             if has_expired(&image.labels, now) {
                 self.expired.push(node.clone());
@@ -161,7 +167,7 @@ impl Graph {
     fn leases(&mut self, tx: &impl Tx, now: jiff::Timestamp) -> Result<()> {
         let mut expired = HashSet::new();
         tx.scan_all(LEASES, &mut |namespace, id, bytes| {
-            let Ok(lease) = records::leases::Lease::decode(bytes) else { return Ok(()) };
+            let Some(lease) = self.record::<records::leases::Lease>(bytes, id) else { return Ok(()) };
             let node = Node::Lease(namespace.to_owned(), id.to_owned());
             if has_expired(&lease.labels, now) {
                 expired.insert(node.clone());
@@ -187,7 +193,7 @@ impl Graph {
 
     fn content(&mut self, tx: &impl Tx) -> Result<()> {
         tx.scan_all(CONTENT, &mut |namespace, digest, bytes| {
-            let Ok(info) = Info::decode(bytes) else { return Ok(()) };
+            let Some(info) = self.record::<Info>(bytes, digest) else { return Ok(()) };
             let node = Node::Content(namespace.to_owned(), digest.to_owned());
             self.candidate(namespace, node, &info.labels);
             Ok(())
@@ -196,7 +202,7 @@ impl Graph {
 
     fn snapshots(&mut self, tx: &impl Tx) -> Result<()> {
         tx.scan_all(SNAPSHOTS, &mut |namespace, key, bytes| {
-            let Ok(Record { info, .. }) = Record::decode(bytes) else { return Ok(()) };
+            let Some(Record { info, .. }) = self.record(bytes, key) else { return Ok(()) };
             let Some((snapshotter, name)) = key.split_once('\0') else { return Ok(()) };
             let of = |name: &str| Node::Snapshot(namespace.to_owned(), snapshotter.to_owned(), name.to_owned());
             let node = of(name);
@@ -215,7 +221,7 @@ impl Graph {
         use gantry_proto::containerd::services::containers::v1::Container;
         use gantry_proto::containerd::types::Sandbox;
         tx.scan_all(CONTAINERS, &mut |namespace, id, bytes| {
-            let Ok(container) = Container::decode(bytes) else { return Ok(()) };
+            let Some(container) = self.record::<Container>(bytes, id) else { return Ok(()) };
             let node = Node::Container(namespace.to_owned(), id.to_owned());
             self.root(node.clone());
             if !container.snapshot_key.is_empty() {
@@ -226,7 +232,7 @@ impl Graph {
             Ok(())
         })?;
         tx.scan_all(SANDBOXES, &mut |namespace, id, bytes| {
-            let Ok(sandbox) = Sandbox::decode(bytes) else { return Ok(()) };
+            let Some(sandbox) = self.record::<Sandbox>(bytes, id) else { return Ok(()) };
             let node = Node::Sandbox(namespace.to_owned(), id.to_owned());
             self.root(node.clone());
             self.references(namespace, &node, &sandbox.labels);
@@ -304,7 +310,7 @@ impl Graph {
 pub(super) fn flat_leases(tx: &impl Tx) -> Result<HashSet<Node>> {
     let mut flat = HashSet::new();
     tx.scan_all(LEASES, &mut |namespace, id, bytes| {
-        let lease = records::leases::Lease::decode(bytes).unwrap_or_default();
+        let lease: records::leases::Lease = decode(bytes, id)?;
         if lease.labels.contains_key(labels::GC_FLAT) {
             flat.insert(Node::Lease(namespace.to_owned(), id.to_owned()));
         }

@@ -10,7 +10,6 @@ use super::Parts;
 use super::mark::{Graph, Node, flat_leases};
 use crate::content;
 use crate::error::Result;
-use crate::failpoint;
 use crate::metadata::schema::{LEASE_RESOURCES, join};
 use crate::metadata::{Tx, WriteTx, content as blobs, images, leases, snapshots};
 use crate::snapshots::Snapshotters;
@@ -43,9 +42,7 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     let is_idle = |(doomed, expired): (Vec<Node>, Vec<Node>)| doomed.is_empty() && expired.is_empty();
     let idle = parts.db.read(|tx| doomed(tx, &parts.snapshotters).map(is_idle))?;
     if !idle {
-        failpoint::hit("gc.begun");
         let gone = parts.db.write(|tx| remove_records(tx, &parts.snapshotters))?;
-        failpoint::hit("gc.records");
         swept.expired = gone.iter().filter(|node| matches!(node, Node::Image(..) | Node::Lease(..))).count();
         swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
         announce(parts, &gone);
@@ -57,7 +54,6 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
         }
     }
     swept.failed += super::mounts::sweep(parts)?;
-    failpoint::hit("gc.snapshots");
     reclaim(parts, &mut swept)?;
     let held = held_ingests(parts)?;
     parts.content.expire_ingests(|namespace, reference| {
@@ -70,6 +66,9 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
 /// What is not reachable, and what has expired.
 fn doomed(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<(Vec<Node>, Vec<Node>)> {
     let graph = Graph::read(tx, snapshotters)?;
+    if let Some(error) = graph.unreadable {
+        return Err(error.context("collect nothing; mend it with `gantry system fsck --repair`"));
+    }
     let marked = graph.mark(&flat_leases(tx)?);
     let doomed = graph.candidates.iter().filter(|node| !marked.contains_key(*node)).cloned().collect();
     Ok((doomed, graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect()))

@@ -30,6 +30,23 @@ async fn a_snapshot_that_somebody_runs_on_stays() {
 }
 
 #[tokio::test]
+async fn where_a_record_cannot_be_read_nothing_goes() {
+    let it = fixture();
+    it.blob(b"lost", Labels::new());
+    let broken = |bytes: &[u8]| it.db.write(|tx| tx.put(metadata::schema::IMAGES, "n", "broken", bytes));
+    broken(b"\xff").expect("write");
+    let error = it.gc.collect().await.expect_err("it may keep anything");
+    assert!(error.kind() == Kind::DataLoss && error.to_string().contains("broken"), "{error}");
+    assert_eq!(it.content.list(&it.ctx).expect("list").len(), 1);
+    // It keeps nobody from seeing the others.
+    it.image("i", &Digest::of(b"x"), Labels::new());
+    let listed = it.images.list(&it.ctx, &crate::filter::Filter::everything()).expect("list");
+    assert_eq!(listed.iter().map(|image| image.name.as_str()).collect::<Vec<_>>(), ["i"]);
+    broken(b"").expect("write");
+    assert_eq!(it.collect().await.blobs, 1);
+}
+
+#[tokio::test]
 async fn a_condition_keeps_what_was_used_lately() {
     let it = fixture();
     for (name, used) in [("new", jiff::Timestamp::now()), ("old", jiff::Timestamp::UNIX_EPOCH)] {

@@ -19,7 +19,7 @@ pub fn get(tx: &impl Tx, namespace: &str, id: &str) -> Result<Option<Container>>
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str) -> Result<Vec<Container>> {
-    tx.messages(CONTAINERS, namespace)
+    tx.readable_messages(CONTAINERS, namespace)
 }
 
 /// Writes a container under its own id.

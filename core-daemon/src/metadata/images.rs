@@ -19,7 +19,7 @@ pub fn get(tx: &impl Tx, namespace: &str, name: &str) -> Result<Option<Image>> {
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str) -> Result<Vec<Image>> {
-    tx.messages(IMAGES, namespace)
+    tx.readable_messages(IMAGES, namespace)
 }
 
 /// Writes an image under its own name.

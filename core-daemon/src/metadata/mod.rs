@@ -29,10 +29,9 @@ use std::time::{Duration, Instant};
 
 use journal::Journal;
 pub use rebuild::{Condition, VERIFY, verify};
-pub use tx::{ReadTx, Tx, Visit, VisitAll, WriteTx};
+pub use tx::{ReadTx, Tx, Visit, VisitAll, WriteTx, decode};
 
 use crate::error::{Doing, Error, Kind, Result};
-use crate::failpoint;
 
 /// The open database. Clones share it.
 #[derive(Clone)]
@@ -164,9 +163,7 @@ impl Db {
         let database = inner.as_ref().ok_or_else(closed)?;
         let tx = WriteTx::begin(database, durability)?;
         let value = f(&tx)?;
-        failpoint::hit("metadata.commit");
         let changed = tx.commit()?;
-        failpoint::hit("metadata.committed");
         if !changed.is_empty() {
             self.changes.fetch_add(1, Ordering::Release);
             journal.note(changed, database);

@@ -19,7 +19,7 @@ pub fn get(tx: &impl Tx, namespace: &str, id: &str) -> Result<Option<Sandbox>> {
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str) -> Result<Vec<Sandbox>> {
-    tx.messages(SANDBOXES, namespace)
+    tx.readable_messages(SANDBOXES, namespace)
 }
 
 /// Writes a sandbox under its own id.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use prost::Message;
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable, TableHandle as _};
 
 use super::journal::Row;
 use super::schema::Table;
@@ -62,6 +62,25 @@ pub trait Tx {
         Ok(all)
     }
 
+    /// All messages of a namespace that can be read, in key order. The others are told of in the log.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    fn readable_messages<M: Message + Default>(&self, table: Table, namespace: &str) -> Result<Vec<M>>
+    where
+        Self: Sized,
+    {
+        let mut all = Vec::new();
+        self.scan(table, namespace, "", &mut |key, bytes| {
+            match decode(bytes, key) {
+                Ok(message) => all.push(message),
+                Err(error) => tracing::error!(table = table.name(), namespace, %error, "a record is left out"),
+            }
+            Ok(true)
+        })?;
+        Ok(all)
+    }
+
     /// Whether the namespace has any record whose key starts with `prefix`.
     ///
     /// # Errors
@@ -76,7 +95,11 @@ pub trait Tx {
     }
 }
 
-fn decode<M: Message + Default>(bytes: &[u8], key: &str) -> Result<M> {
+/// Reads the record at a key.
+///
+/// # Errors
+/// `DataLoss` where it is none.
+pub fn decode<M: Message + Default>(bytes: &[u8], key: &str) -> Result<M> {
     M::decode(bytes).map_err(|error| Error::new(crate::error::Kind::DataLoss, format!("record {key:?}: {error}")))
 }
 
