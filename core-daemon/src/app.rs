@@ -308,7 +308,8 @@ fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &E
 
 fn registry(config: &Config) -> Registry {
     let accounts = Some(&config.registry.auth_file).filter(|path| !path.as_os_str().is_empty());
-    Registry::new(config.registry.config_path.clone()).with_accounts(accounts.cloned())
+    let registry = Registry::new(config.registry.config_path.clone()).with_accounts(accounts.cloned());
+    registry.with_patience(Timeouts::of(config.registry.timeout))
 }
 
 fn launcher(config: &Config) -> Result<Launcher> {

@@ -362,6 +362,7 @@ impl Theirs {
         let at_most: fn(Option<usize>) -> Option<usize> = |number| number.filter(|number| *number > 0);
         for images in IMAGES {
             set(&mut registry.max_downloads, at_most(self.number(&["plugins", images, "max_concurrent_downloads"])));
+            set(&mut registry.timeout, self.seconds(&["plugins", images, "image_pull_progress_timeout"]));
             let directories = self.text(&["plugins", images, "registry", "config_path"]);
             // Several directories may be named, of which the first that is there counts.
             let directories = directories.map(|text| text.split(':').map(PathBuf::from).collect::<Vec<_>>());
@@ -465,6 +466,7 @@ mod tests {
             [plugins."io.containerd.cri.v1.images"]
               snapshotter = "devmapper"
               max_concurrent_downloads = 3
+              image_pull_progress_timeout = "2m"
             [plugins."io.containerd.cri.v1.runtime".cni]
               bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
             [plugins."io.containerd.server.v1.grpc"]
@@ -474,7 +476,7 @@ mod tests {
               per_verifier_timeout = "20s"
             "#,
         );
-        assert_eq!(config.registry.max_downloads, 3);
+        assert_eq!((config.registry.max_downloads, config.registry.timeout), (3, 120));
         assert_eq!(config.cri.cni.bin_dirs.len(), 2);
         assert_eq!(config.grpc.address, Path::new("/run/x.sock"));
         assert_eq!(config.image_verifier.per_verifier_timeout, 20);

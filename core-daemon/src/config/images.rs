@@ -47,11 +47,14 @@ pub struct Registry {
     pub max_downloads: usize,
     /// Blobs of one image that go out at once.
     pub max_uploads: usize,
+    /// Seconds for which a registry may send nothing; then it is asked again, and in the end given up.
+    pub timeout: u64,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { config_path: "/etc/gantry/certs.d".into(), auth_file: PathBuf::new(), max_downloads: 6, max_uploads: 4 }
+        let (config_path, auth_file) = (PathBuf::from("/etc/gantry/certs.d"), PathBuf::new());
+        Self { config_path, auth_file, max_downloads: 6, max_uploads: 4, timeout: 60 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A registry in this process, for tests, that can misbehave.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -49,6 +50,8 @@ type Handler = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
 pub(crate) struct Fake {
     pub(crate) address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    /// How many connections there were.
+    pub(crate) connections: Arc<AtomicUsize>,
 }
 
 impl Fake {
@@ -57,12 +60,15 @@ impl Fake {
         let address = listener.local_addr().expect("address").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (handler, seen): (Handler, _) = (Arc::new(handler), asked.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(serve(stream, handler.clone(), seen.clone()));
             }
         });
-        Self { address, asked }
+        Self { address, asked, connections }
     }
 
     /// Every request so far, as `METHOD path`.

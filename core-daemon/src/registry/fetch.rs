@@ -1,5 +1,7 @@
 //! Reading from a repository: what a name stands for, documents, blobs.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url};
 use rung_spec::digest::Digest;
@@ -109,8 +111,14 @@ impl Repository {
             if host.stands_in && last.as_ref().is_some_and(|error| error.kind() != Kind::Unavailable) {
                 continue;
             }
+            if !host.stands_in && host.is_plain.load(Ordering::Relaxed) {
+                continue;
+            }
             match ask(host.clone()).await {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    host.is_plain.store(host.stands_in, Ordering::Relaxed);
+                    return Ok(value);
+                }
                 Err(error) => {
                     tracing::debug!(host = host.name(), %error, "registry host failed");
                     let replaced = last.as_ref().is_none_or(|before| before.kind() != Kind::NotFound);

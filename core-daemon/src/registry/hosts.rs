@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::hosts_file::{self, Configured};
 use super::reach::{Reach, address, is_private, same_origin};
-use super::transport::{Clients, STALL, Tls};
+use super::transport::{Clients, Tls};
 use super::{Access, Wiretap};
 use crate::error::{Error, Result};
 
@@ -32,6 +32,8 @@ pub(super) struct Host {
     pub(super) pushes: bool,
     /// The same registry without TLS, for when nobody speaks TLS there.
     pub(super) stands_in: bool,
+    /// It has answered in the other's place, which is not asked any more. The two have this in common.
+    pub(super) is_plain: Arc<AtomicBool>,
     /// How long it may send nothing.
     pub(super) stall: Duration,
     pub(super) wiretap: Option<Arc<dyn Wiretap>>,
@@ -143,7 +145,8 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
         pulls,
         pushes,
         stands_in: at.stands_in,
-        stall: STALL,
+        is_plain: Arc::default(),
+        stall: clients.patience,
         wiretap: access.wiretap.clone(),
     })
 }
@@ -164,11 +167,13 @@ fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configur
         (false, true) => &["https", "http"],
         (false, false) => &["https"],
     };
+    let found = Arc::new(AtomicBool::new(false));
     let host = |scheme: &&str| {
         let base = format!("{scheme}://{authority}/v2/");
         let base = base.parse().map_err(|error| Error::invalid(format!("registry {name}: {error}")))?;
         let base = Base { base, mirrors: None, stands_in: *scheme != schemes[0], can: (true, true, true) };
-        host_at(clients, base, tls.clone(), headers.clone(), access)
+        let host = host_at(clients, base, tls.clone(), headers.clone(), access)?;
+        Ok(Host { is_plain: found.clone(), ..host })
     };
     schemes.iter().map(host).collect()
 }

@@ -28,6 +28,7 @@ mod warnings;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rung_spec::reference::Reference;
 
@@ -134,6 +135,12 @@ impl Registry {
     #[must_use]
     pub fn with_accounts(self, file: Option<PathBuf>) -> Self {
         Self { accounts: file, ..self }
+    }
+
+    /// With this for how long a host may send nothing.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { clients: Arc::new(transport::Clients::with_patience(patience)), ..self }
     }
 
     /// The repository of an image.

@@ -298,7 +298,7 @@ impl Pusher {
 
 /// Whether the same may well succeed later.
 fn is_passing(error: &Error) -> bool {
-    matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded | Kind::ResourceExhausted)
+    matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded)
 }
 
 /// How many bytes a registry says that it has of an upload.

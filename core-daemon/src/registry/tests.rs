@@ -57,6 +57,18 @@ async fn without_a_digest_header_the_document_is_hashed() {
 }
 
 #[tokio::test]
+async fn who_speaks_no_tls_is_asked_once_whether_he_does() {
+    let fake = Fake::start(|_| Answer::new(200, *b"document").with("content-type", media_types::OCI_MANIFEST)).await;
+    let repository = repository(&fake, &Access::default());
+    let document = Descriptor::new("", Digest::of(b"document"), 8);
+    for _ in 0..10 {
+        repository.document(&document).await.expect("document");
+    }
+    let connections = fake.connections.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((2..6).contains(&connections), "{connections} connections for ten documents");
+}
+
+#[tokio::test]
 async fn a_bearer_token_is_fetched_once_and_renewed_when_refused() {
     let fake = Fake::start(|asked| match (asked.path.as_str(), asked.header("authorization")) {
         (path, _) if path.starts_with("/token") => Answer::new(200, *br#"{"access_token":"t","expires_in":300}"#),

@@ -19,8 +19,8 @@ use crate::error::{Error, Kind, Result};
 pub const USER_AGENT: &str = concat!("gantry/", env!("CARGO_PKG_VERSION"));
 /// A server that does not answer at all.
 const CONNECT: Duration = Duration::from_secs(15);
-/// One that stops in the middle.
-pub(super) const STALL: Duration = Duration::from_secs(60);
+/// One that stops in the middle, where nothing else is configured.
+const STALL: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 /// Tries of one request, and the longest wait between two.
 const TRIES: u32 = 5;
@@ -46,12 +46,23 @@ impl Tls {
 }
 
 /// One client for each kind of connection, kept for the next image as long as the certificates are the same.
-#[derive(Default)]
 pub(super) struct Clients {
     known: Mutex<HashMap<(Tls, Reach), Renewed<Client>>>,
+    /// For how long nothing may come.
+    pub(super) patience: Duration,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self::with_patience(STALL)
+    }
 }
 
 impl Clients {
+    pub(super) fn with_patience(patience: Duration) -> Self {
+        Self { known: Mutex::default(), patience }
+    }
+
     pub(super) fn get(&self, tls: &Tls, reach: Reach) -> Result<Client> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.entry((tls.clone(), reach)).or_default().get(&tls.files(), || build(tls, reach))
@@ -158,7 +169,9 @@ pub(super) async fn send(host: &Host, ask: &Ask, authorization: Option<&str>) ->
             Err(Failed { passes: true, .. }) => backoff(tried),
             _ => return result.map_err(|failed| failed.error),
         };
-        if tried >= TRIES || !ask.again || wait > LONGEST_WAIT {
+        // Who is asked too much has not done anything.
+        let is_undone = result.as_ref().is_ok_and(|answer| answer.status() == StatusCode::TOO_MANY_REQUESTS);
+        if tried >= TRIES || !(ask.again || is_undone) || wait > LONGEST_WAIT {
             return result.map_err(|failed| failed.error);
         }
         tracing::debug!(url = %ask.url, ?wait, tried, "registry request is tried again");

@@ -61,20 +61,29 @@ async fn a_blob_is_mounted_or_else_there_is_room_for_it() {
 
 #[tokio::test]
 async fn a_registry_that_wants_a_pause_before_an_upload_gets_it() {
-    let asked_for = AtomicUsize::new(0);
+    let (asked_for, put) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let fake = Fake::start(move |asked| match asked.method.as_str() {
         "POST" => match asked_for.fetch_add(1, Ordering::Relaxed) {
             0 => Answer::new(429, "").with("retry-after", "0"),
             1 => Answer::new(503, "").with("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
             _ => Answer::new(202, "").with("location", "/v2/a/b/blobs/uploads/1"),
         },
+        "PUT" if put.fetch_add(1, Ordering::Relaxed) == 0 => Answer::new(429, "").with("retry-after", "1"),
         "PUT" => Answer::new(201, ""),
         _ => Answer::new(200, ""),
     })
     .await;
     let pusher = repository(&fake, &plain()).pusher().await.expect("pusher");
+    let begun = std::time::Instant::now();
     upload(&pusher, b"x").await.expect("upload");
-    assert_eq!(fake.seen().iter().filter(|line| line.starts_with("POST")).count(), 3, "{:?}", fake.seen());
+    assert!(begun.elapsed().as_secs() >= 1, "it did not wait as long as it was told to");
+    assert_eq!(count(&fake, "POST"), 3, "{:?}", fake.seen());
+    // To where there was room before.
+    assert_eq!(count(&fake, "PUT"), 2, "{:?}", fake.seen());
+}
+
+fn count(fake: &Fake, method: &str) -> usize {
+    fake.seen().iter().filter(|line| line.starts_with(method)).count()
 }
 
 #[tokio::test]
@@ -112,8 +121,12 @@ async fn a_large_blob_goes_on_in_pieces_where_the_connection_broke() {
             "PUT" => Answer::new(201, ""),
             "PATCH" => {
                 let half = asked.body.len() / 2;
+                let nth = patches.fetch_add(1, Ordering::Relaxed);
+                if nth == 1 {
+                    return Answer::new(429, "").with("retry-after", "0");
+                }
                 // The first piece arrives by half, and its answer not at all.
-                let first = patches.fetch_add(1, Ordering::Relaxed) == 0;
+                let first = nth == 0;
                 kept.extend_from_slice(if first { &asked.body[..half] } else { &asked.body });
                 if first {
                     return Answer::new(503, "");
@@ -130,7 +143,7 @@ async fn a_large_blob_goes_on_in_pieces_where_the_connection_broke() {
     let pusher = repository(&fake, &plain()).pusher().await.expect("pusher");
     upload(&pusher, &bytes).await.expect("upload");
     assert!(*stored.lock().expect("lock") == bytes, "the registry has something else");
-    assert_eq!(fake.seen().iter().filter(|line| line.starts_with("PATCH")).count(), 2, "{:?}", fake.seen());
+    assert_eq!(count(&fake, "PATCH"), 3, "{:?}", fake.seen());
     let requests = fake.requests();
     let first = requests.iter().find(|asked| asked.method == "PATCH").map_or(0, |asked| asked.body.len());
     assert_eq!(first, 18_000_000, "as large as the registry wants them");
