@@ -5,7 +5,7 @@
 //! not run are mounted for the time it takes.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::create::OURS;
 use super::{Engine, Known};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, with_client};
 use crate::context::Context;
 use crate::diff::{self, Change, Changes, Target};
 use crate::error::{Doing, Error, Result};
@@ -33,16 +33,9 @@ const MAX_COPY: u64 = 1 << 44;
 /// A container's files, as long as it is held.
 struct Files {
     root: Root,
-    mounted: Option<Target>,
+    _mounted: Option<Target>,
     /// Keeps a container that does not run from being started: two overlays on one directory would not see each other.
     _turn: Option<OwnedMutexGuard<()>>,
-}
-
-impl Files {
-    fn close(self) -> Result<()> {
-        drop(self.root);
-        self.mounted.map_or(Ok(()), Target::close)
-    }
 }
 
 impl Engine {
@@ -54,14 +47,11 @@ impl Engine {
         let known = self.find(context, name)?;
         let (engine, context) = (self.clone(), context.clone());
         let what = known.record.name.clone();
-        blocking(move || {
+        with_client(move || {
             let mounts = engine.mounts(&context, &known)?;
             let target = Target::to_read(&[read_only(&mounts)])?;
             let root = target.open()?;
-            let written = diff::create(&Changes::All(&root), None, to).and_then(|mut to| Ok(to.flush()?));
-            drop(root);
-            target.close()?;
-            written
+            diff::create(&Changes::All(&root), None, to).and_then(|mut to| Ok(to.flush()?))
         })
         .await
         .doing(|| format!("export {what}"))
@@ -117,7 +107,7 @@ impl Engine {
                 let root = running_root(live.task.pid());
                 // The process may have ended meanwhile, and another have its number: then the root is not to be trusted.
                 if self.running(&key.0, &key.1).is_some_and(|now| Arc::ptr_eq(&now, &live)) {
-                    return Ok(Files { root: root?, mounted: None, _turn: None });
+                    return Ok(Files { root: root?, _mounted: None, _turn: None });
                 }
             }
             let turn = self.shared.turns.take(key.clone()).await;
@@ -127,7 +117,7 @@ impl Engine {
             let mounts = self.mounts(context, known)?;
             return blocking(move || {
                 let target = Target::to_read(&mounts)?;
-                Ok(Files { root: target.open()?, mounted: Some(target), _turn: Some(turn) })
+                Ok(Files { root: target.open()?, _mounted: Some(target), _turn: Some(turn) })
             })
             .await;
         }
@@ -147,13 +137,7 @@ impl Engine {
         let known = self.find(context, &request.r#ref)?;
         let doing = format!("copy {}:{}", known.record.name, request.path);
         let files = self.files(context, &known).await.doing(|| &doing)?;
-        blocking(move || {
-            let sent = send(&files.root, &request, stat, to);
-            let closed = files.close();
-            sent.and(closed)
-        })
-        .await
-        .doing(|| doing)
+        with_client(move || send(&files.root, &request, stat, to)).await.doing(|| doing)
     }
 
     /// Unpacks a tar into a directory of a container.
@@ -169,14 +153,11 @@ impl Engine {
         let known = self.find(context, &options.r#ref)?;
         let doing = format!("copy to {}:{}", known.record.name, options.path);
         let files = self.files(context, &known).await.doing(|| &doing)?;
-        blocking(move || {
+        with_client(move || {
             let path = Path::new(&options.path);
-            let applied = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(Error::from);
-            let applied = applied.and_then(|directory| {
-                diff::apply(Root::from_fd(directory), archive, diff::Mode::Files, MAX_COPY).map(drop)
-            });
-            let closed = files.close();
-            applied.and(closed)
+            let directory = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+            let archive = BufReader::with_capacity(256 << 10, archive);
+            diff::apply(Root::from_fd(directory), archive, diff::Mode::Files, MAX_COPY).map(drop)
         })
         .await
         .doing(|| doing)

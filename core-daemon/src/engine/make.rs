@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::create::parse_platform;
 use super::images::NAMELESS;
 use super::{Engine, Known, instructions};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, with_client};
 use crate::content::Ingest;
 use crate::context::Context;
 use crate::diff;
@@ -45,7 +45,7 @@ impl Engine {
         let platform = parse_platform(&options.platform)?.unwrap_or_else(Platform::host);
         let name = record_name(&options.name)?;
         let (engine, context) = (self.clone(), context.clone());
-        blocking(move || {
+        with_client(move || {
             engine.under_lease(&context, "import", |ctx| {
                 let made = engine.store_layer(ctx, archive)?;
                 let mut config = Map::new();
@@ -161,7 +161,9 @@ impl Engine {
         let leases = &self.parts().images.leases;
         let lease = leases.temporary(context, what, LEASE_HOURS)?;
         let done = work(&context.clone().with_lease(&lease.id));
-        leases.end(context, &lease.id)?;
+        if let Err(error) = leases.end(context, &lease.id) {
+            tracing::warn!(lease = lease.id, %error, "left a lease, which will expire");
+        }
         self.parts().gc.changed();
         done
     }

@@ -1,6 +1,7 @@
 //! `containerd.services.content.v1.Content`.
 
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -20,7 +21,7 @@ use super::Answers;
 use crate::blocking::blocking;
 use crate::content::{self, Content, Ingest};
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Doing as _, Error, Kind, Result};
 use crate::filter::{Filter, label};
 use crate::gc::Gc;
 
@@ -120,12 +121,22 @@ impl Service for ContentService {
         let size = u64::try_from(size).unwrap_or(0);
         let end = if size == 0 { blob.size } else { offset.saturating_add(size).min(blob.size) };
         if end - offset <= SMALL {
-            return Ok(Response::new(Box::pin(stream::iter((offset < end).then(|| piece(&blob.file, offset, end))))));
+            let all = blocking(move || (offset < end).then(|| piece(&blob.file, offset, end)).transpose()).await?;
+            return Ok(Response::new(Box::pin(stream::iter(all.map(Ok)))));
         }
-        let (sender, receiver) = mpsc::channel(4);
-        // The reader waits for the client, not longer: it ends with the stream.
-        tokio::task::spawn_blocking(move || send_pieces(&blob.file, offset, end, &sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let file = Arc::new(blob.file);
+        // A piece is read when the client has room for it.
+        let pieces = stream::try_unfold(offset, move |offset| {
+            let (file, next) = (file.clone(), end.min(offset + CHUNK));
+            async move {
+                let read = (offset < next).then(|| blocking(move || piece(&file, offset, next)));
+                match read {
+                    Some(piece) => Ok(Some((piece.await?, next))),
+                    None => Ok(None),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(pieces)))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -171,28 +182,10 @@ impl Service for ContentService {
     }
 }
 
-fn send_pieces(
-    file: &std::fs::File,
-    mut offset: u64,
-    end: u64,
-    to: &mpsc::Sender<Result<ReadContentResponse, Status>>,
-) {
-    while offset < end {
-        let piece = piece(file, offset, end.min(offset + CHUNK));
-        offset += CHUNK;
-        let failed = piece.is_err();
-        if to.blocking_send(piece).is_err() || failed {
-            return;
-        }
-    }
-}
-
-fn piece(file: &std::fs::File, offset: u64, end: u64) -> Result<ReadContentResponse, Status> {
+fn piece(file: &std::fs::File, offset: u64, end: u64) -> Result<ReadContentResponse> {
     let mut data = vec![0; usize::try_from(end - offset).unwrap_or(0)];
-    match file.read_exact_at(&mut data, offset) {
-        Ok(()) => Ok(ReadContentResponse { offset: signed(offset), data: Bytes::from(data) }),
-        Err(error) => Err(Error::from(error).context("read content").into()),
-    }
+    file.read_exact_at(&mut data, offset).doing(|| "read content")?;
+    Ok(ReadContentResponse { offset: signed(offset), data: Bytes::from(data) })
 }
 
 /// One Write call: from the first message, which opens the ingest, to a commit or the end of the stream.

@@ -1,17 +1,18 @@
-//! One layer, in one pass: network → hash and store → inflate, hash and apply.
+//! One layer, in one pass: network → hash, store and inflate → hash and apply.
 //!
 //! ```text
-//! task: blob stream, resumed ─8─► thread: ingest (stored digest) ─8─► thread: inflate, diff id, directory
+//! task: blob stream, resumed ─8─► thread: ingest (stored digest), inflate ─4─► thread: diff id, directory
 //! ```
 //!
-//! Two bounded queues tie the three together, so that a slow disk slows the network and memory stays bounded. What is
-//! stored of a layer that could not be finished stays, and the next pull goes on from there.
+//! Two bounded queues tie the three together, so that a slow disk slows the network and memory stays bounded. The threads
+//! are the layer's own: they wait for the network. What is stored of a layer that could not be finished stays, and the next
+//! pull goes on from there.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read, Take};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -22,15 +23,16 @@ use tokio::sync::mpsc;
 
 use super::layers::{apply_checked, apply_file, apply_stored};
 use super::{Progress, Step};
-use crate::blocking::blocking;
+use crate::blocking::{apart, blocking};
 use crate::content::{Content, Ingest, Sealed};
 use crate::context::Context;
 use crate::diff::{Applied, Mode, Processors};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::registry::Repository;
 
-/// Pieces between two stages.
+/// Pieces between the network and the thread that stores them, and bytes of one that comes from the disk.
 const QUEUE: usize = 8;
+const PIECE: usize = 256 << 10;
 /// Tries without any progress between them.
 const TRIES: u32 = 5;
 /// Bytes between two reports.
@@ -152,38 +154,13 @@ impl Fetcher {
         let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
         let ingest = blocking(move || open(&content, &ctx, &layer)).await.map_err(Failure::Other)?;
         let offset = ingest.offset();
-        let (to_store, from_network) = mpsc::channel(QUEUE);
-        let (to_apply, from_store) = std_mpsc::sync_channel(QUEUE);
-        let (layer, progress) = (job.layer.clone(), self.progress.clone());
-        let applying = job.apply.clone().map(|place| {
-            let layer = layer.clone();
-            tokio::task::spawn_blocking(move || {
-                let mut stored = Pieces { pieces: from_store, now: Bytes::new(), ended: false };
-                let applied = apply_checked(&layer, &place, &mut stored)?;
-                // What follows the compressed tar is no part of it, but of the blob.
-                while !stored.fill_buf().doing(|| "read layer")?.is_empty() {
-                    let length = stored.now.len();
-                    stored.consume(length);
-                }
-                Ok(applied)
-            })
-        });
-        let to_apply = applying.is_some().then_some(to_apply);
-        let storing =
-            tokio::task::spawn_blocking(move || store(ingest, &layer, from_network, to_apply, progress.as_ref()));
-        let network = self.receive(&job.layer, offset, to_store).await;
-        let stored = storing.await.unwrap_or_else(|error| Err(Failure::Other(Error::internal(error.to_string()))));
-        let applied = match applying {
-            Some(task) => task.await.unwrap_or_else(|error| Err(Error::internal(error.to_string()))).map(Some),
-            None => Ok(None),
-        };
-        // Of several failures the first cause counts: the network's, then wrong bytes, then what they made of the tar.
-        match (network, stored, applied) {
-            (Err(error), _, _) => Err(Failure::Other(error)),
-            (Ok(()), Err(Failure::Closed), Err(error)) | (Ok(()), Ok(_), Err(error)) => Err(Failure::Other(error)),
-            (Ok(()), Err(failure), _) => Err(failure),
-            (Ok(()), Ok(sealed), Ok(applied)) => Ok(Fetched { sealed: Some(sealed), applied }),
-        }
+        let (to, from) = mpsc::channel(QUEUE);
+        let (taken, progress) = (job.clone(), self.progress.clone());
+        let taking = apart(move || Ok(take(ingest, &taken, from, progress)));
+        let network = self.receive(&job.layer, offset, to).await;
+        let taken = taking.await.map_err(Failure::Other)?;
+        // Of several failures the first cause counts, and that is the network's.
+        network.map_err(Failure::Other).and(taken)
     }
 
     /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further.
@@ -282,72 +259,107 @@ fn open(content: &Content, ctx: &Context, layer: &Descriptor) -> Result<Ingest> 
     }
 }
 
-/// Stores what comes, hands it on, and checks the whole.
-fn store(
-    mut ingest: Ingest,
-    layer: &Descriptor,
-    mut from: mpsc::Receiver<Bytes>,
-    to: Option<std_mpsc::SyncSender<Bytes>>,
-    progress: &dyn Progress,
-) -> Result<Sealed, Failure> {
-    let resumed = ingest.offset();
-    if let Some(to) = &to {
-        hand_on_written(&ingest, to)?;
-    }
-    let mut reported = 0;
-    while let Some(piece) = from.blocking_recv() {
-        ingest.write(&piece).map_err(Failure::Other)?;
-        if ingest.offset() >= reported + REPORT {
-            reported = ingest.offset();
-            progress.layer(&layer.digest, Step::Downloading, reported, layer.size);
-        }
-        if let Some(to) = &to {
-            to.send(piece).map_err(|_| Failure::Closed)?;
-        }
+/// Stores what comes, applies it as it comes, and checks the whole. Of several failures wrong bytes count before what they
+/// made of the tar.
+fn take(
+    ingest: Ingest,
+    job: &Job,
+    from: mpsc::Receiver<Bytes>,
+    progress: Arc<dyn Progress>,
+) -> Result<Fetched, Failure> {
+    let (layer, resumed) = (&job.layer, ingest.offset());
+    let mut incoming = Incoming::new(ingest, layer, from, progress).map_err(Failure::Other)?;
+    let applied = match &job.apply {
+        // What follows the compressed tar is no part of it, but of the blob.
+        Some(place) => apply_checked(layer, place, &mut incoming).map(Some),
+        None => Ok(None),
+    };
+    let applied = applied.and_then(|applied| incoming.drain().doing(|| "read layer").map(|()| applied));
+    let Incoming { ingest, failed, .. } = incoming;
+    if let Some(error) = failed {
+        return Err(Failure::Other(error));
     }
     if ingest.offset() < layer.size {
-        // The network's failure says more.
-        return Err(Failure::Closed);
+        return Err(applied.err().map_or(Failure::Closed, Failure::Other));
     }
-    if let Some(to) = &to {
-        progress.layer(&layer.digest, Step::Extracting, layer.size, layer.size);
-        to.send(Bytes::new()).map_err(|_| Failure::Closed)?;
-    }
-    ingest.seal(layer.size, Some(&layer.digest)).map_err(|(ingest, error)| {
-        ingest.abort();
-        if resumed > 0 { Failure::Stale } else { Failure::Wrong(error) }
-    })
-}
-
-/// Hands on what an earlier pull stored.
-fn hand_on_written(ingest: &Ingest, to: &std_mpsc::SyncSender<Bytes>) -> Result<(), Failure> {
-    if ingest.offset() == 0 {
-        return Ok(());
-    }
-    let mut file = ingest.written().map_err(Failure::Other)?.take(ingest.offset());
-    loop {
-        let mut piece = vec![0; 256 << 10];
-        let length = file.read(&mut piece).map_err(|error| Failure::Other(error.into()))?;
-        if length == 0 {
-            return Ok(());
+    match ingest.seal(layer.size, Some(&layer.digest)) {
+        Ok(sealed) => applied.map(|applied| Fetched { sealed: Some(sealed), applied }).map_err(Failure::Other),
+        Err((ingest, error)) => {
+            ingest.abort();
+            Err(if resumed > 0 { Failure::Stale } else { Failure::Wrong(error) })
         }
-        piece.truncate(length);
-        to.send(piece.into()).map_err(|_| Failure::Closed)?;
     }
 }
 
-/// Pieces from a queue, read as one stream. An empty piece ends it; a queue that closes without one breaks it.
-struct Pieces {
-    pieces: std_mpsc::Receiver<Bytes>,
+/// A blob as it comes, read as one stream: first what an earlier pull has stored of it, then what the network brings, which
+/// is stored before it is handed out. It ends where the blob does, and breaks where nothing comes any more.
+struct Incoming {
+    ingest: Ingest,
+    layer: Descriptor,
+    earlier: Take<File>,
+    from: mpsc::Receiver<Bytes>,
     now: Bytes,
-    ended: bool,
+    progress: Arc<dyn Progress>,
+    reported: u64,
+    /// Why it cannot be stored.
+    failed: Option<Error>,
 }
 
-impl BufRead for Pieces {
+impl Incoming {
+    fn new(
+        ingest: Ingest,
+        layer: &Descriptor,
+        from: mpsc::Receiver<Bytes>,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Self> {
+        let earlier = ingest.written()?.take(ingest.offset());
+        let layer = layer.clone();
+        Ok(Self { ingest, layer, earlier, from, now: Bytes::new(), progress, reported: 0, failed: None })
+    }
+
+    /// The next piece; empty at the end.
+    fn next(&mut self) -> io::Result<Bytes> {
+        if self.earlier.limit() > 0 {
+            let mut piece = vec![0; PIECE];
+            let length = self.earlier.read(&mut piece)?;
+            piece.truncate(length);
+            return if length > 0 { Ok(piece.into()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        }
+        let (offset, size) = (self.ingest.offset(), self.layer.size);
+        if offset == size {
+            return Ok(Bytes::new());
+        }
+        let piece = self.from.blocking_recv().ok_or(io::ErrorKind::UnexpectedEof)?;
+        if let Err(error) = self.ingest.write(&piece) {
+            let told = io::Error::other(error.to_string());
+            self.failed = Some(error);
+            return Err(told);
+        }
+        let offset = self.ingest.offset();
+        if offset == size {
+            self.progress.layer(&self.layer.digest, Step::Extracting, size, size);
+        } else if offset >= self.reported + REPORT {
+            self.reported = offset;
+            self.progress.layer(&self.layer.digest, Step::Downloading, offset, size);
+        }
+        Ok(piece)
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        loop {
+            let length = self.fill_buf()?.len();
+            if length == 0 {
+                return Ok(());
+            }
+            self.consume(length);
+        }
+    }
+}
+
+impl BufRead for Incoming {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.now.is_empty() && !self.ended {
-            self.now = self.pieces.recv().map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-            self.ended = self.now.is_empty();
+        if self.now.is_empty() {
+            self.now = self.next()?;
         }
         Ok(&self.now)
     }
@@ -357,11 +369,9 @@ impl BufRead for Pieces {
     }
 }
 
-impl Read for Pieces {
+impl Read for Incoming {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let piece = self.fill_buf()?;
-        let length = piece.len().min(out.len());
-        out[..length].copy_from_slice(&piece[..length]);
+        let length = self.fill_buf()?.read(out)?;
         self.consume(length);
         Ok(length)
     }

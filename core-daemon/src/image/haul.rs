@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rung_spec::image::{ImageConfig, Manifest};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::fetch::{Fetched, Fetcher, Job};
@@ -33,8 +33,32 @@ pub(super) struct Gear<'a> {
     pub(super) flights: &'a Flights,
     /// The label that says where blobs come from.
     pub(super) source: (String, String),
-    /// How many come in at once.
+    /// How many of one image come in at once.
     pub(super) at_once: usize,
+    /// Room for the layers of all images.
+    pub(super) room: Arc<Semaphore>,
+}
+
+impl Gear<'_> {
+    /// Room for the layers of one image.
+    fn room(&self) -> Room {
+        Room { own: Arc::new(Semaphore::new(self.at_once)), all: self.room.clone() }
+    }
+}
+
+/// Where layers that come in have their places. Who has one waits for nobody else's.
+#[derive(Clone)]
+struct Room {
+    own: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
+impl Room {
+    /// A place, until it is dropped.
+    async fn place(self) -> (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>) {
+        let own = self.own.acquire_owned().await.ok();
+        (own, self.all.acquire_owned().await.ok())
+    }
 }
 
 impl Haul {
@@ -50,7 +74,7 @@ impl Haul {
 
     /// Fetches the layers of an image, all at once as far as nobody else is at it. Those are waited for.
     pub(super) async fn layers(&mut self, gear: &Gear<'_>, manifest: &Manifest, stack: Option<&Stack>) -> Result<()> {
-        let room = Arc::new(Semaphore::new(gear.at_once));
+        let room = gear.room();
         let mut all: Vec<Option<Fetched>> = manifest.layers.iter().map(|_| None).collect();
         let (mut ours, mut theirs) = (JoinSet::new(), Vec::new());
         let job = |index: usize| Job {
@@ -68,7 +92,7 @@ impl Haul {
             let (fetcher, room, job) = (gear.fetcher.clone(), room.clone(), job(index));
             // Dropped, the set ends what is under way: a failed layer stops the others.
             ours.spawn(async move {
-                let _room = room.acquire().await;
+                let _place = room.place().await;
                 fetcher.layer(job).await.map(|fetched| (index, fetched))
             });
         }
@@ -83,7 +107,7 @@ impl Haul {
                 let source = gear.source.clone();
                 waiting.spawn(async move {
                     let _turn = flights.take(&key(&job.layer)).await;
-                    let _room = room.acquire().await;
+                    let _place = room.place().await;
                     let mut fetched = fetcher.layer(job).await?;
                     // Recorded before the turn ends, for whoever has the next.
                     if let Some(sealed) = fetched.sealed.take() {

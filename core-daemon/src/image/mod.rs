@@ -24,7 +24,7 @@ use std::sync::Arc;
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
 use rung_spec::platform::Platform;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::content::Content;
 use crate::context::Context;
@@ -60,7 +60,12 @@ pub struct Images {
     wake: Arc<Notify>,
     /// What is being pulled.
     flights: Flights,
+    /// Room for layers that come in, of all images together.
+    room: Arc<Semaphore>,
 }
+
+/// Most layers that come in at once, whatever is pulled: each takes threads and memory.
+const LAYERS: usize = 32;
 
 /// What [`Images`] is made of.
 pub struct Parts {
@@ -200,8 +205,8 @@ impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
         let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake } = parts;
-        let flights = Flights::default();
-        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights }
+        let (flights, room) = (Flights::default(), Arc::new(Semaphore::new(LAYERS)));
+        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights, room }
     }
 
     /// Looks an image up by its exact record name, for a platform or for this machine.

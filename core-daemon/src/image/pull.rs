@@ -21,7 +21,6 @@ use super::{Images, Names, Progress, PullOptions, Pulled, Step};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::failpoint;
 use crate::labels::{self, Labels};
 use crate::registry::Repository;
 
@@ -179,6 +178,7 @@ impl Pull<'_> {
             flights: &self.images.flights,
             source: self.source(),
             at_once: self.images.at_once.downloads,
+            room: self.images.room.clone(),
         };
         let fetched = haul.layers(&gear, manifest, stack.as_ref()).await;
         haul.stacks.extend(stack);
@@ -274,7 +274,6 @@ impl Pull<'_> {
             for (manifest, config, snapshotter) in later {
                 images.unpack_held(&ctx, &manifest, &config, &snapshotter)?;
             }
-            failpoint::hit("pull.stored");
             let mut unleased = ctx;
             unleased.lease = None;
             let (mut written, mut same) = (Vec::new(), was_complete);
@@ -288,7 +287,6 @@ impl Pull<'_> {
                 let digest = before.and_then(|before| before.target).map(|target| target.digest);
                 same &= digest.as_deref() == Some(target.digest.as_str());
             }
-            failpoint::hit("pull.named");
             Ok((written, same))
         })
         .await
@@ -319,7 +317,6 @@ fn record_all(
             None => flush(&[images.content.root().to_owned()])?,
         }
     }
-    failpoint::hit("pull.flushed");
     if !fetched.is_empty() {
         images.content.publish(ctx, fetched)?;
     }

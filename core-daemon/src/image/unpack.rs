@@ -6,8 +6,7 @@
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest, chain_ids};
@@ -16,11 +15,11 @@ use rung_sys::beneath::Root;
 
 use super::fetch::{Form, Place};
 use super::{Images, layers};
+use crate::blocking::each;
 use crate::content::Content;
 use crate::context::Context;
 use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
-use crate::failpoint;
 use crate::id;
 use crate::labels::{self, Labels};
 use crate::snapshots::{Applying, Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
@@ -146,7 +145,8 @@ impl Stack {
                 lowers.insert(0, shown);
             }
         }
-        mounted.into_iter().try_for_each(Target::close)
+        drop(mounted);
+        Ok(())
     }
 
     /// The directories of the layers that were there, newest first: a view of them says.
@@ -301,32 +301,15 @@ impl Images {
         let applied = self.apply_all(ctx, manifest, stack)?;
         stack.settle(applied)?;
         stack.apply_stacked(self)?;
-        failpoint::hit("unpack.applied");
         stack.flush(&self.content)?;
-        failpoint::hit("unpack.flushed");
         stack.commit()
     }
 
-    /// Applies every layer that has a place, as many at once as there are processors.
+    /// Applies every layer that has a place.
     fn apply_all(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<Vec<Option<Applied>>> {
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<Option<Result<Applied>>>> = manifest.layers.iter().map(|_| Mutex::default()).collect();
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(layer) = manifest.layers.get(index) else { return };
-                if let Some(place) = stack.place(index) {
-                    let applied = layers::apply_stored(&self.content, &self.processors, ctx, layer, &place);
-                    if applied.is_err() {
-                        // What the others have not begun is of no use any more.
-                        next.store(manifest.layers.len(), Ordering::Relaxed);
-                    }
-                    *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(applied);
-                }
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(manifest.layers.len());
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        results.into_iter().map(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner).transpose()).collect()
+        each(&manifest.layers, |index, layer| {
+            let apply = |place| layers::apply_stored(&self.content, &self.processors, ctx, layer, &place);
+            stack.place(index).map(apply).transpose()
+        })
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
 use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage, mounted};
+use crate::blocking::each;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::events::Events;
@@ -82,18 +83,26 @@ impl<D: Driver> Local<D> {
             .ok_or_else(|| Error::not_found(format!("snapshot {key} does not exist")))
     }
 
+    /// What `parent`, if there is one, is recorded as. As long as it is there, its ancestors are.
+    fn parent(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Option<Record>> {
+        if parent.is_empty() {
+            return Ok(None);
+        }
+        let record = table::get(tx, ctx.namespace.as_str(), &self.name, parent)?
+            .ok_or_else(|| Error::not_found(format!("parent snapshot {parent} does not exist")))?;
+        if record.info.kind() != Kind::Committed {
+            return Err(Error::invalid(format!("parent {parent} is not a committed snapshot")));
+        }
+        Ok(Some(record))
+    }
+
     /// The numbers of `parent` and its ancestors, newest first.
     fn chain(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Vec<u64>> {
         let mut chain = Vec::new();
-        let mut next = parent.to_owned();
-        while !next.is_empty() {
-            let record = table::get(tx, ctx.namespace.as_str(), &self.name, &next)?
-                .ok_or_else(|| Error::not_found(format!("parent snapshot {next} does not exist")))?;
-            if record.info.kind() != Kind::Committed {
-                return Err(Error::invalid(format!("parent {next} is not a committed snapshot")));
-            }
+        let mut next = self.parent(tx, ctx, parent)?;
+        while let Some(record) = next {
             chain.push(record.number);
-            next = record.info.parent;
+            next = self.parent(tx, ctx, &record.info.parent)?;
         }
         Ok(chain)
     }
@@ -129,14 +138,13 @@ impl<D: Driver> Local<D> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let busy = self.take(number, key)?;
         let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
-            failpoint::hit("snapshot.made");
             let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
             let (name, kind) = target.map_or((key, kind), |target| (target.as_str(), Kind::Committed));
             let usage = if target.is_some() { self.driver.usage(number)? } else { Usage::default() };
             let record = |tx: &WriteTx| {
                 // Another may have taken the key, or removed the parent, since the look above.
                 self.check_new(tx, ctx, key, &labels)?;
-                self.chain(tx, ctx, parent)?;
+                self.parent(tx, ctx, parent)?;
                 self.hold(tx, ctx, name)?;
                 let info = new_info(name, parent, kind, labels.clone());
                 let record = Record { info, number, size: usage.size, inodes: usage.inodes };
@@ -145,7 +153,6 @@ impl<D: Driver> Local<D> {
             if lasting { self.db.write(record) } else { self.db.write_soon(record) }?;
             Ok(target)
         });
-        failpoint::hit("snapshot.recorded");
         if made.is_err() {
             self.discard(number);
         }
@@ -217,7 +224,7 @@ impl<D: Driver> Local<D> {
         let Layer { name, key, parent, labels } = layer;
         let namespace = ctx.namespace.as_str();
         let record = self.committable(tx, ctx, name, key)?;
-        self.chain(tx, ctx, parent)?;
+        self.parent(tx, ctx, parent)?;
         table::delete(tx, namespace, &self.name, &record)?;
         if let Some(lease) = &ctx.lease {
             leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
@@ -296,12 +303,10 @@ impl<D: Driver> Snapshotter for Local<D> {
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
         let _busy = self.take(record.number, key)?;
         self.driver.commit(record.number, &parents, &labels).doing(|| format!("commit snapshot {key}"))?;
-        failpoint::hit("snapshot.committing");
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
         self.driver.committed(record.number);
-        failpoint::hit("snapshot.committed");
         self.announce_commit(ctx, &layer);
         Ok(())
     }
@@ -312,15 +317,14 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn commit_layers(&self, ctx: &Context, layers: &[Layer]) -> Result<()> {
-        let prepared = |layer: &Layer| {
+        let (busy, usages): (Vec<_>, Vec<_>) = each(layers, |_, layer| {
             let record = self.db.read(|tx| self.find(tx, ctx, &layer.key))?;
             let busy = self.take(record.number, &layer.key)?;
             self.driver.commit(record.number, &[], &layer.labels)?;
             Ok((busy, self.driver.usage(record.number)?))
-        };
-        let (busy, usages): (Vec<_>, Vec<_>) =
-            layers.iter().map(prepared).collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        failpoint::hit("layers.committing");
+        })?
+        .into_iter()
+        .unzip();
         let spare = self.db.write(|tx| {
             let mut spare = Vec::new();
             for (layer, usage) in layers.iter().zip(usages) {
@@ -337,7 +341,6 @@ impl<D: Driver> Snapshotter for Local<D> {
         })?;
         busy.iter().for_each(|busy| self.driver.committed(busy.number));
         drop(busy);
-        failpoint::hit("layers.committed");
         layers.iter().filter(|layer| !spare.contains(&layer.key)).for_each(|layer| self.announce_commit(ctx, layer));
         spare.iter().try_for_each(|key| self.remove(ctx, key))
     }

@@ -8,7 +8,7 @@ use rung_spec::image::{Descriptor, Index, Kind as MediaKind, Manifest, media_typ
 use rung_spec::reference::Reference;
 
 use super::{DOCKER_FILE, DockerImage, INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, Layout};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, with_client};
 use crate::content::Content;
 use crate::context::Context;
 use crate::diff::tar::{Entry, Kind as TarKind, Writer};
@@ -60,7 +60,7 @@ impl Images {
             plan.add(self, ctx, image, options).await.doing(|| format!("export {name}"))?;
         }
         let (content, ctx, skip_docker) = (self.content.clone(), ctx.clone(), options.skip_docker);
-        blocking(move || plan.write(&content, &ctx, skip_docker, BufWriter::with_capacity(256 << 10, to))).await
+        with_client(move || plan.write(&content, &ctx, skip_docker, BufWriter::with_capacity(256 << 10, to))).await
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::read::{self, Files};
 use super::{DockerImage, LAYOUT_VERSION, Layout, layers};
-use crate::blocking::blocking;
+use crate::blocking::{blocking, with_client};
 use crate::content::Content;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -66,7 +66,7 @@ impl Images {
     ) -> Result<Vec<Imported>> {
         let (held, lease) = Lease::of(self, ctx, "import").await?;
         let (content, under, compress) = (self.content.clone(), held.clone(), options.compress);
-        let (index, entries) = blocking(move || {
+        let (index, entries) = with_client(move || {
             let files = read::read(&content, &under, archive)?;
             index_of(&content, &under, &files, compress)
         })
