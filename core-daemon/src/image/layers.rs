@@ -101,7 +101,6 @@ impl Images {
         if sync {
             nix::unistd::syncfs(target.open()?).map_err(io::Error::from).doing(doing)?;
         }
-        target.close().doing(doing)?;
         let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), applied.digest.to_string())]);
         self.content.add_labels(ctx, &[(layer.digest.clone(), known)])?;
         Ok(Descriptor::new(media_types::OCI_LAYER, applied.digest, applied.size))
@@ -215,16 +214,11 @@ fn changes<W: Write>(left: &[Mount], right: &[Mount], latest: Option<i64>, to: W
         Some(upper) => diff::create(&Changes::Upper(&Root::open(&upper)?), latest, to)?,
         None if left.is_empty() => {
             let after = Target::to_read(right)?;
-            let to = diff::create(&Changes::All(&after.open()?), latest, to)?;
-            after.close()?;
-            to
+            diff::create(&Changes::All(&after.open()?), latest, to)?
         }
         None => {
             let (before, after) = (Target::to_read(left)?, Target::to_read(right)?);
-            let to = diff::create(&Changes::Between(&before.open()?, &after.open()?), latest, to)?;
-            before.close()?;
-            after.close()?;
-            to
+            diff::create(&Changes::Between(&before.open()?, &after.open()?), latest, to)?
         }
     };
     to.flush()?;
