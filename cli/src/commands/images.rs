@@ -52,6 +52,8 @@ impl Args {
             images.retain(|image| is_named(image, name));
         }
         if self.quiet {
+            // What has no id is removed by its name.
+            images.retain(|image| !image.id.is_empty());
             let mut ids: Vec<String> = images.iter().map(|image| format!("{}\n", self.id(image))).collect();
             ids.dedup();
             output::bytes(ids.concat().as_bytes())?;
@@ -67,7 +69,11 @@ impl Args {
     }
 
     fn id(&self, image: &Image) -> String {
-        if self.no_trunc { image.id.clone() } else { short(&image.id) }
+        match image.id.as_str() {
+            "" if image.damaged => "<damaged>".to_owned(),
+            id if self.no_trunc => id.to_owned(),
+            id => short(id),
+        }
     }
 
     fn row(&self, image: &Image, now: Timestamp) -> Vec<String> {

@@ -86,7 +86,9 @@ impl Engine {
         let images = &self.parts().images;
         let mut listed = Vec::new();
         for record in images.records.list(context, &Filter::everything())? {
-            let resolved = images.resolve(context, &record.name, None).ok();
+            let resolved = images.resolve(context, &record.name, None);
+            let damaged = resolved.as_ref().is_err_and(|error| error.kind() == Kind::DataLoss);
+            let resolved = resolved.ok();
             let name = familiar(&record.name);
             listed.push(api::Image {
                 id: resolved.as_ref().map(|image| image.config_digest.to_string()).unwrap_or_default(),
@@ -94,6 +96,7 @@ impl Engine {
                 digest: record.target.map(|target| target.digest).unwrap_or_default(),
                 created_at: resolved.as_ref().and_then(created_at).or(record.created_at),
                 size: resolved.as_ref().map_or(0, |image| image.size),
+                damaged,
             });
         }
         listed.sort_by_key(|image| std::cmp::Reverse(image.created_at.map(|at| (at.seconds, at.nanos))));
@@ -152,7 +155,9 @@ impl Engine {
     ) -> Result<api::RemoveImageResponse> {
         let image = match self.find_image(context, &request.image, None) {
             // What cannot be run can still be removed, under its name.
-            Err(error) if error.kind() == Kind::NotFound => return self.remove_damaged(context, &request.image, error),
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::DataLoss) => {
+                return self.remove_damaged(context, &request.image, error);
+            }
             found => found?,
         };
         let names = self.names_of(context, &image)?;
@@ -186,11 +191,11 @@ impl Engine {
     fn remove_damaged(&self, context: &Context, text: &str, missing: Error) -> Result<api::RemoveImageResponse> {
         let name = Reference::parse(text).map_or_else(|_| text.to_owned(), |name| name.to_string());
         match self.parts().images.records.delete(context, &name, None) {
-            Err(error) if error.kind() == Kind::NotFound => Err(missing),
-            deleted => {
-                deleted.map(|()| api::RemoveImageResponse { untagged: vec![text.to_owned()], deleted: Vec::new() })
-            }
+            Err(error) if error.kind() == Kind::NotFound => return Err(missing),
+            deleted => deleted?,
         }
+        self.parts().gc.changed();
+        Ok(api::RemoveImageResponse { untagged: vec![text.to_owned()], deleted: Vec::new() })
     }
 
     fn names_of(&self, context: &Context, image: &Resolved) -> Result<Vec<String>> {

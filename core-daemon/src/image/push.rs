@@ -14,7 +14,7 @@ use rung_spec::reference::Reference;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::tree::{Documents, Tree, manifest_children};
+use super::tree::{Documents, Found, Tree, manifest_children};
 use super::walk::{self, MAX_DOCUMENT};
 use super::{Access, Choice, Images, Progress, Step};
 use crate::blocking::blocking;
@@ -128,12 +128,31 @@ impl Images {
                 return Ok(plan);
             }
         }
-        let best = Tree::read(&stored, &target, None, &Choice::default()).await?;
-        let Some(best) = best.images.into_iter().next() else {
-            return Err(Error::not_found("none of its images is here"));
-        };
-        let tree = Tree::read(&stored, &best.descriptor, None, &Choice::everything()).await?;
-        Ok(Plan { is_part: true, ..Plan::of(tree, best.descriptor, options) })
+        self.part(ctx, &stored, &target, options).await
+    }
+
+    /// Of an index that is not complete here, one image that is: this machine's before any other.
+    async fn part(
+        &self,
+        ctx: &Context,
+        stored: &Stored<'_>,
+        target: &Descriptor,
+        options: &PushOptions,
+    ) -> Result<Plan> {
+        let best = Tree::read(stored, target, None, &Choice::default()).await.map(|tree| tree.images);
+        let others = Tree::read_present(stored, target).await?.images;
+        let is_image = |found: &Found| found.descriptor.platform.as_ref().is_none_or(|it| it.os != "unknown");
+        let mut first = None;
+        for Found { descriptor, .. } in best.unwrap_or_default().into_iter().chain(others).filter(is_image) {
+            let tree = Tree::read(stored, &descriptor, None, &Choice::everything()).await?;
+            let plan = Plan { is_part: true, ..Plan::of(tree, descriptor, options) };
+            if self.has_all(ctx, &plan).await? {
+                return Ok(plan);
+            }
+            first.get_or_insert(plan);
+        }
+        // The registry may have what is not here.
+        first.ok_or_else(|| Error::not_found("none of its images is here; pull it again"))
     }
 
     async fn has_all(&self, ctx: &Context, plan: &Plan) -> Result<bool> {

@@ -1231,6 +1231,9 @@ pub struct Image {
     /// Bytes of its unpacked layers.
     #[prost(uint64, tag = "5")]
     pub size: u64,
+    /// What is stored of it is not what it was; the other fields lack what cannot be known then.
+    #[prost(bool, tag = "6")]
+    pub damaged: bool,
 }
 impl ::prost::Name for Image {
     const NAME: &'static str = "Image";

@@ -102,8 +102,11 @@ impl Known {
         }
         let resolved = match images.resolve_target(context, &record.name, walk::descriptor(target)?, None) {
             Ok(resolved) => resolved,
-            // Another client's record of something that is no image for this machine.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::InvalidArgument) => return Ok(None),
+            // Another client's record of something that is no image for this machine, or one whose content is damaged.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::InvalidArgument | Kind::DataLoss) => {
+                tracing::debug!(image = record.name, %error, "is not listed");
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let facts = Arc::new(Facts::of(&resolved));
