@@ -12,7 +12,8 @@ scripts/packages.sh busybox-static docker-registry containerd runc skopeo iprout
 cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}
-for subject in ${SOAK_ONLY:-racing memory_kills slow_reader rung_races full_disk shim_faults daemon_restart daemon_storage daemon_power}; do
+for subject in ${SOAK_ONLY:-racing memory_kills slow_reader rung_races full_disk shim_faults daemon_restart daemon_storage
+    daemon_killed daemon_damage daemon_full daemon_pull daemon_power}; do
     echo "== $subject, in full"
     GANTRY_TEST_FULL=${SOAK_PERCENT:-100} "$integration" "$subject"
 done

@@ -46,6 +46,13 @@ impl Env {
     }
 
     fn daemon_from(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
+        let mut daemon = self.daemon_begun(args, variables)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts `gantryd` with more arguments and variables, and does not wait for anything.
+    pub fn daemon_begun(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
         let patient = self.patient_config(args)?;
@@ -65,9 +72,7 @@ impl Env {
             .stderr(file)
             .spawn()
             .context("start gantryd")?;
-        let mut daemon = Daemon { env: self, child, socket, log };
-        daemon.wait_ready()?;
-        Ok(daemon)
+        Ok(Daemon { env: self, child, socket, log })
     }
 
     /// On a slow machine the daemon waits longer for its shims: by what is added to the configuration among `args`, or
@@ -130,6 +135,12 @@ impl Daemon<'_> {
         connect(&self.socket).await
     }
 
+    /// Collects, and wants every record and file to be as the others say.
+    pub fn is_whole(&self) -> Result<()> {
+        self.gantry(&["system", "gc"])?.ok()?;
+        self.gantry(&["system", "fsck", "--deep"])?.ok().map(drop)
+    }
+
     /// Ends it as an operator does (SIGTERM) and waits; fails if it takes more than ten seconds.
     pub fn stop(mut self) -> Result<ExitStatus> {
         kill(self.raw_pid(), Signal::SIGTERM).context("send SIGTERM to gantryd")?;
@@ -154,7 +165,8 @@ impl Daemon<'_> {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Waits until it answers.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let runtime = runtime()?;
         let socket = self.socket.clone();
         let ready = wait::until_within(wait::seconds(20), "gantryd answers", || match self.child.try_wait() {

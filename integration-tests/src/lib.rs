@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod bundle;
+pub mod changes;
 pub mod daemon;
 pub mod disk;
 pub mod engines;

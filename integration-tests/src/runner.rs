@@ -5,6 +5,7 @@
 //! main [FILTER...] [--exact] [--needing NEED] [--host-matters] [--list] [--nocapture] [--test-threads N]
 //! main summary FILE...         merges results files, see `summary`
 //! main sweep                   removes and reports what the tests of a run have left, see `GANTRY_TEST_RUN`
+//! main changes PID DIR ...     tells what a process changes, see `changes`
 //! ```
 //!
 //! `GANTRY_TEST_RESULTS` names a file to which each result is added, `GANTRY_TEST_PLACE` the machine in it (`host`),
@@ -23,7 +24,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::output::say;
 use crate::summary::{Outcome, Record};
-use crate::{Env, Need, Result, Test, env, leaks, requires, summary, wait};
+use crate::{Env, Need, Result, Test, changes, env, leaks, requires, summary, wait};
 
 /// Set for the process that runs a single test: the token it is to use.
 const TOKEN: &str = "GANTRY_TEST_TOKEN";
@@ -42,6 +43,7 @@ pub fn main(modules: &[&[Test]]) -> ExitCode {
     let outcome = match args.split_first() {
         Some((first, files)) if first == "summary" => summary::report(files),
         Some((first, _)) if first == "sweep" => sweep(),
+        Some((first, rest)) if first == "changes" => changes::main(rest),
         _ => Options::parse(&args).and_then(|options| match std::env::var(TOKEN) {
             Ok(token) => run_here(&tests, &options, &token).map(|()| true),
             Err(_) if options.list => {

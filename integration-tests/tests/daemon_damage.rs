@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use gantry_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use gantry_proto::containerd::services::tasks::v1::{DeleteTaskRequest, KillRequest, WaitRequest};
+use gantry_proto::runtime::v1;
 use integration_tests::image::Packing;
+use integration_tests::pods::Pods;
 use integration_tests::tar::Tar;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 use tonic::Request;
@@ -16,6 +18,7 @@ use tonic::Request;
 pub(crate) const TESTS: &[Test] = tests![
     random_damage_of_any_file_is_survived [Root, Overlay],
     damage_is_found_in_the_background [Root, Overlay],
+    a_damaged_image_harms_no_other [Root, Overlay],
     an_older_copy_of_the_records_takes_nothing_from_who_runs [Root, Overlay],
 ];
 
@@ -49,18 +52,18 @@ fn damage(path: &Path, dice: &mut Dice) -> Result<String> {
     Ok(format!("{} has {count} flipped bits", path.display()))
 }
 
-/// Every file of the daemon's own: what is in layers is the images'.
-fn files(env: &Env) -> Result<Vec<PathBuf>> {
-    let content = env.path("root/io.containerd.content.v1.content");
+/// Every file of the daemon's own below a directory: what is in layers is the images'.
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
-    for dir in [env.path("root"), content.join("blobs/sha256")] {
-        all.extend(fs::read_dir(dir)?.flatten().map(|entry| entry.path()));
+    for entry in fs::read_dir(dir)?.flatten() {
+        let (path, metadata) = (entry.path(), entry.metadata()?);
+        let is_layer = path.ends_with("fs") || path.ends_with("work");
+        if metadata.is_dir() && !is_layer {
+            all.extend(files(&path)?);
+        } else if metadata.is_file() && metadata.len() > 0 && !path.to_string_lossy().contains(".damaged-") {
+            all.push(path);
+        }
     }
-    for ingest in fs::read_dir(content.join("ingest"))?.flatten() {
-        all.extend(fs::read_dir(ingest.path())?.flatten().map(|entry| entry.path()));
-    }
-    let has_bytes = |path: &Path| fs::metadata(path).is_ok_and(|it| it.is_file() && it.len() > 0);
-    all.retain(|path| has_bytes(path) && !path.display().to_string().contains(".damaged-"));
     all.sort();
     Ok(all)
 }
@@ -77,7 +80,7 @@ fn random_damage_of_any_file_is_survived(env: &Env) -> Result<()> {
         // An ingest that nobody finishes.
         daemon.ctr(&["content", "ingest", "--expected-size", "100", "unfinished"])?;
         daemon.crash()?;
-        let all = files(env)?;
+        let all = files(&env.path("root"))?;
         // The database more often than any other.
         let file = match dice.below(3) {
             0 => env.path("root/meta.redb"),
@@ -99,6 +102,54 @@ fn survives(env: &Env, name: &str) -> Result<()> {
     daemon.gantry(&["system", "gc"])?.ok()?;
     daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
     ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    Ok(())
+}
+
+fn a_damaged_image_harms_no_other(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let broken = Image::busybox()?.setting("User", "1000");
+    let (good, bad) = (Image::busybox()?.push(&registry, "good", "1")?, broken.push(&registry, "bad", "1")?);
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    for name in [&good, &bad] {
+        daemon.gantry(&["pull", "-q", name])?.ok()?;
+        pods.pull(name)?;
+    }
+    daemon.gantry(&["create", "--name", "web", &bad, "true"])?.ok()?;
+    let config =
+        env.path("root/io.containerd.content.v1.content/blobs").join(broken.config()?.digest.replace(':', "/"));
+    let flip = || -> Result<()> {
+        let mut bytes = fs::read(&config)?;
+        bytes[7] ^= 1;
+        fs::remove_file(&config)?;
+        Ok(fs::write(&config, bytes)?)
+    };
+    let kubelets = |pods: &mut Pods<'_>| -> Result<Vec<String>> {
+        let listed = pods.runtime.block_on(pods.images.list_images(v1::ListImagesRequest { filter: None }))?;
+        Ok(listed.into_inner().images.into_iter().flat_map(|image| image.repo_tags).collect())
+    };
+    flip()?;
+    // What it knew of the image is gone with it.
+    daemon.stop()?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let listed = daemon.gantry(&["images", "--format", "{{.Repository}} {{.ID}}"])?.ok()?;
+    let line = |name: &str| listed.stdout.lines().find(|line| line.contains(name)).unwrap_or_default();
+    ensure!(
+        line("bad").ends_with(" <damaged>") && line("good").contains(' ') && !line("good").contains('<'),
+        "{listed}"
+    );
+    ensure!(daemon.gantry(&["images", "-q"])?.ok()?.stdout.lines().count() == 1, "one without an id");
+    ensure!(daemon.gantry(&["ps", "-a"])?.ok()?.stdout.contains("web"), "its container is not listed");
+    daemon.ctr(&["images", "ls", "-q"])?.ok()?;
+    ensure!(kubelets(&mut pods)? == [good.clone()] && pods.image(&bad)?.is_none(), "a kubelet sees it");
+    pods.pull(&bad)?;
+    ensure!(kubelets(&mut pods)?.len() == 2, "the pull has not mended it");
+    daemon.gantry(&["run", "--rm", "--pull", "never", &bad, "true"])?.ok()?;
+    flip()?;
+    daemon.gantry(&["rm", "web"])?.ok()?;
+    daemon.gantry(&["rmi", &bad])?.ok().context("remove the damaged image")?;
+    ensure!(!daemon.gantry(&["images"])?.ok()?.stdout.contains("bad"), "it is still there");
     Ok(())
 }
 

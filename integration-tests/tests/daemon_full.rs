@@ -42,13 +42,6 @@ fn free(root: &Path) -> Result<()> {
     fs::remove_file(root.join("filler")).context("free the disk")
 }
 
-/// Nothing differs once the collection has run.
-fn is_whole(daemon: &Daemon<'_>) -> Result<()> {
-    daemon.gantry(&["system", "gc"])?.ok()?;
-    daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
-    Ok(())
-}
-
 /// Bytes that are left, from nothing to more than any step needs. With many rounds, many of them.
 fn amounts() -> Vec<u64> {
     let pages =
@@ -60,7 +53,7 @@ type Act<'a> = &'a dyn Fn(&Daemon<'_>) -> Result<Ran>;
 
 /// Tries `act` with ever more space, until it has enough, and once more without any limit. `undo` makes it possible
 /// again.
-fn refused(env: &Env, root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>, undo: Act<'_>) -> Result<()> {
+fn refused(root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>, undo: Act<'_>) -> Result<()> {
     for left in amounts() {
         fill(root, left)?;
         let ran = act(daemon);
@@ -73,13 +66,12 @@ fn refused(env: &Env, root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>
         } else {
             ensure!(ran.stderr.contains("no space left") || ran.stderr.contains("locked"), "{shown}");
         }
-        is_whole(daemon).context(shown)?;
+        daemon.is_whole().context(shown)?;
     }
     act(daemon)?.ok().with_context(|| format!("{what} with space"))?;
-    is_whole(daemon).with_context(|| format!("after {what}"))?;
+    daemon.is_whole().with_context(|| format!("after {what}"))?;
     let images = daemon.gantry(&["images", "--format", "{{.Repository}}"])?.ok()?;
     ensure!(images.stdout.contains("test/kept"), "{what} lost an image: {images}");
-    let _ = env;
     Ok(())
 }
 
@@ -100,7 +92,7 @@ fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
     let parent = parent.split_whitespace().next().context("no name")?.to_owned();
     let archive = env.path("archive.tar").to_string_lossy().into_owned();
     let forget = |daemon: &Daemon<'_>| daemon.gantry(&["rmi", &image]);
-    let try_it = |what: &str, act: Act<'_>, undo: Act<'_>| refused(env, &root, &daemon, what, act, undo);
+    let try_it = |what: &str, act: Act<'_>, undo: Act<'_>| refused(&root, &daemon, what, act, undo);
     try_it("pull", &|daemon| daemon.gantry(&["pull", "-q", &image]), &forget)?;
     daemon.gantry(&["save", "-o", &archive, &image])?.ok()?;
     forget(&daemon)?.ok()?;
@@ -121,7 +113,7 @@ fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
     };
     try_it("commit", &|daemon| daemon.ctr(&["snapshots", "commit", "name", "key"]), &again)?;
     remove("name")(&daemon)?.ok()?;
-    is_whole(&daemon)
+    daemon.is_whole()
 }
 
 /// What must be written down when a container ends is, sooner or later, and it is not taken for one that runs.
@@ -193,7 +185,7 @@ fn a_full_daemon_starts_lists_and_frees(env: &Env) -> Result<()> {
     let left = daemon.gantry(&["images", "-q"])?.ok()?;
     ensure!(left.text().is_empty(), "{left}");
     free(&root)?;
-    is_whole(&daemon)?;
+    daemon.is_whole()?;
     daemon.gantry(&["pull", "-q", &spare])?.ok().context("pull with space again")?;
-    is_whole(&daemon)
+    daemon.is_whole()
 }

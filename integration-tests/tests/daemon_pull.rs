@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     layers_of_every_packing_make_one_tree [Root, Overlay],
     special_files_arrive_as_they_are [Root, Overlay],
     extended_attributes_arrive [Root, Overlay],
+    images_of_two_platforms_come_and_go [Root, Overlay],
     the_platform_of_this_machine_is_chosen [Root, Overlay],
     a_broken_pull_leaves_nothing_and_is_made_good [Root, Overlay],
     a_full_disk_leaves_nothing_and_is_gone_on_from [Root, Overlay],
@@ -134,6 +135,42 @@ fn the_platform_of_this_machine_is_chosen(env: &Env) -> Result<()> {
     stack.gantry(&["pull", "-q", "--platform", "linux/s390x", &name])?.ok()?;
     let there = stack.daemon.ctr(&["content", "ls", "-q"])?.ok()?;
     assert!(there.stdout.contains(layer.as_str()), "the platform asked for is not here: {}", there.stdout);
+    Ok(())
+}
+
+fn images_of_two_platforms_come_and_go(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let own = Image::busybox()?.layer(Tar::new().file("which", "own"), Packing::Gzip)?;
+    let other =
+        Image::busybox()?.layer(Tar::new().file("which", "other"), Packing::Zstd)?.on_platform("linux", "s390x");
+    let name = image::push_index(&[other, own], &stack.registry, "test/many", "v1")?;
+    let archive = env.path("archive.tar").to_string_lossy().into_owned();
+    let kinds = format!("{}, {}", image::media::INDEX, image::media::MANIFEST);
+    let seed = env.token().bytes().fold(1, |seed: u64, byte| seed * 31 % 1_000_003 + u64::from(byte));
+    let (mut dice, mut is_here, mut done) = (seed, false, Vec::new());
+    for round in 0..integration_tests::wait::amount(40, 1000) {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let pushed = format!("{}/test/pushed:{round}", stack.registry.host());
+        let act: &[&[&str]] = match (dice >> 33) % 8 {
+            0 => &[&["pull", "-q", &name]],
+            1 | 2 => &[&["pull", "-q", "--platform", "linux/s390x", &name]],
+            3 if is_here => &[&["rmi", &name]],
+            4 if is_here => &[&["image", "prune", "-a", "-f"]],
+            5 if is_here => &[&["tag", &name, &pushed], &["push", "-q", &pushed], &["rmi", &pushed]],
+            6 if is_here => &[&["save", "-o", &archive, &name]],
+            _ => &[&["images"], &["ps", "-a"], &["system", "gc"]],
+        };
+        done.push(act[0].join(" "));
+        is_here = act[0][0] == "pull" || is_here && !matches!(act[0][0], "rmi" | "image");
+        for args in act {
+            let ran = stack.gantry(args)?;
+            assert_eq!(ran.code(), 0, "seed {seed}, after {done:?}: {ran}");
+        }
+        if act[0][0] == "tag" {
+            let path = format!("/v2/test/pushed/manifests/{round}");
+            stack.registry.request("GET", &path, &[("accept", &kinds)], b"")?.expect(200)?;
+        }
+    }
     Ok(())
 }
 

@@ -2,15 +2,24 @@
 //! a plain registry beside them fills.
 
 use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output, tests};
+use integration_tests::image::Packing;
+use integration_tests::tar::Tar;
+use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_configured_authority_is_trusted [Root, Overlay, Openssl],
     an_unknown_authority_is_refused_unless_told [Root, Overlay, Openssl],
     an_account_comes_from_dockers_configuration [Root, Overlay, Openssl],
     a_mirror_stands_in_for_a_registry_that_is_down [Root, Overlay],
+    a_slow_registry_is_waited_for_and_a_silent_one_is_not [Root, Overlay],
+    pulls_that_wait_keep_nobody_from_anything_else [Root, Overlay],
 ];
 
 /// Bcrypt of `open sesame` for the user `ali`, as `htpasswd -B` writes it.
@@ -174,12 +183,108 @@ fn a_mirror_stands_in_for_a_registry_that_is_down(env: &Env) -> Result<()> {
     Image::busybox()?.push(&mirror, "test/busybox", "latest")?;
     let daemon = daemon(env)?;
     // Bound and released: nobody listens.
-    let down = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let down = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let text = format!("server = \"http://{down}\"\n[host.\"http://{}\"]\n", mirror.host());
     hosts_toml(env, &down.to_string(), &text)?;
     prints_hi(&daemon, &[], &format!("{down}/test/busybox:latest"))?;
     drop(mirror);
     let said = refusal(daemon.gantry(&["pull", &format!("{down}/test/busybox:latest")])?)?;
     assert!(said.contains(&down.to_string()) && said.contains("cannot connect"), "{said}");
+    Ok(())
+}
+
+/// Passes on what is said to a registry, and what it says piece by piece, with pauses, until so many bytes have come.
+fn slowed(registry: &Registry, piece: usize, pause: Duration, until: usize) -> Result<String> {
+    let (listener, to) = (TcpListener::bind("127.0.0.1:0")?, registry.host());
+    let (address, come) = (listener.local_addr()?.to_string(), Arc::new(AtomicUsize::new(0)));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(&to) else { return };
+            let (Ok(mut asks), Ok(mut asked)) = (client.try_clone(), server.try_clone()) else { return };
+            std::thread::spawn(move || io::copy(&mut asks, &mut asked));
+            let come = come.clone();
+            std::thread::spawn(move || {
+                let (mut client, mut server, mut bytes) = (client, server, vec![0; piece]);
+                while let Ok(length @ 1..) = server.read(&mut bytes) {
+                    // The connection stays open.
+                    if come.fetch_add(length, Ordering::Relaxed) > until {
+                        std::thread::park();
+                    }
+                    if client.write_all(&bytes[..length]).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(pause);
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+fn a_slow_registry_is_waited_for_and_a_silent_one_is_not(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    Image::busybox()?.push(&registry, "test/one", "1")?;
+    Image::busybox()?.setting("User", "1000").push(&registry, "test/two", "1")?;
+    let config = env.path("config.toml");
+    fs::write(&config, "[registry]\ntimeout = 1\n")?;
+    let daemon = env.daemon_with(&["--config", &config.display().to_string()])?;
+    // Two images with one layer: one pull waits for the other, longer than for a registry.
+    let slow = slowed(&registry, 64 << 10, Duration::from_millis(150), usize::MAX)?;
+    let pulls = ["one", "two"].map(|name| daemon.gantry_command(&["pull", "-q", &format!("{slow}/test/{name}:1")]));
+    let begun = Instant::now();
+    for pull in pulls.into_iter().map(|pull| Ok(pull?.spawn()?)).collect::<Result<Vec<_>>>()? {
+        let ended = pull.wait_with_output()?;
+        assert!(ended.status.success(), "a slow pull: {}", daemon.log());
+    }
+    assert!(begun.elapsed() > Duration::from_secs(1), "it was not slow");
+    let silent = slowed(&registry, 16 << 10, Duration::ZERO, 100 << 10)?;
+    let image = format!("{silent}/test/silent:1");
+    Image::busybox()?.layer(Tar::new().file("more", "x".repeat(9)), Packing::Plain)?.push(
+        &registry,
+        "test/silent",
+        "1",
+    )?;
+    for name in ["one", "two"] {
+        daemon.gantry(&["rmi", &format!("{slow}/test/{name}:1")])?.ok()?;
+    }
+    daemon.gantry(&["system", "gc"])?.ok()?;
+    let pulled = daemon.gantry(&["pull", &image])?;
+    assert!(pulled.took < wait::seconds(30), "it was waited for too long: {pulled}");
+    let said = refusal(pulled)?;
+    assert!(said.contains("sent nothing for 1 s") && said.contains(&silent), "{said}");
+    Ok(())
+}
+
+fn pulls_that_wait_keep_nobody_from_anything_else(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let local = Image::busybox()?.push(&registry, "test/local", "1")?;
+    let daemon = env.daemon()?;
+    daemon.gantry(&["pull", "-q", &local])?.ok()?;
+    let silent = slowed(&registry, 16 << 10, Duration::ZERO, 400 << 10)?;
+    let mut pulls = Vec::new();
+    for number in 0..12_u8 {
+        let mut image = Image::empty();
+        for layer in 0..6_u8 {
+            let noise =
+                (0..100_000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ number ^ layer << 4);
+            image = image.layer(Tar::new().file("noise", noise.collect::<Vec<u8>>()), Packing::Plain)?;
+        }
+        image.push(&registry, "test/silent", &number.to_string())?;
+        let name = format!("{silent}/test/silent:{number}");
+        pulls.push(daemon.gantry_command(&["pull", "-q", &name])?.spawn()?);
+    }
+    wait::until_within(wait::seconds(30), "as many layers as may come in", || {
+        let active = daemon.ctr(&["content", "active"]).ok()?.stdout.lines().count();
+        (active > 30).then_some(())
+    })?;
+    for args in [&["create", "--name", "web", &local, "true"][..], &["start", "-a", "web"], &["rm", "web"], &["images"]]
+    {
+        let ran = daemon.gantry(args)?.ok()?;
+        assert!(ran.took < wait::seconds(20), "it waited for others: {ran}");
+    }
+    for mut pull in pulls {
+        pull.kill()?;
+        pull.wait()?;
+    }
     Ok(())
 }

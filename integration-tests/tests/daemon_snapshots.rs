@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, ensure};
 use gantry_proto::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use integration_tests::changes::Changes;
 use integration_tests::image::Packing;
 use integration_tests::tar::{Kind, Meta, Tar};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, output, tests, wait};
@@ -14,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     layers_run_as_erofs_images [Root, Overlay, EveryHost],
     containers_run_on_copies [Root],
     another_program_keeps_the_snapshots [Root, Containerd],
+    a_short_run_flushes_nothing_but_records [Root, Overlay, Fast],
     plugins_say_what_they_can_do [Root, Containerd],
     a_writable_layer_has_its_size [Root, Overlay],
 ];
@@ -117,6 +119,23 @@ fn another_program_keeps_the_snapshots(env: &Env) -> Result<()> {
         Some(env.run("ctr", &listing).ok()?.ok().ok()?.stdout.lines().count().saturating_sub(1))
     };
     wait::until("only the layers are there", || (listed()? == 3).then_some(()))
+}
+
+fn a_short_run_flushes_nothing_but_records(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "1")?;
+    let daemon = env.daemon()?;
+    daemon.gantry(&["pull", "-q", &image])?.ok()?;
+    let changes = Changes::watch(daemon.pid(), &env.path("root"), None)?;
+    // Unmounting another overlay flushes the whole file system below it, whoever's what is dirty there is.
+    let ran = daemon.gantry(&["run", "--rm", &image, "grep", " / / .* overlay ", "/proc/self/mountinfo"])?.ok()?;
+    assert!(ran.stdout.contains("volatile"), "{ran}");
+    daemon.crash()?;
+    let all = changes.all()?;
+    assert!(all.iter().any(|kind| kind == "sync meta.redb"), "{all:?}");
+    let others: Vec<_> = all.iter().filter(|kind| kind.starts_with("sync") && !kind.ends_with(" meta.redb")).collect();
+    assert!(others.is_empty(), "{others:?}");
+    Ok(())
 }
 
 fn plugins_say_what_they_can_do(env: &Env) -> Result<()> {

@@ -1,13 +1,10 @@
-//! What is stored survives: damage is found and mended, a crash at any step of a change leaves it before or after, and
-//! a full disk only refuses.
+//! What is stored is accounted for and survives: damage is found and mended, and a full disk only refuses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use integration_tests::image::Packing;
-use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, tests, wait};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Stack, Test, tests};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
@@ -16,33 +13,14 @@ pub(crate) const TESTS: &[Test] = tests![
     damage_is_found_and_mended [Root, Overlay],
     space_is_accounted_for [Root, Overlay],
     lost_metadata_is_made_anew [Root, Overlay],
-    a_crash_at_any_step_of_a_pull_harms_nothing [Root, Overlay],
-    a_crash_at_any_step_of_a_load_harms_nothing [Root, Overlay],
-    a_crash_at_any_step_of_a_commit_harms_nothing [Root, Overlay],
-    a_crash_at_any_step_of_a_removal_harms_nothing [Root, Overlay],
     a_full_disk_refuses_archives_and_commits [Root, Overlay],
 ];
-
-/// An image of two layers, which runs nothing.
-fn small() -> Result<Image> {
-    let lower = Tar::new().dir("etc").file("etc/one", "1").file("etc/two", "2");
-    Image::empty()
-        .layer(lower, Packing::Gzip)?
-        .layer(Tar::new().file("etc/.wh.one", "").file("three", "3"), Packing::Zstd)
-}
 
 /// The kinds of what a check finds.
 fn found(daemon: &Daemon<'_>, args: &[&str], code: i32) -> Result<Vec<String>> {
     let ran = daemon.gantry(&[&["system", "fsck", "--format", "json"], args].concat())?.exits(code)?;
     let kind = |line: &str| Ok(serde_json::from_str::<Value>(line)?["Kind"].as_str().unwrap_or_default().to_owned());
     ran.stdout.lines().map(kind).collect()
-}
-
-/// Nothing differs once the collection has run.
-fn is_whole(daemon: &Daemon<'_>) -> Result<()> {
-    daemon.gantry(&["system", "gc"])?.ok()?;
-    daemon.gantry(&["system", "fsck", "--deep"])?.ok()?;
-    Ok(())
 }
 
 fn blob(env: &Env, digest: &str) -> PathBuf {
@@ -81,7 +59,7 @@ fn damage_is_found_and_mended(env: &Env) -> Result<()> {
     stack.gantry(&["pull", "-q", "IMAGE"])?.ok()?;
     let ran = stack.gantry(&["run", "--rm", "--pull", "never", "IMAGE", "echo", "again"])?.ok()?;
     ensure!(ran.text() == "again", "{ran}");
-    is_whole(&stack.daemon).context(name)?;
+    stack.daemon.is_whole().context(name)?;
     let socket = env.path("nobody.sock");
     let mut command = env.command("gantry")?;
     command.env("GANTRY_ADDRESS", &socket).args(["system", "fsck"]);
@@ -150,7 +128,7 @@ fn lost_metadata_is_made_anew(env: &Env) -> Result<()> {
         ensure!(damaged(env)? == 1, "round {round}: the damaged one is not put aside");
         let ran = daemon.gantry(&["start", "-a", "web"])?.ok()?;
         ensure!(ran.text() == "still here", "{ran}");
-        is_whole(&daemon)?;
+        daemon.is_whole()?;
         daemon.crash()?;
         for entry in fs::read_dir(env.path("root"))?.flatten() {
             if entry.file_name().to_string_lossy().contains(".damaged-") {
@@ -175,173 +153,6 @@ fn lost_metadata_is_made_anew(env: &Env) -> Result<()> {
     daemon.gantry(&["rm", "web"])?.ok()?;
     let ran = daemon.gantry(&["run", "--rm", "--pull", "never", &name, "echo", "still here"])?.ok()?;
     ensure!(ran.text() == "still here", "{ran}");
-    Ok(())
-}
-
-/// The steps; for many rounds, each of them the first time it comes, the second, and so on.
-fn points(steps: &[&str]) -> Vec<String> {
-    let times = wait::rounds(1).min(12);
-    if times == 1 {
-        return steps.iter().map(|step| (*step).to_owned()).collect();
-    }
-    let names = steps.iter().map(|step| step.split(':').next().unwrap_or(step));
-    names.flat_map(|name| (1..=times).map(move |time| format!("{name}:{time}"))).collect()
-}
-
-/// Kills the daemon at a step of what `act` does, and looks what is there then.
-fn crash(env: &Env, step: &str, kept: &str, act: &dyn Fn(&Daemon<'_>) -> Result<Ran>) -> Result<()> {
-    let mut daemon = match env.daemon_dying_at(step) {
-        // With many rounds some come while it starts.
-        Err(_) if wait::rounds(1) > 1 => {
-            return is_whole(&env.daemon()?).with_context(|| format!("after {step} of a start"));
-        }
-        other => other?,
-    };
-    let ran = act(&daemon)?;
-    if ran.code() == 0 && wait::rounds(1) > 1 {
-        // It does not come so often.
-        return daemon.crash();
-    }
-    ensure!(daemon.died(), "the daemon never came to {step}");
-    let daemon = env.daemon()?;
-    is_whole(&daemon).with_context(|| format!("after {step}"))?;
-    let listed = daemon.gantry(&["images", "--format", "{{.Repository}}"])?.ok()?;
-    ensure!(listed.stdout.contains(kept), "{kept} is lost after {step}: {listed}");
-    ensure!(damaged(env)? == 0, "the metadata was taken for damaged after {step}");
-    act(&daemon)?.ok().with_context(|| format!("again after {step}"))?;
-    is_whole(&daemon).with_context(|| format!("again after {step}"))
-}
-
-/// Removes an image with all that only it needs.
-fn forget(env: &Env, image: &str) -> Result<()> {
-    let daemon = env.daemon()?;
-    daemon.gantry(&["rmi", image])?.ok()?;
-    daemon.gantry(&["system", "gc"])?.ok()?;
-    Ok(())
-}
-
-/// A registry, an image that is here, and one that is not.
-fn two_images(env: &Env) -> Result<(Registry, String)> {
-    let registry = Registry::start(env)?;
-    let kept = Image::empty().layer(Tar::new().file("kept", "1"), Packing::Gzip)?.push(&registry, "test/kept", "1")?;
-    let image = small()?.push(&registry, "test/small", "1")?;
-    env.daemon()?.gantry(&["pull", "-q", &kept])?.ok()?;
-    Ok((registry, image))
-}
-
-const STEPS_OF_A_PULL: &[&str] = &[
-    "content.begun",
-    "content.empty:2",
-    "content.written:2",
-    "layer.entry:2",
-    "snapshot.made:2",
-    "snapshot.recorded",
-    "pull.flushed",
-    "content.placed:2",
-    "content.placed.synced",
-    "content.recorded",
-    "layers.committing",
-    "layers.committed",
-    "pull.stored",
-    "pull.named",
-    "metadata.commit:4",
-    "metadata.committed:5",
-];
-
-fn a_crash_at_any_step_of_a_pull_harms_nothing(env: &Env) -> Result<()> {
-    let (_registry, image) = two_images(env)?;
-    for step in &points(STEPS_OF_A_PULL) {
-        crash(env, step, "test/kept", &|daemon| daemon.gantry(&["pull", "-q", &image]))?;
-        forget(env, &image)?;
-    }
-    Ok(())
-}
-
-const STEPS_OF_A_LOAD: &[&str] = &[
-    "content.begun",
-    "content.written:2",
-    "content.placed",
-    "content.recorded",
-    "unpack.applied",
-    "unpack.flushed",
-    "layers.committing",
-    "layers.committed",
-    "metadata.commit:2",
-    "metadata.committed:3",
-];
-
-fn a_crash_at_any_step_of_a_load_harms_nothing(env: &Env) -> Result<()> {
-    let (_registry, image) = two_images(env)?;
-    let archive = env.path("archive.tar").to_string_lossy().into_owned();
-    let daemon = env.daemon()?;
-    daemon.gantry(&["pull", "-q", &image])?.ok()?;
-    daemon.gantry(&["save", "-o", &archive, &image])?.ok()?;
-    daemon.gantry(&["rmi", &image])?.ok()?;
-    daemon.gantry(&["system", "gc"])?.ok()?;
-    drop(daemon);
-    for step in &points(STEPS_OF_A_LOAD) {
-        crash(env, step, "test/kept", &|daemon| daemon.gantry(&["load", "-i", &archive]))?;
-        forget(env, &image)?;
-    }
-    Ok(())
-}
-
-const STEPS_OF_A_COMMIT: &[&str] = &[
-    "content.written",
-    "content.synced",
-    "content.placed",
-    "content.recorded",
-    "unpack.flushed",
-    "layers.committed",
-    "metadata.commit:2",
-    "metadata.committed:3",
-];
-
-fn a_crash_at_any_step_of_a_commit_harms_nothing(env: &Env) -> Result<()> {
-    let (registry, _) = two_images(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "1")?;
-    let daemon = env.daemon()?;
-    daemon.gantry(&["run", "--name", "web", &image, "sh", "-c", "echo new > /etc/new; rm /etc/group"])?.ok()?;
-    drop(daemon);
-    for step in &points(STEPS_OF_A_COMMIT) {
-        crash(env, step, "test/kept", &|daemon| daemon.gantry(&["commit", "web", "test/made:1"]))?;
-        forget(env, "test/made:1")?;
-    }
-    env.daemon()?.gantry(&["rm", "web"])?.ok()?;
-    Ok(())
-}
-
-/// The first collection is that of the start.
-const STEPS_OF_A_REMOVAL: &[&str] =
-    &["gc.begun", "gc.records", "gc.snapshots:2", "content.removed", "content.removed:3"];
-
-fn a_crash_at_any_step_of_a_removal_harms_nothing(env: &Env) -> Result<()> {
-    let (_registry, image) = two_images(env)?;
-    for step in &points(STEPS_OF_A_REMOVAL) {
-        env.daemon()?.gantry(&["pull", "-q", &image])?.ok()?;
-        let remove = |daemon: &Daemon<'_>| {
-            // Gone already or not: both are right after a crash.
-            daemon.gantry(&["rmi", &image])?;
-            daemon.gantry(&["system", "gc"])
-        };
-        crash(env, step, "test/kept", &remove)?;
-        let left = env.daemon()?.gantry(&["system", "df", "-v", "--format", "{{.KeptBy}}"])?.ok()?;
-        ensure!(!left.stdout.contains("test/small") && !left.stdout.contains("nothing"), "after {step}: {left}");
-    }
-    for step in ["snapshot.removing", "snapshot.removed"] {
-        let daemon = env.daemon()?;
-        daemon.gantry(&["create", "--name", "web", &image, "true"])?.ok()?;
-        drop(daemon);
-        let mut daemon = env.daemon_dying_at(step)?;
-        // The files go beside the answer.
-        daemon.gantry(&["rm", "web"])?;
-        ensure!(daemon.died(), "the daemon never came to {step}");
-        let daemon = env.daemon()?;
-        daemon.gantry(&["rm", "-f", "web"])?;
-        is_whole(&daemon).context(step)?;
-        let left = daemon.ctr(&["snapshots", "ls"])?.ok()?;
-        ensure!(!left.stdout.contains("Active"), "after {step}: {left}");
-    }
     Ok(())
 }
 
@@ -377,10 +188,10 @@ fn a_full_disk_refuses_archives_and_commits(env: &Env) -> Result<()> {
             let shown = format!("{act:?} with {left} bytes left: {ran}");
             let said = ran.fails().context(shown.clone())?;
             ensure!(said.contains("no space left"), "{shown}");
-            is_whole(&daemon).context(shown)?;
+            daemon.is_whole().context(shown)?;
         }
         daemon.gantry(act)?.ok()?;
-        is_whole(&daemon)
+        daemon.is_whole()
     };
     refused(&["commit", "web", "test/made:1"])?;
     daemon.gantry(&["save", "-o", &archive, "test/made:1"])?.ok()?;

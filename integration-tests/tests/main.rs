@@ -27,6 +27,7 @@ mod daemon_codes;
 mod daemon_damage;
 mod daemon_full;
 mod daemon_kernel;
+mod daemon_killed;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_processors;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         daemon_damage::TESTS,
         daemon_full::TESTS,
         daemon_kernel::TESTS,
+        daemon_killed::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_processors::TESTS,

@@ -11,7 +11,6 @@ use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::{Blob, Content, Store};
 use crate::error::{Doing, Result};
-use crate::failpoint;
 use crate::metadata::schema::CONTENT;
 use crate::metadata::{Db, Tx};
 
@@ -98,7 +97,6 @@ impl Content {
             Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
         };
         std::fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
-        failpoint::hit("content.removed");
         drop(pending);
         Ok(Some(size))
     }

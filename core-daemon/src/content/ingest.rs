@@ -14,7 +14,6 @@ use super::claims::{Lock, Pending};
 use super::{Content, INGEST_RESOURCE};
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
-use crate::failpoint;
 use crate::labels::Labels;
 use crate::metadata::{content as table, leases};
 
@@ -173,7 +172,6 @@ impl Ingest {
             drop(file.seek(SeekFrom::Start(self.offset)));
             return Err(error).doing(|| format!("write content {}", self.about.reference));
         }
-        failpoint::hit("content.written");
         hasher.update(bytes);
         self.offset += bytes.len() as u64;
         let (before, piece) = (self.offset - bytes.len() as u64, self.offset / EARLY);
@@ -232,7 +230,6 @@ impl Ingest {
         let sealed = self.seal(size, expected).map_err(|(_, error)| error)?;
         if let Data::Own { file, .. } = &sealed.ingest.data {
             file.sync_all().doing(|| format!("store content {}", sealed.digest()))?;
-            failpoint::hit("content.synced");
         }
         let digest = sealed.digest().clone();
         if content.publish(&ctx, vec![(sealed, labels)])?.is_empty() {
@@ -409,10 +406,8 @@ fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64
     // What is not readable as an ingest is what a crash left of one.
     discard(dir, &about.reference);
     DirBuilder::new().mode(0o700).create(dir).doing(|| doing("begin"))?;
-    failpoint::hit("content.begun");
     let file = open_data(dir).doing(|| doing("begin"))?;
     file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(about.started)).doing(|| doing("begin"))?;
-    failpoint::hit("content.empty");
     let json = serde_json::to_vec(&about).map_err(|error| Error::internal(error.to_string()))?;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);

@@ -38,7 +38,6 @@ pub use writer::IngestWriter;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::events::Events;
-use crate::failpoint;
 use crate::id;
 use crate::labels;
 use crate::metadata::{Db, content as table, leases, namespaces};
@@ -272,13 +271,11 @@ impl Content {
         let namespace = ctx.namespace.as_str();
         for (it, _) in &sealed {
             it.place()?;
-            failpoint::hit("content.placed");
         }
         for algorithm in sealed.iter().map(|(it, _)| it.digest().algorithm()).collect::<BTreeSet<_>>() {
             let synced = rung_sys::atomic_file::sync_directory(&self.0.blobs(algorithm));
             synced.map_err(std::io::Error::from).doing(|| "store content")?;
         }
-        failpoint::hit("content.placed.synced");
         let mut created = Vec::new();
         self.0.db.write(|tx| {
             for (it, wanted) in &sealed {
@@ -298,7 +295,6 @@ impl Content {
             }
             Ok(())
         })?;
-        failpoint::hit("content.recorded");
         let placed: Vec<Digest> = sealed.iter().map(|(it, _)| it.digest().clone()).collect();
         sealed.into_iter().for_each(|(it, _)| it.discard());
         // Nobody has them open for writing any more.
