@@ -145,7 +145,7 @@ fn an_end_without_space_is_recorded(env: &Env) -> Result<()> {
     ensure!(status(&daemon)?.iter().all(|it| it.starts_with("Exited (137)")), "{:?}", status(&daemon)?);
     daemon.gantry(&["start", "c0"])?.ok()?;
     daemon.gantry(&["rm", "-f", "c0", "c1", "c2", "c3"])?.ok()?;
-    is_whole(&daemon)
+    daemon.is_whole()
 }
 
 fn a_full_daemon_starts_lists_and_frees(env: &Env) -> Result<()> {
