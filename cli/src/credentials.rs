@@ -81,6 +81,11 @@ pub async fn fill(options: &mut RegistryOptions, image: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether docker's configuration is there.
+pub fn are_configured() -> bool {
+    config_path().is_some_and(|path| path.exists())
+}
+
 fn broken(path: &Path, cause: &str) -> Failure {
     Failure::new(format!("read {}: {cause}", path.display()))
         .hint("correct the file, or name another directory in DOCKER_CONFIG")

@@ -1,5 +1,4 @@
 //! The one place that reports a failure: what happened, and what to do about it.
-#![allow(clippy::print_stderr, reason = "this is where errors are printed")]
 
 use std::fmt;
 use std::process::ExitCode;
@@ -7,6 +6,7 @@ use std::process::ExitCode;
 use gantry_proto::exit::EXIT_CODE_HEADER;
 
 use crate::exit::Code;
+use crate::output::error_bytes;
 
 /// A failure as its reader sees it.
 #[derive(Debug)]
@@ -73,9 +73,9 @@ impl Failure {
         if self.silent {
             return;
         }
-        eprintln!("gantry: {}", self.message);
-        if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+        say(format_args!("gantry: {}", self.message));
+        if let Some(text) = &self.hint {
+            hint(text);
         }
     }
 
@@ -94,12 +94,17 @@ impl fmt::Display for Failure {
 
 /// Says something that is not a failure but should not be missed.
 pub fn warn(message: impl fmt::Display) {
-    eprintln!("gantry: warning: {message}");
+    say(format_args!("gantry: warning: {message}"));
 }
 
 /// Says what to do about a mistake that has been shown.
 pub(crate) fn hint(hint: &str) {
-    eprintln!("hint: {hint}");
+    say(format_args!("hint: {hint}"));
+}
+
+/// One line on standard error.
+fn say(text: fmt::Arguments<'_>) {
+    error_bytes(format!("{text}\n").as_bytes());
 }
 
 /// What the daemon answers when it refuses or fails.

@@ -38,6 +38,12 @@ pub fn parse(text: &str) -> Result<u32> {
     u32::try_from(signal as i32).map_err(|_| invalid())
 }
 
+/// What a signal is called; its number where it has no name.
+pub fn name(number: u32) -> String {
+    let known = i32::try_from(number).ok().and_then(|number| Signal::try_from(number).ok());
+    known.map_or_else(|| number.to_string(), |signal| signal.as_str().to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +55,7 @@ mod tests {
         {
             assert_eq!(parse(text).expect(text), number);
         }
+        assert_eq!((name(15), name(35)), ("SIGTERM".to_owned(), "35".to_owned()));
         for text in ["", "0", "65", "SIGNOPE", "RTMIN+99", "-9", "RTMIN1"] {
             assert!(parse(text).is_err(), "{text}");
         }

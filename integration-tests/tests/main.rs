@@ -7,6 +7,7 @@ use integration_tests::runner;
 
 mod cli_archives;
 mod cli_exec;
+mod cli_habits;
 mod cli_images;
 mod cli_run;
 mod cli_update;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
     runner::main(&[
         cli_archives::TESTS,
         cli_exec::TESTS,
+        cli_habits::TESTS,
         cli_images::TESTS,
         cli_run::TESTS,
         cli_update::TESTS,

@@ -39,6 +39,14 @@ impl Client {
         Ok(())
     }
 
+    /// Stops a container where it runs, and starts it.
+    pub async fn restart(&mut self, container: &str, timeout: Option<u32>, signal: &str) -> Result<()> {
+        let request = api::RestartRequest { r#ref: container.to_owned(), timeout, signal: signal.to_owned() };
+        let request = self.request(request);
+        self.engine.restart(request).await?;
+        Ok(())
+    }
+
     /// Sends a signal to a container.
     pub async fn kill(&mut self, container: &str, signal: &str) -> Result<()> {
         let request = self.request(api::KillRequest { r#ref: container.to_owned(), signal: signal.to_owned() });
@@ -108,6 +116,15 @@ impl Client {
     pub async fn inspect_image(&mut self, image: &str) -> Result<serde_json::Value> {
         let request = self.request(api::InspectImageRequest { image: image.to_owned() });
         json(&soon(self.engine.inspect_image(request)).await?.json)
+    }
+
+    /// Whether the daemon has an image.
+    pub async fn has_image(&mut self, image: &str) -> Result<bool> {
+        match self.inspect_image(image).await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.is_not_found() => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Removes a name, and what nothing else names.

@@ -21,9 +21,9 @@ pub struct Args {
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let act = async {
-            let request = self.options.request().await?;
-            let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
             let mut client = context.connect().await?;
+            let request = self.options.request(&mut client).await?;
+            let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
             create(&mut client, request, &self.options, &mut id_file).await
         };
         let created = act.await.map_err(Failure::of_run)?;

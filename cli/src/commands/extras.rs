@@ -99,7 +99,7 @@ impl Extras {
         request.sysctls = self.sysctl.iter().cloned().collect();
         request.shm_size = self.shm_size.unwrap_or(0);
         request.group_add.clone_from(&self.group_add);
-        request.tmpfs.clone_from(&self.tmpfs);
+        request.tmpfs.extend_from_slice(&self.tmpfs);
         request.stop_timeout = self.stop_timeout;
         request.extra_hosts.clone_from(&self.add_host);
         request.annotations = self.annotation.iter().cloned().collect();

@@ -2,15 +2,18 @@
 
 use gantry_proto::gantry::engine::v1::Image;
 use jiff::Timestamp;
+use regex::Regex;
 use rung_spec::reference::Reference;
 
 use super::Context;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::output;
 use crate::output::human::{ago, decimal_size};
 use crate::output::listing::{Column, Listing};
 use crate::output::progress::short;
+use crate::parse::filter::{Filter, filter};
+use crate::parse::pattern;
 
 /// `gantry images`.
 #[derive(Debug, clap::Args)]
@@ -18,6 +21,12 @@ pub struct Args {
     /// Print only ids
     #[arg(long, short)]
     quiet: bool,
+    /// Taken for docker's sake: there are no images between those that are shown
+    #[arg(long = "all", short = 'a')]
+    _all: bool,
+    /// Show only those that match: dangling, reference, label, before or since
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = filter)]
+    filter: Vec<Filter>,
     /// Show digests
     #[arg(long)]
     digests: bool,
@@ -47,9 +56,13 @@ const SHOWN_DIGESTS: &[&str] = &["Repository", "Tag", "Digest", "ID", "CreatedSi
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let mut images = context.connect().await?.images().await?;
-        images.sort_by_key(|image| std::cmp::Reverse(image.created_at.as_ref().map_or(0, |time| time.seconds)));
+        images.sort_by_key(|image| std::cmp::Reverse(created(image)));
         if let Some(name) = &self.name {
             images.retain(|image| is_named(image, name));
+        }
+        for filter in &self.filter {
+            let test = Test::of(filter, &images)?;
+            images.retain(|image| test.takes(image));
         }
         if self.quiet {
             // What has no id is removed by its name.
@@ -98,6 +111,65 @@ impl Args {
     }
 }
 
+/// What `--filter` asks of an image.
+enum Test {
+    Dangling(bool),
+    Reference(Regex),
+    Label(String, Option<String>),
+    Before((i64, i32)),
+    Since((i64, i32)),
+}
+
+impl Test {
+    fn of(filter: &Filter, images: &[Image]) -> Result<Self> {
+        let Filter { key, value } = filter;
+        let wrong = |cause: String| Failure::new(format!("filter {key}={value}: {cause}"));
+        let when = || {
+            let named = images.iter().find(|image| is_named(image, value) || is_id(image, value));
+            named.map(created).ok_or_else(|| wrong("no such image".to_owned()))
+        };
+        match key.as_str() {
+            "dangling" => match value.as_str() {
+                "true" | "1" => Ok(Self::Dangling(true)),
+                "false" | "0" => Ok(Self::Dangling(false)),
+                _ => Err(wrong("write true or false".to_owned())),
+            },
+            "reference" => Ok(Self::Reference(pattern::shell(value).map_err(wrong)?)),
+            "label" => Ok(match value.split_once('=') {
+                Some((key, value)) => Self::Label(key.to_owned(), Some(value.to_owned())),
+                None => Self::Label(value.clone(), None),
+            }),
+            "before" => Ok(Self::Before(when()?)),
+            "since" => Ok(Self::Since(when()?)),
+            _ => Err(Failure::new(format!("filter {key:?} is not known"))
+                .hint("filters are dangling, reference, label, before and since")),
+        }
+    }
+
+    fn takes(&self, image: &Image) -> bool {
+        match self {
+            Self::Dangling(wanted) => image.name.is_empty() == *wanted,
+            Self::Reference(pattern) => Reference::parse(&image.name)
+                .is_ok_and(|name| pattern.is_match(&name.familiar_name()) || pattern.is_match(&image.name)),
+            Self::Label(key, wanted) => {
+                image.labels.get(key).is_some_and(|held| wanted.as_ref().is_none_or(|wanted| wanted == held))
+            }
+            Self::Before(time) => created(image) < *time,
+            Self::Since(time) => created(image) > *time,
+        }
+    }
+}
+
+fn created(image: &Image) -> (i64, i32) {
+    image.created_at.as_ref().map_or((0, 0), |time| (time.seconds, time.nanos))
+}
+
+/// Whether `text` is the beginning of the image's id.
+fn is_id(image: &Image, text: &str) -> bool {
+    let hex = image.id.split_once(':').map_or(image.id.as_str(), |(_, hex)| hex);
+    !text.is_empty() && (hex.starts_with(text) || image.id.starts_with(text))
+}
+
 /// Whether `name` is the image's repository, or its repository and tag.
 fn is_named(image: &Image, name: &str) -> bool {
     let (Ok(held), Ok(wanted)) = (Reference::parse(&image.name), Reference::parse(name)) else { return false };
@@ -119,6 +191,32 @@ mod tests {
             ("app", false),
         ] {
             assert_eq!(is_named(&image, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        let labels = [("a".to_owned(), "1".to_owned())].into();
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let id = "sha256:feed".to_owned();
+        let app = Image { id, name: "localhost:5000/app:1".into(), labels, created_at: at(10), ..Image::default() };
+        let nameless = Image { created_at: at(20), ..Image::default() };
+        let images = [app.clone(), nameless.clone()];
+        let takes = |text: &str, image: &Image| Test::of(&filter(text).unwrap(), &images).unwrap().takes(image);
+        for (text, of_app, of_nameless) in [
+            ("dangling=true", false, true),
+            ("dangling=false", true, false),
+            ("reference=localhost:5000/*", true, false),
+            ("reference=*/app:2", false, false),
+            ("label=a", true, false),
+            ("label=a=2", false, false),
+            ("since=feed", false, true),
+            ("before=feed", false, false),
+        ] {
+            assert_eq!((takes(text, &app), takes(text, &nameless)), (of_app, of_nameless), "{text}");
+        }
+        for text in ["dangling=perhaps", "reference=[", "before=nothing", "colour=red"] {
+            assert!(Test::of(&filter(text).unwrap(), &images).is_err(), "{text}");
         }
     }
 }

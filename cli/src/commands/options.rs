@@ -10,8 +10,9 @@ use rung_spec::platform::Platform;
 
 use super::extras::Extras;
 use super::health::Health;
-use crate::client::reason;
+use crate::client::{Client, reason};
 use crate::error::{Failure, Result};
+use crate::parse::bind::Mount;
 use crate::parse::{bind, env, size};
 use crate::{credentials, session};
 
@@ -171,7 +172,7 @@ impl Options {
     ///
     /// # Errors
     /// Names the option that cannot be.
-    pub async fn request(&self) -> Result<api::CreateRequest> {
+    pub async fn request(&self, client: &mut Client) -> Result<api::CreateRequest> {
         let entrypoint = self.entrypoint.as_ref().map(|program| api::Entrypoint {
             args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
         });
@@ -189,7 +190,6 @@ impl Options {
             terminal: self.tty,
             open_stdin: self.interactive,
             auto_remove: self.rm,
-            binds: self.binds()?,
             limits: Some(api::Limits {
                 memory: self.memory.unwrap_or(0),
                 nano_cpus: self.cpus.unwrap_or(0),
@@ -211,28 +211,48 @@ impl Options {
             platform: text(&self.platform),
             stop_signal: text(&self.stop_signal),
             console_size: if self.tty { session::size() } else { None },
-            registry: match self.pull {
-                Pull::Never => None,
-                _ => Some(self.registry.options(&self.image).await?),
-            },
+            registry: self.registry(client).await?,
             runtime: text(&self.runtime),
             restart: text(&self.restart),
             ..api::CreateRequest::default()
         };
+        self.mounts(&mut request)?;
         self.extras.fill(&mut request)?;
         request.health = self.health.check()?;
         Ok(request)
     }
 
-    fn binds(&self) -> Result<Vec<api::Bind>> {
+    /// How to speak to the registry, where it may have to be spoken to. Who keeps passwords may take its time, or be broken,
+    /// so nobody asks for those of an image that is here.
+    async fn registry(&self, client: &mut Client) -> Result<Option<api::RegistryOptions>> {
+        let is_needed = match self.pull {
+            Pull::Never => false,
+            Pull::Always => true,
+            Pull::Missing => {
+                self.platform.is_some() || !credentials::are_configured() || !client.has_image(&self.image).await?
+            }
+        };
+        Ok(if is_needed { Some(self.registry.options(&self.image).await?) } else { None })
+    }
+
+    /// Adds what `-v` and `--mount` say to a request.
+    fn mounts(&self, request: &mut api::CreateRequest) -> Result<()> {
         if self.volume.is_empty() && self.mount.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let here =
             std::env::current_dir().map_err(|error| Failure::new(format!("current directory: {}", reason(&error))))?;
-        let volumes = self.volume.iter().map(|text| bind::volume(text, &here).map_err(|error| format!("-v {error}")));
-        let mounts = self.mount.iter().map(|text| bind::mount(text, &here).map_err(|error| format!("--mount {error}")));
-        volumes.chain(mounts).collect::<Result<_, _>>().map_err(Failure::new)
+        for text in &self.volume {
+            let bind = bind::volume(text, &here).map_err(|error| Failure::new(format!("-v {error}")))?;
+            request.binds.push(bind);
+        }
+        for text in &self.mount {
+            match bind::mount(text, &here).map_err(|error| Failure::new(format!("--mount {error}")))? {
+                Mount::Bind(bind) => request.binds.push(bind),
+                Mount::Tmpfs(tmpfs) => request.tmpfs.push(tmpfs),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::output;
 use crate::output::human::{ago, ellipsis, quoted};
 use crate::output::listing::{Column, Listing};
 use crate::parse::filter::{Filter, filter};
+use crate::parse::pattern;
 
 /// `gantry ps`.
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,10 @@ const SHOWN: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Port
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        for Filter { key, .. } in &self.filter {
+        for Filter { key, value } in &self.filter {
+            if key == "name" {
+                pattern::expression(value).map_err(|error| Failure::new(format!("filter name={value}: {error}")))?;
+            }
             if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited" | "health") {
                 return Err(Failure::new(format!("filter {key:?} is not known"))
                     .hint("filters are name, id, label, status, ancestor, exited and health"));
@@ -149,7 +153,9 @@ fn status(container: &Container, now: Timestamp) -> String {
 /// Whether a container meets the filters: one of those with the same key, all keys.
 fn matches(container: &Container, filters: &[Filter]) -> bool {
     let meets = |filter: &Filter| match filter.key.as_str() {
-        "name" => container.name.contains(&filter.value),
+        // Docker's names have a slash before them, which may be written or not.
+        "name" => pattern::expression(&filter.value)
+            .is_ok_and(|name| name.is_match(&container.name) || name.is_match(&format!("/{}", container.name))),
         "id" => container.id.starts_with(&filter.value),
         "status" => state(container.state()) == filter.value,
         "health" => health(container.health()) == filter.value,
@@ -225,6 +231,8 @@ mod tests {
             &["name=we"][..],
             &["status=exited", "exited=130"],
             &["name=x", "name=web"],
+            &["name=^web$"],
+            &["name=^/web$"],
             &["label=a"],
             &["label=a=1"],
             &["ancestor=docker.io/library/alpine:latest"],
@@ -236,6 +244,8 @@ mod tests {
         }
         for no in [
             &["name=x"][..],
+            &["name=^we$"],
+            &["name=^/eb"],
             &["status=running"],
             &["label=a", "label=b"],
             &["label=a=2"],

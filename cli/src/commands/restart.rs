@@ -23,9 +23,7 @@ impl Args {
         let client = context.connect().await?;
         let signal = self.signal.unwrap_or_default();
         each(&self.containers, async |name| {
-            let mut client = client.clone();
-            client.stop(&name, self.timeout, &signal).await?;
-            client.start(&name).await?;
+            client.clone().restart(&name, self.timeout, &signal).await?;
             Ok(name)
         })
         .await

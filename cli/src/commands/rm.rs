@@ -10,6 +10,9 @@ pub struct Args {
     /// Kill a running container first
     #[arg(long, short)]
     force: bool,
+    /// Taken for docker's sake: a container has no volumes without a name
+    #[arg(long = "volumes", short = 'v')]
+    _volumes: bool,
     /// Names or ids of containers
     #[arg(value_name = "CONTAINER", required = true)]
     containers: Vec<String>,

@@ -46,9 +46,9 @@ impl Args {
         if !self.detach {
             session::check_input_is_terminal(self.options.interactive, self.options.tty)?;
         }
-        let request = self.options.request().await?;
-        let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
         let mut client = context.connect().await?;
+        let request = self.options.request(&mut client).await?;
+        let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
         if self.detach {
             return self.detached(&mut client, request, &mut id_file).await;
         }

@@ -2,7 +2,16 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use gantry_proto::gantry::engine::v1::Bind;
+use gantry_proto::gantry::engine::v1::{Bind, Tmpfs};
+
+/// What `--mount` asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mount {
+    /// A part of the host.
+    Bind(Bind),
+    /// A file system in memory.
+    Tmpfs(Tmpfs),
+}
 
 /// Parses `-v SOURCE:DESTINATION[:OPTIONS]`; a relative source is below `here`.
 ///
@@ -26,23 +35,30 @@ pub fn volume(text: &str, here: &Path) -> Result<Bind, String> {
             "{text:?}: named volumes are not supported yet; for a directory here write ./{source}:{destination}"
         ));
     }
-    let mut bind = Bind { source: absolute(source, here)?, destination: destination.to_owned(), ..Bind::default() };
+    let (source, destination) = (absolute(source, here)?, destination.to_owned());
+    let mut bind = Bind { source, destination, make_source: true, ..Bind::default() };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" | "readonly" => bind.read_only = true,
             "rw" => bind.read_only = false,
+            // What they ask for is so: labels of files are none where nothing reads them, and there is one copy of a file.
+            "cached" | "delegated" | "consistent" | "nocopy" => {}
+            "z" | "Z" if !Path::new("/sys/fs/selinux/enforce").exists() => {}
+            "z" | "Z" => return Err(format!("{text:?}: relabelling for SELinux is not supported yet")),
             _ => bind.propagation = propagation(option)?,
         }
     }
     Ok(bind)
 }
 
-/// Parses `--mount type=bind,source=…,target=…[,readonly][,bind-propagation=…]`.
+/// Parses `--mount type=bind,source=…,target=…[,readonly][,bind-propagation=…]` and
+/// `--mount type=tmpfs,target=…[,tmpfs-size=…][,tmpfs-mode=…]`.
 ///
 /// # Errors
 /// As [`volume`].
-pub fn mount(text: &str, here: &Path) -> Result<Bind, String> {
+pub fn mount(text: &str, here: &Path) -> Result<Mount, String> {
     let mut bind = Bind::default();
+    let mut options = Vec::new();
     let mut kind = "volume";
     for pair in text.split(',') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -58,16 +74,31 @@ pub fn mount(text: &str, here: &Path) -> Result<Bind, String> {
                 };
             }
             "bind-propagation" => bind.propagation = propagation(value)?,
+            "tmpfs-size" => options.push(format!("size={}", super::size::bytes(value)?)),
+            "tmpfs-mode" => {
+                u16::from_str_radix(value, 8).map_err(|_| format!("{pair:?}: a mode is an octal number"))?;
+                options.push(format!("mode={value}"));
+            }
             _ => return Err(format!("{pair:?}: unknown mount field {key:?}")),
         }
     }
-    if kind != "bind" {
-        return Err(format!("{text:?}: mounts of type {kind:?} are not supported yet, only type=bind"));
+    match kind {
+        "bind" if options.is_empty() => {}
+        "bind" => return Err(format!("{text:?}: tmpfs-size and tmpfs-mode are for type=tmpfs")),
+        "tmpfs" if !bind.source.is_empty() || !bind.propagation.is_empty() => {
+            return Err(format!("{text:?}: a tmpfs has neither a source nor a bind-propagation"));
+        }
+        "tmpfs" if bind.destination.is_empty() => return Err(format!("{text:?}: a tmpfs needs target=CONTAINER_PATH")),
+        "tmpfs" => {
+            options.extend(bind.read_only.then(|| "ro".to_owned()));
+            return Ok(Mount::Tmpfs(Tmpfs { destination: bind.destination, options }));
+        }
+        _ => return Err(format!("{text:?}: mounts of type {kind:?} are not supported yet, only bind and tmpfs")),
     }
     if bind.source.is_empty() || bind.destination.is_empty() {
         return Err(format!("{text:?}: a bind needs source=HOST_PATH and target=CONTAINER_PATH"));
     }
-    Ok(bind)
+    Ok(Mount::Bind(bind))
 }
 
 fn propagation(text: &str) -> Result<String, String> {
@@ -105,19 +136,34 @@ mod tests {
         assert_eq!(parsed("/a:/b"), ("/a".into(), "/b".into(), false, String::new()));
         assert_eq!(parsed("./a:/b:ro"), ("/home/u/a".into(), "/b".into(), true, String::new()));
         assert_eq!(parsed("a/b:/b:ro,rslave"), ("/home/u/a/b".into(), "/b".into(), true, "rslave".into()));
+        assert_eq!(parsed("/a:/b:ro,cached"), ("/a".into(), "/b".into(), true, String::new()));
         assert_eq!(parsed("..:/b").0, "/home/u/..");
         assert_eq!(parsed(".:/b").0, "/home/u");
-        for bad in ["data:/b", "/b", "/a:", ":/b", "/a:/b:z", "/a:/b:ro:x"] {
+        for bad in ["data:/b", "/b", "/a:", ":/b", "/a:/b:x", "/a:/b:ro:x"] {
             assert!(volume(bad, Path::new("/")).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn mounts() {
-        let bind = mount("type=bind,src=x/y,dst=/b,readonly,bind-propagation=shared", Path::new("/h")).unwrap();
+        let parsed = |text: &str| mount(text, Path::new("/h")).unwrap();
+        let Mount::Bind(bind) = parsed("type=bind,src=x/y,dst=/b,readonly,bind-propagation=shared") else {
+            panic!("a bind")
+        };
         assert_eq!((bind.source.as_str(), bind.destination.as_str()), ("/h/x/y", "/b"));
-        assert!(bind.read_only && bind.propagation == "shared");
-        for bad in ["", "type=tmpfs,dst=/b", "type=bind,src=/a", "type=bind,src=/a,dst=/b,nope=1", "src=/a,dst=/b"] {
+        assert!(bind.read_only && bind.propagation == "shared" && !bind.make_source);
+        let options = vec!["size=65536".to_owned(), "mode=1770".to_owned(), "ro".to_owned()];
+        let tmpfs = Mount::Tmpfs(Tmpfs { destination: "/b".into(), options });
+        assert_eq!(parsed("type=tmpfs,dst=/b,tmpfs-size=64k,tmpfs-mode=1770,ro"), tmpfs);
+        for bad in [
+            "",
+            "type=tmpfs",
+            "type=tmpfs,src=/a,dst=/b",
+            "type=tmpfs,dst=/b,tmpfs-mode=9",
+            "type=bind,src=/a",
+            "type=bind,src=/a,dst=/b,nope=1",
+            "src=/a,dst=/b",
+        ] {
             assert!(mount(bad, Path::new("/")).is_err(), "{bad}");
         }
     }

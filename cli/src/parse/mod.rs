@@ -1,4 +1,4 @@
-//! The small languages of option values: sizes, variables, binds, times, detach keys. Pure, apart from the environment
+//! The small languages of option values: sizes, variables, binds, times, patterns, detach keys. Pure, apart from the environment
 //! that variables come from.
 
 pub mod bind;
@@ -6,5 +6,6 @@ pub mod container;
 pub mod env;
 pub mod filter;
 pub mod keys;
+pub mod pattern;
 pub mod size;
 pub mod time;

@@ -8,6 +8,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use rung_sys::beneath::{self, Root};
 
+use super::create::is_mounted_on;
 use super::lowers::Lowers;
 use super::whiteout;
 use crate::error::{Doing, Result};
@@ -24,31 +25,32 @@ pub enum Change {
 }
 
 /// The changes of `after`, by path: the upper directory of an overlay over `below`, newest first, where `upper`; else a
-/// whole copy of the one directory below.
+/// whole copy of the one directory below. New and empty files at `mounted_on` are none: something was mounted there.
 ///
 /// # Errors
 /// What reading the directories fails with.
-pub fn changes(after: &Root, below: &[PathBuf], upper: bool) -> Result<Vec<(Change, PathBuf)>> {
+pub fn changes(after: &Root, below: &[PathBuf], upper: bool, mounted_on: &[&str]) -> Result<Vec<(Change, PathBuf)>> {
     let lowers = Lowers::open(below).doing(|| "open the layers below")?;
     let before = match below {
         [one] if !upper => Some(Root::open(one).doing(|| "open the layer below")?),
         _ => None,
     };
-    let mut walk = Walk { lowers, before, upper, found: Vec::new() };
+    let mut walk = Walk { lowers, before, upper, mounted_on, found: Vec::new() };
     let top = after.directory(Path::new("")).doing(|| "open the changes")?;
     walk.directory(top.as_fd(), Path::new(""))?;
     walk.found.sort_by(|(_, a), (_, b)| a.cmp(b));
     Ok(walk.found)
 }
 
-struct Walk {
+struct Walk<'a> {
     lowers: Lowers,
     before: Option<Root>,
     upper: bool,
+    mounted_on: &'a [&'a str],
     found: Vec<(Change, PathBuf)>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Walks a directory, and says whether anything in it has changed.
     fn directory(&mut self, now: BorrowedFd<'_>, path: &Path) -> Result<bool> {
         beneath::check_depth(path)?;
@@ -69,8 +71,12 @@ impl Walk {
             return Ok(true);
         }
         let was = self.lowers.find(path, false)?.map(|found| found.stat);
+        if was.is_none() && is_mounted_on(path, stat, self.mounted_on) {
+            return Ok(false);
+        }
         let is_directory = |stat: &FileStat| beneath::file_type(stat) == SFlag::S_IFDIR;
-        let is_same = was.as_ref().is_some_and(|was| !self.upper && is_same(was, stat));
+        // What is in an upper directory has changed, but for directories on the way to what has, or to a mount.
+        let is_same = was.as_ref().is_some_and(|was| (!self.upper || is_directory(stat)) && is_same(was, stat));
         let change = if was.is_some() { Change::Modified } else { Change::Added };
         if !is_directory(stat) {
             if !is_same {

@@ -36,22 +36,31 @@ pub enum Changes<'a> {
     Between(&'a Root, &'a Root),
 }
 
-/// Writes the changes as a tar. No time in it is later than `latest`, in seconds.
+/// What of the changes is written, and how.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// The latest time, in seconds.
+    pub latest: Option<i64>,
+    /// Files that are new and empty because something was mounted on them: they are left out.
+    pub mounted_on: &'a [&'a str],
+}
+
+/// Writes the changes as a tar.
 ///
 /// # Errors
 /// What reading the directories or writing fails with, with the path.
-pub fn create<W: Write>(changes: &Changes<'_>, latest: Option<i64>, to: W) -> Result<W> {
+pub fn create<W: Write>(changes: &Changes<'_>, wanted: Wanted<'_>, to: W) -> Result<W> {
     let (before, after, upper) = match changes {
         Changes::All(after) => (None, *after, false),
         Changes::One(within, name) => {
-            let mut layer = Layer::new(to, false, latest);
+            let mut layer = Layer::new(to, false, wanted);
             layer.name(None, within.as_fd(), Path::new(name), name)?;
             return layer.tar.finish().doing(|| "write archive");
         }
         Changes::Upper(after) => (None, *after, true),
         Changes::Between(before, after) => (Some(*before), *after, false),
     };
-    let mut layer = Layer::new(to, upper, latest);
+    let mut layer = Layer::new(to, upper, wanted);
     let before = before.map(|before| before.directory(Path::new(""))).transpose()?;
     let after = after.directory(Path::new(""))?;
     layer.directory(before.as_ref().map(AsFd::as_fd), after.as_fd(), Path::new(""))?;
@@ -76,19 +85,19 @@ fn removal(path: &Path) -> Entry {
     plain(&path.with_file_name(name), Kind::File, 0)
 }
 
-struct Layer<W> {
+struct Layer<'a, W> {
     tar: Writer<W>,
     upper: bool,
-    latest: Option<i64>,
+    wanted: Wanted<'a>,
     /// Directories on the way here that are not written yet, because nothing below them was.
     parents: Vec<(PathBuf, Entry)>,
     /// Files of several names: device and inode to the name that is written.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
-impl<W: Write> Layer<W> {
-    fn new(to: W, upper: bool, latest: Option<i64>) -> Self {
-        Self { tar: Writer::new(to), upper, latest, parents: Vec::new(), links: HashMap::new() }
+impl<'a, W: Write> Layer<'a, W> {
+    fn new(to: W, upper: bool, wanted: Wanted<'a>) -> Self {
+        Self { tar: Writer::new(to), upper, wanted, parents: Vec::new(), links: HashMap::new() }
     }
 
     fn directory(&mut self, before: Option<BorrowedFd<'_>>, after: BorrowedFd<'_>, path: &Path) -> Result<()> {
@@ -117,6 +126,9 @@ impl<W: Write> Layer<W> {
             return self.removed(path);
         }
         let was = before.map(|before| beneath::stat(before, name)).transpose()?.flatten();
+        if was.is_none() && is_mounted_on(path, &stat, self.wanted.mounted_on) {
+            return Ok(());
+        }
         let Some(entry) = self.describe(after, path, name, &stat)? else { return Ok(()) };
         let changed = match (&was, before) {
             (Some(was), Some(before)) => is_changed(before, was, after, &stat, name)?,
@@ -194,7 +206,7 @@ impl<W: Write> Layer<W> {
         };
         let mut entry = plain(path, kind, stat.st_mode & 0o7777);
         (entry.uid, entry.gid) = (stat.st_uid, stat.st_gid);
-        entry.mtime.0 = self.latest.map_or(stat.st_mtime, |latest| stat.st_mtime.min(latest));
+        entry.mtime.0 = self.wanted.latest.map_or(stat.st_mtime, |latest| stat.st_mtime.min(latest));
         match kind {
             Kind::Directory => entry.path.push(b'/'),
             Kind::File => entry.size = u64::try_from(stat.st_size).unwrap_or(0),
@@ -214,6 +226,12 @@ impl<W: Write> Layer<W> {
         }
         Ok(Some(entry))
     }
+}
+
+/// Whether a file is only there because something was mounted on it.
+pub(super) fn is_mounted_on(path: &Path, stat: &FileStat, places: &[&str]) -> bool {
+    let is_empty = beneath::file_type(stat) == SFlag::S_IFREG && stat.st_size == 0;
+    is_empty && places.iter().any(|place| Path::new(place.trim_start_matches('/')) == path)
 }
 
 fn plain(path: &Path, kind: Kind, mode: u32) -> Entry {

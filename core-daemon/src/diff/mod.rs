@@ -31,7 +31,7 @@ pub use ahead::{Ahead, read_ahead};
 pub use apply::{Applied, Deferred, Mode, apply};
 pub use changes::{Change, changes};
 pub use compression::{decompress, decompress_archive};
-pub use create::{Changes, create, removals};
+pub use create::{Changes, Wanted, create, removals};
 pub use image::{Unfinished, convert};
 pub use processors::{Payloads, Processors, own_payloads};
 pub use settle::settle;

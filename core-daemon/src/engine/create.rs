@@ -15,6 +15,7 @@ use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 use rung_spec::user::User;
 
+use super::etc::Etc;
 use super::health::Check;
 use super::record::{Limits, Log, Record};
 use super::restart::Policy;
@@ -98,7 +99,7 @@ impl Engine {
         &self,
         context: &Context,
         id: &ContainerId,
-        mut request: api::CreateRequest,
+        request: api::CreateRequest,
         image: &Resolved,
         begun: bool,
     ) -> Result<(Created, Option<Begun>)> {
@@ -121,8 +122,7 @@ impl Engine {
             .prepare(context, id.as_str(), parent, labels)
             .doing(|| format!("root file system of image {}", image.name))?;
         failpoint::hit("engine.snapshot");
-        let hosts = self.hosts(&context.namespace, id, &request).map(|hosts| request.binds.extend(hosts));
-        let made = hosts.and_then(|()| self.draft(context, id, &request, image, &mounts)).and_then(|mut draft| {
+        let made = self.draft(context, id, &request, image, &mounts).and_then(|mut draft| {
             reserved.name().clone_into(&mut draft.record.name);
             let container = self.container(id, &request, image, &runtime, draft)?;
             let begun = if begun { Some(self.parts().tasks.begin(&context.namespace, &container)?) } else { None };
@@ -132,8 +132,6 @@ impl Engine {
         let begun = match made {
             Ok(begun) => begun,
             Err(error) => {
-                // There is something in it only where there is a hosts file.
-                let _ = rung_sys::beneath::remove(&self.directory(&context.namespace, id));
                 if let Err(left) = snapshotter.remove(context, id.as_str()) {
                     tracing::warn!(%id, error = %left, "remove the snapshot of a container that could not be made");
                 }
@@ -176,9 +174,16 @@ impl Engine {
         mounts: &[Mount],
     ) -> Result<Draft> {
         let config = &image.config.config;
-        let mut user = users::resolve(builder::user_text(config, &request.user), mounts)?;
+        let named_user = builder::user_text(config, &request.user).to_owned();
+        let mut user = users::resolve(&named_user, mounts)?;
         user.additional_gids.extend(users::groups(&request.group_add, mounts)?);
-        let options = self.options(context, id, request, user)?;
+        let hostname = hostname(request, id);
+        let etc = Etc::of(request, &hostname)?;
+        make_sources(&request.binds)?;
+        let mut options = self.options(request, user)?;
+        options.binds.extend(etc.binds(&self.directory(&context.namespace, id), request.read_only));
+        options.cgroups_path = Path::new("/gantry").join(context.namespace.as_str()).join(id.as_str());
+        options.hostname = Some(hostname);
         let invalid = |error: builder::InvalidOptions| Error::invalid(error.to_string());
         let spec = builder::build(config, &options).map_err(invalid)?;
         let stop_signal = [&request.stop_signal, &config.stop_signal].into_iter().find(|text| !text.is_empty());
@@ -187,6 +192,8 @@ impl Engine {
             image: request.image.clone(),
             image_id: image.config_digest.to_string(),
             command: builder::command_line(config, &options).map_err(invalid)?,
+            entrypoint: options.entrypoint.as_ref().map_or(config.entrypoint.len(), Vec::len),
+            user: named_user,
             terminal: request.terminal,
             open_stdin: request.open_stdin,
             auto_remove: request.auto_remove,
@@ -199,6 +206,7 @@ impl Engine {
             stop_timeout: request.stop_timeout,
             wishes: wishes::of(request),
             health: Check::of(request.health.as_ref(), config.healthcheck.as_ref())?,
+            etc,
             log: request.log.map(log_of).unwrap_or_default(),
             restarts: 0,
             stopped: false,
@@ -208,24 +216,16 @@ impl Engine {
         Ok(Draft { spec: encode(&spec)?, record })
     }
 
-    fn options(
-        &self,
-        context: &Context,
-        id: &ContainerId,
-        request: &api::CreateRequest,
-        user: User,
-    ) -> Result<Options> {
+    fn options(&self, request: &api::CreateRequest, user: User) -> Result<Options> {
         let limits = request.limits.unwrap_or_default();
         let (devices, device_rules) = extras::device_nodes(&request.devices)?;
         let extras = extras::extras(request, self.shared.host.capabilities.as_ref())?;
-        let hostname = if request.hostname.is_empty() { super::names::short(id) } else { &request.hostname };
         Ok(Options {
             args: request.args.clone(),
             entrypoint: request.entrypoint.clone().map(|entrypoint| entrypoint.args),
             env: request.env.clone(),
             workdir: Some(request.workdir.clone()).filter(|dir| !dir.is_empty()),
             user,
-            hostname: Some(hostname.to_owned()),
             terminal: request.terminal,
             console_size: request.console_size.as_ref().and_then(size_of),
             limits: limits_of(&limits).into(),
@@ -249,7 +249,6 @@ impl Engine {
             cap_drop: request.cap_drop.clone(),
             available_capabilities: self.shared.host.capabilities.clone(),
             nofile_ceiling: self.shared.host.nofile,
-            cgroups_path: Path::new("/gantry").join(context.namespace.as_str()).join(id.as_str()),
             annotations: request.annotations.clone().into_iter().collect(),
             devices,
             extras: Extras { device_rules, ..extras },
@@ -297,6 +296,29 @@ impl Host {
         let nofile = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
         Self { capabilities, nofile: nofile.map(|(_, hard)| hard) }
     }
+}
+
+/// What the container is called in its network: as the host, where it shares that or the host's name.
+fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
+    let shares = request.network() == api::Network::Host || request.host_namespaces.iter().any(|name| name == "uts");
+    match request.hostname.as_str() {
+        _ if shares => nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+        "" => super::names::short(id).to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+/// Makes the directories that docker makes where a bind's source is not there.
+fn make_sources(binds: &[api::Bind]) -> Result<()> {
+    for bind in binds.iter().filter(|bind| bind.make_source && bind.source.starts_with('/')) {
+        std::fs::create_dir_all(&bind.source)
+            .or_else(|error| {
+                // What is not a directory is there as well.
+                if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+            })
+            .doing(|| format!("make {}", bind.source))?;
+    }
+    Ok(())
 }
 
 pub(super) fn encode(spec: &Spec) -> Result<Vec<u8>> {

@@ -4,24 +4,16 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use gantry_proto::gantry::engine::v1 as api;
-use gantry_proto::namespace::Namespace;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Capabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType};
 use rung_spec::builder::{Extras, Tmpfs, Ulimit, profile};
 use rung_spec::defaults::{capabilities, devices};
 use rung_spec::platform::Platform;
 
-use super::Engine;
-use crate::error::{Doing, Error, Result};
-use crate::id::ContainerId;
+use crate::error::{Error, Result};
 
 /// Deepest directory of devices that is looked into.
 const MAX_DEPTH: usize = 8;
-/// What every hosts file begins with.
-const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-                           ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
-/// Name of the hosts file in a container's directory.
-const HOSTS: &str = "hosts";
 
 /// Everything but the devices' nodes.
 ///
@@ -142,41 +134,4 @@ fn look(host: &Path, inside: &Path, depth: usize, found: &mut Vec<LinuxDevice>) 
         found.push(node);
     }
     Ok(())
-}
-
-impl Engine {
-    /// Writes the hosts file of a container that wishes for lines in it, as a bind of it; none where it wishes for none.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a line that is none; when it cannot be written.
-    pub(super) fn hosts(
-        &self,
-        namespace: &Namespace,
-        id: &ContainerId,
-        request: &api::CreateRequest,
-    ) -> Result<Option<api::Bind>> {
-        const PLACE: &str = "/etc/hosts";
-        if request.extra_hosts.is_empty() || request.binds.iter().any(|bind| bind.destination == PLACE) {
-            return Ok(None);
-        }
-        let mut text = match request.network() {
-            api::Network::Host => std::fs::read_to_string(PLACE).doing(|| format!("read {PLACE}"))?,
-            api::Network::Private => LOCAL_HOSTS.to_owned(),
-        };
-        for line in &request.extra_hosts {
-            let invalid = || Error::invalid(format!("host {line:?}: is not NAME:ADDRESS"));
-            let (name, address) = line.split_once(':').ok_or_else(invalid)?;
-            let address: std::net::IpAddr = address.trim_matches(['[', ']']).parse().map_err(|_| invalid())?;
-            if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)) {
-                return Err(invalid());
-            }
-            text.push_str(&format!("{address}\t{name}\n"));
-        }
-        let path = self.directory(namespace, id).join(HOSTS);
-        super::start::make_parents(&path)?;
-        let written = rung_sys::atomic_file::write_volatile(&path, text.as_bytes(), 0o644);
-        written.map_err(std::io::Error::from).doing(|| format!("write {}", path.display()))?;
-        let (source, destination) = (path.to_string_lossy().into_owned(), PLACE.to_owned());
-        Ok(Some(api::Bind { source, destination, ..api::Bind::default() }))
-    }
 }

@@ -18,6 +18,7 @@ use rung_sys::beneath::{self, Root};
 use tokio::sync::OwnedMutexGuard;
 
 use super::create::OURS;
+use super::etc::PLACES;
 use super::{Engine, Known};
 use crate::blocking::{blocking, with_client};
 use crate::context::Context;
@@ -51,7 +52,7 @@ impl Engine {
             let mounts = engine.mounts(&context, &known)?;
             let target = Target::to_read(&[read_only(&mounts)])?;
             let root = target.open()?;
-            diff::create(&Changes::All(&root), None, to).and_then(|mut to| Ok(to.flush()?))
+            diff::create(&Changes::All(&root), diff::Wanted::default(), to).and_then(|mut to| Ok(to.flush()?))
         })
         .await
         .doing(|| format!("export {what}"))
@@ -74,7 +75,7 @@ impl Engine {
             if !is_overlay {
                 directories = engine.parent_directories(&context, &known)?;
             }
-            let found = diff::changes(&Root::open(&upper)?, &directories, is_overlay)?;
+            let found = diff::changes(&Root::open(&upper)?, &directories, is_overlay, &PLACES)?;
             Ok(found.into_iter().map(change).collect())
         })
         .await
@@ -214,7 +215,7 @@ fn send(
     let missing = || Error::not_found(format!("{}: no such file or directory", request.path));
     let Some(name) = lexical.file_name() else {
         stat(api::PathStat { name: "/".to_owned(), is_directory: true, size: 0 })?;
-        return finish(diff::create(&Changes::All(root), None, to)?);
+        return finish(diff::create(&Changes::All(root), diff::Wanted::default(), to)?);
     };
     let (within, name) = match request.follow {
         true => resolved(root, &lexical)?,
@@ -227,7 +228,7 @@ fn send(
     }
     let size = u64::try_from(found.st_size).unwrap_or(0);
     stat(api::PathStat { name: name.to_string_lossy().into_owned(), is_directory, size })?;
-    finish(diff::create(&Changes::One(&within, &name), None, to)?)
+    finish(diff::create(&Changes::One(&within, &name), diff::Wanted::default(), to)?)
 }
 
 fn finish(mut to: impl Write) -> Result<()> {

@@ -97,6 +97,7 @@ impl Engine {
                 created_at: resolved.as_ref().and_then(created_at).or(record.created_at),
                 size: resolved.as_ref().map_or(0, |image| image.size),
                 damaged,
+                labels: resolved.map(|image| image.config.config.labels.into_iter().collect()).unwrap_or_default(),
             });
         }
         listed.sort_by_key(|image| std::cmp::Reverse(image.created_at.map(|at| (at.seconds, at.nanos))));
@@ -137,6 +138,7 @@ impl Engine {
                 "StopSignal": process.stop_signal,
                 "ExposedPorts": process.exposed_ports,
                 "Volumes": process.volumes,
+                "Healthcheck": process.healthcheck,
             },
             "RootFS": { "Type": "layers", "Layers": layers },
             "Descriptor": { "mediaType": image.target.media_type, "digest": image.target.digest.to_string() },

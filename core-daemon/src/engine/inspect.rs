@@ -12,6 +12,7 @@ use super::{Engine, Known, Record, wishes};
 use crate::config::LogPolicy;
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
+use crate::signals;
 
 impl Engine {
     /// Everything known of a container, as JSON.
@@ -35,7 +36,8 @@ impl Engine {
             document.insert("LogPath".to_owned(), json!(log.to_string_lossy()));
             document.insert("HostConfig".to_owned(), self.host_config(&known, &spec));
             document.insert("Config".to_owned(), config(&known, &spec));
-            document.insert("Mounts".to_owned(), mounts(&spec));
+            document.insert("Mounts".to_owned(), mounts(&known, &spec));
+            document.insert("NetworkSettings".to_owned(), network(&known));
         }
         Ok(document.to_string())
     }
@@ -122,19 +124,19 @@ fn general(known: &Known, now: &Now) -> Value {
 fn config(known: &Known, spec: &Spec) -> Value {
     let Known { container, record, .. } = known;
     let process = spec.process().as_ref();
-    let user = process.map(|process| (process.user().uid(), process.user().gid()));
-    let resolved = user.map(|(uid, gid)| format!("{uid}:{gid}"));
+    let (entrypoint, command) = record.command_parts();
     let mut config = json!({
         "Hostname": spec.hostname(),
-        "User": resolved,
+        "User": record.user,
         "Tty": record.terminal,
         "OpenStdin": record.open_stdin,
         "Env": process.and_then(|process| process.env().clone()),
-        "Cmd": record.command,
+        "Entrypoint": Some(entrypoint).filter(|words| !words.is_empty()),
+        "Cmd": Some(command).filter(|words| !words.is_empty()),
         "Image": record.image,
         "WorkingDir": process.map(|process| process.cwd().to_string_lossy().into_owned()),
         "Labels": container.labels,
-        "StopSignal": record.stop_signal.to_string(),
+        "StopSignal": signals::name(record.stop_signal),
         "StopTimeout": record.stop_timeout,
     });
     if let Some(check) = &record.health {
@@ -143,9 +145,17 @@ fn config(known: &Known, spec: &Spec) -> Value {
     config
 }
 
-/// The binds among the mounts.
-fn mounts(spec: &Spec) -> Value {
+/// Its network, in which it has no address of its own.
+fn network(known: &Known) -> Value {
+    let none = json!({ "IPAddress": "", "Gateway": "", "MacAddress": "" });
+    let name = if known.record.host_network { "host" } else { "none" };
+    json!({ "IPAddress": "", "Gateway": "", "MacAddress": "", "Ports": {}, "Networks": { name: none } })
+}
+
+/// The binds among the mounts that were wished.
+fn mounts(known: &Known, spec: &Spec) -> Value {
     let binds = spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind"));
+    let binds = binds.filter(|mount| !known.record.etc.has(mount.destination()));
     let described = binds.map(|mount| {
         let options: Vec<&str> = mount.options().iter().flatten().map(String::as_str).collect();
         json!({

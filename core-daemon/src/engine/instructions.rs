@@ -80,7 +80,7 @@ fn one(config: &mut Map<String, Value>, line: &str) -> Result<(), String> {
 }
 
 /// Enters something into a member that is an object.
-fn enter(config: &mut Map<String, Value>, name: &str, key: String, value: Value) {
+pub(super) fn enter(config: &mut Map<String, Value>, name: &str, key: String, value: Value) {
     let mut members = match config.remove(name) {
         Some(Value::Object(members)) => members,
         _ => Map::new(),

@@ -10,6 +10,7 @@ use rung_spec::reference::Reference;
 use serde_json::{Map, Value, json};
 
 use super::create::parse_platform;
+use super::etc::PLACES;
 use super::images::NAMELESS;
 use super::{Engine, Known, instructions};
 use crate::blocking::{blocking, with_client};
@@ -109,7 +110,7 @@ impl Engine {
             Value::Object(config) => config,
             _ => Map::new(),
         };
-        run_settings(&mut config, &base, known);
+        run_settings(&mut config, known);
         instructions::apply(&mut config, &request.changes)?;
         let now = jiff::Timestamp::now().to_string();
         document["config"] = Value::Object(config);
@@ -146,7 +147,7 @@ impl Engine {
         let snapshotter = self.parts().snapshotters.get(&known.container.snapshotter)?;
         let is_docker = base.manifest.config.media_type == media_types::DOCKER_CONFIG;
         let media_type = if is_docker { media_types::DOCKER_LAYER_GZIP } else { media_types::OCI_LAYER_GZIP };
-        let wanted = NewLayer { media_type: media_type.to_owned(), ..NewLayer::default() };
+        let wanted = NewLayer { media_type: media_type.to_owned(), mounted_on: &PLACES, ..NewLayer::default() };
         let layer = compare(ctx, snapshotter.as_ref(), &known.container.snapshot_key, |left, right| {
             self.parts().images.diff(ctx, left, right, &wanted)
         })?;
@@ -257,14 +258,17 @@ fn push(list: &mut Value, item: Value) {
 }
 
 /// What the container was run with stands over what its image says.
-fn run_settings(config: &mut Map<String, Value>, base: &Resolved, known: &Known) {
-    let (entrypoint, command) = (&base.config.config.entrypoint, &known.record.command);
-    match command.strip_prefix(entrypoint.as_slice()) {
-        Some(rest) => drop(config.insert("Cmd".to_owned(), json!(rest))),
-        None => {
-            config.remove("Entrypoint");
-            config.insert("Cmd".to_owned(), json!(command));
-        }
+fn run_settings(config: &mut Map<String, Value>, known: &Known) {
+    let (entrypoint, command) = known.record.command_parts();
+    for (key, words) in [("Entrypoint", entrypoint), ("Cmd", command)] {
+        config.insert(key.to_owned(), json!(Some(words).filter(|words| !words.is_empty())));
+    }
+    config.insert("User".to_owned(), json!(known.record.user));
+    for (key, value) in &known.container.labels {
+        instructions::enter(config, "Labels", key.clone(), json!(value));
+    }
+    if let Some(check) = &known.record.health {
+        config.insert("Healthcheck".to_owned(), check.shown());
     }
     let spec = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
     let spec: Value = serde_json::from_slice(spec).unwrap_or_default();

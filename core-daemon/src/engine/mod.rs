@@ -7,6 +7,7 @@
 mod archives;
 mod attach;
 mod create;
+mod etc;
 mod exec;
 mod extras;
 mod files;
@@ -33,6 +34,7 @@ mod wishes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -101,6 +103,8 @@ struct Live {
     /// How it is, where that is looked at.
     health: Option<health::Health>,
     ended: watch::Sender<Option<Ended>>,
+    /// It is about to be started again: its end is followed neither by its removal nor by a restart of its policy.
+    goes_on: AtomicBool,
     /// Set once everything that follows from the end is done.
     settled: watch::Sender<bool>,
 }

@@ -22,6 +22,12 @@ pub(super) struct Record {
     /// Digest of the image's configuration.
     pub(super) image_id: String,
     pub(super) command: Vec<String>,
+    /// How many words of the command are its entry point.
+    #[serde(default)]
+    pub(super) entrypoint: usize,
+    /// Who runs it, as it was written in the request or the image.
+    #[serde(default)]
+    pub(super) user: String,
     pub(super) terminal: bool,
     pub(super) open_stdin: bool,
     pub(super) auto_remove: bool,
@@ -45,6 +51,9 @@ pub(super) struct Record {
     /// How it is seen whether it is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) health: Option<super::health::Check>,
+    /// The files of `/etc` that it is given.
+    #[serde(default)]
+    pub(super) etc: super::etc::Etc,
     /// How its log is kept, where it was said.
     #[serde(default)]
     pub(super) log: Log,
@@ -94,6 +103,11 @@ pub struct Ended {
 }
 
 impl Record {
+    /// The command's entry point, and what is handed to that.
+    pub(super) fn command_parts(&self) -> (&[String], &[String]) {
+        self.command.split_at_checked(self.entrypoint).unwrap_or((&[], &self.command))
+    }
+
     /// The engine's part of `container`; none where another client made it.
     pub(super) fn of(container: &Container) -> Result<Option<Self>> {
         let Some(any) = container.extensions.get(EXTENSION) else { return Ok(None) };

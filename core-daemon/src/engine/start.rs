@@ -1,6 +1,7 @@
 //! Starting a container, and seeing its run through to what follows from its end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use gantry_proto::namespace::Namespace;
@@ -77,6 +78,8 @@ impl Engine {
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let context = Context::new(namespace.clone());
         let request = self.task_request(namespace, known)?;
+        let (etc, directory) = (known.record.etc.clone(), self.directory(namespace, &known.id));
+        blocking(move || etc.write(&directory)).await?;
         let task = self.parts().tasks.create_begun(&context, &known.id, request, begun).await;
         let task = match task {
             Ok(task) => task,
@@ -165,6 +168,7 @@ impl Engine {
             task: task.clone(),
             started_at,
             health: health.map(Health::of),
+            goes_on: AtomicBool::new(false),
             ended: watch::Sender::new(None),
             settled: watch::Sender::new(false),
         });
@@ -195,19 +199,22 @@ impl Engine {
         }
         live.ended.send_replace(Some(ended));
         failpoint::hit("engine.ended");
-        if let Err(error) = self.settle(task, ended).await {
+        let goes_on = live.goes_on.load(Ordering::Relaxed);
+        if let Err(error) = self.settle(task, ended, goes_on).await {
             tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "after the end of a container");
         }
         self.forget_live(live);
         live.settled.send_replace(true);
-        self.restart_later(task.namespace(), task.id(), ended);
+        if !goes_on {
+            self.restart_later(task.namespace(), task.id(), ended);
+        }
     }
 
     /// Writes down how a run ended and takes down what held it. The shim goes last: until the end is on disk, it is
     /// the one who knows it.
-    async fn settle(&self, task: &Arc<Task>, ended: Ended) -> Result<()> {
+    async fn settle(&self, task: &Arc<Task>, ended: Ended, goes_on: bool) -> Result<()> {
         let (namespace, id) = (task.namespace().clone(), task.id().clone());
-        let auto_remove = self.record_end_surely(&namespace, &id, ended).await;
+        let auto_remove = self.record_end_surely(&namespace, &id, ended, goes_on).await;
         failpoint::hit("engine.recorded");
         if !auto_remove {
             return match self.parts().tasks.delete(&namespace, &id).await {
@@ -226,10 +233,10 @@ impl Engine {
 
     /// As [`Engine::record_end`], again and again where that fails, as on a full disk; unless the container is to be removed now
     /// anyway, which is the answer.
-    async fn record_end_surely(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) -> bool {
+    async fn record_end_surely(&self, namespace: &Namespace, id: &ContainerId, ended: Ended, goes_on: bool) -> bool {
         let mut pauses = RECORD_PAUSES.into_iter();
         loop {
-            let recorded = match self.is_removed_at_end(namespace, id) {
+            let recorded = match self.is_removed_at_end(namespace, id).map(|removed| removed && !goes_on) {
                 Ok(false) => {
                     let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
                     blocking(move || engine.record_end(&of.0, &of.1, ended)).await.map(|()| false)

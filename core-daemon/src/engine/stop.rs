@@ -1,5 +1,6 @@
-//! Stopping, killing and waiting.
+//! Stopping, restarting, killing and waiting.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use gantry_proto::gantry::engine::v1 as api;
@@ -23,10 +24,7 @@ impl Engine {
     /// `NotFound` without such a container, `DeadlineExceeded` when even SIGKILL does not end it.
     pub async fn stop(&self, context: &Context, request: &api::StopRequest) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
-        let signal = match request.signal.as_str() {
-            "" => known.record.stop_signal,
-            text => signals::parse(text)?,
-        };
+        let (signal, grace) = wanted(&known, &request.signal, request.timeout)?;
         // A start under way comes first: what it starts is what is to be stopped.
         let turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
         let known = match self.known(&context.namespace, &known.id) {
@@ -39,8 +37,25 @@ impl Engine {
         // Whoever does not want to wait as long as this one does is free to remove it by force.
         drop(turn);
         let Some(live) = live else { return Ok(()) };
-        let grace = request.timeout.or(known.record.stop_timeout).unwrap_or(GRACE);
-        self.end_run(&known, &live, signal, Duration::from_secs(u64::from(grace))).await
+        self.end_run(&known, &live, signal, grace).await
+    }
+
+    /// Stops a container where it runs, and starts it. It is nobody's wish that it stays stopped, so a daemon that ends in
+    /// between starts it by its policy.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`] and [`Engine::start`]; where it cannot be stopped, it runs on.
+    pub async fn restart(&self, context: &Context, request: &api::RestartRequest) -> Result<()> {
+        let known = self.find(context, &request.r#ref)?;
+        let (signal, grace) = wanted(&known, &request.signal, request.timeout)?;
+        // As for a stop.
+        drop(self.shared.turns.take((context.namespace.clone(), known.id.clone())).await);
+        if let Some(live) = self.running(&context.namespace, &known.id) {
+            live.goes_on.store(true, Ordering::Relaxed);
+            let ended = self.end_run(&known, &live, signal, grace).await;
+            ended.inspect_err(|_| live.goes_on.store(false, Ordering::Relaxed))?;
+        }
+        self.start_known(&context.namespace, &known.id, false).await.map(drop)
     }
 
     /// Ends a run: asks the process, and kills it if it has not ended after `grace`.
@@ -73,7 +88,10 @@ impl Engine {
             text => signals::parse(text)?,
         };
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
-        self.mark_stopped(&context.namespace, &known).await?;
+        // Other signals are messages to the program: its end after them is its own.
+        if signal == KILL || signal == known.record.stop_signal {
+            self.mark_stopped(&context.namespace, &known).await?;
+        }
         match live.task.kill(None, signal, false).await {
             Err(error) if error.kind() == Kind::NotFound => Err(not_running(&known.record.name)),
             killed => killed,
@@ -96,4 +114,14 @@ impl Engine {
             () = self.parts().stopping.cancelled() => Err(Error::unavailable("the daemon is stopping; wait again later")),
         }
     }
+}
+
+/// The signal that asks a container to stop, and how long it has to, where the request may say otherwise.
+fn wanted(known: &Known, signal: &str, timeout: Option<u32>) -> Result<(u32, Duration)> {
+    let signal = match signal {
+        "" => known.record.stop_signal,
+        text => signals::parse(text)?,
+    };
+    let grace = timeout.or(known.record.stop_timeout).unwrap_or(GRACE);
+    Ok((signal, Duration::from_secs(u64::from(grace))))
 }

@@ -43,7 +43,7 @@ impl Diff for DiffService {
         let ctx = Context::of(request.metadata())?;
         let DiffRequest { left, right, media_type, r#ref: reference, labels, source_date_epoch } = request.into_inner();
         let latest = source_date_epoch.map(|time| time.seconds);
-        let wanted = NewLayer { media_type, reference, labels, latest };
+        let wanted = NewLayer { media_type, reference, labels, latest, ..NewLayer::default() };
         let (left, right): (Vec<Mount>, Vec<Mount>) =
             (left.into_iter().map(Into::into).collect(), right.into_iter().map(Into::into).collect());
         let images = self.images.clone();

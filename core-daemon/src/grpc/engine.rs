@@ -231,6 +231,12 @@ impl Engine for EngineService {
         Ok(Response::new(api::StopResponse {}))
     }
 
+    async fn restart(&self, request: Request<api::RestartRequest>) -> Result<Response<api::RestartResponse>, Status> {
+        let context = Context::of(request.metadata())?;
+        self.engine.restart(&context, request.get_ref()).await?;
+        Ok(Response::new(api::RestartResponse {}))
+    }
+
     async fn kill(&self, request: Request<api::KillRequest>) -> Result<Response<api::KillResponse>, Status> {
         let context = Context::of(request.metadata())?;
         self.engine.kill(&context, request.get_ref()).await?;

@@ -11,7 +11,7 @@ use super::Images;
 use super::fetch::{Form, Place};
 use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
-use crate::diff::{self, Applied, Changes, Payloads, Processors, Target};
+use crate::diff::{self, Applied, Changes, Payloads, Processors, Target, Wanted};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id;
 use crate::labels::{self, Labels};
@@ -121,7 +121,7 @@ impl Images {
         };
         let mut ingest = self.content.writer(ctx, &reference, 0, None)?;
         ingest.truncate(0)?;
-        let made = write_changes(&mut ingest, left, right, kind.compression, wanted.latest);
+        let made = write_changes(&mut ingest, left, right, kind.compression, wanted.files());
         let plain = match made {
             Ok(plain) => plain,
             Err(error) => {
@@ -150,6 +150,14 @@ pub struct NewLayer {
     pub labels: Labels,
     /// The latest time in it, in seconds.
     pub latest: Option<i64>,
+    /// As [`diff::Wanted::mounted_on`].
+    pub mounted_on: &'static [&'static str],
+}
+
+impl NewLayer {
+    fn files(&self) -> Wanted<'_> {
+        Wanted { latest: self.latest, mounted_on: self.mounted_on }
+    }
 }
 
 /// Shows `work` what a snapshot was made of, and the snapshot. What is made for that is held by the lease in `ctx`.
@@ -179,7 +187,7 @@ pub fn compare<T>(
 /// # Errors
 /// What reading the files or writing fails with.
 pub fn write_changes_of(ctx: &Context, snapshotter: &dyn Snapshotter, key: &str, to: impl Write) -> Result<()> {
-    compare(ctx, snapshotter, key, |left, right| changes(left, right, None, to).map(drop))
+    compare(ctx, snapshotter, key, |left, right| changes(left, right, Wanted::default(), to).map(drop))
 }
 
 /// Writes the changes, compressed, and answers with the digest of the plain tar.
@@ -188,37 +196,37 @@ fn write_changes(
     left: &[Mount],
     right: &[Mount],
     compression: Compression,
-    latest: Option<i64>,
+    wanted: Wanted<'_>,
 ) -> Result<Digest> {
     let stored = BufWriter::with_capacity(256 << 10, IngestWriter(ingest));
     match compression {
-        Compression::None => changes(left, right, latest, stored).map(|(digest, _)| digest),
+        Compression::None => changes(left, right, wanted, stored).map(|(digest, _)| digest),
         Compression::Gzip => {
             let encoder = flate2::write::GzEncoder::new(stored, flate2::Compression::default());
-            let (digest, encoder) = changes(left, right, latest, encoder)?;
+            let (digest, encoder) = changes(left, right, wanted, encoder)?;
             encoder.finish()?.flush()?;
             Ok(digest)
         }
         Compression::Zstd => {
             let encoder = zstd::stream::write::Encoder::new(stored, 3)?;
-            let (digest, encoder) = changes(left, right, latest, encoder)?;
+            let (digest, encoder) = changes(left, right, wanted, encoder)?;
             encoder.finish()?.flush()?;
             Ok(digest)
         }
     }
 }
 
-fn changes<W: Write>(left: &[Mount], right: &[Mount], latest: Option<i64>, to: W) -> Result<(Digest, W)> {
+fn changes<W: Write>(left: &[Mount], right: &[Mount], wanted: Wanted<'_>, to: W) -> Result<(Digest, W)> {
     let to = Hashing { inner: to, hasher: Hasher::new(Algorithm::Sha256) };
     let mut to = match Target::changes(left, right) {
-        Some(upper) => diff::create(&Changes::Upper(&Root::open(&upper)?), latest, to)?,
+        Some(upper) => diff::create(&Changes::Upper(&Root::open(&upper)?), wanted, to)?,
         None if left.is_empty() => {
             let after = Target::to_read(right)?;
-            diff::create(&Changes::All(&after.open()?), latest, to)?
+            diff::create(&Changes::All(&after.open()?), wanted, to)?
         }
         None => {
             let (before, after) = (Target::to_read(left)?, Target::to_read(right)?);
-            diff::create(&Changes::Between(&before.open()?, &after.open()?), latest, to)?
+            diff::create(&Changes::Between(&before.open()?, &after.open()?), wanted, to)?
         }
     };
     to.flush()?;

@@ -315,6 +315,9 @@ pub struct Bind {
     /// "private", "rprivate", "shared", "rshared", "slave" or "rslave"; empty: rprivate.
     #[prost(string, tag = "4")]
     pub propagation: ::prost::alloc::string::String,
+    /// A source that is not there is made, as a directory.
+    #[prost(bool, tag = "5")]
+    pub make_source: bool,
 }
 impl ::prost::Name for Bind {
     const NAME: &'static str = "Bind";
@@ -786,6 +789,39 @@ impl ::prost::Name for StopResponse {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestartRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: ::prost::alloc::string::String,
+    /// Seconds between the stop signal and SIGKILL; absent: the container's own, else 10.
+    #[prost(uint32, optional, tag = "2")]
+    pub timeout: ::core::option::Option<u32>,
+    /// Replaces the container's stop signal.
+    #[prost(string, tag = "3")]
+    pub signal: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RestartRequest {
+    const NAME: &'static str = "RestartRequest";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.RestartRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.RestartRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestartResponse {}
+impl ::prost::Name for RestartResponse {
+    const NAME: &'static str = "RestartResponse";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.RestartResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.RestartResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KillRequest {
     #[prost(string, tag = "1")]
     pub r#ref: ::prost::alloc::string::String,
@@ -1217,7 +1253,7 @@ impl ::prost::Name for ListImagesResponse {
         "/gantry.engine.v1.ListImagesResponse".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Image {
     /// Digest of the configuration.
     #[prost(string, tag = "1")]
@@ -1234,6 +1270,11 @@ pub struct Image {
     /// What is stored of it is not what it was; the other fields lack what cannot be known then.
     #[prost(bool, tag = "6")]
     pub damaged: bool,
+    #[prost(btree_map = "string, string", tag = "7")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 impl ::prost::Name for Image {
     const NAME: &'static str = "Image";
@@ -1788,6 +1829,31 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Stop"));
             self.inner.unary(req, path, codec).await
         }
+        /// Stops a container where it runs, and starts it. One that is removed at its end is kept over this one.
+        pub async fn restart(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestartRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestartResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gantry.engine.v1.Engine/Restart",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Restart"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn kill(
             &mut self,
             request: impl tonic::IntoRequest<super::KillRequest>,
@@ -2173,6 +2239,11 @@ pub mod engine_server {
             &self,
             request: tonic::Request<super::StopRequest>,
         ) -> std::result::Result<tonic::Response<super::StopResponse>, tonic::Status>;
+        /// Stops a container where it runs, and starts it. One that is removed at its end is kept over this one.
+        async fn restart(
+            &self,
+            request: tonic::Request<super::RestartRequest>,
+        ) -> std::result::Result<tonic::Response<super::RestartResponse>, tonic::Status>;
         async fn kill(
             &self,
             request: tonic::Request<super::KillRequest>,
@@ -2577,6 +2648,49 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StopSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gantry.engine.v1.Engine/Restart" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestartSvc<T: Engine>(pub Arc<T>);
+                    impl<T: Engine> tonic::server::UnaryService<super::RestartRequest>
+                    for RestartSvc<T> {
+                        type Response = super::RestartResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestartRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::restart(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestartSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -240,7 +240,11 @@ fn archive(dir: &TempDir, target: &Path) -> Result<NamedTempFile> {
     let doing = || format!("write an archive in {}", beside.display());
     let file = tempfile::Builder::new().prefix(".checkpoint-").tempfile_in(beside).doing(doing)?;
     let root = Root::open(dir.path()).doing(doing)?;
-    let mut to = diff::create(&Changes::All(&root), None, BufWriter::with_capacity(256 << 10, file.as_file()))?;
+    let mut to = diff::create(
+        &Changes::All(&root),
+        diff::Wanted::default(),
+        BufWriter::with_capacity(256 << 10, file.as_file()),
+    )?;
     to.flush().doing(doing)?;
     drop(to);
     file.as_file().sync_all().doing(doing)?;

@@ -246,7 +246,7 @@ fn links_that_lead_ever_deeper_exhaust_nothing() {
         std::fs::create_dir(&path).expect("directory");
         let open = || Root::open(&path).expect("open");
         apply(open(), &tar[..], mode, LIMIT).expect("apply");
-        assert!(create(&Changes::All(&open()), None, Vec::new()).is_err(), "a layer of any depth");
+        assert!(create(&Changes::All(&open()), Wanted::default(), Vec::new()).is_err(), "a layer of any depth");
         rung_sys::beneath::remove(&path).expect("remove");
     }
 }
