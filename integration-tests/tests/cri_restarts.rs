@@ -33,8 +33,6 @@ fn a_crash_in_making_a_pod_is_made_good(env: &Env) -> Result<()> {
         env,
         84,
         &[
-            ("pull.stored", "PullImage"),
-            ("pull.named", "PullImage"),
             ("cri.pulled", "PullImage"),
             ("cri.namespaces", "RunPodSandbox"),
             ("cri.network", "RunPodSandbox"),
@@ -49,7 +47,6 @@ fn a_crash_in_a_start_is_made_good(env: &Env) -> Result<()> {
         env,
         85,
         &[
-            ("snapshot.made:2", "CreateContainer"),
             ("cri.snapshot", "CreateContainer"),
             ("cri.container", "CreateContainer"),
             ("create.shim", "StartContainer"),
