@@ -94,12 +94,13 @@ fn delete(env: &Env, id: &str, after: &Instant) -> Result<()> {
     Ok(())
 }
 
-/// Whether any process is in a cgroup with this name, or was started as `sleep 600` of it.
+/// Whether no process is in a cgroup with this name. One that has ended, and waits for the machine's init to take note, is none.
 fn no_process(id: &str) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
-    !processes
-        .flatten()
-        .any(|process| fs::read_to_string(process.path().join("cgroup")).is_ok_and(|text| text.contains(id)))
+    !processes.flatten().any(|process| {
+        let read = |file: &str| fs::read_to_string(process.path().join(file)).unwrap_or_default();
+        read("cgroup").contains(id) && !read("stat").rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+    })
 }
 
 fn cgroups(id: &str) -> Result<Vec<std::path::PathBuf>> {
