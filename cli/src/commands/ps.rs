@@ -2,6 +2,7 @@
 
 use gantry_proto::gantry::engine::v1::{Container, Health, State};
 use jiff::Timestamp;
+use regex::Regex;
 
 use super::Context;
 use crate::error::{Failure, Result};
@@ -54,10 +55,8 @@ const SHOWN: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Port
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        for Filter { key, value } in &self.filter {
-            if key == "name" {
-                pattern::expression(value).map_err(|error| Failure::new(format!("filter name={value}: {error}")))?;
-            }
+        let names = names(&self.filter)?;
+        for Filter { key, .. } in &self.filter {
             if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited" | "health") {
                 return Err(Failure::new(format!("filter {key:?} is not known"))
                     .hint("filters are name, id, label, status, ancestor, exited and health"));
@@ -68,7 +67,7 @@ impl Args {
         let count = if self.latest { Some(1) } else { self.last };
         let mut containers = context.connect().await?.list(self.all || any_state || count.is_some()).await?;
         containers.sort_by_key(|container| std::cmp::Reverse(created(container)));
-        containers.retain(|container| matches(container, &self.filter));
+        containers.retain(|container| matches(container, &self.filter, &names));
         containers.truncate(count.unwrap_or(usize::MAX));
         if self.quiet {
             let ids: String = containers.iter().map(|container| format!("{}\n", self.id(container))).collect();
@@ -150,12 +149,19 @@ fn status(container: &Container, now: Timestamp) -> String {
     }
 }
 
-/// Whether a container meets the filters: one of those with the same key, all keys.
-fn matches(container: &Container, filters: &[Filter]) -> bool {
+/// The expressions of the filters by name.
+fn names(filters: &[Filter]) -> Result<Vec<Regex>> {
+    let texts = filters.iter().filter(|filter| filter.key == "name").map(|filter| &filter.value);
+    let wrong = |text: &str, error: String| Failure::new(format!("filter name={text}: {error}"));
+    texts.map(|text| pattern::expression(text).map_err(|error| wrong(text, error))).collect()
+}
+
+/// Whether a container meets the filters, of which `names` are those by name: one of those with the same key, all keys.
+fn matches(container: &Container, filters: &[Filter], names: &[Regex]) -> bool {
+    // Docker's names have a slash before them, which may be written or not.
+    let slashed = format!("/{}", container.name);
     let meets = |filter: &Filter| match filter.key.as_str() {
-        // Docker's names have a slash before them, which may be written or not.
-        "name" => pattern::expression(&filter.value)
-            .is_ok_and(|name| name.is_match(&container.name) || name.is_match(&format!("/{}", container.name))),
+        "name" => names.iter().any(|name| name.is_match(&container.name) || name.is_match(&slashed)),
         "id" => container.id.starts_with(&filter.value),
         "status" => state(container.state()) == filter.value,
         "health" => health(container.health()) == filter.value,
@@ -208,7 +214,8 @@ mod tests {
     }
 
     fn meets(filters: &[&str]) -> bool {
-        matches(&container(), &filters.iter().map(|text| filter(text).unwrap()).collect::<Vec<_>>())
+        let filters: Vec<Filter> = filters.iter().map(|text| filter(text).unwrap()).collect();
+        matches(&container(), &filters, &names(&filters).unwrap())
     }
 
     #[test]

@@ -263,7 +263,10 @@ fn run_settings(config: &mut Map<String, Value>, known: &Known) {
     for (key, words) in [("Entrypoint", entrypoint), ("Cmd", command)] {
         config.insert(key.to_owned(), json!(Some(words).filter(|words| !words.is_empty())));
     }
-    config.insert("User".to_owned(), json!(known.record.user));
+    // Where nobody said it, the image's stands, as in records of before that do not know it.
+    if !known.record.user.is_empty() {
+        config.insert("User".to_owned(), json!(known.record.user));
+    }
     for (key, value) in &known.container.labels {
         instructions::enter(config, "Labels", key.clone(), json!(value));
     }
