@@ -53,7 +53,12 @@ impl Stage {
         if self.cancel.is_cancelled() { Err(self.cancelled()) } else { Ok(()) }
     }
 
-    /// Does something that may take long, unless nobody waits any more.
+    /// Ends when nobody waits any more.
+    pub(super) fn given_up(&self) -> &CancellationToken {
+        &self.cancel
+    }
+
+    /// Does something that may take long and leaves nothing, unless nobody waits any more.
     ///
     /// # Errors
     /// `Canceled` where that is so.

@@ -7,7 +7,7 @@ use rung_sys::cgroupfs::{CgroupDir, is_denied};
 
 use super::error::{Error, Result};
 use super::settings::{self, Setting};
-use super::{Cgroup, Place, apply, devices, legacy, processes, properties, unified};
+use super::{Cgroup, Entry, Place, apply, devices, legacy, processes, properties, unified};
 use crate::log;
 
 /// How often a cgroup that somebody removes while it is prepared is made again.
@@ -42,13 +42,13 @@ impl Cgroup {
         self.or_undo(outcome)
     }
 
-    /// The rest, for which the process waits before it goes on. When it fails, what was made stays until it is removed
-    /// with the process; what was not belongs to others and is forgotten.
+    /// The rest, for which the process waits before it goes on, and its way in (see [`Self::entry`]). When it fails, what
+    /// was made stays until it is removed with the process; what was not belongs to others and is forgotten.
     ///
     /// # Errors
     /// As [`Self::create`].
-    pub fn complete(&mut self, wanted: &Wanted) -> Result<()> {
-        let mut outcome = self.finish(wanted);
+    pub fn complete(&mut self, wanted: &Wanted, cloned_into: bool) -> Result<Entry> {
+        let mut outcome = self.finish(wanted).and_then(|()| self.entry(cloned_into));
         for _ in 0..RENEWALS {
             let Err(error) = &outcome else { break };
             // One that could not even be made lacks the one above it.
@@ -56,7 +56,7 @@ impl Cgroup {
             if !(self.plan_again() || missing) {
                 break;
             }
-            outcome = self.finish(wanted);
+            outcome = self.finish(wanted).and_then(|()| self.entry(cloned_into));
         }
         if outcome.is_err() {
             self.places.retain(|place| place.made);
@@ -69,11 +69,12 @@ impl Cgroup {
     ///
     /// # Errors
     /// As [`Self::create`], and when nothing was removed.
-    pub fn renew(&mut self, wanted: &Wanted) -> Result<()> {
+    pub fn renew(&mut self, wanted: &Wanted) -> Result<Entry> {
         if !self.plan_again() {
             return Err(Error::Host("it was removed, and is there".into()));
         }
-        self.complete(wanted)
+        // Where the process is already it stays.
+        self.complete(wanted, false)
     }
 
     /// Plans the v1 cgroups again that are not there any more. Whether there are such.

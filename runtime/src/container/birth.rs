@@ -47,10 +47,10 @@ impl Birth<'_> {
         let launch = Launch { plan: self.plan, state: self.state, hooks, gate, rootless: self.rootless, filtered };
         let (spec, plan, entry) = (self.spec, &*self.plan, self.entry);
         let (rootless, wanted, begun) = (self.rootless, self.wanted, &mut self.begun);
-        let provide = |cgroup: &mut Cgroup| {
-            finish_cgroup(cgroup.complete(wanted), cgroup, entry, plan, rootless)?;
+        let provide = |cgroup: &mut Cgroup, cloned_into| {
+            let way_in = finish_cgroup(cgroup.complete(wanted, cloned_into), cgroup, entry, plan, rootless)?;
             warn_of_escape(plan, cgroup);
-            Ok(())
+            Ok(way_in)
         };
         let compile = || create::filter(spec).inspect(|_| *begun = true);
         let (mut started, listener) = launch::start_init(launch, self.cgroup, provide, compile)?;
@@ -66,9 +66,7 @@ impl Birth<'_> {
         let early = if quiet { Some(self.draft(started)?) } else { None };
         let renew = || {
             let renewed = self.cgroup.renew(self.wanted);
-            finish_cgroup(renewed, self.cgroup, self.entry, self.plan, self.rootless)?;
-            // Where it is already it stays.
-            self.cgroup.entry(false).map_err(launch::cgroup_not_made)
+            finish_cgroup(renewed, self.cgroup, self.entry, self.plan, self.rootless)
         };
         started.converse(answers, renew).doing(|| launch::IN_INIT)?;
         self.cgroup.settled();
@@ -130,15 +128,16 @@ fn warn_of_escape(plan: &InitPlan, cgroup: &Cgroup) {
 
 /// What is still to be done to a cgroup once it is `made`.
 fn finish_cgroup(
-    made: cgroups::Result<()>,
+    made: cgroups::Result<cgroups::Entry>,
     cgroup: &Cgroup,
     entry: &Entry,
     plan: &InitPlan,
     rootless: bool,
-) -> Result<()> {
-    made.map_err(launch::cgroup_not_made)?;
+) -> Result<cgroups::Entry> {
+    let way_in = made.map_err(launch::cgroup_not_made)?;
     cgroup.mark(entry.path());
-    plan.cgroup_owner().map_or(Ok(()), |owner| delegate(cgroup, owner, rootless))
+    plan.cgroup_owner().map_or(Ok(()), |owner| delegate(cgroup, owner, rootless))?;
+    Ok(way_in)
 }
 
 /// Who has no rights over other ids can give nothing away, and the container's user can then make no cgroups.

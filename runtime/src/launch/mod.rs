@@ -76,12 +76,13 @@ pub struct Started {
     early: VecDeque<Report>,
 }
 
-/// Makes the first process of a container; while that makes its namespaces, its cgroups (`provide`), and while it mounts,
-/// its filter (`compile`). The second value is where the listener of the filter goes.
+/// Makes the first process of a container; while that makes its namespaces, its cgroups (`provide`, told whether it is
+/// cloned into the one of v2), and while it mounts, its filter (`compile`). The second value is where the listener of the
+/// filter goes.
 pub fn start_init(
     launch: Launch<'_>,
     cgroup: &mut Cgroup,
-    provide: impl FnOnce(&mut Cgroup) -> Result<()>,
+    provide: impl FnOnce(&mut Cgroup, bool) -> Result<Entry>,
     compile: impl FnOnce() -> Result<Compiled>,
 ) -> Result<(Started, Option<notify::Destination>)> {
     let plan = launch.plan;
@@ -123,8 +124,7 @@ pub fn start_init(
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
     let started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
     let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| {
-        provide(cgroup)?;
-        let entry = cgroup.entry(cloned_into).map_err(cgroup_error)?;
+        let entry = provide(cgroup, cloned_into)?;
         started.sync.prepared(&entry.descriptors())?;
         started.hand_over(launch.filtered, compile)
     });

@@ -7,6 +7,7 @@ use rung_sys::namespace::Namespace;
 use super::check;
 use crate::config::IpPreference;
 use crate::cri::Cri;
+use crate::cri::flights::Stage;
 use crate::cri::quantity::quantity;
 use crate::error::{Error, Result};
 use crate::net::cni::{Attachment, Bandwidth, Capabilities, Port};
@@ -16,10 +17,10 @@ const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
 impl Cri {
-    /// Connects a pod's network namespace.
-    pub(super) async fn connect(&self, id: &str, config: &v1::PodSandboxConfig) -> Result<Network> {
+    /// Connects a pod's network namespace, unless nobody waits for that any more.
+    pub(super) async fn connect(&self, id: &str, config: &v1::PodSandboxConfig, stage: &Stage) -> Result<Network> {
         let attachment = self.attachment(id, config)?;
-        let mut addresses = self.shared.cni.connect(&attachment).await?;
+        let mut addresses = self.shared.cni.connect(&attachment, stage.given_up()).await?;
         if addresses.is_empty() {
             self.shared.cni.disconnect(id).await?;
             return Err(Error::unavailable(format!("network of pod {id}: the plugins gave it no address")));

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use cache::{Cache, Entry};
 pub use capabilities::{Bandwidth, Capabilities, Port};
@@ -55,15 +56,16 @@ impl Cni {
     /// everything that was connected is taken back.
     ///
     /// # Errors
-    /// `Unavailable` where no network is configured, else what the plugin says.
-    pub async fn connect(&self, attachment: &Attachment) -> Result<Vec<String>> {
+    /// `Unavailable` where no network is configured, `Canceled` where it was given up while a plugin ran, else what the
+    /// plugin says.
+    pub async fn connect(&self, attachment: &Attachment, given_up: &CancellationToken) -> Result<Vec<String>> {
         let networks = self.networks().await?;
         if networks.is_empty() {
             return Err(Error::unavailable(self.unconfigured()));
         }
         let calls = networks.iter().enumerate().map(|(number, network)| {
             let interface = format!("eth{number}");
-            async move { self.add(network, attachment, &interface).await }
+            async move { self.add(network, attachment, &interface, given_up).await }
         });
         let mut results = Vec::new();
         if self.config.serially {
@@ -228,7 +230,13 @@ impl Cni {
         blocking(move || network::load(&dir, max)).await
     }
 
-    async fn add(&self, network: &Network, attachment: &Attachment, interface: &str) -> Result<Value> {
+    async fn add(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        interface: &str,
+        given_up: &CancellationToken,
+    ) -> Result<Value> {
         self.keep(network, attachment, interface, Value::Null).await?;
         let call = Call {
             command: "ADD",
@@ -240,10 +248,13 @@ impl Cni {
         let mut result = Value::Null;
         for config in &network.plugins {
             let request = request(network, config, &attachment.capabilities, &result);
-            result = self
-                .call(&self.program(config)?, &call, &request)
-                .await
-                .doing(|| format!("network {}", network.name))?;
+            let program = self.program(config)?;
+            // Only a plugin is left alone: what is being written down is there before anybody looks for what to undo.
+            let answer = tokio::select! {
+                answer = self.call(&program, &call, &request) => answer,
+                () = given_up.cancelled() => Err(Error::new(Kind::Canceled, "nobody waits for it any more")),
+            };
+            result = answer.doing(|| format!("network {}", network.name))?;
         }
         self.keep(network, attachment, interface, result.clone()).await?;
         Ok(result)

@@ -42,6 +42,10 @@ impl Machine {
         Self { dir, cni: Cni::new(config) }
     }
 
+    async fn connect(&self, attachment: &Attachment) -> Result<Vec<String>> {
+        self.cni.connect(attachment, &CancellationToken::new()).await
+    }
+
     fn bin(&self, name: &str) -> PathBuf {
         self.dir.path().join("bin").join(name)
     }
@@ -69,7 +73,7 @@ fn attachment(container: &str) -> Attachment {
 #[tokio::test]
 async fn a_chain_there_and_back() {
     let machine = Machine::new();
-    let addresses = machine.cni.connect(&attachment("c1")).await.expect("connect");
+    let addresses = machine.connect(&attachment("c1")).await.expect("connect");
     assert_eq!(addresses, ["10.9.0.2"]);
     // Each is told what it can do something about, and what the one before answered.
     assert_eq!(machine.input("one-ADD")["runtimeConfig"], json!({"portMappings": [{"hostPort": 80}]}));
@@ -84,7 +88,7 @@ async fn a_chain_there_and_back() {
     assert_eq!(calls[4..], ["two DEL c1 eth0 netns=", "one DEL c1 eth0 netns="], "{calls:?}");
     machine.cni.disconnect("c1").await.expect("again");
     assert_eq!(machine.calls().len(), calls.len());
-    assert_eq!(machine.cni.connect(&attachment("c2")).await.expect_err("unconfigured").kind(), Kind::Unavailable);
+    assert_eq!(machine.connect(&attachment("c2")).await.expect_err("unconfigured").kind(), Kind::Unavailable);
     assert_eq!(machine.cni.status().await.expect_err("unconfigured").kind(), Kind::Unavailable);
 }
 
@@ -94,7 +98,7 @@ async fn a_namespace_that_was_unbound_is_gone() {
     let left = machine.dir.path().join("netns");
     std::fs::write(&left, "").expect("write");
     for (container, netns, told) in [("c1", left, ""), ("c2", "/proc/self/ns/net".into(), "/proc/self/ns/net")] {
-        machine.cni.connect(&Attachment { netns, ..attachment(container) }).await.expect("connect");
+        machine.connect(&Attachment { netns, ..attachment(container) }).await.expect("connect");
         machine.cni.disconnect(container).await.expect("disconnect");
         let calls = machine.calls();
         assert_eq!(calls.last(), Some(&format!("one DEL {container} eth0 netns={told}")), "{calls:?}");
@@ -106,7 +110,7 @@ async fn what_fails_is_taken_back_and_what_cannot_be_is_kept() {
     let machine = Machine::new();
     std::fs::write(machine.bin("fail-two-ADD"), "").expect("write");
     std::fs::write(machine.bin("fail-one-DEL"), "").expect("write");
-    let error = machine.cni.connect(&attachment("c1")).await.expect_err("fails");
+    let error = machine.connect(&attachment("c1")).await.expect_err("fails");
     assert!(error.to_string().contains("no (code 7)"), "{error}");
     // The removal failed in part: a repeat finds it.
     std::fs::remove_file(machine.bin("fail-one-DEL")).expect("remove");
@@ -116,10 +120,23 @@ async fn what_fails_is_taken_back_and_what_cannot_be_is_kept() {
 }
 
 #[tokio::test]
+async fn what_is_given_up_is_not_written_down() {
+    let machine = Machine::new();
+    let given_up = CancellationToken::new();
+    given_up.cancel();
+    for number in 0..20 {
+        let container = format!("c{number}");
+        let error = machine.cni.connect(&attachment(&container), &given_up).await.expect_err("given up");
+        assert_eq!(error.kind(), Kind::Canceled, "{error}");
+        assert_eq!(machine.cni.cache.of(&container).expect("read"), []);
+    }
+}
+
+#[tokio::test]
 async fn what_belongs_to_nobody_is_collected() {
     let machine = Machine::new();
-    machine.cni.connect(&attachment("kept")).await.expect("connect");
-    machine.cni.connect(&attachment("stale")).await.expect("connect");
+    machine.connect(&attachment("kept")).await.expect("connect");
+    machine.connect(&attachment("stale")).await.expect("connect");
     machine.cni.collect(|container| container == "kept").await.expect("collect");
     let calls = machine.calls();
     assert!(calls.iter().any(|call| call.starts_with("one DEL stale")), "{calls:?}");
