@@ -40,16 +40,18 @@ impl IntrospectionService {
     }
 }
 
-/// The daemon's identity, which clients such as BuildKit keep things under: made once, then read.
+/// The daemon's identity, which clients such as BuildKit keep things under: made once, then read. A damaged one is as good as
+/// none.
 fn identity(root: &Path) -> Result<String> {
     let dir = root.join("io.containerd.grpc.v1.introspection");
     let path = dir.join("uuid");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).doing(|| format!("read {}", path.display()));
-        }
-        _ => {}
+    match std::fs::read(&path) {
+        Ok(bytes) => match std::str::from_utf8(bytes.trim_ascii()) {
+            Ok(text) if is_uuid(text) => return Ok(text.to_owned()),
+            _ => tracing::warn!(path = %path.display(), "the daemon's identity is damaged; it gets a new one"),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
     }
     let uuid = random_uuid()?;
     std::fs::create_dir_all(&dir).doing(|| format!("make {}", dir.display()))?;
@@ -71,6 +73,12 @@ pub fn opt(root: &Path) -> Result<PathBuf> {
         made.doing(|| format!("make {}", path.display()))?;
     }
     Ok(opt)
+}
+
+fn is_uuid(text: &str) -> bool {
+    let fits =
+        |(at, byte): (usize, u8)| if [8, 13, 18, 23].contains(&at) { byte == b'-' } else { byte.is_ascii_hexdigit() };
+    text.len() == 36 && text.bytes().enumerate().all(fits)
 }
 
 /// A version 4 UUID.
@@ -230,6 +238,22 @@ mod tests {
         let first = identity(root.path()).expect("make");
         assert_eq!((first.len(), first.as_bytes()[14]), (36, b'4'));
         assert_eq!(identity(root.path()).expect("read"), first);
+    }
+
+    #[test]
+    fn a_damaged_identity_is_made_anew() {
+        let root = tempfile::tempdir().expect("directory");
+        let first = identity(root.path()).expect("make");
+        let path = root.path().join("io.containerd.grpc.v1.introspection/uuid");
+        let mut flipped = first.clone().into_bytes();
+        flipped[3] ^= 0x80;
+        let damaged = [flipped.as_slice(), &[], &first.as_bytes()[..20], b"zzzzzzzz-0000-4000-8000-000000000000"];
+        for bytes in damaged {
+            std::fs::write(&path, bytes).expect("damage");
+            let made = identity(root.path()).expect("made");
+            assert!(is_uuid(&made) && made != first, "{made}");
+            assert_eq!(identity(root.path()).expect("read"), made);
+        }
     }
 
     #[test]

@@ -81,8 +81,8 @@ impl Overlay {
     /// lost anything of it.
     fn renew(&self, number: u64) -> Result<()> {
         let dir = self.dir(number);
-        let made = std::fs::read_to_string(dir.join("boot")).doing(|| "read the boot of a volatile snapshot")?;
-        if made.trim_end() != id::boot()? {
+        let made = std::fs::read(dir.join("boot")).doing(|| "read the boot of a volatile snapshot")?;
+        if made.trim_ascii_end() != id::boot()?.as_bytes() {
             let problem = "it was volatile, and the machine was started again since: its contents are not whole";
             return Err(Error::precondition(format!("snapshot: {problem}; remove it")));
         }
