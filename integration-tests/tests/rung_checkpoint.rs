@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     memory_is_written_in_steps[Root, Criu],
     a_user_namespace_comes_back[Root, Criu],
     cgroups_can_be_left_to_the_caller[Root, Criu],
+    a_restore_that_fails_leaves_others_alone[Root],
     the_dead_do_not_hinder[Root, Criu],
     a_bundle_that_hides_more_refuses_the_images[Root, Criu],
     a_bundle_that_allows_less_refuses_the_images[Root, Criu],
@@ -223,6 +224,18 @@ fn cgroups_can_be_left_to_the_caller(env: &Env) -> Result<()> {
     let seen = seen.ok()?.text().to_owned();
     ensure!(outside.contains(&id), "{outside}");
     ensure!(seen.lines().all(|line| line.ends_with(":/")), "{seen}");
+    Ok(())
+}
+
+/// Before it has made its cgroup, what is at that place is another container.
+fn a_restore_that_fails_leaves_others_alone(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "neighbour", &["sleep", "600"])?;
+    let (id, path) = (env.id("neighbour"), bundle.write()?.to_owned());
+    quietly(env, &["create", "--bundle", &path, &id])?;
+    let (images, other) = (env.path("none").display().to_string(), env.id("other"));
+    env.run_rung(&["restore", "--bundle", &path, "--image-path", &images, &other])?.fails()?;
+    assert_eq!(status(env, &id)?, "created");
+    env.run_rung(&["delete", &id])?.ok()?;
     Ok(())
 }
 

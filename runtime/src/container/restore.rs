@@ -33,6 +33,7 @@ use crate::criu::{external, images, verify};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks::{self, HookState};
 use crate::launch::{self, Started};
+use crate::log;
 use crate::plan::InitPlan;
 use crate::resctrl::Resctrl;
 
@@ -62,6 +63,8 @@ struct Restore<'a> {
     cgroup_mode: options::CgroupMode,
     pid: Option<Pid>,
     verified: bool,
+    /// The cgroup is ours by now: what is at its place before that, perhaps another container, must not be touched.
+    begun: bool,
     console: Option<OwnedFd>,
 }
 
@@ -91,6 +94,7 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
         record,
         pid: None,
         verified: false,
+        begun: false,
         console: None,
     };
     match restore.attempt(wanted) {
@@ -99,7 +103,11 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
             Ok(Made { entry, record, started, cgroup, spec: bundle.spec, state, readiness: None })
         }
         Err(error) => {
-            create::undo(&restore.entry, &restore.cgroup, Some(&restore.bundle.spec), &restore.state);
+            if restore.begun {
+                create::undo(&restore.entry, &restore.cgroup, Some(&restore.bundle.spec), &restore.state);
+            } else if let Err(error) = restore.entry.remove() {
+                log::warning(&error.to_string());
+            }
             if let Some(group) = &mut restore.resctrl {
                 group.take_back();
             }
@@ -165,6 +173,7 @@ impl Restore<'_> {
         let resources = self.bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let session = Session::start_for(&bequest, |criu| {
             self.cgroup.create(resources, Some(criu)).map_err(launch::cgroup_error)?;
+            self.begun = true;
             self.cgroup.mark(self.entry.path());
             Ok(())
         })?;
