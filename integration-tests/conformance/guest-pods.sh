@@ -3,6 +3,8 @@
 # the machine while they say it.
 set -uo pipefail
 
+# On a busy host udev may name the ports later than this begins.
+until [[ -e /dev/virtio-ports/gantry.out ]]; do sleep 0.1; done
 exec >/dev/virtio-ports/gantry.out 2>&1 </dev/null
 mount -o remount,rw /gantry
 tar -C / -xf /gantry/packages.tar

@@ -3,6 +3,8 @@
 # user in a systemd user session. Output, results and status leave through virtio ports.
 set -uo pipefail
 
+# On a busy host udev may name the ports later than this begins.
+until [[ -e /dev/virtio-ports/gantry.out ]]; do sleep 0.1; done
 exec >/dev/virtio-ports/gantry.out 2>&1 </dev/null
 # The programs lie on a disk that can be written, as they do elsewhere; what is written is forgotten.
 mount -o remount,rw /gantry
