@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
@@ -16,6 +17,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_delete_can_be_killed_anywhere[Root, Strace, Fast],
     a_pause_can_be_killed_anywhere[Root, Strace, Fast],
     an_exec_can_be_killed_anywhere[Root, Strace, Fast],
+    a_run_in_one_hierarchy_can_be_killed_anywhere[Root, Strace, CgroupV2],
+    a_run_under_systemd_can_be_killed_anywhere[Root, Strace, Systemd],
     force_is_enough_for_anything_in_the_state_directory[Root],
     force_finds_what_has_lost_its_records[Root],
 ];
@@ -25,6 +28,9 @@ type Instant = (String, usize);
 
 /// How many instants one test tries: all of them take too long for every day, so each run takes others.
 const INSTANTS: usize = 24;
+
+/// The same where each takes seconds, as in an emulated machine.
+const FEW: usize = 6;
 
 struct Killer<'a> {
     env: &'a Env,
@@ -60,7 +66,8 @@ impl<'a> Killer<'a> {
             }
         }
         ensure!(all.len() > 20, "only {} system calls were seen", all.len());
-        let step = all.len().div_ceil(INSTANTS).max(1);
+        let most = if wait::patience() < 4 { INSTANTS } else { FEW };
+        let step = all.len().div_ceil(most).max(1);
         let offset = usize::from(self.env.token().bytes().fold(0_u8, u8::wrapping_add)) % step;
         Ok(all.into_iter().skip(offset).step_by(step).collect())
     }
@@ -103,10 +110,12 @@ fn no_process(id: &str) -> bool {
     })
 }
 
-fn cgroups(id: &str) -> Result<Vec<std::path::PathBuf>> {
-    let mut roots = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+fn cgroups(id: &str) -> Result<Vec<PathBuf>> {
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup"), PathBuf::from("/sys/fs/cgroup/systemd/system.slice")];
     roots.extend(fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
-    Ok(roots.into_iter().map(|root| root.join(id)).filter(|path| path.exists()).collect())
+    // That of a unit is called `rung-ID.scope`.
+    let below = roots.iter().flat_map(|root| fs::read_dir(root).into_iter().flatten().flatten());
+    Ok(below.filter(|entry| entry.file_name().to_string_lossy().contains(id)).map(|entry| entry.path()).collect())
 }
 
 fn status(env: &Env, id: &str) -> Result<String> {
@@ -117,19 +126,22 @@ fn status(env: &Env, id: &str) -> Result<String> {
 /// What is made must be made anew for each instant.
 fn making(env: &Env, name: &str, verb: &[&str]) -> Result<()> {
     let id = env.id(name);
-    let bundle = bundle(env, name)?;
+    making_of(env, &id, &bundle(env, name)?, verb)
+}
+
+fn making_of(env: &Env, id: &str, bundle: &Bundle, verb: &[&str]) -> Result<()> {
     let mut args = verb.to_vec();
-    args.extend(["--bundle", bundle.write()?, &id]);
+    args.extend(["--bundle", bundle.write()?, id]);
     let killer = Killer::new(env, &args);
     let instants = killer.instants()?;
-    delete(env, &id, &("the undisturbed run".to_owned(), 0))?;
+    delete(env, id, &("the undisturbed run".to_owned(), 0))?;
     for instant in &instants {
         killer.kill_at(instant)?;
-        delete(env, &id, instant)?;
+        delete(env, id, instant)?;
     }
     // And the name is free for a container that works.
-    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    delete(env, &id, &("the end".to_owned(), 0))
+    env.run_rung(&args)?.ok()?;
+    delete(env, id, &("the end".to_owned(), 0))
 }
 
 /// What is done to a container that exists, which `prepare` makes.
@@ -167,6 +179,18 @@ fn a_create_can_be_killed_anywhere(env: &Env) -> Result<()> {
 
 fn a_run_can_be_killed_anywhere(env: &Env) -> Result<()> {
     making(env, "run", &["run", "--detach"])
+}
+
+fn a_run_in_one_hierarchy_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    making(env, "unified", &["run", "--detach"])
+}
+
+/// systemd makes the unit at once and the cgroup when it gets to it, which may be after the end of who asked for it.
+fn a_run_under_systemd_can_be_killed_anywhere(env: &Env) -> Result<()> {
+    let id = env.id("unit");
+    let mut bundle = bundle(env, "unit")?;
+    bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
+    making_of(env, &id, &bundle, &["--systemd-cgroup", "run", "--detach"])
 }
 
 fn a_start_can_be_killed_anywhere(env: &Env) -> Result<()> {
