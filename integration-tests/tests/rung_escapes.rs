@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
+    the_log_says_how_the_executable_is_protected[Root],
     the_executable_cannot_be_overwritten[Root],
     a_container_cannot_run_the_runtime_as_its_program[Root],
     a_read_only_disk_makes_the_runtime_no_program[Root],
@@ -49,8 +50,8 @@ fn the_executable_cannot_be_overwritten(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "exe", &["sleep", "100"])?;
     bundle.set("/root/readonly", false);
     // A script whose interpreter is the runtime itself: the first container keeps what it can open of it.
-    let watcher = "while :; do for p in /proc/[0-9]*; do [ \"$(readlink $p/exe 2>/dev/null)\" = / ] && \
-                   { exec 9<$p/exe; while :; do echo x 2>/dev/null >/proc/self/fd/9 && touch /won; done; }; done; done";
+    let watcher = "while :; do for p in /proc/[0-9]*; do case \"$(readlink $p/exe 2>/dev/null)\" in /|/rung) \
+                   exec 9<$p/exe; while :; do echo x 2>/dev/null >/proc/self/fd/9 && touch /won; done;; esac; done; done";
     bundle.set("/process/args", json!(["sh", "-c", watcher]));
     detached(env, &bundle, &id)?;
     for _ in 0..if wait::patience() < 4 { 20 } else { 5 } {
@@ -62,6 +63,17 @@ fn the_executable_cannot_be_overwritten(env: &Env) -> Result<()> {
     let after = fs::metadata(&program)?;
     ensure!((before.len(), before.mtime(), before.ino()) == (after.len(), after.mtime(), after.ino()));
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// With `--debug` the log says how the executable is protected, in the words that runc's own tests look for.
+fn the_log_says_how_the_executable_is_protected(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "seal", &["echo", "hi"])?;
+    let ran = env.run_rung(&["--debug", "run", "--bundle", bundle.write()?, &env.id("seal")])?.ok()?;
+    ensure!(ran.stdout == "hi\n", "{}", ran.text());
+    for said in ["using /proc/self/exe clone", "using overlayfs for sealed /proc/self/exe"] {
+        ensure!(ran.stderr.contains(&format!("runc exeseal: {said}")), "{}", ran.stderr);
+    }
     Ok(())
 }
 

@@ -366,7 +366,11 @@ fn the_program_has_the_name_it_is_called_by(env: &Env) -> Result<()> {
     std::os::unix::fs::symlink(env.program("rung")?, &runc)?;
     let runc = runc.to_str().context("UTF-8")?;
     ensure!(env.run(runc, &["--version"])?.ok()?.stdout.starts_with("runc version "));
-    ensure!(env.run_rung(&["--version"])?.ok()?.stdout.starts_with("rung version "));
+    let version = env.run_rung(&["--version"])?.ok()?.stdout;
+    ensure!(
+        version.starts_with("rung version ")
+            && version.lines().next().is_some_and(|line| line.contains("runc version 1."))
+    );
     let help = env.run(runc, &["kill", "--help"])?.ok()?.stdout;
     ensure!(help.starts_with("NAME:\n   runc kill - "), "{help}");
     ensure!(env.run(runc, &["dance", "-h"])?.fails()?.contains("No help topic for 'dance'"));

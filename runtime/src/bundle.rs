@@ -55,7 +55,7 @@ impl Bundle {
 
     /// The root file system, with links resolved.
     pub fn rootfs(&self) -> Result<PathBuf> {
-        let root = self.spec.root().as_ref().ok_or_else(|| Error::invalid("root: property is required"))?;
+        let root = self.spec.root().as_ref().ok_or_else(|| Error::invalid("root must be specified"))?;
         if root.path().as_os_str().is_empty() {
             return Err(Error::invalid("root.path: must not be empty"));
         }

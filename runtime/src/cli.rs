@@ -142,7 +142,8 @@ impl Cli {
             format!("NAME:\n   {title} - {{about}}\n\nUSAGE:\n   {{usage}}\n\n{{all-args}}{{after-help}}")
         };
         let program = program();
-        let described = Self::command().bin_name(program.clone()).help_template(page(&program));
+        let title = if program == RUNC { program.clone() } else { format!("{program}, like {RUNC}") };
+        let described = Self::command().bin_name(program.clone()).help_template(page(&title));
         described.mut_subcommands(|command| {
             let title = format!("{program} {}", command.get_name());
             command.help_template(page(&title))
@@ -179,6 +180,9 @@ pub fn miscounted(error: &clap::Error, arguments: &[OsString]) -> Option<String>
     };
     Some(format!("{}: {:?} requires {how} {number} argument(s)", program(), command.get_name()))
 }
+
+/// The program whose command line this is.
+pub const RUNC: &str = "runc";
 
 /// The name this program was called by: installed as `runc`, it is runc.
 pub fn program() -> String {

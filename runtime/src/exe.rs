@@ -4,19 +4,22 @@
 //! and write to it. Two rules close that, and `docs/decisions` has what each costs:
 //!
 //! - Where processes of a container are about to see ours (`exec`, and containers that share process numbers), we run
-//!   from a detached read-only mount of the executable: what is opened through /proc can then never be written.
+//!   from a sealed view of the executable, a detached read-only mount. What is opened through /proc can then never be
+//!   written. With `--debug` it is runc's overlay without a layer that could be written, and the log says so.
 //! - Elsewhere nobody is there to look: the first process of a new process number namespace is ours until it executes
 //!   the program. A program that is `/proc/self/exe` would be this one again; it refuses to run.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rung_sys::file;
-use rung_sys::mount::{self, Change, attribute};
+use rung_sys::mount::{self, Change, FileSystem, attribute};
 use rung_sys::process::{CStringArray, exec_fd};
 
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -24,26 +27,81 @@ use crate::log;
 
 const SELF: &str = "/proc/self/exe";
 
-/// Goes on from a read-only mount of the executable, unless that is where it comes from.
+/// An overlay that cannot be written has two layers at least. This directory is everywhere, and no executable is in it.
+const SECOND_LAYER: &str = "/dev";
+
+/// Goes on from a sealed view of the executable, unless that is where it comes from.
 pub fn protect() -> Result<()> {
     let own = file::open(Path::new(SELF), OFlag::O_PATH).doing(|| format!("open {SELF}"))?;
-    if fstatvfs(&own).doing(|| format!("look at {SELF}"))?.flags().contains(FsFlags::ST_RDONLY) {
+    if is_read_only(&own) {
+        // In the words of runc, by which its tests see that it is done.
+        if is_of_overlay(&own) {
+            log::debug(|| format!("runc exeseal: using overlayfs for sealed {SELF}"));
+        }
+        log::debug(|| format!("runc exeseal: using {SELF} clone"));
         return Ok(());
     }
+    let tell = |reason: &Error| log::debug(|| format!("no overlay for the executable: {reason}"));
+    let made = if log::is_debug() { overlay().inspect_err(tell).ok() } else { None };
+    let view = match made {
+        Some(view) => view,
+        None => match read_only_mount(&own)? {
+            Some(view) => view,
+            None => return Ok(()),
+        },
+    };
+    let argv = CStringArray::new(std::env::args_os().map(|text| text.as_bytes().to_vec()))?;
+    let env =
+        CStringArray::new(std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()))?;
+    Err(exec_fd(view.as_fd(), &argv, &env)).doing(|| "go on from the protected executable")
+}
+
+/// The executable through an overlay of its directory, which takes three times as long to make as a mount.
+fn overlay() -> Result<OwnedFd> {
+    let path = std::fs::read_link(SELF).doing(|| format!("read {SELF}"))?;
+    if !is_at(&path) {
+        return Err(Error::invalid(format!("{} is another file by now", path.display())));
+    }
+    let (Some(directory), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else {
+        return Err(Error::invalid(format!("{} is no place for a layer", path.display())));
+    };
+    let layer = directory.replace('\\', "\\\\").replace(':', "\\:");
+    let system = FileSystem::open("overlay")?;
+    system.set("lowerdir", &format!("{layer}:{SECOND_LAYER}"))?;
+    // Across file systems the kernel would log that it does without.
+    system.set("xino", "off")?;
+    let made = system.mount(attribute::RDONLY | attribute::NODEV | attribute::NOSUID)?;
+    openat(&made, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+        .doing(|| format!("open {} in its overlay", path.display()))
+}
+
+/// The executable through a mount of its own. Without the right to mount this is no runtime of root, and a container of it
+/// cannot write what root owns.
+fn read_only_mount(own: &OwnedFd) -> Result<Option<OwnedFd>> {
     let tree = match mount::open_tree(own.as_fd(), Path::new(""), false) {
-        // Without the right to mount this is no runtime of root, and a container of it cannot write what root owns.
         Err(error) if error.is(&[libc::EPERM]) => {
             log::debug(|| format!("the executable stays where it is: {error}"));
-            return Ok(());
+            return Ok(None);
         }
         other => other.doing(|| "protect the executable")?,
     };
     let change = Change { set: attribute::RDONLY, ..Change::default() };
     mount::set_attributes(tree.as_fd(), false, &change).doing(|| "protect the executable")?;
-    let argv = CStringArray::new(std::env::args_os().map(|text| text.as_bytes().to_vec()))?;
-    let env =
-        CStringArray::new(std::env::vars_os().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()))?;
-    Err(exec_fd(tree.as_fd(), &argv, &env)).doing(|| "go on from the protected executable")
+    Ok(Some(tree))
+}
+
+fn is_read_only(file: &OwnedFd) -> bool {
+    fstatvfs(file).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+}
+
+fn is_of_overlay(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|found| found.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+}
+
+/// Whether this is the path of the executable.
+fn is_at(path: &Path) -> bool {
+    let place = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((place(path), place(Path::new(SELF))), (Ok(found), Ok(own)) if found == own)
 }
 
 /// Whether the executable is not this user's to change. Then an ordinary user's process that waits for `start` need not be
@@ -72,17 +130,16 @@ pub fn refuse_inside_containers() -> Result<()> {
     if own.nlink() == 0 {
         return Ok(());
     }
-    if std::fs::metadata(&path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
+    if is_at(&path) {
         return Ok(());
     }
-    // Where `protect` goes on from: a mount of the file alone, whose path is that of its own root. A read-only disk is
-    // no such place.
-    let read_only = || {
-        file::open(Path::new(SELF), OFlag::O_PATH)
-            .and_then(fstatvfs)
-            .is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+    // Where `protect` goes on from: a mount of the file alone, whose path is that of its own root, or an overlay with the
+    // file at its top. A read-only disk is no such place.
+    let sealed = |file: OwnedFd| {
+        is_read_only(&file)
+            && (path == Path::new("/") || (path.parent() == Some(Path::new("/")) && is_of_overlay(&file)))
     };
-    if path == Path::new("/") && read_only() {
+    if file::open(Path::new(SELF), OFlag::O_PATH).is_ok_and(sealed) {
         return Ok(());
     }
     Err(Error::new(Kind::Permission, "refused: this executable is outside of the root it was started in"))

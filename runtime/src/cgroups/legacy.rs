@@ -12,11 +12,11 @@ use super::settings::{Setting, cpuset_files, page_size, pids_max, rdma};
 /// What to write for `resources` in v1 hierarchies, device rules aside.
 pub(super) fn settings(resources: &LinuxResources) -> Result<Vec<Setting>> {
     if resources.unified().as_ref().is_some_and(|map| !map.is_empty()) {
-        return Err(Error::invalid("linux.resources.unified", "needs cgroup v2, and this host has v1"));
+        return Err(Error::invalid("linux.resources.unified", "cannot use unified on cgroup v1"));
     }
     let mut list = Vec::new();
     if let Some(cpu) = resources.cpu() {
-        cpu_files(cpu, &mut list);
+        cpu_files(cpu, &mut list)?;
     }
     if let Some(memory) = resources.memory() {
         memory_files(memory, &mut list)?;
@@ -60,8 +60,17 @@ pub(super) fn inherit_cpuset(mount: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn cpu_files(cpu: &LinuxCpu, list: &mut Vec<Setting>) {
+fn cpu_files(cpu: &LinuxCpu, list: &mut Vec<Setting>) -> Result<()> {
     if let Some(shares) = cpu.shares().filter(|&n| n != 0) {
+        // The kernel takes any number and means another.
+        let beyond = match shares {
+            0..2 => Some("the minimum allowed cpu-shares is 2"),
+            2..=262_144 => None,
+            _ => Some("the maximum allowed cpu-shares is 262144"),
+        };
+        if let Some(reason) = beyond {
+            return Err(Error::invalid("linux.resources.cpu.shares", reason));
+        }
         list.push(Setting::new("cpu", "cpu.shares", shares));
     }
     // While a group is idle it refuses shares; those before it are kept.
@@ -84,6 +93,7 @@ fn cpu_files(cpu: &LinuxCpu, list: &mut Vec<Setting>) {
         list.push(Setting::new("cpu", "cpu.rt_runtime_us", runtime));
     }
     cpuset_files(cpu, list);
+    Ok(())
 }
 
 fn memory_files(memory: &LinuxMemory, list: &mut Vec<Setting>) -> Result<()> {

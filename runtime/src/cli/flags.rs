@@ -64,6 +64,22 @@ const SWITCHES: &[&str] = &[
     "--version",
 ];
 
+/// Flags with a path that callers pass with nothing in it, as a variable that may be empty, and mean as left out.
+const EMPTY_IS_NONE: &[&str] = &[
+    "--bundle",
+    "--console-socket",
+    "--criu",
+    "--cwd",
+    "--image-path",
+    "--log",
+    "--parent-path",
+    "--pid-file",
+    "--pidfd-socket",
+    "--process",
+    "--root",
+    "--work-path",
+];
+
 /// A number, or nothing: callers pass a variable that may be empty, and mean that nothing changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Given<T>(pub Option<T>);
@@ -102,6 +118,14 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
             }
             Some((_, false)) => continue,
             None => {}
+        }
+        match text.split_once('=') {
+            Some((flag, "")) if EMPTY_IS_NONE.contains(&flag) => continue,
+            None if EMPTY_IS_NONE.contains(&text) && rest.as_slice().first().is_some_and(|next| next.is_empty()) => {
+                rest.next();
+                continue;
+            }
+            _ => {}
         }
         if command.is_none() && matches!(text, "help" | "h") {
             line.extend(rest.next().cloned());
@@ -170,6 +194,9 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all, SWITCHES);
+        let every = whole.get_subcommands().flat_map(clap::Command::get_arguments).chain(whole.get_arguments());
+        let every: Vec<_> = every.filter(takes).filter_map(clap::Arg::get_long).collect();
+        assert!(EMPTY_IS_NONE.iter().all(|flag| flag.strip_prefix("--").is_some_and(|name| every.contains(&name))));
         let mut short: Vec<_> = arguments().filter(takes).filter_map(clap::Arg::get_short).collect();
         short.sort_unstable();
         assert_eq!(short.into_iter().collect::<String>(), WITH_VALUE_SHORT);
@@ -192,6 +219,7 @@ mod tests {
             ("rung kill --all web -a", "rung kill --all web -- -a"),
             ("rung delete --force=true web", "rung delete --force web"),
             ("rung --debug=0 run --detach=false web", "rung run web"),
+            ("rung --root  create --pid-file= --bundle  web", "rung create web"),
             ("rung help run", "rung run --help"),
             ("rung --root /r h", "rung --root /r --help"),
         ] {

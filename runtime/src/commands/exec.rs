@@ -92,7 +92,7 @@ fn process(container: &Container, spec: &Spec, args: &ExecArgs) -> Result<Proces
         return Ok(process);
     }
     if args.command.is_empty() {
-        return Err(Error::invalid("process args cannot be empty"));
+        return Err(Error::invalid("exec args cannot be empty"));
     }
     let mut process = exec::base_process(container, spec)?;
     process.set_args(Some(args.command.clone()));

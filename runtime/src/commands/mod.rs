@@ -178,7 +178,7 @@ const UNKNOWN_COMMAND: u8 = 3;
 
 /// What the argument parser has to say: help and version on stdout with success, anything else as an error of ours.
 pub fn usage(error: &clap::Error) -> std::process::ExitCode {
-    use clap::error::{ContextKind, ErrorKind};
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
     open_log();
     // A closed stdout is no reason for another error.
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -194,8 +194,14 @@ pub fn usage(error: &clap::Error) -> std::process::ExitCode {
     // The first paragraph: what is missing stands in lines of its own below what is wrong.
     let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
     let line = lines.join(" ");
+    let unknown = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument => flag.strip_prefix('-'),
+        _ => None,
+    };
+    // Callers that try a flag look for these words; with one hyphen, as Go's parser says them.
+    let unknown = unknown.map(|flag| format!("flag provided but not defined: -{}", flag.trim_start_matches('-')));
     let miscounted = crate::cli::miscounted(error, &std::env::args_os().collect::<Vec<_>>());
-    let line = miscounted.unwrap_or_else(|| line.strip_prefix("error: ").unwrap_or(&line).to_owned());
+    let line = unknown.or(miscounted).unwrap_or_else(|| line.strip_prefix("error: ").unwrap_or(&line).to_owned());
     crate::log::error(&Error::invalid(line));
     std::process::ExitCode::FAILURE
 }

@@ -136,11 +136,13 @@ fn from_flags(args: &UpdateArgs) -> Result<Value> {
     set("mems", text(&args.cpuset_mems));
     set("idle", number(args.cpu_idle));
     let mut memory = Map::new();
-    for (key, given) in
-        [("limit", &args.memory), ("reservation", &args.memory_reservation), ("swap", &args.memory_swap)]
-    {
+    for (key, flag, given) in [
+        ("limit", "memory", &args.memory),
+        ("reservation", "memory-reservation", &args.memory_reservation),
+        ("swap", "memory-swap", &args.memory_swap),
+    ] {
         if let Some(text) = given.as_deref().filter(|text| !text.is_empty()) {
-            memory.insert(key.to_owned(), Value::from(size(text).doing(|| format!("--memory ({key})"))?));
+            memory.insert(key.to_owned(), Value::from(size(text).doing(|| format!("invalid value for {flag}"))?));
         }
     }
     if memory.get("limit") == Some(&Value::from(-1)) && !memory.contains_key("swap") {
@@ -174,7 +176,7 @@ fn size(text: &str) -> Result<i64> {
     if text == "-1" {
         return Ok(-1);
     }
-    let invalid = || Error::invalid(format!("invalid size: {text:?}"));
+    let invalid = || Error::invalid(format!("invalid size: '{text}'"));
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
     let shift = match lower[digits.len()..].trim() {

@@ -82,8 +82,8 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut plan = InitPlan::new(id.as_str(), &bundle.path, rootfs, &bundle.spec, options.wishes)?;
     check(&plan, options, settings.rootless)?;
     plan.process.visible = options.gated && exe::is_of_another_user();
-    if !plan.namespaces.makes(Namespace::Pid) {
-        // Processes of others will see the new one.
+    // Processes of others will see the new one. With `--debug` time is no matter, and the log says what protects it.
+    if !plan.namespaces.makes(Namespace::Pid) || log::is_debug() {
         exe::protect()?;
     }
     let linux = bundle.spec.linux().as_ref();

@@ -43,7 +43,7 @@ pub fn base_process(container: &Container, recorded: &Spec) -> Result<Process> {
         }
         _ => recorded.process().clone(),
     };
-    process.ok_or_else(|| Error::invalid("process: property is required"))
+    process.ok_or_else(|| Error::invalid("process property must not be empty"))
 }
 
 /// Makes the process and takes it to the point where only the exec is left.

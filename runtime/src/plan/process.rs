@@ -36,7 +36,7 @@ pub struct ProcessPlan {
 impl ProcessPlan {
     /// The first process of a container.
     pub fn for_init(id: &str, spec: &Spec, wishes: Wishes) -> Result<Self> {
-        let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process: property is required"))?;
+        let process = spec.process().as_ref().ok_or_else(|| Error::invalid("process property must not be empty"))?;
         Self::new(id, process.clone(), spec.linux().as_ref(), wishes)
     }
 

@@ -87,7 +87,7 @@ fn version_is_one(spec: &Spec, found: &mut Found) {
 
 fn root_is_named(spec: &Spec, found: &mut Found) {
     match spec.root() {
-        None => found.push(Violation::new("root", "is required")),
+        None => found.push(Violation::new("root", "root must be specified")),
         Some(root) if root.path().as_os_str().is_empty() => {
             found.push(Violation::new("root.path", "must not be empty"))
         }

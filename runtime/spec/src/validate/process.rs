@@ -42,10 +42,14 @@ fn directory_is_absolute(process: &Process, at: &str, found: &mut Found) {
 
 pub(super) fn variables_are_named(env: &[String], at: &str, found: &mut Found) {
     for (index, entry) in env.iter().enumerate() {
-        let named = entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());
-        if !named || entry.contains('\0') {
-            found.push(Violation::new(format!("{at}[{index}]"), format!("invalid environment variable: {entry:?}")));
-        }
+        let reason = match entry.split_once('=') {
+            None => "missing '='",
+            Some(("", _)) => "name cannot be empty",
+            Some(_) if entry.contains('\0') => "contains nul byte (\\x00)",
+            Some(_) => continue,
+        };
+        let reason = format!("invalid environment variable: {reason}: {entry:?}");
+        found.push(Violation::new(format!("{at}[{index}]"), reason));
     }
 }
 

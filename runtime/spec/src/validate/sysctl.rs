@@ -71,7 +71,9 @@ fn allowed(spec: &Spec, name: &str) -> Result<(), String> {
     }
     match name {
         "kernel.domainname" => own(Type::Uts, "UTS"),
-        "kernel.hostname" => Err("is conflicting with the OCI hostname field".into()),
+        "kernel.hostname" => {
+            Err(format!("sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"))
+        }
         _ => Err(format!("sysctl {name:?} is not in a separate kernel namespace")),
     }
 }
