@@ -105,7 +105,7 @@ fn what_is_wrong_is_named(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     let good = own_network(&pods, "pod");
-    let wrong: [(&str, Spoil); 6] = [
+    let wrong: [(&str, Spoil); 7] = [
         ("hostname", |config| config.hostname = "a b".to_owned()),
         ("config.hostname", |config| {
             config.hostname = "web".to_owned();
@@ -113,6 +113,7 @@ fn what_is_wrong_is_named(env: &Env) -> Result<()> {
             context.namespace_options.get_or_insert_default().network = v1::NamespaceMode::Node.into();
         }),
         ("log_directory", |config| config.log_directory = "logs".to_owned()),
+        ("log_directory", |config| config.log_directory.push_str("/../../etc")),
         ("metadata", |config| config.metadata = None),
         ("selinux_options.level", |config| {
             let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();

@@ -14,6 +14,7 @@ mod cli_update;
 mod cri_checkpoints;
 mod cri_containers;
 mod cri_faults;
+mod cri_hostile;
 mod cri_hosts;
 mod cri_images;
 mod cri_networks;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         cri_checkpoints::TESTS,
         cri_containers::TESTS,
         cri_faults::TESTS,
+        cri_hostile::TESTS,
         cri_hosts::TESTS,
         cri_images::TESTS,
         cri_networks::TESTS,

@@ -72,6 +72,8 @@ pub enum LogPolicy {
 pub struct LogUri {
     /// Absolute path of the log file; empty: no log is kept.
     pub path: String,
+    /// Absolute path of a directory that the log is in, and that no link in it leads out of; empty: the file's own.
+    pub root: String,
     /// How the file is written.
     pub format: LogFormat,
     /// Absolute path of the attach socket; empty: none.
@@ -95,6 +97,7 @@ impl LogUri {
     pub fn new(path: impl Into<String>) -> Self {
         Self {
             path: path.into(),
+            root: String::new(),
             format: LogFormat::Json,
             attach: String::new(),
             max_line: MAX_LINE,
@@ -105,7 +108,7 @@ impl LogUri {
         }
     }
 
-    /// Parses `log://PATH?format=…&attach=…&max-size=…&max-files=…`; `None` where the text has another scheme.
+    /// Parses `log://PATH?format=…&root=…&attach=…&max-size=…&max-files=…`; `None` where the text has another scheme.
     ///
     /// # Errors
     /// Names the parameter that is unknown or malformed.
@@ -127,6 +130,7 @@ impl LogUri {
                         _ => return Err(format!("log parameter format: {value:?} is neither json nor cri")),
                     };
                 }
+                "root" => uri.root = decode(value)?,
                 "attach" => uri.attach = decode(value)?,
                 "max-line" => match value.parse() {
                     Ok(length) if length >= MIN_LINE => uri.max_line = length,
@@ -162,8 +166,10 @@ impl std::fmt::Display for LogUri {
             LogFormat::Cri => "cri",
         };
         write!(f, "{}{}?format={format}", Self::SCHEME, encode(&self.path))?;
-        if !self.attach.is_empty() {
-            write!(f, "&attach={}", encode(&self.attach))?;
+        for (name, path) in [("root", &self.root), ("attach", &self.attach)] {
+            if !path.is_empty() {
+                write!(f, "&{name}={}", encode(path))?;
+            }
         }
         write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)?;
         if self.max_line != MAX_LINE {
@@ -208,6 +214,7 @@ mod tests {
     fn log_uri_round_trips() {
         let uri = LogUri {
             path: "/var/lib/a?b&c%d/log.json".into(),
+            root: "/var/lib/a?b&c%d".into(),
             format: LogFormat::Cri,
             attach: "/run/x y.sock".into(),
             max_line: 4096,

@@ -54,6 +54,16 @@ pub struct Cri {
     pub cni: Cni,
     /// The server of exec, attach and port forwarding.
     pub streaming: Streaming,
+    /// Plugins of the node resource interface.
+    pub nri: Nri,
+}
+
+/// Plugins of the node resource interface, which are not spoken to: whoever relies on one is told before any pod runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nri {
+    /// Must be false.
+    pub enable: bool,
 }
 
 /// A way to run pods.
@@ -180,6 +190,7 @@ impl Default for Cri {
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             cni: Cni::default(),
             streaming: Streaming::default(),
+            nri: Nri::default(),
         }
     }
 }
@@ -212,6 +223,9 @@ impl Cri {
     }
 
     pub(super) fn check(&self) -> Result<()> {
+        if self.nri.enable {
+            return Err(Error::invalid("cri.nri.enable: plugins of the node resource interface are not supported"));
+        }
         if !(2..=1024).contains(&self.selinux_category_range) {
             return Err(Error::invalid("cri.selinux_category_range: must be between 2 and 1024"));
         }

@@ -302,6 +302,11 @@ impl Sandbox {
         self.created_at
     }
 
+    /// Where its containers have their logs; empty: they have none.
+    pub(super) fn log_directory(&self) -> String {
+        self.record().config.as_ref().map(|config| config.log_directory.clone()).unwrap_or_default()
+    }
+
     /// Whether containers can be made in it.
     pub fn state(&self) -> PodSandboxState {
         let record = self.record();

@@ -3,12 +3,15 @@
 //! A line longer than the most that a record may have is cut into pieces that readers can join again: in JSON a piece's text has no final
 //! newline, in CRI it carries `P`. So does the rest of a line in CRI that its process never finished.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use gantry_proto::stdio::{LogFormat, LogPolicy, LogUri, MAX_LINE};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use rung_sys::beneath::Root;
 
 use crate::io::output::Stream;
 use crate::io::rotate::Rotation;
@@ -37,7 +40,7 @@ impl LogFile {
     /// # Errors
     /// Where it cannot be opened.
     pub fn open(uri: LogUri, reaper: Reaper) -> Result<Self> {
-        let (file, size) = open(&uri.path)?;
+        let (file, size) = open(&uri)?;
         let rotation = Rotation::new(&uri, reaper);
         Ok(Self { uri, file, size, rotation, stdout: Vec::new(), stderr: Vec::new(), pending: Vec::new(), dropped: 0 })
     }
@@ -142,7 +145,7 @@ impl LogFile {
     /// # Errors
     /// Where it cannot be opened; the old file stays in use.
     pub fn reopen(&mut self) -> Result<()> {
-        (self.file, self.size) = open(&self.uri.path)?;
+        (self.file, self.size) = open(&self.uri)?;
         Ok(())
     }
 
@@ -186,17 +189,25 @@ impl LogFile {
     }
 }
 
-fn open(path: &str) -> Result<(File, u64)> {
-    let doing = || format!("open log {path}");
-    if let Some(dir) = Path::new(path).parent() {
-        DirBuilder::new().recursive(true).mode(0o750).create(dir).doing(doing)?;
-    }
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let mut options = OpenOptions::new();
-    let file = options.read(true).append(true).create(true).mode(0o640).custom_flags(flags).open(path).doing(doing)?;
+/// Opens the file, making it and its directory. What a container can change beneath the root does not lead out of it.
+fn open(uri: &LogUri) -> Result<(File, u64)> {
+    let path = Path::new(&uri.path);
+    let doing = || format!("open log {}", path.display());
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(crate::Error::invalid(format!("log {}: is not the path of a file", path.display())));
+    };
+    let root = if uri.root.is_empty() { dir } else { Path::new(&uri.root) };
+    let Ok(inside) = dir.strip_prefix(root) else {
+        return Err(crate::Error::invalid(format!("log {}: is not in {}", path.display(), root.display())));
+    };
+    DirBuilder::new().recursive(true).mode(0o750).create(root).doing(doing)?;
+    let dir = Root::open(root).and_then(|root| root.make_directories(inside, &mut |_| {})).doing(doing)?;
+    let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let opened = openat(&dir, name, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o640));
+    let file = File::from(opened.map_err(std::io::Error::from).doing(doing)?);
     let meta = file.metadata().doing(doing)?;
     if !meta.is_file() {
-        return Err(crate::Error::invalid(format!("log {path} is not a file")));
+        return Err(crate::Error::invalid(format!("log {} is not a file", path.display())));
     }
     Ok((file, meta.len()))
 }
@@ -250,6 +261,25 @@ mod tests {
         let object = |line: &String| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
         let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
         lines(dir).iter().map(object).map(|object| (text(&object["stream"]), text(&object["log"]))).collect()
+    }
+
+    #[test]
+    fn links_do_not_lead_out_of_the_root() {
+        let (outside, pod) = (tempfile::tempdir().expect("outside"), tempfile::tempdir().expect("pod"));
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        std::os::unix::fs::symlink(outside.path(), pod.path().join("web")).expect("link");
+        let uri = LogUri { root: text(pod.path()), ..LogUri::new(text(&pod.path().join("web/0.log"))) };
+        let mut log = LogFile::open(uri, Reaper::default()).expect("open");
+        assert!(log.push(Stream::Stdout, b"line\n"));
+        assert_eq!(outside.path().read_dir().expect("outside").count(), 0);
+        // The link was followed as one of a file system whose root is the pod's directory.
+        let inside = outside.path().strip_prefix("/").expect("absolute");
+        assert!(pod.path().join(inside).join("0.log").is_file());
+        std::os::unix::fs::symlink(outside.path().join("file"), pod.path().join("1.log")).expect("link");
+        let uri = LogUri { root: text(pod.path()), ..LogUri::new(text(&pod.path().join("1.log"))) };
+        LogFile::open(uri, Reaper::default()).expect_err("the file itself is a link");
+        let uri = LogUri { root: text(pod.path()), ..LogUri::new("/elsewhere/0.log") };
+        LogFile::open(uri, Reaper::default()).expect_err("is not in the root");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::time::Duration;
 use gantry_proto::any;
 use gantry_proto::containerd::runc::v1::CheckpointOptions;
 use gantry_proto::runtime::v1;
-use nix::libc;
+use nix::fcntl::OFlag;
 use rung_sys::beneath::Root;
 use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
@@ -144,7 +144,9 @@ impl Cri {
         write_json(dir, CONFIG, &config(container, &status, &stored.runtime.unwrap_or_default().name))?;
         write_json(dir, "status.dump", &long_status(&status))?;
         write_json(dir, "status", &short_status(&status, task.pid()))?;
-        copy_log(&container.record().log_path, &dir.join("container.log"))
+        let record = container.record();
+        let root = self.store().sandbox(&record.sandbox_id)?.log_directory();
+        copy_log(Path::new(&root), Path::new(&record.log_path), &dir.join("container.log"))
     }
 }
 
@@ -216,17 +218,15 @@ fn write_json(dir: &Path, name: &str, value: &Value) -> Result<()> {
     create(&dir.join(name))?.write_all(value.to_string().as_bytes()).doing(|| format!("write {name}"))
 }
 
-/// A container without a log has none in its checkpoint either.
-fn copy_log(log: &str, to: &Path) -> Result<()> {
-    if log.is_empty() {
-        return Ok(());
-    }
-    let doing = || format!("copy {log}");
+/// A container without a log has none in its checkpoint either, nor one whose log is not a file in the directory `root`.
+fn copy_log(root: &Path, log: &Path, to: &Path) -> Result<()> {
+    let Ok(inside) = log.strip_prefix(root) else { return Ok(()) };
+    let doing = || format!("copy {}", log.display());
     // Neither a link nor a pipe that somebody has put there.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let mut from = match OpenOptions::new().read(true).custom_flags(flags).open(log) {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let mut from = match Root::open(root).and_then(|root| root.resolve(inside, flags)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.doing(doing)?,
+        opened => File::from(opened.doing(doing)?),
     };
     if from.metadata().doing(doing)?.is_file() {
         std::io::copy(&mut from, &mut create(to)?).doing(doing)?;

@@ -10,7 +10,7 @@ use gantry_proto::stdio::{LogFormat, LogUri};
 use super::create::ready;
 use crate::blocking::blocking;
 use crate::cri::store::{Run, nanos, now};
-use crate::cri::{Container, Cri, spec};
+use crate::cri::{Container, Cri, Sandbox, spec};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::tasks::{Checkpoint, CreateTask, Exit, Task};
@@ -62,7 +62,7 @@ impl Cri {
             self.load_apparmor().await?;
         }
         let tasks = &self.parts().tasks;
-        let task = tasks.create(self.context(), container.id(), self.task_request(container)?).await?;
+        let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");
         let started_at = SystemTime::now();
         let started = async {
@@ -106,26 +106,25 @@ impl Cri {
         });
     }
 
-    fn task_request(&self, container: &Container) -> Result<CreateTask> {
+    fn task_request(&self, container: &Container, sandbox: &Sandbox) -> CreateTask {
         let record = container.record();
         let config = record.config.clone().unwrap_or_default();
-        if let Some(parent) = std::path::Path::new(&record.log_path).parent() {
-            std::fs::create_dir_all(parent).doing(|| format!("make {}", parent.display()))?;
-        }
         let uri = LogUri {
+            // A container that sees the pod's logs in a volume could put links there.
+            root: if record.log_path.is_empty() { String::new() } else { sandbox.log_directory() },
             format: LogFormat::Cri,
             max_line: self.config().max_log_line,
             attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
             ..LogUri::new(record.log_path.clone())
         };
         let images = self.checkpoint_images(container.id().as_str());
-        Ok(CreateTask {
+        CreateTask {
             stdin: if config.stdin { uri.to_string() } else { String::new() },
             stdout: uri.to_string(),
             terminal: config.tty,
             checkpoint: images.map(|images| Checkpoint::Directory(images.to_string_lossy().into_owned())),
             ..CreateTask::default()
-        })
+        }
     }
 
     /// Waits for the end of a container's process from now on, and does what follows from it.

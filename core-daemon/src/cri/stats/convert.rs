@@ -20,7 +20,7 @@ pub(super) struct Pod<'a> {
 pub(super) fn container(look: &Look, rate: u64, snapshots: &str) -> v1::ContainerStats {
     let record = look.container.record();
     let config = record.config.clone().unwrap_or_default();
-    let counters = look.counters.clone().unwrap_or_default();
+    let counters = look.counters.as_ref();
     v1::ContainerStats {
         attributes: Some(v1::ContainerAttributes {
             id: look.container.id().to_string(),
@@ -28,11 +28,11 @@ pub(super) fn container(look: &Look, rate: u64, snapshots: &str) -> v1::Containe
             labels: config.labels,
             annotations: config.annotations,
         }),
-        cpu: Some(cpu(look.at, &counters, rate)),
-        memory: Some(memory(look.at, &counters.memory)),
+        cpu: counters.map(|counters| cpu(look.at, counters, rate)),
+        memory: counters.map(|counters| memory(look.at, &counters.memory)),
         writable_layer: look.space.map(|usage| file_system(look.at, snapshots, usage)),
-        swap: look.counters.is_some().then(|| swap(look.at, &counters.memory)),
-        io: counters.io_pressure.map(|pressure| v1::IoUsage { timestamp: look.at, psi: Some(psi(pressure)) }),
+        swap: counters.map(|counters| swap(look.at, &counters.memory)),
+        io: counters.and_then(|counters| counters.io_pressure).map(|pressure| v1::IoUsage { timestamp: look.at, psi: Some(psi(pressure)) }),
     }
 }
 

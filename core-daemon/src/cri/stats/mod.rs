@@ -106,8 +106,7 @@ impl Cri {
         containers.retain(|container| {
             let record = container.record();
             let labels = record.config.as_ref().map(|config| &config.labels);
-            container.state() != v1::ContainerState::ContainerExited
-                && container.id().as_str().starts_with(&filter.id)
+            container.id().as_str().starts_with(&filter.id)
                 && record.sandbox_id.starts_with(&filter.pod_sandbox_id)
                 && labels.is_none_or(|labels| selects(&filter.label_selector, labels))
         });
