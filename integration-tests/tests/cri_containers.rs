@@ -11,6 +11,7 @@ use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait}
 pub(crate) const TESTS: &[Test] = tests![
     events_tell_how_a_container_is [Root, Overlay],
     what_a_container_is_given [Root, Overlay],
+    limits_ends_and_volumes_are_told_as_kubelets_expect [Root, Overlay],
     settings_of_an_interface_are_made_once_it_is_there [Root, Overlay],
     pods_have_users_of_their_own [Root, Overlay, Userns],
     users_of_their_own_and_the_hosts_network_go_together [Root, Overlay, Userns],
@@ -130,6 +131,42 @@ fn what_a_container_is_given(env: &Env) -> Result<()> {
         container.annotations.insert("io.kubernetes.cri.rdt-class".to_owned(), "gold".to_owned());
     });
     assert!(format!("{:#}", refused.expect_err("there is no such class")).contains("rdt class"));
+    Ok(())
+}
+
+fn limits_ends_and_volumes_are_told_as_kubelets_expect(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let free = pods.start(&pod, &config, &image, &["true"], |container| container.linux = None)?;
+    let limits = |status: v1::ContainerStatus| status.resources.and_then(|resources| resources.linux);
+    assert_eq!(limits(status(&mut pods, &free)?), Some(v1::LinuxContainerResources::default()));
+    let limited = pods.start(&pod, &config, &image, &["true"], |container| {
+        container.metadata = Some(v1::ContainerMetadata { name: "limited".to_owned(), attempt: 0 });
+        let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+        container.linux.get_or_insert_default().resources = Some(resources);
+    })?;
+    let told = limits(status(&mut pods, &limited)?).expect("limits");
+    assert_eq!((told.memory_limit_in_bytes, told.memory_swap_limit_in_bytes), (64 << 20, 64 << 20));
+    // What an ended container wrote is still there, and it uses nothing else.
+    pods.exit_code(&free)?;
+    let filter = v1::ContainerStatsFilter { id: free, ..Default::default() };
+    let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+    let stats = pods.runtime.block_on(pods.pods.list_container_stats(request))?.into_inner().stats;
+    assert!(stats.len() == 1 && stats[0].writable_layer.is_some() && stats[0].cpu.is_none(), "{stats:?}");
+    for (name, readonly) in [("nowhere.test/nothing", true), (image.as_str(), false)] {
+        let refused = pods.start(&pod, &config, &image, &["true"], |container| {
+            container.metadata = Some(v1::ContainerMetadata { name: "volume".to_owned(), attempt: 0 });
+            let container_path = "/volume".to_owned();
+            container.mounts =
+                vec![v1::Mount { image: Some(spec(name)), container_path, readonly, ..Default::default() }];
+        });
+        assert!(format!("{:#}", refused.expect_err(name)).contains("ImageVolumeMountFailed"));
+    }
     Ok(())
 }
 

@@ -18,7 +18,8 @@ fn prune(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             let unset = [Value::Null, json!(0), json!(""), json!(false), json!([])];
-            fields.retain(|_, value| !unset.contains(value));
+            let empty = |name: &str, value: &Value| MAPS.contains(&name) && *value == json!({});
+            fields.retain(|name, value| !unset.contains(value) && !empty(name, value));
             let messages = fields.iter_mut().filter(|(name, _)| !MAPS.contains(&name.as_str()));
             messages.for_each(|(_, value)| prune(value));
         }
@@ -54,7 +55,6 @@ mod tests {
             "metadata": {"name": "web"},
             "envs": [{"key": "A", "value": "Yg=="}],
             "labels": {"empty": ""},
-            "annotations": {},
             "mounts": [{"host_path": "/x", "uidMappings": [{"host_id": 7, "length": 1}]}],
             "CDI_devices": [{"name": "a/b=c"}],
             "linux": {"security_context": {"run_as_user": {}, "run_as_group": {"value": 7}}},

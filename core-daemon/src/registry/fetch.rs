@@ -132,6 +132,12 @@ impl Repository {
             .unwrap_or_else(|| Error::unavailable(format!("registry {}: no host is configured for this", self.host))))
     }
 
+    /// An object as people write it: a tag stands behind a colon, a digest behind an at sign.
+    fn called(&self, object: &str) -> String {
+        let mark = if object.contains(':') { '@' } else { ':' };
+        format!("{}/{}{mark}{object}", self.host, self.path)
+    }
+
     pub(super) async fn resolve_at(&self, host: Host, object: &str) -> Result<Resolved> {
         let url = self.url(&host, &format!("manifests/{object}"))?;
         let ask = Ask::new(Method::HEAD, url).header(http::header::ACCEPT, MANIFEST_ACCEPT);
@@ -139,8 +145,7 @@ impl Repository {
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
-                let name = format!("{}/{}:{object}", self.host, self.path);
-                let remedy = "check the name and the tag";
+                let (name, remedy) = (self.called(object), "check the name and the tag");
                 return Err(Error::not_found(format!("image {name}: not found in the registry; {remedy}")));
             }
             // An answer to HEAD has no body that would say why.
@@ -156,7 +161,7 @@ impl Repository {
         ask.method = Method::GET;
         let answer = self.send(host, &ask, &self.scope()).await?;
         if !answer.status().is_success() {
-            return Err(failure(host, answer).await).doing(|| format!("resolve {}/{}:{object}", self.host, self.path));
+            return Err(failure(host, answer).await).doing(|| format!("resolve {}", self.called(object)));
         }
         let media_type = media_type(&answer);
         let bytes = body(host, answer, MAX_MANIFEST).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gantry_proto::gantry::cri::v1::ContainerRecord;
 use gantry_proto::runtime::v1;
 use serde_json::{Value, json};
 
@@ -74,11 +75,20 @@ pub(in crate::cri) fn status_of(container: &Container, names: &Names) -> v1::Con
         annotations: config.annotations,
         mounts: record.mounts.clone(),
         log_path: record.log_path.clone(),
-        resources: Some(v1::ContainerResources { linux: record.resources.clone(), windows: None }),
+        resources: Some(v1::ContainerResources { linux: Some(limits(&record)), windows: None }),
         image_id: record.image_id.clone(),
         user: Some(v1::ContainerUser { linux: record.user.clone() }),
         stop_signal: stop_signal.into(),
     }
+}
+
+/// What the container may use: without a word on it, no more memory and swap together than memory.
+fn limits(record: &ContainerRecord) -> v1::LinuxContainerResources {
+    let mut limits = record.resources.clone().unwrap_or_default();
+    if limits.memory_swap_limit_in_bytes == 0 {
+        limits.memory_swap_limit_in_bytes = limits.memory_limit_in_bytes;
+    }
+    limits
 }
 
 /// A kubelet asks for an image by its id; people want to read its name.

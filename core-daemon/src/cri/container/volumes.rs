@@ -97,6 +97,15 @@ impl Cri {
     }
 
     fn image_mount(&self, pod: &str, handler: &str, wanted: &v1::Mount, namespaces: &Namespaces) -> Result<Volume> {
+        // Kubelets look for the first word.
+        let mounted = self.image_mount_now(pod, handler, wanted, namespaces);
+        let source = mounted.doing(|| "ImageVolumeMountFailed")?;
+        let destination = wanted.container_path.clone();
+        // Its layers are translated already, as the kernel can do it only there.
+        Ok(Volume { source, destination, read_only: true, map_ids: false })
+    }
+
+    fn image_mount_now(&self, pod: &str, handler: &str, wanted: &v1::Mount, users: &Namespaces) -> Result<PathBuf> {
         let field = "config.mounts.image";
         if !wanted.host_path.is_empty() {
             return Err(Error::invalid(format!("{field}: has a host_path too")));
@@ -105,19 +114,14 @@ impl Cri {
             return Err(Error::invalid(format!("{field}: {}: readonly is required", wanted.container_path)));
         }
         let text = wanted.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-        let image = self.find_image(&text).doing(|| format!("{field}: {text:?}"))?;
+        let image = self.find_image(&text).doing(|| field)?;
         let name = image.config_digest.as_str().replace(':', "-");
         let target = self.places(pod).images().join(&name);
         if !is_mounted(&target)? {
-            // Kubelets look for the first word.
             let snapshotter = self.snapshotter_of_pod(handler)?;
-            let mounted = self.mount_image(&image_key(pod, &name), snapshotter.as_ref(), &image, &target, namespaces);
-            mounted.doing(|| "ImageVolumeMountFailed")?;
+            self.mount_image(&image_key(pod, &name), snapshotter.as_ref(), &image, &target, users)?;
         }
-        let source = sub_path(&target, &wanted.image_sub_path).doing(|| "ImageVolumeMountFailed")?;
-        let destination = wanted.container_path.clone();
-        // Its layers are translated already, as the kernel can do it only there.
-        Ok(Volume { source, destination, read_only: true, map_ids: false })
+        sub_path(&target, &wanted.image_sub_path)
     }
 
     fn mount_image(
