@@ -49,7 +49,9 @@ impl Cri {
         // A handler may be gone from the configuration.
         let handler = self.config().handler(&record.runtime_handler).ok();
         let runtime = handler.map(|handler| self.runtime(handler, None));
-        let limits = |limits: &Option<v1::LinuxContainerResources>| limits.as_ref().map(|limits| json!({"linux": shown(limits)}));
+        let limits = |limits: &Option<v1::LinuxContainerResources>| {
+            limits.as_ref().map(|limits| json!({"linux": shown(limits)}))
+        };
         let config = record.config.as_ref().map(shown);
         let addresses = record.network.iter().flat_map(|network| &network.addresses);
         Ok(json!({

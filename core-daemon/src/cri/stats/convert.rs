@@ -32,7 +32,9 @@ pub(super) fn container(look: &Look, rate: u64, snapshots: &str) -> v1::Containe
         memory: counters.map(|counters| memory(look.at, &counters.memory)),
         writable_layer: look.space.map(|usage| file_system(look.at, snapshots, usage)),
         swap: counters.map(|counters| swap(look.at, &counters.memory)),
-        io: counters.and_then(|counters| counters.io_pressure).map(|pressure| v1::IoUsage { timestamp: look.at, psi: Some(psi(pressure)) }),
+        io: counters
+            .and_then(|counters| counters.io_pressure)
+            .map(|pressure| v1::IoUsage { timestamp: look.at, psi: Some(psi(pressure)) }),
     }
 }
 
