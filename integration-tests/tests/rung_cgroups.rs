@@ -98,6 +98,9 @@ fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
     fs::write(&file, r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#)?;
     let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
     assert!(said.contains("rejecting memory limit 4096 <= usage"), "{said}");
+    fs::write(&file, "[]")?;
+    let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
+    assert!(said.contains("no JSON object"), "{said}");
     assert_eq!(value(env, "update", "memory", "memory.limit_in_bytes", "memory.max")?, "50331648");
     Ok(())
 }

@@ -7,6 +7,7 @@ use integration_tests::{Bundle, Env, Result, Test, tests};
 pub(crate) const TESTS: &[Test] = tests![
     missing_arguments_are_named[],
     an_unknown_command_has_a_code_of_its_own[],
+    an_unknown_flag_is_told_in_the_words_of_go[],
     long_ids_are_refused[],
     failures_name_their_command[],
     exec_makes_no_directory [Root],
@@ -24,6 +25,14 @@ fn an_unknown_command_has_a_code_of_its_own(env: &Env) -> Result<()> {
     for line in [&["no-such-command"][..], &["help", "no-such-command"], &["no-such-command", "--help"]] {
         let said = env.run_rung(line)?.exits(3)?.stderr;
         assert!(said.contains("No help topic for 'no-such-command'"), "{line:?}: {said}");
+    }
+    Ok(())
+}
+
+fn an_unknown_flag_is_told_in_the_words_of_go(env: &Env) -> Result<()> {
+    for (line, flag) in [(["list", "--nonsense"], "-nonsense"), (["state", "-z"], "-z")] {
+        let said = env.run_rung(&line)?.exits(1)?.stderr;
+        assert!(said.contains(&format!("flag provided but not defined: {flag}")), "{line:?}: {said}");
     }
     Ok(())
 }

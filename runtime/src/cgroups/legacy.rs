@@ -175,3 +175,21 @@ fn network_files(network: &LinuxNetwork, list: &mut Vec<Setting>) {
         list.push(Setting::new("net_prio", "net_prio.ifpriomap", line));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_that_the_kernel_would_change_are_refused() {
+        let settings = |shares: u64| {
+            let text = format!("{{\"cpu\":{{\"shares\":{shares}}}}}");
+            settings(&serde_json::from_str(&text).expect("resources"))
+        };
+        for (shares, word) in [(1, "minimum"), (262_145, "maximum")] {
+            assert!(settings(shares).expect_err("refused").to_string().contains(word));
+        }
+        assert_eq!(settings(262_144).expect("taken").len(), 1);
+        assert!(settings(0).expect("not set").is_empty());
+    }
+}

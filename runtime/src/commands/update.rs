@@ -98,6 +98,9 @@ fn read(file: &Path) -> Result<Value> {
     let mut value: Value = serde_json::from_str(&text)
         .map_err(|error| Error::invalid(error.to_string()))
         .doing(|| format!("read {}", file.display()))?;
+    if !value.is_object() {
+        return Err(Error::invalid(format!("read {}: the limits are no JSON object", file.display())));
+    }
     fold_resource_keys(&mut value);
     if ["/memory/kernel", "/memory/kernelTCP"].iter().any(|limit| value.pointer(limit).is_some_and(Value::is_i64)) {
         log::warning(KERNEL_MEMORY);
