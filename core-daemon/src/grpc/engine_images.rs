@@ -1,9 +1,9 @@
 //! `gantry.images.v1.Images`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use gantry_proto::gantry::engine::v1::PullProgress;
 use gantry_proto::gantry::images::v1 as api;
 use gantry_proto::gantry::images::v1::images_server::Images as Service;
@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Answers;
 use super::engine::{Report, answer, answer_while_there, done};
+use super::incoming::Incoming;
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::engine::Engine;
@@ -66,34 +67,16 @@ impl<T> Write for Outgoing<T> {
     }
 }
 
-/// Reads what a client sends, on a thread that may block.
-struct Incoming {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    now: Bytes,
-}
-
-impl Read for Incoming {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.now.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.now = piece?,
-                None => return Ok(0),
-            }
-        }
-        let length = self.now.len().min(out.len());
-        out[..length].copy_from_slice(&self.now[..length]);
-        self.now.advance(length);
-        Ok(length)
-    }
-}
-
 /// The bytes in a client's messages. A stream that breaks is no archive that ends.
-fn incoming<T: Send + 'static>(mut messages: Streaming<T>, data: fn(T) -> Option<Vec<u8>>) -> Incoming {
+fn incoming<T: Send + 'static, O: 'static>(mut messages: Streaming<T>, part: fn(T) -> Option<Part<O>>) -> Incoming {
     let (sender, pieces) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         loop {
             let piece = match messages.message().await {
-                Ok(Some(message)) => Ok(Bytes::from(data(message).unwrap_or_default())),
+                Ok(Some(message)) => match part(message) {
+                    Some(Part::Data(data)) => Ok(Bytes::from(data)),
+                    _ => continue,
+                },
                 Ok(None) => return,
                 Err(status) => Err(io::Error::new(io::ErrorKind::ConnectionReset, status.message().to_owned())),
             };
@@ -103,11 +86,24 @@ fn incoming<T: Send + 'static>(mut messages: Streaming<T>, data: fn(T) -> Option
             }
         }
     });
-    Incoming { pieces, now: Bytes::new() }
+    Incoming::new(pieces)
 }
 
-fn no_options() -> Status {
-    Status::invalid_argument("the first message must be options")
+/// What one message of a client says.
+enum Part<O> {
+    Options(O),
+    Data(Vec<u8>),
+}
+
+/// The options that come first, and the bytes after them.
+async fn options_and_bytes<T: Send + 'static, O: 'static>(
+    mut messages: Streaming<T>,
+    part: fn(T) -> Option<Part<O>>,
+) -> Result<(O, Incoming), Status> {
+    match messages.message().await?.and_then(part) {
+        Some(Part::Options(options)) => Ok((options, incoming(messages, part))),
+        _ => Err(Status::invalid_argument("the first message must be options")),
+    }
 }
 
 #[tonic::async_trait]
@@ -133,14 +129,11 @@ impl Service for GantryImagesService {
     async fn load(&self, request: Request<Streaming<api::LoadInput>>) -> Result<Response<api::LoadResponse>, Status> {
         use api::load_input::Event;
         let context = Context::of(request.metadata())?;
-        let mut messages = request.into_inner();
-        let Some(Event::Options(options)) = messages.message().await?.and_then(|message| message.event) else {
-            return Err(no_options());
-        };
-        let archive = incoming(messages, |message| match message.event {
-            Some(Event::Data(data)) => Some(data),
-            _ => None,
-        });
+        let (options, archive) = options_and_bytes(request.into_inner(), |message| match message.event? {
+            Event::Options(options) => Some(Part::Options(options)),
+            Event::Data(data) => Some(Part::Data(data)),
+        })
+        .await?;
         let images = self.engine.load(&context, options, archive).await?;
         Ok(Response::new(api::LoadResponse { images }))
     }
@@ -156,14 +149,11 @@ impl Service for GantryImagesService {
     async fn import(&self, request: Request<Streaming<api::ImportInput>>) -> Result<Response<api::ImageId>, Status> {
         use api::import_input::Event;
         let context = Context::of(request.metadata())?;
-        let mut messages = request.into_inner();
-        let Some(Event::Options(options)) = messages.message().await?.and_then(|message| message.event) else {
-            return Err(no_options());
-        };
-        let archive = incoming(messages, |message| match message.event {
-            Some(Event::Data(data)) => Some(data),
-            _ => None,
-        });
+        let (options, archive) = options_and_bytes(request.into_inner(), |message| match message.event? {
+            Event::Options(options) => Some(Part::Options(options)),
+            Event::Data(data) => Some(Part::Data(data)),
+        })
+        .await?;
         let id = self.engine.import_files(&context, options, archive).await?;
         Ok(Response::new(api::ImageId { id }))
     }
@@ -222,14 +212,11 @@ impl Service for GantryImagesService {
     ) -> Result<Response<api::CopyInResponse>, Status> {
         use api::copy_input::Event;
         let context = Context::of(request.metadata())?;
-        let mut messages = request.into_inner();
-        let Some(Event::Options(options)) = messages.message().await?.and_then(|message| message.event) else {
-            return Err(no_options());
-        };
-        let archive = incoming(messages, |message| match message.event {
-            Some(Event::Data(data)) => Some(data),
-            _ => None,
-        });
+        let (options, archive) = options_and_bytes(request.into_inner(), |message| match message.event? {
+            Event::Options(options) => Some(Part::Options(options)),
+            Event::Data(data) => Some(Part::Data(data)),
+        })
+        .await?;
         self.engine.copy_in(&context, options, archive).await?;
         Ok(Response::new(api::CopyInResponse {}))
     }

@@ -9,6 +9,7 @@ pub mod engine_images;
 pub mod engine_system;
 pub mod events;
 pub mod images;
+mod incoming;
 pub mod introspection;
 pub mod leases;
 pub mod mounts;

@@ -16,10 +16,10 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-/// Methods whose calls end with their client: they wait for what containers do in their own time, do at length what can
+/// How the paths end whose calls end with their client: they wait for what containers do in their own time, do at length what can
 /// be given up at any point and begun anew, or notice it and undo what nobody would know of.
 const END_WITH_CLIENT: &[&str] =
-    &["Wait", "Transfer", "PullImage", "ExecSync", "Create", "RunPodSandbox", "CreateContainer"];
+    &["/Wait", "/Transfer", "/PullImage", "/ExecSync", ".Engine/Create", "/RunPodSandbox", "/CreateContainer"];
 
 /// Makes calls whole.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +107,8 @@ fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
 
 fn ends_with_client(path: &str) -> bool {
     let only_looks = |method: &str| method.starts_with("List") || method.ends_with("Status");
-    path.rsplit_once('/').is_some_and(|(_, method)| END_WITH_CLIENT.contains(&method) || only_looks(method))
+    END_WITH_CLIENT.iter().any(|end| path.ends_with(end))
+        || path.rsplit_once('/').is_some_and(|(_, method)| only_looks(method))
 }
 
 #[cfg(test)]
@@ -140,6 +141,8 @@ mod tests {
     #[tokio::test]
     async fn a_call_goes_on_without_its_client() {
         assert!(survives("/gantry.engine.v1.Engine/Stop").await);
+        assert!(survives("/containerd.services.containers.v1.Containers/Create").await);
+        assert!(!survives("/gantry.engine.v1.Engine/Create").await);
         assert!(!survives("/containerd.services.tasks.v1.Tasks/Wait").await);
         assert!(!survives("/runtime.v1.RuntimeService/ListContainers").await);
     }

@@ -1,14 +1,15 @@
 //! Bytes over a stream, as Data messages that the receiving side makes room for with WindowUpdate.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use gantry_proto::any;
 use gantry_proto::containerd::types::transfer::{Data, WindowUpdate};
 use tokio::sync::mpsc;
 
 use crate::error::{Error, Kind, Result};
+use crate::grpc::incoming::Incoming;
 use crate::grpc::streams::Stream;
 
 /// Room that a sender is given ahead.
@@ -21,7 +22,7 @@ const PIECE: usize = 64 << 10;
 const LEAST_WINDOW: i64 = 64 << 10;
 
 /// Reads what a client sends, on a thread that may block. The task that fills it ends with it.
-pub(super) fn reader(stream: Arc<Stream>) -> StreamReader {
+pub(super) fn reader(stream: Arc<Stream>) -> Incoming {
     let (sender, pieces) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let outcome = receive(&stream, &sender).await;
@@ -30,7 +31,7 @@ pub(super) fn reader(stream: Arc<Stream>) -> StreamReader {
         }
         stream.close();
     });
-    StreamReader { pieces, now: Bytes::new() }
+    Incoming::new(pieces)
 }
 
 async fn receive(stream: &Stream, to: &mpsc::Sender<io::Result<Bytes>>) -> Result<()> {
@@ -47,27 +48,6 @@ async fn receive(stream: &Stream, to: &mpsc::Sender<io::Result<Bytes>>) -> Resul
         if to.send(Ok(data)).await.is_err() {
             return Ok(());
         }
-    }
-}
-
-/// See [`reader`].
-pub(super) struct StreamReader {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    now: Bytes,
-}
-
-impl Read for StreamReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        while self.now.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(piece) => self.now = piece?,
-                None => return Ok(0),
-            }
-        }
-        let length = self.now.len().min(out.len());
-        out[..length].copy_from_slice(&self.now[..length]);
-        self.now.advance(length);
-        Ok(length)
     }
 }
 
