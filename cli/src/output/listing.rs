@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::table::Table;
-use super::template::Template;
+use super::template::{Labels, Row as Listed, Template};
 use crate::error::{Failure, Result};
 
 /// A field's name for templates and JSON, and its heading in tables.
@@ -13,7 +13,13 @@ pub type Column = (&'static str, &'static str);
 #[derive(Debug)]
 pub struct Listing {
     columns: &'static [Column],
-    rows: Vec<Map<String, Value>>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    cells: Map<String, Value>,
+    labels: Labels,
 }
 
 impl Listing {
@@ -24,8 +30,13 @@ impl Listing {
 
     /// Adds a row: one text for each column.
     pub fn row(&mut self, cells: Vec<String>) {
+        self.labelled_row(cells, Labels::new());
+    }
+
+    /// As [`Listing::row`], of what has labels.
+    pub fn labelled_row(&mut self, cells: Vec<String>, labels: Labels) {
         let keys = self.columns.iter().map(|(key, _)| (*key).to_owned());
-        self.rows.push(keys.zip(cells.into_iter().map(Value::String)).collect());
+        self.rows.push(Row { cells: keys.zip(cells.into_iter().map(Value::String)).collect(), labels });
     }
 
     /// Prints as `format` says; without one, a table of the columns `shown`.
@@ -40,13 +51,15 @@ impl Listing {
         match format {
             None | Some("table") => Ok(self.table(shown)),
             Some("json") => {
-                Ok(self.rows.iter().map(|row| format!("{}\n", Value::Object(row.clone()))).collect::<String>())
+                Ok(self.rows.iter().map(|row| format!("{}\n", Value::Object(row.cells.clone()))).collect::<String>())
             }
             Some(format) => match format.strip_prefix("table ") {
                 Some(template) => self.templated_table(template),
                 None => {
                     let template = Template::parse(format).map_err(Failure::new)?;
-                    let lines = self.rows.iter().map(|row| template.render(&Value::Object(row.clone())));
+                    let lines = self.rows.iter().map(|row| {
+                        template.render_row(&Value::Object(row.cells.clone()), Listed::Labelled(&row.labels))
+                    });
                     let lines: Vec<String> = lines.collect::<Result<_, _>>().map_err(Failure::new)?;
                     Ok(lines.iter().map(|line| format!("{line}\n")).collect::<String>())
                 }
@@ -59,7 +72,7 @@ impl Listing {
             |key: &&str| self.columns.iter().find(|(known, _)| known == key).map_or("", |(_, heading)| heading);
         let mut table = Table::new(&shown.iter().map(heading).collect::<Vec<_>>());
         for row in &self.rows {
-            let cell = |key: &&str| row.get(*key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let cell = |key: &&str| row.cells.get(*key).and_then(Value::as_str).unwrap_or_default().to_owned();
             table.row(shown.iter().map(cell).collect());
         }
         table.render()
@@ -73,14 +86,14 @@ impl Listing {
             .iter()
             .map(|(key, heading)| ((*key).to_owned(), Value::String((*heading).to_owned())))
             .collect();
-        let cells = |row: &Map<String, Value>| -> Result<Vec<String>> {
-            let line = template.render(&Value::Object(row.clone())).map_err(Failure::new)?;
+        let cells = |row: &Map<String, Value>, listed: Listed<'_>| -> Result<Vec<String>> {
+            let line = template.render_row(&Value::Object(row.clone()), listed).map_err(Failure::new)?;
             Ok(line.split('\t').map(str::to_owned).collect())
         };
-        let heading = cells(&headings)?;
+        let heading = cells(&headings, Listed::Headings)?;
         let mut table = Table::new(&heading.iter().map(String::as_str).collect::<Vec<_>>());
         for row in &self.rows {
-            table.row(cells(row)?);
+            table.row(cells(&row.cells, Listed::Labelled(&row.labels))?);
         }
         Ok(table.render())
     }

@@ -2,11 +2,13 @@
 
 use serde_json::Value;
 
-use super::parse::{Argument, Call, Node};
+use super::Row;
+use super::functions::function;
+use super::parse::{Argument, Call, LABEL, Node, Root};
 
-pub(super) fn render(nodes: &[Node], value: &Value) -> Result<String, String> {
+pub(super) fn render(nodes: &[Node], value: &Value, row: Row<'_>) -> Result<String, String> {
     let mut out = String::new();
-    Scope { top: value, here: value }.nodes(nodes, &mut out)?;
+    Scope { top: value, here: value, row, variables: None }.nodes(nodes, &mut out)?;
     Ok(out)
 }
 
@@ -14,39 +16,55 @@ pub(super) fn render(nodes: &[Node], value: &Value) -> Result<String, String> {
 struct Scope<'a> {
     top: &'a Value,
     here: &'a Value,
+    row: Row<'a>,
+    /// The innermost first.
+    variables: Option<&'a Variable<'a>>,
 }
 
-impl Scope<'_> {
+struct Variable<'a> {
+    name: &'a str,
+    value: &'a Value,
+    outer: Option<&'a Variable<'a>>,
+}
+
+impl<'a> Scope<'a> {
     fn nodes(self, nodes: &[Node], out: &mut String) -> Result<(), String> {
-        for node in nodes {
+        for (place, node) in nodes.iter().enumerate() {
             match node {
                 Node::Text(text) => out.push_str(text),
                 Node::Print(pipe) => out.push_str(&printed(&self.pipe(pipe)?)),
-                Node::If { condition, body, otherwise } => {
-                    let branch = if truth(&self.pipe(condition)?) { body } else { otherwise };
-                    self.nodes(branch, out)?;
+                Node::Set { name, value } => {
+                    let value = &self.pipe(value)?;
+                    let variable = self.named(Some(name), value);
+                    // It stands for the rest of the block.
+                    return self.with(variable.as_ref()).nodes(&nodes[place + 1..], out);
                 }
-                Node::With { value, body, otherwise } => {
-                    let value = self.pipe(value)?;
-                    if truth(&value) {
-                        self.below(&value).nodes(body, out)?;
-                    } else {
-                        self.nodes(otherwise, out)?;
+                Node::If { names, condition, body, otherwise } => {
+                    let value = &self.pipe(condition)?;
+                    let named = self.named(names.first(), value);
+                    let scope = self.with(named.as_ref());
+                    scope.nodes(if truth(value) { body } else { otherwise }, out)?;
+                }
+                Node::With { names, value, body, otherwise } => {
+                    let value = &self.pipe(value)?;
+                    let named = self.named(names.first(), value);
+                    let scope = self.with(named.as_ref());
+                    match truth(value) {
+                        true => Scope { here: value, ..scope }.nodes(body, out)?,
+                        false => scope.nodes(otherwise, out)?,
                     }
                 }
-                Node::Range { over, body, otherwise } => {
-                    let over = self.pipe(over)?;
-                    let items: Vec<&Value> = match &over {
-                        Value::Array(items) => items.iter().collect(),
-                        Value::Object(fields) => fields.values().collect(),
-                        Value::Null => Vec::new(),
-                        other => return Err(format!("cannot range over {}", printed(other))),
-                    };
+                Node::Range { names, over, body, otherwise } => {
+                    let items = items(&self.pipe(over)?)?;
                     if items.is_empty() {
                         self.nodes(otherwise, out)?;
                     }
-                    for item in items {
-                        self.below(item).nodes(body, out)?;
+                    for (place, item) in &items {
+                        // The last name is the item's, and one before it its place's.
+                        let of_place = self.named(names.first().filter(|_| names.len() == 2), place);
+                        let scope = self.with(of_place.as_ref());
+                        let of_item = scope.named(names.last(), item);
+                        Scope { here: item, ..scope.with(of_item.as_ref()) }.nodes(body, out)?;
                     }
                 }
             }
@@ -54,11 +72,38 @@ impl Scope<'_> {
         Ok(())
     }
 
-    fn below<'b>(self, here: &'b Value) -> Scope<'b>
+    fn named<'b>(self, name: Option<&'b String>, value: &'b Value) -> Option<Variable<'b>>
     where
         Self: 'b,
     {
-        Scope { top: self.top, here }
+        name.map(|name| Variable { name, value, outer: self.variables })
+    }
+
+    fn with<'b>(self, variable: Option<&'b Variable<'b>>) -> Scope<'b>
+    where
+        Self: 'b,
+    {
+        Scope { variables: variable.or(self.variables), ..self }
+    }
+
+    fn variable(&self, name: &str) -> Result<&Value, String> {
+        let mut next = self.variables;
+        while let Some(variable) = next {
+            if variable.name == name {
+                return Ok(variable.value);
+            }
+            next = variable.outer;
+        }
+        Err(format!("there is no variable ${name}"))
+    }
+
+    fn label(self, key: &[Value]) -> Result<Value, String> {
+        let key = key.first().map(printed).unwrap_or_default();
+        match self.row {
+            Row::Labelled(labels) => Ok(labels.get(&key).cloned().unwrap_or_default().into()),
+            Row::Headings => Ok(key.into()),
+            Row::None => Err("there is no field \"Label\"".to_owned()),
+        }
     }
 
     fn pipe(self, pipe: &[Call]) -> Result<Value, String> {
@@ -68,6 +113,7 @@ impl Scope<'_> {
                 call.arguments.iter().map(|argument| self.argument(argument)).collect::<Result<Vec<_>, _>>()?;
             values.extend(carried.take());
             carried = Some(match &call.function {
+                Some(name) if name == LABEL => self.label(&values)?,
                 Some(name) => function(name, &values)?,
                 None => values.into_iter().next().unwrap_or_default(),
             });
@@ -79,8 +125,12 @@ impl Scope<'_> {
         match argument {
             Argument::Literal(value) => Ok(value.clone()),
             Argument::Nested(pipe) => self.pipe(pipe),
-            Argument::Path { from_top, fields } => {
-                let mut value = if *from_top { self.top } else { self.here };
+            Argument::Path { root, fields } => {
+                let mut value = match root {
+                    Root::Here => self.here,
+                    Root::Top => self.top,
+                    Root::Variable(name) => self.variable(name)?,
+                };
                 for field in fields {
                     value = match value {
                         Value::Object(object) => found(object, field)
@@ -92,6 +142,16 @@ impl Scope<'_> {
                 Ok(value.clone())
             }
         }
+    }
+}
+
+/// What a range goes over: each item with its place.
+fn items(over: &Value) -> Result<Vec<(Value, Value)>, String> {
+    match over {
+        Value::Array(items) => Ok(items.iter().enumerate().map(|(place, item)| (place.into(), item.clone())).collect()),
+        Value::Object(fields) => Ok(fields.iter().map(|(key, item)| (key.clone().into(), item.clone())).collect()),
+        Value::Null => Ok(Vec::new()),
+        other => Err(format!("cannot range over {}", printed(other))),
     }
 }
 
@@ -109,54 +169,8 @@ fn names(object: &serde_json::Map<String, Value>) -> String {
     object.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn function(name: &str, values: &[Value]) -> Result<Value, String> {
-    let first = values.first().unwrap_or(&Value::Null);
-    Ok(match name {
-        "json" => Value::String(first.to_string()),
-        "len" => match first {
-            Value::Array(items) => items.len().into(),
-            Value::Object(fields) => fields.len().into(),
-            Value::String(text) => text.len().into(),
-            Value::Null => 0.into(),
-            other => return Err(format!("len of {} is not known", printed(other))),
-        },
-        "index" => values[1..].iter().try_fold(first.clone(), |value, key| index(&value, key))?,
-        "eq" => values[1..].iter().any(|other| other == first).into(),
-        "ne" => (values[1] != *first).into(),
-        "not" => (!truth(first)).into(),
-        "and" => values.iter().find(|value| !truth(value)).or(values.last()).cloned().unwrap_or_default(),
-        "or" => values.iter().find(|value| truth(value)).or(values.last()).cloned().unwrap_or_default(),
-        "upper" => Value::String(printed(first).to_uppercase()),
-        "lower" => Value::String(printed(first).to_lowercase()),
-        "println" => Value::String(format!("{}\n", values.iter().map(printed).collect::<Vec<_>>().join(" "))),
-        "join" => match first {
-            Value::Array(items) => {
-                Value::String(items.iter().map(printed).collect::<Vec<_>>().join(&printed(&values[1])))
-            }
-            Value::Null => Value::String(String::new()),
-            other => return Err(format!("cannot join {}", printed(other))),
-        },
-        _ => return Err(format!("function {name:?} is not known")),
-    })
-}
-
-fn index(value: &Value, key: &Value) -> Result<Value, String> {
-    match (value, key) {
-        // A label that is not set is empty, as in Go's maps.
-        (Value::Object(fields), Value::String(key)) => {
-            Ok(fields.get(key).cloned().unwrap_or(Value::String(String::new())))
-        }
-        (Value::Array(items), Value::Number(place)) => {
-            let found = place.as_u64().and_then(|place| items.get(usize::try_from(place).ok()?));
-            found.cloned().ok_or_else(|| format!("there is no item {place} of {}", items.len()))
-        }
-        (Value::Null, _) => Ok(Value::String(String::new())),
-        _ => Err(format!("cannot index {} by {}", printed(value), printed(key))),
-    }
-}
-
 /// Go's idea of true: not false, zero, empty or nil.
-fn truth(value: &Value) -> bool {
+pub(super) fn truth(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(truth) => *truth,
@@ -168,7 +182,7 @@ fn truth(value: &Value) -> bool {
 }
 
 /// A value as Go prints it.
-fn printed(value: &Value) -> String {
+pub(super) fn printed(value: &Value) -> String {
     match value {
         Value::Null => "<no value>".to_owned(),
         Value::String(text) => text.clone(),

@@ -5,9 +5,30 @@
 pub(super) enum Node {
     Text(String),
     Print(Pipe),
-    Range { over: Pipe, body: Vec<Node>, otherwise: Vec<Node> },
-    If { condition: Pipe, body: Vec<Node>, otherwise: Vec<Node> },
-    With { value: Pipe, body: Vec<Node>, otherwise: Vec<Node> },
+    /// A variable that stands until the end of its block.
+    Set {
+        name: String,
+        value: Pipe,
+    },
+    /// Names for the place and the item, or for the item alone.
+    Range {
+        names: Vec<String>,
+        over: Pipe,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    If {
+        names: Vec<String>,
+        condition: Pipe,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    With {
+        names: Vec<String>,
+        value: Pipe,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
 }
 
 /// Calls joined by `|`: the value of each is the last argument of the next.
@@ -22,28 +43,53 @@ pub(super) struct Call {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Argument {
-    /// `.` and fields below it; from the top where it began with `$`.
+    /// A value and fields below it.
     Path {
-        from_top: bool,
+        root: Root,
         fields: Vec<String>,
     },
     Literal(serde_json::Value),
     Nested(Pipe),
 }
 
+/// Where a path begins.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Root {
+    /// `.`
+    Here,
+    /// `$`
+    Top,
+    /// `$name`
+    Variable(String),
+}
+
+/// What `.Label "key"` calls; no word of a template can be its name.
+pub(super) const LABEL: &str = ".Label";
+
 /// The functions, with how many arguments they take.
 const FUNCTIONS: &[(&str, std::ops::RangeInclusive<usize>)] = &[
     ("and", 2..=9),
     ("eq", 2..=9),
+    ("ge", 2..=2),
+    ("gt", 2..=2),
     ("index", 2..=9),
     ("join", 2..=2),
     ("json", 1..=1),
+    ("le", 2..=2),
     ("len", 1..=1),
     ("lower", 1..=1),
+    ("lt", 2..=2),
     ("ne", 2..=2),
     ("not", 1..=1),
     ("or", 2..=9),
+    ("pad", 3..=3),
+    ("print", 0..=9),
+    ("printf", 1..=9),
     ("println", 0..=9),
+    ("slice", 2..=3),
+    ("split", 2..=2),
+    ("title", 1..=1),
+    ("truncate", 2..=2),
     ("upper", 1..=1),
 ];
 
@@ -95,8 +141,27 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     Ok(pieces)
 }
 
-/// Nodes up to the end of the text or to `end` or `else`, which is given back.
-fn block(pieces: &mut std::vec::IntoIter<Piece>, depth: usize) -> Result<(Vec<Node>, Option<&'static str>), String> {
+/// What ends a block.
+#[derive(Debug, PartialEq)]
+enum Ends {
+    End,
+    Else,
+    /// An `else` that goes on with another block, such as `if .X`.
+    ElseBlock(String),
+}
+
+impl std::fmt::Display for Ends {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::End => f.write_str("end"),
+            Self::Else => f.write_str("else"),
+            Self::ElseBlock(action) => write!(f, "else {action}"),
+        }
+    }
+}
+
+/// Nodes up to the end of the text, or to what ends the block.
+fn block(pieces: &mut std::vec::IntoIter<Piece>, depth: usize) -> Result<(Vec<Node>, Option<Ends>), String> {
     if depth > DEPTH {
         return Err("blocks are nested too deeply".to_owned());
     }
@@ -111,26 +176,68 @@ fn block(pieces: &mut std::vec::IntoIter<Piece>, depth: usize) -> Result<(Vec<No
         };
         let (word, rest) = action.split_once(char::is_whitespace).unwrap_or((&action, ""));
         match word {
-            "end" if rest.is_empty() => return Ok((nodes, Some("end"))),
-            "else" if rest.is_empty() => return Ok((nodes, Some("else"))),
-            "range" | "if" | "with" => {
-                let pipe = pipe(rest)?;
-                let (body, end) = block(pieces, depth + 1)?;
-                let (otherwise, end) = if end == Some("else") { block(pieces, depth + 1)? } else { (Vec::new(), end) };
-                if end != Some("end") {
-                    return Err(format!("{{{{{word}}}}} has no {{{{end}}}}"));
-                }
-                nodes.push(match word {
-                    "range" => Node::Range { over: pipe, body, otherwise },
-                    "if" => Node::If { condition: pipe, body, otherwise },
-                    _ => Node::With { value: pipe, body, otherwise },
-                });
+            "end" if rest.is_empty() => return Ok((nodes, Some(Ends::End))),
+            "else" if rest.is_empty() => return Ok((nodes, Some(Ends::Else))),
+            "else" if is_block(rest.trim_start()) => {
+                return Ok((nodes, Some(Ends::ElseBlock(rest.trim_start().to_owned()))));
             }
+            _ if is_block(&action) => nodes.push(branching(&action, pieces, depth)?),
             word if word.starts_with("/*") => {}
-            _ => nodes.push(Node::Print(pipe(&action)?)),
+            _ => nodes.push(match declared(&action)? {
+                (names, value) if names.is_empty() => Node::Print(pipe(value)?),
+                (names, value) => Node::Set { name: names.into_iter().collect(), value: pipe(value)? },
+            }),
         }
     }
     Ok((nodes, None))
+}
+
+fn is_block(action: &str) -> bool {
+    matches!(action.split_whitespace().next(), Some("range" | "if" | "with"))
+}
+
+/// A block with what is between its beginning and its end.
+fn branching(action: &str, pieces: &mut std::vec::IntoIter<Piece>, depth: usize) -> Result<Node, String> {
+    if depth > DEPTH {
+        return Err("blocks are nested too deeply".to_owned());
+    }
+    let (word, rest) = action.split_once(char::is_whitespace).unwrap_or((action, ""));
+    let (names, value) = declared(rest)?;
+    if names.len() > if word == "range" { 2 } else { 1 } {
+        return Err(format!("{{{{{word}}}}} has too many variables"));
+    }
+    let pipe = pipe(value)?;
+    let (body, end) = block(pieces, depth + 1)?;
+    let otherwise = match end {
+        Some(Ends::End) => Vec::new(),
+        Some(Ends::ElseBlock(action)) => vec![branching(&action, pieces, depth + 1)?],
+        Some(Ends::Else) => match block(pieces, depth + 1)? {
+            (otherwise, Some(Ends::End)) => otherwise,
+            _ => return Err(format!("{{{{{word}}}}} has no {{{{end}}}}")),
+        },
+        None => return Err(format!("{{{{{word}}}}} has no {{{{end}}}}")),
+    };
+    Ok(match word {
+        "range" => Node::Range { names, over: pipe, body, otherwise },
+        "if" => Node::If { names, condition: pipe, body, otherwise },
+        _ => Node::With { names, value: pipe, body, otherwise },
+    })
+}
+
+/// The variables that an action sets, and the rest of it: `$x := .Y` or `$k, $v := .Y`.
+fn declared(action: &str) -> Result<(Vec<String>, &str), String> {
+    let Some((left, value)) = action.split_once(":=").filter(|(left, _)| left.starts_with('$')) else {
+        return Ok((Vec::new(), action));
+    };
+    let name = |word: &str| {
+        let name = word.trim().strip_prefix('$').filter(|name| is_name(name));
+        name.map(str::to_owned).ok_or_else(|| format!("{:?} is not a variable", word.trim()))
+    };
+    Ok((left.split(',').map(name).collect::<Result<_, _>>()?, value))
+}
+
+fn is_name(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|letter| letter.is_alphanumeric() || letter == '_')
 }
 
 fn pipe(text: &str) -> Result<Pipe, String> {
@@ -196,6 +303,10 @@ impl Words<'_> {
                 None => return Err(format!("function {name:?} is not known")),
             },
             None if count == 1 && piped == 0 => {}
+            None if count == 2 && piped == 0 && is_label(&arguments[0]) => {
+                arguments.remove(0);
+                function = Some(LABEL.to_owned());
+            }
             None => return Err("expected one value or a function".to_owned()),
         }
         Ok(Call { function, arguments })
@@ -232,14 +343,21 @@ impl Words<'_> {
     }
 }
 
-/// `.`, `.A.B` or `$.A`.
+/// `.`, `.A.B`, `$.A` or `$name.A`.
 fn path(word: &str) -> Option<Argument> {
-    let from_top = word.starts_with('$');
-    let rest = word.strip_prefix('$').unwrap_or(word);
-    if rest.is_empty() && from_top {
-        return Some(Argument::Path { from_top, fields: Vec::new() });
-    }
-    let rest = rest.strip_prefix('.')?;
-    let fields = rest.split('.').filter(|_| !rest.is_empty()).map(str::to_owned).collect();
-    Some(Argument::Path { from_top, fields })
+    let (first, rest) = word.split_once('.').map_or((word, None), |(first, rest)| (first, Some(rest)));
+    let root = match first.strip_prefix('$') {
+        Some("") => Root::Top,
+        Some(name) if is_name(name) => Root::Variable(name.to_owned()),
+        None if first.is_empty() && rest.is_some() => Root::Here,
+        _ => return None,
+    };
+    let rest = rest.filter(|rest| !rest.is_empty());
+    let fields = rest.map(|rest| rest.split('.').map(str::to_owned).collect()).unwrap_or_default();
+    Some(Argument::Path { root, fields })
+}
+
+/// `.Label`, which takes a key.
+fn is_label(argument: &Argument) -> bool {
+    matches!(argument, Argument::Path { root: Root::Here, fields } if fields[..] == ["Label"])
 }

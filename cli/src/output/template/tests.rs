@@ -35,6 +35,16 @@ fn fields_and_functions() {
         ("{{with .State}}{{.Pid}}{{end}}", "7"),
         ("a {{- .ID -}} b", "aabcb"),
         ("{{/* note */}}x", "x"),
+        ("{{if not .State.Running}}down{{else if eq .State.Pid 7}}seven{{else}}up{{end}}", "seven"),
+        ("{{range $key, $value := .Labels}}{{$key}}={{$value}}{{end}}", "a.b=x"),
+        ("{{range $place, $_ := .Args}}{{$place}}{{end}}{{range $arg := .Args}}{{$arg}}{{end}}", "01-ctrue"),
+        ("{{$x := .State.Pid}}{{with .State}}{{$x}}{{$x := .Status}}{{$x}}{{end}}{{$x}}", "7running7"),
+        ("{{$s := .State}}{{$s.Status}}", "running"),
+        ("{{printf \"%-4s|%3d|%q%%\" .ID .State.Pid .ID}}", "abc |  7|\"abc\"%"),
+        ("{{slice .ID 1 3}} {{slice .ID 1}} {{slice .Args 1}}", "bc bc [true]"),
+        ("{{range split \"a:b\" \":\"}}{{title .}}{{end}}", "AB"),
+        ("{{if gt .State.Pid 6}}{{if le .ID \"abc\"}}both{{end}}{{end}}", "both"),
+        ("{{truncate .ID 2}}{{pad .ID 1 2}}.", "ab abc  ."),
     ] {
         assert_eq!(render(template).as_deref(), Ok(text), "{template}");
     }
@@ -54,6 +64,12 @@ fn mistakes_are_named() {
         ("{{index .Args 9}}", "item 9"),
         ("{{}}", "expected"),
         ("{{(.ID}}", "closed"),
+        ("{{$x}}", "no variable"),
+        ("{{range $a, $b, $c := .Args}}{{end}}", "variables"),
+        ("{{if .ID}}{{else if .ID}}", "no {{end}}"),
+        ("{{printf \"%x\" .ID}}", "printf"),
+        ("{{slice .ID 9}}", "shorter"),
+        ("{{.Nope \"x\"}}", "expected"),
         (&format!("{{{{{}.ID{}}}}}", "(".repeat(200), ")".repeat(200)), "deeply"),
     ] {
         let error = render(template).expect_err(template);
@@ -70,4 +86,13 @@ fn a_field_may_be_written_in_another_case() {
     assert_eq!(render("{{.ID}}", r#"{"Id": "a"}"#).as_deref(), Ok("a"));
     assert_eq!(render("{{.ID}}", r#"{"ID": "a", "Id": "b"}"#).as_deref(), Ok("a"));
     assert!(render("{{.id}}", r#"{"ID": "a", "Id": "b"}"#).is_err());
+}
+
+#[test]
+fn rows_have_labels() {
+    let template = Template::parse("{{.ID}} {{.Label \"a.b\"}}").expect("template");
+    let (row, labels) = (json!({"ID": "c"}), [("a.b".to_owned(), "x,y".to_owned())].into());
+    assert_eq!(template.render_row(&row, Row::Labelled(&labels)).as_deref(), Ok("c x,y"));
+    assert_eq!(template.render_row(&row, Row::Headings).as_deref(), Ok("c a.b"));
+    assert!(template.render(&row).is_err());
 }
