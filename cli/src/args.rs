@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args as _, CommandFactory, FromArgMatches, Parser};
 
 use crate::commands::{Command, create, exec, ps, rm, run, start};
@@ -58,17 +58,35 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Says it and gives the exit code: 0 for help, 125 for a mistake.
+    /// Says it and gives the exit code.
     pub fn report(&self) -> ExitCode {
         // Nobody is left to tell if even this cannot be written.
         let _ = self.error.print();
         if let Some(hint) = &self.hint {
             crate::error::hint(hint);
         }
+        self.code().into()
+    }
+
+    /// Docker's: 0 for help, 125 for an option that is wrong, 1 for a command that is, or for what is missing or too much
+    /// after it.
+    fn code(&self) -> Code {
         match self.error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Code::SUCCESS.into(),
-            _ => Code::DAEMON.into(),
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Code::SUCCESS,
+            ErrorKind::InvalidSubcommand | ErrorKind::MissingSubcommand | ErrorKind::MissingRequiredArgument => {
+                Code::FAILURE
+            }
+            ErrorKind::UnknownArgument if !self.is_option() => Code::FAILURE,
+            _ => Code::DAEMON,
         }
+    }
+
+    /// Whether it is about an option.
+    fn is_option(&self) -> bool {
+        let invalid = self.error.get(ContextKind::InvalidArg);
+        matches!(invalid, Some(ContextValue::String(text)) if text.starts_with('-'))
     }
 }
 

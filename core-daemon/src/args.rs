@@ -35,6 +35,13 @@ pub enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Run a command as the first process of a container does: hand signals on to it, and collect what others leave
+    #[command(name = crate::init::VERB, hide = true)]
+    Init {
+        /// Program and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<std::ffi::OsString>,
+    },
     /// Make the namespaces that the flags name and keep them until the input ends; the daemon runs this for pods
     #[command(name = crate::net::namespaces::HOLD, hide = true)]
     HoldNamespaces {

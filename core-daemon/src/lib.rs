@@ -2,7 +2,7 @@
 //!
 //! Layers, lowest first; a module uses only lower ones (ARCHITECTURE.md has the table):
 //! 0 `error`, `context`, `labels`, `id`, `signals`, `filter`, `config`, `blocking`, `failpoint`,
-//!   `program` ·
+//!   `program`, `init` ·
 //! 1 `metadata`, `events`, `erofs` ·
 //! 2 `content`, `snapshots`, `mounts`, `diff`, `registry` ·
 //! 3 `records`, `image`, `tasks`, `shims`, `net`, `gc`, `storage` ·
@@ -28,6 +28,7 @@ pub mod grpc;
 pub mod hook;
 pub mod id;
 pub mod image;
+pub mod init;
 pub mod labels;
 pub mod metadata;
 pub mod mounts;
@@ -62,6 +63,7 @@ pub fn run(args: Args) -> ExitCode {
     let served = match &args.command {
         Some(Command::HoldNamespaces { flags }) => Some(net::namespaces::hold(*flags)),
         Some(Command::LookAtPath { path }) => Some(cri::host::look_at_path(path)),
+        Some(Command::Init { words }) => return init::run(words),
         Some(Command::VerifyMetadata { path }) => return app::verify_metadata(path),
         Some(Command::OciHook { words }) => Some(hook::run(words)),
         _ => None,
@@ -97,6 +99,7 @@ fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
         | Some(
             Command::HoldNamespaces { .. }
             | Command::LookAtPath { .. }
+            | Command::Init { .. }
             | Command::VerifyMetadata { .. }
             | Command::OciHook { .. },
         ) => runtime()?.block_on(app::run(config)),

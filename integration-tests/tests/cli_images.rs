@@ -37,7 +37,7 @@ fn pull_says_what_it_does(env: &Env) -> Result<()> {
 
 fn images_are_listed_and_inspected(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
-    assert_eq!(stack.gantry(&["images"])?.ok()?.stdout, "REPOSITORY   TAG   IMAGE ID   CREATED   SIZE\n");
+    assert_eq!(stack.gantry(&["images"])?.ok()?.stdout, "REPOSITORY   TAG       IMAGE ID   CREATED   SIZE\n");
     stack.gantry(&["pull", "-q", "IMAGE"])?.ok()?;
     let config = Image::busybox()?.config()?.digest;
     let short = &config["sha256:".len()..][..12];

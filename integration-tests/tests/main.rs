@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use integration_tests::runner;
 
 mod cli_archives;
+mod cli_docker;
 mod cli_exec;
 mod cli_habits;
 mod cli_images;
@@ -68,6 +69,7 @@ mod stack_walk;
 fn main() -> ExitCode {
     runner::main(&[
         cli_archives::TESTS,
+        cli_docker::TESTS,
         cli_exec::TESTS,
         cli_habits::TESTS,
         cli_images::TESTS,

@@ -6,22 +6,59 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 /// Options of docker's `run` and `create` that are not built; said by name, so that nobody looks for a typo.
 const NOT_BUILT: &[&str] = &[
-    "--blkio-weight",
-    "--cgroup-parent",
-    "--dns",
+    "--attach",
+    "--blkio-weight-device",
+    "--cpu-rt-period",
+    "--cpu-rt-runtime",
+    "--device-read-bps",
+    "--device-read-iops",
+    "--device-write-bps",
+    "--device-write-iops",
+    "--disable-content-trust",
+    "--domainname",
     "--expose",
     "--gpus",
-    "--init",
     "--ip",
+    "--ip6",
+    "--isolation",
+    "--kernel-memory",
     "--link",
+    "--link-local-ip",
     "--mac-address",
+    "--net-alias",
     "--network-alias",
     "--oom-kill-disable",
     "--publish",
     "--publish-all",
-    "--volumes-from",
+    "--storage-opt",
+    "--volume-driver",
     "-P",
+    "-a",
     "-p",
+];
+
+/// Docker's commands that are not built.
+const NO_VERBS: &[&str] = &[
+    "build",
+    "builder",
+    "buildx",
+    "checkpoint",
+    "compose",
+    "config",
+    "context",
+    "manifest",
+    "network",
+    "node",
+    "plugin",
+    "port",
+    "scout",
+    "search",
+    "secret",
+    "service",
+    "stack",
+    "swarm",
+    "trust",
+    "volume",
 ];
 
 /// A hint for `error`, which came of `args`.
@@ -45,22 +82,7 @@ pub(super) fn of(error: &clap::Error, args: &[OsString]) -> Option<String> {
         (ErrorKind::MissingRequiredArgument, "run" | "create") => {
             Some(format!("{verb} needs an image, such as: gantry {verb} alpine"))
         }
-        (ErrorKind::InvalidSubcommand, _)
-            if matches!(
-                verb,
-                "build"
-                    | "network"
-                    | "volume"
-                    | "compose"
-                    | "port"
-                    | "search"
-                    | "context"
-                    | "manifest"
-                    | "checkpoint"
-                    | "plugin"
-                    | "trust"
-            ) =>
-        {
+        (ErrorKind::InvalidSubcommand, _) if NO_VERBS.contains(&verb) => {
             Some(format!("gantry does not have docker's {verb:?} yet"))
         }
         _ => None,
@@ -69,7 +91,17 @@ pub(super) fn of(error: &clap::Error, args: &[OsString]) -> Option<String> {
 
 /// The verb among the words: `run` of `container run` and of `run`.
 fn verb<'a>(words: &[&'a str]) -> &'a str {
-    let mut plain = words.iter().filter(|word| !word.starts_with('-'));
+    let mut words = words.iter();
+    let mut plain = std::iter::from_fn(|| {
+        loop {
+            match words.next()? {
+                // Their values are no verbs.
+                &"-H" | &"--address" | &"--host" | &"--namespace" => drop(words.next()),
+                word if word.starts_with('-') => {}
+                word => return Some(word),
+            }
+        }
+    });
     match plain.next() {
         Some(&"container" | &"image" | &"registry" | &"system") => plain.next().copied().unwrap_or_default(),
         Some(word) => word,

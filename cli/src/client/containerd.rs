@@ -1,13 +1,11 @@
 //! The calls of containerd's own services, for what they say as well as our engine would.
 
-use gantry_proto::containerd::services::events::v1::SubscribeRequest;
-use gantry_proto::containerd::services::events::v1::events_client::EventsClient;
 use gantry_proto::containerd::services::images::v1 as images;
 use gantry_proto::containerd::services::images::v1::images_client::ImagesClient;
 use gantry_proto::containerd::services::tasks::v1 as tasks;
 use gantry_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
-use gantry_proto::containerd::types::{Envelope, Metric};
-use tonic::{Code, Streaming};
+use gantry_proto::containerd::types::Metric;
+use tonic::Code;
 
 use super::Client;
 use crate::error::{Failure, Result};
@@ -64,11 +62,5 @@ impl Client {
         let update = self.request(update);
         client.update(update).await?;
         Ok(())
-    }
-
-    /// What happens from now on.
-    pub async fn events(&mut self, filters: Vec<String>) -> Result<Streaming<Envelope>> {
-        let request = self.request(SubscribeRequest { filters });
-        Ok(EventsClient::new(self.channel.clone()).subscribe(request).await?.into_inner())
     }
 }

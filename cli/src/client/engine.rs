@@ -100,6 +100,12 @@ impl Client {
         Ok(self.engine.logs(request).await?.into_inner())
     }
 
+    /// What happens, and has happened.
+    pub async fn events(&mut self, request: api::EventsRequest) -> Result<Streaming<api::Event>> {
+        let request = self.request(request);
+        Ok(self.engine.events(request).await?.into_inner())
+    }
+
     /// Pulls an image.
     pub async fn pull(&mut self, request: api::PullRequest) -> Result<Streaming<api::PullProgress>> {
         let request = self.request(request);

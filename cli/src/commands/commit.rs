@@ -19,8 +19,12 @@ pub struct Commit {
     /// A note for the image's history
     #[arg(long, short, value_name = "TEXT")]
     message: Option<String>,
+    /// Stop its processes where they are while its files are read
+    #[arg(long, short, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true")]
+    pause: bool,
     /// Let the container run while its files are read
-    #[arg(long)]
+    #[arg(long, overrides_with = "pause")]
     no_pause: bool,
     /// Name or id of the container
     #[arg(value_name = "CONTAINER")]
@@ -46,7 +50,7 @@ impl Commit {
             author: self.author.unwrap_or_default(),
             message: self.message.unwrap_or_default(),
             changes: self.change,
-            pause: !self.no_pause,
+            pause: self.pause && !self.no_pause,
         };
         output::line(context.connect().await?.commit(request).await?)?;
         Ok(Code::SUCCESS)

@@ -11,24 +11,27 @@ use crate::parse::{container, size};
 /// What can be said of a container beyond the usual.
 #[derive(Debug, Default, clap::Args)]
 pub struct Extras {
-    /// Memory that is taken from it last, such as 32m
-    #[arg(long, value_name = "BYTES", value_parser = size::bytes)]
-    memory_reservation: Option<i64>,
-    /// Share of processors beside other containers', 1024 being usual
-    #[arg(long, short = 'c', value_name = "NUMBER")]
-    cpu_shares: Option<i64>,
-    /// Processors it may use, such as 0-2,5
-    #[arg(long, value_name = "LIST")]
-    cpuset_cpus: Option<String>,
-    /// Memory nodes it may use, such as 0,1
-    #[arg(long, value_name = "LIST")]
-    cpuset_mems: Option<String>,
     /// How willingly the kernel ends it for want of memory, -1000 to 1000
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     oom_score_adj: Option<i32>,
+    /// How willingly its memory is swapped out, 0 to 100
+    #[arg(long, value_name = "NUMBER")]
+    memory_swappiness: Option<u32>,
+    /// Run it below a cgroup
+    #[arg(long, value_name = "PATH")]
+    cgroup_parent: Option<String>,
+    /// Have a first process that collects what others leave, and hands signals on
+    #[arg(long)]
+    init: bool,
     /// Let it use a device of this machine
     #[arg(long, value_name = "HOST_PATH[:PATH][:ACCESS]", value_parser = container::device)]
     device: Vec<api::Device>,
+    /// Let it use devices of which it has no node, such as 'c 1:3 rwm'
+    #[arg(long, value_name = "RULE")]
+    device_cgroup_rule: Vec<String>,
+    /// Show it the files and directories of this machine that another container has
+    #[arg(long, value_name = "CONTAINER[:ro]")]
+    volumes_from: Vec<String>,
     /// Limit of a process, such as nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = container::ulimit)]
     ulimit: Vec<api::Ulimit>,
@@ -68,6 +71,15 @@ pub struct Extras {
     /// Line for /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = container::host)]
     add_host: Vec<String>,
+    /// Address of a server for names
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<String>,
+    /// Domain that names are looked for in; "." for none
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Option of /etc/resolv.conf
+    #[arg(long, value_name = "OPTION", visible_alias = "dns-opt")]
+    dns_option: Vec<String>,
     /// Note what a file says of the container, one KEY=VALUE a line
     #[arg(long, value_name = "FILE")]
     label_file: Vec<PathBuf>,
@@ -88,13 +100,18 @@ impl Extras {
     /// # Errors
     /// Names the option that cannot be.
     pub(super) fn fill(&self, request: &mut api::CreateRequest) -> Result<()> {
-        let limits = request.limits.get_or_insert_default();
-        limits.memory_reservation = self.memory_reservation.unwrap_or(0);
-        limits.cpu_shares = self.cpu_shares.unwrap_or(0);
-        request.cpuset_cpus = self.cpuset_cpus.clone().unwrap_or_default();
-        request.cpuset_mems = self.cpuset_mems.clone().unwrap_or_default();
         request.oom_score_adj = self.oom_score_adj;
+        request.memory_swappiness = self.memory_swappiness;
+        request.cgroup_parent = self.cgroup_parent.clone().unwrap_or_default();
+        request.init = self.init;
         request.devices.clone_from(&self.device);
+        request.device_cgroup_rules.clone_from(&self.device_cgroup_rule);
+        request.volumes_from.clone_from(&self.volumes_from);
+        request.dns = Some(api::Dns {
+            servers: self.dns.clone(),
+            search: self.dns_search.clone(),
+            options: self.dns_option.clone(),
+        });
         request.ulimits.clone_from(&self.ulimit);
         request.sysctls = self.sysctl.iter().cloned().collect();
         request.shm_size = self.shm_size.unwrap_or(0);

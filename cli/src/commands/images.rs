@@ -12,7 +12,7 @@ use crate::output;
 use crate::output::human::{ago, decimal_size};
 use crate::output::listing::{Column, Listing};
 use crate::output::progress::short;
-use crate::parse::filter::{Filter, filter};
+use crate::parse::filter::{Filter, filter, has_label};
 use crate::parse::pattern;
 
 /// `gantry images`.
@@ -115,7 +115,7 @@ impl Args {
 enum Test {
     Dangling(bool),
     Reference(Regex),
-    Label(String, Option<String>),
+    Label(String),
     Before((i64, i32)),
     Since((i64, i32)),
 }
@@ -135,10 +135,7 @@ impl Test {
                 _ => Err(wrong("write true or false".to_owned())),
             },
             "reference" => Ok(Self::Reference(pattern::shell(value).map_err(wrong)?)),
-            "label" => Ok(match value.split_once('=') {
-                Some((key, value)) => Self::Label(key.to_owned(), Some(value.to_owned())),
-                None => Self::Label(value.clone(), None),
-            }),
+            "label" => Ok(Self::Label(value.clone())),
             "before" => Ok(Self::Before(when()?)),
             "since" => Ok(Self::Since(when()?)),
             _ => Err(Failure::new(format!("filter {key:?} is not known"))
@@ -151,9 +148,7 @@ impl Test {
             Self::Dangling(wanted) => image.name.is_empty() == *wanted,
             Self::Reference(pattern) => Reference::parse(&image.name)
                 .is_ok_and(|name| pattern.is_match(&name.familiar_name()) || pattern.is_match(&image.name)),
-            Self::Label(key, wanted) => {
-                image.labels.get(key).is_some_and(|held| wanted.as_ref().is_none_or(|wanted| wanted == held))
-            }
+            Self::Label(wanted) => has_label(&image.labels, wanted),
             Self::Before(time) => created(image) < *time,
             Self::Since(time) => created(image) > *time,
         }

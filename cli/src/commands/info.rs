@@ -25,20 +25,24 @@ impl Args {
             output::bytes(text(&info).as_bytes())?;
             return Ok(Code::SUCCESS);
         };
-        let format = if format == "json" { "{{json .}}" } else { format };
-        let template = Template::parse(format).map_err(Failure::new)?;
+        let template = Template::of_format(format)?;
         let value = json!({
             "ServerVersion": info.version,
             "Root": info.root,
+            "DockerRootDir": info.root,
             "State": info.state,
             "Address": info.socket,
             "Driver": info.snapshotter,
             "DefaultRuntime": info.runtime,
             "Containers": info.containers,
             "ContainersRunning": info.containers_running,
+            "ContainersStopped": info.containers.saturating_sub(info.containers_running),
             "Images": info.images,
             "KernelVersion": info.kernel,
             "OperatingSystem": info.operating_system,
+            "OSType": "linux",
+            "LoggingDriver": "json-file",
+            "CgroupDriver": "cgroupfs",
             "Architecture": info.architecture,
             "NCPU": info.cpus,
             "MemTotal": info.memory,

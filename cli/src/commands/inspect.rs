@@ -74,11 +74,7 @@ impl ImageArgs {
 
 impl View {
     async fn run(self, context: &Context, kind: Option<Kind>) -> Result<Code> {
-        let template = match self.format.as_deref() {
-            None => None,
-            Some("json") => Some(Template::parse("{{json .}}").map_err(Failure::new)?),
-            Some(format) => Some(Template::parse(format).map_err(Failure::new)?),
-        };
+        let template = self.format.as_deref().map(Template::of_format).transpose()?;
         let mut client = context.connect().await?;
         let mut code = Code::SUCCESS;
         let mut found = Vec::new();

@@ -10,10 +10,10 @@ use tokio_stream::StreamExt;
 use tonic::Streaming;
 
 use super::Context;
-use crate::error::{Failure, Result, is_transport, warn};
+use crate::error::{Result, is_transport, warn};
 use crate::exit::Code;
 use crate::output;
-use crate::parse::time::point;
+use crate::parse::time;
 
 /// `gantry logs`.
 #[derive(Debug, clap::Args)]
@@ -58,18 +58,12 @@ const AGAIN: Duration = Duration::from_millis(200);
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        let now = Timestamp::now();
-        let time = |text: &Option<String>| -> Result<Option<prost_types::Timestamp>> {
-            let Some(text) = text else { return Ok(None) };
-            let time = point(text, now).map_err(Failure::new)?;
-            Ok(Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }))
-        };
         let mut request = LogsRequest {
             r#ref: self.container.clone(),
             follow: self.follow,
             tail: self.tail.0,
-            since: time(&self.since)?,
-            until: time(&self.until)?,
+            since: time::wire_point("--since", self.since.as_deref())?,
+            until: time::wire_point("--until", self.until.as_deref())?,
         };
         let mut records = context.connect().await?.logs(request.clone()).await?;
         let mut lines = Lines { timestamps: self.timestamps, ..Lines::default() };

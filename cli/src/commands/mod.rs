@@ -16,6 +16,7 @@ pub mod images;
 pub mod info;
 pub mod inspect;
 pub mod kill;
+pub mod limits;
 pub mod login;
 pub mod logs;
 pub mod options;
@@ -25,7 +26,6 @@ pub mod ps;
 pub mod pull;
 pub mod push;
 pub mod registry;
-pub mod restart;
 pub mod rm;
 pub mod rmi;
 pub mod run;
@@ -52,80 +52,31 @@ use crate::exit::Code;
 /// A verb with its options.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create and start a container
-    Run(Box<run::Args>),
-    /// Run a command in a running container
-    Exec(exec::Args),
+    /// One on containers.
+    #[command(flatten)]
+    OnContainers(ContainerVerb),
     /// List containers
     Ps(ps::Args),
-    /// Show what containers have written
-    Logs(logs::Args),
-    /// Stop running containers
-    Stop(stop::Args),
-    /// Stop containers and start them again
-    Restart(restart::Args),
-    /// Send a signal to running containers
-    Kill(kill::Args),
     /// Remove containers
     Rm(rm::Args),
-    /// Create a container without starting it
-    Create(Box<create::Args>),
-    /// Start created or stopped containers
-    Start(start::Args),
-    /// Join the streams of a running container
-    Attach(attach::Args),
-    /// Wait until containers end and print their exit codes
-    Wait(wait::Args),
-    /// Change the limits of containers
-    Update(update::Update),
-    /// Give a container another name
-    Rename(update::Rename),
-    /// Stop every process of containers where it is
-    Pause(pause::Args),
-    /// Let paused containers go on
-    Unpause(pause::Args),
-    /// Show the processes of a container
-    Top(top::Args),
-    /// Show what containers use
-    Stats(stats::Args),
-    /// Download an image
-    Pull(pull::Args),
-    /// Upload an image
-    Push(push::Args),
-    /// Give an image one more name
-    Tag(tag::Args),
-    /// Load images from an archive
-    Load(archives::Load),
-    /// Save images into an archive
-    Save(archives::Save),
-    /// Make an image of a tar of files
-    Import(archives::Import),
-    /// Write a container's files as a tar
-    Export(archives::Export),
-    /// Make an image of a container's changes
-    Commit(commit::Commit),
-    /// List what a container has changed
-    Diff(commit::Diff),
-    /// Copy files from and to a container
-    Cp(copy::Args),
-    /// Show the steps that made an image
-    History(history::Args),
-    /// Keep an account at a registry
-    Login(login::Login),
-    /// Forget an account at a registry
-    Logout(login::Logout),
+    /// One on images.
+    #[command(flatten)]
+    OnImages(ImageVerb),
     /// List images
     Images(images::Args),
     /// Remove images
     Rmi(rmi::Args),
+    /// Keep an account at a registry
+    Login(login::Login),
+    /// Forget an account at a registry
+    Logout(login::Logout),
     /// Show everything about containers or images
     Inspect(inspect::Args),
-    /// Show what happens as it happens
-    Events(events::Args),
+    /// One on all of it.
+    #[command(flatten)]
+    OnSystem(SystemVerb),
     /// Show the versions of gantry and gantryd
     Version(version::Args),
-    /// Show what gantryd says of itself and its machine
-    Info(info::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
     /// Write manual pages
@@ -144,35 +95,21 @@ pub enum Command {
     System(SystemCommand),
 }
 
-/// `gantry registry …`.
+/// What `gantry …` and `gantry container …` do alike.
 #[derive(Debug, Subcommand)]
-pub enum RegistryCommand {
-    /// Show which hosts stand for an image's registry, and what each says
-    Explain(registry::Explain),
-}
-
-/// `gantry container …`.
-#[derive(Debug, Subcommand)]
-#[allow(missing_docs, reason = "the same verbs as above")]
-pub enum ContainerCommand {
+pub enum ContainerVerb {
     /// Create and start a container
     Run(Box<run::Args>),
     /// Run a command in a running container
     Exec(exec::Args),
-    /// List containers
-    #[command(visible_aliases = ["ps", "list"])]
-    Ls(ps::Args),
     /// Show what containers have written
     Logs(logs::Args),
     /// Stop running containers
     Stop(stop::Args),
     /// Stop containers and start them again
-    Restart(restart::Args),
+    Restart(stop::Args),
     /// Send a signal to running containers
     Kill(kill::Args),
-    /// Remove containers
-    #[command(visible_alias = "remove")]
-    Rm(rm::Args),
     /// Create a container without starting it
     Create(Box<create::Args>),
     /// Start created or stopped containers
@@ -193,8 +130,6 @@ pub enum ContainerCommand {
     Top(top::Args),
     /// Show what containers use
     Stats(stats::Args),
-    /// Show everything about containers
-    Inspect(inspect::ContainerArgs),
     /// Write a container's files as a tar
     Export(archives::Export),
     /// Make an image of a container's changes
@@ -203,28 +138,35 @@ pub enum ContainerCommand {
     Diff(commit::Diff),
     /// Copy files from and to a container
     Cp(copy::Args),
+}
+
+/// `gantry container …`.
+#[derive(Debug, Subcommand)]
+pub enum ContainerCommand {
+    /// One that stands alone too.
+    #[command(flatten)]
+    Verb(ContainerVerb),
+    /// List containers
+    #[command(visible_aliases = ["ps", "list"])]
+    Ls(ps::Args),
+    /// Remove containers
+    #[command(visible_alias = "remove")]
+    Rm(rm::Args),
+    /// Show everything about containers
+    Inspect(inspect::ContainerArgs),
     /// Remove all containers that do not run
     Prune(prune::Containers),
 }
 
-/// `gantry image …`.
+/// What `gantry …` and `gantry image …` do alike.
 #[derive(Debug, Subcommand)]
-#[allow(missing_docs, reason = "the same verbs as above")]
-pub enum ImageCommand {
+pub enum ImageVerb {
     /// Download an image
     Pull(pull::Args),
-    /// Give an image one more name
-    Tag(tag::Args),
-    /// List images
-    #[command(visible_alias = "list")]
-    Ls(images::Args),
-    /// Remove images
-    #[command(visible_alias = "remove")]
-    Rm(rmi::Args),
-    /// Show everything about images
-    Inspect(inspect::ImageArgs),
     /// Upload an image
     Push(push::Args),
+    /// Give an image one more name
+    Tag(tag::Args),
     /// Load images from an archive
     Load(archives::Load),
     /// Save images into an archive
@@ -233,20 +175,50 @@ pub enum ImageCommand {
     Import(archives::Import),
     /// Show the steps that made an image
     History(history::Args),
+}
+
+/// `gantry image …`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// One that stands alone too.
+    #[command(flatten)]
+    Verb(ImageVerb),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(images::Args),
+    /// Remove images
+    #[command(visible_alias = "remove")]
+    Rm(rmi::Args),
+    /// Show everything about images
+    Inspect(inspect::ImageArgs),
     /// Remove images that nobody needs
     Prune(image_prune::Args),
     /// List what a registry has that is about an image
     Referrers(registry::Referrers),
 }
 
-/// `gantry system …`.
+/// `gantry registry …`.
 #[derive(Debug, Subcommand)]
-#[allow(missing_docs, reason = "their help says it")]
-pub enum SystemCommand {
-    /// Show what happens as it happens
+pub enum RegistryCommand {
+    /// Show which hosts stand for an image's registry, and what each says
+    Explain(registry::Explain),
+}
+
+/// What `gantry …` and `gantry system …` do alike.
+#[derive(Debug, Subcommand)]
+pub enum SystemVerb {
+    /// Show what happens to containers and images
     Events(events::Args),
     /// Show what gantryd says of itself and its machine
     Info(info::Args),
+}
+
+/// `gantry system …`.
+#[derive(Debug, Subcommand)]
+pub enum SystemCommand {
+    /// One that stands alone too.
+    #[command(flatten)]
+    Verb(SystemVerb),
     /// Show what takes space on the disk, and what keeps it
     Df(system::Df),
     /// Look whether everything stored is whole, and mend it
@@ -264,55 +236,79 @@ impl Command {
     /// What went wrong, for the one printer of errors.
     pub async fn run(self, context: &Context) -> Result<Code> {
         match self {
-            Self::Run(args) | Self::Container(ContainerCommand::Run(args)) => args.run(context).await,
-            Self::Exec(args) | Self::Container(ContainerCommand::Exec(args)) => args.run(context).await,
+            Self::OnContainers(verb) | Self::Container(ContainerCommand::Verb(verb)) => verb.run(context).await,
+            Self::OnImages(verb) | Self::Image(ImageCommand::Verb(verb)) => verb.run(context).await,
+            Self::OnSystem(verb) | Self::System(SystemCommand::Verb(verb)) => verb.run(context).await,
             Self::Ps(args) | Self::Container(ContainerCommand::Ls(args)) => args.run(context).await,
-            Self::Logs(args) | Self::Container(ContainerCommand::Logs(args)) => args.run(context).await,
-            Self::Stop(args) | Self::Container(ContainerCommand::Stop(args)) => args.run(context).await,
-            Self::Restart(args) | Self::Container(ContainerCommand::Restart(args)) => args.run(context).await,
-            Self::Kill(args) | Self::Container(ContainerCommand::Kill(args)) => args.run(context).await,
-            Self::Update(args) | Self::Container(ContainerCommand::Update(args)) => args.run(context).await,
-            Self::Rename(args) | Self::Container(ContainerCommand::Rename(args)) => args.run(context).await,
             Self::Rm(args) | Self::Container(ContainerCommand::Rm(args)) => args.run(context).await,
-            Self::Create(args) | Self::Container(ContainerCommand::Create(args)) => args.run(context).await,
-            Self::Start(args) | Self::Container(ContainerCommand::Start(args)) => args.run(context).await,
-            Self::Attach(args) | Self::Container(ContainerCommand::Attach(args)) => args.run(context).await,
-            Self::Wait(args) | Self::Container(ContainerCommand::Wait(args)) => args.run(context).await,
-            Self::Pause(args) | Self::Container(ContainerCommand::Pause(args)) => args.pause(context).await,
-            Self::Unpause(args) | Self::Container(ContainerCommand::Unpause(args)) => args.unpause(context).await,
-            Self::Top(args) | Self::Container(ContainerCommand::Top(args)) => args.run(context).await,
-            Self::Stats(args) | Self::Container(ContainerCommand::Stats(args)) => args.run(context).await,
-            Self::Events(args) | Self::System(SystemCommand::Events(args)) => args.run(context).await,
-            Self::Tag(args) | Self::Image(ImageCommand::Tag(args)) => args.run(context).await,
-            Self::Pull(args) | Self::Image(ImageCommand::Pull(args)) => args.run(context).await,
+            Self::Container(ContainerCommand::Inspect(args)) => args.run(context).await,
+            Self::Container(ContainerCommand::Prune(args)) => args.run(context).await,
             Self::Images(args) | Self::Image(ImageCommand::Ls(args)) => args.run(context).await,
             Self::Rmi(args) | Self::Image(ImageCommand::Rm(args)) => args.run(context).await,
-            Self::Push(args) | Self::Image(ImageCommand::Push(args)) => args.run(context).await,
-            Self::Load(args) | Self::Image(ImageCommand::Load(args)) => args.run(context).await,
-            Self::Save(args) | Self::Image(ImageCommand::Save(args)) => args.run(context).await,
-            Self::Import(args) | Self::Image(ImageCommand::Import(args)) => args.run(context).await,
-            Self::History(args) | Self::Image(ImageCommand::History(args)) => args.run(context).await,
+            Self::Image(ImageCommand::Inspect(args)) => args.run(context).await,
             Self::Image(ImageCommand::Prune(args)) => args.run(context).await,
             Self::Image(ImageCommand::Referrers(args)) => args.run(context).await,
-            Self::Export(args) | Self::Container(ContainerCommand::Export(args)) => args.run(context).await,
-            Self::Commit(args) | Self::Container(ContainerCommand::Commit(args)) => args.run(context).await,
-            Self::Diff(args) | Self::Container(ContainerCommand::Diff(args)) => args.run(context).await,
-            Self::Cp(args) | Self::Container(ContainerCommand::Cp(args)) => args.run(context).await,
-            Self::Container(ContainerCommand::Prune(args)) => args.run(context).await,
-            Self::System(SystemCommand::Prune(args)) => args.run(context).await,
+            Self::Inspect(args) => args.run(context).await,
             Self::Login(args) => args.run(context).await,
             Self::Logout(args) => args.run().await,
             Self::Registry(RegistryCommand::Explain(args)) => args.run(context).await,
-            Self::Inspect(args) => args.run(context).await,
-            Self::Container(ContainerCommand::Inspect(args)) => args.run(context).await,
-            Self::Image(ImageCommand::Inspect(args)) => args.run(context).await,
+            Self::Version(args) => args.run(context).await,
             Self::Completion(args) => args.run(),
             Self::Man(args) => args.run(),
-            Self::Version(args) => args.run(context).await,
-            Self::Info(args) | Self::System(SystemCommand::Info(args)) => args.run(context).await,
             Self::System(SystemCommand::Df(args)) => args.run(context).await,
             Self::System(SystemCommand::Fsck(args)) => args.run(context).await,
             Self::System(SystemCommand::Gc(args)) => args.run(context).await,
+            Self::System(SystemCommand::Prune(args)) => args.run(context).await,
+        }
+    }
+}
+
+impl ContainerVerb {
+    async fn run(self, context: &Context) -> Result<Code> {
+        match self {
+            Self::Run(args) => args.run(context).await,
+            Self::Exec(args) => args.run(context).await,
+            Self::Logs(args) => args.run(context).await,
+            Self::Stop(args) => args.stop(context).await,
+            Self::Restart(args) => args.restart(context).await,
+            Self::Kill(args) => args.run(context).await,
+            Self::Create(args) => args.run(context).await,
+            Self::Start(args) => args.run(context).await,
+            Self::Attach(args) => args.run(context).await,
+            Self::Wait(args) => args.run(context).await,
+            Self::Update(args) => args.run(context).await,
+            Self::Rename(args) => args.run(context).await,
+            Self::Pause(args) => args.pause(context).await,
+            Self::Unpause(args) => args.unpause(context).await,
+            Self::Top(args) => args.run(context).await,
+            Self::Stats(args) => args.run(context).await,
+            Self::Export(args) => args.run(context).await,
+            Self::Commit(args) => args.run(context).await,
+            Self::Diff(args) => args.run(context).await,
+            Self::Cp(args) => args.run(context).await,
+        }
+    }
+}
+
+impl ImageVerb {
+    async fn run(self, context: &Context) -> Result<Code> {
+        match self {
+            Self::Pull(args) => args.run(context).await,
+            Self::Push(args) => args.run(context).await,
+            Self::Tag(args) => args.run(context).await,
+            Self::Load(args) => args.run(context).await,
+            Self::Save(args) => args.run(context).await,
+            Self::Import(args) => args.run(context).await,
+            Self::History(args) => args.run(context).await,
+        }
+    }
+}
+
+impl SystemVerb {
+    async fn run(self, context: &Context) -> Result<Code> {
+        match self {
+            Self::Events(args) => args.run(context).await,
+            Self::Info(args) => args.run(context).await,
         }
     }
 }

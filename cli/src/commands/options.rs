@@ -10,10 +10,11 @@ use rung_spec::platform::Platform;
 
 use super::extras::Extras;
 use super::health::Health;
+use super::limits::Limits;
 use crate::client::{Client, reason};
 use crate::error::{Failure, Result};
 use crate::parse::bind::Mount;
-use crate::parse::{bind, env, size};
+use crate::parse::{bind, env};
 use crate::{credentials, session};
 
 /// When an image is downloaded.
@@ -91,18 +92,8 @@ pub struct Options {
     /// Name of the machine, as the container sees it
     #[arg(long, short = 'h', value_name = "NAME")]
     hostname: Option<String>,
-    /// Most memory, such as 64m
-    #[arg(long, short, value_name = "BYTES", value_parser = size::bytes)]
-    memory: Option<i64>,
-    /// Most memory and swap together; -1 for any swap
-    #[arg(long, value_name = "BYTES", value_parser = size::bytes_or_any, allow_hyphen_values = true)]
-    memory_swap: Option<i64>,
-    /// Most processors, such as 1.5
-    #[arg(long, value_name = "NUMBER", value_parser = size::nano_cpus)]
-    cpus: Option<i64>,
-    /// Most processes and threads; -1 for any number
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
+    #[command(flatten)]
+    limits: Limits,
     /// Show a file or directory of this machine in the container
     #[arg(long, short, value_name = "HOST_PATH:PATH[:ro]")]
     volume: Vec<String>,
@@ -177,6 +168,7 @@ impl Options {
             args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
         });
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        let (cpuset_cpus, cpuset_mems) = self.limits.sets();
         let mut request = api::CreateRequest {
             image: self.image.clone(),
             name: text(&self.name),
@@ -190,13 +182,9 @@ impl Options {
             terminal: self.tty,
             open_stdin: self.interactive,
             auto_remove: self.rm,
-            limits: Some(api::Limits {
-                memory: self.memory.unwrap_or(0),
-                nano_cpus: self.cpus.unwrap_or(0),
-                pids: self.pids_limit.unwrap_or(0),
-                memory_swap: self.memory_swap.unwrap_or(0),
-                ..api::Limits::default()
-            }),
+            limits: Some(self.limits.numbers()),
+            cpuset_cpus,
+            cpuset_mems,
             network: network(&self.network)?.into(),
             pull_policy: match self.pull {
                 Pull::Always => api::PullPolicy::Always,

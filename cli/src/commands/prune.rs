@@ -1,6 +1,6 @@
 //! `gantry container prune` and `gantry system prune`: what does not run, and what nobody needs.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use futures_util::StreamExt as _;
 use gantry_proto::gantry::engine::v1::{Container, State};
@@ -14,6 +14,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::output;
 use crate::output::human::decimal_size;
+use crate::parse::filter::has_label;
 use crate::parse::time;
 
 /// `gantry container prune`.
@@ -81,14 +82,10 @@ impl Which {
 
     fn takes(&self, container: &Container) -> bool {
         let made = container.created_at.as_ref().and_then(|at| Timestamp::new(at.seconds, at.nanos).ok());
-        let has = |label: &str| match label.split_once('=') {
-            Some((key, value)) => container.labels.get(key).is_some_and(|own| own == value),
-            None => container.labels.contains_key(label),
-        };
         self.before.is_none_or(|before| made.is_some_and(|made| made < before))
             && self.labels.iter().all(|label| match label.strip_prefix('!') {
-                Some(label) => !has(label),
-                None => has(label),
+                Some(label) => !has_label(&container.labels, label),
+                None => has_label(&container.labels, label),
             })
     }
 }
@@ -159,19 +156,18 @@ async fn containers(client: &Client, context: &Context, which: &Which) -> Result
     Ok(freed)
 }
 
-/// Asks whether to go on; somebody has to be there to answer.
+/// Asks whether to go on; the answer may come through a pipe.
 ///
 /// # Errors
-/// Where nobody is.
+/// Where nobody answers.
 pub(super) fn confirmed(warning: &str) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::new("nobody is there to be asked whether to go on").hint("say --force"));
-    }
     output::bytes(format!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ").as_bytes())?;
     io::stdout().flush().map_err(|error| output::write_failure(&error))?;
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);
-    read.map_err(|error| Failure::new(format!("read the answer: {error}")))?;
+    if read.map_err(|error| Failure::new(format!("read the answer: {error}")))? == 0 {
+        return Err(Failure::new("nobody is there to be asked whether to go on").hint("say --force"));
+    }
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 

@@ -1,16 +1,20 @@
 //! `gantry ps`: the containers there are.
 
+use std::collections::HashMap;
+
 use gantry_proto::gantry::engine::v1::{Container, Health, State};
+use gantry_proto::gantry::system::v1::Kind;
 use jiff::Timestamp;
 use regex::Regex;
 
 use super::Context;
+use crate::client::Client;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::output;
-use crate::output::human::{ago, ellipsis, quoted};
+use crate::output::human::{ago, decimal_size, ellipsis, quoted};
 use crate::output::listing::{Column, Listing};
-use crate::parse::filter::{Filter, filter};
+use crate::parse::filter::{Filter, all_met, filter, has_label};
 use crate::parse::pattern;
 
 /// `gantry ps`.
@@ -25,6 +29,9 @@ pub struct Args {
     /// Cut nothing short
     #[arg(long)]
     no_trunc: bool,
+    /// Show how much the files take that each has written, and those of its image with them
+    #[arg(long, short)]
+    size: bool,
     /// Show only the container created last, in any state
     #[arg(long, short)]
     latest: bool,
@@ -45,13 +52,20 @@ const COLUMNS: &[Column] = &[
     ("ID", "CONTAINER ID"),
     ("Image", "IMAGE"),
     ("Labels", "LABELS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Mounts", "MOUNTS"),
     ("Names", "NAMES"),
+    ("Networks", "NETWORKS"),
     ("Ports", "PORTS"),
     ("RunningFor", "CREATED"),
+    ("Size", "SIZE"),
     ("State", "STATE"),
     ("Status", "STATUS"),
 ];
 const SHOWN: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names"];
+const SHOWN_SIZES: &[&str] = &["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", "Size"];
+/// Most of a mount's path that is shown.
+const MOUNT: usize = 15;
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
@@ -65,7 +79,8 @@ impl Args {
         // These ask for containers that do not run, whether or not -a is given.
         let any_state = self.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
         let count = if self.latest { Some(1) } else { self.last };
-        let mut containers = context.connect().await?.list(self.all || any_state || count.is_some()).await?;
+        let mut client = context.connect().await?;
+        let mut containers = client.list(self.all || any_state || count.is_some()).await?;
         containers.sort_by_key(|container| std::cmp::Reverse(created(container)));
         containers.retain(|container| matches(container, &self.filter, &names));
         containers.truncate(count.unwrap_or(usize::MAX));
@@ -75,11 +90,14 @@ impl Args {
             return Ok(Code::SUCCESS);
         }
         let now = Timestamp::now();
+        // It takes a look at all files, so it is asked for only where it is shown.
+        let wants_sizes = self.size || self.format.as_ref().is_some_and(|format| format.contains(".Size"));
+        let sizes = if wants_sizes { Sizes::of(&mut client, context).await? } else { Sizes::default() };
         let mut listing = Listing::new(COLUMNS);
         for container in &containers {
-            listing.row(self.row(container, now));
+            listing.labelled_row(self.row(container, now, &sizes), container.labels.clone());
         }
-        listing.print(self.format.as_deref(), SHOWN)?;
+        listing.print(self.format.as_deref(), if self.size { SHOWN_SIZES } else { SHOWN })?;
         Ok(Code::SUCCESS)
     }
 
@@ -87,22 +105,55 @@ impl Args {
         if self.no_trunc { container.id.clone() } else { container.id.chars().take(12).collect() }
     }
 
-    fn row(&self, container: &Container, now: Timestamp) -> Vec<String> {
+    fn row(&self, container: &Container, now: Timestamp, sizes: &Sizes) -> Vec<String> {
         let command = container.command.join(" ");
         let mut labels: Vec<String> = container.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         labels.sort_unstable();
+        let mount = |path: &String| if self.no_trunc { path.clone() } else { ellipsis(path, MOUNT) };
         vec![
             quoted(&if self.no_trunc { command } else { ellipsis(&command, 20) }),
             Timestamp::from_second(created(container).0).map(|time| time.to_string()).unwrap_or_default(),
             self.id(container),
             container.image.clone(),
             labels.join(","),
+            "0".to_owned(),
+            container.mounts.iter().map(mount).collect::<Vec<_>>().join(","),
             container.name.clone(),
+            container.network.clone(),
             String::new(),
             format!("{} ago", ago(Timestamp::from_second(created(container).0).unwrap_or(now), now)),
+            sizes.text(container),
             state(container.state()).to_owned(),
             status(container, now),
         ]
+    }
+}
+
+/// How much the files take: what containers have written, by id, and their images, by id.
+#[derive(Default)]
+struct Sizes {
+    written: HashMap<String, u64>,
+    images: HashMap<String, u64>,
+}
+
+impl Sizes {
+    async fn of(client: &mut Client, context: &Context) -> Result<Self> {
+        let namespace = context.namespace.as_str();
+        let items = client.disk_usage().await?.into_iter();
+        let items = items.filter(|item| item.kind() == Kind::Container && item.namespace == namespace);
+        let images = client.images().await?.into_iter();
+        Ok(Self {
+            written: items.map(|item| (item.name, item.size)).collect(),
+            images: images.map(|image| (image.id, image.size)).collect(),
+        })
+    }
+
+    fn text(&self, container: &Container) -> String {
+        let written = self.written.get(&container.id).copied().unwrap_or(0);
+        match self.images.get(&container.image_id) {
+            Some(image) => format!("{} (virtual {})", decimal_size(written), decimal_size(written + image)),
+            None => decimal_size(written),
+        }
     }
 }
 
@@ -116,6 +167,7 @@ fn state(state: State) -> &'static str {
         State::Running => "running",
         State::Paused => "paused",
         State::Exited => "exited",
+        State::Restarting => "restarting",
         State::Unknown => "unknown",
     }
 }
@@ -145,6 +197,10 @@ fn status(container: &Container, now: Timestamp) -> String {
         (State::Paused, _) => format!("{up} (Paused)"),
         (State::Exited, Some(exit)) => format!("Exited ({}) {} ago", exit.code, since(exit.at.as_ref())),
         (State::Exited, None) => "Exited".to_owned(),
+        (State::Restarting, exit) => {
+            let (code, at) = exit.as_ref().map_or((0, None), |exit| (exit.code, exit.at.as_ref()));
+            format!("Restarting ({code}) {} ago", since(at))
+        }
         (State::Unknown, _) => "Unknown".to_owned(),
     }
 }
@@ -156,7 +212,7 @@ fn names(filters: &[Filter]) -> Result<Vec<Regex>> {
     texts.map(|text| pattern::expression(text).map_err(|error| wrong(text, error))).collect()
 }
 
-/// Whether a container meets the filters, of which `names` are those by name: one of those with the same key, all keys.
+/// Whether a container meets the filters, of which `names` are those by name.
 fn matches(container: &Container, filters: &[Filter], names: &[Regex]) -> bool {
     // Docker's names have a slash before them, which may be written or not.
     let slashed = format!("/{}", container.name);
@@ -167,20 +223,10 @@ fn matches(container: &Container, filters: &[Filter], names: &[Regex]) -> bool {
         "health" => health(container.health()) == filter.value,
         "exited" => container.exit.as_ref().is_some_and(|exit| exit.code.to_string() == filter.value),
         "ancestor" => is_image(container, &filter.value),
-        "label" => match filter.value.split_once('=') {
-            Some((key, value)) => container.labels.get(key).is_some_and(|held| held == value),
-            None => container.labels.contains_key(&filter.value),
-        },
+        "label" => has_label(&container.labels, &filter.value),
         _ => false,
     };
-    filters.iter().all(|filter| {
-        // Several labels must all be there; of other keys, any one will do.
-        if filter.key == "label" {
-            meets(filter)
-        } else {
-            filters.iter().any(|other| other.key == filter.key && meets(other))
-        }
-    })
+    all_met(filters, meets)
 }
 
 fn is_image(container: &Container, wanted: &str) -> bool {
@@ -222,6 +268,10 @@ mod tests {
     fn states_in_words() {
         let now = Timestamp::from_second(1000).unwrap();
         assert_eq!(status(&container(), now), "Exited (130) 3 minutes ago");
+        let again = Container { state: State::Restarting.into(), ..container() };
+        let sizes = Sizes { written: [(container().id, 5)].into(), images: [(container().image_id, 2_000_000)].into() };
+        assert_eq!(sizes.text(&container()), "5B (virtual 2MB)");
+        assert_eq!(status(&again, now), "Restarting (130) 3 minutes ago");
         let started_at = Some(prost_types::Timestamp { seconds: 990, nanos: 0 });
         let up = Container { state: State::Running.into(), started_at, ..container() };
         assert_eq!(status(&up, now), "Up 10 seconds");

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use gantry_proto::any;
 use gantry_proto::containerd::types::Metric;
+use gantry_proto::gantry::engine::v1::Container;
 use gantry_proto::io::containerd::cgroups::{v1, v2};
 
 use super::Context;
@@ -18,6 +19,9 @@ use crate::output::listing::{Column, Listing};
 /// `gantry stats`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Show those that do not run too
+    #[arg(long, short)]
+    all: bool,
     /// Show once and leave
     #[arg(long)]
     no_stream: bool,
@@ -66,6 +70,12 @@ struct Look {
     counters: Vec<(String, Counters)>,
 }
 
+impl Look {
+    fn of(&self, id: &str) -> Option<&Counters> {
+        self.counters.iter().find(|(other, _)| other == id).map(|(_, counters)| counters)
+    }
+}
+
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let mut client = context.connect().await?;
@@ -79,15 +89,21 @@ impl Args {
         loop {
             tokio::time::sleep(INTERVAL).await;
             let now = look(&mut client, &wanted).await?;
-            let containers = client.list(false).await?;
+            let mut containers = client.list(self.all || !wanted.is_empty()).await?;
+            containers.sort_by(|one, other| one.id.cmp(&other.id));
             let mut listing = Listing::new(COLUMNS);
-            for (id, counters) in &now.counters {
-                let name =
-                    containers.iter().find(|container| container.id == *id).map_or("", |container| &container.name);
-                let earlier = before.counters.iter().find(|(other, _)| other == id).map(|(_, counters)| counters);
-                let used =
-                    earlier.map_or(0, |earlier| counters.cpu_nanoseconds.saturating_sub(earlier.cpu_nanoseconds));
-                listing.row(self.row(id, name, counters, share(used, now.at - before.at), machine));
+            for Container { id, name, .. } in &containers {
+                match now.of(id) {
+                    Some(counters) => {
+                        let earlier = before.of(id).map_or(counters.cpu_nanoseconds, |it| it.cpu_nanoseconds);
+                        let used = counters.cpu_nanoseconds.saturating_sub(earlier);
+                        listing.row(self.row(id, name, counters, share(used, now.at - before.at), machine));
+                    }
+                    None if self.all || wanted.contains(id) => {
+                        listing.row(self.row(id, name, &Counters::default(), 0.0, 0));
+                    }
+                    None => {}
+                }
             }
             if redraw {
                 output::bytes(CLEAR)?;
@@ -121,9 +137,7 @@ impl Args {
 async fn look(client: &mut Client, wanted: &[String]) -> Result<Look> {
     let metrics = client.metrics(wanted).await?;
     let at = Instant::now();
-    let mut counters = metrics.iter().map(counters).collect::<Result<Vec<_>>>()?;
-    counters.sort_by(|one, other| one.0.cmp(&other.0));
-    Ok(Look { at, counters })
+    Ok(Look { at, counters: metrics.iter().map(counters).collect::<Result<Vec<_>>>()? })
 }
 
 #[allow(clippy::cast_precision_loss, reason = "shown with two decimals")]

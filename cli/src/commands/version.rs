@@ -30,8 +30,7 @@ impl Args {
         let theirs =
             server.as_ref().map(|server| json!({ "Version": server.version, "GitCommit": server.commit })).ok();
         if let Some(format) = &self.format {
-            let format = if format == "json" { "{{json .}}" } else { format };
-            let template = Template::parse(format).map_err(Failure::new)?;
+            let template = Template::of_format(format)?;
             output::line(template.render(&json!({ "Client": ours, "Server": theirs })).map_err(Failure::new)?)?;
         } else {
             output::line(format!(

@@ -4,6 +4,8 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
+use crate::error::Failure;
+
 /// Parses `2026-01-02T03:04:05Z`, `2026-01-02`, `1767322800.5` or `10m` (ago).
 ///
 /// # Errors
@@ -29,6 +31,16 @@ pub fn point(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     local.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp()).map_err(|_| bad())
 }
 
+/// What an option says of a point in time, as the daemon takes it.
+///
+/// # Errors
+/// Names the option, where it says none.
+pub fn wire_point(option: &str, text: Option<&str>) -> crate::error::Result<Option<prost_types::Timestamp>> {
+    let Some(text) = text else { return Ok(None) };
+    let time = point(text, Timestamp::now()).map_err(|error| Failure::new(format!("{option}: {error}")))?;
+    Ok(Some(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }))
+}
+
 /// A length such as `1h30m`, `90s`, `250ms` or `1.5h`.
 pub fn duration(text: &str) -> Option<SignedDuration> {
     let mut rest = text;
@@ -43,6 +55,8 @@ pub fn duration(text: &str) -> Option<SignedDuration> {
             "m" => 60.0,
             "s" => 1.0,
             "ms" => 1e-3,
+            "us" => 1e-6,
+            "ns" => 1e-9,
             _ => return None,
         };
         rest = &rest[letters..];
@@ -65,7 +79,8 @@ mod tests {
         assert_eq!(at("0.5"), "1970-01-01T00:00:00.5Z");
         assert_eq!(at("1767312000"), "2026-01-02T00:00:00Z");
         assert_eq!(at("2026-01-02T01:00:00+01:00"), "2026-01-02T00:00:00Z");
-        for bad in ["", "x", "10", "10x", "m", "1..5"].iter().filter(|text| **text != "10") {
+        assert_eq!(at("10"), "1970-01-01T00:00:10Z");
+        for bad in ["", "x", "10x", "m", "1..5"] {
             assert!(point(bad, now).is_err(), "{bad}");
         }
     }

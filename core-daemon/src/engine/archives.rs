@@ -38,7 +38,9 @@ impl Engine {
             foreign: request.foreign,
             access: access(request.registry),
         };
-        self.parts().images.push(context, &name, &to, options, progress).await
+        let pushed = self.parts().images.push(context, &name, &to, options, progress).await?;
+        self.note_image(context, "push", &name);
+        Ok(pushed)
     }
 
     /// The name that an image is recorded by, which may be just what a person writes.
@@ -78,6 +80,9 @@ impl Engine {
         let platform = options.choice.platforms.first().cloned();
         let images = self.parts().images.clone();
         let imported = images.import(context, archive, options, Arc::new(Quiet)).await?;
+        for image in &imported {
+            self.note_image(context, "load", &image.name);
+        }
         let ctx = context.clone();
         blocking(move || {
             let loaded = |image: crate::image::archive::Imported| {
@@ -122,7 +127,11 @@ impl Engine {
             choice: Choice::platform(platform),
             ..ExportOptions::default()
         };
-        self.parts().images.export(context, &exported, &options, to).await.doing(|| "save")
+        self.parts().images.export(context, &exported, &options, to).await.doing(|| "save")?;
+        for image in &exported {
+            self.note_image(context, "save", image.name.as_deref().unwrap_or(image.target.digest.as_str()));
+        }
+        Ok(())
     }
 
     /// Which hosts stand for an image's registry, and what each says.

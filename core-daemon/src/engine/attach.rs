@@ -60,7 +60,10 @@ impl Engine {
         let known = self.find(context, &request.r#ref)?;
         let auto_remove = known.record.auto_remove;
         let (live, socket) = match self.running(&context.namespace, &known.id) {
-            Some(live) => (live, self.connect(&self.socket(&known.id)).await?),
+            Some(live) => {
+                self.note(&context.namespace, &known, "attach", &[]);
+                (live, self.connect(&self.socket(&known.id)).await?)
+            }
             None if request.start => self.start_attached(context, known.id).await?,
             None => return Err(not_running(&known.record.name)),
         };

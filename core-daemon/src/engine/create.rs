@@ -2,7 +2,7 @@
 //!
 //! Whatever was made before a step that fails is undone. The record comes last, so a container that is there is whole.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,7 +19,7 @@ use super::etc::Etc;
 use super::health::Check;
 use super::record::{Limits, Log, Record};
 use super::restart::Policy;
-use super::{Engine, extras, wishes};
+use super::{Engine, binds, events, extras, wishes};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -99,10 +99,11 @@ impl Engine {
         &self,
         context: &Context,
         id: &ContainerId,
-        request: api::CreateRequest,
+        mut request: api::CreateRequest,
         image: &Resolved,
         begun: bool,
     ) -> Result<(Created, Option<Begun>)> {
+        self.take_over_binds(context, &mut request)?;
         let reserved = self.shared.names.reserve(&context.namespace, id, &request.name)?;
         let runtime = match request.runtime.as_str() {
             "" => self.parts().config.runtime.default.clone(),
@@ -141,6 +142,8 @@ impl Engine {
         failpoint::hit("engine.record");
         let name = reserved.name().to_owned();
         reserved.keep();
+        let said = events::described(&request.labels, &name, &request.image);
+        self.shared.journal.container(&context.namespace, id, "create", said);
         Ok((Created { id: id.clone(), name }, begun))
     }
 
@@ -162,6 +165,7 @@ impl Engine {
         let reference = Reference::parse(&request.image).map_err(|error| Error::invalid(error.to_string()))?;
         let options = pull_options(platform.clone(), request.registry.clone());
         let pulled = self.parts().images.pull(context, &reference, options, progress).await?;
+        self.note_image(context, "pull", &pulled.name);
         self.parts().images.resolve(context, &pulled.name, platform.as_ref())
     }
 
@@ -179,13 +183,16 @@ impl Engine {
         user.additional_gids.extend(users::groups(&request.group_add, mounts)?);
         let hostname = hostname(request, id);
         let etc = Etc::of(request, &hostname)?;
-        make_sources(&request.binds)?;
+        binds::make_sources(&request.binds)?;
         let mut options = self.options(request, user)?;
         options.binds.extend(etc.binds(&self.directory(&context.namespace, id), request.read_only));
-        options.cgroups_path = Path::new("/gantry").join(context.namespace.as_str()).join(id.as_str());
+        options.cgroups_path = cgroup_parent(request, context)?.join(id.as_str());
         options.hostname = Some(hostname);
         let invalid = |error: builder::InvalidOptions| Error::invalid(error.to_string());
-        let spec = builder::build(config, &options).map_err(invalid)?;
+        let mut spec = builder::build(config, &options).map_err(invalid)?;
+        if request.init {
+            begin_with_init(&mut spec);
+        }
         let stop_signal = [&request.stop_signal, &config.stop_signal].into_iter().find(|text| !text.is_empty());
         let record = Record {
             name: String::new(),
@@ -200,7 +207,7 @@ impl Engine {
             stop_signal: stop_signal.map_or(Ok(TERM), |text| signals::parse(text))?,
             host_network: request.network() == api::Network::Host,
             privileged: request.privileged,
-            binds: request.binds.iter().map(bind_text).collect(),
+            binds: request.binds.iter().map(binds::text).collect(),
             limits: request.limits.map(|limits| limits_of(&limits)).unwrap_or_default(),
             restart: Policy::parse(&request.restart)?,
             stop_timeout: request.stop_timeout,
@@ -218,7 +225,7 @@ impl Engine {
 
     fn options(&self, request: &api::CreateRequest, user: User) -> Result<Options> {
         let limits = request.limits.unwrap_or_default();
-        let (devices, device_rules) = extras::device_nodes(&request.devices)?;
+        let (devices, device_rules) = extras::device_nodes(&request.devices, &request.device_cgroup_rules)?;
         let extras = extras::extras(request, self.shared.host.capabilities.as_ref())?;
         Ok(Options {
             args: request.args.clone(),
@@ -229,16 +236,7 @@ impl Engine {
             terminal: request.terminal,
             console_size: request.console_size.as_ref().and_then(size_of),
             limits: limits_of(&limits).into(),
-            binds: request
-                .binds
-                .iter()
-                .map(|bind| builder::Bind {
-                    source: bind.source.clone(),
-                    destination: bind.destination.clone(),
-                    read_only: bind.read_only,
-                    propagation: bind.propagation.clone(),
-                })
-                .collect(),
+            binds: wished_binds(request)?,
             network: match request.network() {
                 api::Network::Private => builder::Network::Private,
                 api::Network::Host => builder::Network::Host,
@@ -280,6 +278,9 @@ impl Engine {
 }
 
 const TERM: u32 = 15;
+/// Where the first process is that hands signals on and collects what others leave: in memory, so that it is no change of
+/// the container's.
+pub(super) const INIT: &str = "/dev/init";
 /// On a snapshot: it belongs to a container of the engine, or to one whose creation was cut short.
 pub(super) const OURS: &str = "gantry.engine/container";
 
@@ -308,17 +309,45 @@ fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
     }
 }
 
-/// Makes the directories that docker makes where a bind's source is not there.
-fn make_sources(binds: &[api::Bind]) -> Result<()> {
-    for bind in binds.iter().filter(|bind| bind.make_source && bind.source.starts_with('/')) {
-        std::fs::create_dir_all(&bind.source)
-            .or_else(|error| {
-                // What is not a directory is there as well.
-                if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
-            })
-            .doing(|| format!("make {}", bind.source))?;
+/// What the request wants of the host, and the program of its first process where that is not its own.
+fn wished_binds(request: &api::CreateRequest) -> Result<Vec<builder::Bind>> {
+    let bind = |bind: &api::Bind| builder::Bind {
+        source: bind.source.clone(),
+        destination: bind.destination.clone(),
+        read_only: bind.read_only,
+        propagation: bind.propagation.clone(),
+    };
+    let mut all: Vec<builder::Bind> = request.binds.iter().map(bind).collect();
+    if request.init {
+        if all.iter().any(|bind| Path::new(&bind.destination) == Path::new("/dev")) {
+            return Err(Error::invalid("init: needs the container's own /dev, where a bind is"));
+        }
+        let own = std::env::current_exe().doing(|| "init: find the program")?;
+        let source = own.to_string_lossy().into_owned();
+        all.push(builder::Bind { source, destination: INIT.to_owned(), read_only: true, ..Default::default() });
     }
-    Ok(())
+    Ok(all)
+}
+
+/// Whose cgroup the container's is below.
+fn cgroup_parent(request: &api::CreateRequest, context: &Context) -> Result<PathBuf> {
+    let text = &request.cgroup_parent;
+    if text.is_empty() {
+        return Ok(Path::new("/gantry").join(context.namespace.as_str()));
+    }
+    if text.contains('\0') || text.split('/').any(|part| part == "..") {
+        return Err(Error::invalid(format!("cgroup parent {text:?}: is not a path without '..'")));
+    }
+    Ok(Path::new("/").join(text))
+}
+
+/// Has the command run below [`INIT`].
+fn begin_with_init(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        let command = process.args().clone().unwrap_or_default();
+        let init = [INIT, crate::init::VERB, "--"].map(str::to_owned);
+        process.set_args(Some(init.into_iter().chain(command).collect()));
+    }
 }
 
 pub(super) fn encode(spec: &Spec) -> Result<Vec<u8>> {
@@ -363,11 +392,13 @@ fn log_of(log: api::LogOptions) -> Log {
     }
 }
 
-fn bind_text(bind: &api::Bind) -> String {
-    let mode = if bind.read_only { ":ro" } else { "" };
-    format!("{}:{}{mode}", bind.source, bind.destination)
-}
-
 fn limits_of(limits: &api::Limits) -> Limits {
-    Limits { memory: limits.memory, memory_swap: limits.memory_swap, nano_cpus: limits.nano_cpus, pids: limits.pids }
+    Limits {
+        memory: limits.memory,
+        memory_swap: limits.memory_swap,
+        nano_cpus: limits.nano_cpus,
+        pids: limits.pids,
+        cpu_quota: limits.cpu_quota,
+        cpu_period: limits.cpu_period,
+    }
 }

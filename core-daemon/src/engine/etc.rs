@@ -31,6 +31,16 @@ pub(super) struct Etc {
     /// `NAME:ADDRESS`.
     extra_hosts: Vec<String>,
     host_network: bool,
+    dns: Dns,
+}
+
+/// Lines of `/etc/resolv.conf` that take the place of the host's of the same kind.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Dns {
+    servers: Vec<String>,
+    search: Vec<String>,
+    options: Vec<String>,
 }
 
 impl Etc {
@@ -42,23 +52,35 @@ impl Etc {
         for line in &request.extra_hosts {
             host(line)?;
         }
+        let dns = Dns::of(request.dns.clone().unwrap_or_default())?;
         let host_network = request.network() == api::Network::Host;
         let own = request.binds.iter().map(|bind| &bind.destination);
         let own: Vec<&String> = own.chain(request.tmpfs.iter().map(|tmpfs| &tmpfs.destination)).collect();
         let is_free = |place: &&str| !own.iter().any(|own| Path::new(place).starts_with(own));
-        // Where there is only loopback nobody can be asked for an address.
-        let places = PLACES.into_iter().filter(|place| host_network || *place != RESOLV_CONF);
+        // Where there is only loopback nobody can be asked for an address, unless somebody knows better.
+        let has_dns = host_network || dns != Dns::default();
+        let places = PLACES.into_iter().filter(|place| has_dns || *place != RESOLV_CONF);
         Ok(Self {
             places: places.filter(is_free).map(str::to_owned).collect(),
             hostname: hostname.to_owned(),
             extra_hosts: request.extra_hosts.clone(),
             host_network,
+            dns,
         })
     }
 
     /// Whether one of them is at this place.
     pub(super) fn has(&self, place: &Path) -> bool {
         self.places.iter().any(|own| Path::new(own) == place)
+    }
+
+    /// Where they are, in the words of `docker inspect`.
+    pub(super) fn files(&self, directory: &Path) -> impl Iterator<Item = (String, serde_json::Value)> {
+        let names = [(HOSTS, "HostsPath"), (HOSTNAME, "HostnamePath"), (RESOLV_CONF, "ResolvConfPath")];
+        names.into_iter().map(move |(place, name)| {
+            let path = if self.has(Path::new(place)) { file(directory, place) } else { PathBuf::new() };
+            (name.to_owned(), path.to_string_lossy().into())
+        })
     }
 
     /// The binds of them, from the container's directory.
@@ -81,7 +103,7 @@ impl Etc {
             let text = match place.as_str() {
                 HOSTNAME => format!("{}\n", self.hostname).into_bytes(),
                 HOSTS => self.hosts()?.into_bytes(),
-                _ => of_host(place)?,
+                _ => self.dns.over(of_host(place)?),
             };
             let path = file(directory, place);
             make_parents(&path)?;
@@ -104,6 +126,46 @@ impl Etc {
             text.push_str(&format!("{address}\t{name}\n"));
         }
         Ok(text)
+    }
+}
+
+impl Dns {
+    fn of(wished: api::Dns) -> Result<Self> {
+        for server in &wished.servers {
+            let parsed: Result<std::net::IpAddr, _> = server.parse();
+            parsed.map_err(|_| Error::invalid(format!("dns {server:?}: is not an address")))?;
+        }
+        for (what, words) in [("search", &wished.search), ("option", &wished.options)] {
+            let is_word = |word: &String| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic());
+            if let Some(word) = words.iter().find(|word| !is_word(word)) {
+                return Err(Error::invalid(format!("dns {what} {word:?}: is not one word")));
+            }
+        }
+        let api::Dns { servers, search, options } = wished;
+        Ok(Self { servers, search, options })
+    }
+
+    /// The host's lines, with these in place of those of the same kind.
+    fn over(&self, host: Vec<u8>) -> Vec<u8> {
+        if *self == Self::default() {
+            return host;
+        }
+        let host = String::from_utf8_lossy(&host).into_owned();
+        let is_replaced = |line: &str| match line.split_whitespace().next() {
+            Some("nameserver") => !self.servers.is_empty(),
+            Some("search" | "domain") => !self.search.is_empty(),
+            Some("options") => !self.options.is_empty(),
+            _ => false,
+        };
+        let mut lines: Vec<String> = self.servers.iter().map(|server| format!("nameserver {server}")).collect();
+        // A dot alone asks for no domain at all.
+        for (word, words) in [("search", &self.search), ("options", &self.options)] {
+            if !words.is_empty() && words != &["."] {
+                lines.push(format!("{word} {}", words.join(" ")));
+            }
+        }
+        lines.extend(host.lines().filter(|line| !is_replaced(line)).map(str::to_owned));
+        lines.iter().map(|line| format!("{line}\n")).collect::<String>().into_bytes()
     }
 }
 
@@ -142,8 +204,29 @@ mod tests {
             Etc::of(&request, "box").expect("etc").places
         };
         assert_eq!(of(vec![], api::Network::Host), PLACES);
+        let dns = api::Dns { servers: vec!["1.1.1.1".into()], ..api::Dns::default() };
+        let request = api::CreateRequest { dns: Some(dns), ..api::CreateRequest::default() };
+        assert_eq!(Etc::of(&request, "box").expect("etc").places, PLACES);
         assert_eq!(of(vec![bind("/etc/hosts/")], api::Network::Private), [HOSTNAME]);
         assert!(of(vec![bind("/etc")], api::Network::Host).is_empty());
+    }
+
+    #[test]
+    fn wished_resolvers_take_the_place_of_the_hosts() {
+        let host = b"# by hand\nnameserver 9.9.9.9\nsearch lan\noptions ndots:5\n".to_vec();
+        let over = |servers: &[&str], search: &[&str]| {
+            let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+            let dns = Dns::of(api::Dns { servers: words(servers), search: words(search), options: Vec::new() });
+            String::from_utf8(dns.expect("dns").over(host.clone())).expect("text")
+        };
+        assert_eq!(over(&[], &[]).as_bytes(), host);
+        assert_eq!(over(&["1.1.1.1"], &[]), "nameserver 1.1.1.1\n# by hand\nsearch lan\noptions ndots:5\n");
+        assert_eq!(over(&[], &["a", "b"]), "search a b\n# by hand\nnameserver 9.9.9.9\noptions ndots:5\n");
+        assert_eq!(over(&[], &["."]), "# by hand\nnameserver 9.9.9.9\noptions ndots:5\n");
+        for (servers, search) in [("x", "a"), ("1.1.1.1\nnameserver 2.2.2.2", "a"), ("1.1.1.1", "a b")] {
+            let dns = api::Dns { servers: vec![servers.into()], search: vec![search.into()], options: Vec::new() };
+            assert!(Dns::of(dns).is_err(), "{servers} {search}");
+        }
     }
 
     #[test]

@@ -7,15 +7,15 @@ use std::time::Duration;
 use gantry_proto::any;
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::stdio::LogUri;
-use oci_spec::runtime::{Box as ConsoleBox, BoxBuilder, Capabilities, LinuxCapabilities, Process as OciProcess, Spec};
+use oci_spec::runtime::{Box as ConsoleBox, BoxBuilder, Capabilities, LinuxCapabilities, Process as OciProcess};
 use rung_spec::builder;
 use rung_spec::user::User;
 
 use super::attach::{Input, Output, Process, exec_end, not_running};
-use super::{Engine, Known, Live, create};
+use super::{Engine, Known, Live, binds, create};
 use crate::blocking::blocking;
 use crate::context::Context;
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::id::ExecId;
 use crate::image::users;
 use crate::tasks::{ExecTask, StartedExec};
@@ -68,15 +68,26 @@ impl Engine {
         let exec = ExecId::new()?;
         let socket = (!request.detach).then(|| self.sockets().join(&exec.as_str()[..super::SOCKET_NAME]));
         let exec_task = exec_task(request, spec, socket.as_ref());
-        self.parts().tasks.run_exec(&live.task, exec, exec_task, socket).await
+        let command = request.args.join(" ");
+        for action in ["exec_create", "exec_start"] {
+            let action = format!("{action}: {command}");
+            self.note(live.task.namespace(), known, &action, &[("execID", exec.as_str())]);
+        }
+        let started = self.parts().tasks.run_exec(&live.task, exec, exec_task, socket).await?;
+        let (end, engine, of) = (started.end(), self.clone(), (live.task.clone(), started.id.to_string()));
+        tokio::spawn(async move {
+            if let Ok(exit) = end.await {
+                let code = exit.status.to_string();
+                let more = [("execID", of.1.as_str()), ("exitCode", code.as_str())];
+                engine.shared.journal.of_run(of.0.namespace(), of.0.id(), "exec_die", &more);
+            }
+        });
+        Ok(started)
     }
 
     /// The process to run: the container's own, changed as the request says.
     fn process(&self, known: &Known, request: &api::ExecRequest, user: Option<User>) -> Result<OciProcess> {
-        let spec = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
-        let spec: Spec = serde_json::from_slice(spec)
-            .map_err(|error| Error::internal(error.to_string()))
-            .doing(|| format!("specification of container {}", known.record.name))?;
+        let spec = binds::spec_of(known)?;
         let mut process = spec.process().clone().unwrap_or_default();
         if request.args.is_empty() {
             return Err(Error::invalid("exec: a command is required"));

@@ -58,10 +58,20 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
         oom_score_adj: request.oom_score_adj,
         memory_reservation: limits.memory_reservation,
         cpu_shares: limits.cpu_shares,
+        blkio_weight: blkio_weight(limits.blkio_weight)?,
+        memory_swappiness: request.memory_swappiness,
         cpuset_cpus: request.cpuset_cpus.clone(),
         cpuset_mems: request.cpuset_mems.clone(),
         device_rules: Vec::new(),
     })
+}
+
+/// A share of disks; 0: as usual.
+pub(super) fn blkio_weight(weight: u32) -> Result<u16> {
+    match u16::try_from(weight) {
+        Ok(weight) if weight == 0 || (10..=1000).contains(&weight) => Ok(weight),
+        _ => Err(Error::invalid(format!("blkio weight {weight}: must be between 10 and 1000"))),
+    }
 }
 
 fn namespace(name: &str) -> Result<LinuxNamespaceType> {
@@ -74,12 +84,18 @@ fn namespace(name: &str) -> Result<LinuxNamespaceType> {
     }
 }
 
-/// The nodes of devices, and the rules that let them be used.
+/// The nodes of devices, and the rules that let them be used, beside those that are wished for themselves.
 ///
 /// # Errors
-/// `InvalidArgument` where a path is no device.
-pub(super) fn device_nodes(wished: &[api::Device]) -> Result<(Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>)> {
+/// `InvalidArgument` where a path is no device, or a rule none.
+pub(super) fn device_nodes(
+    wished: &[api::Device],
+    rules_wished: &[String],
+) -> Result<(Vec<LinuxDevice>, Vec<LinuxDeviceCgroup>)> {
     let (mut nodes, mut rules): (Vec<LinuxDevice>, Vec<_>) = (Vec::new(), Vec::new());
+    for text in rules_wished {
+        rules.push(device_rule(text)?);
+    }
     for wish in wished {
         let invalid = |problem: String| Error::invalid(format!("device {}: {problem}", wish.source));
         let access = if wish.access.is_empty() { "rwm" } else { &wish.access };
@@ -104,6 +120,31 @@ pub(super) fn device_nodes(wished: &[api::Device]) -> Result<(Vec<LinuxDevice>, 
         nodes.extend(found);
     }
     Ok((nodes, rules))
+}
+
+/// A rule such as `c 1:* rwm`.
+fn device_rule(text: &str) -> Result<LinuxDeviceCgroup> {
+    let invalid = || Error::invalid(format!("device rule {text:?}: is not one such as \"c 1:3 rwm\""));
+    let number = |text: &str| match text {
+        "*" => Ok(None),
+        digits => digits.parse::<u32>().map(|number| Some(i64::from(number))).map_err(|_| invalid()),
+    };
+    let mut words = text.split(' ');
+    let (Some(kind), Some(numbers), Some(access), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(invalid());
+    };
+    let kind = match kind {
+        "a" => LinuxDeviceType::A,
+        "b" => LinuxDeviceType::B,
+        "c" => LinuxDeviceType::C,
+        _ => return Err(invalid()),
+    };
+    let (first, second) = numbers.split_once(':').ok_or_else(invalid)?;
+    if access.is_empty() || !access.bytes().all(|byte| b"rwm".contains(&byte)) {
+        return Err(invalid());
+    }
+    Ok(devices::rule(true, Some(kind), number(first)?, number(second)?, access))
 }
 
 /// The device at a path, or those in the directory there.
@@ -134,4 +175,19 @@ fn look(host: &Path, inside: &Path, depth: usize, found: &mut Vec<LinuxDevice>) 
         found.push(node);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_of_devices() {
+        let rule = device_rule("c 1:* rw").expect("rule");
+        assert_eq!((rule.typ(), rule.major(), rule.minor()), (Some(LinuxDeviceType::C), Some(1), None));
+        assert_eq!((rule.allow(), rule.access().as_deref()), (true, Some("rw")));
+        for bad in ["", "c 1:3", "x 1:3 r", "c 1 r", "c -1:3 r", "c 1:3 x", "c 1:3 r r", "c 1:3 "] {
+            assert!(device_rule(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -52,7 +52,9 @@ impl Engine {
             let mounts = engine.mounts(&context, &known)?;
             let target = Target::to_read(&[read_only(&mounts)])?;
             let root = target.open()?;
-            diff::create(&Changes::All(&root), diff::Wanted::default(), to).and_then(|mut to| Ok(to.flush()?))
+            diff::create(&Changes::All(&root), diff::Wanted::default(), to).and_then(|mut to| Ok(to.flush()?))?;
+            engine.note(&context.namespace, &known, "export", &[]);
+            Ok(())
         })
         .await
         .doing(|| format!("export {what}"))
@@ -138,6 +140,7 @@ impl Engine {
         let known = self.find(context, &request.r#ref)?;
         let doing = format!("copy {}:{}", known.record.name, request.path);
         let files = self.files(context, &known).await.doing(|| &doing)?;
+        self.note(&context.namespace, &known, "archive-path", &[("path", &request.path)]);
         with_client(move || send(&files.root, &request, stat, to)).await.doing(|| doing)
     }
 
@@ -154,6 +157,7 @@ impl Engine {
         let known = self.find(context, &options.r#ref)?;
         let doing = format!("copy to {}:{}", known.record.name, options.path);
         let files = self.files(context, &known).await.doing(|| &doing)?;
+        self.note(&context.namespace, &known, "extract-to-dir", &[("path", &options.path)]);
         with_client(move || {
             let path = Path::new(&options.path);
             let directory = files.root.resolve(relative(path), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;

@@ -144,17 +144,12 @@ impl Health {
     /// In docker's words.
     pub(super) fn shown(&self) -> Value {
         let known = self.known();
-        let status = match known.status {
-            api::Health::Healthy => "healthy",
-            api::Health::Unhealthy => "unhealthy",
-            api::Health::Starting | api::Health::None => "starting",
-        };
         let probe = |probe: &Probe| {
             let (begun, ended) = (text(Some(probe.begun)), text(Some(probe.ended)));
             json!({ "Start": begun, "End": ended, "ExitCode": probe.code, "Output": probe.output })
         };
         let log: Vec<Value> = known.log.iter().map(probe).collect();
-        json!({ "Status": status, "FailingStreak": known.streak, "Log": log })
+        json!({ "Status": named(known.status), "FailingStreak": known.streak, "Log": log })
     }
 
     /// How long until the next probe, `age` after the start.
@@ -196,9 +191,10 @@ impl Engine {
                 if !live.task.paused() {
                     let begun = age();
                     if let Some(health) = health.note(self.probe(live, &health.check).await, begun) {
-                        let (namespace, container_id) = (live.task.namespace(), live.task.id().to_string());
-                        let event = api::HealthStatus { container_id, health: health.into() };
-                        self.parts().events.announce(namespace, "/gantry/health-status", &event);
+                        let namespace = live.task.namespace();
+                        if let Ok(known) = self.known(namespace, live.task.id()) {
+                            self.note(namespace, &known, &format!("health_status: {}", named(health)), &[]);
+                        }
                     }
                 }
             }
@@ -237,6 +233,14 @@ impl Engine {
     async fn begin_probe(&self, live: &Arc<Live>, args: Vec<String>) -> Result<StartedExec> {
         let known = self.known(live.task.namespace(), live.task.id())?;
         self.begin_exec(&known, live, &api::ExecRequest { args, ..api::ExecRequest::default() }).await
+    }
+}
+
+fn named(status: api::Health) -> &'static str {
+    match status {
+        api::Health::Healthy => "healthy",
+        api::Health::Unhealthy => "unhealthy",
+        api::Health::Starting | api::Health::None => "starting",
     }
 }
 

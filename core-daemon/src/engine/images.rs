@@ -34,7 +34,9 @@ impl Engine {
     ) -> Result<Pulled> {
         let reference = Reference::parse(&request.image).map_err(|error| Error::invalid(error.to_string()))?;
         let options = pull_options(parse_platform(&request.platform)?, request.registry);
-        self.parts().images.pull(context, &reference, options, progress).await
+        let pulled = self.parts().images.pull(context, &reference, options, progress).await?;
+        self.note_image(context, "pull", &pulled.name);
+        Ok(pulled)
     }
 
     /// The image that `text` names: by name, or by part of its id.
@@ -128,6 +130,10 @@ impl Engine {
             "Os": config.platform.os,
             "Variant": config.platform.variant,
             "Size": image.size,
+            "VirtualSize": image.size,
+            "Parent": "",
+            "Comment": config.history.last().and_then(|step| step.comment.clone()).unwrap_or_default(),
+            "GraphDriver": { "Name": self.parts().snapshotters.default_name(), "Data": null },
             "Config": {
                 "User": process.user,
                 "Env": process.env,
@@ -184,6 +190,9 @@ impl Engine {
             self.parts().images.records.delete(context, name, None)?;
         }
         self.parts().gc.changed();
+        if last {
+            self.note_image(context, "delete", image.config_digest.as_str());
+        }
         Ok(api::RemoveImageResponse {
             untagged: going.iter().map(|name| familiar(name)).filter(|name| !name.is_empty()).collect(),
             deleted: if last { vec![image.config_digest.to_string()] } else { Vec::new() },

@@ -15,7 +15,9 @@ impl Engine {
     /// When the records cannot be read.
     pub fn info(&self, context: &Context) -> Result<api::InfoResponse> {
         let (config, containers) = (&self.parts().config, self.list(context, true)?);
-        let running = containers.iter().filter(|it| matches!(it.state(), api::State::Running | api::State::Paused));
+        let running = containers
+            .iter()
+            .filter(|it| matches!(it.state(), api::State::Running | api::State::Paused | api::State::Restarting));
         let images = self.parts().images.records.list(context, &Filter::everything())?;
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());

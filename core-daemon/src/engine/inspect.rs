@@ -7,11 +7,11 @@ use gantry_proto::time;
 use oci_spec::runtime::{LinuxCpu, Spec};
 use serde_json::{Value, json};
 
-use super::list::Now;
-use super::{Engine, Known, Record, wishes};
+use super::list::{Now, network_name};
+use super::{Engine, Known, Record, binds, wishes};
 use crate::config::LogPolicy;
 use crate::context::Context;
-use crate::error::{Doing, Error, Result};
+use crate::error::Result;
 use crate::signals;
 
 impl Engine {
@@ -22,12 +22,10 @@ impl Engine {
     pub fn inspect(&self, context: &Context, reference: &str) -> Result<String> {
         let known = self.find(context, reference)?;
         let now = self.now(&context.namespace, &known);
-        let spec = known.container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
-        let spec: Spec = serde_json::from_slice(spec)
-            .map_err(|error| Error::internal(error.to_string()))
-            .doing(|| format!("specification of container {reference}"))?;
+        let spec = binds::spec_of(&known)?;
         let log = self.log_path(&context.namespace, &known.id);
-        let mut document = general(&known, &now);
+        let directory = self.directory(&context.namespace, &known.id);
+        let mut document = general(&known, &now, &spec);
         let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
         if let Some(health) = live.as_ref().and_then(|live| live.health.as_ref()) {
             document["State"]["Health"] = health.shown();
@@ -38,6 +36,7 @@ impl Engine {
             document.insert("Config".to_owned(), config(&known, &spec));
             document.insert("Mounts".to_owned(), mounts(&known, &spec));
             document.insert("NetworkSettings".to_owned(), network(&known));
+            document.extend(known.record.etc.files(&directory));
         }
         Ok(document.to_string())
     }
@@ -56,17 +55,27 @@ impl Engine {
             "CpuShares": cpu.and_then(LinuxCpu::shares).unwrap_or(0),
             "CpusetCpus": cpu.and_then(|cpu| cpu.cpus().as_deref()).unwrap_or_default(),
             "CpusetMems": cpu.and_then(|cpu| cpu.mems().as_deref()).unwrap_or_default(),
-            "NetworkMode": if record.host_network { "host" } else { "none" },
+            "NetworkMode": network_name(record.host_network),
             "RestartPolicy": { "Name": record.restart.name(), "MaximumRetryCount": record.restart.limit() },
             "AutoRemove": record.auto_remove,
             "Memory": record.limits.memory,
             "MemorySwap": record.limits.memory_swap,
             "NanoCpus": record.limits.nano_cpus,
+            "CpuQuota": record.limits.cpu_quota,
+            "CpuPeriod": record.limits.cpu_period,
+            "BlkioWeight": resources.and_then(|it| it.block_io().as_ref()?.weight()).unwrap_or(0),
             "PidsLimit": record.limits.pids,
             "Privileged": record.privileged,
             "ReadonlyRootfs": read_only,
             "Runtime": known.container.runtime.as_ref().map(|runtime| runtime.name.clone()),
-            "CgroupParent": "/gantry",
+            "CgroupParent": cgroup_parent(spec),
+            "PortBindings": {},
+            "PublishAllPorts": false,
+            "Links": null,
+            "UsernsMode": "",
+            "Isolation": "",
+            "MaskedPaths": spec.linux().as_ref().and_then(|linux| linux.masked_paths().clone()),
+            "ReadonlyPaths": spec.linux().as_ref().and_then(|linux| linux.readonly_paths().clone()),
         });
         config.extend(more.as_object().cloned().unwrap_or_default());
         Value::Object(config)
@@ -85,10 +94,11 @@ impl Engine {
     }
 }
 
-fn general(known: &Known, now: &Now) -> Value {
+fn general(known: &Known, now: &Now, spec: &Spec) -> Value {
     let Known { container, record, .. } = known;
     let (path, args) = record.command.split_first().map_or(("", &[][..]), |(path, args)| (path.as_str(), args));
     let ended = now.ended;
+    let profile = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone());
     json!({
         "Id": container.id,
         "Created": text(container.created_at.as_ref().map(time::system_time)),
@@ -99,11 +109,12 @@ fn general(known: &Known, now: &Now) -> Value {
                 api::State::Running => "running",
                 api::State::Paused => "paused",
                 api::State::Exited => "exited",
+                api::State::Restarting => "restarting",
                 api::State::Created | api::State::Unknown => "created",
             },
-            "Running": matches!(now.state, api::State::Running | api::State::Paused),
+            "Running": now.is_up(),
             "Paused": now.state == api::State::Paused,
-            "Restarting": false,
+            "Restarting": now.state == api::State::Restarting,
             "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
             "Dead": false,
             "Pid": now.pid,
@@ -116,7 +127,12 @@ fn general(known: &Known, now: &Now) -> Value {
         "Name": format!("/{}", record.name),
         "RestartCount": record.restarts,
         "Driver": container.snapshotter,
+        "GraphDriver": { "Name": container.snapshotter, "Data": null },
         "Platform": "linux",
+        "AppArmorProfile": profile.unwrap_or_default(),
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "ExecIDs": null,
         "SnapshotKey": container.snapshot_key,
     })
 }
@@ -127,6 +143,11 @@ fn config(known: &Known, spec: &Spec) -> Value {
     let (entrypoint, command) = record.command_parts();
     let mut config = json!({
         "Hostname": spec.hostname(),
+        "Domainname": "",
+        "AttachStdin": record.open_stdin,
+        "AttachStdout": true,
+        "AttachStderr": true,
+        "StdinOnce": record.open_stdin,
         "User": record.user,
         "Tty": record.terminal,
         "OpenStdin": record.open_stdin,
@@ -136,6 +157,8 @@ fn config(known: &Known, spec: &Spec) -> Value {
         "Image": record.image,
         "WorkingDir": process.map(|process| process.cwd().to_string_lossy().into_owned()),
         "Labels": container.labels,
+        "Volumes": null,
+        "OnBuild": null,
         "StopSignal": signals::name(record.stop_signal),
         "StopTimeout": record.stop_timeout,
     });
@@ -148,15 +171,13 @@ fn config(known: &Known, spec: &Spec) -> Value {
 /// Its network, in which it has no address of its own.
 fn network(known: &Known) -> Value {
     let none = json!({ "IPAddress": "", "Gateway": "", "MacAddress": "" });
-    let name = if known.record.host_network { "host" } else { "none" };
+    let name = network_name(known.record.host_network);
     json!({ "IPAddress": "", "Gateway": "", "MacAddress": "", "Ports": {}, "Networks": { name: none } })
 }
 
 /// The binds among the mounts that were wished.
 fn mounts(known: &Known, spec: &Spec) -> Value {
-    let binds = spec.mounts().iter().flatten().filter(|mount| mount.typ().as_deref() == Some("bind"));
-    let binds = binds.filter(|mount| !known.record.etc.has(mount.destination()));
-    let described = binds.map(|mount| {
+    let described = binds::of(known, spec).map(|mount| {
         let options: Vec<&str> = mount.options().iter().flatten().map(String::as_str).collect();
         json!({
             "Type": "bind",
@@ -164,11 +185,16 @@ fn mounts(known: &Known, spec: &Spec) -> Value {
             "Destination": mount.destination(),
             "Mode": options.join(","),
             "RW": !options.contains(&"ro"),
-            "Propagation": options.iter().find(|option| option.ends_with("private") || option.ends_with("shared")
-                || option.ends_with("slave")),
+            "Propagation": options.iter().find(|option| binds::is_propagation(option)),
         })
     });
     Value::Array(described.collect())
+}
+
+/// Whose cgroup its own is below.
+fn cgroup_parent(spec: &Spec) -> Option<String> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    path.parent().map(|parent| parent.to_string_lossy().into_owned())
 }
 
 /// A time as docker writes it; its zero time where it is not known.

@@ -40,7 +40,7 @@ impl Engine {
             let now = self.now(&context.namespace, &known);
             // A container that is removed at its end is gone to people the moment it ends.
             let going = now.state == api::State::Exited && known.record.auto_remove;
-            if !going && (all || matches!(now.state, api::State::Running | api::State::Paused)) {
+            if !going && (all || now.is_up()) {
                 listed.push(message(known, &now));
             }
         }
@@ -51,8 +51,13 @@ impl Engine {
     /// How a container is now.
     pub(super) fn now(&self, namespace: &Namespace, known: &Known) -> Now {
         let live = self.live().get(&(namespace.clone(), known.id.clone())).cloned();
+        let record = &known.record;
         let ended = |ended: Ended| Now {
-            state: api::State::Exited,
+            // Whether it is about to be started again follows from what is recorded.
+            state: match !record.stopped && record.restart.wants(ended.code, record.restarts) {
+                true => api::State::Restarting,
+                false => api::State::Exited,
+            },
             pid: 0,
             started_at: Some(ended.started_at),
             ended: Some(ended),
@@ -63,13 +68,20 @@ impl Engine {
                 None => running(&live),
                 Some(end) => ended(end),
             },
-            None => match known.record.ended {
+            None => match record.ended {
                 Some(end) => ended(end),
                 None => {
                     Now { state: api::State::Created, pid: 0, started_at: None, ended: None, health: api::Health::None }
                 }
             },
         }
+    }
+}
+
+impl Now {
+    /// Whether people take it for running: it is, or will be again without their doing.
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, api::State::Running | api::State::Paused | api::State::Restarting)
     }
 }
 
@@ -99,5 +111,12 @@ fn message(known: Known, now: &Now) -> api::Container {
         labels: container.labels,
         terminal: record.terminal,
         health: now.health.into(),
+        mounts: record.binds.iter().filter_map(|bind| bind.split(':').next()).map(str::to_owned).collect(),
+        network: network_name(record.host_network).to_owned(),
     }
+}
+
+/// What people call a container's network.
+pub(super) fn network_name(is_host: bool) -> &'static str {
+    if is_host { "host" } else { "none" }
 }

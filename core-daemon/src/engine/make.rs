@@ -62,7 +62,9 @@ impl Engine {
                     "rootfs": {"type": "layers", "diff_ids": [made.diff_id.to_string()]},
                     "history": [{"created": now, "comment": comment}],
                 });
-                engine.put_image(ctx, name, document, vec![made.layer], true)
+                let id = engine.put_image(ctx, name.clone(), document, vec![made.layer], true)?;
+                engine.note_image(ctx, "import", name.as_deref().unwrap_or(&id));
+                Ok(id)
             })
         })
         .await
@@ -83,7 +85,8 @@ impl Engine {
         };
         let (engine, context, what) = (self.clone(), context.clone(), known.record.name.clone());
         let made = blocking(move || {
-            engine.under_lease(&context, "commit", |ctx| engine.commit_held(ctx, &known, name, &request))
+            let made = engine.under_lease(&context, "commit", |ctx| engine.commit_held(ctx, &known, name, &request));
+            made.inspect(|_| engine.note(&context.namespace, &known, "commit", &[("comment", &request.message)]))
         })
         .await;
         let resumed = match held {

@@ -6,8 +6,10 @@
 
 mod archives;
 mod attach;
+mod binds;
 mod create;
 mod etc;
+mod events;
 mod exec;
 mod extras;
 mod files;
@@ -80,7 +82,7 @@ pub struct Parts {
     pub snapshotters: Snapshotters,
     /// Frees what nothing refers to any more.
     pub gc: Gc,
-    /// Where it is told how containers are.
+    /// Where it is told what happens.
     pub events: Events,
     /// Cancelled when the daemon stops; sessions end then, containers do not.
     pub stopping: CancellationToken,
@@ -91,6 +93,7 @@ struct Shared {
     names: Names,
     live: Mutex<HashMap<Key, Arc<Live>>>,
     turns: turns::Turns,
+    journal: Arc<events::Journal>,
     host: create::Host,
 }
 
@@ -102,6 +105,8 @@ struct Live {
     started_at: SystemTime,
     /// How it is, where that is looked at.
     health: Option<health::Health>,
+    /// Set once its start has been told of.
+    told: watch::Sender<bool>,
     ended: watch::Sender<Option<Ended>>,
     /// It is about to be started again: its end is followed neither by its removal nor by a restart of its policy.
     goes_on: AtomicBool,
@@ -124,7 +129,10 @@ impl Engine {
     pub fn new(parts: Parts) -> Result<Self> {
         let host = create::Host::look();
         let (names, live, turns) = (Names::default(), Mutex::default(), turns::Turns::default());
-        let engine = Self { shared: Arc::new(Shared { parts, names, live, turns, host }) };
+        let journal = Arc::new(events::Journal::default());
+        let seen = journal.clone();
+        parts.events.observe(move |envelope| seen.observe(envelope));
+        let engine = Self { shared: Arc::new(Shared { parts, names, live, turns, journal, host }) };
         engine.make_directories()?;
         Ok(engine)
     }

@@ -87,6 +87,10 @@ pub(super) struct Limits {
     pub(super) memory_swap: i64,
     pub(super) nano_cpus: i64,
     pub(super) pids: i64,
+    #[serde(default)]
+    pub(super) cpu_quota: i64,
+    #[serde(default)]
+    pub(super) cpu_period: i64,
 }
 
 /// How a run ended.

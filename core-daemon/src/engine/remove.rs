@@ -7,8 +7,9 @@ use gantry_proto::containerd::services::containers::v1::Container;
 use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
 
-use super::Engine;
+use super::events::DESTROY;
 use super::stop::KILL;
+use super::{Engine, Known, Record};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -65,6 +66,9 @@ impl Engine {
         failpoint::hit("engine.removed.record");
         self.remove_directory(namespace, id);
         self.shared.names.forget(namespace, id);
+        if let Ok(Some(record)) = Record::of(&container) {
+            self.note(namespace, &Known { id: id.clone(), container, record }, DESTROY, &[]);
+        }
         self.parts().gc.changed();
         Ok(())
     }

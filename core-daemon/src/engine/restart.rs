@@ -70,7 +70,7 @@ impl Policy {
     }
 
     /// Whether a run that ended with `code`, after so many restarts, is followed by another.
-    fn wants(self, code: u32, restarts: u32) -> bool {
+    pub(super) fn wants(self, code: u32, restarts: u32) -> bool {
         match self {
             Self::No => false,
             Self::Always | Self::UnlessStopped => true,

@@ -59,8 +59,9 @@ impl Engine {
             Restored::Alive(task) => {
                 let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
                 if let Ok(known) = known {
+                    self.shared.journal.learn(task.namespace(), &known);
                     let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
-                    self.supervise(task, started_at, known.record.health);
+                    self.supervise(task, started_at, known.record.health, true);
                 }
                 None
             }

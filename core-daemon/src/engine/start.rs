@@ -21,6 +21,8 @@ use crate::tasks::{Begun, CreateTask, Exit, Task};
 
 /// How long a killed process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
+/// How long an end waits for the word that there was a start: the answer to that may be on its way still.
+const START_WORD: Duration = Duration::from_secs(1);
 /// How many seconds to wait before it is tried again to write down how a container ended.
 const RECORD_PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
 /// And from then on.
@@ -78,6 +80,10 @@ impl Engine {
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let context = Context::new(namespace.clone());
         let request = self.task_request(namespace, known)?;
+        self.shared.journal.learn(namespace, known);
+        if attached {
+            self.note(namespace, known, "attach", &[]);
+        }
         let (etc, directory) = (known.record.etc.clone(), self.directory(namespace, &known.id));
         blocking(move || etc.write(&directory)).await?;
         let task = self.parts().tasks.create_begun(&context, &known.id, request, begun).await;
@@ -94,8 +100,10 @@ impl Engine {
             let started_at = SystemTime::now();
             task.bundle().note_started(started_at)?;
             // The wait is in place before the start, so that there is no end it could miss.
-            let live = self.supervise(task.clone(), started_at, known.record.health.clone());
+            let live = self.supervise(task.clone(), started_at, known.record.health.clone(), false);
             task.start(None).await.inspect_err(|_| live.abandon())?;
+            self.shared.journal.of_run(namespace, &known.id, "start", &[]);
+            live.told.send_replace(true);
             Ok((live, stream))
         };
         match started.await {
@@ -162,13 +170,21 @@ impl Engine {
         error
     }
 
-    /// Waits for the end of a task from now on, and does what follows from it.
-    pub(super) fn supervise(&self, task: Arc<Task>, started_at: SystemTime, health: Option<Check>) -> Arc<Live> {
+    /// Waits for the end of a task from now on, and does what follows from it. Of one that an earlier daemon has started,
+    /// that is `told` already.
+    pub(super) fn supervise(
+        &self,
+        task: Arc<Task>,
+        started_at: SystemTime,
+        health: Option<Check>,
+        told: bool,
+    ) -> Arc<Live> {
         let live = Arc::new(Live {
             task: task.clone(),
             started_at,
             health: health.map(Health::of),
             goes_on: AtomicBool::new(false),
+            told: watch::Sender::new(told),
             ended: watch::Sender::new(None),
             settled: watch::Sender::new(false),
         });
@@ -194,9 +210,13 @@ impl Engine {
         }
         let ended =
             Ended { started_at: live.started_at, at: exit.at, code: exit.status, oom_killed: task.oom_killed() };
+        let mut told = live.told.subscribe();
+        let _ = tokio::time::timeout(START_WORD, told.wait_for(|told| *told)).await;
         if live.ended.borrow().is_some() {
             return;
         }
+        let code = ended.code.to_string();
+        self.shared.journal.of_run(task.namespace(), task.id(), "die", &[("exitCode", &code)]);
         live.ended.send_replace(Some(ended));
         failpoint::hit("engine.ended");
         let goes_on = live.goes_on.load(Ordering::Relaxed);
@@ -297,6 +317,7 @@ impl Live {
     fn abandon(&self) {
         let at = SystemTime::now();
         self.ended.send_replace(Some(Ended { started_at: at, at, code: 255, oom_killed: false }));
+        self.told.send_replace(true);
         self.settled.send_replace(true);
     }
 

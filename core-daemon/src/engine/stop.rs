@@ -37,7 +37,9 @@ impl Engine {
         // Whoever does not want to wait as long as this one does is free to remove it by force.
         drop(turn);
         let Some(live) = live else { return Ok(()) };
-        self.end_run(&known, &live, signal, grace).await
+        self.end_run(&known, &live, signal, grace).await?;
+        self.note(&context.namespace, &known, "stop", &[]);
+        Ok(())
     }
 
     /// Stops a container where it runs, and starts it. It is nobody's wish that it stays stopped, so a daemon that ends in
@@ -54,8 +56,11 @@ impl Engine {
             live.goes_on.store(true, Ordering::Relaxed);
             let ended = self.end_run(&known, &live, signal, grace).await;
             ended.inspect_err(|_| live.goes_on.store(false, Ordering::Relaxed))?;
+            self.note(&context.namespace, &known, "stop", &[]);
         }
-        self.start_known(&context.namespace, &known.id, false).await.map(drop)
+        self.start_known(&context.namespace, &known.id, false).await?;
+        self.note(&context.namespace, &known, "restart", &[]);
+        Ok(())
     }
 
     /// Ends a run: asks the process, and kills it if it has not ended after `grace`.
@@ -64,12 +69,15 @@ impl Engine {
             // A frozen process cannot answer a signal.
             live.task.resume().await?;
         }
+        let namespace = live.task.namespace();
         if !grace.is_zero() {
+            self.note(namespace, known, "kill", &[("signal", &signal.to_string())]);
             live.task.kill_unless_ended(signal, false).await?;
             if tokio::time::timeout(grace, live.settled()).await.is_ok() {
                 return Ok(());
             }
         }
+        self.note(namespace, known, "kill", &[("signal", &KILL.to_string())]);
         live.task.kill_unless_ended(KILL, true).await?;
         tokio::time::timeout(AFTER_KILL, live.settled()).await.map_err(|_| {
             let (name, waited) = (&known.record.name, AFTER_KILL.as_secs());
@@ -92,6 +100,7 @@ impl Engine {
         if signal == KILL || signal == known.record.stop_signal {
             self.mark_stopped(&context.namespace, &known).await?;
         }
+        self.note(&context.namespace, &known, "kill", &[("signal", &signal.to_string())]);
         match live.task.kill(None, signal, false).await {
             Err(error) if error.kind() == Kind::NotFound => Err(not_running(&known.record.name)),
             killed => killed,

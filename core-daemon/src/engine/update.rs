@@ -7,7 +7,7 @@ use rung_spec::builder::{self, InvalidOptions};
 
 use super::record::Limits;
 use super::restart::Policy;
-use super::{Engine, Record};
+use super::{Engine, Known, Record, extras};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Result};
@@ -61,7 +61,9 @@ impl Engine {
             });
             edited.map(drop)
         };
-        blocking(edit).await.doing(doing)
+        blocking(edit).await.doing(doing)?;
+        self.note(&context.namespace, &known, "update", &[]);
+        Ok(())
     }
 
     /// Gives a container another name.
@@ -76,13 +78,19 @@ impl Engine {
         let names = &self.shared.names;
         let name = names.rename(&context.namespace, &known.id, &request.name)?;
         let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
-        let recorded = blocking(move || engine.edit_record(&namespace, &id, |record| record.name = name)).await;
+        let new = name.clone();
+        let recorded = blocking(move || engine.edit_record(&namespace, &id, |record| record.name = new)).await;
         if recorded.is_err()
             && let Err(error) = names.rename(&context.namespace, &known.id, &known.record.name)
         {
             tracing::error!(id = %known.id, %error, "give a container its name back");
         }
-        recorded.doing(|| format!("rename container {}", known.record.name))
+        recorded.doing(|| format!("rename container {}", known.record.name))?;
+        let old = format!("/{}", known.record.name);
+        let renamed = Known { record: Record { name, ..known.record }, ..known };
+        self.shared.journal.learn(&context.namespace, &renamed);
+        self.note(&context.namespace, &renamed, "rename", &[("oldName", &old)]);
+        Ok(())
     }
 }
 
@@ -93,18 +101,22 @@ fn resources(
     old: &LinuxResources,
 ) -> Result<LinuxResources, InvalidOptions> {
     let wanted = request.limits.unwrap_or_default();
+    let weight = extras::blkio_weight(wanted.blkio_weight).map_err(|error| InvalidOptions::Extra(error.to_string()))?;
     let mut resources = beside(builder::limited(limits.into())?, old);
     builder::reserve(&mut resources, wanted.memory_reservation, wanted.cpu_shares)?;
+    builder::weigh(&mut resources, weight);
     builder::confine(&mut resources, &request.cpuset_cpus, &request.cpuset_mems)?;
     Ok(resources)
 }
 
 /// Changed limits, and those of `old` that are not among them.
 fn beside(mut limited: LinuxResources, old: &LinuxResources) -> LinuxResources {
-    limited.set_devices(old.devices().clone());
-    if let Some(reservation) = old.memory().as_ref().and_then(|memory| memory.reservation()) {
+    limited.set_devices(old.devices().clone()).set_block_io(old.block_io().clone());
+    if let Some(old) =
+        old.memory().as_ref().filter(|memory| memory.reservation().is_some() || memory.swappiness().is_some())
+    {
         let mut memory = limited.memory().unwrap_or_default();
-        memory.set_reservation(Some(reservation));
+        memory.set_reservation(old.reservation()).set_swappiness(old.swappiness());
         limited.set_memory(Some(memory));
     }
     if let Some(old) =
@@ -126,13 +138,15 @@ impl Limits {
             memory_swap: or(wanted.memory_swap, self.memory_swap),
             nano_cpus: or(wanted.nano_cpus, self.nano_cpus),
             pids: or(wanted.pids, self.pids),
+            cpu_quota: or(wanted.cpu_quota, self.cpu_quota),
+            cpu_period: or(wanted.cpu_period, self.cpu_period),
         }
     }
 }
 
 impl From<Limits> for builder::Limits {
     fn from(limits: Limits) -> Self {
-        let Limits { memory, memory_swap, nano_cpus, pids } = limits;
-        Self { memory, memory_swap, nano_cpus, pids }
+        let Limits { memory, memory_swap, nano_cpus, pids, cpu_quota, cpu_period } = limits;
+        Self { memory, memory_swap, nano_cpus, pids, cpu_quota, cpu_period }
     }
 }

@@ -36,6 +36,7 @@ fn all(request: &api::CreateRequest) -> Map<String, Value> {
     });
     let ulimits =
         request.ulimits.iter().map(|limit| json!({ "Name": limit.name, "Soft": limit.soft, "Hard": limit.hard }));
+    let dns = request.dns.clone().unwrap_or_default();
     let tmpfs = request.tmpfs.iter().map(|one| (one.destination.clone(), Value::from(one.options.join(","))));
     Map::from_iter([
         ("CapAdd".to_owned(), json!(request.cap_add)),
@@ -53,6 +54,13 @@ fn all(request: &api::CreateRequest) -> Map<String, Value> {
         ("Sysctls".to_owned(), json!(request.sysctls)),
         ("Annotations".to_owned(), json!(request.annotations)),
         ("OomScoreAdj".to_owned(), json!(request.oom_score_adj.unwrap_or(0))),
+        ("DeviceCgroupRules".to_owned(), json!(request.device_cgroup_rules)),
+        ("Dns".to_owned(), json!(dns.servers)),
+        ("DnsOptions".to_owned(), json!(dns.options)),
+        ("DnsSearch".to_owned(), json!(dns.search)),
+        ("Init".to_owned(), json!(request.init)),
+        ("MemorySwappiness".to_owned(), json!(request.memory_swappiness)),
+        ("VolumesFrom".to_owned(), json!(request.volumes_from)),
         ("SecurityOpt".to_owned(), json!(security(request.security.as_ref()))),
     ])
 }

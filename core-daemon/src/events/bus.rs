@@ -4,7 +4,7 @@
 //! cut off and told so, because silently leaving out an exit is worse than an ended stream, after which a client looks
 //! at the state of things anew.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use gantry_proto::containerd::types::Envelope;
@@ -22,7 +22,22 @@ const QUEUE: usize = 4096;
 /// Where events are published; clones are the same bus.
 #[derive(Debug, Clone, Default)]
 pub struct Events {
-    subscribers: Arc<Mutex<Vec<Subscriber>>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    subscribers: Vec<Subscriber>,
+    observer: Option<Observer>,
+}
+
+/// Whoever must miss nothing, however much is published.
+type Observer = Box<dyn Fn(&Envelope) + Send>;
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("subscribers", &self.subscribers).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -56,7 +71,11 @@ impl Events {
     /// Publishes `message` under its protobuf name, which is how containerd's clients know it.
     pub fn announce<M: prost::Name>(&self, namespace: &Namespace, topic: &str, message: &M) {
         // Packing is skipped where nobody listens.
-        if !self.lock().is_empty() {
+        let is_wanted = {
+            let state = self.lock();
+            state.observer.is_some() || !state.subscribers.is_empty()
+        };
+        if is_wanted {
             self.publish(namespace, topic, Any { type_url: M::full_name(), value: message.encode_to_vec() });
         }
     }
@@ -81,22 +100,32 @@ impl Events {
     /// Subscribes to what passes `filter` from now on.
     pub fn subscribe(&self, filter: Filter) -> Subscription {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        self.lock().push(Subscriber { filter, queue: sender });
+        self.lock().subscribers.push(Subscriber { filter, queue: sender });
         Subscription { queue: receiver }
+    }
+
+    /// Lets `observer` see every event from now on, in order and before it is published on. It must be quick, and must
+    /// not publish anything itself. There is one observer; another takes its place.
+    pub fn observe(&self, observer: impl Fn(&Envelope) + Send + 'static) {
+        self.lock().observer = Some(Box::new(observer));
     }
 
     fn send(&self, envelope: Envelope) {
         let envelope = Arc::new(envelope);
         // Sending under the lock gives every subscriber the same order.
-        self.lock().retain(|subscriber| {
+        let mut state = self.lock();
+        if let Some(observer) = &state.observer {
+            observer(&envelope);
+        }
+        state.subscribers.retain(|subscriber| {
             let wanted = subscriber.filter.matches(|path| field(&envelope, path));
             // A full or closed queue drops the subscriber; its receiver then sees the end.
             if wanted { subscriber.queue.try_send(envelope.clone()).is_ok() } else { !subscriber.queue.is_closed() }
         });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Subscriber>> {
-        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,11 +170,20 @@ mod tests {
         for _ in 0..=QUEUE {
             events.announce(&namespace(), "/containers/delete", &ContainerDelete { id: "x".into() });
         }
-        assert!(events.lock().is_empty());
+        assert!(events.lock().subscribers.is_empty());
         for _ in 0..QUEUE {
             slow.next().await.expect("queued event");
         }
         assert_eq!(slow.next().await.expect_err("cut off").kind(), Kind::ResourceExhausted);
+    }
+
+    #[test]
+    fn an_observer_sees_what_nobody_subscribed_to() {
+        let (events, seen) = (Events::new(), Arc::new(Mutex::new(Vec::new())));
+        let noted = seen.clone();
+        events.observe(move |envelope| noted.lock().expect("seen").push(envelope.topic.clone()));
+        events.announce(&namespace(), "/containers/delete", &ContainerDelete { id: "x".into() });
+        assert_eq!(*seen.lock().expect("seen"), ["/containers/delete"]);
     }
 
     #[test]

@@ -147,6 +147,7 @@ impl Engine for EngineService {
     type AttachStream = Answers<api::SessionOutput>;
     type ExecStream = Answers<api::SessionOutput>;
     type LogsStream = Answers<api::LogRecord>;
+    type EventsStream = Answers<api::Event>;
     type PullStream = Answers<api::PullProgress>;
 
     async fn create(&self, request: Request<api::CreateRequest>) -> Result<Response<Self::CreateStream>, Status> {
@@ -281,6 +282,12 @@ impl Engine for EngineService {
         let context = Context::of(request.metadata())?;
         let (engine, request) = (self.engine.clone(), request.into_inner());
         Ok(answer(move |sender| async move { engine.logs(&context, &request, sender).await }))
+    }
+
+    async fn events(&self, request: Request<api::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let context = Context::of(request.metadata())?;
+        let (engine, request) = (self.engine.clone(), request.into_inner());
+        Ok(answer(move |sender| async move { engine.events(&context, &request, sender).await }))
     }
 
     async fn pull(&self, request: Request<api::PullRequest>) -> Result<Response<Self::PullStream>, Status> {

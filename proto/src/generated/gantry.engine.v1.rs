@@ -117,6 +117,24 @@ pub struct CreateRequest {
     /// How it is seen whether it is well; absent: as the image says.
     #[prost(message, optional, tag = "42")]
     pub health: ::core::option::Option<HealthCheck>,
+    /// Lines of its /etc/resolv.conf in place of the host's; all empty: the host's.
+    #[prost(message, optional, tag = "43")]
+    pub dns: ::core::option::Option<Dns>,
+    /// Containers whose binds it gets too: a reference, and ":ro" after it where nothing may be written.
+    #[prost(string, repeated, tag = "44")]
+    pub volumes_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whose cgroup its own is below, as an absolute path; empty: /gantry and the namespace.
+    #[prost(string, tag = "45")]
+    pub cgroup_parent: ::prost::alloc::string::String,
+    /// Rules such as "c 1:3 rwm" that let it use devices of which it has no node.
+    #[prost(string, repeated, tag = "46")]
+    pub device_cgroup_rules: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How willingly its memory is swapped out, 0 to 100, where cgroups are of version 1; absent: as usual.
+    #[prost(uint32, optional, tag = "47")]
+    pub memory_swappiness: ::core::option::Option<u32>,
+    /// A first process that collects what others leave, and hands signals on to the command.
+    #[prost(bool, tag = "48")]
+    pub init: bool,
 }
 impl ::prost::Name for CreateRequest {
     const NAME: &'static str = "CreateRequest";
@@ -126,6 +144,25 @@ impl ::prost::Name for CreateRequest {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.CreateRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Dns {
+    #[prost(string, repeated, tag = "1")]
+    pub servers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub search: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub options: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for Dns {
+    const NAME: &'static str = "Dns";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Dns".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Dns".into()
     }
 }
 /// Times are nanoseconds; 0: as the image says, else the usual ones.
@@ -157,24 +194,6 @@ impl ::prost::Name for HealthCheck {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.HealthCheck".into()
-    }
-}
-/// An event: a container's health is another than before. Its topic is /gantry/health-status.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct HealthStatus {
-    #[prost(string, tag = "1")]
-    pub container_id: ::prost::alloc::string::String,
-    #[prost(enumeration = "Health", tag = "2")]
-    pub health: i32,
-}
-impl ::prost::Name for HealthStatus {
-    const NAME: &'static str = "HealthStatus";
-    const PACKAGE: &'static str = "gantry.engine.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "gantry.engine.v1.HealthStatus".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/gantry.engine.v1.HealthStatus".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -349,6 +368,15 @@ pub struct Limits {
     /// Its share of processors beside others', 1024 being usual; 0: that.
     #[prost(int64, tag = "6")]
     pub cpu_shares: i64,
+    /// Microseconds of processor time it gets in each period, and how long that is, in place of `nano_cpus`; 0: any number,
+    /// and the usual 100 ms.
+    #[prost(int64, tag = "7")]
+    pub cpu_quota: i64,
+    #[prost(int64, tag = "8")]
+    pub cpu_period: i64,
+    /// Its share of disks beside others', 10 to 1000; 0: the usual one.
+    #[prost(uint32, tag = "9")]
+    pub blkio_weight: u32,
 }
 impl ::prost::Name for Limits {
     const NAME: &'static str = "Limits";
@@ -1047,6 +1075,12 @@ pub struct Container {
     pub terminal: bool,
     #[prost(enumeration = "Health", tag = "13")]
     pub health: i32,
+    /// Paths of the host that it shows.
+    #[prost(string, repeated, tag = "14")]
+    pub mounts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// "none" or "host".
+    #[prost(string, tag = "15")]
+    pub network: ::prost::alloc::string::String,
 }
 impl ::prost::Name for Container {
     const NAME: &'static str = "Container";
@@ -1131,6 +1165,56 @@ impl ::prost::Name for LogRecord {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/gantry.engine.v1.LogRecord".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventsRequest {
+    /// What has happened since then comes first, as far back as the daemon remembers; absent: only what happens now.
+    #[prost(message, optional, tag = "1")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// The stream ends then; absent: with the client.
+    #[prost(message, optional, tag = "2")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
+impl ::prost::Name for EventsRequest {
+    const NAME: &'static str = "EventsRequest";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.EventsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.EventsRequest".into()
+    }
+}
+/// Something that happened, in docker's words.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Event {
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// "container" or "image".
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// "start", "die", "exec_create: sh", "pull" and so on.
+    #[prost(string, tag = "3")]
+    pub action: ::prost::alloc::string::String,
+    /// A container's id; an image's name, or its id where that is what happened to it.
+    #[prost(string, tag = "4")]
+    pub id: ::prost::alloc::string::String,
+    /// A container's name, image and labels, an image's name, and what belongs to the action.
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub attributes: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+impl ::prost::Name for Event {
+    const NAME: &'static str = "Event";
+    const PACKAGE: &'static str = "gantry.engine.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.engine.v1.Event".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.engine.v1.Event".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1536,6 +1620,8 @@ pub enum State {
     Running = 2,
     Paused = 3,
     Exited = 4,
+    /// It has ended, and is about to be started again by its policy.
+    Restarting = 5,
 }
 impl State {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1549,6 +1635,7 @@ impl State {
             Self::Running => "STATE_RUNNING",
             Self::Paused => "STATE_PAUSED",
             Self::Exited => "STATE_EXITED",
+            Self::Restarting => "STATE_RESTARTING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1559,6 +1646,7 @@ impl State {
             "STATE_RUNNING" => Some(Self::Running),
             "STATE_PAUSED" => Some(Self::Paused),
             "STATE_EXITED" => Some(Self::Exited),
+            "STATE_RESTARTING" => Some(Self::Restarting),
             _ => None,
         }
     }
@@ -2029,6 +2117,31 @@ pub mod engine_client {
                 .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Logs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What happens to containers and images, and what has happened lately.
+        pub async fn events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Event>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/gantry.engine.v1.Engine/Events",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("gantry.engine.v1.Engine", "Events"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn pull(
             &mut self,
             request: impl tonic::IntoRequest<super::PullRequest>,
@@ -2283,6 +2396,17 @@ pub mod engine_server {
             &self,
             request: tonic::Request<super::LogsRequest>,
         ) -> std::result::Result<tonic::Response<Self::LogsStream>, tonic::Status>;
+        /// Server streaming response type for the Events method.
+        type EventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Event, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What happens to containers and images, and what has happened lately.
+        async fn events(
+            &self,
+            request: tonic::Request<super::EventsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::EventsStream>, tonic::Status>;
         /// Server streaming response type for the Pull method.
         type PullStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::PullProgress, tonic::Status>,
@@ -3038,6 +3162,52 @@ pub mod engine_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/gantry.engine.v1.Engine/Events" => {
+                    #[allow(non_camel_case_types)]
+                    struct EventsSvc<T: Engine>(pub Arc<T>);
+                    impl<
+                        T: Engine,
+                    > tonic::server::ServerStreamingService<super::EventsRequest>
+                    for EventsSvc<T> {
+                        type Response = super::Event;
+                        type ResponseStream = T::EventsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Engine>::events(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EventsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -15,7 +15,7 @@ use oci_spec::runtime::{
 use crate::defaults::{self, capabilities};
 use crate::image::ContainerConfig;
 use crate::user::User;
-pub use extras::{Extras, Tmpfs, Ulimit, confine, reserve};
+pub use extras::{Extras, Tmpfs, Ulimit, confine, reserve, weigh};
 
 /// What is wished of a container beyond its image. `Default` wishes nothing.
 #[derive(Debug, Clone, Default)]
@@ -77,6 +77,10 @@ pub struct Limits {
     pub nano_cpus: i64,
     /// Processes and threads; -1: any.
     pub pids: i64,
+    /// Microseconds of processor time in each period, in place of `nano_cpus`.
+    pub cpu_quota: i64,
+    /// Microseconds of a period; the usual number where there is a quota.
+    pub cpu_period: i64,
 }
 
 /// A part of the host's file system in the container.
@@ -405,7 +409,8 @@ fn namespaces(network: &Network) -> Vec<LinuxNamespace> {
 
 /// The kernel counts processor time in periods of this many microseconds.
 const CPU_PERIOD: u64 = 100_000;
-/// The smallest quota the kernel takes, in microseconds.
+/// The periods and the smallest quota that the kernel takes, in microseconds.
+const CPU_PERIODS: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 const MIN_CPU_QUOTA: i64 = 1_000;
 /// Below this a container cannot even start.
 const MIN_MEMORY: i64 = 6 << 20;
@@ -424,15 +429,7 @@ fn resources(options: &Options) -> Result<LinuxResources, InvalidOptions> {
 pub fn limited(limits: Limits) -> Result<LinuxResources, InvalidOptions> {
     let mut resources = LinuxResources::default();
     resources.set_devices(None).set_memory(memory(limits)?);
-    if limits.nano_cpus < 0 {
-        return Err(InvalidOptions::Limit("cpus: must not be negative"));
-    }
-    if limits.nano_cpus > 0 {
-        let quota = (limits.nano_cpus / 10_000).max(MIN_CPU_QUOTA);
-        let mut cpu = LinuxCpu::default();
-        cpu.set_period(Some(CPU_PERIOD)).set_quota(Some(quota));
-        resources.set_cpu(Some(cpu));
-    }
+    resources.set_cpu(cpu(limits)?);
     match limits.pids {
         0 => {}
         limit if limit >= -1 => {
@@ -443,6 +440,30 @@ pub fn limited(limits: Limits) -> Result<LinuxResources, InvalidOptions> {
         _ => return Err(InvalidOptions::Limit("pids limit: must be -1 (any) or more")),
     }
     Ok(resources)
+}
+
+fn cpu(limits: Limits) -> Result<Option<LinuxCpu>, InvalidOptions> {
+    let mut cpu = LinuxCpu::default();
+    match (limits.nano_cpus, limits.cpu_quota, limits.cpu_period) {
+        (0, 0, 0) => return Ok(None),
+        (..0, _, _) => return Err(InvalidOptions::Limit("cpus: must not be negative")),
+        (1.., 0, 0) => {
+            let quota = (limits.nano_cpus / 10_000).max(MIN_CPU_QUOTA);
+            cpu.set_period(Some(CPU_PERIOD)).set_quota(Some(quota));
+        }
+        (1.., _, _) => return Err(InvalidOptions::Limit("cpus: cannot be given together with a cpu quota or period")),
+        (0, quota, period) => {
+            if quota != 0 && quota != -1 && quota < MIN_CPU_QUOTA {
+                return Err(InvalidOptions::Limit("cpu quota: must be at least 1000 microseconds, or -1 for any"));
+            }
+            if period != 0 && !CPU_PERIODS.contains(&period) {
+                return Err(InvalidOptions::Limit("cpu period: must be between 1000 and 1000000 microseconds"));
+            }
+            let period = u64::try_from(period).ok().filter(|period| *period > 0).unwrap_or(CPU_PERIOD);
+            cpu.set_period(Some(period)).set_quota(Some(quota).filter(|quota| *quota != 0));
+        }
+    }
+    Ok(Some(cpu))
 }
 
 fn memory(limits: Limits) -> Result<Option<LinuxMemory>, InvalidOptions> {

@@ -38,6 +38,10 @@ pub struct Extras {
     pub memory_reservation: i64,
     /// Its share of processors; 0: the usual one.
     pub cpu_shares: i64,
+    /// Its share of disks; 0: the usual one.
+    pub blkio_weight: u16,
+    /// How willingly its memory is swapped out, 0 to 100.
+    pub memory_swappiness: Option<u32>,
     /// Processors it may use; empty: all.
     pub cpuset_cpus: String,
     /// Memory nodes it may use; empty: all.
@@ -179,6 +183,15 @@ impl Extras {
             return Ok(());
         };
         reserve(resources, self.memory_reservation, self.cpu_shares)?;
+        weigh(resources, self.blkio_weight);
+        if let Some(swappiness) = self.memory_swappiness {
+            if swappiness > 100 {
+                return Err(InvalidOptions::Limit("memory swappiness: must be between 0 and 100"));
+            }
+            let mut memory = resources.memory().unwrap_or_default();
+            memory.set_swappiness(Some(u64::from(swappiness)));
+            resources.set_memory(Some(memory));
+        }
         confine(resources, &self.cpuset_cpus, &self.cpuset_mems)?;
         if !self.device_rules.is_empty() {
             let mut rules = resources.devices().clone().unwrap_or_default();
@@ -247,6 +260,15 @@ pub fn confine(resources: &mut LinuxResources, cpus: &str, mems: &str) -> Result
         resources.set_cpu(Some(cpu));
     }
     Ok(())
+}
+
+/// Sets a container's share of disks; 0 leaves it as it is.
+pub fn weigh(resources: &mut LinuxResources, weight: u16) {
+    if weight > 0 {
+        let mut io = resources.block_io().clone().unwrap_or_default();
+        io.set_weight(Some(weight));
+        resources.set_block_io(Some(io));
+    }
 }
 
 /// Sets what is a container's where others want it too; 0 leaves things as they are.
