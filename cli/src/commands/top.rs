@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(Process::parse(7, stat, status, "").unwrap().command, "[a) b (c]");
         assert_eq!(Process::parse(7, "", status, ""), None);
         assert!(Process::read(std::process::id()).is_some());
-        let now: Zoned = "2026-01-02T12:00:00[UTC]".parse().unwrap();
+        let now = "2026-01-02T12:00:00Z".parse::<Timestamp>().unwrap().to_zoned(TimeZone::UTC);
         let booted = now.timestamp().as_second() - 3600;
         let machine = Machine { ticks: 100, booted, now, passwd: "root:x:0:0::/:\nme:x:1000:1::/:\n".into() };
         assert_eq!(process.row(&machine), ["me", "7", "1", "0", "11:00", "pts/1", "00:00:03", "sleep 1000"]);
