@@ -45,6 +45,11 @@ fn a_pushed_image_is_the_same_byte_for_byte(env: &Env) -> Result<()> {
     stack.gantry(&["tag", &name, &near])?.ok()?;
     let mounted = stack.gantry(&["push", &near])?.ok()?;
     assert!(mounted.stdout.contains("Mounted from another repository"), "{mounted}");
+    // In the second one too: the push knows where it has put them.
+    let beside = format!("{}/copy/beside:v1", second.host());
+    stack.gantry(&["tag", &name, &beside])?.ok()?;
+    let mounted = stack.gantry(&["push", &beside])?.ok()?;
+    assert!(mounted.stdout.contains("Mounted from") && !mounted.stdout.contains(": Pushed"), "{mounted}");
     let said = stack.gantry(&["push", "127.0.0.1:1/nobody/there:1"])?.fails()?;
     assert!(said.contains("no such image"), "{said}");
     Ok(())

@@ -24,8 +24,9 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::labels;
 use crate::registry::{Pusher, Room};
 
-/// Repositories that are tried for one blob.
+/// Repositories that are tried for one blob, and that are remembered.
 const MAX_SOURCES: usize = 2;
+const MAX_KNOWN: usize = 8;
 
 /// How to push.
 #[derive(Debug, Clone, Default)]
@@ -91,7 +92,11 @@ impl Images {
         let pusher = self.registry.repository(to, &options.access)?.pusher().await.doing(doing)?;
         let (content, at_once) = (self.content.clone(), self.at_once.uploads);
         let sender = Sender { content, ctx: ctx.clone(), pusher, progress, at_once };
+        let sent = plan.blobs.iter().map(|blob| blob.descriptor.digest.clone()).collect();
         sender.blobs(plan.blobs).await.doing(doing)?;
+        if let Err(error) = sender.remember(sent).await {
+            tracing::debug!(%error, "the next push of the same will not know of this one");
+        }
         sender.documents(plan.documents, &plan.target, to).await.doing(doing)?;
         Ok(Pushed { target: plan.target, is_part: plan.is_part })
     }
@@ -289,6 +294,27 @@ impl Sender {
                 }
             }
             Ok(found)
+        })
+        .await
+    }
+
+    /// Notes that the repository has the blobs: another one of its registry can take them from there.
+    async fn remember(&self, blobs: Vec<Digest>) -> Result<()> {
+        let (content, ctx, own) = (self.content.clone(), self.ctx.clone(), self.pusher.path().to_owned());
+        let label = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.pusher.registry());
+        blocking(move || {
+            let mut noted = Vec::new();
+            for digest in blobs {
+                // What is only there is not known here.
+                let Ok(info) = content.info(&ctx, &digest) else { continue };
+                let before = info.labels.get(&label).map(String::as_str).unwrap_or_default();
+                let others = before.split(',').filter(|name| !name.is_empty() && *name != own);
+                let known = std::iter::once(own.as_str()).chain(others).take(MAX_KNOWN).collect::<Vec<_>>().join(",");
+                if known != before {
+                    noted.push((digest, labels::Labels::from([(label.clone(), known)])));
+                }
+            }
+            if noted.is_empty() { Ok(()) } else { content.add_labels(&ctx, &noted) }
         })
         .await
     }
