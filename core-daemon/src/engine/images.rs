@@ -55,7 +55,7 @@ impl Engine {
             found => return found,
         }
         let ids: BTreeMap<String, Resolved> = self
-            .resolved(context)?
+            .resolved(context, |digest| begins(digest, text))?
             .into_iter()
             .filter(|image| fits(image, text))
             .map(|image| (image.config_digest.to_string(), image))
@@ -73,11 +73,11 @@ impl Engine {
         }
     }
 
-    /// The images that can run here.
-    fn resolved(&self, context: &Context) -> Result<Vec<Resolved>> {
+    /// The images that can run here and have a digest that `fits`. The others are not looked at: there may be thousands.
+    fn resolved(&self, context: &Context, fits: impl Fn(&str) -> bool) -> Result<Vec<Resolved>> {
         let images = &self.parts().images;
-        let records = images.records.list(context, &Filter::everything())?;
-        Ok(records.iter().filter_map(|record| images.resolve(context, &record.name, None).ok()).collect())
+        let names = images.leading_to(context, fits)?;
+        Ok(names.iter().filter_map(|name| images.resolve(context, name, None).ok()).collect())
     }
 
     /// All images of a namespace, newest first. One whose content is incomplete is listed without what is missing.
@@ -211,7 +211,8 @@ impl Engine {
 
     fn names_of(&self, context: &Context, image: &Resolved) -> Result<Vec<String>> {
         let same = |other: &Resolved| other.config_digest == image.config_digest;
-        Ok(self.resolved(context)?.into_iter().filter(same).map(|image| image.name).collect())
+        let all = self.resolved(context, |digest| digest == image.config_digest.as_str())?;
+        Ok(all.into_iter().filter(same).map(|image| image.name).collect())
     }
 
     fn refuse_used(&self, context: &Context, image: &Resolved, text: &str) -> Result<()> {
@@ -239,9 +240,14 @@ pub(super) fn familiar(name: &str) -> String {
 }
 
 fn fits(image: &Resolved, text: &str) -> bool {
-    let hex = text.strip_prefix("sha256:").unwrap_or(text);
-    hex.len() >= MIN_PREFIX
-        && (image.config_digest.hex().starts_with(hex) || image.target.digest.hex().starts_with(hex))
+    begins(image.config_digest.as_str(), text) || begins(image.target.digest.as_str(), text)
+}
+
+/// Whether `text` is the beginning of a digest, long enough to stand for it.
+fn begins(digest: &str, text: &str) -> bool {
+    let wanted = text.strip_prefix("sha256:").unwrap_or(text);
+    let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
+    wanted.len() >= MIN_PREFIX && hex.starts_with(wanted)
 }
 
 fn created_at(image: &Resolved) -> Option<prost_types::Timestamp> {

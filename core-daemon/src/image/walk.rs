@@ -1,7 +1,8 @@
 //! From a name's descriptor to the manifest and configuration of one platform.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use gantry_proto::containerd::services::images::v1::Image;
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
 use rung_spec::platform::Platform;
@@ -10,6 +11,8 @@ use super::{Images, Resolved};
 use crate::content::Content;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
+use crate::filter::Filter;
+use crate::labels::{GC_REF_CONTENT, Labels};
 
 /// Largest index, manifest or configuration that is read.
 pub const MAX_DOCUMENT: u64 = 8 << 20;
@@ -41,6 +44,33 @@ pub fn to_wire(descriptor: &Descriptor) -> gantry_proto::containerd::types::Desc
 }
 
 impl Images {
+    /// The names from which labels lead to a digest that `fits`: of a target, a manifest, a configuration or anything else.
+    /// Only records are read, however many images there are.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub fn leading_to(&self, ctx: &Context, fits: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let stored: HashMap<String, Labels> =
+            self.content.list(ctx)?.into_iter().map(|info| (info.digest, info.labels)).collect();
+        let leads = |record: &Image| {
+            let target = record.target.as_ref().map(|target| target.digest.as_str());
+            let (mut waiting, mut seen) = (Vec::from_iter(target), HashSet::new());
+            while let Some(digest) = waiting.pop() {
+                if fits(digest) {
+                    return true;
+                }
+                if seen.insert(digest) {
+                    let labels = stored.get(digest).into_iter().flatten();
+                    waiting
+                        .extend(labels.filter(|(key, _)| key.starts_with(GC_REF_CONTENT)).map(|(_, to)| to.as_str()));
+                }
+            }
+            false
+        };
+        let records = self.records.list(ctx, &Filter::everything())?;
+        Ok(records.into_iter().filter(leads).map(|record| record.name).collect())
+    }
+
     /// As [`Images::resolve`], of what a name stands for.
     ///
     /// # Errors
