@@ -13,7 +13,7 @@ cargo build --workspace --bins --locked
 integration=$(scripts/test-program.sh)
 export GANTRY_TEST_ROUNDS=${SOAK_ROUNDS:=20}
 for subject in ${SOAK_ONLY:-racing memory_kills slow_reader rung_races full_disk shim_faults daemon_restart daemon_storage
-    daemon_killed daemon_damage daemon_full daemon_pull daemon_power}; do
+    daemon_killed daemon_damage daemon_full daemon_pull daemon_power daemon_disk}; do
     echo "== $subject, in full"
     GANTRY_TEST_FULL=${SOAK_PERCENT:-100} "$integration" "$subject"
 done

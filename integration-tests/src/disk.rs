@@ -5,18 +5,20 @@
 //! ```
 //!
 //! What was written before the last flush is on the disk after a power failure; of what was written since, any part may be.
+//! It can also be made to fail, as a disk that is at its end does.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::{Env, Result};
+use crate::{Env, Result, wait};
 
 /// Longest write that the kernel sends at once.
 const MAX_WRITE: u32 = 1 << 17;
@@ -29,10 +31,31 @@ enum Event {
     Flush,
 }
 
+/// What the disk does not do, which the kernel is told as `EIO`.
+#[derive(Clone, Copy, Default)]
+pub struct Faults {
+    /// Writes and flushes: how many succeed before, and how many fail then.
+    pub writes: Option<(usize, usize)>,
+    /// Reads of one of so many pages, always the same ones for a number.
+    pub reads: Option<(u64, u64)>,
+}
+
 /// A disk whose writes are noted, mounted in this process's own mount namespace, with which it goes.
 pub struct NotedDisk {
     events: Arc<Mutex<Vec<Event>>>,
+    faults: Arc<Mutex<Faults>>,
+    file: PathBuf,
+    target: PathBuf,
     size: u64,
+}
+
+/// The kernel unmounts what a process leaves behind when nobody serves the disk any more, and would wait for ever.
+impl Drop for NotedDisk {
+    fn drop(&mut self) {
+        self.fail(Faults::default());
+        let gone = || umount2(&self.target, MntFlags::empty()).map_err(|error| error == Errno::EBUSY);
+        let _ = wait::until("the disk is unmounted", || gone().map_or_else(|is_busy| (!is_busy).then_some(()), Some));
+    }
 }
 
 impl NotedDisk {
@@ -45,16 +68,29 @@ impl NotedDisk {
         File::create(&file)?;
         let now = File::options().read(true).write(true).create_new(true).open(&backing)?;
         now.set_len(size)?;
-        let events = Arc::new(Mutex::new(Vec::new()));
+        let (events, faults) = (Arc::default(), Arc::default());
         let kernel = File::options().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
         let options = format!("fd={},rootmode=100600,user_id=0,group_id=0", kernel.as_raw_fd());
         mount(Some("disk"), &file, Some("fuse"), MsFlags::empty(), Some(options.as_str())).context("mount FUSE")?;
-        let server = Server { kernel, now, size, events: Arc::clone(&events) };
+        let server = Server { kernel, now, size, events: Arc::clone(&events), faults: Arc::clone(&faults) };
         std::thread::spawn(move || server.serve());
         let path = file.to_string_lossy();
         env.run("mkfs.ext4", &["-q", "-F", "-E", "nodiscard,lazy_itable_init=0", "-N", "16384", &path])?.ok()?;
         mount_image(env, &file, target)?;
-        Ok(Self { events, size })
+        Ok(Self { events, faults, file, target: target.to_owned(), size })
+    }
+
+    /// From now on the disk has these faults alone.
+    pub fn fail(&self, faults: Faults) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    }
+
+    /// Mounts its file system again, which was unmounted: what is read then is what is on the disk.
+    ///
+    /// # Errors
+    /// What mount(8) says.
+    pub fn mount_again(&self, env: &Env) -> Result<()> {
+        mount_image(env, &self.file, &self.target)
     }
 
     /// How much has happened so far.
@@ -108,6 +144,7 @@ struct Server {
     now: File,
     size: u64,
     events: Arc<Mutex<Vec<Event>>>,
+    faults: Arc<Mutex<Faults>>,
 }
 
 impl Server {
@@ -144,6 +181,9 @@ impl Server {
 
     /// What is answered to a request; `None` to those that want no answer.
     fn answer(&self, request: &Request<'_>) -> Option<std::result::Result<Vec<u8>, i32>> {
+        if self.fails(request) {
+            return Some(Err(nix::libc::EIO));
+        }
         Some(match request.operation {
             // Forget, forget many, and what cannot be taken back.
             2 | 36 | 42 => return None,
@@ -162,6 +202,26 @@ impl Server {
             26 => Ok(greeting()),
             _ => Err(nix::libc::ENOSYS),
         })
+    }
+
+    /// Whether the disk is to fail a request.
+    fn fails(&self, request: &Request<'_>) -> bool {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match (request.operation, faults.reads, &mut faults.writes) {
+            (15, Some((number, one_of)), _) => {
+                let (offset, length) = (request.number(8), request.number(16) & 0xffff_ffff);
+                (offset >> 12..(offset + length).div_ceil(4096)).any(|page| mixed(page ^ number).is_multiple_of(one_of))
+            }
+            (16 | 20, _, Some((before, _))) if *before > 0 => {
+                *before -= 1;
+                false
+            }
+            (16 | 20, _, Some((_, failing))) if *failing > 0 => {
+                *failing -= 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn note(&self, event: Event) {
@@ -188,6 +248,12 @@ impl Server {
         let mode = u64::from(nix::libc::S_IFREG | 0o600);
         words(&[1, self.size, self.size / 512, 0, 0, 0, 0, mode << 32, 1, 0, 4096])
     }
+}
+
+/// A number that has nothing of the given one's order.
+fn mixed(number: u64) -> u64 {
+    let mixed = (number ^ number >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 16
 }
 
 /// Version 7.31, room for what may be under way, the longest write, times in nanoseconds; writes of more than a page.

@@ -6,6 +6,8 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 use integration_tests::disk::{NotedDisk, mount_image, unmount};
+use integration_tests::image::Packing;
+use integration_tests::tar::Tar;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -53,7 +55,7 @@ impl Story<'_> {
         promises.iter_mut().filter(|it| it.what == what && it.until == usize::MAX).for_each(|it| it.until = now);
     }
 
-    fn tell(&self, image: &str, archive: &str) -> Result<()> {
+    fn tell(&self, image: &str, unpacked: &str, archive: &str) -> Result<()> {
         self.act(&["pull", "-q", image])?;
         self.holds("image", &["run", "--rm", "--pull", "never", image, "echo", "here"], Some("here"));
         self.act(&["save", "-o", archive, image])?;
@@ -74,6 +76,9 @@ impl Story<'_> {
         self.no_longer("image");
         self.act(&["rmi", image])?;
         self.act(&["system", "gc"])?;
+        // A client that has each layer applied and commits the snapshots itself.
+        self.daemon.ctr(&["images", "pull", "--plain-http", unpacked])?.ok()?;
+        self.holds("unpacked", &["run", "--rm", "--pull", "never", unpacked, "cat", "/etc/layer"], Some("client's"));
         self.act(&["load", "-i", archive])?;
         self.holds("image", &["run", "--rm", "--pull", "never", image, "echo", "here"], Some("here"));
         Ok(())
@@ -121,11 +126,13 @@ fn a_power_failure_at_any_moment_loses_nothing_acknowledged(env: &Env) -> Result
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.push(&registry, "test/busybox", "1")?;
+    let layer = Tar::new().dir("etc").file("etc/layer", "client's");
+    let unpacked = Image::busybox()?.layer(layer, Packing::Gzip)?.push(&registry, "test/unpacked", "1")?;
     let (root, archive) = (env.dir("root")?, env.path("archive.tar").to_string_lossy().into_owned());
     let disk = NotedDisk::mount(env, SIZE, &root)?;
     let begun = disk.now();
     let story = Story { daemon: env.daemon()?, disk: &disk, promises: RefCell::default() };
-    story.tell(&image, &archive)?;
+    story.tell(&image, &unpacked, &archive)?;
     let Story { daemon, promises, .. } = story;
     daemon.crash()?;
     unmount(env, &root)?;

@@ -28,6 +28,7 @@ mod daemon_checkpoints;
 mod daemon_clients;
 mod daemon_codes;
 mod daemon_damage;
+mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
 mod daemon_killed;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         daemon_clients::TESTS,
         daemon_codes::TESTS,
         daemon_damage::TESTS,
+        daemon_disk::TESTS,
         daemon_full::TESTS,
         daemon_kernel::TESTS,
         daemon_killed::TESTS,

@@ -6,9 +6,10 @@ use rung_spec::image::{ImageConfig, Manifest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use super::disks::Disks;
 use super::fetch::{Fetched, Fetcher, Job};
 use super::flights::{Flights, Turn};
-use super::unpack::{Stack, flush};
+use super::unpack::Stack;
 use crate::blocking::blocking;
 use crate::content::{Content, Sealed};
 use crate::context::Context;
@@ -16,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::labels::{self, Labels};
 
 /// Blobs, layers being unpacked, and the turns for both, which last until they are recorded.
-#[derive(Default)]
 pub(super) struct Haul {
     pub(super) fetched: Vec<(Sealed, Labels)>,
     pub(super) stacks: Vec<Stack>,
@@ -25,6 +25,7 @@ pub(super) struct Haul {
     /// Something was fetched, even if it is recorded already.
     pub(super) is_new: bool,
     turns: Vec<Turn>,
+    disks: Arc<Disks>,
 }
 
 /// What layers are fetched with.
@@ -62,6 +63,17 @@ impl Room {
 }
 
 impl Haul {
+    /// Nothing yet, to be kept on `disks`.
+    pub(super) fn new(disks: Disks) -> Self {
+        let (fetched, stacks, later, turns) = Default::default();
+        Self { fetched, stacks, later, is_new: false, turns, disks: Arc::new(disks) }
+    }
+
+    /// Flushes all of it.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.disks.flush()
+    }
+
     /// Keeps a turn until everything is recorded.
     pub(super) fn keep(&mut self, turn: Turn) {
         self.turns.push(turn);
@@ -104,7 +116,7 @@ impl Haul {
             for index in theirs {
                 let (fetcher, flights, room, job) =
                     (gear.fetcher.clone(), gear.flights.clone(), room.clone(), job(index));
-                let source = gear.source.clone();
+                let (source, disks) = (gear.source.clone(), self.disks.clone());
                 waiting.spawn(async move {
                     let _turn = flights.take(&key(&job.layer)).await;
                     let _place = room.place().await;
@@ -112,7 +124,7 @@ impl Haul {
                     // Recorded before the turn ends, for whoever has the next.
                     if let Some(sealed) = fetched.sealed.take() {
                         let blobs = vec![(sealed, labels_of(&fetched, &source))];
-                        publish(&fetcher.content, &fetcher.ctx, blobs).await?;
+                        publish(disks, &fetcher.content, &fetcher.ctx, blobs).await?;
                     }
                     Ok((index, fetched))
                 });
@@ -136,7 +148,7 @@ impl Haul {
 
     /// Makes what is fetched last, and ends the turns: nothing is held while somebody else is waited for.
     async fn publish(&mut self, content: &Content, ctx: &Context) -> Result<()> {
-        publish(content, ctx, std::mem::take(&mut self.fetched)).await?;
+        publish(self.disks.clone(), content, ctx, std::mem::take(&mut self.fetched)).await?;
         self.turns.clear();
         Ok(())
     }
@@ -161,13 +173,13 @@ fn labels_of(fetched: &Fetched, (source, path): &(String, String)) -> Labels {
     known.into_iter().chain([(source.clone(), path.clone())]).collect()
 }
 
-async fn publish(content: &Content, ctx: &Context, blobs: Vec<(Sealed, Labels)>) -> Result<()> {
+async fn publish(disks: Arc<Disks>, content: &Content, ctx: &Context, blobs: Vec<(Sealed, Labels)>) -> Result<()> {
     if blobs.is_empty() {
         return Ok(());
     }
     let (content, ctx) = (content.clone(), ctx.clone());
     blocking(move || {
-        flush(&[content.root().to_owned()])?;
+        disks.flush()?;
         content.publish(&ctx, blobs).map(drop)
     })
     .await

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufWriter, Read, Write};
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 use rung_spec::image::{Compression, Descriptor, Kind as MediaKind, media_types};
 use rung_sys::beneath::Root;
+use rung_sys::writeback::FileSystems;
 
 use super::Images;
 use super::fetch::{Form, Place};
@@ -95,11 +96,11 @@ impl Images {
         let plain = self.processors.plain(layer, blob.file, payloads)?;
         let target = Target::of(mounts)?;
         let doing = || format!("apply layer {}", layer.digest);
-        let root = target.open()?;
+        let (root, disk) = (target.open()?, FileSystems::of([target.path.as_path()]).doing(doing)?);
         let applied = diff::read_ahead(plain, |plain| diff::apply(root, plain, target.mode, limit)).doing(doing)?;
         diff::settle(&target.open()?, &target.lowers, applied.deferred).doing(doing)?;
         if sync {
-            nix::unistd::syncfs(target.open()?).map_err(io::Error::from).doing(doing)?;
+            disk.flush().doing(doing)?;
         }
         let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), applied.digest.to_string())]);
         self.content.add_labels(ctx, &[(layer.digest.clone(), known)])?;

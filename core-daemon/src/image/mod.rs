@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod choice;
+mod disks;
 mod fetch;
 mod flights;
 mod haul;

@@ -15,7 +15,7 @@ use super::choice::Want;
 use super::fetch::Fetcher;
 use super::haul::{Gear, Haul};
 use super::tree::{Doc, Documents, Found, Tree, check_total};
-use super::unpack::{Stack, flush};
+use super::unpack::Stack;
 use super::walk::{self, MAX_DOCUMENT};
 use super::{Images, Names, Progress, PullOptions, Pulled, Step};
 use crate::blocking::blocking;
@@ -78,7 +78,7 @@ impl Documents for Pull<'_> {
 impl Pull<'_> {
     async fn run(&self, name: &str, target: Descriptor, bytes: Option<Bytes>) -> Result<Pulled> {
         let tree = Tree::read(self, &target, bytes, &self.options.choice).await?;
-        let (mut docs, mut haul) = (tree.docs, Haul::default());
+        let (mut docs, mut haul) = (tree.docs, Haul::new(self.images.disks()?));
         for found in &tree.images {
             if let Err(error) = self.image(found, &mut docs, &mut haul).await {
                 haul.discard().await;
@@ -300,7 +300,8 @@ fn record_all(
     haul: &mut Haul,
     (source, path): &(String, String),
 ) -> Result<()> {
-    let (stacks, mut fetched) = (&haul.stacks, std::mem::take(&mut haul.fetched));
+    let mut fetched = std::mem::take(&mut haul.fetched);
+    let stacks = &haul.stacks;
     let mut relabelled = Vec::new();
     for Doc { descriptor, bytes, mut labels } in docs {
         match images.content.seal(ctx, &descriptor, &bytes)? {
@@ -312,10 +313,7 @@ fn record_all(
         }
     }
     if !fetched.is_empty() || stacks.iter().any(|stack| !stack.is_complete()) {
-        match stacks.first() {
-            Some(stack) => stack.flush(&images.content)?,
-            None => flush(&[images.content.root().to_owned()])?,
-        }
+        haul.flush()?;
     }
     if !fetched.is_empty() {
         images.content.publish(ctx, fetched)?;

@@ -4,7 +4,6 @@
 //! once; in the end they are settled in order, flushed together and committed in one transaction. Otherwise each is
 //! applied onto the one below, one after the other.
 
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,10 +12,10 @@ use rung_spec::image::{Descriptor, ImageConfig, Manifest, chain_ids};
 use rung_spec::platform::Platform;
 use rung_sys::beneath::Root;
 
+use super::disks::Disks;
 use super::fetch::{Form, Place};
 use super::{Images, layers};
 use crate::blocking::each;
-use crate::content::Content;
 use crate::context::Context;
 use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
@@ -196,14 +195,6 @@ impl Stack {
         Ok(())
     }
 
-    /// Flushes the layers' files, and those of the content store, with as few calls as there are file systems.
-    pub(super) fn flush(&self, content: &Content) -> Result<()> {
-        let mut roots = vec![content.root().to_owned()];
-        let first = self.places.first().and_then(|(_, place)| place.form.path().parent());
-        roots.extend(first.map(Path::to_owned));
-        flush(&roots)
-    }
-
     /// Removes what was made room for, after a failure.
     pub(super) fn discard(&self) {
         // Files first: on a full disk their space is what lets the records change.
@@ -231,22 +222,6 @@ fn is_committed(snapshotter: &dyn Snapshotter, ctx: &Context, chain_id: &Digest)
         Err(error) if error.kind() == Kind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Flushes the file systems that the directories are on, each once.
-pub(super) fn flush(directories: &[PathBuf]) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let mut done = Vec::new();
-    for directory in directories {
-        let doing = |path: &Path| format!("flush {}", path.display());
-        let device = std::fs::metadata(directory).doing(|| doing(directory))?.dev();
-        if !done.contains(&device) {
-            let root = Root::open(directory).doing(|| doing(directory))?;
-            nix::unistd::syncfs(root.as_fd()).map_err(std::io::Error::from).doing(|| doing(directory))?;
-            done.push(device);
-        }
-    }
-    Ok(())
 }
 
 impl Images {
@@ -286,8 +261,9 @@ impl Images {
         config: &ImageConfig,
         snapshotter: &str,
     ) -> Result<Option<Digest>> {
+        let disks = self.disks()?;
         let stack = Stack::begin(self, ctx, snapshotter, manifest, config)?;
-        if let Err(error) = self.fill(ctx, manifest, &stack) {
+        if let Err(error) = self.fill(ctx, manifest, &stack, &disks) {
             stack.discard();
             return Err(error);
         }
@@ -297,11 +273,11 @@ impl Images {
         Ok(Some(chain_id.clone()))
     }
 
-    fn fill(&self, ctx: &Context, manifest: &Manifest, stack: &Stack) -> Result<()> {
+    fn fill(&self, ctx: &Context, manifest: &Manifest, stack: &Stack, disks: &Disks) -> Result<()> {
         let applied = self.apply_all(ctx, manifest, stack)?;
         stack.settle(applied)?;
         stack.apply_stacked(self)?;
-        stack.flush(&self.content)?;
+        disks.flush()?;
         stack.commit()
     }
 

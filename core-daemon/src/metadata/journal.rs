@@ -80,6 +80,11 @@ impl Journal {
         Self { path: Self::path_of(path), file: None, whole: 0, length: 0 }
     }
 
+    /// It is not what the database says any more: the next change writes it anew.
+    pub(super) fn forget(&mut self) {
+        self.file = None;
+    }
+
     /// Notes a transaction that is committed.
     pub(super) fn note(&mut self, rows: Vec<Row>, database: &redb::Database) {
         if let Some(file) = &mut self.file

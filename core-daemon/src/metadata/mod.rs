@@ -150,7 +150,11 @@ impl Db {
     fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
         let result = self.try_change(durability, f);
         match &result {
-            Err(error) if matches!(error.kind(), Kind::ResourceExhausted | Kind::Aborted) => self.recover(),
+            Err(error) if matches!(error.kind(), Kind::ResourceExhausted | Kind::Aborted) => {
+                self.give_up_reserve();
+                self.recover();
+            }
+            Err(error) if error.kind() == Kind::DataLoss => self.recover(),
             Ok(_) => self.renew_reserve(),
             Err(_) => {}
         }
@@ -236,13 +240,18 @@ impl Db {
         self.lacks_reserve.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After a failed write: gives up what was set aside, and opens the file again, which refuses to go on otherwise.
-    /// What was committed is as it was.
+    /// After a failed write: opens the file again, which refuses to go on otherwise. What was committed is as it was.
     fn recover(&self) {
-        self.give_up_reserve();
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         // The old one must let go of its lock on the file first.
         drop(inner.take());
+        // What was not durable yet is gone again, and the journal has noted it.
+        journal.forget();
+        // The kernel keeps pages that it could not write, as if it had. Only the disk says what is there.
+        if let Err(error) = std::fs::File::open(self.path.as_path()).and_then(|file| Ok(forget_pages(&file)?)) {
+            tracing::error!(%error, "metadata may be read from memory that is not on disk");
+        }
         match opened(&self.path) {
             Ok(database) => *inner = Some(database),
             Err(error) => tracing::error!(%error, "metadata cannot be opened again"),
@@ -253,6 +262,10 @@ impl Db {
 /// The database at `path`, made where there is none.
 fn opened(path: &Path) -> std::result::Result<redb::Database, redb::DatabaseError> {
     redb::Database::builder().set_cache_size(CACHE).create(path)
+}
+
+fn forget_pages(file: &std::fs::File) -> nix::Result<()> {
+    nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
 }
 
 /// Opens a file that only the daemon's own user may read, making it where there is none.

@@ -130,7 +130,10 @@ impl Db {
         verify: &dyn Fn(&Path) -> Result<Condition>,
     ) -> Result<Self> {
         let damage = if is_gone(path)? {
-            let holds = |directory: &&PathBuf| std::fs::read_dir(directory).is_ok_and(|mut all| all.next().is_some());
+            let holds = |directory: &&PathBuf| match std::fs::read_dir(directory) {
+                Ok(mut all) => all.next().is_some(),
+                Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+            };
             let what = |directory: &PathBuf| {
                 let text = format!("open {}: gone or empty, but {} is not", path.display(), directory.display());
                 Error::new(Kind::DataLoss, text)

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rung_sys::writeback::FileSystems;
+
 use super::{Kind, Mount, Unpacking, Usage};
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
 use crate::labels::Labels;
@@ -49,6 +51,14 @@ pub trait Driver: Send + Sync + 'static {
     /// When that fails.
     fn commit(&self, _number: u64, _parents: &[u64], _labels: &Labels) -> Result<()> {
         Ok(())
+    }
+
+    /// Brings a snapshot's files to the disk, before the record says that it is committed.
+    ///
+    /// # Errors
+    /// When something of them cannot be written.
+    fn flush(&self, number: u64, _labels: &Labels) -> Result<()> {
+        flush(&self.dir(number))
     }
 
     /// Gives up what only an active snapshot needs, now that the record says that it is committed. What cannot be given up
@@ -107,6 +117,12 @@ pub enum Made {
     Fresh,
     /// The committed snapshot that the label `containerd.io/snapshot.ref` names: the driver had it.
     Committed,
+}
+
+/// Brings what is in a directory, and on its file system, to the disk.
+pub(super) fn flush(dir: &Path) -> Result<()> {
+    let disk = FileSystems::of([dir]);
+    disk.and_then(|disk| disk.flush()).doing(|| format!("flush {}", dir.display()))
 }
 
 /// Says of a directory that it is not there.

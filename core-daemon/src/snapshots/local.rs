@@ -302,7 +302,9 @@ impl<D: Driver> Snapshotter for Local<D> {
         }
         let parents = self.db.read(|tx| self.chain(tx, ctx, &parent))?;
         let _busy = self.take(record.number, key)?;
-        self.driver.commit(record.number, &parents, &labels).doing(|| format!("commit snapshot {key}"))?;
+        let made = self.driver.commit(record.number, &parents, &labels);
+        made.and_then(|()| self.driver.flush(record.number, &record.info.labels))
+            .doing(|| format!("commit snapshot {key}"))?;
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rung_sys::idmap::Range;
 
-use super::driver::missing;
+use super::driver::{flush, missing};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::config::Volatile;
 use crate::error::{Doing, Error, Result};
@@ -138,6 +138,10 @@ impl Driver for Overlay {
         let mut options = self.options.clone();
         options.extend(volatile.then(|| "volatile".to_owned()));
         Ok(stacked(&self.dir(number), kind, &parents, labels, options))
+    }
+
+    fn flush(&self, number: u64, labels: &Labels) -> Result<()> {
+        if self.is_volatile(labels) { Ok(()) } else { flush(&self.dir(number)) }
     }
 
     fn usage(&self, number: u64) -> Result<Usage> {

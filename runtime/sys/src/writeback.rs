@@ -1,6 +1,41 @@
-//! Starting to write to disk early what a later flush would have to wait for.
+//! Getting to the disk what is written: begun early, so that a flush has little to wait for, and with every failure told.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// File systems that are written to. The kernel tells each descriptor once of what it could not write after that was opened:
+/// one that is opened only to flush misses what another flush was told of.
+#[derive(Debug)]
+pub struct FileSystems(Vec<(u64, File)>);
+
+impl FileSystems {
+    /// Those that the directories are on, each once. From now on nothing that cannot be written is missed.
+    ///
+    /// # Errors
+    /// When a directory cannot be opened.
+    pub fn of<'a>(directories: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+        let mut all: Vec<(u64, File)> = Vec::new();
+        for directory in directories {
+            let directory = File::open(directory)?;
+            let device = directory.metadata()?.dev();
+            if !all.iter().any(|(known, _)| *known == device) {
+                all.push((device, directory));
+            }
+        }
+        Ok(Self(all))
+    }
+
+    /// Waits until everything that was written is on the disk.
+    ///
+    /// # Errors
+    /// When something since [`FileSystems::of`], or since the last flush, could not be written.
+    pub fn flush(&self) -> io::Result<()> {
+        self.0.iter().try_for_each(|(_, directory)| Ok(nix::unistd::syncfs(directory)?))
+    }
+}
 
 /// Asks the kernel to begin writing out the pages of a range that are dirty, and waits for nothing. `length` 0 is up to
 /// the end. A file system that cannot is left to do it in its own time: this is about speed alone.

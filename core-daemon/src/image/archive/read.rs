@@ -17,7 +17,7 @@ use crate::diff;
 use crate::diff::tar::{Entry, Kind as TarKind, Reader};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id;
-use crate::image::unpack::flush;
+use crate::image::disks::Disks;
 use crate::image::walk::MAX_DOCUMENT;
 use crate::labels::Labels;
 
@@ -48,7 +48,8 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     }
     let plain = BufReader::with_capacity(256 << 10, diff::decompress_archive(archive)?);
     let mut reader = Reader::new(plain, MAX_BYTES);
-    let mut taking = Taking { content, ctx, prefix: format!("import-{}", id::random::<8>()?), waiting: Vec::new() };
+    let (prefix, disks) = (format!("import-{}", id::random::<8>()?), Disks::of(content)?);
+    let mut taking = Taking { content, ctx, prefix, waiting: Vec::new(), disks };
     let mut files = Files::default();
     let mut count = 0;
     while let Some(entry) = reader.next_entry().doing(|| "read archive")? {
@@ -117,6 +118,7 @@ struct Taking<'a> {
     ctx: &'a Context,
     prefix: String,
     waiting: Vec<(Sealed, Labels)>,
+    disks: Disks,
 }
 
 impl Taking<'_> {
@@ -159,7 +161,7 @@ impl Taking<'_> {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        flush(&[self.content.root().to_owned()])?;
+        self.disks.flush()?;
         self.content.publish(self.ctx, std::mem::take(&mut self.waiting)).map(drop)
     }
 }

@@ -1,0 +1,248 @@
+//! A disk that fails: what the daemon says it has done is done, whatever else fails it does not panic, and when the disk works
+//! again nothing is lost but what the disk has lost.
+
+use std::cell::Cell;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use integration_tests::disk::{Faults, NotedDisk, unmount};
+use integration_tests::image::Packing;
+use integration_tests::tar::Tar;
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+pub(crate) const TESTS: &[Test] = tests![
+    writes_that_fail_are_never_acknowledged [Root, Overlay, Fuse],
+    reads_that_fail_lose_nothing_else [Root, Overlay, Fuse],
+];
+
+/// Size of the disk.
+const SIZE: u64 = 192 << 20;
+
+/// A daemon's root on a disk that can fail, with an image that is here and one that is not.
+struct Scene<'env> {
+    env: &'env Env,
+    disk: NotedDisk,
+    root: PathBuf,
+    _registry: Registry,
+    kept: String,
+    image: String,
+}
+
+impl<'env> Scene<'env> {
+    fn new(env: &'env Env) -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        let registry = Registry::start(env)?;
+        let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
+        let noise: Vec<u8> = (0..1 << 19).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let image = Image::busybox()?
+            .layer(Tar::new().dir("etc").file("etc/noise", noise), Packing::Gzip)?
+            .layer(Tar::new().file("etc/more", "more"), Packing::Zstd)?
+            .push(&registry, "test/noise", "1")?;
+        let root = env.dir("root")?;
+        let disk = NotedDisk::mount(env, SIZE, &root)?;
+        let scene = Self { env, disk, root, _registry: registry, kept, image };
+        let daemon = env.daemon()?;
+        does(&daemon, &["pull", "-q", &scene.kept])?;
+        does(&daemon, &["create", "--name", "web", &scene.kept, "sh", "-c", "echo here > /here"])?;
+        does(&daemon, &["start", "-a", "web"])?;
+        daemon.stop()?;
+        Ok(scene)
+    }
+
+    /// What was on the disk before it failed, as it is after the machine was started again.
+    fn boot(&self) -> Result<()> {
+        unmount(self.env, &self.root)?;
+        self.disk.fail(Faults::default());
+        // What the file system itself lost of its own is not what this is about.
+        let ran = self.env.run("e2fsck", &["-fy", &self.env.path("disk").to_string_lossy()])?;
+        ensure!(ran.code() < 4, "{ran}");
+        self.mount()
+    }
+
+    fn mount(&self) -> Result<()> {
+        let state = self.env.path("state");
+        if state.exists() {
+            fs::remove_dir_all(state)?;
+        }
+        self.disk.mount_again(self.env)
+    }
+
+    /// What was acknowledged before the disk failed.
+    fn examine(&self, daemon: &Daemon<'_>) -> Result<()> {
+        ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
+        let ran = daemon.gantry(&["start", "-a", "web"])?.ok()?;
+        ensure!(ran.text().is_empty(), "{ran}");
+        daemon.is_whole()
+    }
+}
+
+fn does(daemon: &Daemon<'_>, args: &[&str]) -> Result<()> {
+    daemon.gantry(args)?.ok().map(drop)
+}
+
+/// Numbers without an order.
+struct Chance(Cell<u64>);
+
+impl Chance {
+    fn new() -> Result<Self> {
+        Ok(Self(Cell::new(u64::from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos()) | 1)))
+    }
+
+    fn below(&self, bound: usize) -> Result<usize> {
+        let mut number = self.0.get();
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        self.0.set(number);
+        Ok(usize::try_from(number >> 20)? % bound.max(1))
+    }
+}
+
+/// What is done while the disk fails, what is true once that is acknowledged, and what makes it possible again.
+struct Act<'a> {
+    does: Vec<&'a str>,
+    promises: Vec<&'a str>,
+    answer: &'a str,
+    undoes: Vec<&'a str>,
+}
+
+fn writes_that_fail_are_never_acknowledged(env: &Env) -> Result<()> {
+    let scene = Scene::new(env)?;
+    let (archive, image) = (env.path("archive.tar").to_string_lossy().into_owned(), scene.image.as_str());
+    let daemon = env.daemon()?;
+    does(&daemon, &["pull", "-q", image])?;
+    does(&daemon, &["save", "-o", &archive, image])?;
+    does(&daemon, &["rmi", image])?;
+    daemon.is_whole()?;
+    daemon.stop()?;
+    let runs = vec!["run", "--rm", "--pull", "never", image, "cat", "/etc/more"];
+    let acts = [
+        Act { does: vec!["pull", "-q", image], promises: runs.clone(), answer: "more", undoes: vec!["rmi", image] },
+        Act { does: vec!["load", "-i", &archive], promises: runs, answer: "more", undoes: vec!["rmi", image] },
+        Act {
+            does: vec!["commit", "web", "made:1"],
+            promises: vec!["run", "--rm", "--pull", "never", "made:1", "cat", "/here"],
+            answer: "here",
+            undoes: vec!["rmi", "made:1"],
+        },
+        Act {
+            does: vec!["tag", &scene.kept, "other:1"],
+            promises: vec!["run", "--rm", "--pull", "never", "other:1", "echo", "tagged"],
+            answer: "tagged",
+            undoes: vec!["rmi", "other:1"],
+        },
+        Act {
+            does: vec!["system", "gc"],
+            promises: vec!["inspect", "-f", "{{.Name}}", "web"],
+            answer: "/web",
+            undoes: vec!["system", "gc"],
+        },
+    ];
+    let chance = Chance::new()?;
+    for act in &acts {
+        let daemon = env.daemon()?;
+        let begun = scene.disk.now();
+        does(&daemon, &act.does)?;
+        let count = scene.disk.now() - begun;
+        does(&daemon, &act.undoes)?;
+        daemon.is_whole()?;
+        daemon.stop()?;
+        for round in 0..wait::amount(2, 2 * count) {
+            // Once and for all, or a single time, after which it is tried again.
+            let (before, failing) = (chance.below(count)?, if round % 2 == 0 { usize::MAX } else { 1 });
+            let shown = || format!("{:?}, where {failing} of {count} writes fail after {before}", act.does);
+            try_it(&scene, act, Faults { writes: Some((before, failing)), reads: None }).with_context(shown)?;
+        }
+    }
+    Ok(())
+}
+
+fn try_it(scene: &Scene<'_>, act: &Act<'_>, faults: Faults) -> Result<()> {
+    let daemon = scene.env.daemon()?;
+    scene.disk.fail(faults);
+    let mut done = daemon.gantry(&act.does)?;
+    if done.code() != 0 {
+        done = daemon.gantry(&act.does)?;
+    }
+    ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    daemon.crash()?;
+    scene.boot()?;
+    let daemon = scene.env.daemon().context("start on the disk that works again")?;
+    scene.examine(&daemon)?;
+    if done.code() != 0 {
+        does(&daemon, &act.does)?;
+    }
+    let ran = daemon.gantry(&act.promises)?.ok().with_context(|| format!("it was acknowledged: {done}"))?;
+    ensure!(ran.text() == act.answer, "it was acknowledged ({done}), but: {ran}");
+    does(&daemon, &act.undoes)?;
+    scene.examine(&daemon)?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn reads_that_fail_lose_nothing_else(env: &Env) -> Result<()> {
+    let scene = Scene::new(env)?;
+    let chance = Chance::new()?;
+    let (mut started, rounds) = (0, wait::amount(6, 200));
+    for round in 0..rounds {
+        let (number, one_of) = (u64::try_from(chance.below(1 << 30)?)?, [200, 50, 12][round % 3]);
+        unmount(env, &scene.root)?;
+        scene.disk.fail(Faults { reads: Some((number, one_of)), writes: None });
+        let shown = || format!("one of {one_of} pages cannot be read, by the number {number}");
+        // A file system that cannot even be mounted says nothing of the daemon.
+        if scene.mount().is_ok() {
+            started += usize::from(look(&scene).with_context(shown)?);
+            scene.boot()?;
+        } else {
+            scene.disk.fail(Faults::default());
+            scene.mount()?;
+        }
+        let daemon = env.daemon().with_context(shown)?;
+        let listed = daemon.gantry(&["ps", "-a", "--format", "{{.Names}}"])?.ok()?;
+        ensure!(listed.text() == "web", "{}: {listed}", shown());
+        // What could not be read may have been put aside, to be fetched again.
+        let mended = daemon.gantry(&["system", "fsck", "--repair"])?;
+        ensure!(mended.code() <= 1, "{}: {mended}", shown());
+        does(&daemon, &["pull", "-q", &scene.kept]).with_context(shown)?;
+        scene.examine(&daemon).with_context(shown)?;
+        daemon.stop()?;
+    }
+    ensure!(started > 0, "the daemon has not started in any of {rounds} rounds");
+    Ok(())
+}
+
+/// Everything that reads, on a disk that cannot. Says whether the daemon has started at all.
+fn look(scene: &Scene<'_>) -> Result<bool> {
+    let log = scene.env.path("gantryd.log");
+    let daemon = scene.env.daemon();
+    let is_started = daemon.is_ok();
+    if let Ok(daemon) = daemon {
+        let (kept, image) = (scene.kept.as_str(), scene.image.as_str());
+        let archive = scene.env.path("archive.tar").to_string_lossy().into_owned();
+        let calls: [&[&str]; 8] = [
+            &["images"],
+            &["ps", "-a"],
+            &["system", "gc"],
+            &["save", "-o", &archive, kept],
+            &["pull", "-q", kept],
+            &["pull", "-q", image],
+            &["system", "fsck", "--deep"],
+            &["system", "df", "-v"],
+        ];
+        for call in calls {
+            // Whatever it answers.
+            daemon.gantry(call)?;
+        }
+        daemon.crash()?;
+    }
+    ensure!(!read(&log)?.contains("panicked"), "{}", read(&log)?);
+    Ok(is_started)
+}
+
+fn read(path: &Path) -> Result<String> {
+    Ok(fs::read_to_string(path)?)
+}
