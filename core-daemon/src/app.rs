@@ -313,11 +313,13 @@ fn registry(config: &Config) -> Registry {
 }
 
 fn launcher(config: &Config) -> Result<Launcher> {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     Ok(Launcher {
         grpc_address: config.grpc.address.to_string_lossy().into_owned(),
         ttrpc_address: config.ttrpc.address.to_string_lossy().into_owned(),
         opt: config.root.join("opt"),
         daemon: std::env::current_exe().map_err(Error::from).doing(|| "find the daemon's own program")?,
+        env: config.runtime.shim_env.iter().filter_map(|it| it.split_once('=')).map(owned).collect(),
         debug: config.log.level == "debug" || config.log.level == "trace",
         start_timeout: Timeouts::of(config.timeouts.shim_start),
         cleanup_timeout: Timeouts::of(config.timeouts.shim_cleanup),

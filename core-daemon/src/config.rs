@@ -121,6 +121,8 @@ pub struct Runtime {
     pub snapshotter: String,
     /// Calls a shim may have to answer at once; more wait for their turn.
     pub shim_calls: usize,
+    /// Variables that shims are started with, as `NAME=VALUE`: `SCHED_CORE=1` has containers share no processor core.
+    pub shim_env: Vec<String>,
     /// Seconds between two looks at containers whose labels want them restarted.
     pub restart_interval: u64,
     /// Programs that such labels may have read the output of a restarted container: labels may come from an image.
@@ -236,6 +238,7 @@ impl Default for Runtime {
             aliases: [("io.containerd.runc.v2".to_owned(), "io.containerd.rung.v2".to_owned())].into(),
             snapshotter: "overlayfs".into(),
             shim_calls: 32,
+            shim_env: Vec::new(),
             restart_interval: 10,
             restart_loggers: ["/usr/local/bin/nerdctl", "/usr/bin/nerdctl"].map(PathBuf::from).to_vec(),
         }
@@ -353,6 +356,10 @@ impl Config {
         }
         if self.runtime.shim_calls == 0 {
             return Err(Error::invalid("runtime.shim_calls: must be at least 1"));
+        }
+        let is_variable = |text: &String| text.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        if let Some(text) = self.runtime.shim_env.iter().find(|text| !is_variable(text)) {
+            return Err(Error::invalid(format!("runtime.shim_env: {text:?}: expected NAME=VALUE")));
         }
         self.stream_processors.iter().try_for_each(|(name, processor)| processor.check(name))?;
         for (name, plugin) in &self.proxy_plugins {

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_is_here_needs_no_account [Root, Overlay],
     errors_need_no_reader [Root],
     inspect_says_what_was_written [Root, Overlay],
+    a_start_that_fails_early_is_remembered [Root, Overlay],
 ];
 
 fn a_restart_keeps_what_is_removed_at_its_end(env: &Env) -> Result<()> {
@@ -165,5 +166,23 @@ fn inspect_says_what_was_written(env: &Env) -> Result<()> {
     let image = stack.gantry(&["image", "inspect", "-f", format, "made/of:it"])?.ok()?;
     assert_eq!(image.text(), r#"["echo"] ["one","two"] root {"a":"b"}"#);
     assert_eq!(stack.gantry(&["run", "--rm", "made/of:it"])?.ok()?.text(), "one two");
+    Ok(())
+}
+
+/// Also what keeps a container from being started before there is a shim is in its state.
+fn a_start_that_fails_early_is_remembered(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["create", "--name", "web", "IMAGE", "true"])?.ok()?;
+    let id = stack.gantry(&["inspect", "-f", "{{.Id}}", "web"])?.ok()?.text().to_owned();
+    let directories = env.path("root/engine").join(env.namespace());
+    let directory = directories.join(id);
+    // Its log is to be made in it.
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directories)?;
+    fs::write(&directory, "")?;
+    stack.gantry(&["start", "web"])?.fails()?;
+    let error = stack.gantry(&["inspect", "-f", "{{.State.Error}}", "web"])?.ok()?;
+    fs::remove_file(&directory)?;
+    assert!(error.text().contains(&*directory.to_string_lossy()), "{error:?}");
     Ok(())
 }

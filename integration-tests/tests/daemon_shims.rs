@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_slow_shim_keeps_its_bundle_and_its_name [Root, Overlay],
     a_failed_creation_is_cleaned_up_until_it_is_clean [Root, Overlay],
     a_sandbox_that_is_not_clean_is_found_again [Root],
+    shims_have_the_variables_that_are_configured [Root, Overlay],
 ];
 
 /// How a shim behaves.
@@ -246,4 +247,23 @@ fn a_sandbox_that_is_not_clean_is_found_again(env: &Env) -> Result<()> {
     fs::remove_file(&program.broken)?;
     let _daemon = env.daemon()?;
     wait::until("all is clean", || (!bundle(env, &sandbox_id).exists()).then_some(()))
+}
+
+/// Core scheduling is what they are there for. Where the kernel or the processors have none, a start says so.
+fn shims_have_the_variables_that_are_configured(env: &Env) -> Result<()> {
+    let config = env.path("config.toml");
+    fs::write(&config, "[runtime]\nshim_env = [\"SCHED_CORE=1\", \"GANTRY_TEST=there\"]\n")?;
+    let stack = Stack::start_with(env, &["--config", &config.to_string_lossy()])?;
+    let ran = stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "sleep", "1000"])?;
+    if ran.code() != 0 {
+        let said = ran.fails()?;
+        ensure!(said.contains("(SCHED_CORE): prctl"), "{said}");
+        return Ok(());
+    }
+    let id = stack.gantry(&["inspect", "-f", "{{.Id}}", "web"])?.ok()?;
+    let bundle = env.path("state/io.containerd.runtime.v2.task").join(env.namespace()).join(id.text());
+    let pid = fs::read_to_string(bundle.join("shim.pid"))?;
+    let variables = fs::read(format!("/proc/{}/environ", pid.trim()))?;
+    ensure!(variables.split(|byte| *byte == 0).any(|one| one == b"GANTRY_TEST=there"), "it is not there");
+    Ok(())
 }

@@ -1,8 +1,10 @@
 //! What the runtime refuses, in one clear line: nothing is ignored silently, and nothing is left behind.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-use integration_tests::{Bundle, Env, Result, Test, tests};
+use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     missing_arguments_are_named[],
@@ -12,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     failures_name_their_command[],
     exec_makes_no_directory [Root],
     bundles_without_their_parts_are_refused [Root],
+    a_silent_bus_keeps_nobody_waiting_for_ever [Root],
 ];
 
 fn missing_arguments_are_named(env: &Env) -> Result<()> {
@@ -84,5 +87,35 @@ fn bundles_without_their_parts_are_refused(env: &Env) -> Result<()> {
         assert_eq!(said.trim().lines().count(), 1, "{said}");
         assert!(env.run_rung(&["state", &id])?.fails()?.contains("does not exist"), "something is left of {path}");
     }
+    Ok(())
+}
+
+/// Starts that are many at a time end when the answer is overdue, and leave neither a process nor a cgroup: who looks
+/// after the test finds them.
+fn a_silent_bus_keeps_nobody_waiting_for_ever(env: &Env) -> Result<()> {
+    let socket = env.path("bus");
+    // Connections wait in its queue, as where the bus is stopped.
+    let _bus = UnixListener::bind(&socket)?;
+    let mut starts = Vec::new();
+    for number in 0..wait::amount(10, 100) {
+        let name = format!("silent{number}");
+        let mut bundle = Bundle::new(env, &name, &["true"])?;
+        bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{}", env.id(&name)));
+        let path = bundle.write()?.to_owned();
+        let mut command = env.rung(&["--systemd-cgroup", "run", "--bundle", &path, &env.id(&name)])?;
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", socket.display()));
+        starts.push(std::thread::spawn(move || output::run_within(command, wait::seconds(50), "")));
+    }
+    for start in starts {
+        let ran = start.join().map_err(|_| anyhow::anyhow!("a start panicked"))??;
+        // Where there is systemd, it can be asked without the bus.
+        if Path::new("/run/systemd/private").exists() {
+            ran.ok()?;
+        } else {
+            let said = ran.fails()?;
+            assert!(said.contains("no answer in time"), "{said}");
+        }
+    }
+    assert_eq!(env.run_rung(&["list", "--quiet"])?.text(), "");
     Ok(())
 }

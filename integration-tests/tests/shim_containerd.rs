@@ -94,10 +94,17 @@ fn a_container_runs_under_stock_containerd(env: &Env) -> Result<()> {
     let stock = Stock::start(env)?;
     let ran = stock.run(&["--rm"], "short", &["/bin/sh", "-c", "echo said; echo complained >&2; exit 7"])?.exits(7)?;
     assert_eq!((ran.text(), ran.stderr.trim()), ("said", "complained"));
+    // What went wrong is told to who asked, and not to who reads the container's output.
+    for program in ["/bin/none", "/"] {
+        let said = stock.run(&["--rm"], "wrong", &[program])?.fails()?;
+        assert!(!said.contains("level="), "{said}");
+    }
     let id = env.id("long");
     stock.run(&["-d"], "long", &["/bin/sleep", "600"])?.ok()?;
     assert_eq!(stock.ctr(&["task", "exec", "--exec-id", "one", &id, "/bin/echo", "inside"])?.ok()?.text(), "inside");
     stock.ctr(&["task", "exec", "--exec-id", "two", &id, "/bin/sh", "-c", "exit 3"])?.exits(3)?;
+    let said = stock.ctr(&["task", "exec", "--exec-id", "none", &id, "/bin/none"])?.fails()?;
+    assert!(!said.contains("level="), "{said}");
     assert!(stock.ctr(&["task", "metrics", &id])?.ok()?.text().contains("pids.current"));
     assert!(stock.ctr(&["task", "ps", &id])?.ok()?.text().lines().count() == 2);
     assert!(stock.ctr(&["task", "rm", &id])?.fails()?.contains("running"));

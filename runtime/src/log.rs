@@ -73,7 +73,12 @@ struct Log {
     format: Format,
     level: Level,
     hints: bool,
+    /// The log is all that is told of an error that it takes.
+    is_all: bool,
 }
+
+/// Set, it says that stderr is somebody else's: a container's. Errors are in the log alone then, if that takes them.
+const LOG_ALONE: &str = "RUNG_LOG_ALONE";
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
@@ -92,7 +97,8 @@ pub fn open(path: Option<&Path>, format: Format, level: Level) -> Result<()> {
     // Asked here: what is stderr to the process of a container may be a terminal of its own.
     let hints = !matches!(place, Place::Stderr) || std::io::stderr().is_terminal();
     // A second call keeps the first log: there is one log a run.
-    let _ = LOG.set(Log { place, format, level, hints });
+    let is_all = matches!(place, Place::Stderr) || std::env::var_os(LOG_ALONE).is_some_and(|it| !it.is_empty());
+    let _ = LOG.set(Log { place, format, level, hints, is_all });
     Ok(())
 }
 
@@ -106,10 +112,11 @@ fn open_file(path: &Path) -> Result<std::fs::File> {
         .doing(|| format!("open log file {}", path.display()))
 }
 
-/// Reports the error that ends the run. It goes to the log, and to stderr too when the log is elsewhere.
+/// Reports the error that ends the run. It goes to the log, and to stderr too when the log is elsewhere, unless that is
+/// all who want to know.
 pub fn error(error: &Error) {
-    write("error", &error.to_string(), Some(error.kind().name()));
-    if LOG.get().is_some_and(|log| !matches!(log.place, Place::Stderr)) {
+    let is_written = write("error", &error.to_string(), Some(error.kind().name()));
+    if !(is_written && LOG.get().is_none_or(|log| log.is_all)) {
         to_stderr(&line(Format::Text, "error", &error.to_string(), None));
     }
 }
@@ -128,7 +135,7 @@ pub fn takes_hints() -> bool {
 /// Something that was ignored and perhaps should not have been.
 pub fn warning(message: &str) {
     if LOG.get().is_none_or(|log| log.level <= Level::Warning) {
-        write("warning", message, None);
+        let _ = write("warning", message, None);
     }
 }
 
@@ -140,7 +147,7 @@ pub fn warnings(messages: &str) {
 /// Only with `--debug`; the text is not made otherwise.
 pub fn debug(message: impl FnOnce() -> String) {
     if is_debug() {
-        write("debug", &message(), None);
+        let _ = write("debug", &message(), None);
     }
 }
 
@@ -149,16 +156,23 @@ pub fn is_debug() -> bool {
     LOG.get().is_some_and(|log| log.level == Level::Debug)
 }
 
-fn write(level: &str, message: &str, kind: Option<&str>) {
+/// Says whether it could.
+fn write(level: &str, message: &str, kind: Option<&str>) -> bool {
     let format = LOG.get().map_or(Format::Text, |log| log.format);
     match LOG.get().map(|log| &log.place) {
         // A full disk must not hide the error itself, which still reaches stderr.
         Some(Place::File(file)) => {
             let mut file = file;
-            drop(file.write_all(line(format, level, message, kind).as_bytes()));
+            file.write_all(line(format, level, message, kind).as_bytes()).is_ok()
         }
-        Some(Place::Daemon(daemon)) => daemon.write(level, message),
-        Some(Place::Stderr) | None => to_stderr(&line(format, level, message, kind)),
+        Some(Place::Daemon(daemon)) => {
+            daemon.write(level, message);
+            false
+        }
+        Some(Place::Stderr) | None => {
+            to_stderr(&line(format, level, message, kind));
+            true
+        }
     }
 }
 

@@ -93,6 +93,10 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     if request.setting.socket.as_os_str().is_empty() {
         request.setting.socket = request.socket_path(&group)?;
     }
+    // Before there is the supervisor, which inherits it.
+    if std::env::var_os("SCHED_CORE").is_some_and(|wish| !wish.is_empty()) {
+        rung_sys::sched::keep_core_to_itself().doing(|| "keep the container's cores to itself (SCHED_CORE)")?;
+    }
     let address = format!("unix://{}", request.setting.socket.display());
     let answer = request.answer.encode(&address);
     bundle::write(&request.setting.bundle.join("address"), address.as_bytes())?;

@@ -96,6 +96,10 @@ impl Runtime {
         let mut command = self.command(arguments);
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
+        if ends.stderr.is_some() {
+            // That is the container's, whose readers are told what went wrong by whoever asked for it.
+            command.env("RUNG_LOG_ALONE", "1");
+        }
         command.stderr(match (ends.stderr, &complaints) {
             (Some(stderr), _) => Stdio::from(stderr),
             (None, Some(file)) => Stdio::from(file.try_clone().doing(doing)?),

@@ -1,7 +1,8 @@
 //! Configuration files of containerd, of any of its versions: what means the same here is taken over, and what does not is
 //! named once. Nothing of it is an error: the file was written for another program.
 
-use std::collections::HashSet;
+mod imports;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use gantry_proto::stdio::MIN_LINE;
 use toml::{Table, Value};
 
 use super::{CgroupDriver, Config, IpPreference, LogFormat, ProxyPlugin, RuntimeHandler, SharingPolicy};
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::Result;
 
 /// Keys that a file of ours never has, one of which a file of containerd has.
 const MARKS: [&str; 5] = ["version", "plugins", "imports", "disabled_plugins", "required_plugins"];
@@ -33,7 +34,7 @@ pub(super) fn is_theirs(file: &Table) -> bool {
 /// Where an imported file cannot be read.
 pub(super) fn read(file: Table, path: &Path) -> Result<Config> {
     let mut theirs = Theirs { left: Table::new() };
-    import(&mut theirs.left, file, path, &mut HashSet::new())?;
+    imports::put_over(&mut theirs.left, file, path, &mut Default::default())?;
     let mut config = Config::default();
     theirs.sockets(&mut config);
     theirs.stores(&mut config);
@@ -54,66 +55,6 @@ pub(super) fn read(file: Table, path: &Path) -> Result<Config> {
         config.notes.push(note);
     }
     Ok(config)
-}
-
-/// Puts a file and those that it imports over `all`, each once. What is imported has the last word.
-fn import(all: &mut Table, mut file: Table, path: &Path, seen: &mut HashSet<PathBuf>) -> Result<()> {
-    seen.insert(path.to_owned());
-    let imports = match file.remove("imports") {
-        Some(Value::Array(imports)) => imports,
-        _ => Vec::new(),
-    };
-    merge(all, file);
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    for pattern in imports.iter().filter_map(Value::as_str) {
-        for path in matching(&directory.join(pattern)) {
-            if seen.contains(&path) {
-                continue;
-            }
-            let doing = || format!("import {}", path.display());
-            let text = std::fs::read_to_string(&path).doing(doing)?;
-            let imported: Table = text
-                .parse()
-                .map_err(|error: toml::de::Error| Error::new(Kind::InvalidArgument, error.to_string().trim_end()))
-                .doing(doing)?;
-            import(all, imported, &path, seen)?;
-        }
-    }
-    Ok(())
-}
-
-fn merge(all: &mut Table, more: Table) {
-    for (key, value) in more {
-        match (all.get_mut(&key), value) {
-            (Some(Value::Table(there)), Value::Table(value)) => merge(there, value),
-            (_, value) => drop(all.insert(key, value)),
-        }
-    }
-}
-
-/// The files that a path stands for, of which the last part may have stars, in the order of their names.
-fn matching(pattern: &Path) -> Vec<PathBuf> {
-    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name().and_then(|name| name.to_str())) else {
-        return Vec::new();
-    };
-    if !name.contains('*') {
-        return vec![pattern.to_owned()];
-    }
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let fits = |path: &PathBuf| path.file_name().and_then(|it| it.to_str()).is_some_and(|it| is_match(name, it));
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(fits).collect();
-    files.sort();
-    files
-}
-
-/// Whether `name` fits a pattern with stars.
-fn is_match(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
-            rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| is_match(after, &rest[at..]))
-        }),
-    }
 }
 
 /// What of a table says something: a list of everything that could be set is full of nothing.
@@ -301,6 +242,11 @@ impl Theirs {
     }
 
     fn runtimes(&mut self, config: &mut Config) {
+        let shims = &mut config.runtime.shim_env;
+        set(shims, self.texts(&["plugins", "io.containerd.shim.v1.manager", "env"]));
+        if self.flag(&["plugins", "io.containerd.runtime.v2.task", "sched_core"]) == Some(true) {
+            shims.push("SCHED_CORE=1".to_owned());
+        }
         for pods in PODS {
             let cri = &mut config.cri;
             for name in self.names(&["plugins", pods, "containerd", "runtimes"]) {
@@ -421,6 +367,8 @@ mod tests {
               accepts = ["application/vnd.oci.image.layer.v1.tar+encrypted"]
               returns = "application/vnd.oci.image.layer.v1.tar"
               path = "ctd-decoder"
+            [plugins."io.containerd.runtime.v2.task"]
+              sched_core = true
             [plugins."io.containerd.internal.v1.restart"]
               interval = "1m30s"
             [plugins."io.containerd.grpc.v1.cri"]
@@ -446,6 +394,7 @@ mod tests {
         assert_eq!((config.root, config.grpc.gid), ("/var/lib/other".into(), 42));
         assert_eq!((config.log.level.as_str(), config.runtime.restart_interval), ("debug", 90));
         assert_eq!((config.timeouts.shim_load, config.timeouts.shim_cleanup), (7, 35));
+        assert_eq!(config.runtime.shim_env, ["SCHED_CORE=1"]);
         let handler = &config.cri.runtimes["crun"];
         assert_eq!((handler.runtime.as_str(), handler.binary.as_str()), ("io.containerd.runc.v2", "crun"));
         assert_eq!(config.cri.default_runtime, "crun");
@@ -495,6 +444,5 @@ mod tests {
             "version = 2\nimports = [\"*.toml\"]\nroot = \"/a\"\n[grpc]\nuid = 3\n".parse().expect("toml");
         let config = read(table, &dir.path().join("config.toml")).expect("read");
         assert_eq!((config.root.as_path(), config.grpc.uid, config.grpc.gid), (Path::new("/c"), 3, 7));
-        assert!(is_match("*", "x") && is_match("a*c*", "abcd") && !is_match("a*c", "abcd"));
     }
 }

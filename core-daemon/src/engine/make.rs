@@ -43,7 +43,9 @@ impl Engine {
         options: api::ImportOptions,
         archive: impl Read + Send + 'static,
     ) -> Result<String> {
-        let platform = parse_platform(&options.platform)?.unwrap_or_else(Platform::host);
+        // Files of no known build run on what every processor of this kind can do, and other clients know no levels.
+        let usual = || Platform { variant: None, ..Platform::host() };
+        let platform = parse_platform(&options.platform)?.unwrap_or_else(usual);
         let name = record_name(&options.name)?;
         let (engine, context) = (self.clone(), context.clone());
         with_client(move || {

@@ -79,15 +79,17 @@ impl Engine {
         begun: Option<Begun>,
     ) -> Result<(Arc<Live>, Option<UnixStream>)> {
         let context = Context::new(namespace.clone());
-        let request = self.task_request(namespace, known)?;
-        self.shared.journal.learn(namespace, known);
-        if attached {
-            self.note(namespace, known, "attach", &[]);
-        }
-        let (etc, directory) = (known.record.etc.clone(), self.directory(namespace, &known.id));
-        blocking(move || etc.write(&directory)).await?;
-        let task = self.parts().tasks.create_begun(&context, &known.id, request, begun).await;
-        let task = match task {
+        let created = async {
+            let request = self.task_request(namespace, known)?;
+            self.shared.journal.learn(namespace, known);
+            if attached {
+                self.note(namespace, known, "attach", &[]);
+            }
+            let (etc, directory) = (known.record.etc.clone(), self.directory(namespace, &known.id));
+            blocking(move || etc.write(&directory)).await?;
+            self.parts().tasks.create_begun(&context, &known.id, request, begun).await
+        };
+        let task = match created.await {
             Ok(task) => task,
             Err(error) => return Err(self.not_started(namespace, &known.id, error).await),
         };

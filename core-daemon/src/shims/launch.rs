@@ -33,6 +33,8 @@ pub struct Launcher {
     pub daemon: PathBuf,
     /// The directory that clients install programs into.
     pub opt: PathBuf,
+    /// More variables of their environment.
+    pub env: Vec<(String, String)>,
     /// Whether shims should log debug messages.
     pub debug: bool,
     /// How long `start` may take.
@@ -210,7 +212,8 @@ impl Launcher {
             .env("MAX_SHIM_VERSION", "2")
             .env("TTRPC_ADDRESS", &self.ttrpc_address)
             .env("GRPC_ADDRESS", &self.grpc_address)
-            .env("NAMESPACE", instance.namespace.as_str());
+            .env("NAMESPACE", instance.namespace.as_str())
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
         if self.debug {
             command.arg("-debug");
         }

@@ -112,10 +112,10 @@ impl<D: Driver> Local<D> {
         if let Some(target) = labels.get(labels::SNAPSHOT_REF)
             && table::get(tx, namespace, &self.name, target)?.is_some_and(|it| it.info.kind() == Kind::Committed)
         {
-            return Err(Error::already_exists(format!("target snapshot {target}")));
+            return Err(Error::already_exists(format!("target snapshot {target:?}: already exists")));
         }
         match table::get(tx, namespace, &self.name, key)? {
-            Some(_) => Err(Error::already_exists(format!("snapshot {key}"))),
+            Some(_) => Err(Error::already_exists(format!("snapshot {key:?}: already exists"))),
             None => Ok(()),
         }
     }
@@ -158,7 +158,7 @@ impl<D: Driver> Local<D> {
         }
         drop(busy);
         if let Some(target) = made.doing(|| format!("snapshot {key}"))? {
-            return Err(Error::already_exists(format!("target snapshot {target} from snapshotter")));
+            return Err(Error::already_exists(format!("target snapshot {target:?} from snapshotter: already exists")));
         }
         // Views are not announced, as by containerd.
         if kind == Kind::Active {
@@ -244,7 +244,7 @@ impl<D: Driver> Local<D> {
     fn committable(&self, tx: &impl Tx, ctx: &Context, name: &str, key: &str) -> Result<Record> {
         // A client that repeats a commit, whose source is gone with the first, is told that it is done.
         if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
-            return Err(Error::already_exists(format!("snapshot {name}")));
+            return Err(Error::already_exists(format!("snapshot {name:?}: already exists")));
         }
         let record = self.find(tx, ctx, key)?;
         if record.info.kind() != Kind::Active {

@@ -65,6 +65,19 @@ pub fn get(tid: i32) -> Result<Attributes> {
     Ok(attributes)
 }
 
+/// Has this process, and those that it starts from now on, run on no core at the same time as any others.
+///
+/// # Errors
+/// `ENODEV` where the processors' cores run one thread each, `EINVAL` where the kernel cannot do it.
+pub fn keep_core_to_itself() -> Result<()> {
+    // SAFETY: numbers only; 0 is this process.
+    let result = unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, 0, SCOPE_THREAD_GROUP, 0) };
+    check(result, "prctl", || "PR_SCHED_CORE_CREATE".to_owned()).map(drop)
+}
+
+/// What a cookie is given to: all threads of a process.
+const SCOPE_THREAD_GROUP: libc::c_ulong = 1;
+
 /// The classes of input/output priority.
 pub const IO_CLASSES: [(&str, u32); 3] = [("IOPRIO_CLASS_RT", 1), ("IOPRIO_CLASS_BE", 2), ("IOPRIO_CLASS_IDLE", 3)];
 
