@@ -31,6 +31,11 @@ impl ImageRecords {
         Self { db, events }
     }
 
+    /// How often any record was changed: what was read since the last change is as it was.
+    pub fn changes(&self) -> u64 {
+        self.db.changes()
+    }
+
     /// One image.
     ///
     /// # Errors

@@ -24,8 +24,7 @@ impl Cri {
             let (cri, looked) = (self.clone(), container.clone());
             info.insert("info".to_owned(), blocking(move || cri.container_info(&looked)).await?);
         }
-        let cri = self.clone();
-        let names = blocking(move || Ok(cri.image_names())).await?;
+        let names = self.names_of_images().await?;
         Ok(v1::ContainerStatusResponse { status: Some(status_of(&container, &names)), info })
     }
 

@@ -29,6 +29,8 @@ struct Facts {
 /// Remembers facts, because finding them takes several documents from the disk.
 pub(in crate::cri) struct Known {
     facts: Mutex<HashMap<String, Arc<Facts>>>,
+    /// What all images were called when so many changes had been made.
+    names: Mutex<Option<(u64, Arc<Names>)>>,
     /// Names of images that stay.
     pinned: BTreeSet<String>,
 }
@@ -67,7 +69,21 @@ impl Known {
     /// Knows nothing yet but that the images of these names stay.
     pub(in crate::cri) fn new(pinned: &[String]) -> Self {
         let whole = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |parsed| parsed.to_string());
-        Self { facts: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+        Self { facts: Mutex::default(), names: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+    }
+
+    /// What all images are called, where nothing has changed since that was read.
+    pub(super) fn names(&self, images: &Images) -> Option<Arc<Names>> {
+        let kept = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().filter(|(changes, _)| *changes == images.records.changes()).map(|(_, names)| names.clone())
+    }
+
+    /// Reads what all images are called.
+    pub(super) fn read_names(&self, images: &Images, context: &Context) -> Result<Arc<Names>> {
+        let changes = images.records.changes();
+        let names: Arc<Names> = Arc::new(self.all(images, context)?.into_values().collect());
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, names.clone()));
+        Ok(names)
     }
 
     /// All images, by id. One whose content is not all here is none yet, or none any more.

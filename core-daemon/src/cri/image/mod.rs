@@ -115,13 +115,23 @@ impl Cri {
         Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": image.config }).to_string())
     }
 
-    /// What all images are called now. Statuses are answered without it where it cannot be read.
-    pub(super) fn image_names(&self) -> Names {
-        let all = self.known_images().all(&self.parts().images, self.context());
-        all.map(|all| all.into_values().collect()).unwrap_or_else(|error| {
+    /// What all images are called now, which may take a look at the disk. Statuses are answered without it where it cannot
+    /// be read.
+    pub(super) fn image_names(&self) -> Arc<Names> {
+        let (known, images) = (self.known_images(), &self.parts().images);
+        known.names(images).map_or_else(|| known.read_names(images, self.context()), Ok).unwrap_or_else(|error| {
             tracing::warn!(%error, "read the names of images");
-            Names::default()
+            Arc::default()
         })
+    }
+
+    /// The same for who must not wait for the disk. Kubelets ask for statuses all the time, and names change seldom.
+    pub(super) async fn names_of_images(&self) -> Result<Arc<Names>> {
+        if let Some(names) = self.known_images().names(&self.parts().images) {
+            return Ok(names);
+        }
+        let cri = self.clone();
+        blocking(move || Ok(cri.image_names())).await
     }
 
     /// The id of the image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
