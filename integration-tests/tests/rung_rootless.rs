@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_spec_writes_runs[Rootless],
     a_configuration_without_a_user_namespace_gets_one[Rootless],
     a_container_lives_its_life[Rootless],
+    clocks_of_its_own_are_set[Rootless],
     ranges_of_ids_are_mapped[Rootless],
     ids_of_others_are_refused[Rootless],
     a_terminal_belongs_to_the_user[Rootless],
@@ -97,6 +98,17 @@ fn ranged(env: &Env, name: &str, args: &[&str]) -> Result<Bundle> {
     let gids = map(own_ids().1, first_of_range("/etc/subgid")?);
     rootless(&mut bundle, uids, gids);
     Ok(bundle)
+}
+
+/// The rights that this takes are those of the new user namespace.
+fn clocks_of_its_own_are_set(env: &Env) -> Result<()> {
+    let mut bundle = alone(env, "clocks", &["cat", "/proc/self/timens_offsets"])?;
+    bundle.push("/linux/namespaces", json!({"type": "time"}));
+    bundle.set("/linux/timeOffsets", json!({"monotonic": {"secs": 7881, "nanosecs": 42}}));
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("clocks")])?.ok()?.stdout;
+    let first = said.lines().next().unwrap_or_default();
+    ensure!(first.split_whitespace().eq(["monotonic", "7881", "42"]), "{said}");
+    Ok(())
 }
 
 /// Deletes a container when dropped.

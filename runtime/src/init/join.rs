@@ -1,5 +1,6 @@
 //! Entering namespaces that exist, and the ids of a user namespace.
 
+use std::fs::File;
 use std::os::fd::AsFd as _;
 
 use rung_sys::credentials;
@@ -7,6 +8,7 @@ use rung_sys::namespace::{self, Namespace};
 
 use super::Inherited;
 use crate::error::{Doing as _, Result};
+use crate::launch::clone;
 use crate::plan::InitPlan;
 
 /// Makes the namespaces that were not made with the process, and joins what the configuration names.
@@ -21,6 +23,16 @@ pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited, joined: &[Names
         become_root()?;
     }
     Ok(())
+}
+
+/// Makes the time namespace of a new user namespace and goes into it, which it can as long as it has one thread.
+pub(super) fn time_namespace(plan: &InitPlan) -> Result<()> {
+    let offsets = plan.namespaces.time_offsets.as_ref().filter(|_| plan.namespaces.makes(Namespace::User));
+    let Some(offsets) = offsets else { return Ok(()) };
+    clone::make_time_namespace(offsets)?;
+    let path = "/proc/self/ns/time_for_children";
+    let made = File::open(path).doing(|| format!("open {path}"))?;
+    namespace::enter(made.as_fd(), Namespace::Time.flag()).doing(|| "enter the time namespace")
 }
 
 /// Joins what is not `joined` yet, in the order of the list.

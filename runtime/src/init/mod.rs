@@ -133,6 +133,8 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
         enter_cgroups(sync)?;
     }
     if awaits_ids {
+        // What it writes to of its own in /proc is not its any more once it is shut off.
+        join::time_namespace(plan)?;
         process::shut_off()?;
     }
     join::namespaces(plan, inherited, joined)?;

@@ -52,7 +52,8 @@ pub struct Birth<'a> {
     pub flags: u64,
     /// Namespaces that are joined; process numbers and time hold for children only, so they are joined before.
     pub joined: &'a [(Namespace, OwnedFd)],
-    /// Offsets of a new time namespace, which must be written before anybody is in it.
+    /// Offsets of a new time namespace, which must be written before anybody is in it. That of a new user namespace makes
+    /// the process itself, with the rights that it has in there.
     pub time_offsets: Option<&'a str>,
     /// The cgroup it is born into.
     pub cgroup: Option<BorrowedFd<'a>>,
@@ -102,15 +103,20 @@ fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
         entered.push(Namespace::Pid);
     }
     if let Some(offsets) = birth.time_offsets {
-        namespace::leave(Namespace::Time.flag()).doing(|| "make a time namespace")?;
+        make_time_namespace(offsets)?;
         entered.push(Namespace::Time);
-        let path = "/proc/self/timens_offsets";
-        let written = std::fs::OpenOptions::new().write(true).open(path);
-        written
-            .and_then(|mut file| std::io::Write::write_all(&mut file, offsets.as_bytes()))
-            .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))?;
     }
     Ok(entered)
+}
+
+/// Makes a time namespace for children of this process.
+pub fn make_time_namespace(offsets: &str) -> Result<()> {
+    namespace::leave(Namespace::Time.flag()).doing(|| "make a time namespace")?;
+    let path = "/proc/self/timens_offsets";
+    let written = std::fs::OpenOptions::new().write(true).open(path);
+    written
+        .and_then(|mut file| std::io::Write::write_all(&mut file, offsets.as_bytes()))
+        .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))
 }
 
 /// A process in between joins the namespaces and makes the one that counts as its sibling.

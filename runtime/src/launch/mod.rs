@@ -111,7 +111,7 @@ pub fn start_init(
     let birth = Birth {
         flags: birth_flags(plan),
         joined: &inherited.namespaces,
-        time_offsets: plan.namespaces.time_offsets.as_deref(),
+        time_offsets: plan.namespaces.time_offsets.as_deref().filter(|_| !plan.namespaces.makes(Namespace::User)),
         cgroup: born_into,
         through_user_namespace,
     };
