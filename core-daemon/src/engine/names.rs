@@ -39,9 +39,10 @@ pub(super) struct Reservation<'a> {
 impl Names {
     /// Reserves `name`, or one that is made up where it is empty.
     pub(super) fn reserve(&self, namespace: &Namespace, id: &ContainerId, name: &str) -> Result<Reservation<'_>> {
+        let wished = if name.is_empty() { None } else { Some(checked(name)?) };
         let mut spaces = self.lock();
         let space = spaces.entry(namespace.clone()).or_default();
-        let name = if name.is_empty() { made_up(id, |name| space.names.contains_key(name)) } else { checked(name)? };
+        let name = wished.unwrap_or_else(|| made_up(id, |name| space.names.contains_key(name)));
         if let Some(holder) = space.names.get(&name) {
             return Err(taken(&name, holder));
         }
@@ -72,11 +73,21 @@ impl Names {
 
     /// Frees a container's name.
     pub(super) fn forget(&self, namespace: &Namespace, id: &ContainerId) {
+        self.change(namespace, |space| {
+            if let Some(name) = space.ids.remove(id.as_str()) {
+                space.names.remove(&name);
+            }
+        });
+    }
+
+    /// Takes something out of a namespace's names, and the namespace where nothing is left.
+    fn change(&self, namespace: &Namespace, take: impl FnOnce(&mut Space)) {
         let mut spaces = self.lock();
-        if let Some(space) = spaces.get_mut(namespace)
-            && let Some(name) = space.ids.remove(id.as_str())
-        {
-            space.names.remove(&name);
+        if let Some(space) = spaces.get_mut(namespace) {
+            take(space);
+            if space.names.is_empty() {
+                spaces.remove(namespace);
+            }
         }
     }
 
@@ -129,10 +140,8 @@ impl Reservation<'_> {
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        if !self.kept
-            && let Some(space) = self.names.lock().get_mut(&self.namespace)
-        {
-            space.names.remove(&self.name);
+        if !self.kept {
+            self.names.change(&self.namespace, |space| drop(space.names.remove(&self.name)));
         }
     }
 }
@@ -216,6 +225,10 @@ mod tests {
         assert_eq!(names.resolve(&namespace, "web").expect("name"), id("bb22"));
         names.forget(&namespace, &id("bb22"));
         assert_eq!(names.resolve(&namespace, "web").expect_err("gone").kind(), Kind::NotFound);
+        // What was only asked for leaves nothing either.
+        assert!(names.reserve(&namespace, &id("cc33"), "not a name").is_err());
+        drop(names.reserve(&namespace, &id("cc33"), "web").expect("reserve"));
+        assert!(names.lock().is_empty());
     }
 
     #[test]
