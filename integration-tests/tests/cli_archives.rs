@@ -263,7 +263,7 @@ fn files_become_an_image_and_come_out_again(env: &Env) -> Result<()> {
     stack.gantry(&["import", "-c", "CMD [\"sh\", \"-c\", \"echo imported\"]", &tar, "from/files:1"])?.ok()?;
     assert_eq!(stack.gantry(&["run", "--rm", "from/files:1"])?.ok()?.text(), "imported");
     // Other programs know no levels of processors, and nothing says that the files need any.
-    assert_eq!(stack.gantry(&["image", "inspect", "-f", "{{.Variant}}", "from/files:1"])?.ok()?.text(), "");
+    assert_eq!(stack.gantry(&["image", "inspect", "-f", "{{json .Variant}}", "from/files:1"])?.ok()?.text(), "null");
     let bad = env.path("bad.tar");
     fs::write(&bad, "no tar at all, but long enough to look like one".repeat(100))?;
     stack.gantry(&["import", &bad.display().to_string(), "bad:1"])?.fails()?;
