@@ -417,7 +417,8 @@ mod tests {
         assert!(error.to_string().contains("adress"), "{error}");
         let config = Config { root: "data".into(), ..Config::default() };
         assert!(config.check().expect_err("relative").to_string().contains("root"));
-        let config = Config::parse("[cri.nri]\nenable = true\n").expect("well formed");
+        let mut config = Config::parse("[cri.nri]\nenable = true\n").expect("well formed");
+        config.put_over(&Overrides::default());
         assert!(config.check().expect_err("no such plugins").to_string().contains("cri.nri.enable"));
     }
 }

@@ -40,6 +40,9 @@ pub const SHORT_LIVED: &str = "gantry.snapshot/short-lived";
 /// On a namespace: the snapshotter used where none is named.
 pub const DEFAULT_SNAPSHOTTER: &str = "containerd.io/defaults/snapshotter";
 
+/// How many repositories of a host are remembered of a blob.
+const MAX_SOURCES: usize = 8;
+
 /// Most bytes of a label's name and value together.
 const MAX_SIZE: usize = 4096;
 
@@ -58,6 +61,29 @@ pub fn check(labels: &Labels) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Adds what is known of content by now. Where it came from is added to where it came from before, the newest first.
+pub fn learn(known: &mut Labels, added: &Labels) {
+    for (key, value) in added {
+        let value = match known.get(key).filter(|_| key.starts_with(DISTRIBUTION_SOURCE)) {
+            Some(before) => sources(value, before),
+            None => value.clone(),
+        };
+        known.insert(key.clone(), value);
+    }
+}
+
+/// Both lists as one.
+fn sources(newer: &str, older: &str) -> String {
+    let mut all = Vec::new();
+    for name in newer.split(',').chain(older.split(',')) {
+        if !name.is_empty() && !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all.truncate(MAX_SOURCES);
+    all.join(",")
 }
 
 /// Drops labels without a value, which containerd does not keep.
@@ -128,6 +154,18 @@ mod tests {
         update(&mut one, &wanted, &["labels.a.b/c".into(), "labels.gone".into()], refuse).expect("two names");
         assert_eq!(one, labels(&[("a.b/c", "2"), ("old", "1")]));
         assert!(update(&mut one, &wanted, &["size".into()], refuse).is_err());
+    }
+
+    #[test]
+    fn sources_are_remembered_together() {
+        let source = "containerd.io/distribution.source.example.org";
+        let mut known = labels(&[(source, "a,b"), ("plain", "1,2")]);
+        learn(&mut known, &labels(&[(source, "b"), ("plain", "3"), ("new", "x,x")]));
+        assert_eq!(known, labels(&[(source, "b,a"), ("plain", "3"), ("new", "x,x")]));
+        for number in 0..10 {
+            learn(&mut known, &labels(&[(source, &number.to_string())]));
+        }
+        assert_eq!(known[source], "9,8,7,6,5,4,3,2");
     }
 
     #[test]

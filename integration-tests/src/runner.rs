@@ -29,6 +29,9 @@ use crate::{Env, Need, Result, Test, changes, env, leaks, requires, summary, wai
 /// Set for the process that runs a single test: the token it is to use.
 const TOKEN: &str = "GANTRY_TEST_TOKEN";
 
+/// Lines of a log that are told of a test that failed.
+const LINES_OF_FAILED: usize = 40;
+
 /// How long one test may take.
 const DEADLINE_SECONDS: u64 = 120;
 /// And how long on a machine that is slow: short enough that its other tests still run before the machine is ended.
@@ -115,7 +118,33 @@ fn run_here(tests: &[Test], options: &Options, token: &str) -> Result<()> {
     let selected = options.select(tests);
     let [test] = selected.as_slice() else { bail!("a test process runs one test, not {}", selected.len()) };
     let env = Env::new(token)?;
-    (test.body)(&env)
+    let mut logs = LogsOfFailed { env: &env, failed: true };
+    let outcome = (test.body)(&env);
+    logs.failed = outcome.is_err();
+    outcome
+}
+
+/// Where a test fails, the last that the daemons of it have logged is told; in the end its directory is gone.
+struct LogsOfFailed<'a> {
+    env: &'a Env,
+    failed: bool,
+}
+
+impl Drop for LogsOfFailed<'_> {
+    fn drop(&mut self) {
+        if !self.failed {
+            return;
+        }
+        for entry in fs::read_dir(self.env.root()).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|kind| kind == "log") {
+                let text = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+                let lines: Vec<&str> = text.lines().collect();
+                let last = lines[lines.len().saturating_sub(LINES_OF_FAILED)..].join("\n");
+                let _ = writeln!(std::io::stderr(), "--- the end of {}\n{last}", path.display());
+            }
+        }
+    }
 }
 
 fn run_all(tests: &[Test], options: &Options) -> Result<bool> {

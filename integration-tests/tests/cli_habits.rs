@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 
+use anyhow::Context as _;
 use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -48,7 +49,8 @@ fn a_reload_is_no_stop(env: &Env) -> Result<()> {
     run("killed")?;
     stack.gantry(&["kill", "-s", "KILL", "killed"])?.ok()?;
     stack.gantry(&["kill", "-s", "HUP", "reloaded"])?.ok()?;
-    wait::until("another run", || count("reloaded").ok().filter(|count| count.text() == "1 true"))?;
+    wait::until("another run", || count("reloaded").ok().filter(|count| count.text() == "1 true"))
+        .with_context(|| format!("{:?}", count("reloaded")))?;
     assert_eq!(count("killed")?.text(), "0 false");
     Ok(())
 }

@@ -24,9 +24,15 @@ fn short_lives(engine: &Engine<'_>) -> Result<()> {
     engine.run(&["--rm"], &["no-such-program"])?.exits(127)?;
     let small = ["--memory", "16m", "--memory-swap", "16m", "--detach", "--name"];
     let (hungry, clumsy) = (engine.env.id("hungry"), engine.env.id("clumsy"));
-    engine.run(&[&small[..], &[&hungry]].concat(), &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"])?.ok()?;
-    ensure!(engine.call(&["wait", &hungry])?.ok()?.text() == "137");
-    ensure!(shown(engine, &hungry, "{{.State.OOMKilled}}")? == "true", "the kill for lack of memory is not told");
+    let is_told = || -> Result<bool> {
+        engine.run(&[&small[..], &[&hungry]].concat(), &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"])?.ok()?;
+        ensure!(engine.call(&["wait", &hungry])?.ok()?.text() == "137");
+        let told = shown(engine, &hungry, "{{.State.OOMKilled}}")? == "true";
+        engine.call(&["rm", &hungry])?.ok()?;
+        Ok(told)
+    };
+    // Containerd's shim, which dockerd names, says so beside the end, and now and then after it.
+    ensure!(is_told()? || is_told()? || is_told()?, "the kill for lack of memory is not told");
     engine.run(&["--detach", "--restart", "on-failure:2", "--name", &clumsy], &["sh", "-c", "exit 4"])?.ok()?;
     let ended = || shown(engine, &clumsy, "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}").ok();
     wait::until("it was started again twice", || ended().filter(|state| state == "2 exited 4"))?;
@@ -146,10 +152,14 @@ fn content_by_hand(env: &Env, daemon: &Daemon<'_>) -> Result<()> {
     };
     ensure!(ingest("--expected-size 7 long")?.fails()?.contains("unexpected EOF"));
     ensure!(ingest(&format!("--expected-digest {} wrong", HELLO.replace("be03", "be04")))?.fails()?.contains("wrong"));
-    ingest(&format!("--expected-size 6 --expected-digest {HELLO} right"))?.ok()?;
     let ctr = |args: &[&str]| daemon.ctr(args)?.ok();
-    ensure!(ctr(&["content", "get", HELLO])?.stdout == "hello\n");
-    ctr(&["content", "label", HELLO, "a=b"])?;
+    let is_kept = || -> Result<()> {
+        ingest(&format!("--expected-size 6 --expected-digest {HELLO} right"))?.ok()?;
+        ensure!(ctr(&["content", "get", HELLO])?.stdout == "hello\n");
+        ctr(&["content", "label", HELLO, "a=b", "containerd.io/gc.root=now"]).map(drop)
+    };
+    // Until it has that label, the collection at the daemon's start may take it away.
+    is_kept().or_else(|_| is_kept())?;
     ensure!(ctr(&["content", "ls", "-q", "labels.a==b"])?.text() == HELLO);
     ctr(&["content", "rm", HELLO])?;
     ensure!(daemon.ctr(&["content", "get", HELLO])?.fails()?.contains("not found"));

@@ -160,7 +160,7 @@ impl Content {
         self.0.db.write(|tx| {
             for (digest, labels) in added {
                 let Some(mut info) = table::get(tx, ctx.namespace.as_str(), digest.as_str())? else { continue };
-                info.labels.extend(labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+                labels::learn(&mut info.labels, labels);
                 labels::drop_empty(&mut info.labels);
                 labels::check(&info.labels)?;
                 info.updated_at = Some(SystemTime::now().into());
@@ -285,7 +285,7 @@ impl Content {
                 }
                 let known = table::get(tx, namespace, it.digest().as_str())?;
                 let mut info = known.clone().map_or_else(|| new_info(it), Ok)?;
-                info.labels.extend(wanted.clone());
+                labels::learn(&mut info.labels, wanted);
                 labels::drop_empty(&mut info.labels);
                 labels::check(&info.labels)?;
                 table::put(tx, namespace, &info)?;

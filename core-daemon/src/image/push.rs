@@ -24,9 +24,8 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::labels;
 use crate::registry::{Pusher, Room};
 
-/// Repositories that are tried for one blob, and that are remembered.
+/// Repositories that are tried for one blob.
 const MAX_SOURCES: usize = 2;
-const MAX_KNOWN: usize = 8;
 
 /// How to push.
 #[derive(Debug, Clone, Default)]
@@ -303,18 +302,9 @@ impl Sender {
         let (content, ctx, own) = (self.content.clone(), self.ctx.clone(), self.pusher.path().to_owned());
         let label = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.pusher.registry());
         blocking(move || {
-            let mut noted = Vec::new();
-            for digest in blobs {
-                // What is only there is not known here.
-                let Ok(info) = content.info(&ctx, &digest) else { continue };
-                let before = info.labels.get(&label).map(String::as_str).unwrap_or_default();
-                let others = before.split(',').filter(|name| !name.is_empty() && *name != own);
-                let known = std::iter::once(own.as_str()).chain(others).take(MAX_KNOWN).collect::<Vec<_>>().join(",");
-                if known != before {
-                    noted.push((digest, labels::Labels::from([(label.clone(), known)])));
-                }
-            }
-            if noted.is_empty() { Ok(()) } else { content.add_labels(&ctx, &noted) }
+            let known = labels::Labels::from([(label, own)]);
+            let noted: Vec<_> = blobs.into_iter().map(|digest| (digest, known.clone())).collect();
+            content.add_labels(&ctx, &noted)
         })
         .await
     }
