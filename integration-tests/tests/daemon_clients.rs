@@ -36,7 +36,7 @@ fn short_lives(engine: &Engine<'_>) -> Result<()> {
     engine.run(&["--detach", "--restart", "on-failure:2", "--name", &clumsy], &["sh", "-c", "exit 4"])?.ok()?;
     let ended = || shown(engine, &clumsy, "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}").ok();
     wait::until("it was started again twice", || ended().filter(|state| state == "2 exited 4"))?;
-    engine.call(&["rm", &hungry, &clumsy])?.ok().map(drop)
+    engine.call(&["rm", &clumsy])?.ok().map(drop)
 }
 
 fn alive(engine: &Engine<'_>, name: &str) -> Result<()> {

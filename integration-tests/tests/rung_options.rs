@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_working_directory_is_made_below_a_read_only_root [Root],
     mounts_come_and_go_while_it_runs [Root],
     descriptors_are_kept [Root],
+    signals_that_the_caller_ignores_are_not_ignored [Root],
     the_session_keyring_is_the_containers [Root],
     a_shared_process_namespace_is_killed_whole [Root],
     a_profile_is_in_force_without_proc [Root, Apparmor],
@@ -133,6 +134,16 @@ fn mounts_come_and_go_while_it_runs(env: &Env) -> Result<()> {
     assert_eq!((&*with, &*without), ("seenseen1", "0"));
     assert!(refused.contains("inside /proc"), "{refused}");
     assert_eq!(fs::read_to_string(volume.join("canary"))?, "seen");
+    Ok(())
+}
+
+fn signals_that_the_caller_ignores_are_not_ignored(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "ignored", &["grep", "SigIgn", "/proc/self/status"])?;
+    let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id("ignored")])?;
+    let words: Vec<_> = rung.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    let line = format!("trap '' HUP USR1; exec {} {}", rung.get_program().to_string_lossy(), words.join(" "));
+    let ignored = env.run("sh", &["-c", &line])?.ok()?;
+    assert_eq!(ignored.text().split_whitespace().last(), Some("0000000000000000"));
     Ok(())
 }
 

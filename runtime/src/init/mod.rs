@@ -42,7 +42,6 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use rung_sys::namespace::{self, Namespace};
-use rung_sys::signal;
 
 use crate::cgroups::Entry;
 use crate::error::{Doing as _, Error, Result};
@@ -269,11 +268,4 @@ fn new_cgroup_namespace(plan: &InitPlan) -> Result<()> {
         namespace::leave(Namespace::Cgroup.flag()).doing(|| "make a cgroup namespace")?;
     }
     Ok(())
-}
-
-/// Default actions for the signals that the runtime changed.
-fn default_signals() -> Result<()> {
-    // The standard library ignores SIGPIPE; a program that inherits that never notices a closed pipe.
-    signal::reset(libc::SIGPIPE)?;
-    Ok(signal::unblock_all()?)
 }

@@ -5,7 +5,7 @@ use oci_spec::runtime::Process;
 use rung_sys::process::Pid;
 use rung_sys::procfs::Procfs;
 use rung_sys::sched::{self, NumberSet};
-use rung_sys::{keyring, lsm, personality, rlimit};
+use rung_sys::{keyring, lsm, personality, rlimit, signal};
 use serde::Serialize;
 
 use crate::error::{Doing as _, Error, Result};
@@ -14,7 +14,8 @@ use crate::plan::process::ProcessPlan;
 
 /// A clean start, whatever the caller's process had set.
 pub fn begin() -> Result<()> {
-    super::default_signals()?;
+    // The standard library ignores SIGPIPE, and a daemon under `nohup` SIGHUP; a shell cannot even trap what it inherits so.
+    signal::reset_all()?;
     umask(Mode::empty());
     Ok(())
 }
@@ -27,7 +28,7 @@ pub fn shut_off() -> Result<()> {
 /// A created container may be told to end, long before there is a program that could listen.
 pub fn end_when_told() -> Result<()> {
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-        rung_sys::signal::end_on(signal)?;
+        signal::end_on(signal)?;
     }
     Ok(())
 }

@@ -121,33 +121,18 @@ pub fn unblock_all() -> Result<()> {
     check(returned, "sigprocmask", || "SIG_SETMASK, none".into()).map(drop)
 }
 
-/// Gives `signal` its default action.
-pub fn reset(signal: i32) -> Result<()> {
-    // SAFETY: SIG_DFL is always a valid disposition.
-    if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
-        return Err(Error::new("signal", format!("{}, SIG_DFL", name(signal)), nix::errno::Errno::last_raw()));
-    }
-    Ok(())
-}
-
 /// Makes `signal` end this process even where the kernel would not: the first process of a process number namespace is
-/// spared by default. One that is ignored stays ignored; an exec gives the default action back.
+/// spared by default. An exec gives the default action back.
 pub fn end_on(signal: i32) -> Result<()> {
     extern "C" fn end(signal: libc::c_int) {
         // SAFETY: _exit may be called in a signal handler.
         unsafe { libc::_exit(128 + signal) }
     }
     // SAFETY: `end` calls nothing but _exit, which a handler may do at any moment.
-    let before = unsafe { libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) };
-    match before {
-        libc::SIG_ERR => Err(Error::new("signal", name(signal), nix::errno::Errno::last_raw())),
-        libc::SIG_IGN => {
-            // SAFETY: SIG_IGN is always a valid disposition.
-            unsafe { libc::signal(signal, libc::SIG_IGN) };
-            Ok(())
-        }
-        _ => Ok(()),
+    if unsafe { libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) } == libc::SIG_ERR {
+        return Err(Error::new("signal", name(signal), nix::errno::Errno::last_raw()));
     }
+    Ok(())
 }
 
 /// Blocked signals, to be read like bytes.
