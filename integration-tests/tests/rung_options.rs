@@ -143,7 +143,9 @@ fn signals_that_the_caller_ignores_are_not_ignored(env: &Env) -> Result<()> {
     let words: Vec<_> = rung.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let line = format!("trap '' HUP USR1; exec {} {}", rung.get_program().to_string_lossy(), words.join(" "));
     let ignored = env.run("sh", &["-c", &line])?.ok()?;
-    assert_eq!(ignored.text().split_whitespace().last(), Some("0000000000000000"));
+    let ignored = u64::from_str_radix(ignored.text().trim_start_matches("SigIgn:").trim(), 16)?;
+    // Two realtime signals are the C library's own, which touches them for nobody.
+    assert_eq!(ignored & !(0b11 << 31), 0, "{ignored:b}");
     Ok(())
 }
 
