@@ -189,6 +189,8 @@ fn restarts_go_on_after_a_restart_of_the_daemon(env: &Env) -> Result<()> {
     };
     // The pause before the next is more than a second by now.
     let before = wait::until("four restarts", || restarts(&daemon).filter(|restarts| *restarts >= 4))?;
+    // A restart is counted before it is carried out.
+    std::thread::sleep(wait::seconds(1) / 2);
     daemon.crash()?;
     shims.iter().try_for_each(|pid| kill(*pid, Signal::SIGSTOP))?;
     let daemon = env.daemon()?;
