@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use gantry_proto::containerd::v1::types::Status;
 use gantry_proto::namespace::Namespace;
 use tokio::sync::mpsc;
 
@@ -13,7 +14,7 @@ use crate::context::Context;
 use crate::error::{Kind, Result};
 use crate::id::ContainerId;
 use crate::snapshots::Snapshotter;
-use crate::tasks::Restored;
+use crate::tasks::{Exit, Restored};
 
 /// What a process is said to have ended with when nobody saw its end.
 const UNKNOWN: u32 = 255;
@@ -57,24 +58,39 @@ impl Engine {
     async fn take_over(&self, restored: Restored) -> Option<(Namespace, ContainerId, Ended)> {
         match restored {
             Restored::Alive(task) => {
-                let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str());
-                if let Ok(known) = known {
-                    self.shared.journal.learn(task.namespace(), &known);
-                    let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
-                    self.supervise(task, started_at, known.record.health, true);
+                let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str()).ok()?;
+                if task.state(None).await.is_ok_and(|state| state.status == Status::Created) {
+                    // Half a start is nobody's: who wanted it was told that it failed, or is a policy.
+                    tracing::warn!(namespace = %task.namespace(), id = %task.id(), "start was cut short; undoing it");
+                    self.parts().tasks.discard(&task).await;
+                    let at = SystemTime::now();
+                    return self
+                        .settle_end(task.namespace(), task.id(), at, Exit { pid: 0, status: UNKNOWN, at })
+                        .await;
                 }
+                self.shared.journal.learn(task.namespace(), &known);
+                let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
+                self.supervise(task, started_at, known.record.health, true);
                 None
             }
-            Restored::Dead { namespace, id, since, exit } => {
-                let ended = Ended { started_at: exit.at, at: exit.at, code: exit.status, oom_killed: false };
-                let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
-                let settled = blocking(move || engine.end_unseen(&of.0, &of.1, since, ended)).await;
-                if let Err(error) = settled {
-                    tracing::warn!(%namespace, %id, %error, "settle a container whose shim died");
-                }
-                Some((namespace, id, ended))
-            }
+            Restored::Dead { namespace, id, since, exit } => self.settle_end(&namespace, &id, since, exit).await,
         }
+    }
+
+    async fn settle_end(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        since: SystemTime,
+        exit: Exit,
+    ) -> Option<(Namespace, ContainerId, Ended)> {
+        let ended = Ended { started_at: exit.at, at: exit.at, code: exit.status, oom_killed: false };
+        let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+        let settled = blocking(move || engine.end_unseen(&of.0, &of.1, since, ended)).await;
+        if let Err(error) = settled {
+            tracing::warn!(%namespace, %id, %error, "settle a container whose shim died");
+        }
+        Some((namespace.clone(), id.clone(), ended))
     }
 
     /// Settles a container that ended while nobody looked. An end that was written down after `since` is its own.
