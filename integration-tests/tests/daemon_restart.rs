@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_crash_at_any_step_of_an_end_is_made_good [Root, Overlay],
     a_crash_at_any_step_of_a_removal_at_the_end_leaves_nothing [Root, Overlay],
     a_crash_in_a_removal_leaves_no_container_without_files [Root, Overlay],
+    a_start_that_was_cut_short_is_undone [Root, Overlay],
     two_daemons_do_not_share_a_root [Root],
     many_containers_live_through_many_restarts [Root, Overlay],
     a_crash_at_any_step_of_an_exec_harms_nothing [Root, Overlay],
@@ -125,6 +126,23 @@ fn a_crash_at_any_step_of_a_run_leaves_nothing_behind(env: &Env) -> Result<()> {
         daemon.gantry(&["run", "--rm", "--name", "web", &image, "true"])?.ok().context(*step)?;
         assert_eq!(daemon.ctr(&["snapshots", "ls"])?.ok()?.stdout.matches("Active").count(), 0, "{step}");
         wait::until(&format!("no shim is left after {step}"), || shim_pids(env).is_empty().then_some(()))?;
+    }
+    Ok(())
+}
+
+fn a_start_that_was_cut_short_is_undone(env: &Env) -> Result<()> {
+    let (_registry, image) = pushed(env)?;
+    env.daemon()?.gantry(&["pull", &image])?.ok()?;
+    for (policy, becomes) in [("no", "0 false 255"), ("always", "1 true 0")] {
+        let mut daemon = env.daemon_dying_at("engine.created")?;
+        daemon.gantry(&["run", "-d", "--restart", policy, "--name", policy, &image, "sleep", "1000"])?;
+        assert!(daemon.died(), "the daemon never came to start it");
+        let daemon = env.daemon()?;
+        let state = "{{.RestartCount}} {{.State.Running}} {{.State.ExitCode}}";
+        let shown = || daemon.gantry(&["inspect", "--format", state, policy]).ok();
+        wait::until(policy, || shown().filter(|ran| ran.text() == becomes))
+            .with_context(|| format!("{:?}", shown()))?;
+        daemon.gantry(&["rm", "-f", policy])?.ok()?;
     }
     Ok(())
 }

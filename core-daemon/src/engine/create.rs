@@ -236,7 +236,7 @@ impl Engine {
             terminal: request.terminal,
             console_size: request.console_size.as_ref().and_then(size_of),
             limits: limits_of(&limits).into(),
-            binds: wished_binds(request)?,
+            binds: wished_binds(request, &self.parts().tasks.launcher().daemon)?,
             network: match request.network() {
                 api::Network::Private => builder::Network::Private,
                 api::Network::Host => builder::Network::Host,
@@ -309,8 +309,8 @@ fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
     }
 }
 
-/// What the request wants of the host, and the program of its first process where that is not its own.
-fn wished_binds(request: &api::CreateRequest) -> Result<Vec<builder::Bind>> {
+/// What the request wants of the host, and `daemon`, our own program, where its first process is not to be its own.
+fn wished_binds(request: &api::CreateRequest, daemon: &Path) -> Result<Vec<builder::Bind>> {
     let bind = |bind: &api::Bind| builder::Bind {
         source: bind.source.clone(),
         destination: bind.destination.clone(),
@@ -322,8 +322,7 @@ fn wished_binds(request: &api::CreateRequest) -> Result<Vec<builder::Bind>> {
         if all.iter().any(|bind| Path::new(&bind.destination) == Path::new("/dev")) {
             return Err(Error::invalid("init: needs the container's own /dev, where a bind is"));
         }
-        let own = std::env::current_exe().doing(|| "init: find the program")?;
-        let source = own.to_string_lossy().into_owned();
+        let source = daemon.to_string_lossy().into_owned();
         all.push(builder::Bind { source, destination: INIT.to_owned(), read_only: true, ..Default::default() });
     }
     Ok(all)

@@ -77,6 +77,7 @@ impl Engine {
         }
     }
 
+    /// Writes down an end that nobody of this daemon waited for.
     async fn settle_end(
         &self,
         namespace: &Namespace,
@@ -88,7 +89,7 @@ impl Engine {
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
         let settled = blocking(move || engine.end_unseen(&of.0, &of.1, since, ended)).await;
         if let Err(error) = settled {
-            tracing::warn!(%namespace, %id, %error, "settle a container whose shim died");
+            tracing::warn!(%namespace, %id, %error, "settle a container that ended unseen");
         }
         Some((namespace.clone(), id.clone(), ended))
     }
