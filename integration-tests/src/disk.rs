@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -75,8 +75,9 @@ impl NotedDisk {
         let server = Server { kernel, now, size, events: Arc::clone(&events), faults: Arc::clone(&faults) };
         std::thread::spawn(move || server.serve());
         let path = file.to_string_lossy();
-        env.run("mkfs.ext4", &["-q", "-F", "-E", "nodiscard,lazy_itable_init=0", "-N", "16384", &path])?.ok()?;
-        mount_image(env, &file, target)?;
+        env.run("mkfs.ext4", &["-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", "-N", "16384", &path])?
+            .ok()?;
+        mount_noted(env, &file, target)?;
         Ok(Self { events, faults, file, target: target.to_owned(), size })
     }
 
@@ -90,7 +91,7 @@ impl NotedDisk {
     /// # Errors
     /// What mount(8) says.
     pub fn mount_again(&self, env: &Env) -> Result<()> {
-        mount_image(env, &self.file, &self.target)
+        mount_noted(env, &self.file, &self.target)
     }
 
     /// How much has happened so far.
@@ -120,6 +121,16 @@ impl NotedDisk {
         }
         Ok(())
     }
+}
+
+/// Mounts the disk. The loop device takes a write for done of which only the beginning was, so none may be longer than what
+/// FUSE sends at once: not more bytes, and whole pages.
+fn mount_noted(env: &Env, image: &Path, target: &Path) -> Result<()> {
+    mount_image(env, image, target)?;
+    let device = std::fs::metadata(target)?.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let limit = format!("/sys/dev/block/{major}:{minor}/queue/max_sectors_kb");
+    std::fs::write(&limit, (MAX_WRITE >> 11).to_string()).with_context(|| format!("write {limit}"))
 }
 
 /// Mounts a file with a file system.

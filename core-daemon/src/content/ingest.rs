@@ -229,7 +229,10 @@ impl Ingest {
         let (content, ctx) = (self.content.clone(), self.ctx.clone());
         let sealed = self.seal(size, expected).map_err(|(_, error)| error)?;
         if let Data::Own { file, .. } = &sealed.ingest.data {
-            file.sync_all().doing(|| format!("store content {}", sealed.digest()))?;
+            // What was not written is lost, and no later flush would say so: the client has to send it again.
+            file.sync_all()
+                .inspect_err(|_| drop(file.set_len(0)))
+                .doing(|| format!("store content {}", sealed.digest()))?;
         }
         let digest = sealed.digest().clone();
         if content.publish(&ctx, vec![(sealed, labels)])?.is_empty() {
@@ -322,7 +325,7 @@ impl Sealed {
     }
 
     /// Removes what is left of the ingest.
-    pub(super) fn discard(self) {
+    pub(crate) fn discard(self) {
         discard(&self.ingest.dir, &self.ingest.about.reference);
     }
 }
@@ -400,6 +403,10 @@ fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64
         resumed.expected = about.expected.clone().or(status.expected);
         resumed.started = nanoseconds(status.started);
         let mut file = open_data(dir).doing(|| doing("resume"))?;
+        if let Err(error) = rung_sys::writeback::read_back(&file) {
+            tracing::warn!(reference = about.reference, %error, "an ingest begins anew, whose bytes the disk has not all");
+            file.set_len(0).doing(|| doing("resume"))?;
+        }
         let (hasher, offset) = rehash(&mut file, algorithm(&resumed)).doing(|| doing("resume"))?;
         return Ok((resumed, file, hasher, offset));
     }

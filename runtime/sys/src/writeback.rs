@@ -37,6 +37,17 @@ impl FileSystems {
     }
 }
 
+/// Writes out what is dirty of a file and forgets its pages: what is read next is what the disk has, not what it should have.
+/// The kernel keeps pages that it could not write, as if it had.
+///
+/// # Errors
+/// When something cannot be written.
+pub fn read_back(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    nix::fcntl::posix_fadvise(file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    Ok(())
+}
+
 /// Asks the kernel to begin writing out the pages of a range that are dirty, and waits for nothing. `length` 0 is up to
 /// the end. A file system that cannot is left to do it in its own time: this is about speed alone.
 pub fn start(file: BorrowedFd<'_>, offset: u64, length: u64) {

@@ -161,8 +161,13 @@ impl Taking<'_> {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        self.disks.flush()?;
-        self.content.publish(self.ctx, std::mem::take(&mut self.waiting)).map(drop)
+        let waiting = std::mem::take(&mut self.waiting);
+        if let Err(error) = self.disks.flush() {
+            // Nobody comes back to them: another try has references of its own.
+            waiting.into_iter().for_each(|(sealed, _)| sealed.discard());
+            return Err(error);
+        }
+        self.content.publish(self.ctx, waiting).map(drop)
     }
 }
 
