@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
+use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     missing_arguments_are_named[],
@@ -14,6 +15,9 @@ pub(crate) const TESTS: &[Test] = tests![
     failures_name_their_command[],
     exec_makes_no_directory [Root],
     bundles_without_their_parts_are_refused [Root],
+    what_the_search_finds_is_a_program [Root],
+    every_last_hook_runs_and_is_told_by_its_number [Root],
+    words_are_read_as_by_runc [Root],
     a_silent_bus_keeps_nobody_waiting_for_ever [Root],
 ];
 
@@ -55,6 +59,49 @@ fn failures_name_their_command(env: &Env) -> Result<()> {
             assert!(said.contains(words) && said.contains("container"), "{command} {id:?}: {said}");
         }
     }
+    Ok(())
+}
+
+/// A file of that name which may not be executed is none, in the words and with the meaning that callers of runc know.
+fn what_the_search_finds_is_a_program(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "search", &["data"])?;
+    fs::write(bundle.rootfs().join("bin/data"), "")?;
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("search")])?.exits(1)?.stderr;
+    assert!(said.contains("exec: \\\"data\\\": executable file not found in $PATH"), "{said}");
+    bundle.set("/process/args", ["/bin/data"].as_slice());
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("search")])?.exits(1)?.stderr;
+    assert!(said.contains("permission denied"), "{said}");
+    Ok(())
+}
+
+/// Of a container that is gone nothing depends on them, as the specification says.
+fn every_last_hook_runs_and_is_told_by_its_number(env: &Env) -> Result<()> {
+    let mark = env.dir("marks")?.join("mark");
+    let hook = |script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", script]});
+    let touch = format!("touch {}", mark.display());
+    let mut bundle = Bundle::new(env, "last", &["true"])?;
+    bundle.set("/hooks", json!({"poststop": [hook("true"), hook("exit 3"), hook(&touch)]}));
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("last")])?.ok()?.stderr;
+    assert!(said.contains("error running poststop hook #1: exit status 3"), "{said}");
+    assert!(mark.exists(), "a hook after one that failed did not run");
+    Ok(())
+}
+
+/// What scripts pass when a variable is unset, and what they look for in an answer.
+fn words_are_read_as_by_runc(env: &Env) -> Result<()> {
+    let id = env.id("words");
+    let bundle = Bundle::new(env, "words", &["sleep", "600"])?;
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let user = env.run_rung(&["exec", "--user", "", &id, "id", "-u"]);
+    let nameless = env.run_rung(&["exec", "--env", "nameless", &id, "true"]);
+    let killed = env.run_rung(&["kill", &id, ""]);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    assert_eq!(user?.ok()?.text(), "0");
+    let said = nameless?.exits(255)?.stderr;
+    assert!(said.contains("invalid environment variable: missing '='"), "{said}");
+    killed?.ok()?;
+    let said = env.run_rung(&["--root", "/", "list"])?.exits(1)?.stderr;
+    assert!(said.contains("Option --root argument should not be set to /"), "{said}");
     Ok(())
 }
 

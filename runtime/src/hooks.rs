@@ -17,6 +17,7 @@ use rung_sys::spawn;
 use serde::Serialize;
 
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::log;
 
 /// What hooks are told about the container.
 #[derive(Debug, Clone)]
@@ -84,6 +85,25 @@ pub fn run(name: &str, hooks: &[Hook], state: &HookState, status: &str, pid: Opt
     run_list(name, hooks, state, status, pid, None)
 }
 
+/// Runs all hooks of a container that is gone, whatever one of them says; failures are only warned of.
+pub fn run_last(hooks: Option<&[Hook]>, state: &HookState) -> Result<()> {
+    let hooks = hooks.unwrap_or_default();
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let message = state.to_json("stopped", None)?;
+    for (index, hook) in hooks.iter().enumerate() {
+        if let Err(error) = run_one(hook, &message, None, &state.output) {
+            log::warning(&error.while_doing(numbered("poststop", index)).to_string());
+        }
+    }
+    Ok(())
+}
+
+fn numbered(name: &str, index: usize) -> String {
+    format!("error running {name} hook #{index}")
+}
+
 /// Runs hooks inside the container's namespaces, where the process number is another one. A hook without an
 /// environment of its own gets `env`.
 pub fn run_inside(name: &str, hooks: &[Hook], state: &HookState, status: &str, env: Option<&[String]>) -> Result<()> {
@@ -106,7 +126,7 @@ fn run_list(
     }
     let message = state.to_json(status, pid)?;
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, &message, env, &state.output).doing(|| format!("error running {name} hook #{index}"))?;
+        run_one(hook, &message, env, &state.output).doing(|| numbered(name, index))?;
     }
     Ok(())
 }

@@ -112,7 +112,7 @@ fn process(container: &Container, spec: &Spec, args: &ExecArgs) -> Result<Proces
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(args.env.iter().cloned());
     process.set_env(Some(env));
-    if let Some(user) = &args.user {
+    if let Some(user) = args.user.as_deref().filter(|user| !user.is_empty()) {
         let (uid, gid) = parse_user(user)?;
         process.user_mut().set_uid(uid);
         if let Some(gid) = gid {

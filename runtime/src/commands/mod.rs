@@ -89,7 +89,7 @@ fn settings(global: &Global) -> Result<Settings> {
     };
     let root = std::path::absolute(&root).doing(|| format!("--root {}", root.display()))?;
     if root == Path::new("/") {
-        return Err(Error::invalid("--root: / is no place for state"));
+        return Err(Error::invalid("Option --root argument should not be set to /"));
     }
     let lenient = match global.rootless.as_str() {
         "auto" | "" => rootless && !(systemd && nix::unistd::geteuid().is_root() && runs_system()),

@@ -193,8 +193,8 @@ pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: Option<&Spec>, state: &
     };
     warn(cgroup.kill().map_err(launch::cgroup_error));
     warn(cgroup.remove(REMOVAL).map_err(launch::cgroup_error));
-    let poststop = spec.and_then(|spec| spec.hooks().as_ref()).and_then(|hooks| hooks.poststop().as_ref());
-    warn(hooks::run("poststop", poststop.map(Vec::as_slice).unwrap_or_default(), state, "stopped", None));
+    let poststop = spec.and_then(|spec| spec.hooks().as_ref()).and_then(|hooks| hooks.poststop().as_deref());
+    warn(hooks::run_last(poststop, state));
     warn(entry.remove());
 }
 

@@ -143,13 +143,6 @@ pub fn destroy(container: &Container) -> Result<()> {
     }
     let state = container.hook_state();
     let hooks = container.record.hooks().unwrap_or_default();
-    let poststop = hooks.poststop().as_deref().unwrap_or_default();
     container.entry.remove()?;
-    for hook in poststop {
-        // All of them run, whatever one of them says.
-        if let Err(error) = hooks::run("poststop", std::slice::from_ref(hook), &state, "stopped", None) {
-            log::warning(&error.to_string());
-        }
-    }
-    Ok(())
+    hooks::run_last(hooks.poststop().as_deref(), &state)
 }

@@ -64,18 +64,11 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
             Err(errno) => fail(&refusal(Path::new(name), errno), NOT_EXECUTABLE),
         };
     }
-    let mut forbidden = None;
     // An empty directory would be the current one, which may be anybody's.
-    for directory in search.split(':').filter(|directory| !directory.is_empty()) {
-        let candidate = Path::new(directory).join(name);
-        match check(&candidate) {
-            Ok(()) => return Ok(candidate),
-            Err(errno @ Errno::EACCES) => forbidden = Some((candidate, errno)),
-            Err(_) => {}
-        }
-    }
-    match forbidden {
-        Some((candidate, errno)) => fail(&refusal(&candidate, errno), NOT_EXECUTABLE),
+    let directories = search.split(':').filter(|directory| !directory.is_empty());
+    match directories.map(|directory| Path::new(directory).join(name)).find(|candidate| check(candidate).is_ok()) {
+        Some(program) => Ok(program),
+        // As with runc also where a file of that name may not be executed: it is not the program that was asked for.
         None => fail("executable file not found in $PATH", NOT_FOUND),
     }
 }
@@ -108,6 +101,11 @@ mod tests {
     fn lookups_tell_what_is_wrong() {
         let message = |name: &str| look_up(name, "/usr/bin:/bin").expect_err(name).to_string();
         assert_eq!(message("no-such-program"), "exec: \"no-such-program\": executable file not found in $PATH");
+        // In a directory of the search, but no program.
+        assert_eq!(
+            look_up("passwd", "/etc").expect_err("no program").to_string(),
+            "exec: \"passwd\": executable file not found in $PATH"
+        );
         assert_eq!(message("/nope"), "exec: \"/nope\": stat /nope: no such file or directory");
         assert_eq!(message("/etc"), "exec: \"/etc\": is a directory");
         assert_eq!(message("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");

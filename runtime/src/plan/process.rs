@@ -1,6 +1,7 @@
 //! The program of a container, or of an `exec`, as decided before the process exists.
 
 use oci_spec::runtime::{Linux, LinuxMemoryPolicy, LinuxPersonality, Process, Spec};
+use rung_spec::validate;
 
 use super::Wishes;
 use crate::error::{Error, Result};
@@ -103,9 +104,11 @@ fn groups(process: &Process) -> Vec<u32> {
 fn environment(entries: &[String]) -> Result<Vec<String>> {
     let mut kept: Vec<String> = Vec::with_capacity(entries.len());
     for entry in entries {
-        match entry.split_once('=') {
-            Some((name, value)) if !name.is_empty() && !entry.contains('\0') => replace(&mut kept, name, value),
-            _ => return Err(Error::invalid(format!("process.env: invalid environment variable: {entry:?}"))),
+        if let Some(reason) = validate::wrong_variable(entry) {
+            return Err(Error::invalid(format!("process.env: {reason}")));
+        }
+        if let Some((name, value)) = entry.split_once('=') {
+            replace(&mut kept, name, value);
         }
     }
     Ok(kept)

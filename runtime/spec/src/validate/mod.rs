@@ -12,6 +12,7 @@ mod sysctl;
 
 use std::fmt;
 
+pub use process::wrong_variable;
 pub use sysctl::IPC_SYSCTLS;
 
 use crate::config::{Hook, Process, Spec};

@@ -42,15 +42,21 @@ fn directory_is_absolute(process: &Process, at: &str, found: &mut Found) {
 
 pub(super) fn variables_are_named(env: &[String], at: &str, found: &mut Found) {
     for (index, entry) in env.iter().enumerate() {
-        let reason = match entry.split_once('=') {
-            None => "missing '='",
-            Some(("", _)) => "name cannot be empty",
-            Some(_) if entry.contains('\0') => "contains nul byte (\\x00)",
-            Some(_) => continue,
-        };
-        let reason = format!("invalid environment variable: {reason}: {entry:?}");
-        found.push(Violation::new(format!("{at}[{index}]"), reason));
+        if let Some(reason) = wrong_variable(entry) {
+            found.push(Violation::new(format!("{at}[{index}]"), reason));
+        }
     }
+}
+
+/// What is wrong with an entry of an environment, if anything is.
+pub fn wrong_variable(entry: &str) -> Option<String> {
+    let reason = match entry.split_once('=') {
+        None => "missing '='",
+        Some(("", _)) => "name cannot be empty",
+        Some(_) if entry.contains('\0') => "contains nul byte (\\x00)",
+        Some(_) => return None,
+    };
+    Some(format!("invalid environment variable: {reason}: {entry:?}"))
 }
 
 fn limits_are_given_once(process: &Process, at: &str, found: &mut Found) {
