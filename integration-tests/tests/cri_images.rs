@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = tests![
     the_user_is_a_number_or_a_name [Root, Overlay],
     a_pull_that_cannot_be_says_why [Root, Overlay],
     the_file_system_is_a_real_one [Root, Overlay],
+    what_others_do_to_images_is_seen_at_once [Root, Overlay, Containerd],
 ];
 
 fn every_kind_of_name_finds_the_image(env: &Env) -> Result<()> {
@@ -114,5 +115,36 @@ fn the_file_system_is_a_real_one(env: &Env) -> Result<()> {
     assert!(image.used_bytes.is_some_and(|bytes| bytes.value > 0), "{image:?}");
     assert!(image.inodes_used.is_some_and(|inodes| inodes.value > 0), "{image:?}");
     assert_eq!(info.container_filesystems.len(), 1);
+    Ok(())
+}
+
+/// What was read of images is kept, and must not be kept a moment too long.
+fn what_others_do_to_images_is_seen_at_once(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    let id = pods.pull(&stack.image)?;
+    let ctr = |words: &[&str]| {
+        let words: Vec<&str> = ["--namespace", "k8s.io", "images"].iter().chain(words).copied().collect();
+        stack.daemon.ctr(&words)?.ok().map(drop)
+    };
+    let other = format!("{}-other", stack.image);
+    for round in 0..3 {
+        assert_eq!(pods.image(&other)?, None, "{round}");
+        ctr(&["tag", &stack.image, &other])?;
+        let image = pods.image(&other)?.expect("another name");
+        assert_eq!((&image.id, image.repo_tags.len(), image.pinned), (&id, 2, false), "{image:?}");
+        ctr(&["label", &other, "io.cri-containerd.pinned=pinned"])?;
+        assert!(pods.image(&id)?.is_some_and(|image| image.pinned));
+        ctr(&["rm", &other])?;
+        let filter = v1::ImageFilter { image: Some(spec(&id)) };
+        let request = v1::ListImagesRequest { filter: Some(filter) };
+        let listed = pods.runtime.block_on(pods.images.list_images(request))?.into_inner().images;
+        assert!(listed.len() == 1 && listed[0].repo_tags.len() == 1 && !listed[0].pinned, "{listed:?}");
+    }
+    let digest = pods.image(&id)?.expect("image").repo_digests.remove(0);
+    ctr(&["rm", &stack.image, &digest, &id])?;
+    assert_eq!(pods.image(&id)?, None);
+    assert_eq!(pods.pull(&stack.image)?, id);
+    assert!(pods.image(&stack.image)?.is_some());
     Ok(())
 }

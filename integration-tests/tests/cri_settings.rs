@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = tests![
     settings_change_what_containers_get [Root, Overlay],
     a_handler_has_a_snapshotter_of_its_own [Root, Overlay],
     classes_and_a_base_outlive_an_update [Root, Overlay],
+    what_a_node_and_a_pod_are_told_later_is_kept [Root, Overlay],
 ];
 
 /// What a status says for people.
@@ -243,4 +244,54 @@ fn classes_and_a_base_outlive_an_update(env: &Env) -> Result<()> {
     let extension = &record["Extensions"]["io.cri-containerd.container.metadata"];
     assert_eq!(extension["type_url"], "github.com/containerd/cri/pkg/store/container/Metadata", "{record}");
     pods.remove(&pod)
+}
+
+fn what_a_node_and_a_pod_are_told_later_is_kept(env: &Env) -> Result<()> {
+    let (conf, template, file) = (env.path("net.d"), env.path("template"), env.path("config.toml"));
+    let network = json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": [
+        {"type": "ptp", "ipam": {"type": "host-local", "dataDir": env.path("ipam"), "subnet": "{{.PodCIDR}}"}}]});
+    std::fs::write(&template, network.to_string())?;
+    let text = format!("[cri.cni]\nconf_dir = {conf:?}\nconf_template = {template:?}\nbin_dirs = [\"/usr/lib/cni\"]\n");
+    std::fs::write(&file, text)?;
+    let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let ready = |pods: &mut Pods<'_>| -> Result<bool> {
+        let told = pods.runtime.block_on(pods.pods.status(v1::StatusRequest { verbose: false }))?.into_inner();
+        let conditions = told.status.context("status")?.conditions;
+        Ok(conditions.iter().any(|condition| condition.r#type == "NetworkReady" && condition.status))
+    };
+    let tell = |pods: &mut Pods<'_>, pod_cidr: &str| {
+        let network_config = Some(v1::NetworkConfig { pod_cidr: pod_cidr.to_owned() });
+        let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+        pods.runtime.block_on(pods.pods.update_runtime_config(request))
+    };
+    ensure!(!ready(&mut pods)?, "without a network");
+    tell(&mut pods, "")?;
+    let refused = tell(&mut pods, "10.213.80.0/99").expect_err("no range");
+    ensure!(refused.code() == Code::InvalidArgument && refused.message().contains("pod_cidr"), "{refused}");
+    ensure!(!conf.exists(), "nothing is written");
+    tell(&mut pods, "10.213.80.0/24")?;
+    ensure!(std::fs::read_to_string(conf.join("10-gantry.conflist"))?.contains("\"10.213.80.0/24\""));
+    integration_tests::wait::until("the network is there", || ready(&mut pods).ok()?.then_some(()))?;
+    // What a kubelet says of a pod's cgroup, which is its own to change.
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let limits = |shares| Some(v1::LinuxContainerResources { cpu_shares: shares, ..Default::default() });
+    let update = |pods: &mut Pods<'_>, pod: &str, resources, overhead| {
+        let request = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: pod.to_owned(), resources, overhead };
+        pods.runtime.block_on(pods.pods.update_pod_sandbox_resources(request)).map_err(|error| error.code()).err()
+    };
+    ensure!(
+        update(&mut pods, &pod, limits(512), limits(64)).is_none()
+            && update(&mut pods, &pod, limits(256), None).is_none()
+    );
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
+    let told = parsed(&pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().info)?;
+    let shares = |what: &str| told[what]["linux"]["cpu_shares"].as_i64();
+    assert_eq!((shares("resources"), shares("overhead")), (Some(256), Some(64)), "{told}");
+    assert_eq!(update(&mut pods, "none", limits(1), None), Some(Code::NotFound));
+    let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+    pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop))?;
+    assert_eq!(update(&mut pods, &pod, limits(1), None), Some(Code::FailedPrecondition));
+    Ok(())
 }

@@ -20,6 +20,7 @@ mod cri_hosts;
 mod cri_images;
 mod cri_networks;
 mod cri_pods;
+mod cri_processes;
 mod cri_restarts;
 mod cri_settings;
 mod cri_stats;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         cri_images::TESTS,
         cri_networks::TESTS,
         cri_pods::TESTS,
+        cri_processes::TESTS,
         cri_restarts::TESTS,
         cri_settings::TESTS,
         cri_stats::TESTS,

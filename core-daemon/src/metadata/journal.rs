@@ -47,6 +47,10 @@ impl Row {
         let (table, value) = (table.name().to_owned(), value.map(<[u8]>::to_vec));
         Self { table, namespace: namespace.to_owned(), key: key.to_owned(), value }
     }
+
+    pub(super) fn is_of(&self, table: Table) -> bool {
+        self.table == table.name()
+    }
 }
 
 /// What is written at once.

@@ -43,6 +43,8 @@ pub struct Db {
     path: Arc<PathBuf>,
     /// How often something was changed.
     changes: Arc<AtomicU64>,
+    /// How often records of images or of content were.
+    image_changes: Arc<AtomicU64>,
     /// When setting space aside was tried last, where there is none.
     lacks_reserve: Arc<Mutex<Option<Instant>>>,
 }
@@ -79,6 +81,7 @@ impl Db {
             journal,
             path: Arc::new(path.to_owned()),
             changes: Arc::default(),
+            image_changes: Arc::default(),
             lacks_reserve: Arc::default(),
         };
         db.prepare().doing(|| format!("open {}", path.display()))?;
@@ -119,6 +122,11 @@ impl Db {
     /// How often it was changed since it was opened: what was read since the last change is as it was.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
+    }
+
+    /// The same of records of images and of the content that they are made of.
+    pub fn image_changes(&self) -> u64 {
+        self.image_changes.load(Ordering::Acquire)
     }
 
     /// Reads a consistent view.
@@ -170,6 +178,9 @@ impl Db {
         let changed = tx.commit()?;
         if !changed.is_empty() {
             self.changes.fetch_add(1, Ordering::Release);
+            if changed.iter().any(|row| row.is_of(schema::IMAGES) || row.is_of(schema::CONTENT)) {
+                self.image_changes.fetch_add(1, Ordering::Release);
+            }
             journal.note(changed, database);
         }
         Ok(value)

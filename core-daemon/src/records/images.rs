@@ -31,9 +31,9 @@ impl ImageRecords {
         Self { db, events }
     }
 
-    /// How often any record was changed: what was read since the last change is as it was.
+    /// How often images, or the content they are made of, were changed: what was read since the last change is as it was.
     pub fn changes(&self) -> u64 {
-        self.db.changes()
+        self.db.image_changes()
     }
 
     /// One image.

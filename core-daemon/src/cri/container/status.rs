@@ -7,7 +7,7 @@ use gantry_proto::runtime::v1;
 use serde_json::{Value, json};
 
 use crate::blocking::blocking;
-use crate::cri::image::Names;
+use crate::cri::image::Catalog;
 use crate::cri::sandbox::status::options_json;
 use crate::cri::shown::shown;
 use crate::cri::{Container, Cri};
@@ -24,7 +24,7 @@ impl Cri {
             let (cri, looked) = (self.clone(), container.clone());
             info.insert("info".to_owned(), blocking(move || cri.container_info(&looked)).await?);
         }
-        let names = self.names_of_images().await?;
+        let names = self.names_of_images().await;
         Ok(v1::ContainerStatusResponse { status: Some(status_of(&container, &names)), info })
     }
 
@@ -50,7 +50,7 @@ impl Cri {
 }
 
 /// How a container is, as this interface says it, where images are called `names`.
-pub(in crate::cri) fn status_of(container: &Container, names: &Names) -> v1::ContainerStatus {
+pub(in crate::cri) fn status_of(container: &Container, names: &Catalog) -> v1::ContainerStatus {
     let record = container.record();
     let config = record.config.clone().unwrap_or_default();
     let end = record.end.clone().unwrap_or_default();

@@ -8,7 +8,7 @@ use gantry_proto::runtime::v1;
 use rung_spec::reference::Reference;
 
 use crate::context::Context;
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::filter::Filter;
 use crate::image::{Images, Resolved, walk};
 
@@ -16,6 +16,9 @@ use crate::image::{Images, Resolved, walk};
 pub(super) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// The label of images that a kubelet must not collect.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+
+/// Fewest characters of an id that stand for an image.
+const MIN_PREFIX: usize = 4;
 
 /// What does not change about the image that a digest stands for.
 struct Facts {
@@ -26,11 +29,12 @@ struct Facts {
     annotations: BTreeMap<String, String>,
 }
 
-/// Remembers facts, because finding them takes several documents from the disk.
+/// Remembers facts, because finding them takes several documents from the disk, and all images, because kubelets ask for
+/// them all the time and they change seldom.
 pub(in crate::cri) struct Known {
     facts: Mutex<HashMap<String, Arc<Facts>>>,
-    /// What all images were called when so many changes had been made.
-    names: Mutex<Option<(u64, Arc<Names>)>>,
+    /// All images, as they were when so many changes had been made.
+    catalog: Mutex<Option<(u64, Arc<Catalog>)>>,
     /// Names of images that stay.
     pinned: BTreeSet<String>,
 }
@@ -42,26 +46,49 @@ pub(super) struct Image {
     pub(super) records: Vec<String>,
 }
 
-/// What images are called: tags and digests, by the id.
-#[derive(Debug, Default)]
-pub(in crate::cri) struct Names(BTreeMap<String, (Vec<String>, Vec<String>)>);
+/// All images. One whose content is not all here is none yet, or none any more.
+#[derive(Default)]
+pub(in crate::cri) struct Catalog {
+    by_id: BTreeMap<String, Image>,
+    /// Ids by the names of records.
+    ids: HashMap<String, String>,
+}
 
-impl Names {
+impl Catalog {
     /// The first tag of an image.
     pub(in crate::cri) fn tag(&self, id: &str) -> Option<&String> {
-        self.0.get(id)?.0.first()
+        self.by_id.get(id)?.wire.repo_tags.first()
     }
 
     /// Its first name with a digest.
     pub(in crate::cri) fn digest(&self, id: &str) -> Option<&String> {
-        self.0.get(id)?.1.first()
+        self.by_id.get(id)?.wire.repo_digests.first()
     }
-}
 
-impl FromIterator<Image> for Names {
-    fn from_iter<T: IntoIterator<Item = Image>>(images: T) -> Self {
-        let names = |image: Image| (image.wire.id, (image.wire.repo_tags, image.wire.repo_digests));
-        Self(images.into_iter().map(names).collect())
+    /// All images, by id.
+    pub(super) fn images(&self) -> impl Iterator<Item = &Image> {
+        self.by_id.values()
+    }
+
+    /// The image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the beginning fits several ids.
+    pub(super) fn find(&self, text: &str) -> Result<Option<&Image>> {
+        let whole = || super::parse(text).ok().and_then(|reference| self.ids.get(&reference.to_string()));
+        if let Some(id) = self.ids.get(text).or_else(whole) {
+            return Ok(self.by_id.get(id));
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.len() < MIN_PREFIX || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let fits = |(id, _): &(&String, &Image)| id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(hex));
+        let mut found = self.by_id.iter().filter(fits);
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::invalid(format!("image {text:?}: fits several ids; write more of it"))),
+            (one, _) => Ok(one.map(|(_, image)| image)),
+        }
     }
 }
 
@@ -69,45 +96,36 @@ impl Known {
     /// Knows nothing yet but that the images of these names stay.
     pub(in crate::cri) fn new(pinned: &[String]) -> Self {
         let whole = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |parsed| parsed.to_string());
-        Self { facts: Mutex::default(), names: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+        Self { facts: Mutex::default(), catalog: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
     }
 
-    /// What all images are called, where nothing has changed since that was read.
-    pub(super) fn names(&self, images: &Images) -> Option<Arc<Names>> {
-        let kept = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.as_ref().filter(|(changes, _)| *changes == images.records.changes()).map(|(_, names)| names.clone())
+    /// All images, where nothing has changed since they were read.
+    pub(super) fn current(&self, images: &Images) -> Option<Arc<Catalog>> {
+        let kept = self.catalog.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().filter(|(changes, _)| *changes == images.records.changes()).map(|(_, catalog)| catalog.clone())
     }
 
-    /// Reads what all images are called.
-    pub(super) fn read_names(&self, images: &Images, context: &Context) -> Result<Arc<Names>> {
+    /// Reads all images.
+    pub(super) fn read(&self, images: &Images, context: &Context) -> Result<Arc<Catalog>> {
+        // Read first: what changes meanwhile is read again the next time.
         let changes = images.records.changes();
-        let names: Arc<Names> = Arc::new(self.all(images, context)?.into_values().collect());
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, names.clone()));
-        Ok(names)
-    }
-
-    /// All images, by id. One whose content is not all here is none yet, or none any more.
-    pub(super) fn all(&self, images: &Images, context: &Context) -> Result<BTreeMap<String, Image>> {
-        let records = images.records.list(context, &Filter::everything())?;
-        let mut all = BTreeMap::new();
+        let mut catalog = Catalog::default();
         let mut current = HashMap::new();
-        for record in records {
+        for record in images.records.list(context, &Filter::everything())? {
             let Some(facts) = self.facts_of(images, context, &record)? else { continue };
             if let Some(target) = &record.target {
                 current.insert(target.digest.clone(), facts.clone());
             }
-            let image = all.entry(facts.id.clone()).or_insert_with(|| Image::new(&facts));
+            catalog.ids.insert(record.name.clone(), facts.id.clone());
+            let image = catalog.by_id.entry(facts.id.clone()).or_insert_with(|| Image::new(&facts));
             image.wire.pinned |= self.pinned.contains(&record.name);
             image.add(record);
         }
         // What no record names any more is forgotten.
         *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = current;
-        Ok(all)
-    }
-
-    /// The id of the image that a record stands for.
-    pub(super) fn id_of(&self, images: &Images, context: &Context, record: &Record) -> Result<Option<String>> {
-        Ok(self.facts_of(images, context, record)?.map(|facts| facts.id.clone()))
+        let catalog = Arc::new(catalog);
+        *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, catalog.clone()));
+        Ok(catalog)
     }
 
     fn facts_of(&self, images: &Images, context: &Context, record: &Record) -> Result<Option<Arc<Facts>>> {

@@ -14,7 +14,7 @@ use gantry_proto::runtime::v1::image_service_server::ImageService as Service;
 use rung_spec::reference::Reference;
 use tonic::{Request, Response, Status};
 
-pub(super) use known::{Known, Names};
+pub(super) use known::{Catalog, Known};
 
 use super::Cri;
 use super::runtime::{Answers, stream};
@@ -23,9 +23,6 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::image::{Access, PullOptions, Quiet, Resolved, walk};
 use crate::labels::Labels;
-
-/// Fewest characters of an id that stand for an image.
-const MIN_PREFIX: usize = 4;
 
 /// The service.
 pub struct ImageService {
@@ -81,32 +78,25 @@ impl Cri {
 
     async fn images_passing(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>> {
         let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).unwrap_or_default();
-        let cri = self.clone();
-        blocking(move || {
-            let all = cri.known_images().all(&cri.parts().images, cri.context())?;
-            if wanted.is_empty() {
-                return Ok(all.into_values().map(|image| image.wire).collect());
-            }
-            let id = cri.image_id(&wanted)?;
-            Ok(all.into_iter().filter(|(key, _)| Some(key) == id.as_ref()).map(|(_, image)| image.wire).collect())
-        })
-        .await
+        let catalog = self.catalog().await?;
+        if wanted.is_empty() {
+            return Ok(catalog.images().map(|image| image.wire.clone()).collect());
+        }
+        Ok(catalog.find(&wanted)?.map(|image| image.wire.clone()).into_iter().collect())
     }
 
     async fn image_status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse> {
         let wanted = named(request.image)?;
-        let cri = self.clone();
-        blocking(move || {
-            let Some(id) = cri.image_id(&wanted)? else { return Ok(v1::ImageStatusResponse::default()) };
-            let mut all = cri.known_images().all(&cri.parts().images, cri.context())?;
-            let Some(image) = all.remove(&id) else { return Ok(v1::ImageStatusResponse::default()) };
-            let info = match image.records.first().filter(|_| request.verbose) {
-                Some(name) => [("info".to_owned(), cri.image_info(name)?)].into(),
-                None => Default::default(),
-            };
-            Ok(v1::ImageStatusResponse { image: Some(image.wire), info })
-        })
-        .await
+        let catalog = self.catalog().await?;
+        let Some(image) = catalog.find(&wanted)? else { return Ok(v1::ImageStatusResponse::default()) };
+        let info = match image.records.first().filter(|_| request.verbose).cloned() {
+            Some(name) => {
+                let cri = self.clone();
+                [("info".to_owned(), blocking(move || cri.image_info(&name)).await?)].into()
+            }
+            None => Default::default(),
+        };
+        Ok(v1::ImageStatusResponse { image: Some(image.wire.clone()), info })
     }
 
     fn image_info(&self, record: &str) -> Result<String> {
@@ -115,48 +105,30 @@ impl Cri {
         Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": image.config }).to_string())
     }
 
-    /// What all images are called now, which may take a look at the disk. Statuses are answered without it where it cannot
-    /// be read.
-    pub(super) fn image_names(&self) -> Arc<Names> {
+    /// All images now, which may take a look at the disk.
+    fn catalog_now(&self) -> Result<Arc<Catalog>> {
         let (known, images) = (self.known_images(), &self.parts().images);
-        known.names(images).map_or_else(|| known.read_names(images, self.context()), Ok).unwrap_or_else(|error| {
-            tracing::warn!(%error, "read the names of images");
-            Arc::default()
-        })
+        known.current(images).map_or_else(|| known.read(images, self.context()), Ok)
     }
 
-    /// The same for who must not wait for the disk. Kubelets ask for statuses all the time, and names change seldom.
-    pub(super) async fn names_of_images(&self) -> Result<Arc<Names>> {
-        if let Some(names) = self.known_images().names(&self.parts().images) {
-            return Ok(names);
+    /// The same for who must not wait for the disk.
+    async fn catalog(&self) -> Result<Arc<Catalog>> {
+        if let Some(catalog) = self.known_images().current(&self.parts().images) {
+            return Ok(catalog);
         }
         let cri = self.clone();
-        blocking(move || Ok(cri.image_names())).await
+        blocking(move || cri.catalog_now()).await
     }
 
-    /// The id of the image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
-    fn image_id(&self, text: &str) -> Result<Option<String>> {
-        let (images, context) = (&self.parts().images, self.context());
-        let mut names = vec![text.to_owned()];
-        names.extend(parse(text).ok().map(|reference| reference.to_string()));
-        for name in names {
-            match images.records.get(context, &name) {
-                Ok(record) => return self.known_images().id_of(images, context, &record),
-                Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if hex.len() < MIN_PREFIX || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let all = self.known_images().all(images, context)?;
-        let fits = |id: &&String| id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(hex));
-        let mut found = all.keys().filter(fits);
-        match (found.next(), found.next()) {
-            (Some(_), Some(_)) => Err(Error::invalid(format!("image {text:?}: fits several ids; write more of it"))),
-            (id, _) => Ok(id.cloned()),
-        }
+    /// What images are called, for statuses of others: these are answered without it where it cannot be read. It may wait
+    /// for the disk.
+    pub(super) fn image_names(&self) -> Arc<Catalog> {
+        self.catalog_now().unwrap_or_else(without_names)
+    }
+
+    /// The same for who must not wait for the disk.
+    pub(super) async fn names_of_images(&self) -> Arc<Catalog> {
+        self.catalog().await.unwrap_or_else(without_names)
     }
 
     /// The image that `text` names, with everything needed to make a container of it. It waits for the disk.
@@ -164,10 +136,9 @@ impl Cri {
     /// # Errors
     /// `NotFound` without such an image.
     pub(super) fn find_image(&self, text: &str) -> Result<Resolved> {
-        let missing = || Error::not_found(format!("image {text:?}: not found; pull it first"));
-        let id = self.image_id(text)?.ok_or_else(missing)?;
-        let all = self.known_images().all(&self.parts().images, self.context())?;
-        let name = all.get(&id).and_then(|image| image.records.first()).ok_or_else(missing)?;
+        let catalog = self.catalog_now()?;
+        let name = catalog.find(text)?.and_then(|image| image.records.first());
+        let name = name.ok_or_else(|| Error::not_found(format!("image {text:?}: not found; pull it first")))?;
         self.parts().images.resolve(self.context(), name, None)
     }
 
@@ -203,10 +174,7 @@ impl Cri {
         let cri = self.clone();
         blocking(move || {
             let (images, context) = (&cri.parts().images, cri.context());
-            let records = match cri.image_id(&wanted)? {
-                Some(id) => cri.known_images().all(images, context)?.remove(&id).map(|image| image.records),
-                None => None,
-            };
+            let records = cri.catalog_now()?.find(&wanted)?.map(|image| image.records.clone());
             // A name whose content is gone is no image, and still a name.
             let named =
                 || [Some(wanted.clone()), parse(&wanted).ok().map(|name| name.to_string())].into_iter().flatten();
@@ -230,6 +198,11 @@ impl Cri {
         let usage = vec![self.file_system_usage().await?];
         Ok(v1::ImageFsInfoResponse { image_filesystems: usage.clone(), container_filesystems: usage })
     }
+}
+
+fn without_names(error: Error) -> Arc<Catalog> {
+    tracing::warn!(%error, "read the names of images");
+    Arc::default()
 }
 
 /// Kubelets look for the first word of an error whose kind is unknown.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use gantry_proto::runtime::v1;
 
 use super::runtime::{Answers, stream};
-use super::stats::{Counters, Interface, Look, Pressure, Processes, open_files_limit};
+use super::stats::{Counters, Extent, Interface, Look, Pressure, Processes, open_files_limit};
 use super::store::now;
-use super::{Cri, Sandbox};
+use super::{Container, Cri, Sandbox};
 use crate::blocking::blocking;
 use crate::error::Result;
 
@@ -47,13 +47,23 @@ impl Cri {
         blocking(move || {
             let disk = Disk::at(&cri.snapshot_root());
             let networks = cri.interfaces_of(&sandboxes)?;
-            let both = sandboxes.iter().zip(networks);
-            Ok(both.map(|(sandbox, interfaces)| cri.metrics_of_pod(sandbox, &interfaces, &disk)).collect())
+            let mut running = cri.running_containers();
+            let metrics = |(sandbox, interfaces): (&Arc<Sandbox>, Vec<Interface>)| {
+                let containers = running.remove(sandbox.id().as_str()).unwrap_or_default();
+                cri.metrics_of_pod(sandbox, containers, &interfaces, &disk)
+            };
+            Ok(sandboxes.iter().zip(networks).map(metrics).collect())
         })
         .await
     }
 
-    fn metrics_of_pod(&self, sandbox: &Arc<Sandbox>, interfaces: &[Interface], disk: &Disk) -> v1::PodSandboxMetrics {
+    fn metrics_of_pod(
+        &self,
+        sandbox: &Sandbox,
+        containers: Vec<Arc<Container>>,
+        interfaces: &[Interface],
+        disk: &Disk,
+    ) -> v1::PodSandboxMetrics {
         let record = sandbox.record();
         let metadata = record.config.as_ref().and_then(|config| config.metadata.clone()).unwrap_or_default();
         let labels = |container: &str, id: &str, image: &str| {
@@ -61,9 +71,7 @@ impl Cri {
         };
         let mut pod = Metrics::new(labels("", sandbox.id().as_str(), ""));
         interfaces.iter().for_each(|interface| network(&mut pod, interface));
-        let mut containers = self.store().containers_of(sandbox.id().as_str());
-        containers.retain(|container| container.state() == v1::ContainerState::ContainerRunning);
-        let container_metrics = self.looks(containers).into_iter().filter_map(|look| {
+        let container_metrics = self.looks(containers, Extent::Everything).into_iter().filter_map(|look| {
             let counters = look.counters.as_ref()?;
             let record = look.container.record();
             let config = record.config.clone().unwrap_or_default();

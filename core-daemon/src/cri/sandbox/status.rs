@@ -29,7 +29,7 @@ impl Cri {
             let (cri, looked) = (self.clone(), sandbox.clone());
             info.insert("info".to_owned(), blocking(move || cri.sandbox_info(&looked)).await?);
         }
-        let names = self.names_of_images().await?;
+        let names = self.names_of_images().await;
         Ok(v1::PodSandboxStatusResponse {
             status: Some(sandbox_status(&sandbox)),
             info,

@@ -17,6 +17,15 @@ const NANOSECONDS_PER_MICROSECOND: u64 = 1000;
 /// Version 1 writes "no limit" as the largest number of pages.
 const UNLIMITED: u64 = 1 << 62;
 
+/// How much of a cgroup is read. Each file costs a kubelet that asks for hundreds of them every few seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cri) enum Extent {
+    /// What statistics say: the use of processors, memory and swap, waiting, and the number of processes.
+    Use,
+    /// What metrics say as well.
+    Everything,
+}
+
 /// The open directories of one cgroup.
 pub(super) enum Cgroup {
     /// Version 2: one directory.
@@ -152,10 +161,10 @@ impl Cgroup {
     ///
     /// # Errors
     /// `NotFound` once the cgroup is gone.
-    pub(super) fn read(&self) -> Result<Counters> {
+    pub(super) fn read(&self, extent: Extent) -> Result<Counters> {
         match self {
-            Self::Unified(dir) => unified(dir),
-            Self::Legacy(dirs) => legacy(dirs),
+            Self::Unified(dir) => unified(dir, extent),
+            Self::Legacy(dirs) => legacy(dirs, extent),
         }
     }
 }
@@ -189,12 +198,13 @@ fn gone(_: rung_sys::Error) -> Error {
     Error::not_found("cgroup: is gone")
 }
 
-fn unified(dir: &CgroupDir) -> Result<Counters> {
+fn unified(dir: &CgroupDir, extent: Extent) -> Result<Counters> {
+    let everything = extent == Extent::Everything;
     let text = |file: &str| dir.read(file).unwrap_or_default();
-    let cpu = keyed(&dir.read("cpu.stat").map_err(gone)?);
+    let more = |file: &str| if everything { text(file) } else { String::new() };
+    let (cpu, memory, events) = (dir.read("cpu.stat").map_err(gone)?, text("memory.stat"), more("memory.events"));
+    let (cpu, memory, events) = (keyed(&cpu), keyed(&memory), keyed(&events));
     let time = |key: &str| get(&cpu, key).saturating_mul(NANOSECONDS_PER_MICROSECOND);
-    let memory = keyed(&text("memory.stat"));
-    let events = keyed(&text("memory.events"));
     Ok(Counters {
         cpu: Cpu {
             usage: time("usage_usec"),
@@ -207,7 +217,7 @@ fn unified(dir: &CgroupDir) -> Result<Counters> {
         },
         memory: Memory {
             usage: number(&text("memory.current")).unwrap_or(0),
-            max_usage: number(&text("memory.peak")).unwrap_or(0),
+            max_usage: number(&more("memory.peak")).unwrap_or(0),
             limit: number(&text("memory.max")),
             inactive_file: get(&memory, "inactive_file"),
             anonymous: get(&memory, "anon"),
@@ -222,31 +232,33 @@ fn unified(dir: &CgroupDir) -> Result<Counters> {
             swap_limit: number(&text("memory.swap.max")),
             pressure: pressure(&text("memory.pressure")),
         },
-        io: io_stat(&text("io.stat")),
+        io: io_stat(&more("io.stat")),
         io_pressure: pressure(&text("io.pressure")),
         processes: number(&text("pids.current")),
-        processes_max: number(&text("pids.max")),
-        huge_pages: huge_pages(dir, ".current", ".current"),
+        processes_max: number(&more("pids.max")),
+        huge_pages: if everything { huge_pages(dir, ".current", ".current") } else { Vec::new() },
     })
 }
 
-fn legacy(dirs: &BTreeMap<String, CgroupDir>) -> Result<Counters> {
+fn legacy(dirs: &BTreeMap<String, CgroupDir>, extent: Extent) -> Result<Counters> {
+    let everything = extent == Extent::Everything;
     let text =
         |controller: &str, file: &str| dirs.get(controller).and_then(|dir| dir.read(file).ok()).unwrap_or_default();
+    let more = |controller: &str, file: &str| if everything { text(controller, file) } else { String::new() };
     // The one file that every container has tells whether its cgroup is still there.
-    if let Some(dir) = dirs.get("cpuacct") {
-        dir.read("cpuacct.usage").map_err(gone)?;
-    }
-    let (ticks, cpu) = (keyed(&text("cpuacct", "cpuacct.stat")), keyed(&text("cpu", "cpu.stat")));
-    let memory = keyed(&text("memory", "memory.stat"));
+    let time = dirs.get("cpuacct").map(|dir| dir.read("cpuacct.usage").map_err(gone)).transpose()?.unwrap_or_default();
+    let (ticks, cpu) = (more("cpuacct", "cpuacct.stat"), more("cpu", "cpu.stat"));
+    let (memory, oom) = (text("memory", "memory.stat"), more("memory", "memory.oom_control"));
+    let (ticks, cpu, memory, oom) = (keyed(&ticks), keyed(&cpu), keyed(&memory), keyed(&oom));
     let of_memory = |file: &str| number(&text("memory", &format!("memory.{file}")));
+    let more_of_memory = |file: &str| if everything { of_memory(file) } else { None };
     let limit = |file: &str| of_memory(file).filter(|limit| *limit < UNLIMITED);
     let memory_limit = limit("limit_in_bytes");
     let swap_limit = limit("memsw.limit_in_bytes").zip(memory_limit).map(|(both, memory)| both.saturating_sub(memory));
     let usage = of_memory("usage_in_bytes").unwrap_or(0);
     Ok(Counters {
         cpu: Cpu {
-            usage: number(&text("cpuacct", "cpuacct.usage")).unwrap_or(0),
+            usage: number(&time).unwrap_or(0),
             user: get(&ticks, "user").saturating_mul(NANOSECONDS_PER_TICK),
             system: get(&ticks, "system").saturating_mul(NANOSECONDS_PER_TICK),
             periods: get(&cpu, "nr_periods"),
@@ -256,30 +268,31 @@ fn legacy(dirs: &BTreeMap<String, CgroupDir>) -> Result<Counters> {
         },
         memory: Memory {
             usage,
-            max_usage: of_memory("max_usage_in_bytes").unwrap_or(0),
+            max_usage: more_of_memory("max_usage_in_bytes").unwrap_or(0),
             limit: memory_limit,
             inactive_file: get(&memory, "total_inactive_file"),
             anonymous: get(&memory, "total_rss"),
             cache: get(&memory, "total_cache"),
             mapped_file: get(&memory, "total_mapped_file"),
-            kernel: of_memory("kmem.usage_in_bytes").unwrap_or(0),
+            kernel: more_of_memory("kmem.usage_in_bytes").unwrap_or(0),
             faults: get(&memory, "total_pgfault"),
             major_faults: get(&memory, "total_pgmajfault"),
-            limit_hits: of_memory("failcnt").unwrap_or(0),
-            oom_kills: get(&keyed(&text("memory", "memory.oom_control")), "oom_kill"),
+            limit_hits: more_of_memory("failcnt").unwrap_or(0),
+            oom_kills: get(&oom, "oom_kill"),
             swap: of_memory("memsw.usage_in_bytes").map(|both| both.saturating_sub(usage)),
             swap_limit,
             pressure: None,
         },
         io: block_io(
-            &text("blkio", "blkio.throttle.io_service_bytes_recursive"),
-            &text("blkio", "blkio.throttle.io_serviced_recursive"),
+            &more("blkio", "blkio.throttle.io_service_bytes_recursive"),
+            &more("blkio", "blkio.throttle.io_serviced_recursive"),
         ),
         io_pressure: None,
         processes: number(&text("pids", "pids.current")),
-        processes_max: number(&text("pids", "pids.max")),
+        processes_max: number(&more("pids", "pids.max")),
         huge_pages: dirs
             .get("hugetlb")
+            .filter(|_| everything)
             .map(|dir| huge_pages(dir, ".usage_in_bytes", ".max_usage_in_bytes"))
             .unwrap_or_default(),
     })
@@ -291,15 +304,12 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// Lines of a key and a number.
-fn keyed(text: &str) -> BTreeMap<String, u64> {
-    let pair = |line: &str| {
-        let (key, value) = line.split_once(' ')?;
-        Some((key.to_owned(), value.trim().parse().ok()?))
-    };
-    text.lines().filter_map(pair).collect()
+fn keyed(text: &str) -> BTreeMap<&str, u64> {
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.filter_map(|(key, value)| Some((key, value.trim().parse().ok()?))).collect()
 }
 
-fn get(all: &BTreeMap<String, u64>, key: &str) -> u64 {
+fn get(all: &BTreeMap<&str, u64>, key: &str) -> u64 {
     all.get(key).copied().unwrap_or(0)
 }
 

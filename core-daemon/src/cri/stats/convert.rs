@@ -19,14 +19,14 @@ pub(super) struct Pod<'a> {
 
 pub(super) fn container(look: &Look, rate: u64, snapshots: &str) -> v1::ContainerStats {
     let record = look.container.record();
-    let config = record.config.clone().unwrap_or_default();
+    let config = record.config.as_ref();
     let counters = look.counters.as_ref();
     v1::ContainerStats {
         attributes: Some(v1::ContainerAttributes {
             id: look.container.id().to_string(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
+            metadata: config.and_then(|config| config.metadata.clone()),
+            labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+            annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
         }),
         cpu: counters.map(|counters| cpu(look.at, counters, rate)),
         memory: counters.map(|counters| memory(look.at, &counters.memory)),
@@ -38,9 +38,9 @@ pub(super) fn container(look: &Look, rate: u64, snapshots: &str) -> v1::Containe
     }
 }
 
-pub(super) fn pod(sandbox: &Sandbox, pod: &Pod<'_>) -> v1::PodSandboxStats {
+pub(super) fn pod(sandbox: &Sandbox, pod: Pod<'_>) -> v1::PodSandboxStats {
     let record = sandbox.record();
-    let config = record.config.clone().unwrap_or_default();
+    let config = record.config.as_ref();
     let interfaces: Vec<_> = pod.network.unwrap_or_default().iter().map(interface).collect();
     let (mut others, mut default) = (interfaces, None);
     if !others.is_empty() {
@@ -56,15 +56,15 @@ pub(super) fn pod(sandbox: &Sandbox, pod: &Pod<'_>) -> v1::PodSandboxStats {
             interfaces: others,
         }),
         process: Some(v1::ProcessUsage { timestamp: pod.at, process_count: value(pod.processes) }),
-        containers: pod.containers.clone(),
+        containers: pod.containers,
         io: pod.counters.io_pressure.map(|pressure| v1::IoUsage { timestamp: pod.at, psi: Some(psi(pressure)) }),
     };
     v1::PodSandboxStats {
         attributes: Some(v1::PodSandboxAttributes {
             id: sandbox.id().to_string(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
+            metadata: config.and_then(|config| config.metadata.clone()),
+            labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+            annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
         }),
         linux: Some(linux),
         windows: None,

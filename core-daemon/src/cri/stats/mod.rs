@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use gantry_proto::runtime::v1;
 
 use cgroup::Cgroup;
-pub(super) use cgroup::{Counters, Pressure};
+pub(super) use cgroup::{Counters, Extent, Pressure};
 pub(super) use network::Interface;
 pub(super) use processes::{Processes, open_files_limit};
 use rates::Rates;
@@ -128,15 +128,20 @@ impl Cri {
 
     async fn stats_of_containers(&self, containers: Vec<Arc<Container>>) -> Result<Vec<v1::ContainerStats>> {
         let cri = self.clone();
-        blocking(move || Ok(cri.looks(containers).iter().map(|look| cri.container_message(look)).collect())).await
+        blocking(move || {
+            let root = cri.snapshot_root();
+            let looks = cri.looks(containers, Extent::Use);
+            Ok(looks.iter().map(|look| cri.container_message(look, &root)).collect())
+        })
+        .await
     }
 
     /// Looks at containers. It waits for the kernel.
-    pub(super) fn looks(&self, containers: Vec<Arc<Container>>) -> Vec<Look> {
+    pub(super) fn looks(&self, containers: Vec<Arc<Container>>, extent: Extent) -> Vec<Look> {
         let look = |container: Arc<Container>| {
             let counters = container.task().ok().and_then(|task| {
                 let open = || Cgroup::of(task.pid());
-                self.stats().counters(container.id().as_str(), open)
+                self.stats().counters(container.id().as_str(), extent, open)
             });
             let space = self.writable_space(&container);
             Look { at: now(), counters, space, container }
@@ -150,20 +155,24 @@ impl Cri {
         known.map(|cgroup| Processes::of(&cgroup)).unwrap_or_default()
     }
 
-    fn container_message(&self, look: &Look) -> v1::ContainerStats {
+    fn container_message(&self, look: &Look, root: &str) -> v1::ContainerStats {
         let rate = look.counters.as_ref().map_or(0, |counters| {
             let begun = unsigned(look.container.started_at());
             self.stats().rates.rate(look.container.id().as_str(), unsigned(look.at), counters.cpu.usage, begun)
         });
-        convert::container(look, rate, &self.snapshot_root())
+        convert::container(look, rate, root)
     }
 
     async fn stats_of_pods(&self, sandboxes: Vec<Arc<Sandbox>>) -> Result<Vec<v1::PodSandboxStats>> {
         let cri = self.clone();
         blocking(move || {
-            let networks = cri.interfaces_of(&sandboxes)?;
-            let both = sandboxes.iter().zip(networks);
-            Ok(both.map(|(sandbox, interfaces)| cri.pod_message(sandbox, &interfaces)).collect())
+            let (networks, root) = (cri.interfaces_of(&sandboxes)?, cri.snapshot_root());
+            let mut running = cri.running_containers();
+            let message = |(sandbox, interfaces): (&Arc<Sandbox>, Vec<Interface>)| {
+                let containers = running.remove(sandbox.id().as_str()).unwrap_or_default();
+                cri.pod_message(sandbox, containers, &interfaces, &root)
+            };
+            Ok(sandboxes.iter().zip(networks).map(message).collect())
         })
         .await
     }
@@ -175,10 +184,24 @@ impl Cri {
         Ok(paths.iter().map(|path| path.as_ref().and_then(|_| found.next()).unwrap_or_default()).collect())
     }
 
-    fn pod_message(&self, sandbox: &Sandbox, interfaces: &[Interface]) -> v1::PodSandboxStats {
-        let mut containers = self.store().containers_of(sandbox.id().as_str());
-        containers.retain(|container| container.state() == v1::ContainerState::ContainerRunning);
-        let looks = self.looks(containers);
+    /// The containers that run, by pod.
+    pub(super) fn running_containers(&self) -> HashMap<String, Vec<Arc<Container>>> {
+        let mut pods: HashMap<_, Vec<_>> = HashMap::new();
+        let containers = self.store().containers().into_iter();
+        for container in containers.filter(|it| it.state() == v1::ContainerState::ContainerRunning) {
+            pods.entry(container.record().sandbox_id.clone()).or_default().push(container);
+        }
+        pods
+    }
+
+    fn pod_message(
+        &self,
+        sandbox: &Sandbox,
+        containers: Vec<Arc<Container>>,
+        interfaces: &[Interface],
+        root: &str,
+    ) -> v1::PodSandboxStats {
+        let looks = self.looks(containers, Extent::Use);
         let (at, record) = (now(), sandbox.record());
         let counters = self.pod_counters(sandbox, &looks);
         let rate = self.stats().rates.rate(
@@ -187,10 +210,10 @@ impl Cri {
             counters.cpu.usage,
             unsigned(record.created_at),
         );
-        let containers: Vec<_> = looks.iter().map(|look| self.container_message(look)).collect();
+        let containers: Vec<_> = looks.iter().map(|look| self.container_message(look, root)).collect();
         let processes = looks.iter().filter_map(|look| look.counters.as_ref()?.processes).sum();
         let network = self.own_network(sandbox).is_some().then_some(interfaces);
-        convert::pod(sandbox, &convert::Pod { at, counters, rate, containers, processes, network })
+        convert::pod(sandbox, convert::Pod { at, counters, rate, containers, processes, network })
     }
 
     /// What the pod's own cgroup counts; without one, what its containers do.
@@ -199,7 +222,8 @@ impl Cri {
         let linux = record.config.as_ref().and_then(|config| config.linux.as_ref());
         let parent = linux.map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         if !parent.trim_matches('/').is_empty()
-            && let Some(counters) = self.stats().counters(sandbox.id().as_str(), || Cgroup::at(&slice_path(parent)))
+            && let Some(counters) =
+                self.stats().counters(sandbox.id().as_str(), Extent::Use, || Cgroup::at(&slice_path(parent)))
         {
             return counters;
         }
@@ -209,7 +233,7 @@ impl Cri {
 
 impl Stats {
     /// The counters of a cgroup, which `open` finds the first time.
-    fn counters(&self, id: &str, open: impl FnOnce() -> Result<Cgroup>) -> Option<Counters> {
+    fn counters(&self, id: &str, extent: Extent, open: impl FnOnce() -> Result<Cgroup>) -> Option<Counters> {
         let known = self.cgroups.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
         let cgroup = match known {
             Some(cgroup) => cgroup,
@@ -219,7 +243,7 @@ impl Stats {
                 cgroup
             }
         };
-        match cgroup.read() {
+        match cgroup.read(extent) {
             Ok(counters) => Some(counters),
             Err(_) => {
                 self.cgroups.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
