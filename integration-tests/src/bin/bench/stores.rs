@@ -18,7 +18,7 @@ use integration_tests::{Env, Result, daemon};
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::table::{self, Subject, interleave, millis};
+use crate::table::{self, Subject, interleave_without_rest, millis};
 
 const MANY: usize = 10_000;
 /// Calls at once while the records are made.
@@ -37,12 +37,20 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
         let mut subjects = [
             subject("an empty call", || runtime.block_on(calls.version())),
             subject("stat of a snapshot", || runtime.block_on(calls.stat("key-0"))),
-            subject("prepare and remove of a snapshot", || runtime.block_on(calls.prepare_and_remove())),
+            Subject::new("prepare of a snapshot", || {
+                let took = timed(|| runtime.block_on(calls.prepare("another")))?;
+                runtime.block_on(calls.remove("another"))?;
+                Ok(took)
+            }),
+            Subject::new("remove of a snapshot", || {
+                runtime.block_on(calls.prepare("another"))?;
+                timed(|| runtime.block_on(calls.remove("another")))
+            }),
             subject("get of an image", || runtime.block_on(calls.image("registry.test/image-0:1"))),
             subject("update of an image", || runtime.block_on(calls.update("registry.test/image-0:1"))),
             subject("list of all images", || runtime.block_on(calls.images())),
         ];
-        interleave(&mut subjects, rounds)?;
+        interleave_without_rest(&mut subjects, rounds)?;
         table::print(title, "ms", &mut subjects, "");
     }
     drop(daemon);
@@ -50,11 +58,13 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
 }
 
 fn subject<'a>(name: &'static str, call: impl Fn() -> Result<()> + 'a) -> Subject<'a> {
-    Subject::new(name, move || {
-        let begun = Instant::now();
-        call().context(name)?;
-        Ok(millis(begun.elapsed()))
-    })
+    Subject::new(name, move || timed(&call).context(name))
+}
+
+fn timed(call: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let begun = Instant::now();
+    call()?;
+    Ok(millis(begun.elapsed()))
 }
 
 struct Calls {
@@ -104,9 +114,8 @@ impl Calls {
         Ok(())
     }
 
-    async fn prepare_and_remove(&self) -> Result<()> {
-        self.prepare("another").await?;
-        let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: "another".into() };
+    async fn remove(&self, key: &str) -> Result<()> {
+        let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
         self.snapshots().remove(self.request(request)?).await?;
         Ok(())
     }
