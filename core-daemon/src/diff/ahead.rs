@@ -1,24 +1,36 @@
-//! A stream read ahead of whoever uses it, so that a layer is inflated while what came out before is hashed and written.
+//! A stream read ahead of whoever uses it, and hashed beside that: a layer is inflated while what came out before is hashed
+//! by one and written by another.
 
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
-/// Bytes of one piece, and pieces under way.
+use rung_spec::digest::{Algorithm, Digest, Hasher};
+
+/// Bytes of one piece, and pieces that wait for one thread.
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 
-/// Lets `work` read what a thread of its own reads from `inner`. The thread ends with the piece that nobody wants any
-/// more.
+type Piece = Arc<Vec<u8>>;
+
+/// Lets `work` read what a thread of its own reads from `inner`, and one more hashes. They end with the piece that nobody
+/// wants any more.
 pub fn read_ahead<T>(mut inner: impl Read + Send, work: impl FnOnce(&mut Ahead) -> T) -> T {
     let (to, from) = sync_channel(PIECES);
-    let (give_back, spare) = channel::<Vec<u8>>();
+    let (to_hash, pieces) = sync_channel::<Piece>(PIECES);
+    let (tell, hashed) = channel();
+    let (give_back, spare) = channel::<Piece>();
     std::thread::scope(|scope| {
+        scope.spawn(move || hash(&pieces, &tell));
         scope.spawn(move || {
             loop {
-                let mut bytes = spare.try_recv().unwrap_or_default();
+                // One that is still being hashed is left to be freed.
+                let mut bytes = spare.try_recv().ok().and_then(Arc::into_inner).unwrap_or_default();
                 let failed = fill(&mut inner, &mut bytes).err();
                 let is_last = failed.is_some() || bytes.is_empty();
-                let is_wanted = (bytes.is_empty() && failed.is_some()) || to.send(Ok(bytes)).is_ok();
+                let is_piece = failed.is_none() || !bytes.is_empty();
+                let piece = Arc::new(bytes);
+                let is_wanted = !is_piece || (to_hash.send(piece.clone()).is_ok() && to.send(Ok(piece)).is_ok());
                 if let Some(error) = failed.filter(|_| is_wanted) {
                     let _ = to.send(Err(error));
                 }
@@ -27,8 +39,20 @@ pub fn read_ahead<T>(mut inner: impl Read + Send, work: impl FnOnce(&mut Ahead) 
                 }
             }
         });
-        work(&mut Ahead { from, give_back, now: Vec::new(), at: 0, ended: false })
+        work(&mut Ahead { from, give_back, hashed, now: Piece::default(), at: 0, ended: false })
     })
+}
+
+/// Hashes pieces up to the empty one that ends them, and tells the digest.
+fn hash(pieces: &Receiver<Piece>, tell: &Sender<Digest>) {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    for piece in pieces {
+        if piece.is_empty() {
+            let _ = tell.send(hasher.finish());
+            return;
+        }
+        hasher.update(&piece);
+    }
 }
 
 /// Fills a piece, as far as the stream goes. What came before an error is in it.
@@ -50,11 +74,23 @@ fn fill(inner: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<()> {
 
 /// The reading end.
 pub struct Ahead {
-    from: Receiver<io::Result<Vec<u8>>>,
-    give_back: Sender<Vec<u8>>,
-    now: Vec<u8>,
+    from: Receiver<io::Result<Piece>>,
+    give_back: Sender<Piece>,
+    hashed: Receiver<Digest>,
+    now: Piece,
     at: usize,
     ended: bool,
+}
+
+impl Ahead {
+    /// The digest of the whole stream, which has been read to its end.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn digest(&self) -> io::Result<Digest> {
+        let unread = || io::Error::other("a stream that was not read to its end has no digest");
+        if self.ended { self.hashed.recv().map_err(|_| unread()) } else { Err(unread()) }
+    }
 }
 
 impl BufRead for Ahead {
@@ -89,7 +125,8 @@ mod tests {
     fn everything_arrives_and_so_does_an_error() {
         let bytes: Vec<u8> = (0..3 * PIECE + 7).map(|at| u8::try_from(at % 251).unwrap_or(0)).collect();
         let mut read = Vec::new();
-        read_ahead(&bytes[..], |ahead| ahead.read_to_end(&mut read)).expect("read");
+        let digest = read_ahead(&bytes[..], |ahead| ahead.read_to_end(&mut read).and_then(|_| ahead.digest()));
+        assert_eq!(digest.expect("read"), Digest::of(&bytes));
         assert_eq!(read, bytes);
         struct Broken(usize);
         impl Read for Broken {
@@ -103,6 +140,7 @@ mod tests {
         let error = read_ahead(Broken(PIECE + 1), |ahead| ahead.read_to_end(&mut read)).expect_err("broken");
         assert_eq!((error.kind(), read.len()), (io::ErrorKind::InvalidData, PIECE + 1));
         // One that is not read to its end does not wait for anybody.
-        read_ahead(io::repeat(0), |ahead| ahead.read_exact(&mut [0; 10])).expect("a part");
+        let digest = read_ahead(io::repeat(0), |ahead| ahead.read_exact(&mut [0; 10]).map(|()| ahead.digest()));
+        digest.expect("a part").expect_err("a part has no digest");
     }
 }

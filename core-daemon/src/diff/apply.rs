@@ -13,7 +13,6 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode as Bits, SFlag, makedev, mkdirat, mknodat};
 use nix::unistd::{linkat, symlinkat};
-use rung_spec::digest::Digest;
 use rung_sys::beneath::{self, Root};
 
 use super::attributes;
@@ -49,9 +48,7 @@ pub enum Mode {
 /// What applying a layer came to.
 #[derive(Debug)]
 pub struct Applied {
-    /// Digest of the plain tar.
-    pub digest: Digest,
-    /// Its length.
+    /// Length of the plain tar.
     pub size: u64,
     /// What the layers below decide.
     pub deferred: Deferred,
@@ -92,9 +89,9 @@ pub fn apply(root: Root, tar: impl BufRead, mode: Mode, limit: u64) -> Result<Ap
     while let Some(entry) = reader.next_entry()? {
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
     }
-    let (digest, size) = reader.finish()?;
+    let size = reader.finish()?;
     set_times(&layer.root, &layer.deferred.times)?;
-    Ok(Applied { digest, size, deferred: layer.deferred, image: None })
+    Ok(Applied { size, deferred: layer.deferred, image: None })
 }
 
 struct Layer {

@@ -46,8 +46,8 @@ pub fn convert(path: &Path, tar: impl BufRead, mode: Mode, limit: u64) -> Result
     while let Some(entry) = reader.next_entry()? {
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
     }
-    let (digest, size) = reader.finish()?;
-    Ok(Applied { digest, size, deferred: Deferred::default(), image: Some(Unfinished(layer)) })
+    let size = reader.finish()?;
+    Ok(Applied { size, deferred: Deferred::default(), image: Some(Unfinished(layer)) })
 }
 
 /// An image whose files are all there, and what is said of them not yet.

@@ -1,10 +1,11 @@
 //! One layer, in one pass: network → hash, store and inflate → hash and apply.
 //!
 //! ```text
-//! task: blob stream, resumed ─8─► thread: ingest (stored digest), inflate ─4─► thread: diff id, directory
+//! task: blob stream, resumed ─8─► thread: ingest (stored digest), inflate ─4─► thread: directory
+//!                                                                         └4─► thread: diff id
 //! ```
 //!
-//! Two bounded queues tie the three together, so that a slow disk slows the network and memory stays bounded. The threads
+//! Bounded queues tie them together, so that a slow disk slows the network and memory stays bounded. The threads
 //! are the layer's own: they wait for the network. What is stored of a layer that could not be finished stays, and the next
 //! pull goes on from there.
 
@@ -46,6 +47,12 @@ pub(super) struct Job {
     pub(super) apply: Option<Place>,
 }
 
+impl Job {
+    fn diff_id(&self) -> Option<Digest> {
+        self.apply.as_ref().map(|place| place.diff_id.clone())
+    }
+}
+
 /// Where a layer is applied.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
@@ -76,8 +83,9 @@ impl Form {
 pub(super) struct Fetched {
     /// Its bytes, where they were not here before.
     pub(super) sealed: Option<Sealed>,
-    /// What applying it came to.
+    /// What applying it came to, and the digest of its plain tar then.
     pub(super) applied: Option<Applied>,
+    pub(super) diff_id: Option<Digest>,
 }
 
 /// What a layer is fetched with.
@@ -103,7 +111,7 @@ impl Fetcher {
                 applied => {
                     let applied = applied?;
                     self.progress.layer(&digest, Step::Exists, job.layer.size, job.layer.size);
-                    return Ok(Fetched { sealed: None, applied });
+                    return Ok(Fetched { sealed: None, applied, diff_id: job.diff_id() });
                 }
             }
         }
@@ -118,6 +126,7 @@ impl Fetcher {
         let mut fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
         if let (Some(place), Some(sealed)) = (apart, &fetched.sealed) {
             let (processors, layer, stored) = (self.processors.clone(), job.layer.clone(), sealed.written()?);
+            fetched.diff_id = Some(place.diff_id.clone());
             fetched.applied = Some(blocking(move || apply_file(&processors, &layer, &place, stored)).await?);
         }
         self.progress.layer(&digest, Step::Complete, job.layer.size, job.layer.size);
@@ -283,7 +292,10 @@ fn take(
         return Err(applied.err().map_or(Failure::Closed, Failure::Other));
     }
     match ingest.seal(layer.size, Some(&layer.digest)) {
-        Ok(sealed) => applied.map(|applied| Fetched { sealed: Some(sealed), applied }).map_err(Failure::Other),
+        Ok(sealed) => {
+            let fetched = |applied| Fetched { sealed: Some(sealed), applied, diff_id: job.diff_id() };
+            applied.map(fetched).map_err(Failure::Other)
+        }
         Err((ingest, error)) => {
             ingest.abort();
             Err(if resumed > 0 { Failure::Stale } else { Failure::Wrong(error) })

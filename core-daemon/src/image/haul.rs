@@ -169,7 +169,7 @@ fn key(layer: &rung_spec::image::Descriptor) -> String {
 }
 
 fn labels_of(fetched: &Fetched, (source, path): &(String, String)) -> Labels {
-    let known = fetched.applied.as_ref().map(|how| (labels::UNCOMPRESSED.to_owned(), how.digest.to_string()));
+    let known = fetched.diff_id.as_ref().map(|digest| (labels::UNCOMPRESSED.to_owned(), digest.to_string()));
     known.into_iter().chain([(source.clone(), path.clone())]).collect()
 }
 

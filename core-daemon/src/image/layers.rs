@@ -58,19 +58,20 @@ pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufR
 fn apply_plain(layer: &Descriptor, place: &Place, plain: impl Read + Send) -> Result<Applied> {
     let doing = || format!("unpack layer {}", layer.digest);
     let limit = unpacked_limit(layer.size);
-    let applied = diff::read_ahead(plain, |plain| match &place.form {
-        Form::Directory(path) => {
-            Root::open(path).map_err(Error::from).and_then(|root| diff::apply(root, plain, place.mode, limit))
-        }
-        Form::Image(path) => {
-            // What a broken connection left of it was to be thrown away.
-            rung_sys::beneath::remove(path)?;
-            diff::convert(path, plain, place.mode, limit)
-        }
+    let applied = diff::read_ahead(plain, |plain| {
+        let applied = match &place.form {
+            Form::Directory(path) => diff::apply(Root::open(path)?, &mut *plain, place.mode, limit),
+            Form::Image(path) => {
+                // What a broken connection left of it was to be thrown away.
+                rung_sys::beneath::remove(path)?;
+                diff::convert(path, &mut *plain, place.mode, limit)
+            }
+        };
+        Ok::<_, Error>((applied?, plain.digest()?))
     });
-    let applied = applied.doing(doing)?;
-    if applied.digest != place.diff_id {
-        let (is, should) = (&applied.digest, &place.diff_id);
+    let (applied, is) = applied.doing(doing)?;
+    if is != place.diff_id {
+        let should = &place.diff_id;
         let text = format!("layer {} unpacks to {is}, but the image's configuration says {should}", layer.digest);
         return Err(Error::new(Kind::DataLoss, format!("{text}; the image was built or pushed wrongly")));
     }
@@ -97,14 +98,18 @@ impl Images {
         let target = Target::of(mounts)?;
         let doing = || format!("apply layer {}", layer.digest);
         let (root, disk) = (target.open()?, FileSystems::of([target.path.as_path()]).doing(doing)?);
-        let applied = diff::read_ahead(plain, |plain| diff::apply(root, plain, target.mode, limit)).doing(doing)?;
+        let applied = diff::read_ahead(plain, |plain| {
+            let applied = diff::apply(root, &mut *plain, target.mode, limit)?;
+            Ok::<_, Error>((applied, plain.digest()?))
+        });
+        let (applied, digest) = applied.doing(doing)?;
         diff::settle(&target.open()?, &target.lowers, applied.deferred).doing(doing)?;
         if sync {
             disk.flush().doing(doing)?;
         }
-        let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), applied.digest.to_string())]);
+        let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), digest.to_string())]);
         self.content.add_labels(ctx, &[(layer.digest.clone(), known)])?;
-        Ok(Descriptor::new(media_types::OCI_LAYER, applied.digest, applied.size))
+        Ok(Descriptor::new(media_types::OCI_LAYER, digest, applied.size))
     }
 
     /// Makes a layer of the difference between what two sets of mounts show, and stores it.

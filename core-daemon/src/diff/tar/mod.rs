@@ -12,8 +12,6 @@ mod writer;
 
 use std::io::BufRead;
 
-use rung_spec::digest::Digest;
-
 use crate::error::{Error, Result};
 use header::Header;
 use source::Source;
@@ -217,13 +215,13 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
-    /// Reads what comes after the last entry, which the digest covers too; answers with the digest and length of all.
+    /// Reads what comes after the last entry; answers with the length of all.
     ///
     /// # Errors
     /// When the stream cannot be read to its end.
-    pub fn finish(mut self) -> Result<(Digest, u64)> {
+    pub fn finish(mut self) -> Result<u64> {
         self.source.drain()?;
-        Ok(self.source.finish())
+        Ok(self.source.total())
     }
 }
 

@@ -1,24 +1,21 @@
-//! The stream below a tar: hashed as it comes in, bounded, handed out where it lies.
+//! The stream below a tar: bounded, handed out where it lies.
 
 use std::io::{BufRead, ErrorKind};
-
-use rung_spec::digest::{Algorithm, Digest, Hasher};
 
 use super::BLOCK;
 use crate::error::{Error, Kind, Result};
 
 pub(super) struct Source<R> {
     inner: R,
-    /// Bytes in the buffer of `inner` that are hashed.
+    /// Bytes in the buffer of `inner` that are counted.
     ready: usize,
-    hasher: Hasher,
     total: u64,
     limit: u64,
 }
 
 impl<R: BufRead> Source<R> {
     pub(super) fn new(inner: R, limit: u64) -> Self {
-        Self { inner, ready: 0, hasher: Hasher::new(Algorithm::Sha256), total: 0, limit }
+        Self { inner, ready: 0, total: 0, limit }
     }
 
     /// Takes in more, where nothing is left; false at the end of the stream.
@@ -30,7 +27,6 @@ impl<R: BufRead> Source<R> {
                 Err(error) => return Err(broken(&error)),
             }
         };
-        self.hasher.update(bytes);
         self.ready = bytes.len();
         self.total += bytes.len() as u64;
         if self.total > self.limit {
@@ -96,8 +92,9 @@ impl<R: BufRead> Source<R> {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> (Digest, u64) {
-        (self.hasher.finish(), self.total)
+    /// How many bytes there were.
+    pub(super) fn total(&self) -> u64 {
+        self.total
     }
 }
 

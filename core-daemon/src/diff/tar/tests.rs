@@ -41,8 +41,7 @@ fn what_is_written_is_read_again() {
         assert_eq!(format!("{read:?}"), format!("{expected:?}"));
     }
     assert!(reader.next_entry().expect("end").is_none());
-    let (digest, size) = reader.finish().expect("finish");
-    assert_eq!((digest, size), (Digest::of(&bytes), bytes.len() as u64));
+    assert_eq!(reader.finish().expect("finish"), bytes.len() as u64);
 }
 
 #[test]
@@ -50,7 +49,7 @@ fn a_stream_that_ends_early_or_is_too_long_is_an_error() {
     let mut writer = Writer::new(Vec::new());
     writer.entry(&Entry { size: 2000, ..entry("f", Kind::File) }, &mut std::io::repeat(1)).expect("write");
     let bytes = writer.finish().expect("finish");
-    let read = |bytes: &[u8], limit| -> Result<(Digest, u64)> {
+    let read = |bytes: &[u8], limit| -> Result<u64> {
         let mut reader = Reader::new(bytes, limit);
         while reader.next_entry()?.is_some() {}
         reader.finish()

@@ -140,33 +140,37 @@ enum Way {
 
 const WAYS: [Way; 3] = [Way::Directories, Way::Images, Way::Direct];
 
+fn hashed(tar: &[u8], work: impl FnOnce(&mut Ahead) -> Result<Applied>) -> Result<(Applied, Digest)> {
+    read_ahead(tar, |tar| Ok((work(tar)?, tar.digest()?)))
+}
+
 fn unpack(way: Way, layers: &[Vec<u8>]) -> Result<(Shown, PathBuf)> {
     let mut shown = Shown::new();
     for (number, tar) in layers.iter().enumerate() {
         let mode = if number == 0 { Mode::Lowest } else { Mode::Overlay };
         let path = shown.dir.path().join(format!("layer-{number}"));
-        let applied = match way {
+        let digest = match way {
             Way::Directories => {
                 std::fs::create_dir(&path)?;
-                let applied = apply(Root::open(&path)?, &tar[..], mode, LIMIT)?;
+                let (applied, digest) = hashed(tar, |tar| apply(Root::open(&path)?, tar, mode, LIMIT))?;
                 settle(&Root::open(&path)?, &shown.lowers, applied.deferred)?;
                 shown.lowers.insert(0, path);
-                applied.digest
+                digest
             }
             Way::Images => {
-                let applied = convert(&path, &tar[..], mode, LIMIT)?;
+                let (applied, digest) = hashed(tar, |tar| convert(&path, tar, mode, LIMIT))?;
                 applied.image.expect("an image").finish(&shown.lowers)?;
                 let mounted = shown.mount("erofs", &path.to_string_lossy(), &["ro".into()], &format!("image-{number}"));
                 shown.lowers.insert(0, mounted);
-                applied.digest
+                digest
             }
             Way::Direct => {
                 let top = shown.dir.path().join("direct");
                 std::fs::create_dir_all(&top)?;
-                apply(Root::open(&top)?, &tar[..], Mode::Direct, LIMIT)?.digest
+                hashed(tar, |tar| apply(Root::open(&top)?, tar, Mode::Direct, LIMIT))?.1
             }
         };
-        assert_eq!(applied, Digest::of(tar), "the digest is of all of it");
+        assert_eq!(digest, Digest::of(tar), "the digest is of all of it");
     }
     let path = if way == Way::Direct { shown.dir.path().join("direct") } else { shown.stacked() };
     Ok((shown, path))
