@@ -222,6 +222,45 @@ async fn layers_fit_together_without_being_mounted() {
     assert_eq!(it.images.content.list(&it.ctx).expect("content").len(), 4);
 }
 
+/// A pull takes no longer than its slowest part: no layer waits for another, nor for its own end.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_layers_are_unpacked_at_once_as_they_come() {
+    let noise: Vec<u8> = (0..400_000u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let layer = |number: u32| {
+        tar(&[file(&format!("first-{number}"), b'0', "", b"here"), file(&format!("noise-{number}"), b'0', "", &noise)])
+    };
+    let mut store = Store::default();
+    store.image(&[0, 1, 2, 3].map(layer));
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let layers = store.layers();
+    let fake = Fake::start(move |asked| {
+        let answer = store.answer(asked);
+        let is_layer = layers.iter().any(|digest| asked.path.ends_with(digest.as_str()));
+        Answer { held: is_layer.then(|| (answer.body.len() * 3 / 4, gate.clone())), ..answer }
+    })
+    .await;
+    let it = fixture();
+    let root = it.images.snapshotters.get("").expect("snapshotter").root().expect("root").join("snapshots");
+    let unpacked = || {
+        let directories = std::fs::read_dir(&root).expect("snapshots").flatten();
+        directories.filter(|dir| (0..4).any(|n| dir.path().join(format!("fs/first-{n}")).exists())).count()
+    };
+    let watch = async {
+        for _ in 0..1000 {
+            if unpacked() == 4 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let before_the_end = unpacked();
+        open.send(true).expect("the registry waits");
+        before_the_end
+    };
+    let (pulled, before_the_end) = tokio::join!(it.pull(&fake), watch);
+    assert_eq!(before_the_end, 4);
+    assert_eq!(it.directories(&pulled.expect("pull")).len(), 4);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_connections_are_resumed() {
     let store = two_layers();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// A request as it came.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +32,8 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// The connection breaks after this many bytes of the body.
     pub(crate) cut: Option<usize>,
+    /// What follows this many bytes of the body waits until the other side says so or is gone.
+    pub(crate) held: Option<(usize, watch::Receiver<bool>)>,
 }
 
 impl Answer {
@@ -98,7 +101,12 @@ async fn serve(stream: TcpStream, handler: Handler, seen: Arc<Mutex<Vec<Asked>>>
         let body = if asked.method == "HEAD" { &[] } else { &answer.body[..answer.cut.unwrap_or(answer.body.len())] };
         let sent = async {
             stream.get_mut().write_all(text.as_bytes()).await?;
-            stream.get_mut().write_all(body).await?;
+            let (now, later) = body.split_at(answer.held.as_ref().map_or(0, |(until, _)| body.len().min(*until)));
+            stream.get_mut().write_all(now).await?;
+            if let Some((_, mut gate)) = answer.held.clone() {
+                let _ = gate.wait_for(|is_open| *is_open).await;
+            }
+            stream.get_mut().write_all(later).await?;
             stream.get_mut().flush().await
         };
         if sent.await.is_err() || answer.cut.is_some() {

@@ -189,6 +189,12 @@ fn bombs_end_at_the_limit() {
     let endless = BufReader::new(std::io::repeat(0));
     let error = apply(Root::open(dir.path()).expect("root"), endless, Mode::Lowest, 1 << 20).expect_err("endless");
     assert_eq!(error.kind(), Code::ResourceExhausted);
+    // A frame of zstd that wants more than 128 MiB to be kept, and one that wants just that.
+    for (window, is_read) in [(18 << 3, false), (17 << 3, true)] {
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, window, (1 << 3) | 1, 0, 0, b'x'];
+        let (mut plain, _) = decompress(&frame[..]).expect("open");
+        assert_eq!(std::io::Read::read_to_end(&mut plain, &mut Vec::new()).is_ok(), is_read, "{window}");
+    }
     // A hole costs nothing, but no file system has a file of this size.
     let huge = Tar::default()
         .pax(b'x', &[("GNU.sparse.size", u64::MAX.to_string().as_bytes()), ("GNU.sparse.map", b"0,1")])

@@ -154,6 +154,35 @@ fn names_do_not_lead_out() {
     refused(&[Tar::default().file("f", "").file("f/x", "")]);
 }
 
+/// CVE-2021-32760, CVE-2021-29136: an entry that changes what a link of the layer leads to, or makes a link of its root.
+#[test]
+fn a_link_takes_nothing_to_what_it_leads_to() {
+    let outside = tempfile::tempdir().expect("directory");
+    let seen = || {
+        let it = stat(outside.path());
+        (it.mode(), it.uid(), it.mtime(), names(outside.path()))
+    };
+    let (before, to) = (seen(), outside.path().to_str().expect("path"));
+    let open = With { mode: 0o777, owner: (7, 7), mtime: 1, ..PLAIN };
+    let tar = Tar::default()
+        .symlink("d", to)
+        .with(b'5', "d", b"", open)
+        .symlink("l", to)
+        .with(b'1', "h", b"", With { link: "l", ..open })
+        .with(b'2', "again", b"", With { link: to, ..open })
+        .symlink(".", to)
+        .symlink("./", to)
+        .symlink("/", to)
+        .link(".", "l")
+        .file("kept", "1");
+    each(&[tar], |dir, way| {
+        assert!(stat(dir).is_dir() && stat(&dir.join("d")).is_dir(), "{way:?}");
+        assert!(stat(&dir.join("h")).is_symlink());
+        assert_eq!(text(dir.join("kept")), "1");
+    });
+    assert_eq!(seen(), before);
+}
+
 #[test]
 fn attributes_survive_each_other() {
     let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

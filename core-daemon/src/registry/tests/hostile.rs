@@ -56,6 +56,34 @@ async fn a_token_request_is_not_redirected() {
     assert_eq!(greedy.seen(), [""; 0]);
 }
 
+/// A token is for whom it was given to: another account at the same repository gets its own.
+#[tokio::test]
+async fn a_token_is_nobody_elses() {
+    let fake = Fake::start(|asked| match (asked.path.as_str(), asked.header("authorization")) {
+        ("/token", _) if asked.method == "POST" => {
+            let good = String::from_utf8_lossy(&asked.body).contains("password=p");
+            if good { Answer::new(200, *br#"{"token":"t"}"#) } else { Answer::new(401, "") }
+        }
+        (path, _) if path.starts_with("/token") => Answer::new(401, ""),
+        (_, "Bearer t") => Answer::new(200, *b"blob"),
+        _ => {
+            let realm = format!("http://{}/token", asked.header("host"));
+            Answer::new(401, "").with("www-authenticate", format!("Bearer realm=\"{realm}\""))
+        }
+    })
+    .await;
+    let reference = Reference::parse(&format!("{}/a/b:1", fake.address)).expect("reference");
+    let registry = Registry::new(PathBuf::from("/nonexistent"));
+    let ask =
+        async |access: &Access| registry.repository(&reference, access).expect("repository").blob(&blob(), 0).await;
+    assert_eq!(read(ask(&account()).await.expect("blob")).await, b"blob");
+    let other = Access { credentials: Some(Credentials::password("u", "wrong")), ..plain() };
+    for access in [other, plain()] {
+        ask(&access).await.err().expect("no right to it");
+    }
+    assert_eq!(read(ask(&account()).await.expect("blob")).await, b"blob");
+}
+
 #[tokio::test]
 async fn after_see_other_nothing_is_sent_once_more() {
     let fake = Fake::start(|asked| match (asked.method.as_str(), asked.path.as_str()) {
