@@ -95,7 +95,7 @@ impl Stop {
 /// # Errors
 /// What clap says, with a hint where the mistake is a known one.
 pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
-    if let Some(mut gantry) = args.get(1).and_then(|verb| only(verb.to_str()?))
+    if let Some(mut gantry) = only(args)
         && let Ok(matches) = gantry.try_get_matches_from_mut(trailing::protected(args, &gantry))
         && let Ok(parsed) = Gantry::from_arg_matches(&matches)
     {
@@ -116,8 +116,9 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
 
 /// The definition with one verb alone, of those that scripts call often: all sixty with their options take longer to
 /// describe than to ask the daemon something. What it does not take is left to the whole, which knows what to say.
-fn only(verb: &str) -> Option<clap::Command> {
-    let command = match verb {
+fn only(args: &[OsString]) -> Option<clap::Command> {
+    let gantry = Global::augment_args(clap::Command::new("gantry")).subcommand_required(true);
+    let command = match trailing::verb(args, &gantry)? {
         "run" => run::Args::augment_args(clap::Command::new("run")),
         "create" => create::Args::augment_args(clap::Command::new("create")),
         "start" => start::Args::augment_args(clap::Command::new("start")),
@@ -126,7 +127,7 @@ fn only(verb: &str) -> Option<clap::Command> {
         "rm" => rm::Args::augment_args(clap::Command::new("rm")),
         _ => return None,
     };
-    Some(Global::augment_args(clap::Command::new("gantry")).subcommand_required(true).subcommand(command))
+    Some(gantry.subcommand(command))
 }
 
 #[cfg(test)]

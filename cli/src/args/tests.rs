@@ -67,7 +67,8 @@ fn dockers_spellings_parse() {
 #[test]
 fn a_verb_alone_is_what_it_is_among_all() {
     for verb in ["run", "create", "start", "exec", "ps", "rm"] {
-        let (alone, among) = (only(verb).expect(verb), Gantry::command());
+        let line = ["gantry", "-H", "/x", "--namespace=n", verb].map(OsString::from);
+        let (alone, among) = (only(&line).expect(verb), Gantry::command());
         let names = |gantry: &clap::Command| {
             let verb = gantry.find_subcommand(verb).expect(verb);
             verb.get_arguments().chain(gantry.get_arguments()).map(|one| one.get_id().to_string()).collect::<Vec<_>>()
@@ -75,7 +76,9 @@ fn a_verb_alone_is_what_it_is_among_all() {
         assert_eq!(names(&alone), names(&among), "{verb}");
         alone.debug_assert();
     }
-    assert!(only("image").is_none());
+    for line in [&["gantry", "image"][..], &["gantry", "--address"], &["gantry", "--unknown", "run"], &["gantry"]] {
+        assert!(only(&line.iter().map(OsString::from).collect::<Vec<_>>()).is_none(), "{line:?}");
+    }
 }
 
 #[test]

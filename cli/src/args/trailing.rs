@@ -17,6 +17,18 @@ pub(super) fn protected(args: &[OsString], gantry: &Command) -> Vec<OsString> {
     args
 }
 
+/// The first word that is no option, before which `gantry` has only its global ones.
+pub(super) fn verb<'a>(args: &'a [OsString], gantry: &Command) -> Option<&'a str> {
+    let mut place = 1;
+    loop {
+        let word = args.get(place)?.to_str()?;
+        if !word.starts_with('-') {
+            return Some(word);
+        }
+        place += if takes_next(word, gantry, gantry)? { 2 } else { 1 };
+    }
+}
+
 /// Where the verb's first operand is; `None` for other verbs, and for what clap will refuse anyway.
 fn first_operand(args: &[OsString], gantry: &Command) -> Option<usize> {
     let mut command = gantry;
