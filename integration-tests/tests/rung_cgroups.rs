@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Test] = tests![
     below_a_threaded_cgroup_it_is_threaded [Root, CgroupV2],
     // As in cri_hosts: systemd on v1 may take the empty cgroup of another test's container away.
     systemd_knows_the_limits [Root, Systemd, Alone],
+    a_cgroup_below_the_units_is_the_containers_to_manage [Root, CgroupV2, Systemd],
     systemd_path_of_another_form_is_refused [Root],
     statistics_are_in_the_known_form [Root],
 ];
@@ -407,6 +408,33 @@ fn systemd_knows_the_limits(env: &Env) -> Result<()> {
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     let gone = env.run("systemctl", &["show", "--property=ActiveState", &unit])?.ok()?;
     assert_eq!(gone.text(), "ActiveState=inactive");
+    Ok(())
+}
+
+/// As with crun: the limits are one cgroup below the unit, and the container is in one more below those.
+fn a_cgroup_below_the_units_is_the_containers_to_manage(env: &Env) -> Result<()> {
+    let id = env.id("below");
+    let mut bundle = Bundle::new(env, "below", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
+    bundle.set("/linux/resources", json!({"memory": {"limit": 50_331_648}, "pids": {"limit": 1}}));
+    bundle.set("/annotations", json!({"run.oci.systemd.subgroup": "limited", "run.oci.delegate-cgroup": "own"}));
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
+    assert!(said.contains("run.oci.delegate-cgroup") && said.contains("--systemd-cgroup"), "{said}");
+    env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
+    let unit = format!("/system.slice/rung-{id}.scope");
+    let limits =
+        ["memory.max", "pids.max"].map(|file| fs::read_to_string(format!("/sys/fs/cgroup{unit}/limited/{file}")));
+    env.run_rung(&["update", "--pids-limit", "9", &id])?.ok()?;
+    let seen = env.run_rung(&["exec", &id, "cat", "/proc/1/cgroup"]);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    assert_eq!(table.trim(), format!("0::{unit}/limited/own"));
+    for (limit, expected) in limits.into_iter().zip(["50331648", "1"]) {
+        assert_eq!(limit?.trim(), expected);
+    }
+    assert_eq!(seen?.ok()?.text(), "0::/own");
+    assert!(!Path::new(&format!("/sys/fs/cgroup{unit}/limited")).exists());
     Ok(())
 }
 

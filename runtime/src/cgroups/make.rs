@@ -124,6 +124,7 @@ impl Cgroup {
     /// Makes those of the planned directories that are `due`.
     fn make(&mut self, wanted: &Wanted, due: impl Fn(&Place) -> bool) -> Result<()> {
         let lenient = self.lenient && wanted.settings.is_empty();
+        let passed_down = self.managed.as_ref().and_then(|managed| managed.passed_down);
         for place in self.places.iter_mut().filter(|place| place.planned && due(place)) {
             match CgroupDir::create(&place.hierarchy.mount, &place.path) {
                 Ok((dir, made)) => {
@@ -140,6 +141,10 @@ impl Cgroup {
             }
             if self.managed.is_none() {
                 place.require_vacant()?;
+            }
+            if let (Some(pid), Some(dir), true) = (passed_down, &place.dir, place.hierarchy.is_v2()) {
+                // While the unit's own cgroup has a process, none below it can have controllers.
+                processes::put(dir, pid)?;
             }
             place.prepare(&wanted.settings)?;
         }

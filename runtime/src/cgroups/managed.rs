@@ -27,6 +27,9 @@ pub(super) struct Managed {
     placeholder: Option<Placeholder>,
     /// That one takes the only place of a cgroup that may have one process.
     pub(super) full: bool,
+    /// The process the unit was made with, while the container's cgroup is one below the unit's: see [`Cgroup::below`].
+    pub(super) passed_down: Option<Pid>,
+    below: bool,
     /// This run has made the unit, or a record says that an earlier one did.
     ours: bool,
 }
@@ -43,9 +46,21 @@ impl Cgroup {
             let path = hierarchy.mount.join(&inner);
             places.push(Place::new(hierarchy, path));
         }
-        let managed =
-            Managed { unit, id: id.to_owned(), annotations: Vec::new(), placeholder: None, full: false, ours: false };
+        let managed = Managed::new(unit, id.to_owned(), false);
         Ok(Self { places, rootless, lenient: false, managed: Some(managed), everywhere: false, foreign: false })
+    }
+
+    /// Makes the cgroup one of this name below that of the unit, where systemd manages it. Where it does not there is no
+    /// unit that a cgroup could be below of.
+    #[must_use]
+    pub fn below(mut self, name: Option<&str>) -> Self {
+        if let (Some(managed), Some(name)) = (&mut self.managed, name) {
+            managed.below = true;
+            for place in &mut self.places {
+                place.path.push(name);
+            }
+        }
+        self
     }
 
     /// Says what annotations ask of the unit: `org.systemd.property.<name>`. Means nothing without systemd.
@@ -73,7 +88,7 @@ impl Cgroup {
     pub fn managed_by(mut self, unit: Option<Unit>) -> Self {
         self.managed = unit.map(|unit| {
             let id = unit.name.clone();
-            Managed { unit, id, annotations: Vec::new(), placeholder: None, full: false, ours: true }
+            Managed::new(unit, id, true)
         });
         self
     }
@@ -98,6 +113,7 @@ impl Cgroup {
         let pid = pid.or(managed.placeholder.as_ref().map(|placeholder| placeholder.0));
         Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)?;
         managed.ours = true;
+        managed.passed_down = pid.filter(|_| managed.below);
         Ok(())
     }
 
@@ -123,6 +139,13 @@ impl Cgroup {
         if let Some(managed) = &mut self.managed {
             managed.placeholder = None;
         }
+    }
+}
+
+impl Managed {
+    fn new(unit: Unit, id: String, ours: bool) -> Self {
+        let (annotations, placeholder) = (Vec::new(), None);
+        Self { unit, id, annotations, placeholder, full: false, passed_down: None, below: false, ours }
     }
 }
 

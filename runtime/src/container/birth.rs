@@ -70,6 +70,10 @@ impl Birth<'_> {
         };
         started.converse(answers, renew).doing(|| launch::IN_INIT)?;
         self.cgroup.settled();
+        if let Some(name) = &self.plan.extensions.delegated {
+            let descended = self.cgroup.descend(name, started.pid, self.plan.cgroup_owner());
+            descended.map_err(launch::cgroup_error).doing(|| format!("put the container into {name:?}"))?;
+        }
         self.announce(started)?;
         // Whoever finds the record may join the container, so it is not to be seen before the root is changed.
         let draft = early.map_or_else(|| self.draft(started), Ok)?;

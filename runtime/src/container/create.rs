@@ -91,7 +91,11 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref())
+        .below(plan.extensions.subgroup.as_deref())
         .shown_writable(plan.shows_cgroups_writable());
+    if plan.extensions.delegated.is_some() {
+        check_delegation(&plan, &cgroup)?;
+    }
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
     let mut resctrl = plan_resctrl(&bundle.spec, id)?;
     let state = hook_state(id, &bundle, &plan)?;
@@ -230,6 +234,15 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
         }
     }
     check_labels(&plan.process.spec)
+}
+
+/// A cgroup can be given away on v2 alone, and below one whose limits the container cannot lift.
+fn check_delegation(plan: &InitPlan, cgroup: &Cgroup) -> Result<()> {
+    if cgroup.is_unified() && cgroup.unit().is_some() && plan.extensions.subgroup.is_some() {
+        return Ok(());
+    }
+    let needed = "only on cgroup v2, with --systemd-cgroup and run.oci.systemd.subgroup";
+    Err(Error::unsupported(format!("annotations[\"run.oci.delegate-cgroup\"]: {needed}")))
 }
 
 /// A label that would silently not be applied is refused at `create`.

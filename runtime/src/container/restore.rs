@@ -73,10 +73,15 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
     let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
     let plan = InitPlan::new(id.as_str(), &bundle.path, bundle.rootfs()?, &bundle.spec, options.wishes)?;
     create::check(&plan, options, settings.rootless)?;
+    if plan.extensions.delegated.is_some() {
+        let reason = "not supported by restore: criu puts the processes where their images say";
+        return Err(Error::unsupported(format!("annotations[\"run.oci.delegate-cgroup\"]: {reason}")));
+    }
     let cgroups_path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?
         .with_annotations(bundle.spec.annotations().as_ref())
+        .below(plan.extensions.subgroup.as_deref())
         .shown_writable(plan.shows_cgroups_writable());
     let resctrl = create::plan_resctrl(&bundle.spec, id)?;
     let state = create::hook_state(id, &bundle, &plan)?;

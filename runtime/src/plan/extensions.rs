@@ -20,6 +20,10 @@ pub struct Extensions {
     pub pidfd_receiver: Option<PathBuf>,
     /// The mount option that carries the SELinux label, where it is not `context`.
     pub context_option: Option<&'static str>,
+    /// The cgroup of the container below that of its systemd unit.
+    pub subgroup: Option<String>,
+    /// A cgroup below the container's, without limits, into which its first process is put: its own to manage.
+    pub delegated: Option<String>,
     /// Files that get what hooks print: stdout, stderr.
     pub hook_output: [Option<PathBuf>; 2],
 }
@@ -51,14 +55,13 @@ impl Extensions {
                     let known = CONTEXTS.iter().find(|word| *word == value);
                     found.context_option = Some(*known.ok_or_else(|| wrong(&format!("unknown type {value:?}")))?);
                 }
-                // No cgroup below the container's own is what there is.
-                "systemd.subgroup" if value.is_empty() => {}
-                "systemd.subgroup"
-                | "delegate-cgroup"
-                | "systemd.force_cgroup_v1"
-                | "seccomp.plugins"
-                | "seccomp_bpf_data"
-                | "handler" => {
+                "systemd.subgroup" | "delegate-cgroup" => {
+                    let is_name = !value.contains('/') && value != "." && value != "..";
+                    let named = (!value.is_empty()).then(|| value.clone());
+                    let named = if is_name { named } else { return Err(wrong(&format!("{value:?} is no name"))) };
+                    *(if name == "delegate-cgroup" { &mut found.delegated } else { &mut found.subgroup }) = named;
+                }
+                "systemd.force_cgroup_v1" | "seccomp.plugins" | "seccomp_bpf_data" | "handler" => {
                     return Err(Error::unsupported(format!("annotations[{key:?}]: not supported by this runtime")));
                 }
                 _ => {}
@@ -88,13 +91,16 @@ mod tests {
         assert_eq!(context, Some("rootcontext"));
         for (key, value) in [
             ("run.oci.handler", "krun"),
-            ("run.oci.systemd.subgroup", "x"),
+            ("run.oci.systemd.subgroup", "a/b"),
+            ("run.oci.delegate-cgroup", ".."),
             ("run.oci.seccomp.receiver", "relative"),
             ("run.oci.mount_context_type", "x"),
         ] {
             let refused = read(key, value).expect_err(key).to_string();
             assert!(refused.starts_with(&format!("annotations[{key:?}]: ")), "{refused}");
         }
+        assert_eq!(read("run.oci.systemd.subgroup", "x").expect("taken").subgroup.as_deref(), Some("x"));
+        assert_eq!(read("run.oci.delegate-cgroup", "x").expect("taken").delegated.as_deref(), Some("x"));
         for (key, value) in [("run.oci.systemd.subgroup", ""), ("run.oci.future", "x"), ("other", "x")] {
             assert_eq!(read(key, value).expect(key), Extensions::default());
         }
