@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::IoSliceMut;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 pub(crate) const TESTS: &[Test] = tests![
     settings_reach_the_program [Root],
+    a_new_file_system_is_roots [Root],
     kinds_of_mounts_are_seen [Root],
     the_working_directory_is_made_below_a_read_only_root [Root],
     mounts_come_and_go_while_it_runs [Root],
@@ -92,6 +94,18 @@ fn kinds_of_mounts_are_seen(env: &Env) -> Result<()> {
     assert!(!bundle.rootfs().join("etc/new").exists());
     // For a root that cannot be pivoted away from.
     assert_eq!(env.run_rung(&["run", "--no-pivot", "--bundle", &path, &env.id("moved")])?.ok()?.text(), expected);
+    Ok(())
+}
+
+/// As with runc: of what it covers a tmpfs has the mode, and not the owner, who may be anybody.
+fn a_new_file_system_is_roots(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "owned", &["stat", "-c", "%u:%g %a", "/owned"])?;
+    let owned = bundle.rootfs().join("owned");
+    fs::create_dir(&owned)?;
+    chown(&owned, Some(7), Some(8))?;
+    fs::set_permissions(&owned, fs::Permissions::from_mode(0o2750))?;
+    bundle.push("/mounts", json!({"destination": "/owned", "type": "tmpfs", "source": "tmpfs"}));
+    assert_eq!(env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("owned")])?.ok()?.text(), "0:0 2750");
     Ok(())
 }
 

@@ -62,7 +62,7 @@ fn make_rootless(document: &mut Value, uid: u32, gid: u32) {
                 "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]
             });
         }
-        if let Some(options) = mount["options"].as_array_mut() {
+        if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
             options.retain(|option| {
                 !option.as_str().is_some_and(|text| text.starts_with("gid=") || text.starts_with("uid="))
             });
@@ -83,6 +83,6 @@ mod tests {
             assert!(spec.linux().is_some());
             make_rootless(&mut document, 1000, 1000);
         }
-        assert!(!document.to_string().contains("gid=5"));
+        assert!(!document.to_string().contains("gid=5") && !document.to_string().contains("null"));
     }
 }

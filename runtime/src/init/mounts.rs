@@ -206,18 +206,10 @@ fn words(
     let mut words = step.options.data.clone();
     if name == "tmpfs"
         && let Some(covered) = covered
+        && !words.iter().any(|word| word.starts_with("mode="))
     {
-        let found = fstat(covered)?;
-        let mut add = |key: &str, value: String| {
-            if !words.iter().any(|word| word.starts_with(key)) {
-                words.push(format!("{key}{value}"));
-            }
-        };
-        add("mode=", format!("{:o}", found.st_mode & 0o7777));
-        if !plan.namespaces.has(rung_sys::namespace::Namespace::User) && (found.st_uid, found.st_gid) != (0, 0) {
-            add("uid=", found.st_uid.to_string());
-            add("gid=", found.st_gid.to_string());
-        }
+        // Not its owner: what is new is root's, whoever the image says has what it covers.
+        words.push(format!("mode={:o}", fstat(covered)?.st_mode & 0o7777));
     }
     if let Some(label) = plan.mount_label.as_ref().filter(|_| matches!(name, "tmpfs" | "devpts")) {
         words.push(format!("{}={label}", plan.extensions.context_option.unwrap_or("context")));
