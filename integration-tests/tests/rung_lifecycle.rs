@@ -371,6 +371,9 @@ fn the_program_has_the_name_it_is_called_by(env: &Env) -> Result<()> {
         version.starts_with("rung version ")
             && version.lines().next().is_some_and(|line| line.contains("runc version 1."))
     );
+    let bundle = env.dir("spec")?;
+    env.run(runc, &["spec", "--bundle", bundle.to_str().context("UTF-8")?])?.ok()?;
+    ensure!(fs::read_to_string(bundle.join("config.json"))?.contains("\"hostname\": \"runc\""));
     let help = env.run(runc, &["kill", "--help"])?.ok()?.stdout;
     ensure!(help.starts_with("NAME:\n   runc kill - "), "{help}");
     ensure!(env.run(runc, &["dance", "-h"])?.fails()?.contains("No help topic for 'dance'"));

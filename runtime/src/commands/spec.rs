@@ -6,13 +6,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cgroups;
-use crate::cli::SpecArgs;
+use crate::cli::{SpecArgs, program};
 use crate::error::{Doing as _, Error, Kind, Result};
 
 pub(super) fn run(args: &SpecArgs) -> Result<()> {
     let directory = args.bundle.as_deref().unwrap_or(Path::new("."));
     let path = directory.join("config.json");
     let mut document = template()?;
+    document["hostname"] = program().into();
     if cgroups::is_unified() {
         add_namespace(&mut document, "cgroup");
     }
