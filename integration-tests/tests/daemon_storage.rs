@@ -1,6 +1,7 @@
 //! What is stored is accounted for and survives: damage is found and mended, and a full disk only refuses.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -12,6 +13,7 @@ use serde_json::Value;
 pub(crate) const TESTS: &[Test] = tests![
     damage_is_found_and_mended [Root, Overlay],
     space_is_accounted_for [Root, Overlay],
+    nobody_else_sees_what_is_stored [Root, Overlay],
     lost_metadata_is_made_anew [Root, Overlay],
     a_full_disk_refuses_archives_and_commits [Root, Overlay],
 ];
@@ -98,6 +100,38 @@ fn space_is_accounted_for(env: &Env) -> Result<()> {
     stack.gantry(&["system", "gc"])?.ok()?;
     let left = stack.gantry(&["system", "df", "-v", "--format", "{{.Name}}"])?.ok()?;
     ensure!(left.text().is_empty(), "{left}");
+    Ok(())
+}
+
+/// What a user who has no part in it can list, read or connect to, below a directory.
+fn open_to_others(path: &Path, open: &mut Vec<String>) -> Result<()> {
+    let metadata = fs::symlink_metadata(path)?;
+    if metadata.is_symlink() {
+        return Ok(());
+    }
+    if metadata.mode() & 0o006 != 0 {
+        open.push(format!("{} has mode {:o}", path.display(), metadata.mode() & 0o7777));
+    }
+    if metadata.is_dir() && metadata.mode() & 0o001 != 0 {
+        for entry in fs::read_dir(path)? {
+            open_to_others(&entry?.path(), open)?;
+        }
+    }
+    Ok(())
+}
+
+/// CVE-2021-41103, CVE-2021-41091, CVE-2024-25621: setuid programs, volumes and records in directories that anybody can go
+/// through.
+fn nobody_else_sees_what_is_stored(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["run", "-d", "--name", "web", "--user", "1000", "IMAGE", "sleep", "1000"])?.ok()?;
+    stack.gantry(&["run", "-d", "--name", "tty", "-t", "IMAGE", "sleep", "1000"])?.ok()?;
+    stack.gantry(&["exec", "web", "true"])?.ok()?;
+    let mut open = Vec::new();
+    for directory in ["root", "state"] {
+        open_to_others(&env.path(directory), &mut open)?;
+    }
+    ensure!(open.is_empty(), "{}", open.join("; "));
     Ok(())
 }
 

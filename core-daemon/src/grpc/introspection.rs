@@ -54,7 +54,8 @@ fn identity(root: &Path) -> Result<String> {
         Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
     }
     let uuid = random_uuid()?;
-    std::fs::create_dir_all(&dir).doing(|| format!("make {}", dir.display()))?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.doing(|| format!("make {}", dir.display()))?;
     atomic_file::write(&path, uuid.as_bytes(), 0o600)
         .map_err(std::io::Error::from)
         .doing(|| format!("write {}", path.display()))?;

@@ -2,6 +2,7 @@
 //!
 //! `<cache_dir>/results/<network>-<container>-<interface>`, in the form that other programs keep them in.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -73,7 +74,8 @@ impl Cache {
         };
         let path = self.path(&network.name, &attachment.container, interface);
         let bytes = serde_json::to_vec(&entry).map_err(|error| Error::internal(format!("encode: {error}")))?;
-        std::fs::create_dir_all(&self.dir).doing(|| format!("make {}", self.dir.display()))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        made.doing(|| format!("make {}", self.dir.display()))?;
         let written = atomic_file::write(&path, &bytes, 0o600).map_err(std::io::Error::from);
         written.doing(|| format!("write {}", path.display()))
     }
