@@ -33,6 +33,8 @@ pub struct Error {
     message: String,
     /// Where a container's program could not be run at all: what a shell would exit with.
     exit_code: Option<u8>,
+    /// Somebody decided against it, whoever asks.
+    refused: bool,
 }
 
 /// The daemon's result.
@@ -41,7 +43,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), exit_code: None }
+        Self { kind, message: message.into(), exit_code: None, refused: false }
     }
 
     /// What went wrong, for decisions.
@@ -54,6 +56,16 @@ impl Error {
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.message = format!("{doing}: {}", self.message);
         self
+    }
+
+    /// Somebody who decides about such things decided against this one, whoever asks: `PermissionDenied`.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self { refused: true, ..Self::new(Kind::PermissionDenied, message) }
+    }
+
+    /// Whether it is such a decision.
+    pub fn is_refusal(&self) -> bool {
+        self.refused
     }
 
     /// The thing is not there.

@@ -10,6 +10,9 @@ use tonic::transport::Channel;
 
 use crate::{Daemon, Env, Result, daemon, wait};
 
+/// Largest message that a kubelet takes.
+const MAX_MESSAGE: usize = 16 << 20;
+
 /// A kubelet's view of a daemon. Pods of the test are removed when it is dropped.
 #[derive(Debug)]
 pub struct Pods<'env> {
@@ -30,8 +33,8 @@ impl<'env> Pods<'env> {
         Ok(Self {
             env,
             runtime,
-            pods: RuntimeServiceClient::new(channel.clone()),
-            images: ImageServiceClient::new(channel),
+            pods: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
         })
     }
 

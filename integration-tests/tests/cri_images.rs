@@ -2,7 +2,7 @@
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, spec};
-use integration_tests::{Env, Image, Result, Stack, Test, tests};
+use integration_tests::{Env, Image, Registry, Result, Stack, Test, tests};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pull_that_cannot_be_says_why [Root, Overlay],
     the_file_system_is_a_real_one [Root, Overlay],
     what_others_do_to_images_is_seen_at_once [Root, Overlay, Containerd],
+    verifiers_decide_about_pods_images_too [Root, Overlay],
 ];
 
 fn every_kind_of_name_finds_the_image(env: &Env) -> Result<()> {
@@ -146,5 +147,28 @@ fn what_others_do_to_images_is_seen_at_once(env: &Env) -> Result<()> {
     assert_eq!(pods.image(&id)?, None);
     assert_eq!(pods.pull(&stack.image)?, id);
     assert!(pods.image(&stack.image)?.is_some());
+    Ok(())
+}
+
+fn verifiers_decide_about_pods_images_too(env: &Env) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (registry, programs, config) = (Registry::start(env)?, env.dir("verifiers")?, env.path("config.toml"));
+    let program = programs.join("names");
+    std::fs::write(&program, "#!/bin/sh\ncase \"$*\" in *signed/*) exit 0 ;; esac\necho no signature\nexit 1\n")?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::write(&config, format!("[image_verifier]\nbin_dir = {programs:?}\n"))?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let signed = Image::busybox()?.push(&registry, "signed/box", "latest")?;
+    let other = Image::busybox()?.setting("User", "7").push(&registry, "other/box", "latest")?;
+    let request = v1::PullImageRequest { image: Some(spec(&other)), ..Default::default() };
+    let refused = pods.runtime.block_on(pods.images.pull_image(request)).expect_err("it is not signed");
+    // As kubelets look for it.
+    assert_eq!(refused.code(), Code::Unknown, "{refused}");
+    let text = refused.message();
+    assert!(text.starts_with("SignatureValidationFailed: ") && text.contains("no signature"), "{text}");
+    assert_eq!(pods.image(&other)?, None);
+    let id = pods.pull(&signed)?;
+    assert_eq!(pods.image(&signed)?.map(|image| image.id), Some(id));
     Ok(())
 }

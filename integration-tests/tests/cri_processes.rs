@@ -93,6 +93,10 @@ fn probes_end_with_their_process_their_time_or_their_output(env: &Env) -> Result
         let left = node.exec(&container, "ps | grep -c '[s]leep 777'", 60).ok()?;
         (left.stdout == b"0\n").then_some(())
     })?;
+    // Of more output than fits into an answer there is as much as fits.
+    let answer = node.exec(&container, "echo said >&2; dd if=/dev/zero bs=1M count=20 2>/dev/null", 60)?;
+    let (out, err) = (answer.stdout.len(), answer.stderr.len());
+    ensure!(answer.exit_code == 0 && err == 5 && ((16 << 20) - 1100..16 << 20).contains(&out), "{out} and {err} bytes");
     let missing = v1::ExecSyncRequest { container_id: container, cmd: vec!["/none".to_owned()], timeout: 60 };
     node.pods.runtime.block_on(node.pods.pods.exec_sync(missing)).expect_err("no such program");
     Ok(())

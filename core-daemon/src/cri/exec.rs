@@ -14,8 +14,10 @@ use crate::id::ExecId;
 use crate::tasks::streams::{self, until_end};
 use crate::tasks::{StartedExec, Task};
 
-/// Most bytes of a stream that are answered with; the rest is read and dropped, so that the process can go on.
-const MAX_OUTPUT: usize = 16 << 20;
+/// Largest message that kubelets take.
+const KUBELET: usize = 16 << 20;
+/// What an answer may have besides output.
+const AROUND: usize = 1 << 10;
 
 impl Cri {
     pub(super) async fn exec_sync(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse> {
@@ -28,11 +30,13 @@ impl Cri {
         let mut held = Held::of(&started);
         let mut answer = v1::ExecSyncResponse::default();
         let ended = started.end();
+        // What is more of both streams together is read and dropped, so that the process can go on.
+        let most = self.parts().config.grpc.max_message.min(KUBELET) - AROUND;
         let (output, _input) = streams::split(started.take_stream()?);
         let collect = async |mut frames: streams::Frames| {
             while let Some((kind, bytes)) = frames.next().await {
+                let room = most.saturating_sub(answer.stdout.len() + answer.stderr.len()).min(bytes.len());
                 let all = if kind == FrameKind::Stderr { &mut answer.stderr } else { &mut answer.stdout };
-                let room = MAX_OUTPUT.saturating_sub(all.len()).min(bytes.len());
                 all.extend_from_slice(&bytes[..room]);
             }
         };

@@ -13,7 +13,7 @@ use rung_spec::image::Descriptor;
 use tokio::process::Command;
 
 use crate::config::{ImageVerifier, Timeouts};
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Doing, Error, Result};
 use crate::program;
 
 /// Media type of what is on standard input.
@@ -54,7 +54,7 @@ impl Verifiers {
             let doing = || format!("image verifier {}", program.display());
             let (agrees, reason) = self.converse(program, name, image).await.doing(doing)?;
             if !agrees {
-                return Err(Error::new(Kind::PermissionDenied, format!("refuses the image: {reason}"))).doing(doing);
+                return Err(Error::refused(format!("refuses the image: {reason}"))).doing(doing);
             }
             tracing::debug!(program = %program.display(), name, reason, "image verifier agrees");
         }
@@ -93,6 +93,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::error::Kind;
 
     #[tokio::test]
     async fn all_must_agree() {

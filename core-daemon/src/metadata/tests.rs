@@ -27,6 +27,22 @@ fn namespaces_do_not_see_each_other() {
 }
 
 #[test]
+fn changes_of_images_are_counted_apart() {
+    let (_dir, db) = db();
+    let (all, of_images) = (db.changes(), db.image_changes());
+    db.write(|tx| leases::put(tx, "one", &Lease { id: "l".into(), ..Lease::default() })).expect("lease");
+    assert_eq!((db.changes(), db.image_changes()), (all + 1, of_images));
+    let image = Image { name: "a".into(), ..Image::default() };
+    db.write(|tx| images::put(tx, "one", &image)).expect("image");
+    db.write(|tx| tx.put(schema::CONTENT, "one", "digest", b"")).expect("content");
+    assert_eq!(db.image_changes(), of_images + 2);
+    db.write(|tx| images::delete(tx, "one", "none")).expect("nothing");
+    assert_eq!(db.image_changes(), of_images + 2, "nothing was there");
+    db.write(|tx| images::delete(tx, "one", "a")).expect("delete");
+    assert_eq!((db.changes(), db.image_changes()), (all + 4, of_images + 3));
+}
+
+#[test]
 fn leases_go_with_their_namespace() {
     let (_dir, db) = db();
     db.write(|tx| {

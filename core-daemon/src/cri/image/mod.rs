@@ -209,6 +209,7 @@ fn without_names(error: Error) -> Arc<Catalog> {
 fn for_kubelets(error: Error) -> Error {
     match error.kind() {
         Kind::Unavailable => Error::new(Kind::Unknown, format!("RegistryUnavailable: {error}")),
+        _ if error.is_refusal() => Error::new(Kind::Unknown, format!("SignatureValidationFailed: {error}")),
         _ => error,
     }
 }
