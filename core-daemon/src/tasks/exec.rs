@@ -85,7 +85,7 @@ impl Tasks {
             Err(error) if error.kind() == Kind::DeadlineExceeded => {
                 tokio::spawn(async move {
                     let _ = task.kill(Some(&id), KILL, false).await;
-                    self.see_off(&task, &id).await;
+                    self.see_off(&task, &id, None).await;
                 });
                 return Err(error);
             }
@@ -96,20 +96,19 @@ impl Tasks {
         };
         let (ending, ended) = watch::channel(None);
         let (exec, of) = (id.clone(), task.clone());
-        tokio::spawn(async move {
-            if let Some(exit) = self.see_off(&of, &exec).await {
-                ending.send_replace(Some(exit));
-            }
-        });
+        tokio::spawn(async move { self.see_off(&of, &exec, Some(ending)).await });
         Ok(StartedExec { task, id, stream, started_at, ended })
     }
 
-    /// Waits for the end of a process, and removes it from its shim, which keeps the exit until then: it cannot be missed.
-    async fn see_off(&self, task: &Task, id: &ExecId) -> Option<Exit> {
+    /// Waits for the end of a process, tells it, and removes the process from its shim, which keeps the exit until then: it
+    /// cannot be missed. While a child holds its output open, the removal takes a while that is nobody's to wait for.
+    async fn see_off(&self, task: &Task, id: &ExecId, tell: Option<watch::Sender<Option<Exit>>>) {
         let exit = task.wait(Some(id)).await;
         let exit =
             exit.inspect_err(|error| tracing::warn!(id = %task.id(), exec = %id, %error, "end of an exec is unknown"));
+        if let (Ok(exit), Some(tell)) = (exit, tell) {
+            tell.send_replace(Some(exit));
+        }
         let _ = self.delete_exec(task.namespace(), task.id(), id).await;
-        exit.ok()
     }
 }
