@@ -112,7 +112,7 @@ fn what_few_wish_for_reaches_the_container(env: &Env) -> Result<()> {
     says(
         &["--shm-size", "1m", "--tmpfs", "/scratch:size=2m,exec", "--add-host", "db:10.1.2.3", "--group-add", "4321"],
         "for d in /dev/shm /scratch; do df -k $d | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2; done; \
-         grep ' /scratch ' /proc/mounts | grep -c noexec; grep db /etc/hosts; id -G",
+         grep ' /scratch ' /proc/mounts | grep -c noexec; grep -w db /etc/hosts; id -G",
         "1024\n2048\n0\n10.1.2.3\tdb\n0 4321",
     )?;
     says(
