@@ -266,8 +266,8 @@ fn files_become_an_image_and_come_out_again(env: &Env) -> Result<()> {
     assert_eq!(stack.gantry(&["image", "inspect", "-f", "{{json .Variant}}", "from/files:1"])?.ok()?.text(), "null");
     let bad = env.path("bad.tar");
     fs::write(&bad, "no tar at all, but long enough to look like one".repeat(100))?;
-    stack.gantry(&["import", &bad.display().to_string(), "bad:1"])?.fails()?;
-    assert!(!stack.gantry(&["images"])?.ok()?.stdout.contains("bad"));
+    stack.gantry(&["import", &bad.display().to_string(), "wrong:1"])?.fails()?;
+    assert!(!stack.gantry(&["images"])?.ok()?.stdout.contains("wrong"));
     // Into a container that runs and out of it, with a link that leads out of it.
     stack
         .gantry(&["run", "-d", "--name", "runs", "IMAGE", "sh", "-c", "ln -s /etc/hostname /tmp/out; sleep 100"])?

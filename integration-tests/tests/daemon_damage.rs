@@ -108,7 +108,7 @@ fn survives(env: &Env, name: &str) -> Result<()> {
 fn a_damaged_image_harms_no_other(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;
     let broken = Image::busybox()?.setting("User", "1000");
-    let (good, bad) = (Image::busybox()?.push(&registry, "good", "1")?, broken.push(&registry, "bad", "1")?);
+    let (good, bad) = (Image::busybox()?.push(&registry, "good", "1")?, broken.push(&registry, "broken", "1")?);
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     for name in [&good, &bad] {
@@ -136,7 +136,7 @@ fn a_damaged_image_harms_no_other(env: &Env) -> Result<()> {
     let listed = daemon.gantry(&["images", "--format", "{{.Repository}} {{.ID}}"])?.ok()?;
     let line = |name: &str| listed.stdout.lines().find(|line| line.contains(name)).unwrap_or_default();
     ensure!(
-        line("bad").ends_with(" <damaged>") && line("good").contains(' ') && !line("good").contains('<'),
+        line("broken").ends_with(" <damaged>") && line("good").contains(' ') && !line("good").contains('<'),
         "{listed}"
     );
     ensure!(daemon.gantry(&["images", "-q"])?.ok()?.stdout.lines().count() == 1, "one without an id");
@@ -149,7 +149,7 @@ fn a_damaged_image_harms_no_other(env: &Env) -> Result<()> {
     flip()?;
     daemon.gantry(&["rm", "web"])?.ok()?;
     daemon.gantry(&["rmi", &bad])?.ok().context("remove the damaged image")?;
-    ensure!(!daemon.gantry(&["images"])?.ok()?.stdout.contains("bad"), "it is still there");
+    ensure!(!daemon.gantry(&["images"])?.ok()?.stdout.contains("broken"), "it is still there");
     Ok(())
 }
 
