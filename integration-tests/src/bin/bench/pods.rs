@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use crate::crowds::Use;
 use crate::daemons::Containerd;
-use crate::table::{self, Subject, interleave, millis, note};
+use crate::table::{self, Subject, interleave, interleave_without_rest, millis, note};
 
 /// Pods that are made at once.
 const AT_ONCE: usize = 20;
@@ -114,11 +114,11 @@ fn many_idle(runtime: &Runtime, nodes: &[Node], rounds: usize, count: usize) -> 
     nodes.iter().try_for_each(|node| runtime.block_on(node.count(count)))?;
     let mut subjects: Vec<Subject<'_>> =
         nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.list()))).collect();
-    interleave(&mut subjects, rounds)?;
+    interleave_without_rest(&mut subjects, rounds)?;
     table::print(&format!("ListPodSandbox and ListContainers of {count} pods"), "ms", &mut subjects, AGAINST);
     let mut subjects: Vec<Subject<'_>> =
         nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.bytes("Version")))).collect();
-    interleave(&mut subjects, rounds)?;
+    interleave_without_rest(&mut subjects, rounds)?;
     table::print("a call of the same client that asks for next to nothing (Version)", "ms", &mut subjects, AGAINST);
     let mut subjects: Vec<Subject<'_>> =
         nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.stats(count)))).collect();
