@@ -21,8 +21,10 @@ cargo build --release --locked --quiet -p integration-tests --bin bench
 
 # Elsewhere, so that the flags of this workspace are not those of another's program.
 cache=${BENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/gantry-bench}
+youki=
 if [[ ${BENCH_YOUKI:-1} = 1 ]]; then
-    if [[ ! -x $cache/bin/youki ]]; then
+    youki=$cache/bin/youki
+    if [[ ! -x $youki ]]; then
         scripts/packages.sh gcc pkg-config libseccomp-dev
         (cd / && cargo install --quiet --locked youki --no-default-features --features v1,v2,seccomp --root "$cache") ||
             echo "youki cannot be built here: not measured"
@@ -31,7 +33,7 @@ if [[ ${BENCH_YOUKI:-1} = 1 ]]; then
 fi
 bench=$(built release)/bench
 if [[ ${BENCH_MACHINE:-} = vm-v2 ]]; then
-    exec scripts/vm/bench.sh "$(built release)" "$cache/bin/youki"
+    exec scripts/vm/bench.sh "$(built release)" "$youki"
 elif [[ -n ${BENCH_MACHINE:-} ]]; then
     echo "error: BENCH_MACHINE: there is only vm-v2" >&2
     exit 1
