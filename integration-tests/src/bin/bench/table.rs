@@ -20,17 +20,19 @@ impl<'a> Subject<'a> {
 
 /// Runs every subject `rounds` times, each round in another order, and before that once, which warms the caches.
 pub(crate) fn interleave(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
-    interleave_warm(subjects, 1)?;
-    subjects.iter_mut().for_each(|subject| subject.samples.clear());
-    interleave_warm(subjects, rounds)
+    warm(subjects, rounds, REST)
 }
 
 /// The same without a rest between samples, for what leaves nothing to take down: after a rest a call first pays for waking
 /// the processors, which in a virtual machine is more than the call.
 pub(crate) fn interleave_without_rest(subjects: &mut [Subject<'_>], rounds: usize) -> Result<()> {
-    take_turns(subjects, 1, Duration::ZERO)?;
+    warm(subjects, rounds, Duration::ZERO)
+}
+
+fn warm(subjects: &mut [Subject<'_>], rounds: usize, rest: Duration) -> Result<()> {
+    take_turns(subjects, 1, rest)?;
     subjects.iter_mut().for_each(|subject| subject.samples.clear());
-    take_turns(subjects, rounds, Duration::ZERO)
+    take_turns(subjects, rounds, rest)
 }
 
 /// The same for subjects that were tried before.
