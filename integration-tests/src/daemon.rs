@@ -15,6 +15,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{Env, Ran, Result, output, wait};
 
+/// A configuration with which clients that ask for containerd's own shim get it.
+pub const WITHOUT_ALIASES: &str = "[runtime.aliases]\n";
+
 /// A daemon, killed when dropped (its shims and containers live on: ending them is the test's part).
 #[derive(Debug)]
 pub struct Daemon<'env> {
@@ -33,6 +36,13 @@ impl Env {
     /// Starts `gantryd` with more arguments.
     pub fn daemon_with(&self, args: &[&str]) -> Result<Daemon<'_>> {
         self.daemon_from(args, &[])
+    }
+
+    /// Starts `gantryd` with this configuration.
+    pub fn daemon_configured(&self, config: &str) -> Result<Daemon<'_>> {
+        let path = self.path("config.toml");
+        fs::write(&path, config).context("write the daemon's configuration")?;
+        self.daemon_with(&["--config", &path.to_string_lossy()])
     }
 
     /// Starts a `gantryd` that dies at a failpoint, as if by SIGKILL. Debug builds have them.

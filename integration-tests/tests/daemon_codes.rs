@@ -159,9 +159,8 @@ fn calls_about_records_have_their_codes(env: &Env) -> Result<()> {
 
 fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
     // A runtime whose program is nowhere, as the one that most clients ask for may be: ours stands in for it.
-    let config = env.path("config.toml");
-    std::fs::write(&config, "[runtime.aliases]\n\"io.containerd.nowhere.v2\" = \"io.containerd.rung.v2\"\n")?;
-    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let aliases = "[runtime.aliases]\n\"io.containerd.nowhere.v2\" = \"io.containerd.rung.v2\"\n";
+    let daemon = env.daemon_configured(aliases)?;
     let bundle = Bundle::new(env, "task", &["sleep", "1000"])?;
     daemon::runtime()?.block_on(async {
         let asks = Asks { env, channel: daemon.channel().await? };

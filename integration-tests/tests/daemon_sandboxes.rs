@@ -17,7 +17,8 @@ use gantry_proto::containerd::services::tasks::v1::{
     CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
 };
 use gantry_proto::containerd::types::{Mount, Sandbox, sandbox};
-use integration_tests::{Bundle, Daemon, Env, Result, Test, daemon, tests, wait};
+use integration_tests::daemon::{self, WITHOUT_ALIASES};
+use integration_tests::{Bundle, Daemon, Env, Result, Test, tests, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -275,7 +276,7 @@ fn the_death_of_a_pods_shim_is_told(env: &Env) -> Result<()> {
 }
 
 fn a_shim_without_sandboxes_holds_a_pod_as_a_task(env: &Env) -> Result<()> {
-    let daemon = env.daemon()?;
+    let daemon = env.daemon_configured(WITHOUT_ALIASES)?;
     daemon::runtime()?.block_on(async {
         let mut pod = Pod::new(env, &daemon).await?;
         pod.runtime = "io.containerd.runc.v2";

@@ -1,8 +1,11 @@
 //! Tasks for a client that knows nothing of Gantry: Debian's `ctr` 1.6.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use anyhow::Context;
+use integration_tests::daemon::WITHOUT_ALIASES;
 use integration_tests::pty::Pty;
 use integration_tests::{Bundle, Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
@@ -12,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     clients_find_the_parts_they_look_for [Root],
     refusals_have_the_codes_clients_branch_on [Root, Overlay],
     another_shim_holds_tasks_too [Root, Overlay, Containerd],
+    who_names_no_runtime_gets_ours [Root, Overlay, Containerd],
     labels_keep_a_container_running [Root, Overlay],
     a_terminal_for_a_person_with_ctr [Root, Overlay],
     a_shim_answers_whoever_finds_its_socket [Root, Overlay],
@@ -139,7 +143,7 @@ fn refusals_have_the_codes_clients_branch_on(env: &Env) -> Result<()> {
 /// containerd's own shim, with runc.
 fn another_shim_holds_tasks_too(env: &Env) -> Result<()> {
     const RUNC: [&str; 3] = ["run", "--runtime", "io.containerd.runc.v2"];
-    let daemon = env.daemon()?;
+    let daemon = env.daemon_configured(WITHOUT_ALIASES)?;
     let (_registry, image) = pulled(env, &daemon)?;
     let (id, short) = (env.id("runc"), env.id("short"));
     let cgroup = format!("/{}", env.id("runc"));
@@ -148,6 +152,7 @@ fn another_shim_holds_tasks_too(env: &Env) -> Result<()> {
     assert_eq!(ran.text(), "hi");
     daemon.ctr(&[&fixed[..], &["-d", &image, &id, "sleep", "1000"]].concat())?.ok()?;
     daemon.crash()?;
+    // One that would have ours hold it now goes on with the shim that it has.
     let daemon = env.daemon()?;
     assert!(daemon.ctr(&["tasks", "ls"])?.ok()?.stdout.contains("RUNNING"), "found again after a crash");
     daemon.ctr(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", "exit 5"])?.exits(5)?;
@@ -156,6 +161,26 @@ fn another_shim_holds_tasks_too(env: &Env) -> Result<()> {
     wait::until("the task stops", || daemon.ctr(&["tasks", "ls"]).ok()?.stdout.contains("STOPPED").then_some(()))?;
     daemon.ctr(&["tasks", "rm", &id])?;
     daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    Ok(())
+}
+
+/// Clients ask for containerd's shim although nobody told them to. They have what they came for, and a path of its own is
+/// still the way to the other.
+fn who_names_no_runtime_gets_ours(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let (_registry, image) = pulled(env, &daemon)?;
+    for (id, runtime, shim) in [
+        ("plain", &[][..], "containerd-shim-rung-v2"),
+        ("path", &["--runtime", "/usr/bin/containerd-shim-runc-v2"], "containerd-shim-runc-v2"),
+    ] {
+        let (id, cgroup) = (env.id(id), format!("/{}", env.id(id)));
+        daemon.ctr(&[&["run", "-d", "--cgroup", &cgroup], runtime, &[&image, &id, "sleep", "1000"]].concat())?.ok()?;
+        let bundle = env.path("state/io.containerd.runtime.v2.task").join(env.namespace()).join(&id);
+        let held_by = std::fs::read_to_string(bundle.join("shim-binary-path"))?;
+        assert_eq!(Path::new(held_by.trim_end()).file_name(), Some(OsStr::new(shim)), "{id}");
+        daemon.ctr(&["tasks", "rm", "--force", &id])?.ok()?;
+        daemon.ctr(&["containers", "rm", &id])?.ok()?;
+    }
     Ok(())
 }
 
@@ -216,9 +241,7 @@ fn a_shim_answers_whoever_finds_its_socket(env: &Env) -> Result<()> {
 
 /// What nerdctl's `--restart` stands on.
 fn labels_keep_a_container_running(env: &Env) -> Result<()> {
-    let config = env.path("config.toml");
-    std::fs::write(&config, "[runtime]\nrestart_interval = 1\n")?;
-    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let daemon = env.daemon_configured("[runtime]\nrestart_interval = 1\n")?;
     let (_registry, image) = pulled(env, &daemon)?;
     let (id, log) = (env.id("kept"), env.path("kept.log"));
     let labels = [

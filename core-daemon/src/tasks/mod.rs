@@ -42,7 +42,7 @@ pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status 
 
 use crate::config::{Runtime, Timeouts};
 use crate::content::Content;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::id::ContainerId;
 use crate::mounts::Mounts;
@@ -182,8 +182,8 @@ impl Tasks {
         silent
     }
 
-    /// The program of the runtime called `runtime`, or of the default one; where it is not installed, that of the runtime
-    /// which is configured to stand in for it.
+    /// The program of the runtime called `runtime`, or of the default one: that of the runtime which is configured to stand
+    /// in for it, and its own where that one is not installed.
     ///
     /// # Errors
     /// As [`crate::shims::locate`].
@@ -191,10 +191,8 @@ impl Tasks {
         let Parts { runtime: config, launcher, .. } = self.parts();
         let runtime = if runtime.is_empty() { &config.default } else { runtime };
         let locate = |runtime: &str| crate::shims::locate(runtime, &launcher.daemon, &launcher.opt);
-        match (locate(runtime), config.aliases.get(runtime)) {
-            (Err(error), Some(other)) if error.kind() == Kind::NotFound => locate(other).map_err(|_| error),
-            (found, _) => found,
-        }
+        let instead = config.aliases.get(runtime).and_then(|other| locate(other).ok());
+        instead.map_or_else(|| locate(runtime), Ok)
     }
 
     /// Runs shims' programs.

@@ -106,7 +106,7 @@ fn ctr_run(env: &Env, daemon: &Daemon<'_>, image: &str) -> Result<Command> {
     let mut command = Command::new("ctr");
     env.prepare(&mut command);
     command.arg("--address").arg(daemon.socket()).args(["--namespace", env.namespace(), "run", "--rm"]);
-    command.args(["--runtime", "io.containerd.rung.v2", image, &env.id("ctr"), "true"]);
+    command.args([image, &env.id("ctr"), "true"]);
     Ok(command)
 }
 
