@@ -13,7 +13,8 @@ if [[ $(id -u) -ne 0 ]]; then
     echo "error: these packages are missing and only root can install them: ${missing[*]}" >&2
     exit 1
 fi
-echo "installing ${missing[*]}"
+# Not an answer: some callers of callers take what is printed for a path.
+echo "installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
 # Another program may hold the lock for a while: wait for it instead of failing.
 apt=(apt-get -qq -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0)
