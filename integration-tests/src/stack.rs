@@ -18,14 +18,15 @@ pub struct Stack<'env> {
 impl<'env> Stack<'env> {
     /// Starts all of it. The image is not pulled yet.
     pub fn start(env: &'env Env) -> Result<Self> {
-        Self::start_with(env, &[])
+        Self::start_configured(env, "")
     }
 
-    /// The same with more arguments for the daemon.
-    pub fn start_with(env: &'env Env, args: &[&str]) -> Result<Self> {
+    /// The same with this configuration of the daemon.
+    pub fn start_configured(env: &'env Env, config: &str) -> Result<Self> {
         let registry = Registry::start(env)?;
         let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-        Ok(Self { daemon: env.daemon_with(args)?, registry, image })
+        let daemon = if config.is_empty() { env.daemon()? } else { env.daemon_configured(config)? };
+        Ok(Self { daemon, registry, image })
     }
 
     /// Runs `gantry` to its end. `IMAGE` among the arguments is the busybox image.

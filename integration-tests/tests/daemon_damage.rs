@@ -155,9 +155,7 @@ fn a_damaged_image_harms_no_other(env: &Env) -> Result<()> {
 
 /// The daemon, with blobs that are verified every second.
 fn verifying(env: &Env) -> Result<Daemon<'_>> {
-    let config = env.path("verify.toml");
-    fs::write(&config, "[content]\nverify_rate = 64\nverify_interval = 1\n")?;
-    env.daemon_with(&["--config", &config.display().to_string()])
+    env.daemon_configured("[content]\nverify_rate = 64\nverify_interval = 1\n")
 }
 
 fn damage_is_found_in_the_background(env: &Env) -> Result<()> {

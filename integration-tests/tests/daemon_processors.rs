@@ -13,7 +13,7 @@ const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
 /// A daemon with a program that decrypts: it takes eight bytes off, and keeps what it was sent along.
 fn daemon<'env>(env: &'env Env, key: &str) -> Result<Daemon<'env>> {
-    let (config, sent) = (env.path("config.toml"), env.path("sent"));
+    let sent = env.path("sent");
     let script = format!(
         r#"test \"$KEY\" = open || {{ echo no key; exit 1; }} >&2
            test \"$STREAM_PROCESSOR_MEDIATYPE\" = {ENCRYPTED} || exit 2
@@ -21,15 +21,11 @@ fn daemon<'env>(env: &'env Env, key: &str) -> Result<Daemon<'env>> {
            exec tail -c +9"#,
         sent.display()
     );
-    fs::write(
-        &config,
-        format!(
-            "[stream_processors.\"io.containerd.ocicrypt.decoder.v1.tar.gzip\"]\n\
-             accepts = [\"{ENCRYPTED}\"]\nreturns = \"application/vnd.oci.image.layer.v1.tar+gzip\"\n\
-             path = \"sh\"\nargs = [\"-c\", \"\"\"{script}\"\"\"]\nenv = [\"KEY={key}\"]\n"
-        ),
-    )?;
-    env.daemon_with(&["--config", &config.display().to_string()])
+    env.daemon_configured(&format!(
+        "[stream_processors.\"io.containerd.ocicrypt.decoder.v1.tar.gzip\"]\n\
+         accepts = [\"{ENCRYPTED}\"]\nreturns = \"application/vnd.oci.image.layer.v1.tar+gzip\"\n\
+         path = \"sh\"\nargs = [\"-c\", \"\"\"{script}\"\"\"]\nenv = [\"KEY={key}\"]\n"
+    ))
 }
 
 fn an_encrypted_layer_is_unpacked_by_who_can_decrypt_it(env: &Env) -> Result<()> {

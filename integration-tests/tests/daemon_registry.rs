@@ -63,9 +63,7 @@ fn tls(dir: &Path) -> String {
 
 /// A daemon whose registries are configured below `certs.d`.
 fn daemon(env: &Env) -> Result<Daemon<'_>> {
-    let config = env.path("config.toml");
-    fs::write(&config, format!("[registry]\nconfig_path = \"{}\"\n", env.path("certs.d").display()))?;
-    env.daemon_with(&["--config", &config.display().to_string()])
+    env.daemon_configured(&format!("[registry]\nconfig_path = \"{}\"\n", env.path("certs.d").display()))
 }
 
 fn hosts_toml(env: &Env, host: &str, text: &str) -> Result<()> {
@@ -225,9 +223,7 @@ fn a_slow_registry_is_waited_for_and_a_silent_one_is_not(env: &Env) -> Result<()
     let registry = Registry::start(env)?;
     Image::busybox()?.push(&registry, "test/one", "1")?;
     Image::busybox()?.setting("User", "1000").push(&registry, "test/two", "1")?;
-    let config = env.path("config.toml");
-    fs::write(&config, "[registry]\ntimeout = 1\n")?;
-    let daemon = env.daemon_with(&["--config", &config.display().to_string()])?;
+    let daemon = env.daemon_configured("[registry]\ntimeout = 1\n")?;
     // Two images with one layer: one pull waits for the other, longer than for a registry.
     let slow = slowed(&registry, 64 << 10, Duration::from_millis(150), usize::MAX)?;
     let pulls = ["one", "two"].map(|name| daemon.gantry_command(&["pull", "-q", &format!("{slow}/test/{name}:1")]));

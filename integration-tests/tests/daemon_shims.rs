@@ -135,9 +135,7 @@ async fn serve(listener: std::os::unix::net::UnixListener, service: Arc<Fake>) -
 
 /// Daemon and container, with short patience for its shim.
 fn stack<'env>(env: &'env Env, program: &Program) -> Result<(Stack<'env>, String)> {
-    let config = env.path("short.toml");
-    fs::write(&config, "[timeouts]\nshim_call = 1\nshim_shutdown = 1\n")?;
-    let stack = Stack::start_with(env, &["--config", &config.to_string_lossy()])?;
+    let stack = Stack::start_configured(env, "[timeouts]\nshim_call = 1\nshim_shutdown = 1\n")?;
     stack.gantry(&["create", "--name", "web", "--runtime", &program.path, "IMAGE", "true"])?.ok()?;
     let id = stack.gantry(&["inspect", "-f", "{{.Id}}", "web"])?.ok()?.text().to_owned();
     Ok((stack, id))
@@ -251,9 +249,8 @@ fn a_sandbox_that_is_not_clean_is_found_again(env: &Env) -> Result<()> {
 
 /// Core scheduling is what they are there for. Where the kernel or the processors have none, a start says so.
 fn shims_have_the_variables_that_are_configured(env: &Env) -> Result<()> {
-    let config = env.path("config.toml");
-    fs::write(&config, "[runtime]\nshim_env = [\"SCHED_CORE=1\", \"GANTRY_TEST=there\"]\n")?;
-    let stack = Stack::start_with(env, &["--config", &config.to_string_lossy()])?;
+    let config = "[runtime]\nshim_env = [\"SCHED_CORE=1\", \"GANTRY_TEST=there\"]\n";
+    let stack = Stack::start_configured(env, config)?;
     let ran = stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "sleep", "1000"])?;
     if ran.code() != 0 {
         let said = ran.fails()?;

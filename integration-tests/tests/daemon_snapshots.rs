@@ -22,9 +22,7 @@ pub(crate) const TESTS: &[Test] = tests![
 
 /// A daemon whose default snapshotter is `name`, with more lines of configuration.
 fn daemon<'env>(env: &'env Env, name: &str, more: &str) -> Result<Daemon<'env>> {
-    let config = env.path("gantryd.toml");
-    fs::write(&config, format!("[runtime]\nsnapshotter = {name:?}\n{more}"))?;
-    env.daemon_with(&["--config", &config.display().to_string()])
+    env.daemon_configured(&format!("[runtime]\nsnapshotter = {name:?}\n{more}"))
 }
 
 fn image(registry: &Registry) -> Result<String> {

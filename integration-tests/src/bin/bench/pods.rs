@@ -330,10 +330,9 @@ impl Drop for Bridge<'_> {
 }
 
 fn start_gantryd<'env>(env: &'env Env, bridge: &Bridge<'_>) -> Result<Daemon<'env>> {
-    let (config, netns) = (env.path("pods.toml"), env.path("netns"));
+    let netns = env.path("netns");
     let text = format!("[cri.cni]\nconf_dir = {:?}\nbin_dirs = [{PLUGINS:?}]\nnetns_dir = {netns:?}\n", bridge.conf);
-    fs::write(&config, text)?;
-    env.daemon_with(&["--config", &config.to_string_lossy()])
+    env.daemon_configured(&text)
 }
 
 fn start_containerd(env: &Env, bridge: &Bridge<'_>, pause: &str) -> Result<Option<Containerd>> {

@@ -50,9 +50,7 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
 fn in_memory(env: &Env, own: &Env, beside: &Env, rounds: usize) -> Result<()> {
     let registry = Registry::start(env)?;
     let directories = own.daemon()?;
-    let config = beside.path("gantryd.toml");
-    fs::write(&config, "[runtime]\nsnapshotter = \"erofs\"\n")?;
-    let images = beside.daemon_with(&["--config", &config.display().to_string()]).ok();
+    let images = beside.daemon_configured("[runtime]\nsnapshotter = \"erofs\"\n").ok();
     if images.is_none() {
         note("erofs: not measured, this kernel does not mount its images");
     }
