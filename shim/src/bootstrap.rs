@@ -93,7 +93,7 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     if request.setting.socket.as_os_str().is_empty() {
         request.setting.socket = request.socket_path(&group)?;
     }
-    // Before there is the supervisor, which inherits it.
+    // Before the supervisor is forked, because that inherits it.
     if std::env::var_os("SCHED_CORE").is_some_and(|wish| !wish.is_empty()) {
         rung_sys::sched::keep_core_to_itself().doing(|| "keep the container's cores to itself (SCHED_CORE)")?;
     }
@@ -107,7 +107,7 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     match process::clone(&CloneRequest::default()).doing(|| "start the supervisor")? {
         Forked::Parent { pid, .. } => {
             settle(pid, &request).inspect_err(|_| {
-                // Half a supervisor is none: the caller hears an error and will not look for it.
+                // The caller gets an error and will not look for a supervisor, so none may be left.
                 let _ = rung_sys::signal::send(pid, nix::libc::SIGKILL);
                 let _ = fs::remove_file(&request.setting.socket);
             })?;
@@ -117,8 +117,8 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     }
 }
 
-/// Leaves the number of the group's supervisor in the bundle of one that joins, as it is in the bundle of the one that it
-/// was started for.
+/// Copies the group's `shim.pid` into the bundle of a container that joins the group: the supervisor wrote it only into the
+/// bundle that it was started for.
 fn name_supervisor(bundle: &Path, group: &str) -> Result<()> {
     let first = check_identifier(group).ok().and_then(|()| Some(bundle.parent()?.join(group).join("shim.pid")));
     match first.and_then(|path| fs::read(path).ok()) {
@@ -137,7 +137,8 @@ fn settle(pid: Pid, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// The kernel shall end a supervisor after the containers, but before the daemon: one above the daemon's score.
+/// Makes the OOM killer choose containers before their supervisor, and a supervisor before the daemon: the score is the
+/// daemon's plus one.
 fn raise_oom_score(pid: Pid) -> std::io::Result<()> {
     let daemon = fs::read_to_string(format!("/proc/{}/oom_score_adj", nix::unistd::getppid()))?;
     let score = daemon.trim().parse::<i32>().unwrap_or(0).saturating_add(1).min(1000);
@@ -211,7 +212,7 @@ impl Request {
         Ok(())
     }
 
-    /// Every `start` for the same daemon, namespace and group comes to the same path.
+    /// Every `start` for the same daemon, namespace and group computes the same path.
     fn socket_path(&self, group: &str) -> Result<PathBuf> {
         let key = Path::new(&self.setting.grpc_address).join(&self.setting.namespace).join(group);
         let digest = Sha256::digest(key.as_os_str().as_encoded_bytes());
@@ -243,7 +244,7 @@ impl Answer {
     }
 }
 
-/// Whether somebody listens at the socket `path`, be it that he does not take connections just now.
+/// Whether a process listens at the socket `path`, even one that is too busy to accept a connection in time.
 pub fn is_answered(path: &Path) -> bool {
     match fd_pass::connect(path, Duration::from_secs(2)) {
         Ok(_) => true,

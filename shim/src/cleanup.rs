@@ -1,4 +1,4 @@
-//! `delete`: clean up where the supervisor is gone or never was. Everything is known from the bundle alone.
+//! `delete`: clean up where the supervisor is gone or never was. All it knows comes from the bundle.
 
 use std::path::Path;
 use std::process::Command;

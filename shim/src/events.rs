@@ -30,7 +30,7 @@ const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const MAX_QUEUE: usize = 2048;
 /// How long one event may take to be taken.
 const SEND: Duration = Duration::from_secs(5);
-/// How often the daemon may refuse an event until it is given up: the next ones wait behind it.
+/// How often an event that the daemon refuses is sent before it is given up: the next ones wait behind it.
 const REFUSALS: u32 = 5;
 /// First and longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -160,7 +160,7 @@ impl Destination {
         }
     }
 
-    /// Whether the daemon was there for the last event, be it to refuse it.
+    /// Whether the last event reached the daemon, even if the daemon refused it.
     fn has_answered(&self) -> bool {
         matches!(self, Self::Socket { client: Some(_), .. })
     }

@@ -16,7 +16,8 @@ use crate::{Doing, Error, Result};
 /// What a daemon may write to our standard input.
 const MAX_INPUT: u64 = 10 << 20;
 
-/// Kinds of mounts that a daemon need not make for us because it thinks that we cannot.
+/// The annotation that lists the types of mounts, besides the usual ones, that this shim makes itself. Daemons make all
+/// others for it.
 const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 
 /// How long the runtime may take to describe itself.

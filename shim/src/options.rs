@@ -41,7 +41,7 @@ pub struct Options {
     pub criu_work_path: String,
 }
 
-/// What `ctr` before 2.0 says to runtimes other than runc, in the message of containerd's first shims.
+/// The option message of containerd's first shims, which `ctr` before 2.0 sends to every runtime but runc.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Earlier {
     #[prost(bool, tag = "1")]
@@ -118,7 +118,7 @@ impl Options {
         }
     }
 
-    /// The generic message carries a document in the body or in a file; ours is JSON with the field names above.
+    /// The generic message carries a document, in its body or in a file. Ours is JSON with the field names of [`Options`].
     fn from_generic(options: &generic::Options) -> Result<Self> {
         let body = if options.config_body.is_empty() && !options.config_path.is_empty() {
             std::fs::read(&options.config_path).doing(|| format!("read runtime options {}", options.config_path))?

@@ -59,9 +59,9 @@ pub fn unmount(rootfs: &Path) {
     }
 }
 
-/// Takes everything off `rootfs`, and leaves what it takes long to be done with to whoever drops the answer: the kernel
-/// flushes all of the disk below an overlay when the last that holds it goes. Where it is no overlay nobody holds it any
-/// more, because there may be a device below that is to be removed next.
+/// Takes everything off `rootfs`. If that was an overlay, the answer is a descriptor that still holds it: when the last
+/// holder lets go, the kernel syncs the whole file system below the overlay, and the caller decides when to wait for that.
+/// Any other root is let go of at once, because it may be on a device that is removed next.
 pub fn detach(rootfs: &Path) -> Option<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let root = OpenOptions::new().read(true).custom_flags(flags).open(rootfs).ok();
@@ -82,8 +82,8 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory to mount on, opened once. A mount may name one below the root; it must already be there, and what an
-/// earlier mount has put on the way does not lead out.
+/// The directory to mount on, opened once. A mount may name a directory below the root, which must exist; links on the way,
+/// which an earlier mount may have brought, do not lead out of the root.
 fn target(one: &Mount, rootfs: &Path) -> Result<OwnedFd> {
     let below = Path::new(&one.target);
     if below.components().any(|part| part == Component::ParentDir) {

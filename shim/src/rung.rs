@@ -18,12 +18,15 @@ use crate::options::Options;
 use crate::reaper::Reaper;
 use crate::{Doing, Error, Result};
 
-/// Deadline of verbs that run hooks.
+/// Deadline of the commands that run hooks: `create`, `start` and `exec`.
 const LONG: Duration = Duration::from_secs(300);
-/// Deadline of the others, but of those that run criu, which takes as long as the container's memory is large.
+/// Deadline of all others but `checkpoint` and `restore`, which have none: how long criu takes depends on the container's
+/// memory.
 const SHORT: Duration = Duration::from_secs(60);
-/// What is read of a program's complaints.
-const MAX_COMPLAINT: u64 = 4096;
+/// Bytes of a log or of standard error that are read to find out why a command failed.
+const MAX_READ: u64 = 1 << 20;
+/// Characters of standard error that become part of an error message.
+const MAX_COMPLAINT: usize = 4096;
 
 /// How to run the runtime for one container.
 #[derive(Debug, Clone)]
@@ -53,17 +56,17 @@ struct Line {
     level: String,
     #[serde(default)]
     msg: String,
-    /// Ours alone: what went wrong, for programs.
+    /// What went wrong, as a word for programs. Only `rung` writes it.
     kind: Option<String>,
 }
 
-/// A program that runs for a verb: ended where nobody waits for it any more.
+/// The running program of a command. It is killed when this is dropped before the program has ended.
 struct Running(Option<Pid>);
 
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(pid) = self.0 {
-            // Not yet collected, so that the number is still its own.
+            // It has not been reaped, so the number is still its own.
             let _ = rung_sys::signal::send(pid, nix::libc::SIGKILL);
         }
     }
@@ -97,7 +100,8 @@ impl Runtime {
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
         if ends.stderr.is_some() {
-            // That is the container's, whose readers are told what went wrong by whoever asked for it.
+            // Standard error is the container's: an error there would be taken for the container's own output. The client
+            // that asked for the command is told instead.
             command.env("RUNG_LOG_ALONE", "1");
         }
         command.stderr(match (ends.stderr, &complaints) {
@@ -165,7 +169,7 @@ impl Runtime {
             .map_err(|_| Error::internal(format!("{} {verb}: its exit was lost", self.name())))
     }
 
-    /// A bare name that is nowhere is said in the words, and with the code, that clients of containerd know.
+    /// For a program that is not on `PATH` the error has the words and the code that containerd's clients look for.
     fn not_started(&self, error: std::io::Error) -> Error {
         let name = self.program.to_string_lossy();
         if error.kind() == std::io::ErrorKind::NotFound && !name.contains('/') {
@@ -178,14 +182,14 @@ impl Runtime {
     fn explain(&self, from: u64, complaints: Option<File>, status: u32, doing: &str) -> Error {
         let read = |mut file: File, from: u64| {
             let mut text = Vec::new();
-            let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(1 << 20).read_to_end(&mut text));
+            let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(MAX_READ).read_to_end(&mut text));
             String::from_utf8_lossy(&text).into_owned()
         };
         let log = File::open(&self.log).map(|file| read(file, from)).unwrap_or_default();
         let lines = log.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
         if let Some(line) = lines.into_iter().find(|line| line.level == "error" && !line.msg.is_empty()) {
             return match line.kind {
-                // Ours say themselves what they were doing.
+                // `rung` itself says what it was doing.
                 Some(kind) => failure(&kind, line.msg),
                 None => failure("", line.msg).context(doing),
             };
@@ -194,10 +198,10 @@ impl Runtime {
         let complaint = complaint.trim();
         if complaint.is_empty() {
             let silent = Error::new(Kind::Unknown, format!("{doing}: exit status {status}"));
-            // A program that a signal has ended.
+            // Above 128: a signal has ended the program.
             return if status > 128 { silent.of_cut_short() } else { silent };
         }
-        let short: String = complaint.chars().take(usize::try_from(MAX_COMPLAINT).unwrap_or(4096)).collect();
+        let short: String = complaint.chars().take(MAX_COMPLAINT).collect();
         Error::new(Kind::Unknown, short.replace('\n', "; ")).context(doing)
     }
 }
@@ -254,7 +258,7 @@ fn failure(kind: &str, message: String) -> Error {
         "unsupported" => Kind::Unimplemented,
         "timeout" => Kind::DeadlineExceeded,
         "internal" => Kind::Internal,
-        // Clients of containerd know such failures by the code of all that a runtime says.
+        // containerd's code for whatever a runtime reports, which its clients expect here too.
         "program-not-found" => return Error::new(Kind::Unknown, message).with_exit_code(exit::NOT_FOUND),
         "cannot-execute" => return Error::new(Kind::Unknown, message).with_exit_code(exit::CANNOT_RUN),
         _ => Kind::Unknown,

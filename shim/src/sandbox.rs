@@ -49,7 +49,7 @@ struct Sandbox {
     started: bool,
     /// Set when it has ended.
     exit: watch::Sender<Option<Exited>>,
-    /// What it does is to be dropped with the sandbox.
+    /// Keeps the shim alive until the sandbox is dropped.
     _hold: Hold,
 }
 

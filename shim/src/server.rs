@@ -15,11 +15,13 @@ use crate::bootstrap::Setting;
 use crate::service::Services;
 use crate::{Doing, Result, log};
 
-/// How long the shim tries to deliver its last events before it ends. A daemon that is not there to take them asks for the
-/// states of its containers when it comes back, and there is none left here.
+/// How long the shim tries to deliver its last events before it ends. A daemon that is away learns the same when it comes
+/// back and finds no shim.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Connections served at once.
 const MAX_CLIENTS: usize = 256;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `listener` until the shim's work is done.
 ///
@@ -81,7 +83,7 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
             _ = signals.dump.recv() => services.dump(),
             accepted = listener.accept(), if lifetime.clients() < MAX_CLIENTS => match accepted {
                 Ok((stream, _)) => {
-                    // Whoever connects may be the daemon after a restart: what could not be told it is told now.
+                    // This may be the daemon after a restart: events that could not be sent are sent now.
                     services.events().nudge();
                     let hold = lifetime.client();
                     let services = services.clone();
@@ -93,15 +95,15 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors or memory: the queue stays, so that waiting is all one can do.
+                    // Out of descriptors or memory. The connection stays in the socket's queue and is accepted later.
                     tracing::error!(%error, "accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
     }
     services.leave();
-    // The answer to the call that ended us is on its way through two tasks.
+    // The answer to the call that ends the shim still passes through two tasks, which get their turns here.
     for _ in 0..16 {
         tokio::task::yield_now().await;
     }

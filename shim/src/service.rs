@@ -228,7 +228,7 @@ impl Services {
         answer(&())
     }
 
-    /// Whether every container has ended, and there is no sandbox that more may come into.
+    /// Whether every container has ended, and there is no sandbox into which more could come.
     async fn has_only_leftovers(&self) -> bool {
         for id in self.shim.containers.ids() {
             let Ok(mailbox) = self.shim.containers.get(&id) else { continue };
@@ -265,7 +265,7 @@ pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -
     let (mut sender, answer) = oneshot::channel();
     mailbox.tell(move |container| {
         Box::pin(async move {
-            // A client that stops waiting for a Create wants it undone: it will use the identifier again.
+            // A client that stops waiting for Create will use the identifier again, so the container is undone.
             let made = tokio::select! {
                 made = container.create(request) => Some(made),
                 () = sender.closed() => None,

@@ -95,7 +95,7 @@ impl Sink {
                     Ok(()) => Step::Next,
                     Err(error) => {
                         tracing::error!(%error, bytes = chunk.len(), "output file");
-                        // The process must not stop for it: whoever wants that uses log://.
+                        // Output is lost rather than the process stopped; a log:// destination can do otherwise.
                         Step::Next
                     }
                 }

@@ -87,7 +87,7 @@ pub struct Opened {
 #[derive(Debug)]
 pub struct Io {
     input: Option<Arc<Input>>,
-    /// Keeps a client's FIFO from ending the input, until that is asked for.
+    /// A writer of the client's FIFO, so that the input does not end when the client closes it. Dropped by CloseIO.
     held_open: Option<OwnedFd>,
     output: Option<Arc<Output>>,
     terminal: Option<OwnedFd>,
@@ -285,7 +285,7 @@ impl Io {
 
     /// Ends the process's standard input, after what clients have written; nothing where it has none.
     pub fn close_stdin(&mut self) {
-        // What is in a client's FIFO is copied yet, and then the copy ends the input.
+        // With a FIFO, what is in it is copied first, and then the copy closes the input.
         if self.held_open.take().is_none()
             && let Some(input) = &self.input
         {

@@ -13,7 +13,7 @@ use rung_sys::poll::{self, Interest};
 
 use crate::{Doing, Error, Result};
 
-/// The runtime has sent the terminal before it exits; this is for one that has not.
+/// How long to wait for a terminal that the runtime has not sent, as it should have, before it exited.
 const LATE: Duration = Duration::from_secs(2);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);

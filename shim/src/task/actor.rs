@@ -44,13 +44,14 @@ pub struct Shim {
     pub containers: Containers,
     /// Keeps the shim alive.
     pub lifetime: Lifetime,
-    /// Its address is not its own any more.
+    /// Set once the socket's file has been removed: another shim may listen at that path since.
     pub has_left: AtomicBool,
 }
 
 impl Shim {
-    /// Takes the shim's address away, and ends it. Whoever is answered after that may start another for a group of the same
-    /// name, and so at the same address, which must not be taken for this one, nor be taken away from that one.
+    /// Removes the shim's socket, once, and ends the shim. It comes before the answer of the call that ends the shim: the
+    /// caller may then start another shim for a group of the same name, which listens at the same path. That start must not
+    /// find this shim there, and this shim must not remove the socket of that one.
     pub fn leave(&self) {
         if !self.has_left.swap(true, Ordering::Relaxed) {
             let _ = std::fs::remove_file(&self.setting.socket);
@@ -59,8 +60,8 @@ impl Shim {
     }
 }
 
-/// Where requests and exits of a container go. The queue has no bound of its own: what is in it are calls, which each
-/// connection bounds, and exits, of which there is one a process.
+/// Where requests and exits of a container go. The queue needs no bound of its own: it holds calls, whose number each
+/// connection limits, and exits, of which there is one for each process.
 #[derive(Clone)]
 pub struct Mailbox {
     jobs: mpsc::UnboundedSender<Job>,
@@ -131,7 +132,7 @@ impl Mailbox {
         answer.await.unwrap_or_else(|_| Err(Error::not_found("the container is gone")))
     }
 
-    /// As [`Mailbox::ask`], of what needs no waiting.
+    /// As [`Mailbox::ask`], for a job that does not wait for anything itself.
     ///
     /// # Errors
     /// As [`Mailbox::ask`].
@@ -142,8 +143,8 @@ impl Mailbox {
         self.ask(move |container| Box::pin(std::future::ready(job(container)))).await
     }
 
-    /// Asks what does not have to wait for its turn: it is done at once, in the middle of a job whose runtime call is
-    /// under way. For what only looks, and for what must get through where the runtime hangs.
+    /// Asks without waiting for a turn: `look` runs at once, even in the middle of a job whose runtime call is under way.
+    /// This is for requests that only read, and for those that must get through to a container whose runtime hangs.
     ///
     /// # Errors
     /// As [`Mailbox::ask`].
@@ -158,7 +159,7 @@ impl Mailbox {
         answer.await.unwrap_or_else(|_| Err(Error::not_found("the container is gone")))
     }
 
-    /// As [`Mailbox::peek`], without waiting for it.
+    /// As [`Mailbox::peek`], without an answer.
     pub fn interrupt(&self, look: impl FnOnce(&mut Container) + Send + 'static) {
         // Fails only where the owner is gone.
         let _ = self.peeks.send(Box::new(look));
@@ -191,11 +192,11 @@ pub struct Container {
     pub(super) oom_killed: Arc<AtomicBool>,
     /// The first process's exit while it waits for the exits of execs to be announced.
     pub(super) held_exit: Option<Exited>,
-    /// The first process has been collected; what follows from that may wait for its turn.
+    /// The first process has been reaped. [`Container::init_exited`] may still be in the queue.
     pub(super) init_is_gone: bool,
     mailbox: (mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>),
     peeked: mpsc::UnboundedReceiver<Peek>,
-    /// What it does is to be dropped with the container.
+    /// Keeps the shim alive until the container is dropped.
     _hold: Hold,
 }
 
@@ -241,7 +242,7 @@ impl Container {
                 mailbox.interrupt(|container| container.init_is_gone = true);
                 mailbox.tell(move |container| Box::pin(async move { container.init_exited(exited).await }));
             } else {
-                // Nothing that is under way changes what is told of an exec that was started before.
+                // No job in progress changes what is announced for an exec that runs, so this need not wait.
                 mailbox.interrupt(move |container| container.exec_exited(&exec_id, exited));
             }
         });
@@ -262,7 +263,7 @@ impl Container {
         });
     }
 
-    /// Runs a verb of the runtime, and answers meanwhile what need not wait for it.
+    /// Runs a command of the runtime, and answers peeks meanwhile.
     ///
     /// # Errors
     /// As [`Runtime::run`].
@@ -270,7 +271,10 @@ impl Container {
         self.run_while(arguments, ends, |_| true).await
     }
 
-    /// The same of a verb that makes no sense any more once `wanted` is false; then it is ended.
+    /// As [`Container::run`], for a command that is pointless once `wanted` is false: then it is killed.
+    ///
+    /// # Errors
+    /// As [`Runtime::run`]; `FailedPrecondition` where it was killed.
     pub(super) async fn run_while<S: AsRef<OsStr>>(
         &mut self,
         arguments: &[S],
@@ -301,17 +305,17 @@ impl Container {
         Ok(pids.map(|pids| self.named(pids)))
     }
 
-    /// The same by the runtime.
+    /// As [`Container::pids`], but the runtime is asked.
     ///
     /// # Errors
-    /// Where it cannot tell.
+    /// Those of the runtime.
     pub async fn pids_by_runtime(&self) -> Result<Vec<ProcessInfo>> {
         let text = self.runtime.output(&["ps", "--format", "json", &self.id]).await?;
         let pids = serde_json::from_slice(&text);
         pids.map(|pids| self.named(pids)).map_err(|error| Error::internal(format!("read process list: {error}")))
     }
 
-    /// Processes that the shim started by name carry it.
+    /// Adds to each process that is an exec the identifier of that exec.
     fn named(&self, pids: Vec<u32>) -> Vec<ProcessInfo> {
         let info = |pid: u32| {
             let exec = self.execs.values().find(|exec| exec.wire_pid() == pid);

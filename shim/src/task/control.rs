@@ -25,7 +25,7 @@ impl Container {
         let (id, bundle) = (self.id.clone(), self.bundle.to_string_lossy().into_owned());
         let process = self.process(exec_id)?;
         let state = if paused && process.state == State::Running { State::Paused } else { process.state };
-        // Of one whose start failed nothing is said before it is deleted.
+        // A process whose start failed has an exit for those who wait, but is not reported as stopped.
         let exited = process.exited().filter(|_| state == State::Stopped);
         Ok(StateResponse {
             id,

@@ -15,7 +15,7 @@ use crate::stats::cgroup::Cgroup;
 use crate::task::Container;
 use crate::{Doing, Result, oom, rootfs};
 
-/// What a Start needs that restores instead of starting.
+/// What Start needs where it restores from a checkpoint instead of starting.
 #[derive(Debug)]
 pub struct Restore {
     pub(super) checkpoint: String,
@@ -94,8 +94,8 @@ impl Container {
         self.take_made(made, console).await
     }
 
-    /// Takes over the container that the runtime was to make. Where that fails, nothing of it stays. A runtime that says
-    /// itself why it has made none has left nothing, and the container of that name may be another's.
+    /// Takes over the container that the runtime was to make; on failure nothing of it stays. A runtime that reports an error
+    /// itself has cleaned up, and is not asked to delete: a container of that name may then be somebody else's.
     pub(super) async fn take_made(&mut self, made: Result<()>, console: Option<Console>) -> Result<()> {
         if let Err(error) = made {
             if error.is_cut_short() {

@@ -16,7 +16,7 @@ use crate::task::state::State;
 use crate::task::{Container, Mailbox};
 use crate::{Error, Result};
 
-/// How long a shim that goes on holds the root of a deleted container.
+/// How long the root of a deleted container is still held, see [`rootfs::detach`]. Most shims end before that.
 const ROOT_HELD: Duration = Duration::from_secs(1);
 /// How long Delete waits for output that is still being copied, and for the end of a process it has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ type Drained = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Container {
     /// Checks that the process may be deleted; one that waits for its start is ended first.
     fn before_delete(&mut self, exec_id: &str) -> Result<(watch::Receiver<Option<Exited>>, Option<Drained>)> {
-        // Exits that the kernel has but nobody has collected count.
+        // A process that has ended but is not reaped yet counts as ended.
         self.shim.reaper.collect();
         let process = self.process(exec_id)?;
         match process.state {
@@ -54,7 +54,7 @@ impl Container {
                 let failed = process.exited();
                 process.stop(failed.unwrap_or(Exited { status: 0, at: std::time::SystemTime::now() }));
             }
-            // An exit may be on its way through the mailbox behind us; only a living process is a reason to refuse.
+            // It has ended: its exit is in the mailbox, behind this request. Only a living process is a reason to refuse.
             State::Running | State::Paused if gone(process.pid) => {}
             State::Running | State::Paused => {
                 let text = format!("cannot delete a running process: {} is {}", process.pid, process.state.word());
@@ -99,8 +99,8 @@ impl Container {
         Ok(response)
     }
 
-    /// Has the runtime forget the container. Forced, because that is what makes it repeatable: it ends what is left and
-    /// does not mind what is gone.
+    /// Has the runtime delete the container. With `--force` this can be repeated: what is left is ended, and what is gone is no
+    /// error.
     async fn delete_by_runtime(&mut self) -> Result<()> {
         let id = self.id.clone();
         let Err(error) = self.run(&["delete", "--force", &id], Ends::default()).await else {
@@ -109,7 +109,7 @@ impl Container {
         if error.kind() == Kind::NotFound {
             return Ok(());
         }
-        // Not every runtime says in a way for programs that there is nothing to delete; whether there is can be asked.
+        // Runtimes other than `rung` do not say in a form for programs that there is nothing to delete. `state` tells.
         match self.run(&["state", &id], Ends::default()).await {
             Ok(()) => Err(error),
             Err(_) => Ok(()),
@@ -124,14 +124,14 @@ impl Container {
 }
 
 impl Container {
-    /// Whether the first process has ended, be it that its exit waits to be looked at.
+    /// Whether the first process has ended, even if its exit is still in the mailbox.
     pub(super) fn init_has_ended(&self) -> bool {
         self.shim.reaper.collect();
         self.init_is_gone || self.init.state == State::Stopped || gone(self.init.pid)
     }
 
-    /// Whether what went wrong with another process has its cause in the end of the first one. Where that is killed, the
-    /// kernel ends all others of its process namespace before it can be waited for, so it is given a moment.
+    /// Whether `error`, of another process, has its cause in the end of the first one. When the first one is killed, the
+    /// kernel ends all others in its PID namespace before the first can be reaped, so it gets a moment to be seen as ended.
     pub(super) async fn ended_with_init(&self, error: &Error) -> bool {
         const MOMENT: Duration = Duration::from_secs(1);
         let until = Instant::now() + if error.kind() == Kind::Internal { MOMENT } else { Duration::ZERO };

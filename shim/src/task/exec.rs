@@ -53,15 +53,15 @@ impl Container {
         Ok(())
     }
 
-    /// A container that has ended, is frozen or is yet to be restored takes none. One whose end is not announced yet does:
-    /// its client finds out at the start.
+    /// Refuses where the container has ended, is frozen, or is yet to be restored. One that has ended without the end being
+    /// announced yet still accepts: the client finds out at the start.
     fn takes_execs(&self) -> Result<()> {
         let state = match self.init.state {
             State::Stopped | State::Paused => self.init.state.word(),
             State::Created if self.restore.is_some() => State::Created.word(),
             State::Created | State::Running => return Ok(()),
         };
-        // The code of all that clients of containerd hear of a state.
+        // As containerd's shim does: its clients expect this code, not `FailedPrecondition`.
         Err(Error::new(Kind::Unknown, format!("cannot exec in a {state} container: {}", self.id)))
     }
 
@@ -93,7 +93,7 @@ impl Container {
         }
         arguments.push(OsString::from(&self.id));
         self.process(id)?.begin();
-        // A runtime that hangs may not keep the end of the container from being announced.
+        // A runtime that hangs must not delay the announcement of the container's end.
         let ran = self.run_while(&arguments, ends, |container| !container.init_is_gone).await;
         self.process(id)?.starting = false;
         let taken = ran.and_then(|()| take(console, &mut io, &pid_file));
@@ -102,7 +102,7 @@ impl Container {
             Ok(pid) => pid,
             Err(error) => {
                 self.process(id)?.give_up();
-                // Whatever the runtime stumbled over while the container ended around it.
+                // The error has its cause in the container's end, whatever the runtime says.
                 if self.ended_with_init(&error).await {
                     return Err(not_running().context(error));
                 }
@@ -121,7 +121,7 @@ impl Container {
     }
 }
 
-/// The process, with a terminal where the request says so: clients need not say it twice.
+/// The process with `terminal` set as the request has it, which counts more than what the process itself says.
 fn with_terminal(spec: &[u8], terminal: bool) -> serde_json::Result<Vec<u8>> {
     let mut process: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(spec)?;
     if process.get("terminal").and_then(serde_json::Value::as_bool).unwrap_or(false) == terminal {
@@ -142,7 +142,7 @@ fn take(console: Option<Console>, io: &mut Io, pid_file: &std::path::Path) -> Re
         Some(master) => io.attach_terminal(master),
         None => Ok(()),
     });
-    // It runs, and nobody would know of it.
+    // The process runs already. After an error nobody would know of it, so it is killed.
     attached.map(|()| pid).inspect_err(|_| drop(rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL)))
 }
 

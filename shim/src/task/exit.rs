@@ -69,7 +69,7 @@ impl Container {
 
     fn announce(&mut self, exec_id: &str, exited: Exited) {
         let id = if exec_id.is_empty() { self.id.clone() } else { exec_id.to_owned() };
-        // An exec that was deleted while it ran has nobody to tell.
+        // An exec that was deleted while it ran: nobody waits for its end.
         let Ok(process) = self.process(exec_id) else { return };
         if process.state == State::Stopped {
             return;

@@ -41,7 +41,7 @@ pub async fn kill(mailbox: &Mailbox, exec_id: String, signal: u32, all: bool) ->
     }
     let Signalled::ByRuntime(kill) = signalled else { return Ok(()) };
     let sent = kill.send().await;
-    // Whether there was anybody to signal is asked of the kernel, not read out of the runtime's words.
+    // Whether there was a process to signal is looked up in the cgroup, not read out of the runtime's error text.
     if sent.is_err() && !mailbox.peek(|container| Ok(container.exists())).await? {
         return Err(finished());
     }
@@ -78,7 +78,7 @@ impl Container {
             let (runtime, id) = (self.runtime.clone(), self.id.clone());
             return Ok(Signalled::ByRuntime(RuntimeKill { runtime, id, signal: number, all }));
         }
-        // Collected already, even where its end is still to be announced: the number may be another's.
+        // Reaped already, even if its exit is not announced yet: the number may belong to another process.
         let gone = exec_id.is_empty() && (self.held_exit.is_some() || self.init_is_gone);
         let process = self.process(exec_id)?;
         if process.state == State::Stopped || gone {
@@ -88,7 +88,7 @@ impl Container {
             return Ok(Signalled::Later);
         }
         if process.pid == 0 {
-            // Announced, not started: it will not be. Nobody was told of a start, so that nobody is told of an exit.
+            // An exec that was added and not started: it never will be. No start was announced, so no exit is either.
             let status = 128_u32.saturating_add(signal);
             process.stop(Exited { status, at: std::time::SystemTime::now() });
             return Ok(Signalled::Sent);

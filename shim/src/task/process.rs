@@ -19,9 +19,9 @@ pub struct Process {
     pub state: State,
     /// Our side of its standard streams.
     pub io: Option<Io>,
-    /// For an exec with an attach socket: its streams from before the start on, so that nobody misses the first byte.
+    /// For an exec with an attach socket: its streams, opened before the start so that clients see the first byte.
     pub opened: Option<Opened>,
-    /// The runtime is about to make it.
+    /// The runtime is making it right now.
     pub starting: bool,
     /// For an exec: the process as OCI JSON.
     pub spec: Vec<u8>,
@@ -66,14 +66,14 @@ impl Process {
         self.exit.send_replace(Some(exited));
     }
 
-    /// Wakes who waits for a process that could not be started: there will be no end to tell of. It stays as it was, to be
-    /// started again or deleted.
+    /// Wakes those who wait for a process that could not be started: it will never end. The process stays in its state and can
+    /// be started again or deleted.
     pub fn give_up(&mut self) {
         let exited = Exited { status: 255, at: std::time::SystemTime::now() };
         self.exit.send_replace(Some(exited));
     }
 
-    /// It is started, perhaps again.
+    /// The process is about to be started, for the first time or after a start that failed.
     pub fn begin(&mut self) {
         self.exit.send_replace(None);
         self.starting = true;
