@@ -1,8 +1,12 @@
 //! The command line that daemons give a shim. Its flags have one dash, as Go's, so that it is read here and not by clap.
 
+use std::io::Read as _;
 use std::path::PathBuf;
 
-use crate::{Error, Result};
+use crate::{Doing as _, Error, Result};
+
+/// Bytes that a daemon may write to standard input.
+const MAX_INPUT: u64 = 10 << 20;
 
 /// What a command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +101,28 @@ pub fn parse(words: impl IntoIterator<Item = String>) -> Result<Command> {
     }
 }
 
+/// Reads what the daemon writes to standard input, up to a bound.
+///
+/// # Errors
+/// Those of reading.
+pub fn read_input() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    std::io::stdin().take(MAX_INPUT).read_to_end(&mut input)?;
+    Ok(input)
+}
+
 impl Flags {
+    /// The bundle directory.
+    ///
+    /// # Errors
+    /// Where no flag names one and the working directory is gone.
+    pub fn bundle(&self) -> Result<PathBuf> {
+        if self.bundle.as_os_str().is_empty() {
+            return std::env::current_dir().doing(|| "find the bundle: working directory");
+        }
+        Ok(self.bundle.clone())
+    }
+
     /// Identifiers become parts of paths, so that they are checked before anything else happens.
     fn checked(self) -> Result<Self> {
         use gantry_proto::namespace::check_identifier;

@@ -5,7 +5,7 @@
 //! address can be answered at once; the first connection waits in the socket's queue until the supervisor accepts.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use rung_sys::fd_pass;
 use rung_sys::process::{self, CloneRequest, Forked, Pid};
 use sha2::{Digest, Sha256};
 
-use crate::args::Flags;
+use crate::args::{self, Flags};
 use crate::bundle::{self, Config};
 use crate::error::Kind;
 use crate::options::Options;
@@ -29,8 +29,6 @@ use crate::{Doing, Error, Result, server};
 const SOCKET_DIR: &str = "/run/containerd/s";
 /// Newest version of the Task service spoken here.
 const NEWEST: u32 = 3;
-/// What a daemon may write to our standard input.
-const MAX_INPUT: u64 = 10 << 20;
 /// `sockaddr_un` takes no longer paths.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -82,8 +80,7 @@ enum Answer {
 /// # Errors
 /// Where the bundle, the socket or the new process cannot be had.
 pub fn start(flags: Flags) -> Result<Vec<u8>> {
-    let mut input = Vec::new();
-    std::io::stdin().take(MAX_INPUT).read_to_end(&mut input).doing(|| "read the daemon's parameters")?;
+    let input = args::read_input().doing(|| "read the daemon's parameters")?;
     let mut request = Request::read(flags, &input, &|name| std::env::var(name).ok())?;
     let config = Config::read(&request.setting.bundle);
     // A sandbox may have no configuration of its own.
@@ -148,11 +145,7 @@ fn raise_oom_score(pid: Pid) -> std::io::Result<()> {
 
 impl Request {
     fn read(flags: Flags, input: &[u8], env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
-        let bundle = if flags.bundle.as_os_str().is_empty() {
-            std::env::current_dir().doing(|| "find the bundle: working directory")?
-        } else {
-            flags.bundle
-        };
+        let bundle = flags.bundle()?;
         let mut request = Self {
             setting: Setting {
                 namespace: flags.namespace,

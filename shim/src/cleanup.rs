@@ -13,7 +13,7 @@ use crate::bootstrap::is_answered;
 use crate::bundle;
 use crate::options::Options;
 use crate::rung::run_alone;
-use crate::{Doing, Error, Result, rootfs};
+use crate::{Error, Result, rootfs};
 
 /// The status of a container whose end nobody saw: as if ended by SIGKILL, which is what `delete --force` sends.
 const KILLED: u32 = 128 + 9;
@@ -26,11 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// Where the runtime cannot end it.
 pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
-    let bundle = if flags.bundle.as_os_str().is_empty() {
-        std::env::current_dir().doing(|| "find the bundle: working directory")?
-    } else {
-        flags.bundle.clone()
-    };
+    let bundle = flags.bundle()?;
     let pid = bundle::read_pid(&bundle.join("init.pid")).unwrap_or(0);
     let ended = delete_by_runtime(flags, &bundle);
     rootfs::unmount(&bundle.join("rootfs"));
@@ -43,11 +39,7 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
 fn delete_by_runtime(flags: &Flags, bundle: &Path) -> Result<()> {
     let options = Options::load(bundle);
     let mut command = Command::new(options.program());
-    command.arg("--root").arg(options.root(&flags.namespace)).arg("--log").arg(bundle.join("log.json"));
-    command.args(["--log-format", "json"]);
-    if options.systemd_cgroup {
-        command.arg("--systemd-cgroup");
-    }
+    command.args(options.global_flags(&flags.namespace, bundle));
     // The working directory is the bundle, which is about to be removed.
     command.args(["delete", "--force", &flags.id]).current_dir("/");
     let finished = run_alone(command, DEADLINE)?;

@@ -4,7 +4,6 @@
 //! the daemon is away they are kept, within a bound; when it comes back (it connects to us) they are sent at once.
 
 use std::collections::VecDeque;
-use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,14 +14,13 @@ use gantry_proto::containerd::types::Envelope;
 use gantry_proto::namespace::NAMESPACE_TTRPC;
 use gantry_proto::ttrpc::{Client, Context};
 use gantry_proto::{any, time};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use prost::{Message, Name};
 use tokio::sync::{Notify, watch};
 
 use crate::bootstrap::Setting;
 use crate::error::Kind;
-use crate::reaper::Reaper;
-use crate::{Doing, Error, Result};
+use crate::reaper::{self, Reaper};
+use crate::{Doing, Error, Result, memory_file};
 
 /// The daemon's service for events.
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
@@ -182,14 +180,13 @@ impl Destination {
                 answer.map_err(Error::from)
             }
             Self::Program { path, address, namespace, reaper } => {
-                let mut input = std::fs::File::from(memfd_create(c"event", MFdFlags::MFD_CLOEXEC)?);
-                input.write_all(&event.event.as_ref().map(Message::encode_to_vec).unwrap_or_default())?;
-                input.seek(SeekFrom::Start(0))?;
+                let payload = event.event.as_ref().map(Message::encode_to_vec).unwrap_or_default();
+                let input = memory_file::holding(c"event", &payload)?;
                 let mut command = Command::new(&*path);
                 command.args(["--address", address, "publish", "--topic", &event.topic, "--namespace", namespace]);
                 command.stdin(Stdio::from(input)).stdout(Stdio::null()).stderr(Stdio::null());
                 let child = command.spawn().doing(|| format!("start {}", path.display()))?;
-                let pid = i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?;
+                let pid = reaper::number_of(&child)?;
                 let exited = tokio::time::timeout(SEND, reaper.child(pid)).await;
                 match exited {
                     Ok(Ok(exited)) if exited.status == 0 => Ok(()),

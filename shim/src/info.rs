@@ -1,6 +1,5 @@
 //! `-v` and `-info`: what the shim and its runtime are.
 
-use std::io::Read;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,10 +10,7 @@ use prost_types::Any;
 
 use crate::options::Options;
 use crate::rung::run_alone;
-use crate::{Doing, Error, Result};
-
-/// What a daemon may write to our standard input.
-const MAX_INPUT: u64 = 10 << 20;
+use crate::{Doing, Error, Result, args};
 
 /// The annotation that lists the types of mounts, besides the usual ones, that this shim makes itself. Daemons make all
 /// others for it.
@@ -36,8 +32,7 @@ pub fn version() -> Result<Vec<u8>> {
 /// # Errors
 /// Where the options are malformed. A runtime that does not describe itself is described by its name.
 pub fn describe() -> Result<Vec<u8>> {
-    let mut input = Vec::new();
-    std::io::stdin().take(MAX_INPUT).read_to_end(&mut input).doing(|| "read the runtime options")?;
+    let input = args::read_input().doing(|| "read the runtime options")?;
     let given = Any::decode(input.as_slice()).map_err(|error| Error::invalid(format!("runtime options: {error}")))?;
     let options = Options::from_any(Some(&given))?;
     let mut command = Command::new(options.program());

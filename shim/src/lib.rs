@@ -19,6 +19,7 @@ pub mod info;
 pub mod io;
 pub mod lifetime;
 pub mod log;
+pub mod memory_file;
 pub mod oom;
 pub mod options;
 pub mod reaper;

@@ -1,5 +1,6 @@
 //! What a client may choose about the runtime, from the `Any` that comes with Create.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use gantry_proto::any;
@@ -8,10 +9,13 @@ use gantry_proto::runtimeoptions::v1 as generic;
 use prost_types::Any;
 use serde::{Deserialize, Serialize};
 
-use crate::{Doing, Error, Result};
+use crate::rung::flag;
+use crate::{Doing, Error, Result, arguments};
 
 /// Where state is kept unless the client says otherwise: containerd's place, one directory for each namespace below.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// The runtime's log, in the bundle.
+pub const LOG: &str = "log.json";
 /// The runtime's program unless the client names one.
 const DEFAULT_BINARY: &str = "rung";
 
@@ -158,6 +162,14 @@ impl Options {
         }
         let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(DEFAULT_BINARY)));
         beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(DEFAULT_BINARY))
+    }
+
+    /// The runtime's global flags, which come before its command, for the container in `bundle`. Its log goes there too.
+    pub fn global_flags(&self, namespace: &str, bundle: &Path) -> Vec<OsString> {
+        let (root, log) = (self.root(namespace), bundle.join(LOG));
+        let mut flags = arguments!["--root", root, "--log", log, "--log-format", "json"];
+        flag(&mut flags, self.systemd_cgroup, "--systemd-cgroup");
+        flags
     }
 
     /// The runtime's state directory for `namespace`.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -13,6 +14,8 @@ use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rung_sys::process::{self, Pid, Target};
 use tokio::sync::oneshot;
+
+use crate::{Error, Result};
 
 /// How and when a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,14 +27,19 @@ pub struct Exited {
 }
 
 impl Exited {
-    /// The end of a process whose status nobody can know any more.
-    fn unseen() -> Self {
+    /// The end, just now, of a process whose status nobody can know.
+    pub fn unseen() -> Self {
         Self { status: UNSEEN, at: SystemTime::now() }
     }
 }
 
 /// What containerd says for an unknown status.
 const UNSEEN: u32 = 255;
+
+/// The process number of a program that was just started.
+pub(crate) fn number_of(child: &Child) -> Result<i32> {
+    i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))
+}
 
 /// True where the process is ours to collect.
 fn is_child(pidfd: BorrowedFd<'_>) -> bool {

@@ -9,14 +9,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use gantry_proto::exit;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use rung_sys::process::{Pid, Target};
 use serde::Deserialize;
 
 use crate::error::Kind;
-use crate::options::Options;
-use crate::reaper::Reaper;
-use crate::{Doing, Error, Result};
+use crate::options::{LOG, Options};
+use crate::reaper::{self, Reaper};
+use crate::{Doing, Error, Result, memory_file};
 
 /// Deadline of the commands that run hooks: `create`, `start` and `exec`.
 const LONG: Duration = Duration::from_secs(300);
@@ -32,9 +31,8 @@ const MAX_COMPLAINT: usize = 4096;
 #[derive(Debug, Clone)]
 pub struct Runtime {
     program: PathBuf,
-    root: PathBuf,
+    global_flags: Vec<OsString>,
     log: PathBuf,
-    systemd_cgroup: bool,
     reaper: Reaper,
 }
 
@@ -75,13 +73,8 @@ impl Drop for Running {
 impl Runtime {
     /// The runtime that `options` choose, for the container in `bundle`.
     pub fn new(options: &Options, namespace: &str, bundle: &Path, reaper: Reaper) -> Self {
-        Self {
-            program: options.program(),
-            root: options.root(namespace),
-            log: bundle.join("log.json"),
-            systemd_cgroup: options.systemd_cgroup,
-            reaper,
-        }
+        let global_flags = options.global_flags(namespace, bundle);
+        Self { program: options.program(), global_flags, log: bundle.join(LOG), reaper }
     }
 
     /// Runs a verb. Its standard streams are `ends`, dropped here as soon as the program has them.
@@ -92,11 +85,12 @@ impl Runtime {
         let verb = arguments.first().map(|verb| verb.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
         let doing = || format!("{} {verb}", self.name());
         let complaints = match &ends.stderr {
-            None => Some(memory_file().doing(doing)?),
+            None => Some(memory_file::empty(c"stderr").doing(doing)?),
             Some(_) => None,
         };
         let log_from = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
-        let mut command = self.command(arguments);
+        let mut command = Command::new(&self.program);
+        command.args(&self.global_flags).args(arguments);
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
         if ends.stderr.is_some() {
@@ -121,13 +115,10 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::run`].
     pub async fn output<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Vec<u8>> {
-        let mut file = memory_file()?;
+        let mut file = memory_file::empty(c"stdout")?;
         let ends = Ends { stdout: Some(file.try_clone()?.into()), ..Ends::default() };
         self.run(arguments, ends).await?;
-        let mut output = Vec::new();
-        file.seek(SeekFrom::Start(0))?;
-        file.read_to_end(&mut output)?;
-        Ok(output)
+        memory_file::read_all(&mut file)
     }
 
     /// The program's name for messages.
@@ -135,20 +126,10 @@ impl Runtime {
         self.program.file_name().unwrap_or(self.program.as_os_str()).to_string_lossy().into_owned()
     }
 
-    fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.arg("--root").arg(&self.root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
-        if self.systemd_cgroup {
-            command.arg("--systemd-cgroup");
-        }
-        command.args(arguments);
-        command
-    }
-
     /// Spawns and waits. The wait is the reaper's, so that nobody else may wait for children.
     async fn finish(&self, mut command: Command, verb: &str) -> Result<u32> {
         let child = command.spawn().map_err(|error| self.not_started(error))?;
-        let pid = i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?;
+        let pid = reaper::number_of(&child)?;
         let exit = self.reaper.child(pid);
         let mut running = Running(Some(Pid::from_raw(pid)));
         // The pipes and files of the command are the program's now; ours would keep its readers waiting.
@@ -223,10 +204,10 @@ pub struct Finished {
 /// Where it cannot be started or is not done within `deadline`; then it is ended.
 pub fn run_alone(mut command: Command, deadline: Duration) -> Result<Finished> {
     let doing = format!("start {}", Path::new(command.get_program()).display());
-    let (mut output, mut complaints) = (memory_file()?, memory_file()?);
+    let (mut output, mut complaints) = (memory_file::empty(c"stdout")?, memory_file::empty(c"stderr")?);
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(complaints.try_clone()?);
     let child = command.spawn().doing(|| doing.clone())?;
-    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|_| Error::internal("process number out of range"))?);
+    let pid = Pid::from_raw(reaper::number_of(&child)?);
     let pidfd = rung_sys::pidfd::open(pid)?;
     let ended = rung_sys::pidfd::wait_exit(pidfd.as_fd(), deadline)?;
     if !ended {
@@ -236,15 +217,10 @@ pub fn run_alone(mut command: Command, deadline: Duration) -> Result<Finished> {
     if !ended {
         return Err(Error::new(Kind::DeadlineExceeded, format!("{doing}: not done within {deadline:?}")));
     }
-    let read = |file: &mut File| -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(0))?;
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
     let success = exit.is_some_and(|(_, exit)| exit.shell_code() == 0);
-    let complaints = String::from_utf8_lossy(&read(&mut complaints)?).trim().replace('\n', "; ");
-    Ok(Finished { success, output: read(&mut output)?, complaints })
+    let complaints = memory_file::read_all(&mut complaints)?;
+    let complaints = String::from_utf8_lossy(&complaints).trim().replace('\n', "; ");
+    Ok(Finished { success, output: memory_file::read_all(&mut output)?, complaints })
 }
 
 /// An error of one of the kinds of `rung`'s log.
@@ -264,10 +240,6 @@ fn failure(kind: &str, message: String) -> Error {
         _ => Kind::Unknown,
     };
     Error::new(code, message)
-}
-
-fn memory_file() -> Result<File> {
-    Ok(File::from(memfd_create(c"output", MFdFlags::MFD_CLOEXEC)?))
 }
 
 /// Arguments of different types in one list.

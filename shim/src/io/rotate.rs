@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gantry_proto::stdio::LogUri;
 
-use crate::reaper::Reaper;
+use crate::reaper::{self, Reaper};
 use crate::{Doing, Result};
 
 /// The rotated files of one log.
@@ -153,5 +153,5 @@ fn start(from: &Path, to: &Path) -> Result<i32> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("compress").stdin(Stdio::from(input)).stdout(Stdio::from(output)).stderr(Stdio::null());
     let child = command.spawn().doing(|| "start the compressor")?;
-    i32::try_from(child.id()).map_err(|_| crate::Error::internal("process number out of range"))
+    reaper::number_of(&child)
 }

@@ -1,19 +1,16 @@
 //! Pause, resume, update and what else changes a running container.
 
-use std::io::{Seek, SeekFrom, Write};
-
 use gantry_proto::any;
 use gantry_proto::containerd::events::{TaskPaused, TaskResumed};
 use gantry_proto::containerd::task::v3::{StateResponse, UpdateTaskRequest};
 use gantry_proto::time::timestamp;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use prost_types::Any;
 
 use crate::error::Kind;
 use crate::rung::Ends;
 use crate::task::Container;
 use crate::task::state::State;
-use crate::{Error, Result, stats};
+use crate::{Error, Result, memory_file, stats};
 
 impl Container {
     /// The state of the process of `exec_id`.
@@ -75,9 +72,7 @@ impl Container {
         let resources = request.resources.as_ref().ok_or_else(|| Error::invalid("resources: missing"))?;
         let limits = any::json_of(resources, any::LINUX_RESOURCES);
         let limits = limits.map_err(|error| Error::invalid(format!("resources: {error}")))?;
-        let mut input = std::fs::File::from(memfd_create(c"resources", MFdFlags::MFD_CLOEXEC)?);
-        input.write_all(limits)?;
-        input.seek(SeekFrom::Start(0))?;
+        let input = memory_file::holding(c"resources", limits)?;
         let ends = Ends { stdin: Some(input.into()), ..Ends::default() };
         self.run(&["update", "--resources", "-", &self.id.clone()], ends).await
     }

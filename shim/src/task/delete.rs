@@ -68,7 +68,7 @@ impl Container {
     async fn delete(&mut self, exec_id: &str) -> Result<DeleteResponse> {
         let process = self.process(exec_id)?;
         process.state.require(&[State::Stopped], "delete")?;
-        let exited = process.exited().unwrap_or(Exited { status: 255, at: std::time::SystemTime::now() });
+        let exited = process.exited().unwrap_or_else(Exited::unseen);
         let response = DeleteResponse {
             pid: process.wire_pid(),
             exit_status: exited.status,

@@ -1,8 +1,6 @@
 //! More processes in a running container.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsRawFd;
 
 use gantry_proto::any;
@@ -10,7 +8,6 @@ use gantry_proto::containerd::events::{TaskExecAdded, TaskExecStarted};
 use gantry_proto::containerd::task::v3::ExecProcessRequest;
 use gantry_proto::namespace::check_identifier;
 use gantry_proto::stdio::LogUri;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use rung_sys::process::Pid;
 
 use crate::arguments;
@@ -21,7 +18,7 @@ use crate::io::{Io, Opened, Stdio};
 use crate::task::Container;
 use crate::task::process::Process;
 use crate::task::state::State;
-use crate::{Error, Result};
+use crate::{Error, Result, memory_file};
 
 impl Container {
     /// Announces a process that a later Start starts.
@@ -83,7 +80,8 @@ impl Container {
         };
         let Opened { ends, console, mut io } = opened;
         io.before_start();
-        let spec_file = memory_file(&spec)?;
+        // In memory: the runtime opens it through our descriptor, and no file has to be removed.
+        let spec_file = memory_file::holding(c"process", &spec)?;
         let pid_file = self.bundle.join(format!("{id}.pid"));
         let _expecting = self.shim.reaper.expect();
         let spec_path = format!("/proc/{}/fd/{}", std::process::id(), spec_file.as_raw_fd());
@@ -144,13 +142,6 @@ fn take(console: Option<Console>, io: &mut Io, pid_file: &std::path::Path) -> Re
     });
     // The process runs already. After an error nobody would know of it, so it is killed.
     attached.map(|()| pid).inspect_err(|_| drop(rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL)))
-}
-
-/// The process in memory: the runtime opens it through our descriptor, and no file has to be removed.
-fn memory_file(bytes: &[u8]) -> Result<File> {
-    let mut file = File::from(memfd_create(c"process", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file)
 }
 
 #[cfg(test)]

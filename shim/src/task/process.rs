@@ -69,8 +69,7 @@ impl Process {
     /// Wakes those who wait for a process that could not be started: it will never end. The process stays in its state and can
     /// be started again or deleted.
     pub fn give_up(&mut self) {
-        let exited = Exited { status: 255, at: std::time::SystemTime::now() };
-        self.exit.send_replace(Some(exited));
+        self.exit.send_replace(Some(Exited::unseen()));
     }
 
     /// The process is about to be started, for the first time or after a start that failed.

@@ -1,8 +1,8 @@
 //! Start of the first process.
 
-use gantry_proto::containerd::events::TaskStart;
-
 use std::ffi::OsString;
+
+use gantry_proto::containerd::events::TaskStart;
 
 use crate::arguments;
 use crate::rung::Ends;
