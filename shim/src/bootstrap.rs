@@ -114,8 +114,8 @@ pub fn start(flags: Flags) -> Result<Vec<u8>> {
     }
 }
 
-/// Copies the group's `shim.pid` into the bundle of a container that joins the group: the supervisor wrote it only into the
-/// bundle that it was started for.
+/// Copies the group's `shim.pid` into the bundle of a container that joins the group: the supervisor wrote it only into
+/// the bundle that it was started for.
 fn name_supervisor(bundle: &Path, group: &str) -> Result<()> {
     let first = check_identifier(group).ok().and_then(|()| Some(bundle.parent()?.join(group).join("shim.pid")));
     match first.and_then(|path| fs::read(path).ok()) {

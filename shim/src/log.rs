@@ -1,7 +1,7 @@
 //! The shim's own log: one line a record into the bundle's `log` FIFO, which the daemon reads.
 //!
-//! The few lines below stand in for `tracing-subscriber`: the shim is to need about one mebibyte of memory, and it uses no
-//! filters, spans or colours.
+//! The few lines below stand in for `tracing-subscriber`: the shim is to need about one mebibyte of memory, and it uses
+//! no filters, spans or colours.
 
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};

@@ -1,8 +1,8 @@
 //! Watches a container's cgroup for processes that the kernel ended for want of memory.
 //!
-//! The counter is `oom_kill`: it counts processes ended in this cgroup, where `oom` would also count a limit further up.
-//! The kernel wakes us through inotify (v2) or an eventfd (v1). Before an exit is announced the counter is read once more, so
-//! that the reason is always announced before the exit.
+//! The counter is `oom_kill`: it counts processes ended in this cgroup, where `oom` would also count a limit further
+//! up. The kernel wakes us through inotify (v2) or an eventfd (v1). Before an exit is announced the counter is read
+//! once more, so that the reason is always announced before the exit.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

@@ -122,7 +122,8 @@ impl Options {
         }
     }
 
-    /// The generic message carries a document, in its body or in a file. Ours is JSON with the field names of [`Options`].
+    /// The generic message carries a document, in its body or in a file. Ours is JSON with the field names of
+    /// [`Options`].
     fn from_generic(options: &generic::Options) -> Result<Self> {
         let body = if options.config_body.is_empty() && !options.config_path.is_empty() {
             std::fs::read(&options.config_path).doing(|| format!("read runtime options {}", options.config_path))?

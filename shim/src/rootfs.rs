@@ -60,8 +60,8 @@ pub fn unmount(rootfs: &Path) {
 }
 
 /// Takes everything off `rootfs`. If that was an overlay, the answer is a descriptor that still holds it: when the last
-/// holder lets go, the kernel syncs the whole file system below the overlay, and the caller decides when to wait for that.
-/// Any other root is let go of at once, because it may be on a device that is removed next.
+/// holder lets go, the kernel syncs the whole file system below the overlay, and the caller decides when to wait for
+/// that. Any other root is let go of at once, because it may be on a device that is removed next.
 pub fn detach(rootfs: &Path) -> Option<OwnedFd> {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let root = OpenOptions::new().read(true).custom_flags(flags).open(rootfs).ok();
@@ -82,8 +82,8 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directory to mount on, opened once. A mount may name a directory below the root, which must exist; links on the way,
-/// which an earlier mount may have brought, do not lead out of the root.
+/// The directory to mount on, opened once. A mount may name a directory below the root, which must exist; links on the
+/// way, which an earlier mount may have brought, do not lead out of the root.
 fn target(one: &Mount, rootfs: &Path) -> Result<OwnedFd> {
     let below = Path::new(&one.target);
     if below.components().any(|part| part == Component::ParentDir) {

@@ -19,8 +19,8 @@ use crate::{Doing, Error, Result, memory_file};
 
 /// Deadline of the commands that run hooks: `create`, `start` and `exec`.
 const LONG: Duration = Duration::from_secs(300);
-/// Deadline of all others but `checkpoint` and `restore`, which have none: how long criu takes depends on the container's
-/// memory.
+/// Deadline of all others but `checkpoint` and `restore`, which have none: how long criu takes depends on the
+/// container's memory.
 const SHORT: Duration = Duration::from_secs(60);
 /// Bytes of a log or of standard error that are read to find out why a command failed.
 const MAX_READ: u64 = 1 << 20;
@@ -94,8 +94,8 @@ impl Runtime {
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
         if ends.stderr.is_some() {
-            // Standard error is the container's: an error there would be taken for the container's own output. The client
-            // that asked for the command is told instead.
+            // Standard error is the container's: an error there would be taken for the container's own output. The
+            // client that asked for the command is told instead.
             command.env("RUNG_LOG_ALONE", "1");
         }
         command.stderr(match (ends.stderr, &complaints) {

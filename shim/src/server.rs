@@ -15,8 +15,8 @@ use crate::bootstrap::Setting;
 use crate::service::Services;
 use crate::{Doing, Result, log};
 
-/// How long the shim tries to deliver its last events before it ends. A daemon that is away learns the same when it comes
-/// back and finds no shim.
+/// How long the shim tries to deliver its last events before it ends. A daemon that is away learns the same when it
+/// comes back and finds no shim.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Connections served at once.
 const MAX_CLIENTS: usize = 256;

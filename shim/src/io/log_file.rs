@@ -1,7 +1,7 @@
 //! The log file of a process: lines in docker's or in Kubernetes' format.
 //!
-//! A line that is longer than a record may be is cut into pieces that readers can join again: in JSON a piece's text has no
-//! final newline, in CRI it carries `P`. In CRI a last line that its process never finished carries `P` too.
+//! A line that is longer than a record may be is cut into pieces that readers can join again: in JSON a piece's text
+//! has no final newline, in CRI it carries `P`. In CRI a last line that its process never finished carries `P` too.
 
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};

@@ -49,9 +49,9 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Removes the shim's socket, once, and ends the shim. It comes before the answer of the call that ends the shim: the
-    /// caller may then start another shim for a group of the same name, which listens at the same path. That start must not
-    /// find this shim there, and this shim must not remove the socket of that one.
+    /// Removes the shim's socket, once, and ends the shim. It comes before the answer of the call that ends the shim:
+    /// the caller may then start another shim for a group of the same name, which listens at the same path. That start
+    /// must not find this shim there, and this shim must not remove the socket of that one.
     pub fn leave(&self) {
         if !self.has_left.swap(true, Ordering::Relaxed) {
             let _ = std::fs::remove_file(&self.setting.socket);
@@ -143,8 +143,9 @@ impl Mailbox {
         self.ask(move |container| Box::pin(std::future::ready(job(container)))).await
     }
 
-    /// Asks without waiting for a turn: `look` runs at once, even in the middle of a job whose runtime call is under way.
-    /// This is for requests that only read, and for those that must get through to a container whose runtime hangs.
+    /// Asks without waiting for a turn: `look` runs at once, even in the middle of a job whose runtime call is under
+    /// way. This is for requests that only read, and for those that must get through to a container whose runtime
+    /// hangs.
     ///
     /// # Errors
     /// As [`Mailbox::ask`].

@@ -94,8 +94,8 @@ impl Container {
         self.take_made(made, console).await
     }
 
-    /// Takes over the container that the runtime was to make; on failure nothing of it stays. A runtime that reports an error
-    /// itself has cleaned up, and is not asked to delete: a container of that name may then be somebody else's.
+    /// Takes over the container that the runtime was to make; on failure nothing of it stays. A runtime that reports an
+    /// error itself has cleaned up, and is not asked to delete: a container of that name may then be somebody else's.
     pub(super) async fn take_made(&mut self, made: Result<()>, console: Option<Console>) -> Result<()> {
         if let Err(error) = made {
             if error.is_cut_short() {

@@ -54,7 +54,8 @@ impl Container {
                 let failed = process.exited();
                 process.stop(failed.unwrap_or(Exited { status: 0, at: std::time::SystemTime::now() }));
             }
-            // It has ended: its exit is in the mailbox, behind this request. Only a living process is a reason to refuse.
+            // It has ended: its exit is in the mailbox, behind this request. Only a living process is a reason to
+            // refuse.
             State::Running | State::Paused if gone(process.pid) => {}
             State::Running | State::Paused => {
                 let text = format!("cannot delete a running process: {} is {}", process.pid, process.state.word());
@@ -99,8 +100,8 @@ impl Container {
         Ok(response)
     }
 
-    /// Has the runtime delete the container. With `--force` this can be repeated: what is left is ended, and what is gone is no
-    /// error.
+    /// Has the runtime delete the container. With `--force` this can be repeated: what is left is ended, and what is
+    /// gone is no error.
     async fn delete_by_runtime(&mut self) -> Result<()> {
         let id = self.id.clone();
         let Err(error) = self.run(&["delete", "--force", &id], Ends::default()).await else {
@@ -130,8 +131,9 @@ impl Container {
         self.init_is_gone || self.init.state == State::Stopped || gone(self.init.pid)
     }
 
-    /// Whether `error`, of another process, has its cause in the end of the first one. When the first one is killed, the
-    /// kernel ends all others in its PID namespace before the first can be reaped, so it gets a moment to be seen as ended.
+    /// Whether `error`, of another process, has its cause in the end of the first one. When the first one is killed,
+    /// the kernel ends all others in its PID namespace before the first can be reaped, so it gets a moment to be seen
+    /// as ended.
     pub(super) async fn ended_with_init(&self, error: &Error) -> bool {
         const MOMENT: Duration = Duration::from_secs(1);
         let until = Instant::now() + if error.kind() == Kind::Internal { MOMENT } else { Duration::ZERO };

@@ -50,8 +50,8 @@ impl Container {
         Ok(())
     }
 
-    /// Refuses where the container has ended, is frozen, or is yet to be restored. One that has ended without the end being
-    /// announced yet still accepts: the client finds out at the start.
+    /// Refuses where the container has ended, is frozen, or is yet to be restored. One that has ended without the end
+    /// being announced yet still accepts: the client finds out at the start.
     fn takes_execs(&self) -> Result<()> {
         let state = match self.init.state {
             State::Stopped | State::Paused => self.init.state.word(),

@@ -66,8 +66,8 @@ impl Process {
         self.exit.send_replace(Some(exited));
     }
 
-    /// Wakes those who wait for a process that could not be started: it will never end. The process stays in its state and can
-    /// be started again or deleted.
+    /// Wakes those who wait for a process that could not be started: it will never end. The process stays in its state
+    /// and can be started again or deleted.
     pub fn give_up(&mut self) {
         self.exit.send_replace(Some(Exited::unseen()));
     }
