@@ -49,7 +49,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use args::{Args, Command, ConfigCommand};
-use config::{Config, Log, LogFormat};
+use config::{Config, Log, LogFormat, Overrides};
 use error::{Doing as _, Error, Result};
 
 /// Version of this program.
@@ -59,31 +59,42 @@ pub const CONTAINERD_VERSION: &str = "v2.3.0";
 
 /// Does what the command line asks.
 pub fn run(args: Args) -> ExitCode {
-    // These serve the daemon or a runtime, and the daemon's configuration is none of their business.
-    let served = match &args.command {
-        Some(Command::HoldNamespaces { flags }) => Some(net::namespaces::hold(*flags)),
-        Some(Command::LookAtPath { path }) => Some(cri::host::look_at_path(path)),
-        Some(Command::Init { words }) => return init::run(words),
-        Some(Command::VerifyMetadata { path }) => return app::verify_metadata(path),
-        Some(Command::OciHook { words }) => Some(hook::run(words)),
-        _ => None,
-    };
-    if let Some(served) = served {
-        return said(served);
+    let Args { daemon, command } = args;
+    match command {
+        None => configured(&daemon, |config| runtime()?.block_on(app::run(config))),
+        Some(Command::Publish { topic, namespace }) => {
+            configured(&daemon, |config| runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic)))
+        }
+        Some(Command::Config { which }) => configured(&daemon, |config| match which {
+            ConfigCommand::Default => print(&Config::default()),
+            ConfigCommand::Dump => print(&config),
+        }),
+        // The daemon, a runtime or a container runs these. They read no configuration.
+        Some(Command::HoldNamespaces { flags }) => helper(net::namespaces::hold(flags)),
+        Some(Command::LookAtPath { path }) => helper(cri::host::look_at_path(&path)),
+        Some(Command::OciHook { words }) => helper(hook::run(&words)),
+        Some(Command::VerifyMetadata { path }) => app::verify_metadata(&path),
+        Some(Command::Init { words }) => init::run(&words),
     }
-    let config = Config::load(&args.daemon);
-    let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
-    let note = |config: &Config| config.notes.iter().for_each(|note| tracing::warn!("configuration: {note}"));
-    if let Err(error) = start_log(&log).and(config).inspect(note).and_then(|config| dispatch(config, args.command)) {
-        tracing::error!("gantryd: {error}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
 }
 
-/// What the daemon reads of a process that serves it.
-fn said(served: Result<()>) -> ExitCode {
-    match served {
+/// Runs `act` with the configuration, after the log has been started as that says. An error is logged.
+fn configured(overrides: &Overrides, act: impl FnOnce(Config) -> Result<()>) -> ExitCode {
+    let config = Config::load(overrides);
+    let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
+    let note = |config: &Config| config.notes.iter().for_each(|note| tracing::warn!("configuration: {note}"));
+    match start_log(&log).and(config).inspect(note).and_then(act) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("gantryd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The end of a command without a log: whoever ran it reads the error from standard error.
+fn helper(outcome: Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{error}");
@@ -92,32 +103,15 @@ fn said(served: Result<()>) -> ExitCode {
     }
 }
 
-fn dispatch(config: Config, command: Option<Command>) -> Result<()> {
-    match command {
-        // What is not here was served above.
-        None
-        | Some(
-            Command::HoldNamespaces { .. }
-            | Command::LookAtPath { .. }
-            | Command::Init { .. }
-            | Command::VerifyMetadata { .. }
-            | Command::OciHook { .. },
-        ) => runtime()?.block_on(app::run(config)),
-        Some(Command::Publish { topic, namespace }) => {
-            runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic))
-        }
-        Some(Command::Config { which }) => {
-            let config = if which == ConfigCommand::Default { Config::default() } else { config };
-            let text = toml::to_string(&config).map_err(|error| Error::internal(format!("configuration: {error}")))?;
-            std::io::stdout().write_all(text.as_bytes()).doing(|| "print configuration")
-        }
-    }
+fn print(config: &Config) -> Result<()> {
+    let text = toml::to_string(config).map_err(|error| Error::internal(format!("configuration: {error}")))?;
+    std::io::stdout().write_all(text.as_bytes()).doing(|| "print configuration")
 }
 
-/// Few threads: the daemon mostly passes messages on, and every thread costs an idle daemon memory.
+/// The threads of the daemon. They are few: it mostly passes messages on, and each thread takes memory even while idle.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     let cpus = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
-    // As many as run at once are enough; what lies unused in the heaps of others is nobody's.
+    // One heap for each thread that runs at once. More would only hold unused memory.
     rung_sys::footprint::limit_heaps(u8::try_from(cpus).unwrap_or(2));
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cpus)
