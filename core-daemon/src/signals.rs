@@ -6,6 +6,11 @@ use nix::sys::signal::Signal;
 
 use crate::error::{Error, Result};
 
+/// The signal that asks a process to end, as a number of the wire.
+pub const SIGTERM: u32 = 15;
+/// The signal that ends a process, as a number of the wire.
+pub const SIGKILL: u32 = 9;
+
 /// Highest signal of the kernel.
 const MAX: u32 = 64;
 /// First and last real-time signal as the C library counts them.

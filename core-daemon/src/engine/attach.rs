@@ -79,8 +79,8 @@ impl Engine {
         Ok((live, socket.ok_or_else(|| Error::internal("start: the container's streams are missing"))?))
     }
 
-    /// A session with a container's own process. Of one that is removed at its end, the exit is told when it is gone,
-    /// so that its name is free for whoever waits.
+    /// A session with a container's own process. If the container is removed at its end, the exit is sent after the
+    /// removal, so that a client that has waited can use the name again.
     pub(super) async fn container_session<T>(
         &self,
         live: &Arc<Live>,
@@ -165,8 +165,8 @@ enum Written {
     Close,
 }
 
-/// Passes the client's input on until it ends. Signals and sizes overtake what the process does not read: a client sends
-/// no more of that than there is room for here.
+/// Passes the client's input on until it ends. Signals and window sizes overtake input that the process does not read:
+/// of that a client sends no more than there is room for here.
 async fn forward_input<T>(mut write: streams::Input, mut input: impl Input, process: &Process, output: &Output<T>) {
     let exec = process.exec.as_ref();
     let (pieces, mut waiting) = mpsc::channel(STDIN_AHEAD + 1);

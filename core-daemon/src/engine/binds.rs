@@ -14,7 +14,7 @@ pub(super) fn make_sources(binds: &[api::Bind]) -> Result<()> {
     for bind in binds.iter().filter(|bind| bind.make_source && bind.source.starts_with('/')) {
         std::fs::create_dir_all(&bind.source)
             .or_else(|error| {
-                // What is not a directory is there as well.
+                // A file at that path is a source too.
                 if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
             })
             .doing(|| format!("make {}", bind.source))?;

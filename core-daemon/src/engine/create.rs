@@ -109,7 +109,7 @@ impl Engine {
             "" => self.parts().config.runtime.default.clone(),
             name => name.to_owned(),
         };
-        // A runtime that is not there is better known now than at the start.
+        // Fails here, and not only at the start, if the runtime is not installed.
         self.parts().tasks.program(&runtime)?;
         let snapshotter = self.parts().snapshotters.get("")?;
         let parent = image.chain_id.as_ref().map_or("", |chain| chain.as_str());
@@ -204,7 +204,7 @@ impl Engine {
             terminal: request.terminal,
             open_stdin: request.open_stdin,
             auto_remove: request.auto_remove,
-            stop_signal: stop_signal.map_or(Ok(TERM), |text| signals::parse(text))?,
+            stop_signal: stop_signal.map_or(Ok(signals::SIGTERM), |text| signals::parse(text))?,
             host_network: request.network() == api::Network::Host,
             privileged: request.privileged,
             binds: request.binds.iter().map(binds::text).collect(),
@@ -277,11 +277,11 @@ impl Engine {
     }
 }
 
-const TERM: u32 = 15;
-/// Where the first process is that hands signals on and collects what others leave: in memory, so that it is no change of
-/// the container's.
+/// Where the container sees the program of `--init`. It is in `/dev`, which is in memory, so that it does not count as
+/// a change of the container's files.
 pub(super) const INIT: &str = "/dev/init";
-/// On a snapshot: it belongs to a container of the engine, or to one whose creation was cut short.
+/// The label of a snapshot that was made for a container of the engine, also where the container's creation was cut
+/// short.
 pub(super) const OURS: &str = "gantry.engine/container";
 
 impl Host {
@@ -299,7 +299,7 @@ impl Host {
     }
 }
 
-/// What the container is called in its network: as the host, where it shares that or the host's name.
+/// The container's host name: the host's own where it shares the host's network or UTS namespace.
 fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
     let shares = request.network() == api::Network::Host || request.host_namespaces.iter().any(|name| name == "uts");
     match request.hostname.as_str() {
@@ -309,7 +309,7 @@ fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
     }
 }
 
-/// What the request wants of the host, and `daemon`, our own program, where its first process is not to be its own.
+/// The binds of the request and, for `--init`, one of `daemon`: the daemon's own program is the init.
 fn wished_binds(request: &api::CreateRequest, daemon: &Path) -> Result<Vec<builder::Bind>> {
     let bind = |bind: &api::Bind| builder::Bind {
         source: bind.source.clone(),
@@ -328,7 +328,7 @@ fn wished_binds(request: &api::CreateRequest, daemon: &Path) -> Result<Vec<build
     Ok(all)
 }
 
-/// Whose cgroup the container's is below.
+/// The cgroup that the container's own is made in: the request's, else one for the namespace.
 fn cgroup_parent(request: &api::CreateRequest, context: &Context) -> Result<PathBuf> {
     let text = &request.cgroup_parent;
     if text.is_empty() {
@@ -340,7 +340,7 @@ fn cgroup_parent(request: &api::CreateRequest, context: &Context) -> Result<Path
     Ok(Path::new("/").join(text))
 }
 
-/// Has the command run below [`INIT`].
+/// Puts [`INIT`] before the container's command.
 fn begin_with_init(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
         let command = process.args().clone().unwrap_or_default();

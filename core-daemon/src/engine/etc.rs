@@ -14,18 +14,17 @@ use crate::error::{Doing, Error, Result};
 const LOCAL_HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
                            ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
-/// Where they are in a container, which is where they are on the host; their names in the container's directory are the
-/// last parts.
+/// The paths of these files, in a container as on the host. In the container's directory they have the same file names.
 pub(super) const PLACES: [&str; 3] = [HOSTS, HOSTNAME, RESOLV_CONF];
 const HOSTS: &str = "/etc/hosts";
 const HOSTNAME: &str = "/etc/hostname";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What of it a container has.
+/// Which of these files a container gets, and what is to be in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Etc {
-    /// Those of [`PLACES`] that no bind of its own is at, or above.
+    /// Those of [`PLACES`] that no bind of the container covers.
     places: Vec<String>,
     hostname: String,
     /// `NAME:ADDRESS`.
@@ -57,7 +56,7 @@ impl Etc {
         let own = request.binds.iter().map(|bind| &bind.destination);
         let own: Vec<&String> = own.chain(request.tmpfs.iter().map(|tmpfs| &tmpfs.destination)).collect();
         let is_free = |place: &&str| !own.iter().any(|own| Path::new(place).starts_with(own));
-        // Where there is only loopback nobody can be asked for an address, unless somebody knows better.
+        // With loopback alone there is no name server to reach, unless the request names one.
         let has_dns = host_network || dns != Dns::default();
         let places = PLACES.into_iter().filter(|place| has_dns || *place != RESOLV_CONF);
         Ok(Self {
@@ -158,7 +157,7 @@ impl Dns {
             _ => false,
         };
         let mut lines: Vec<String> = self.servers.iter().map(|server| format!("nameserver {server}")).collect();
-        // A dot alone asks for no domain at all.
+        // A single dot means that there is to be no such line.
         for (word, words) in [("search", &self.search), ("options", &self.options)] {
             if !words.is_empty() && words != &["."] {
                 lines.push(format!("{word} {}", words.join(" ")));

@@ -152,7 +152,8 @@ fn console(request: &api::ExecRequest) -> Option<ConsoleBox> {
     BoxBuilder::default().width(width).height(height).build().ok()
 }
 
-/// Root starts with what is allowed; others could get it through a set-user-id program, but do not start with it.
+/// The capability sets of a process. Root starts with all that are allowed. Another user starts with none, but a
+/// set-user-id program may gain those of the bounding set.
 fn capability_sets(bounding: &Capabilities, root: bool) -> LinuxCapabilities {
     let held = root.then(|| bounding.clone());
     let mut sets = LinuxCapabilities::default();

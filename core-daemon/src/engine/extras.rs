@@ -1,4 +1,4 @@
-//! What few wish of a container: from the words of a request to the builder's.
+//! Rarely used options of a container, from the form of a request to the form of the builder.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use rung_spec::platform::Platform;
 
 use crate::error::{Error, Result};
 
-/// Deepest directory of devices that is looked into.
+/// Levels of directories that are searched for devices.
 const MAX_DEPTH: usize = 8;
 
-/// Everything but the devices' nodes.
+/// All of these options but devices.
 ///
 /// # Errors
 /// `InvalidArgument` naming the wish.
@@ -66,7 +66,7 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
     })
 }
 
-/// A share of disks; 0: as usual.
+/// The weight of block I/O; 0 leaves it at the default.
 pub(super) fn blkio_weight(weight: u32) -> Result<u16> {
     match u16::try_from(weight) {
         Ok(weight) if weight == 0 || (10..=1000).contains(&weight) => Ok(weight),

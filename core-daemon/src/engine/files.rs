@@ -28,7 +28,7 @@ use crate::id;
 use crate::labels::{GC_ROOT, Labels};
 use crate::snapshots::Mount;
 
-/// Most bytes that are copied into a container at once.
+/// Bytes of one copy into a container at most: 16 TiB, so that the file system is the limit.
 const MAX_COPY: u64 = 1 << 44;
 
 /// A container's files, as long as it is held.
@@ -96,7 +96,8 @@ impl Engine {
             return Ok(Vec::new());
         }
         let key = format!("changes-{}", id::random::<8>()?);
-        // No collection takes it before its mounts are known, and a daemon that is ended here finds it at its next start.
+        // The first label keeps the snapshot from being collected, the second lets the next daemon find and remove it
+        // if this one is killed.
         let labels = [GC_ROOT, OURS].map(|label| (label.to_owned(), "yes".to_owned()));
         let mounts = snapshotter.view(context, &key, &parent, Labels::from(labels))?;
         snapshotter.remove(context, &key)?;

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::inspect::text;
-use super::stop::KILL;
 use super::{Engine, Live};
 use crate::error::{Error, Result};
+use crate::signals::SIGKILL;
 use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
 use crate::tasks::{Exit, StartedExec};
 
@@ -24,12 +24,12 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 3;
-/// No pause is shorter, whatever is asked for.
+/// The shortest pause between two probes.
 const SHORTEST: Duration = Duration::from_millis(1);
 /// Probes that are remembered, and bytes of the output of each.
 const LOG: usize = 5;
 const MAX_OUTPUT: usize = 4096;
-/// What a probe is said to have ended with that did not end by itself.
+/// The exit code shown for a probe that could not be run or was ended.
 const NO_CODE: i64 = -1;
 
 /// What is run, and how often.
@@ -45,7 +45,7 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// What is wished, over what the image says; `None`: nothing is to be run.
+    /// The request's check, completed by the image's; `None` where there is none, or it is switched off.
     ///
     /// # Errors
     /// `InvalidArgument` for a command that is none, or a negative number.
@@ -104,7 +104,7 @@ impl Check {
     }
 }
 
-/// How a run is.
+/// The health of one run of a container.
 #[derive(Debug)]
 pub(super) struct Health {
     pub(super) check: Check,
@@ -158,7 +158,7 @@ impl Health {
         if is_starting { self.check.start_interval } else { self.check.interval }
     }
 
-    /// Notes a probe that was begun `age` after the start, and says how the run is where that is new.
+    /// Notes a probe that was begun `age` after the start; returns the status if it has changed.
     fn note(&self, probe: Probe, age: Duration) -> Option<api::Health> {
         let mut known = self.known();
         let before = known.status;
@@ -212,7 +212,8 @@ impl Engine {
             let output = String::from_utf8_lossy(output).into_owned();
             Probe { begun, ended: SystemTime::now(), code, output }
         };
-        // Its time begins with it: a start that is given up half-way would leave it to nobody.
+        // The timeout does not cover the start: a start that is given up half-way would leave a process that nobody
+        // ends.
         let mut started = match self.begin_probe(live, check.command()).await {
             Ok(started) => started,
             Err(error) => return ended(NO_CODE, error.to_string().as_bytes()),
@@ -222,7 +223,7 @@ impl Engine {
             Ok(Err(error)) => ended(NO_CODE, error.to_string().as_bytes()),
             Err(_) => {
                 // It may have ended just now.
-                if let Err(error) = live.task.kill(Some(&started.id), KILL, false).await {
+                if let Err(error) = live.task.kill(Some(&started.id), SIGKILL, false).await {
                     tracing::debug!(id = %live.task.id(), %error, "end a health check");
                 }
                 ended(NO_CODE, format!("Health check exceeded timeout ({:?})", check.timeout).as_bytes())

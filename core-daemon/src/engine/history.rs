@@ -27,7 +27,7 @@ impl Engine {
         let image = self.find_image(context, text, None)?;
         let chain = chain_ids(&image.config.rootfs.diff_ids);
         let snapshotter = self.parts().snapshotters.get("")?;
-        // What is not unpacked has only the size of its stored form.
+        // For a layer that is not unpacked only its compressed size is known.
         let sizes: Vec<u64> = chain
             .iter()
             .zip(&image.manifest.layers)
@@ -76,7 +76,7 @@ impl Engine {
             if !(request.all || is_nameless) || record.labels.get(PINNED).is_some_and(|value| value == "pinned") {
                 continue;
             }
-            // One that cannot be run can still be in somebody's way.
+            // An image that cannot be resolved may be removed too.
             let resolved = images.resolve(context, &record.name, None).ok();
             let id = resolved.as_ref().map(|image| image.config_digest.to_string()).unwrap_or_default();
             if used.contains(&id) || used.contains(&record.name) || !fits(&record, resolved.as_ref(), request)? {

@@ -8,7 +8,6 @@ use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::namespace::Namespace;
 
 use super::events::DESTROY;
-use super::stop::KILL;
 use super::{Engine, Known, Record};
 use crate::blocking::blocking;
 use crate::context::Context;
@@ -17,8 +16,9 @@ use crate::failpoint;
 use crate::id::ContainerId;
 use crate::metadata::WriteTx;
 use crate::records::Containers;
+use crate::signals::SIGKILL;
 
-/// How long what follows from a container's end may keep it from being removed.
+/// How long a removal waits for the container's end to be recorded and its task to be deleted.
 const SETTLED: Duration = Duration::from_secs(10);
 
 impl Engine {
@@ -37,15 +37,15 @@ impl Engine {
                 )));
             }
             self.mark_stopped(&context.namespace, &known).await?;
-            self.end_run(&known, &live, KILL, Duration::ZERO).await?;
+            self.end_run(&known, &live, SIGKILL, Duration::ZERO).await?;
         }
         let live = self.live().get(&(context.namespace.clone(), known.id.clone())).cloned();
         if let Some(live) = live {
-            // What cannot be written down of its end, as on a full disk, is not wanted any more.
+            // If the end cannot be recorded, as on a full disk, that does not matter any more.
             let _ = tokio::time::timeout(SETTLED, live.settled()).await;
         }
         match self.remove_now(&context.namespace, &known.id).await {
-            // It was to be removed at its end anyway.
+            // It had `--rm`, and has been removed by that.
             Err(error) if error.kind() == Kind::NotFound && known.record.auto_remove => {}
             removed => removed?,
         }
@@ -73,7 +73,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The container's and its snapshot's go at once: a power failure leaves no container that has lost its files.
+    /// Removes the records of the container and of its snapshot in one transaction, so that a power failure leaves no
+    /// container without its files.
     fn remove_records(&self, namespace: &Namespace, id: &ContainerId, container: &Container) -> Result<()> {
         let containers = &self.parts().containers;
         if container.snapshot_key.is_empty() {

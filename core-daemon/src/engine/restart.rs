@@ -14,7 +14,7 @@ use crate::id::ContainerId;
 /// The pause before the first restart; every further one doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A run of this length was a good one: the pauses begin anew.
+/// After a run of at least this length the pauses begin again with the first.
 const GOOD_RUN: Duration = Duration::from_secs(10);
 
 /// When a container is started again.
@@ -26,9 +26,9 @@ pub(super) enum Policy {
     No,
     /// Whenever it has ended by itself, and when the daemon starts.
     Always,
-    /// The same, but for one that somebody has stopped.
+    /// As `Always`, unless somebody has stopped it.
     UnlessStopped,
-    /// Where it has failed, so many times; 0 is without a limit.
+    /// If it has failed, at most so many times; 0 means without a limit.
     OnFailure(u32),
 }
 
@@ -121,7 +121,7 @@ impl Engine {
 
     /// Starts a container that ended with `code` again, unless that is not wanted any more.
     async fn try_restart(&self, namespace: &Namespace, id: &ContainerId, code: u32) -> Result<()> {
-        // What somebody decided about it since counts, and what is decided from now on waits.
+        // In the container's turn: what clients have changed until now counts, and later changes wait.
         let _turn = self.shared.turns.take((namespace.clone(), id.clone())).await;
         let known = self.known(namespace, id)?;
         let record = &known.record;

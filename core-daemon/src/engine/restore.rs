@@ -16,9 +16,6 @@ use crate::id::ContainerId;
 use crate::snapshots::Snapshotter;
 use crate::tasks::{Exit, Restored};
 
-/// What a process is said to have ended with when nobody saw its end.
-const UNKNOWN: u32 = 255;
-
 impl Engine {
     /// Learns the names of all containers. Comes before anything is asked of the engine.
     ///
@@ -60,13 +57,11 @@ impl Engine {
             Restored::Alive(task) => {
                 let known = self.find(&Context::new(task.namespace().clone()), task.id().as_str()).ok()?;
                 if task.state(None).await.is_ok_and(|state| state.status == Status::Created) {
-                    // Half a start is nobody's: who wanted it was told that it failed, or is a policy.
+                    // The client that asked for this start has got an error; a restart policy will start it again.
                     tracing::warn!(namespace = %task.namespace(), id = %task.id(), "start was cut short; undoing it");
                     self.parts().tasks.discard(&task).await;
-                    let at = SystemTime::now();
-                    return self
-                        .settle_end(task.namespace(), task.id(), at, Exit { pid: 0, status: UNKNOWN, at })
-                        .await;
+                    let exit = Exit::unseen(0);
+                    return self.settle_end(task.namespace(), task.id(), exit.at, exit).await;
                 }
                 self.shared.journal.learn(task.namespace(), &known);
                 let started_at = task.bundle().started_at().unwrap_or_else(|| task.bundle().created_at());
@@ -94,7 +89,8 @@ impl Engine {
         Some((namespace.clone(), id.clone(), ended))
     }
 
-    /// Settles a container that ended while nobody looked. An end that was written down after `since` is its own.
+    /// Settles a container that ended while no daemon ran. An end that was recorded after `since` is the end of this
+    /// run.
     fn end_unseen(&self, namespace: &Namespace, id: &ContainerId, since: SystemTime, ended: Ended) -> Result<()> {
         // Containers of other clients are their own business.
         let Ok(known) = self.find(&Context::new(namespace.clone()), id.as_str()) else { return Ok(()) };
@@ -117,7 +113,8 @@ impl Engine {
             let lost = known.record.ended.is_none_or(|ended| written > ended.at + LAST_LINE);
             let running = self.parts().tasks.holds(&namespace, &known.id);
             if lost && !running && known.record.error.is_empty() {
-                let ended = Ended { started_at: written, at: written, code: UNKNOWN, oom_killed: false };
+                let code = Exit::unseen(0).status;
+                let ended = Ended { started_at: written, at: written, code, oom_killed: false };
                 if let Err(error) = self.end_unseen(&namespace, &known.id, written, ended) {
                     tracing::warn!(%namespace, id = %known.id, %error, "settle a container that ended unseen");
                 }
@@ -195,5 +192,5 @@ impl Engine {
     }
 }
 
-/// How much later than a process's end its log may have been written.
+/// How long after the recorded end of a process its log may still have been written.
 const LAST_LINE: Duration = Duration::from_secs(5);

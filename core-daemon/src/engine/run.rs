@@ -31,12 +31,12 @@ impl Engine {
         let (created, begun) = self.create_perhaps_begun(context, request, progress, gone_away, true).await?;
         let tell = |event| output.sender.send(Ok(api::RunOutput { event: Some(event) }));
         if tell(Event::Created(announcement(&created))).await.is_err() {
-            // Nobody knows of it, and nobody is there whom its start could serve.
+            // The client has gone before it was told of the container: nobody else knows of it.
             drop(begun);
             self.remove_unwanted(&context.namespace, &created.id).await;
             return Err(gone());
         }
-        // Started to the end even if the client goes now: half a start is nobody's.
+        // Carried out to the end even if the client goes now, so that no start is left half done.
         let started = self.start_begun(&context.namespace, &created.id, true, begun).await;
         if started.is_err() && auto_remove {
             self.remove_unwanted(&context.namespace, &created.id).await;
@@ -56,7 +56,7 @@ impl Engine {
     }
 }
 
-/// Why something was not carried out for a client that has gone.
+/// The error of a call that was given up because its client has gone.
 pub(super) fn gone() -> Error {
     Error::new(Kind::Canceled, "the client has gone")
 }

@@ -19,17 +19,17 @@ use crate::failpoint;
 use crate::id::ContainerId;
 use crate::tasks::{Begun, CreateTask, Exit, Task};
 
-/// How long a killed process's end waits for the word whether memory was the reason.
+/// How long the end of a killed process waits for the shim's event that says whether memory ran out.
 const OOM_WORD: Duration = Duration::from_secs(1);
-/// How long an end waits for the word that there was a start: the answer to that may be on its way still.
+/// How long an end waits for the answer to the start, which comes another way and may be later.
 const START_WORD: Duration = Duration::from_secs(1);
-/// How many seconds to wait before it is tried again to write down how a container ended.
+/// Seconds between attempts to record how a container ended.
 const RECORD_PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
-/// And from then on.
+/// Seconds between all further attempts.
 const LAST_RECORD_PAUSE: u64 = 30;
-/// How long to wait before a shim that did not answer is asked again how its container ends.
+/// Pause before a shim that did not answer is asked again how its container ends.
 const AGAIN: Duration = Duration::from_secs(2);
-/// What a process killed by SIGKILL ends with.
+/// The exit code of a process that SIGKILL has ended.
 const KILLED: u32 = 137;
 
 impl Engine {
@@ -54,7 +54,7 @@ impl Engine {
         self.start_begun(namespace, id, attached, None).await
     }
 
-    /// As [`Engine::start_known`], of a container whose task is begun perhaps.
+    /// As [`Engine::start_known`], where the task may have been begun already.
     pub(super) async fn start_begun(
         &self,
         namespace: &Namespace,
@@ -101,7 +101,7 @@ impl Engine {
             };
             let started_at = SystemTime::now();
             task.bundle().note_started(started_at)?;
-            // The wait is in place before the start, so that there is no end it could miss.
+            // The wait begins before the start, so that it cannot miss the end.
             let live = self.supervise(task.clone(), started_at, known.record.health.clone(), false);
             task.start(None).await.inspect_err(|_| live.abandon())?;
             self.shared.journal.of_run(namespace, &known.id, "start", &[]);
@@ -172,8 +172,8 @@ impl Engine {
         error
     }
 
-    /// Waits for the end of a task from now on, and does what follows from it. Of one that an earlier daemon has started,
-    /// that is `told` already.
+    /// Waits for the end of a task in the background, and does what follows from it. `told`: the start has been
+    /// announced already, because an earlier daemon has made it.
     pub(super) fn supervise(
         &self,
         task: Arc<Task>,
@@ -232,8 +232,8 @@ impl Engine {
         }
     }
 
-    /// Writes down how a run ended and takes down what held it. The shim goes last: until the end is on disk, it is
-    /// the one who knows it.
+    /// Records how a run ended and deletes its task. The shim goes last: until the end is on disk, only the shim knows
+    /// it.
     async fn settle(&self, task: &Arc<Task>, ended: Ended, goes_on: bool) -> Result<()> {
         let (namespace, id) = (task.namespace().clone(), task.id().clone());
         let auto_remove = self.record_end_surely(&namespace, &id, ended, goes_on).await;
@@ -253,8 +253,8 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::record_end`], again and again where that fails, as on a full disk; unless the container is to be removed now
-    /// anyway, which is the answer.
+    /// As [`Engine::record_end`], but repeats it while it fails, as on a full disk. Returns whether the container is to
+    /// be removed now; then nothing is recorded.
     async fn record_end_surely(&self, namespace: &Namespace, id: &ContainerId, ended: Ended, goes_on: bool) -> bool {
         let mut pauses = RECORD_PAUSES.into_iter();
         loop {
@@ -298,7 +298,7 @@ impl Engine {
     }
 }
 
-/// Waits for the end of a task's process. While its shim does not answer nobody knows how it is, so it runs on.
+/// Waits for the end of a task's process. While its shim does not answer the process counts as running.
 async fn end_of(task: &Task) -> Exit {
     loop {
         match task.wait(None).await {
@@ -306,7 +306,7 @@ async fn end_of(task: &Task) -> Exit {
             Err(error) => {
                 tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "wait for the end of a container");
                 if error.kind() == Kind::NotFound {
-                    return Exit { pid: task.pid(), status: 255, at: SystemTime::now() };
+                    return Exit::unseen(task.pid());
                 }
             }
         }
@@ -317,8 +317,8 @@ async fn end_of(task: &Task) -> Exit {
 impl Live {
     /// The start failed, so the end of this run means nothing.
     fn abandon(&self) {
-        let at = SystemTime::now();
-        self.ended.send_replace(Some(Ended { started_at: at, at, code: 255, oom_killed: false }));
+        let Exit { status: code, at, .. } = Exit::unseen(0);
+        self.ended.send_replace(Some(Ended { started_at: at, at, code, oom_killed: false }));
         self.told.send_replace(true);
         self.settled.send_replace(true);
     }

@@ -9,13 +9,12 @@ use super::attach::not_running;
 use super::{Ended, Engine, Known, Live, start};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::signals;
+use crate::signals::{self, SIGKILL};
 
 /// How long a container has to stop by itself, unless the request or the container says.
 const GRACE: u32 = 10;
 /// How long a killed container may take to end.
 const AFTER_KILL: Duration = Duration::from_secs(30);
-pub(super) const KILL: u32 = 9;
 
 impl Engine {
     /// Asks a container to stop, and kills it if it does not in time. One that does not run is stopped already.
@@ -25,7 +24,7 @@ impl Engine {
     pub async fn stop(&self, context: &Context, request: &api::StopRequest) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
         let (signal, grace) = wanted(&known, &request.signal, request.timeout)?;
-        // A start under way comes first: what it starts is what is to be stopped.
+        // A start in progress is waited for: its container is the one to stop.
         let turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
         let known = match self.known(&context.namespace, &known.id) {
             // It was removed meanwhile.
@@ -34,7 +33,7 @@ impl Engine {
         };
         self.mark_stopped(&context.namespace, &known).await?;
         let live = self.running(&context.namespace, &known.id);
-        // Whoever does not want to wait as long as this one does is free to remove it by force.
+        // Without the turn, so that another client can remove the container by force during the grace period.
         drop(turn);
         let Some(live) = live else { return Ok(()) };
         self.end_run(&known, &live, signal, grace).await?;
@@ -42,8 +41,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Stops a container where it runs, and starts it. It is nobody's wish that it stays stopped, so a daemon that ends in
-    /// between starts it by its policy.
+    /// Stops a container if it runs, and starts it. It is not marked as stopped by a person, so if the daemon ends in
+    /// between, the next one starts it again as its policy says.
     ///
     /// # Errors
     /// As [`Engine::stop`] and [`Engine::start`]; where it cannot be stopped, it runs on.
@@ -77,8 +76,8 @@ impl Engine {
                 return Ok(());
             }
         }
-        self.note(namespace, known, "kill", &[("signal", &KILL.to_string())]);
-        live.task.kill_unless_ended(KILL, true).await?;
+        self.note(namespace, known, "kill", &[("signal", &SIGKILL.to_string())]);
+        live.task.kill_unless_ended(SIGKILL, true).await?;
         tokio::time::timeout(AFTER_KILL, live.settled()).await.map_err(|_| {
             let (name, waited) = (&known.record.name, AFTER_KILL.as_secs());
             Error::new(Kind::DeadlineExceeded, format!("stop container {name}: still there {waited} s after SIGKILL"))
@@ -92,12 +91,12 @@ impl Engine {
     pub async fn kill(&self, context: &Context, request: &api::KillRequest) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
         let signal = match request.signal.as_str() {
-            "" => KILL,
+            "" => SIGKILL,
             text => signals::parse(text)?,
         };
         let live = self.running(&context.namespace, &known.id).ok_or_else(|| not_running(&known.record.name))?;
         // Other signals are messages to the program: its end after them is its own.
-        if signal == KILL || signal == known.record.stop_signal {
+        if signal == SIGKILL || signal == known.record.stop_signal {
             self.mark_stopped(&context.namespace, &known).await?;
         }
         self.note(&context.namespace, &known, "kill", &[("signal", &signal.to_string())]);

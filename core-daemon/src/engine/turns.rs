@@ -15,11 +15,11 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Waits until nobody else changes the container; what others do to it has deadlines of its own.
+    /// Waits until nobody else changes the container. It needs no deadline: whatever others do in their turn has one.
     pub(super) async fn take(&self, key: Key) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            // Whoever holds a lock or waits for it has a reference; the others are done with.
+            // A lock that is held or waited for has another reference. All others are removed.
             locks.retain(|_, lock| Arc::strong_count(lock) > 1);
             locks.entry(key).or_default().clone()
         };

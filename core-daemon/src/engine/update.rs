@@ -13,14 +13,14 @@ use crate::context::Context;
 use crate::error::{Doing, Error, Result};
 
 impl Engine {
-    /// Changes limits and restart policy. Of a running container the limits change at once, and are those of later runs
-    /// only where that succeeds.
+    /// Changes limits and restart policy. The limits of a running container change at once, and are recorded for later
+    /// runs only if that succeeds.
     ///
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a limit or policy that cannot be; what the runtime says.
     pub async fn update(&self, context: &Context, request: &api::UpdateRequest) -> Result<()> {
         let known = self.find(context, &request.r#ref)?;
-        // Updates follow one another, and a start: each changes what the one before it has made.
+        // In turn with starts and other updates, because each builds on the result of the one before.
         let _turn = self.shared.turns.take((context.namespace.clone(), known.id.clone())).await;
         let known = self.known(&context.namespace, &known.id)?;
         let doing = || format!("update container {}", known.record.name);
@@ -94,7 +94,8 @@ impl Engine {
     }
 }
 
-/// The limits of a container, with those wanted that a record does not keep, and those of `old` that nobody changes.
+/// The container's new limits: those of its record, those of the request that a record does not keep, and those of
+/// `old` that the request does not change.
 fn resources(
     limits: Limits,
     request: &api::UpdateRequest,
@@ -109,7 +110,7 @@ fn resources(
     Ok(resources)
 }
 
-/// Changed limits, and those of `old` that are not among them.
+/// The changed limits, completed by those of `old`.
 fn beside(mut limited: LinuxResources, old: &LinuxResources) -> LinuxResources {
     limited.set_devices(old.devices().clone()).set_block_io(old.block_io().clone());
     if let Some(old) =

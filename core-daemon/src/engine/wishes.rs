@@ -1,12 +1,12 @@
-//! What was wished of a container that only `inspect` has to know afterwards, in the words of docker's `HostConfig`.
+//! The options of a container that are kept only for `inspect`, in the form of docker's `HostConfig`.
 
 use gantry_proto::gantry::engine::v1 as api;
 use serde_json::{Map, Value, json};
 
-/// Bytes of `/dev/shm` where nothing is said.
+/// Bytes of `/dev/shm` by default.
 const SHM_SIZE: i64 = 64 << 20;
 
-/// The wishes of a request, as far as there are any; see [`whole`].
+/// The options of a request that differ from the defaults; [`whole`] adds the others.
 pub(super) fn of(request: &api::CreateRequest) -> Map<String, Value> {
     let usual = all(&api::CreateRequest::default());
     let mut wished = all(request);
@@ -14,7 +14,7 @@ pub(super) fn of(request: &api::CreateRequest) -> Map<String, Value> {
     wished
 }
 
-/// The wishes, and what goes without saying.
+/// These options and the defaults of all others.
 pub(super) fn whole(wished: &Map<String, Value>) -> Map<String, Value> {
     let mut whole = all(&api::CreateRequest::default());
     whole.extend(wished.clone());

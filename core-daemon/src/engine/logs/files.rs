@@ -18,7 +18,7 @@ use crate::error::{Doing, Result};
 const MAX_FILES: u32 = 1000;
 /// Bytes read at once.
 const CHUNK: usize = 64 * 1024;
-/// Longest line; what is longer is not of our shim's writing, and skipped.
+/// Bytes of a line at most. Our shim writes no longer ones; they are skipped.
 const MAX_LINE: usize = 4 << 20;
 
 /// Reads a log from a chosen line on, across rotations.

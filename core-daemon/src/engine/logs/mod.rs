@@ -59,7 +59,7 @@ impl Engine {
 }
 
 struct Follow {
-    /// Taken while it reads on another thread.
+    /// `None` while it reads on another thread.
     reader: Option<Reader>,
     wanted: Wanted,
     lines: Lines,
