@@ -64,14 +64,14 @@ pub use verify::verify_metadata;
 /// # Errors
 /// Names what cannot be opened, or which address is taken.
 pub async fn run(config: Config) -> Result<()> {
-    // First of all: before they are watched, these signals kill, and whoever gets an answer may send one.
+    // First of all: until the signals are watched they kill, and a client that gets an answer may already send one.
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
     shims::raise_open_files();
     shims::spawn_without_copying();
     let stopping = CancellationToken::new();
     let daemon = Daemon::build(&config, &stopping)?;
-    // Shims may report from the moment they are looked for.
+    // Before tasks are restored: their shims send events as soon as the daemon connects to them.
     let ttrpc = Socket::bind(&config.ttrpc.address, &config.grpc)?;
     let ttrpc = tokio::spawn(serve::ttrpc(ttrpc, ForwardService::new(daemon.tasks.clone()), stopping.clone()));
     daemon.restore().await?;
@@ -209,7 +209,7 @@ impl Daemon {
         self.tasks.restore(report).await?;
         let pass_on = move |restored: Restored| {
             let to = if restored.namespace().as_str() == cri::NAMESPACE { &to_cri } else { &to_engine };
-            // Nobody listens any more only when the daemon ends.
+            // This fails only while the daemon ends, when nobody listens any more.
             let _ = to.send(restored);
         };
         while let Ok(restored) = found.try_recv() {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::error::{Doing, Error, Result};
 
-/// Longest state and configuration that are read.
+/// Bytes of a state or configuration that are read at most.
 const MAX: u64 = 16 << 20;
 
 /// What a runtime tells its hooks.

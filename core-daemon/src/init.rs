@@ -16,14 +16,14 @@ use rung_sys::signal::{self, Signals};
 
 /// What the command line calls it.
 pub const VERB: &str = "init";
-/// As a shell says that there is no such program, or that it cannot be executed.
+/// Exit codes of a shell for a program that does not exist, or that cannot be executed.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs the command in `words` until it ends.
 pub fn run(words: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = words.split_first() else { return failed("no command", NOT_FOUND) };
-    // With the host's processes it is not the first one, and orphans are its own all the same.
+    // In the host's PID namespace it is not the first process, and gets the container's orphans only as a subreaper.
     let signals = signal::block_all().and_then(|()| set_child_subreaper(true)).and_then(|()| Signals::open());
     let signals = match signals {
         Ok(signals) => signals,
@@ -48,7 +48,7 @@ pub fn run(words: &[OsString]) -> ExitCode {
     }
 }
 
-/// Where there is a terminal its keys are for the command. It may have been stopped for having read too early.
+/// Gives a terminal to the command, and continues it: it may have been stopped because it read before that.
 fn to_foreground(child: Pid) {
     let input = std::io::stdin();
     if rung_sys::tty::is_terminal(input.as_fd()) && nix::unistd::tcsetpgrp(input.as_fd(), child).is_ok() {
@@ -73,7 +73,7 @@ fn until_end(signals: &Signals, child: Pid) -> rung_sys::error::Result<u8> {
     }
 }
 
-/// Somebody who has ended.
+/// A child that has ended, and how.
 fn collected() -> Option<(Pid, rung_sys::process::Exit)> {
     wait(Target::Any, false).ok().flatten()
 }

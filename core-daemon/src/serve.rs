@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use gantry_proto::ttrpc::{Service, serve_connection};
@@ -28,6 +29,12 @@ use crate::observe::Observer;
 
 /// Connections of shims that are served at once.
 const MAX_SHIM_CONNECTIONS: usize = 4096;
+/// Bytes that a client may send in one call, and in all calls of a connection, before the daemon has taken them.
+/// HTTP/2's own 64 KiB would make uploads of content wait for an answer that often.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes the daemon's directories and sees to it that no other daemon uses them.
 ///
@@ -58,7 +65,7 @@ pub fn claim(config: &Config) -> Result<Claim> {
     Ok(Claim { _root: claim("root", &config.root, 0o711)?, _state: claim("state", &config.state, 0o711)? })
 }
 
-/// Takes away what others may do with a file or directory beyond `mode`: somebody may have made it with a wider one.
+/// Removes permissions beyond `mode` from a file or directory that somebody may have made with wider ones.
 fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
     let has = fs::symlink_metadata(path)?.permissions().mode() & 0o7777;
     if has & !mode == 0 { Ok(()) } else { fs::set_permissions(path, fs::Permissions::from_mode(has & mode)) }
@@ -138,9 +145,8 @@ pub async fn grpc(
 ) -> Result<()> {
     let incoming = UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.map(authority::Connection::new));
     let server = Server::builder()
-        // Uploads of content would otherwise wait for the client every 64 KiB.
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .layer(observer.clone())
         .layer(whole::Whole)
         .add_routes(routes)
@@ -193,13 +199,13 @@ pub async fn ttrpc(mut socket: Socket, service: impl Service, stopping: Cancella
             // Too many open files, for example: shims try again.
             Err(error) => {
                 tracing::warn!(%error, "accept a shim's connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Watches for SIGTERM and SIGINT from now on; what it gives ends with the first of them.
+/// Watches for SIGTERM and SIGINT from now on. The future resolves at the first of them.
 ///
 /// # Errors
 /// When the signals cannot be watched.

@@ -1,5 +1,5 @@
-//! A daemon that is quiet gives back what a burst of work has left it: most of the heap of a pull, and the code that only
-//! pulls execute.
+//! A daemon without calls gives memory back to the kernel that a burst of work has left it: most of the heap of a pull,
+//! and the pages of code that only pulls execute.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::observe::Observer;
 
-/// How long no call must have come. The second time is for what the calls have set going.
+/// How long there must have been no call. Memory is given back twice: soon after the last call, and again when the work
+/// that the calls have started in the background should be done too.
 const QUIET: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(30)];
-/// It is done at least this often while calls keep coming, and after what comes of itself.
+/// It is done at least this often, also while calls keep coming and for work that no call has caused.
 const INTERVAL: Duration = Duration::from_secs(300);
 
-/// Does so until `stop`.
+/// Gives memory back whenever the daemon is quiet, until `stop`.
 pub(super) async fn give_back(observer: Observer, stop: CancellationToken) {
     let rounds = async {
         loop {

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::metadata::{self, Condition};
 
-/// What the process leaves with. Any other code says that it did not get that far.
+/// Exit codes of the process. Any other code means that it crashed or was killed.
 const WHOLE: u8 = 0;
 const FAILED: u8 = 10;
 const MENDED: u8 = 11;
 const DAMAGED: u8 = 12;
 
-/// Damaged pages may lead in circles.
+/// How long the process may read: damaged pages may refer to each other in circles.
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Reads the database at `path` and says by the exit code how it is.
@@ -31,7 +31,7 @@ pub fn verify_metadata(path: &Path) -> ExitCode {
     })
 }
 
-/// Has another process do so.
+/// Runs [`verify_metadata`] in another process.
 pub(super) fn in_process(path: &Path) -> Result<Condition> {
     let doing = || format!("verify {}", path.display());
     let program = std::env::current_exe().doing(doing)?;

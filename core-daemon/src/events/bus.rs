@@ -31,7 +31,7 @@ struct State {
     observer: Option<Observer>,
 }
 
-/// Whoever must miss nothing, however much is published.
+/// A function that sees every event, without a queue that could overflow.
 type Observer = Box<dyn Fn(&Envelope) + Send>;
 
 impl std::fmt::Debug for State {

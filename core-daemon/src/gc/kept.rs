@@ -67,7 +67,7 @@ impl Kept {
         needed
     }
 
-    /// Everything that images lead to: what is not among it is on its way in, or on its way out.
+    /// Everything that images lead to. Anything else is part of a pull in progress, or about to be collected.
     pub fn of_images(&self) -> HashSet<Node> {
         let images = self.graph.roots.iter().filter(|node| matches!(node, Node::Image(..)));
         images.flat_map(|image| self.needed_by(image)).collect()

@@ -76,13 +76,14 @@ pub(super) struct Graph {
     pub(super) candidates: Vec<Node>,
     /// Expired leases, and images that expired.
     pub(super) expired: Vec<Node>,
-    /// Snapshots that somebody runs on: roots, where nothing that says more leads to them.
+    /// Snapshots that a task runs on. They are roots too, but where something else leads to one, that is given as the
+    /// reason.
     in_use: Vec<Node>,
-    /// References that hold only where the snapshot was used as they say.
+    /// References that hold only if the snapshot was last used as long ago as they say.
     conditions: Vec<Condition>,
     /// When snapshots were last used, as their labels say.
     used: HashMap<Node, jiff::Timestamp>,
-    /// A record that cannot be read: it may keep anything.
+    /// Why a record could not be read. It might refer to anything, so nothing may be removed then.
     pub(super) unreadable: Option<Error>,
 }
 
@@ -277,10 +278,10 @@ impl Graph {
     /// Everything that the roots lead to.
     pub(super) fn mark(&self, flat: &HashSet<Node>) -> Marked {
         let mut marked: Marked = self.roots.iter().map(|root| (root.clone(), None)).collect();
-        // Those that come last are looked at first.
+        // The last one is taken first, so the roots proper come before the snapshots in use.
         let mut waiting: Vec<Node> = self.in_use.iter().chain(&self.roots).cloned().collect();
-        // What a flat lease holds is kept without what it refers to, unless something else leads there too; but not
-        // without what it cannot be without: a snapshot's parents, and what an image stands for.
+        // A flat lease keeps what it holds, but not what that refers to, except what it could not exist without: a
+        // snapshot's parents, and the target of an image.
         let mut held_flat = Vec::new();
         while let Some(node) = waiting.pop() {
             marked.entry(node.clone()).or_insert(None);
@@ -320,7 +321,7 @@ pub(super) fn flat_leases(tx: &impl Tx) -> Result<HashSet<Node>> {
 }
 
 /// Whether a label is `name`, or that with `.x` or `/x` behind it.
-fn is_of(label: &str, name: &str) -> bool {
+pub(super) fn is_of(label: &str, name: &str) -> bool {
     label.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
 }
 
@@ -358,7 +359,7 @@ fn back_reference(namespace: &str, kind: &str, value: &str) -> Option<Node> {
 }
 
 fn has_expired(labels: &BTreeMap<String, String>, now: jiff::Timestamp) -> bool {
-    // A time that cannot be read keeps the object: better too much is kept than too little.
+    // With a time that cannot be read the object has not expired: keeping too much does less harm.
     labels.get(labels::GC_EXPIRE).and_then(|text| text.parse::<jiff::Timestamp>().ok()).is_some_and(|at| at < now)
 }
 

@@ -74,7 +74,7 @@ impl Gc {
         self.wake.notify_one();
     }
 
-    /// What [`Gc::changed`] wakes, for those below it.
+    /// What [`Gc::changed`] notifies, for modules of lower layers.
     pub fn waker(&self) -> Arc<tokio::sync::Notify> {
         self.wake.clone()
     }

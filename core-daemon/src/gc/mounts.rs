@@ -1,9 +1,10 @@
-//! Activated mounts end with what they go with: a lease, or what their labels name. Those that go with nothing stay until
-//! they are deactivated.
+//! Activated mounts end with their owners: a lease, or the objects that their labels name. Those without an owner stay
+//! until they are deactivated.
 
 use gantry_proto::namespace::Namespace;
 
 use super::Parts;
+use super::mark::is_of;
 use crate::error::Result;
 use crate::labels::Labels;
 use crate::metadata::{Tx, containers, content, images, leases, snapshots};
@@ -17,7 +18,7 @@ const OF_SNAPSHOT: &str = "containerd.io/gc.bref.snapshot.";
 pub(super) fn sweep(parts: &Parts) -> Result<usize> {
     parts.mounts.sweep(|namespace, labels, lease| {
         let wanted = parts.db.read(|tx| is_wanted(tx, namespace, labels, lease));
-        // What cannot be read is there.
+        // An owner that cannot be read counts as there.
         wanted.unwrap_or(true)
     })
 }
@@ -31,14 +32,11 @@ fn is_wanted(tx: &impl Tx, namespace: &Namespace, labels: &Labels, lease: Option
         return Ok(true);
     }
     for (label, value) in labels {
-        // A label may go on with a name of its own, after a point or slash.
-        let is =
-            |name: &str| label.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']));
-        let there = if is(OF_CONTAINER) {
+        let there = if is_of(label, OF_CONTAINER) {
             containers::get(tx, namespace, value)?.is_some()
-        } else if is(OF_CONTENT) {
+        } else if is_of(label, OF_CONTENT) {
             content::get(tx, namespace, value)?.is_some()
-        } else if is(OF_IMAGE) {
+        } else if is_of(label, OF_IMAGE) {
             images::get(tx, namespace, value)?.is_some()
         } else if let Some(rest) = label.strip_prefix(OF_SNAPSHOT) {
             let snapshotter = rest.split('/').next().unwrap_or_default();

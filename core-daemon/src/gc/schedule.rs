@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Gc, Schedule};
 
-/// A collection takes at most this share of the time: after one that took long the next waits.
+/// The pause before a collection is at least this many times as long as the one before took, up to the interval.
 const PAUSE_FACTOR: u32 = 50;
 
 impl Gc {

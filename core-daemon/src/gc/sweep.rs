@@ -38,7 +38,7 @@ impl Swept {
 
 pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     let mut swept = Swept::default();
-    // Most runs find nothing: that is known without the one writer's place.
+    // Most runs find nothing, and a read transaction is enough to know that: it does not keep writers waiting.
     let is_idle = |(doomed, expired): (Vec<Node>, Vec<Node>)| doomed.is_empty() && expired.is_empty();
     let idle = parts.db.read(|tx| doomed(tx, &parts.snapshotters).map(is_idle))?;
     if !idle {

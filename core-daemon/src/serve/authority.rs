@@ -1,8 +1,8 @@
 //! Connections of clients that name the socket by its path.
 //!
-//! gRPC for Go, told a path and how to dial it, sends the path as HTTP/2's `:authority`. That is no name of a host, and the
-//! library would refuse every call. Nobody here asks for the authority, so each is replaced by a name that is as long:
-//! both ends keep tables of headers, and the length is what those account for.
+//! A gRPC client in Go that dials a path sends that path as HTTP/2's `:authority`. It is no host name, and the HTTP/2
+//! library would refuse every call. The daemon does not use the authority, so each is replaced by a valid name of the
+//! same length: client and server both keep a table of headers (HPACK, RFC 7541), whose size is counted in those bytes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -11,16 +11,18 @@ use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tonic::transport::server::Connected;
 
-/// What a client sends before its first frame.
+/// Bytes that a client sends before its first frame (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
+/// Bytes of a frame's header (RFC 9113, section 4.1).
 const FRAME_HEADER: usize = 9;
 /// Type of the frames that begin a block of headers.
 const HEADERS: u8 = 1;
+/// Flags of such frames.
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
-/// Frames may not be longer than this unless the server says so.
+/// Bytes of a frame's payload at most, unless the server allows more.
 const MAX_FRAME: usize = 16 << 10;
-/// Index of `:authority` in every table of headers.
+/// Index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
@@ -242,12 +244,12 @@ fn push_integer(value: usize, into: &mut Vec<u8>) {
     into.push(low(value));
 }
 
-/// How many characters have a code of each length, from one bit on. Codes of a length follow each other, those of the next
-/// length after them.
+/// How many characters have a Huffman code of each length, from one bit on (RFC 7541, appendix B). The code is
+/// canonical: the codes of one length are consecutive numbers, and those of the next length follow.
 const CODES: [u32; 30] =
     [0, 0, 0, 0, 10, 26, 32, 6, 0, 5, 3, 2, 6, 2, 3, 0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 3];
 
-/// How many characters a packed text has.
+/// How many characters a Huffman-coded text has.
 fn symbols(packed: &[u8]) -> Option<usize> {
     let (mut count, mut code, mut first, mut length) = (0, 0, 0, 0);
     for bit in packed.iter().flat_map(|byte| (0..8).rev().map(move |at| u32::from(byte >> at & 1))) {

@@ -1,10 +1,10 @@
 //! Calls are carried out to their end, whether or not their client stays for the answer.
 //!
 //! tonic drops a call whose client goes away, or whose deadline passes, wherever it waits at that moment. A container
-//! would stay frozen, be half removed, or be asked to stop and never made to. So each call that waits is a task of its own, but
-//! for those that do nothing that anybody else could want.
+//! would stay frozen, be half removed, or be asked to stop and never be killed. So each call that waits becomes a task
+//! of its own, except those of [`END_WITH_CLIENT`] and those that only read.
 //!
-//! A deadline that passes is told as that here, a moment before tonic would call it a cancellation.
+//! When a deadline passes the client gets `DeadlineExceeded` from here, a moment before tonic would answer `Cancelled`.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,8 +16,9 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-/// How the paths end whose calls end with their client: they wait for what containers do in their own time, do at length what can
-/// be given up at any point and begun anew, or notice it and undo what nobody would know of.
+/// Ends of the paths of calls that are dropped when their client goes away. They wait for what a container does in its
+/// own time (`Wait`, `ExecSync`), can be given up at any point and begun again (pulls, transfers), or notice that the
+/// client is gone and undo what they have made (creations).
 const END_WITH_CLIENT: &[&str] =
     &["/Wait", "/Transfer", "/PullImage", "/ExecSync", ".Engine/Create", "/RunPodSandbox", "/CreateContainer"];
 
@@ -54,7 +55,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // From here on it runs: tonic's own begins after this.
+        // The clock starts here, before tonic starts its own.
         let patience = timeout_of(request.headers()).map(tokio::time::sleep);
         let ends_with_client = ends_with_client(request.uri().path());
         let answer = self.inner.call(request);
@@ -76,7 +77,7 @@ where
     }
 }
 
-/// The answer, or that it comes too late for the client.
+/// The answer, or `DeadlineExceeded` where it comes too late for the client.
 async fn within<E>(
     patience: Option<Sleep>,
     answer: impl Future<Output = Result<Response<Body>, E>>,

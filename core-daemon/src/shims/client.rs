@@ -1,7 +1,7 @@
 //! Talking to a running shim.
 //!
-//! Every call but Wait has a deadline, and a shim has only so many calls to answer at once: one that is frozen must not
-//! make callers, or memory, pile up behind it.
+//! Calls have deadlines, except Wait and those that move a container's memory, and only a limited number of calls is
+//! sent to a shim at once: behind a frozen shim neither callers nor memory may pile up.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -31,15 +31,16 @@ pub struct Shim {
 /// How long a call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// It changes something, and may run the runtime, or is asked of one shim only.
+    /// It changes something and may run the runtime, or it goes to one shim only: `timeouts.shim_call`.
     Change,
-    /// It moves the memory of a container, which takes as long as that is large: whoever asks says how long is too long.
+    /// It moves the memory of a container, which may take any time: without a deadline, the caller decides when to give
+    /// up.
     Work,
-    /// It asks how something is, and belongs to a list that must not wait for one frozen shim.
+    /// It only reads, and may belong to a list that must not wait for one frozen shim: `timeouts.shim_state`.
     Look,
-    /// It finds out whether a shim of an earlier daemon still answers.
+    /// It finds out whether a shim of an earlier daemon still answers: `timeouts.shim_load`.
     Load,
-    /// It asks the shim to leave.
+    /// It asks the shim to leave: `timeouts.shim_shutdown`.
     Leave,
 }
 
@@ -47,8 +48,8 @@ impl Shim {
     /// Connects to the shim that listens at `address`.
     ///
     /// # Errors
-    /// `Unavailable` where certainly nobody listens, `DeadlineExceeded` where the connection is not accepted, another
-    /// kind where it cannot be told, such as for want of file descriptors.
+    /// `Unavailable` where certainly nobody listens, `DeadlineExceeded` where the connection is not accepted, and another kind
+    /// where neither is certain, for example if the daemon has no file descriptor left.
     pub async fn connect(
         address: &Address,
         namespace: &Namespace,
@@ -108,7 +109,8 @@ impl Shim {
         })
     }
 
-    /// Calls a method that answers when something happens, and so has no deadline and takes nobody's turn.
+    /// Calls a method that answers when something happens. It has no deadline and does not count among the limited
+    /// calls.
     ///
     /// # Errors
     /// What the shim answers; `Unavailable` once the shim is gone.

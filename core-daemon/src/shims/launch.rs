@@ -88,8 +88,9 @@ pub fn locate(runtime: &str, daemon: &Path, opt: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Lets the daemon start programs in other directories without a copy of its page tables, which takes longer than the start:
-/// the standard library does so where the C library has this call, which a static program has only where something names it.
+/// Lets the daemon start programs without fork(2), which would copy its page tables and take longer than the start
+/// itself. For a program in another directory the standard library can use posix_spawn(3) only if the C library has
+/// this function, and a static program contains it only if something refers to it, as this does.
 pub fn spawn_without_copying() {
     #[cfg(target_env = "gnu")]
     std::hint::black_box(nix::libc::posix_spawn_file_actions_addchdir_np as *const ());
@@ -208,6 +209,8 @@ impl Launcher {
             .arg("-publish-binary")
             .arg(&self.daemon)
             .args(["-id", instance.id.as_str()])
+            // As containerd sets them: the threads of a shim written in Go, and the newest form of an answer for shims
+            // that do not know the bootstrap parameters.
             .env("GOMAXPROCS", "2")
             .env("MAX_SHIM_VERSION", "2")
             .env("TTRPC_ADDRESS", &self.ttrpc_address)
@@ -238,7 +241,7 @@ impl Launcher {
 
 /// Runs a program with `input` and returns its output; what it wrote to standard error becomes the error.
 async fn run(command: Command, input: &[u8], timeout: Duration) -> Result<Vec<u8>> {
-    // It has read nothing yet, so nothing was started that would inherit the daemon's limit.
+    // The program waits for its input, so it has not started anything yet that would inherit the daemon's limit.
     let begun = |id| {
         if let Err(error) = lower_open_files(id) {
             tracing::warn!(%error, "limit of a shim's open files");

@@ -67,8 +67,8 @@ impl ShimLog {
     }
 }
 
-/// How bad a line says that it is. Shims write `time="…" level=…` and what they have to say; what else they write is no
-/// record of theirs but a complaint, such as a trace of a program that crashed.
+/// The level of a line. Shims write `time="…" level=…` and a message. Any other line is a warning: it may be the stack
+/// trace of a shim that crashed.
 fn level_of(line: &str) -> Level {
     if line.is_empty() {
         return Level::DEBUG;

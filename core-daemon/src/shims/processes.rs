@@ -1,7 +1,8 @@
 //! Shims among the machine's processes: for what the state directory does not say any more.
 //!
-//! A shim's command line says which daemon started it, and for what. Anybody can write such a command line, and so a process
-//! counts only where it is root's and sees the daemon's own files, as no container does.
+//! A shim's command line says which daemon started it, and for what. Anybody can write such a command line, so a
+//! process counts only if it belongs to root and is in the daemon's own mount namespace, which a container's processes
+//! are not.
 
 use std::collections::HashMap;
 use std::fs;
@@ -94,17 +95,18 @@ impl Running {
             let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
             open.extend(inode.and_then(|inode| sockets.get(inode)).map(|path| (number, path.clone())));
         }
-        // Some have another for debugging, which they open later.
+        // The one with the lowest descriptor: some shims open another socket for debugging, but later.
         let first = open.into_iter().min().ok_or_else(|| Error::new(Kind::NotFound, "it does not listen"));
         let (_, path) = first.doing(doing)?;
-        // Where it speaks an older version of the service, it says so when it is asked.
+        // A shim that has only an older version of the service says so in its answer to the first call.
         Ok(Address { version: 3, address: format!("unix://{path}"), protocol: "ttrpc".to_owned() })
     }
 }
 
-/// The sockets that somebody listens at, by inode, in the kernel's table: of which the fourth column are flags, the
-/// seventh the inode, and the last the path.
+/// The paths of listening sockets by inode, from the text of `/proc/net/unix`: its fourth column has flags, the seventh
+/// the inode, and the last the path.
 fn listening(table: &str) -> HashMap<&str, String> {
+    /// `__SO_ACCEPTCON`.
     const LISTENS: u32 = 1 << 16;
     let mut sockets = HashMap::new();
     for line in table.lines() {

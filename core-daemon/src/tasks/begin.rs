@@ -16,7 +16,7 @@ use crate::failpoint;
 use crate::id::ContainerId;
 use crate::shims::{Shim, ShimLog};
 
-/// A task that has a shim, or will have one, and no container in it. Dropped, it is undone.
+/// A task whose shim is started or being started, without a container in it yet. It is undone when this is dropped.
 pub struct Begun {
     parts: Option<(Reservation, Starting)>,
 }
@@ -58,7 +58,7 @@ impl Tasks {
 }
 
 impl Begun {
-    /// What it is made of, where somebody else goes on with it.
+    /// Takes it apart for [`Tasks::create_begun`], which goes on with it.
     pub(super) fn split(mut self) -> Option<(Reservation, Starting)> {
         self.parts.take()
     }

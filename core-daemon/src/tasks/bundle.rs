@@ -9,6 +9,9 @@
 //!     sandbox               the sandbox it is in, or is
 //!     snapshot              the snapshot that its root file system is: snapshotter, line break, key
 //!     bootstrap.json        where the shim listens; written once it has answered
+//!     started               when the container's process was started, in nanoseconds since 1970
+//!     held                  there while the daemon has frozen the container for work of its own
+//!     log                   FIFO for what the shim logs
 //!     …                     what the shim itself keeps: address, init.pid, log.json
 //! <state>/io.containerd.runtime.v2.task/<namespace>/.<id>     being removed
 //! ```
@@ -192,10 +195,11 @@ impl Bundle {
         self.write("shim-binary-path", shim.as_os_str().as_encoded_bytes())
     }
 
-    /// The root user of a container with a user namespace passes through the bundle to its root file system: as the
-    /// bundle's group, where its own group is another outside. Where nothing is mounted there, the directory is his.
+    /// Lets the root user of a container with a user namespace pass through the bundle to its root file system: the
+    /// bundle gets the group that the container's root has on the host. The directory `rootfs` itself gets that user
+    /// too, for containers where nothing is mounted on it.
     fn admit_mapped_root(&self, spec: &[u8]) -> Result<()> {
-        // Most containers have none, which is seen without reading the document.
+        // Most containers have none, and searching the text is faster than parsing it.
         if !std::str::from_utf8(spec).is_ok_and(|text| text.contains("gidMappings")) {
             return Ok(());
         }
@@ -316,8 +320,9 @@ impl Bundle {
         self.path.join("config.json").is_file()
     }
 
-    /// Removes the bundle. It is renamed first, so that what an interruption leaves is recognised as being removed. Then its
-    /// name is free, and nothing is mounted in it; its files go beside what is done next, where that is possible.
+    /// Removes the bundle. It is renamed first, so that what an interruption leaves is recognised as being removed.
+    /// When this returns the name is free and nothing is mounted in the bundle; inside a tokio runtime its files are
+    /// removed later, in the background.
     pub fn remove(&self) {
         told(&self.work, remove_work(&self.work));
         let hidden = match self.hide() {
@@ -334,7 +339,7 @@ impl Bundle {
         }
     }
 
-    /// Renames it to what is taken for something that is being removed.
+    /// Renames it to a hidden name, by which [`Bundles::all`] recognises what is being removed.
     fn hide(&self) -> std::io::Result<PathBuf> {
         let (parent, name) = (self.path.parent(), self.path.file_name().and_then(|name| name.to_str()));
         let (Some(parent), Some(name)) = (parent, name) else { return Err(ErrorKind::InvalidInput.into()) };
@@ -350,7 +355,7 @@ impl Bundle {
     }
 }
 
-/// Says what could not be removed.
+/// Logs what could not be removed.
 fn told(path: &Path, removed: std::io::Result<()>) {
     match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -390,7 +395,7 @@ fn detach_root(path: &Path) -> std::io::Result<()> {
     // Detaching succeeds even while something in it is in use; where nothing is mounted it fails, which is as well.
     let flags = nix::mount::MntFlags::MNT_DETACH | nix::mount::MntFlags::UMOUNT_NOFOLLOW;
     while nix::mount::umount2(&rootfs, flags).is_ok() {}
-    // What is in a root of the bundle's own, such as that of a pod's process, is the bundle's.
+    // A root that is not empty is the bundle's own, such as that of a pod's process, and is removed with the bundle.
     match fs::remove_dir(&rootfs) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => Err(error),
         _ => Ok(()),

@@ -49,8 +49,8 @@ pub struct CreateTask {
 const LABEL: &[u8] = b"\"mountLabel\"";
 
 impl Tasks {
-    /// Creates the task of a container and returns its pid. The work goes on even if the caller does not wait for it,
-    /// and is then undone, because nobody would know of the task.
+    /// Creates the task of a container. If the caller stops waiting, the task is created all the same and then deleted,
+    /// because nobody would know of it.
     ///
     /// # Errors
     /// `NotFound` without such a container, `AlreadyExists` when it has a task, else what the shim says.
@@ -58,7 +58,7 @@ impl Tasks {
         self.create_begun(context, id, request, None).await
     }
 
-    /// As [`Tasks::create`], of a task that is begun perhaps.
+    /// As [`Tasks::create`], where the task may have been begun with [`Tasks::begin`].
     ///
     /// # Errors
     /// As [`Tasks::create`].
@@ -98,7 +98,7 @@ impl Tasks {
             Ok(_) => reservation.fulfilled(),
             // Before the name is free: who takes it next may activate mounts under it.
             Err(_) if reservation.holds() => self.deactivate(&context.namespace, id).await,
-            // What cleans up later does that too.
+            // Whoever cleans up later deactivates them too.
             Err(_) => {}
         }
         made
@@ -166,7 +166,8 @@ impl Tasks {
         Ok((container, program, rootfs))
     }
 
-    /// A container of a sandbox is created in the sandbox's shim, where that one takes it without being started again.
+    /// Has a sandbox's container created in the sandbox's shim, if that shim can be reached without running its program
+    /// again.
     fn in_sandbox(
         &self,
         namespace: &Namespace,
@@ -288,7 +289,7 @@ fn options_of<'a>(request: &'a CreateTask, container: &'a Container) -> Option<&
 /// The SELinux label that the container's specification wants its mounts to have.
 fn mount_label(container: &Container) -> Option<String> {
     let spec = &container.spec.as_ref()?.value;
-    // Few have one, and reading all of it takes its time.
+    // Few have one, and searching the text is faster than parsing it.
     spec.windows(LABEL.len()).any(|bytes| bytes == LABEL).then_some(())?;
     let spec: serde_json::Value = serde_json::from_slice(spec).ok()?;
     spec.pointer("/linux/mountLabel")?.as_str().filter(|label| !label.is_empty()).map(str::to_owned)
@@ -346,7 +347,7 @@ impl Reservation {
         self.done = true;
     }
 
-    /// Whether the place is still what it was reserved as: what a failed creation left may have to be cleaned up yet.
+    /// Whether the place is still the reservation. It is not where a failed creation has left something to clean up.
     fn holds(&self) -> bool {
         matches!(self.tasks.table().get(&self.key), Some(Slot::Creating))
     }

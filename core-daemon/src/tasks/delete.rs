@@ -16,18 +16,20 @@ use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{ContainerId, ExecId, exec_field};
 use crate::shims::{Instance, Patience};
+use crate::signals::SIGKILL;
 
 /// What a process is said to have ended with when nobody saw its end.
 const UNKNOWN_STATUS: u32 = 255;
 
-/// How often it is tried to clean up after a dead shim before the container's end is told without that.
+/// Attempts to clean up after a dead shim before the container's end is announced all the same.
 pub(super) const TRIES: u32 = 3;
-/// How often it is tried after that, before what is left stays.
+/// Attempts after that, before what is left is given up.
 pub(super) const MORE_TRIES: u32 = 10;
-/// How long to wait before the second try; twice as long before each other one.
+/// Pause before the second attempt. It doubles with each further one, up to the second value.
 const PAUSE: Duration = Duration::from_secs(1);
-/// But no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a killed task may take to end.
+pub(super) const DYING: Duration = Duration::from_secs(10);
 
 impl Tasks {
     /// Deletes a stopped task, its shim and its bundle, and returns how it ended.
@@ -38,8 +40,8 @@ impl Tasks {
         self.delete_and(namespace, id, std::future::ready(())).await.map(|(exit, ())| exit)
     }
 
-    /// Deletes a task as [`Tasks::delete`] does, and does `beside` while its shim leaves: what needs only that the container
-    /// is gone. It is done unless there is an error.
+    /// Deletes a task as [`Tasks::delete`] does, and runs `beside` while its shim leaves: work that needs only that the
+    /// container is gone. After an error it does not run.
     ///
     /// # Errors
     /// As [`Tasks::delete`].
@@ -53,7 +55,7 @@ impl Tasks {
         let tasks = self.clone();
         // Half a deletion would leave a shim without a container, so the caller's going does not stop it.
         let work = tokio::spawn(async move {
-            // Who comes second must not take the first one's answer for its own, nor remove what comes after the task.
+            // A second deletion must neither return the first one's answer nor delete a later task of the same name.
             let _turn = task.deleting.lock().await;
             tasks.get(&task.namespace, &task.id).and_then(|now| match Arc::ptr_eq(&now, &task) {
                 true => Ok(()),
@@ -104,9 +106,8 @@ impl Tasks {
 
     /// Kills and deletes a task that nobody wants any more.
     pub async fn discard(&self, task: &Arc<Task>) {
-        let kill = task.kill(None, 9, true).await;
-        if kill.is_ok() {
-            let _ = tokio::time::timeout(Duration::from_secs(10), task.wait(None)).await;
+        if task.kill(None, SIGKILL, true).await.is_ok() {
+            let _ = tokio::time::timeout(DYING, task.wait(None)).await;
         }
         if let Err(error) = self.delete(&task.namespace, &task.id).await {
             tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "delete an abandoned task");
@@ -122,8 +123,8 @@ impl Tasks {
             }
             return;
         }
-        // Most failures leave nothing in the shim, and then this answers so.
-        let _ = task.kill(None, 9, true).await;
+        // Most failures leave nothing in the shim, and then these calls fail.
+        let _ = task.kill(None, SIGKILL, true).await;
         let _ = task.delete_process(None).await;
         self.leave(task).await;
     }
@@ -139,8 +140,9 @@ impl Tasks {
         task.bundle.remove();
     }
 
-    /// Waits for a shim that does not answer: what it was asked before it may yet do, be it to start the container. Until it
-    /// answers or is gone, the container's name stays taken and its bundle, by which a later daemon finds it, where it is.
+    /// Waits for a shim that does not answer: it may still do what it was asked before, even start the container. Until
+    /// it answers or is gone, the container's name stays taken, and the bundle stays so that a later daemon finds the
+    /// shim.
     fn leave_later(&self, task: Arc<Task>) {
         self.table().insert(task.key(), Slot::Silent(NO_ANSWER));
         let tasks = self.clone();
@@ -157,8 +159,8 @@ impl Tasks {
         });
     }
 
-    /// The connection to a shim ended without being asked to: the shim died, or was killed. What it held is killed and
-    /// cleaned up, and everybody who waits is told.
+    /// Handles the unexpected end of the connection to a shim: the shim crashed or was killed. What it held is killed
+    /// and cleaned up, and everybody who waits is told.
     pub(super) async fn shim_lost(&self, task: &Arc<Task>) {
         if task.leaving.swap(true, Ordering::SeqCst) {
             return;
@@ -170,8 +172,8 @@ impl Tasks {
         task.ended.send_replace(Some(exit));
     }
 
-    /// Cleans up after a dead shim and says how its container ended. Where that fails, the container's name stays taken and
-    /// its bundle where it is, and it is tried on.
+    /// Cleans up after a dead shim and says how its container ended. After `tries` failures the name stays taken and the
+    /// bundle where it is, and further attempts are made in the background.
     pub(super) async fn bury(&self, key: &Key, bundle: &Bundle, program: &Path, pid: u32, tries: u32) -> Exit {
         let (namespace, id) = key;
         let exit = self.clean_up_dead(Instance { program, namespace, id, bundle: bundle.path() }, pid, tries).await;
@@ -267,8 +269,8 @@ impl Task {
 }
 
 impl Exit {
-    /// An end that nobody saw.
-    pub(super) fn unseen(pid: u32) -> Self {
+    /// The end, taken for now, of a process whose status nobody knows.
+    pub fn unseen(pid: u32) -> Self {
         Self { pid, status: UNKNOWN_STATUS, at: SystemTime::now() }
     }
 

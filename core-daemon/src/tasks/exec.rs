@@ -10,8 +10,7 @@ use tokio::sync::watch;
 use super::{ExecTask, Exit, Task, Tasks, streams};
 use crate::error::{Error, Kind, Result};
 use crate::id::ExecId;
-
-const KILL: u32 = 9;
+use crate::signals::SIGKILL;
 
 /// A process that was started beside a container's own.
 pub struct StartedExec {
@@ -46,8 +45,9 @@ impl StartedExec {
 }
 
 impl Tasks {
-    /// Adds a process, joins its streams at `socket`, where there is one, and starts it. It is carried out to the end, even
-    /// if the caller goes: half a start is nobody's. After its end the process is removed from its shim.
+    /// Adds a process, joins its streams at `socket`, where there is one, and starts it. This is carried out to the end
+    /// even if the caller stops waiting, so that no start is left half done. When the process ends it is removed from
+    /// its shim.
     ///
     /// # Errors
     /// Why it cannot be started; then nothing of it is left.
@@ -81,10 +81,10 @@ impl Tasks {
         };
         let (stream, started_at) = match started.await {
             Ok(started) => started,
-            // It may be started yet.
+            // The shim may start it yet.
             Err(error) if error.kind() == Kind::DeadlineExceeded => {
                 tokio::spawn(async move {
-                    let _ = task.kill(Some(&id), KILL, false).await;
+                    let _ = task.kill(Some(&id), SIGKILL, false).await;
                     self.see_off(&task, &id, None).await;
                 });
                 return Err(error);
@@ -100,8 +100,9 @@ impl Tasks {
         Ok(StartedExec { task, id, stream, started_at, ended })
     }
 
-    /// Waits for the end of a process, tells it, and removes the process from its shim, which keeps the exit until then: it
-    /// cannot be missed. While a child holds its output open, the removal takes a while that is nobody's to wait for.
+    /// Waits for the end of a process, tells it, and removes the process from its shim. The shim keeps the exit until
+    /// then, so it cannot be missed. The removal comes last, because it takes a while where a child holds the output
+    /// open.
     async fn see_off(&self, task: &Task, id: &ExecId, tell: Option<watch::Sender<Option<Exit>>>) {
         let exit = task.wait(Some(id)).await;
         let exit =

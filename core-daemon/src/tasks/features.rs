@@ -8,8 +8,8 @@ use super::Tasks;
 use crate::error::{Doing, Error, Result};
 
 impl Tasks {
-    /// Runtimes pass over what they do not know. Of id maps of mounts that would be a volume open to the wrong users, so
-    /// that the runtime is asked first.
+    /// Asks the runtime whether it knows id-mapped mounts, where the specification has some. Runtimes ignore what they
+    /// do not know, and the volume would then be open to the wrong users.
     ///
     /// # Errors
     /// `FailedPrecondition` where the specification has such maps and the runtime does not know them.
@@ -25,7 +25,7 @@ impl Tasks {
         let doing = || "mounts with id maps: ask the runtime what it can do";
         let info = self.launcher().info(program, options).await.doing(doing)?;
         let known = match &info.features {
-            // A runtime that describes itself in other terms is no relative of runc's.
+            // A description that is not OCI's features document: the runtime is no relative of runc's, and is trusted.
             Some(features) if any::json_of(features, any::FEATURES).is_err() => true,
             Some(features) => serde_json::from_slice::<Value>(&features.value)
                 .is_ok_and(|features| features.pointer("/linux/mountExtensions/idmap/enabled") == Some(&true.into())),
@@ -39,7 +39,7 @@ impl Tasks {
     }
 }
 
-/// Whether a mount of the specification has id maps. Most have none, which is seen without reading the document.
+/// Whether a mount of the specification has id maps. Most have none, and searching the text is faster than parsing it.
 fn maps_mounts(spec: &[u8]) -> bool {
     let has = |word: &[u8]| spec.windows(word.len()).any(|window| window == word);
     if ![b"idmap".as_slice(), b"Mappings"].into_iter().any(has) {

@@ -1,8 +1,8 @@
 //! Tasks: containers that are, or were just now, running. Each is held by a shim; the daemon only asks.
 //!
-//! What is known of a task is re-derived: its state comes from the shim whenever somebody asks, its exit from the shim's
-//! Wait, and if the shim itself is gone, from cleaning up after it. The table here only says which shim holds which
-//! container.
+//! Nothing is remembered that can be asked for: a task's state comes from the shim whenever somebody asks, its exit
+//! from the shim's Wait or, if the shim is gone, from cleaning up after it. The table here only says which shim holds
+//! which container.
 
 mod begin;
 mod bundle;
@@ -89,7 +89,8 @@ type Key = (Namespace, ContainerId);
 enum Slot {
     /// Somebody is creating it.
     Creating,
-    /// It was there before the daemon, or its shim died: nothing can be asked of it now, and it is not gone.
+    /// Its shim does not answer, or is dead and not cleaned up after yet: it cannot be asked, and is not gone. The text
+    /// says which.
     Silent(&'static str),
     Live(Arc<Task>),
 }
@@ -112,12 +113,12 @@ pub struct Task {
     /// It is made from a checkpoint.
     restored: AtomicBool,
     /// Keeps its root file system from being collected, whatever becomes of the container's record.
-    #[expect(dead_code, reason = "what it does is to be dropped with the task")]
+    #[expect(dead_code, reason = "a guard: it has its effect by being dropped with the task")]
     rootfs: Option<InUse>,
     /// The init process's exit, once the shim has published it, and with it everything before that.
     reported: watch::Sender<Option<Exit>>,
-    /// Set by whoever ends it, before the shim is asked to leave: who comes second leaves it alone, and its going is not
-    /// taken for a failure.
+    /// Set by the first who ends the task, before the shim is asked to leave. Others then leave the shim alone, and the
+    /// end of its connection is not taken for a failure.
     leaving: AtomicBool,
     ended: watch::Sender<Option<Exit>>,
     /// Held while it is deleted.
@@ -153,7 +154,7 @@ impl Tasks {
         }
     }
 
-    /// Whether a container has a task, be it one that is being created or whose shim does not answer.
+    /// Whether a container has a task, including one that is being created and one whose shim does not answer.
     pub fn holds(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.table().contains_key(&(namespace.clone(), id.clone()))
     }

@@ -16,9 +16,9 @@ use crate::failpoint;
 use crate::id::{ExecId, exec_field};
 use crate::shims::Patience;
 
-/// How long opening a file may take.
+/// How long a shim may take to open a log again.
 const REOPEN: Duration = Duration::from_secs(10);
-/// How long a shim that has just answered may take to remember.
+/// How long a shim that has just answered may take to say whether memory ran out.
 const OOM: Duration = Duration::from_secs(2);
 
 /// What a shim says of a process.
@@ -196,7 +196,7 @@ impl Task {
         Ok(true)
     }
 
-    /// Lets a container go on that [`Task::hold`] has frozen; one that has ended, or goes on already, is left alone.
+    /// Thaws a container that [`Task::hold`] has frozen. One that has ended, or is thawed already, is left alone.
     ///
     /// # Errors
     /// As [`Task::resume`].

@@ -20,6 +20,7 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 use tokio_util::sync::CancellationToken;
 
+use super::delete::DYING;
 use super::{CreateTask, Task, Tasks};
 use crate::blocking::blocking;
 use crate::config::Timeouts;
@@ -28,11 +29,10 @@ use crate::error::{Error, Kind, Result};
 use crate::filter::Filter;
 use crate::id::ContainerId;
 use crate::labels::Labels;
+use crate::signals::SIGKILL;
 
 /// Containers that are seen to at the same time.
 const AT_ONCE: usize = 16;
-/// How long a killed task may take to end.
-const KILLED: Duration = Duration::from_secs(10);
 const PREFIX: &str = "containerd.io/restart.";
 
 impl Tasks {
@@ -40,7 +40,7 @@ impl Tasks {
     pub async fn keep_as_labelled(self, stopping: CancellationToken) {
         let mut tick = tokio::time::interval(self.interval());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // What the records were when there was none.
+        // The version of the records at which no container had such labels.
         let mut none_at = None;
         loop {
             tokio::select! {
@@ -116,11 +116,8 @@ impl Tasks {
 
     /// Kills and deletes a task.
     async fn end(&self, task: &Arc<Task>) -> Result<()> {
-        match task.kill(None, nix::libc::SIGKILL.unsigned_abs(), true).await {
-            Err(error) if error.kind() != Kind::NotFound => return Err(error),
-            _ => {}
-        }
-        let _ = tokio::time::timeout(KILLED, task.wait(None)).await;
+        task.kill_unless_ended(SIGKILL, true).await?;
+        let _ = tokio::time::timeout(DYING, task.wait(None)).await;
         self.delete(task.namespace(), task.id()).await.map(drop)
     }
 
@@ -168,8 +165,7 @@ fn log_of(labels: &Labels, loggers: &[PathBuf]) -> Result<String> {
     Ok(uri.to_owned())
 }
 
-/// A client that makes a container with these labels is about to create the task itself; where there is a task already,
-/// it has.
+/// Whether a container was made so recently that its client may still be about to create the first task itself.
 fn is_young(container: &Container, grace: Duration) -> bool {
     let made = container.created_at.as_ref().map(time::system_time);
     made.and_then(|made| SystemTime::now().duration_since(made).ok()).is_some_and(|age| age < grace)

@@ -74,8 +74,8 @@ enum Found {
     Silent,
 }
 
-/// Lets a container go on that an earlier daemon has frozen and did not come to thaw. What that one asked of the shim before
-/// may take its time.
+/// Thaws a container that an earlier daemon has frozen and not thawed. The shim may be busy with what that daemon asked
+/// before, so a call that takes too long is repeated.
 async fn release(task: Arc<Task>) {
     let (namespace, id) = (task.namespace(), task.id());
     tracing::warn!(%namespace, %id, "container was frozen for work that was cut short; letting it go on");
@@ -142,7 +142,8 @@ impl Tasks {
             Ok(None) => return Found::Dead,
             Err(error) => {
                 tracing::warn!(%namespace, %id, %error, "find the shim of a bundle");
-                // A file that makes no sense was written by nobody alive; one that cannot be read now says nothing.
+                // A shim that lives has written a file that makes sense. One that cannot be read at the moment proves
+                // nothing.
                 let is_unread = matches!(error.kind(), Kind::Internal | Kind::PermissionDenied);
                 return if is_unread { Found::Silent } else { Found::Dead };
             }
@@ -199,8 +200,8 @@ impl Tasks {
         let _ = report.send(Restored::Dead { namespace, id, since, exit });
     }
 
-    /// Keeps asking a shim that did not answer. Until it does, its container's name is taken, and the task is there but
-    /// cannot be asked: who heard that it is gone would start another.
+    /// Keeps asking a shim that did not answer. Until it does, the container's name is taken, and calls get
+    /// `Unavailable`: a client that heard `NotFound` would start the container a second time.
     fn ask_again(&self, namespace: Namespace, id: ContainerId, bundle: Bundle, program: PathBuf, report: Report) {
         let key = (namespace.clone(), id.clone());
         self.table().insert(key.clone(), Slot::Silent(NO_ANSWER));

@@ -26,7 +26,7 @@ impl Tasks {
         program: &Path,
         rootfs: Vec<Mount>,
     ) -> Result<Vec<Mount>> {
-        // Most are plain, and then nobody need be asked.
+        // Every shim makes these, and most root file systems consist of nothing else.
         let is_plain = |mount: &Mount| matches!(mount.r#type.as_str(), "bind" | "overlay");
         if rootfs.iter().all(is_plain) {
             return Ok(rootfs);
@@ -47,7 +47,7 @@ impl Tasks {
         .await
     }
 
-    /// Keeps a task's root file system from being collected, be it that somebody deletes the container's record.
+    /// Keeps a task's root file system from being collected, even if somebody deletes the container's record.
     pub(super) fn rootfs_in_use(&self, namespace: &Namespace, id: &ContainerId, bundle: &Bundle) -> Option<InUse> {
         let (snapshotter, key) = bundle.rootfs().or_else(|| {
             let container = self.parts().containers.get(namespace, id).ok()?;

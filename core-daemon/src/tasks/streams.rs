@@ -164,7 +164,7 @@ async fn read_ahead(mut output: Output, frames: mpsc::UnboundedSender<(FrameKind
                 return;
             }
         };
-        // A frame is never longer than the room there is at least.
+        // This always ends once frames are taken: the semaphore began with room for the longest frame.
         let length = u32::try_from(frame.1.len()).unwrap_or(u32::MAX);
         let Ok(taken) = room.acquire_many(length).await else { return };
         taken.forget();
