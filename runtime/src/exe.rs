@@ -27,14 +27,15 @@ use crate::log;
 
 const SELF: &str = "/proc/self/exe";
 
-/// An overlay that cannot be written has two layers at least. This directory is everywhere, and no executable is in it.
+/// The second layer of the overlay, because the kernel makes a read-only one of two layers or more. This directory
+/// exists everywhere and holds no executable.
 const SECOND_LAYER: &str = "/dev";
 
-/// Goes on from a sealed view of the executable, unless that is where it comes from.
+/// Executes this program again from a sealed view of its file, unless it runs from one already.
 pub fn protect() -> Result<()> {
     let own = file::open(Path::new(SELF), OFlag::O_PATH).doing(|| format!("open {SELF}"))?;
     if is_read_only(&own) {
-        // In the words of runc, by which its tests see that it is done.
+        // These are runc's words: its test suite looks for them.
         if is_of_overlay(&own) {
             log::debug(|| format!("runc exeseal: using overlayfs for sealed {SELF}"));
         }
@@ -75,8 +76,8 @@ fn overlay() -> Result<OwnedFd> {
         .doing(|| format!("open {} in its overlay", path.display()))
 }
 
-/// The executable through a mount of its own. Without the right to mount this is no runtime of root, and a container of it
-/// cannot write what root owns.
+/// The executable through a mount of its own. `None` where this process may not mount: then it does not run as root, and
+/// its containers cannot write to a file that root owns.
 fn read_only_mount(own: &OwnedFd) -> Result<Option<OwnedFd>> {
     let tree = match mount::open_tree(own.as_fd(), Path::new(""), false) {
         Err(error) if error.is(&[libc::EPERM]) => {
@@ -104,8 +105,8 @@ fn is_at(path: &Path) -> bool {
     matches!((place(path), place(Path::new(SELF))), (Ok(found), Ok(own)) if found == own)
 }
 
-/// Whether the executable is not this user's to change. Then an ordinary user's process that waits for `start` need not be
-/// hidden from what is executed in its container meanwhile, as it has to be joined by: neither could write the file.
+/// Whether this is an ordinary user who cannot change the executable. Then a process of his that waits for `start` may
+/// be visible to processes that join its container: none of them could write to the file either.
 pub fn is_of_another_user() -> bool {
     let user = nix::unistd::geteuid();
     let owner = std::fs::metadata(SELF).map(|found| found.uid());
@@ -114,8 +115,8 @@ pub fn is_of_another_user() -> bool {
         && nix::unistd::access(SELF, nix::unistd::AccessFlags::W_OK) == Err(nix::errno::Errno::EACCES)
 }
 
-/// As [`protect`], before the command line is read, which is done twice otherwise. Whether it is needed is found out
-/// again later, and so is why it failed.
+/// As [`protect`], but before the command line is parsed, so that it is parsed only once. A failure is ignored here: the
+/// command calls [`protect`] again, and reports it.
 pub fn protect_early() {
     if refuse_inside_containers().is_ok() {
         drop(protect());

@@ -47,7 +47,8 @@ struct Message<'a> {
     annotations: &'a BTreeMap<String, String>,
 }
 
-/// Opens the files that annotations name for the output of hooks. Now, since some hooks run where they have no path.
+/// Opens the files that annotations name for the output of hooks. This is done early, because some hooks run in the
+/// container, where those paths do not exist.
 pub fn open_output(paths: &[Option<PathBuf>; 2]) -> Result<[Option<Arc<OwnedFd>>; 2]> {
     let open = |path: &PathBuf| {
         let file = std::fs::OpenOptions::new().append(true).create(true).open(path);

@@ -36,7 +36,7 @@ impl Format {
     }
 }
 
-/// What is logged: this and all that is worse.
+/// The least severe messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// The phases of a start too.
@@ -73,11 +73,12 @@ struct Log {
     format: Format,
     level: Level,
     hints: bool,
-    /// The log is all that is told of an error that it takes.
+    /// An error that the log has taken is not printed to stderr as well.
     is_all: bool,
 }
 
-/// Set, it says that stderr is somebody else's: a container's. Errors are in the log alone then, if that takes them.
+/// Environment variable: when it is set, stderr belongs to a container. Errors then go to the log alone, if it takes
+/// them.
 const LOG_ALONE: &str = "RUNG_LOG_ALONE";
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -112,8 +113,7 @@ fn open_file(path: &Path) -> Result<std::fs::File> {
         .doing(|| format!("open log file {}", path.display()))
 }
 
-/// Reports the error that ends the run. It goes to the log, and to stderr too when the log is elsewhere, unless that is
-/// all who want to know.
+/// Reports the error that ends the run: to the log and, unless the log is stderr or [`LOG_ALONE`] is set, to stderr too.
 pub fn error(error: &Error) {
     let is_written = write("error", &error.to_string(), Some(error.kind().name()));
     if !(is_written && LOG.get().is_none_or(|log| log.is_all)) {
@@ -127,7 +127,7 @@ pub fn program_error(error: &Error) {
     to_stderr(&format!("{error}\n"));
 }
 
-/// Whether an error goes where a person or a log of its own is, and may be longer than the kernel's answer.
+/// Whether errors are read by a person or go to a log. Then they may say more than the kernel's answer.
 pub fn takes_hints() -> bool {
     LOG.get().is_some_and(|log| log.hints)
 }
@@ -156,7 +156,7 @@ pub fn is_debug() -> bool {
     LOG.get().is_some_and(|log| log.level == Level::Debug)
 }
 
-/// Says whether it could.
+/// Writes a line; `false` where the log has not taken it, or may not have.
 fn write(level: &str, message: &str, kind: Option<&str>) -> bool {
     let format = LOG.get().map_or(Format::Text, |log| log.format);
     match LOG.get().map(|log| &log.place) {

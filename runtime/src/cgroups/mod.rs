@@ -72,6 +72,20 @@ struct Place {
     planned: bool,
 }
 
+/// The paths of `places` by controller, and under the empty name on v2.
+fn paths_of<'a>(places: impl Iterator<Item = &'a Place>) -> BTreeMap<String, PathBuf> {
+    let mut paths = BTreeMap::new();
+    for place in places {
+        for name in &place.hierarchy.controllers {
+            paths.insert(name.clone(), place.path.clone());
+        }
+        if place.hierarchy.is_v2() {
+            paths.insert(String::new(), place.path.clone());
+        }
+    }
+    paths
+}
+
 impl Place {
     fn new(hierarchy: Hierarchy, path: PathBuf) -> Self {
         Self { hierarchy, path, dir: None, made: false, planned: false }
@@ -180,16 +194,7 @@ impl Cgroup {
     /// record. What was not made (see `ON_DEMAND`) is left out.
     #[must_use]
     pub fn paths(&self) -> BTreeMap<String, PathBuf> {
-        let mut paths = BTreeMap::new();
-        for place in self.places.iter().filter(|place| place.dir.is_some() || place.path.is_dir()) {
-            for name in &place.hierarchy.controllers {
-                paths.insert(name.clone(), place.path.clone());
-            }
-            if place.hierarchy.is_v2() {
-                paths.insert(String::new(), place.path.clone());
-            }
-        }
-        paths
+        paths_of(self.places.iter().filter(|place| place.dir.is_some() || place.path.is_dir()))
     }
 
     /// Whether there is nothing but v2.

@@ -198,8 +198,8 @@ impl Cgroup {
         v1.or_else(|| self.v2_place()).or(self.places.first())
     }
 
-    /// Begins the removal where [`Self::pids`] would look. That it can be removed says that there are none, in one call
-    /// and for good.
+    /// Removes the cgroup that [`Self::pids`] would read, if it is empty. A success shows in one call that there are no
+    /// processes and will be none.
     pub fn remove_if_vacant(&self) -> bool {
         let ours = !self.foreign && self.managed.is_none();
         ours && self.listed().is_some_and(|place| cgroupfs::remove(&place.path).is_ok())

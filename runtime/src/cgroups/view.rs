@@ -37,16 +37,7 @@ impl Cgroup {
     /// Where the cgroups will be, by controller, whether they are made yet or not: for a record that is written first.
     #[must_use]
     pub fn planned_paths(&self) -> BTreeMap<String, PathBuf> {
-        let mut paths = BTreeMap::new();
-        for place in &self.places {
-            for name in &place.hierarchy.controllers {
-                paths.insert(name.clone(), place.path.clone());
-            }
-            if place.hierarchy.is_v2() {
-                paths.insert(String::new(), place.path.clone());
-            }
-        }
-        paths
+        super::paths_of(self.places.iter())
     }
 
     /// All hierarchies, once the cgroups are made or about to be.

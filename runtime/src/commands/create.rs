@@ -40,19 +40,19 @@ pub(super) fn options(args: CreateArgs) -> Result<Options> {
     })
 }
 
-/// Sockets that a service manager opened for us. Those that it says are for another process are not passed on: the
-/// variables were inherited, the descriptors were not.
+/// How many sockets a service manager opened for this process (`LISTEN_FDS`). Where `LISTEN_PID` names another process,
+/// the variables were inherited and the descriptors were not, so there are none.
 fn listen_fds() -> Result<Option<u32>> {
     let Ok(text) = std::env::var("LISTEN_FDS") else { return Ok(None) };
     if std::env::var("LISTEN_PID").is_ok_and(|pid| pid != std::process::id().to_string()) {
         return Ok(None);
     }
-    // What is no number says nothing, as to every other reader of it.
+    // What is no number is ignored, as by every other reader of the variable.
     Ok(text.parse().ok().filter(|count| *count > 0))
 }
 
-/// Whether this number is a descriptor that the caller has passed. All that this run has opened is closed by an exec, and what
-/// was passed has come through one.
+/// Whether the caller has passed a descriptor of this number. Only those have no close-on-exec flag: they came through
+/// an exec, while everything that this process opens has the flag.
 pub(super) fn is_passed(number: u32) -> bool {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
     let flags = text.lines().find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());

@@ -6,7 +6,7 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 use rung_spec::{config, validate};
 
 use crate::cli::ExecArgs;
-use crate::container::create::write_pid_file;
+use crate::container::create::{check_console, write_pid_file};
 use crate::container::exec::{self, Options};
 use crate::container::foreground::Foreground;
 use crate::container::id::ContainerId;
@@ -33,15 +33,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     let spec = container.record.spec()?;
     let process = process(&container, &spec, &args)?;
     let terminal = process.terminal().unwrap_or(false);
-    match (args.detach && terminal, &args.console_socket) {
-        (true, None) => {
-            return Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket"));
-        }
-        (false, Some(_)) => {
-            return Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty"));
-        }
-        _ => {}
-    }
+    check_console(args.detach, terminal, args.console_socket.as_deref())?;
     let foreground = if args.detach { None } else { Some(Foreground::prepare(false)?) };
     let options = Options {
         wishes: Wishes { preserve_fds: args.preserve_fds, ..Wishes::default() },

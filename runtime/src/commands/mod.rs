@@ -69,7 +69,7 @@ pub fn dispatch(global: &Global, command: Option<Command>) -> Result<u8> {
 }
 
 fn settings(global: &Global) -> Result<Settings> {
-    // Root of a user namespace only is an ordinary user to the host, whatever he may do in there.
+    // Root of a user namespace is an ordinary user of the host.
     let rootless = !nix::unistd::geteuid().is_root() || rung_sys::namespace::in_user_namespace();
     let systemd = match global.cgroup_manager.as_deref() {
         None => global.systemd_cgroup,
@@ -105,7 +105,8 @@ fn runs_system() -> bool {
     !crate::cgroups::session_of_ordinary_user()
 }
 
-/// The user's own directory, unless he is root, or says that he is root of the namespace he is in.
+/// The state directory without `--root`: `$XDG_RUNTIME_DIR/runc` for an ordinary user, `/run/runc` for root. As with
+/// runc, root of a user namespace counts as root where `USER` is `root`.
 fn default_root(rootless: bool) -> Result<PathBuf> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
     let plays_root = nix::unistd::geteuid().is_root() && std::env::var_os("USER").is_some_and(|user| user == "root");
@@ -124,8 +125,8 @@ fn default_root(rootless: bool) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Does something with one container, or with each whose name a regular expression matches, as crun does. One that fails
-/// does not keep the others.
+/// Does something with one container or, as crun does, with each whose name a regular expression matches. A failure
+/// does not stop it: the first one is returned, the others are logged.
 fn each(settings: &Settings, id: &str, regex: bool, mut act: impl FnMut(&ContainerId) -> Result<()>) -> Result<()> {
     if !regex {
         return act(&ContainerId::parse(id)?);
@@ -152,7 +153,8 @@ fn to_json<T: serde::Serialize>(value: &T) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|error| Error::invalid(error.to_string()))
 }
 
-/// Callers look for the error in the log that they name. The line could not be read, so it is looked for by hand.
+/// Opens the log of `--log` where the command line could not be parsed: callers look for the error there. So the flags
+/// are searched for by hand.
 fn open_log() {
     let arguments: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let value = |flag: &str| {

@@ -81,7 +81,7 @@ fn finish(made: Made, remove: bool) -> Result<()> {
     // Reaped already in the foreground; after a failure it may still be there.
     let _: Option<(rung_sys::process::Pid, Exit)> =
         rung_sys::process::wait(Target::Pid(made.started.pid), false).unwrap_or_default();
-    // Hundreds of names of system calls may be in there; they go with the program.
+    // The process ends now. To free a configuration with hundreds of system calls in its profile would only take time.
     std::mem::forget(made.spec);
     if remove { delete::destroy(&Container { entry: made.entry, record: made.record }) } else { Ok(()) }
 }

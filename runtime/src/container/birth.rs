@@ -33,12 +33,12 @@ pub(super) struct Birth<'a> {
     pub(super) resctrl: Option<&'a mut Resctrl>,
     pub(super) record: &'a mut Record,
     pub(super) state: &'a HookState,
-    /// Whether the process was let go on: before that, nobody can know of the container.
+    /// Whether the process was let go on. Before that nobody else knows of the container.
     pub(super) begun: bool,
 }
 
 impl Birth<'_> {
-    /// On failure what was made is still there, but for the process.
+    /// Carries it all out. On failure the process is gone, and the caller takes back everything else.
     pub(super) fn run(&mut self) -> Result<(Started, Option<Readiness>)> {
         let readiness = prepare_readiness(self.entry, self.plan, self.options)?;
         let gate = if self.options.gated { Some(gate::make(&self.entry.fifo())?) } else { None };
@@ -61,7 +61,7 @@ impl Birth<'_> {
 
     /// Answers what the process asks until it is ready, and lets it go.
     fn settle(&mut self, started: &mut Started, answers: &Answers<'_>) -> Result<()> {
-        // While the process is at work. Hooks and a terminal of its own may still change what is to be recorded.
+        // The record is written while the process works, unless hooks or a terminal may still change what goes into it.
         let quiet = !self.plan.stops_for_runtime_hooks && !self.plan.process.terminal();
         let early = if quiet { Some(self.draft(started)?) } else { None };
         let renew = || {
@@ -75,7 +75,7 @@ impl Birth<'_> {
             descended.map_err(launch::cgroup_error).doing(|| format!("put the container into {name:?}"))?;
         }
         self.announce(started)?;
-        // Whoever finds the record may join the container, so it is not to be seen before the root is changed.
+        // Whoever finds the record may join the container, so it is published only after the change of root.
         let draft = early.map_or_else(|| self.draft(started), Ok)?;
         draft.publish()?;
         if let Some(path) = &self.options.pid_file {
@@ -144,7 +144,8 @@ fn finish_cgroup(
     Ok(way_in)
 }
 
-/// Who has no rights over other ids can give nothing away, and the container's user can then make no cgroups.
+/// Gives the cgroup to the container's user. A runtime without rights over other ids cannot, and then that user can
+/// make no cgroups.
 fn delegate(cgroup: &Cgroup, owner: u32, rootless: bool) -> Result<()> {
     match cgroup.delegate(owner) {
         Err(error) if rootless && error.is_denied() => Ok(()),

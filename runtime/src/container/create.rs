@@ -1,7 +1,6 @@
 //! Making a container: everything up to, and not including, the exec of its program.
 
 use std::collections::BTreeMap;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -135,7 +134,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
         Err(error) => {
             let spec = Some(&bundle.spec).filter(|_| birth.begun);
             let error = match cgroup.ran_out_of_memory() {
-                // Whatever it was that failed then.
+                // Whichever step has failed, this is the reason.
                 true => error.while_doing("container init was OOM-killed (memory limit too low?)"),
                 false => error,
             };
@@ -157,7 +156,7 @@ pub(super) fn plan_resctrl(spec: &Spec, id: &ContainerId) -> Result<Option<Resct
     wanted.map(|wanted| Resctrl::plan(wanted, id.as_str())).transpose()
 }
 
-/// A group is recorded before it is made, or who is killed in between would leave it.
+/// Records the resctrl group before it is made, so that `delete` finds it even if this run is killed in between.
 fn with_group(mut record: Record, group: Option<&Resctrl>) -> Record {
     if let Some(group) = group {
         record.intel_rdt_owned = group.will_be_owned();
@@ -187,8 +186,8 @@ pub(super) fn complete(record: &mut Record, pid: Pid, start_time: u64, cgroup: &
     record.external_descriptors = (0..3).map(|number| described(number).to_string_lossy().into_owned()).collect();
 }
 
-/// Takes back what a failed start has made. The failure itself is what is reported; these are only warned of. Of one that
-/// had not begun the hooks of `spec` need not know.
+/// Takes back what a failed start has made. The failure itself is reported by the caller; what goes wrong here is only
+/// warned of. Without `spec` no hooks run: nobody has been told of the container yet.
 pub(super) fn undo(entry: &Entry, cgroup: &Cgroup, spec: Option<&Spec>, state: &HookState) {
     let warn = |outcome: Result<()>| {
         if let Err(error) = outcome {
@@ -212,12 +211,7 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
             "a container of an ordinary user needs a user namespace (`spec --rootless` writes such a config.json)";
         return Err(Error::invalid(format!("linux.namespaces: {needed}")));
     }
-    let terminal = plan.process.terminal();
-    match (options.detached && terminal, &options.console_socket) {
-        (true, None) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),
-        (false, Some(_)) => Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty")),
-        _ => Ok(()),
-    }?;
+    check_console(options.detached, plan.process.terminal(), options.console_socket.as_deref())?;
     if let Some(ids) = plan.ids.as_ref().or(plan.stated_ids.as_ref()) {
         let user = plan.process.spec.user();
         if ids.host_uid(user.uid()).is_none() || ids.host_uid(0).is_none() {
@@ -234,6 +228,15 @@ pub(super) fn check(plan: &InitPlan, options: &Options, rootless: bool) -> Resul
         }
     }
     check_labels(&plan.process.spec)
+}
+
+/// A console socket is given exactly where there is a terminal and nobody stays to serve it.
+pub fn check_console(detached: bool, terminal: bool, socket: Option<&Path>) -> Result<()> {
+    match (detached && terminal, socket) {
+        (true, None) => Err(Error::invalid("cannot allocate tty if runc will detach without setting console socket")),
+        (false, Some(_)) => Err(Error::invalid("cannot use console socket if runc will not detach or allocate tty")),
+        _ => Ok(()),
+    }
 }
 
 /// A cgroup can be given away on v2 alone, and below one whose limits the container cannot lift.
@@ -261,7 +264,8 @@ pub fn check_labels(process: &oci_spec::runtime::Process) -> Result<()> {
     Ok(())
 }
 
-/// A profile that notifies and does not say whom, with whom an annotation or, as with crun, the environment names.
+/// The profile with a listener path, where it uses `SCMP_ACT_NOTIFY` and has none: the path comes from the annotation
+/// or, as with crun, from the environment. `None` where the profile is complete as it is.
 fn with_receiver(profile: &LinuxSeccomp, annotated: Option<PathBuf>) -> Option<LinuxSeccomp> {
     let notifies = |call: &LinuxSyscall| call.action() == LinuxSeccompAction::ScmpActNotify;
     let named = profile.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
@@ -296,7 +300,7 @@ pub fn filter(spec: &Spec) -> Result<Compiled> {
         init_pid: None,
     });
     log::debug(|| {
-        // Without the flag that says nothing about a process of one thread; runc does not count it either.
+        // Without TSYNC, which changes nothing for a process of one thread: runc does not print it either.
         let flags = (filter.flags | filter.optional_flags) & !(FLAG_TSYNC | FLAG_TSYNC_ESRCH);
         format!("seccomp filter flags: {flags}")
     });

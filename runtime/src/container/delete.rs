@@ -3,7 +3,6 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rung_sys::pidfd;
 use rung_sys::process::Pid;
@@ -17,13 +16,10 @@ use super::{Container, host_root};
 use crate::cgroups::Cgroup;
 use crate::error::{Error, Kind, Result};
 use crate::hooks;
-use crate::launch::cgroup_error;
+use crate::launch::{DYING, cgroup_error};
 use crate::log;
 
-/// How long a killed process may take to go.
-const DYING: Duration = Duration::from_secs(10);
-
-/// `delete`. With `force`, what is not there is removed already.
+/// `delete`. With `force` it is no error if there is no such container.
 pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     let entry = match store.entry(id) {
         Err(error) if force && error.kind() == Kind::NotFound => return end_unrecorded(&store.path(id)).map(drop),
@@ -31,13 +27,13 @@ pub fn delete(store: &Store, id: &ContainerId, force: bool) -> Result<()> {
     };
     let container = match entry.load() {
         Ok(record) => Container { entry, record },
-        // Damaged, but what was planned still says where its processes are.
+        // The record is damaged, but the planned one still says where the processes are.
         Err(error) if force && let Some(record) = entry.planned() => {
             log::debug(|| format!("no usable record: {error}"));
             return destroy(&Container { entry, record });
         }
-        // A run that was killed before it could write a record had made nothing else either.
-        // The record of another runtime, or a damaged one, may be all that is known of something that runs.
+        // A run that was killed before it wrote a record had made nothing else either, so the directory can go. But a
+        // record that is damaged or another runtime's may be the only trace of a process that runs: then it stays.
         Err(error) if force && (end_unrecorded(entry.path())? || !entry.may_run()) => {
             log::debug(|| format!("no usable record: {error}"));
             return entry.remove();
@@ -123,8 +119,8 @@ pub fn destroy(container: &Container) -> Result<()> {
         }
     };
     let cgroup = container.cgroup();
-    // Of a container that was never finished nobody knows whether the cgroup was its own: what is in there may belong to
-    // somebody else, unless one of it is the process that was to become the container's.
+    // A container that was never finished may not have got the cgroup for itself: the processes in there may be somebody
+    // else's, unless one of them is the process that was to become the container's.
     let finished = container.record.init_process_pid != 0;
     let pids = if cgroup.remove_if_vacant() { Vec::new() } else { cgroup.pids().unwrap_or_default() };
     if !pids.is_empty() && (finished || pids.iter().any(|pid| is_of(*pid, &container.record))) {

@@ -47,8 +47,8 @@ impl Foreground {
             }
             self.wait_and_copy(terminal.as_mut(), readiness)?;
             if let Some((ready, line)) = readiness.and_then(|ready| Some((ready, ready.ready_line()?))) {
-                // We are what the manager watches, for we leave with the program's exit code; and as we stay, nobody has
-                // to wait at the barrier.
+                // The manager is to watch this process, which ends with the program's exit code. As this process stays,
+                // nobody has to wait at the barrier.
                 ready.tell(&line, Pid::this().as_raw())?;
                 readiness = None;
             }

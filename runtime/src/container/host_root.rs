@@ -20,8 +20,8 @@ fn find(path: &Path) -> Result<u64> {
     Ok(mount::number_of(place.as_fd())?)
 }
 
-/// Detaches the root and everything that is mounted below it. `before` is the mount it was made on; where nothing is
-/// mounted any more, or not yet, nothing is done.
+/// Detaches the root and everything that is mounted below it. `before` is the mount that the root was mounted on; where
+/// nothing is mounted on it, nothing is done.
 pub(super) fn release(path: &Path, before: u64) -> Result<()> {
     let place = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
     if place.is_err_and(|errno| errno == Errno::ENOENT) || mount_id(path)? == before {

@@ -1,15 +1,16 @@
 //! Signals to a container.
 
-use rung_sys::pidfd;
 use std::os::fd::AsFd as _;
 
-use super::Container;
+use rung_sys::pidfd;
+
 use super::status::Status;
-use crate::error::{Doing as _, Error, Kind, Result};
+use super::{Container, not_running};
+use crate::error::{Doing as _, Result};
 use crate::launch::cgroup_error;
 
-/// Sends `signal` to the first process; with `all` it is no error that nothing runs. SIGKILL ends all processes, by the
-/// kernel's hand or ours.
+/// Sends `signal` to the first process; with `all` it is no error that nothing runs. SIGKILL ends all processes: the
+/// kernel does that in a PID namespace of the container's own, elsewhere they are killed through the cgroup.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     let status = container.status();
     // Whether the cgroup of one that is being made is its own is not known yet.
@@ -27,9 +28,7 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     let opened = pidfd::open(container.pid());
     let opened = opened.map_err(|_| not_running())?;
     // Between the look and the descriptor the number may have changed hands.
-    if !container.is_alive() {
-        return Err(not_running());
-    }
+    container.require_alive()?;
     pidfd::send_signal(opened.as_fd(), signal).doing(|| format!("send {}", rung_sys::signal::name(signal)))?;
     if signal == libc::SIGKILL && status == Status::Paused {
         // A frozen process takes no signal on v1.
@@ -38,12 +37,8 @@ pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     Ok(())
 }
 
-fn not_running() -> Error {
-    Error::new(Kind::NotRunning, "container not running")
-}
-
 /// Whether the kernel ends all other processes when the first one ends.
-pub fn has_own_pids(container: &Container) -> bool {
+fn has_own_pids(container: &Container) -> bool {
     container.record.spec().is_ok_and(|spec| {
         let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
         namespaces.iter().any(|namespace| {

@@ -115,8 +115,12 @@ impl Container {
         if self.is_alive() {
             return Ok(());
         }
-        Err(Error::new(Kind::NotRunning, "container not running"))
+        Err(not_running())
     }
+}
+
+fn not_running() -> Error {
+    Error::new(Kind::NotRunning, "container not running")
 }
 
 /// What the global flags say.

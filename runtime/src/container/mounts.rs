@@ -12,7 +12,7 @@ use rung_sys::mount::{self, FileSystem, Propagation};
 use rung_sys::namespace::{self, Namespace};
 
 use super::Container;
-use crate::error::{Doing as _, Error, Kind, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::exe;
 use crate::init::binds::{self, Behalf};
 use crate::init::mounts::{describe, refuse_in_proc};
@@ -107,9 +107,7 @@ fn enter(container: &Container) -> Result<()> {
     let path = format!("/proc/{}/ns/mnt", container.pid());
     let namespace = File::open(&path).doing(|| format!("open {path}"))?;
     // Opened by number: were the process gone and its number given away, it would be another container's.
-    if !container.is_alive() {
-        return Err(Error::new(Kind::NotRunning, "container not running"));
-    }
+    container.require_alive()?;
     let inode = |path: &str| nix::sys::stat::stat(path).map(|found| found.st_ino);
     if inode(&path)? == inode("/proc/self/ns/mnt")? {
         return Err(Error::invalid("the container has no mount namespace of its own"));

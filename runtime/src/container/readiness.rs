@@ -115,8 +115,8 @@ impl Readiness {
     }
 }
 
-/// Falls when the manager has looked at all that was sent before it. Who sent that must be there until then, for the
-/// manager looks up which service a message came from.
+/// Ends once the manager has processed everything that was sent before. The sender must live until then, because the
+/// manager looks up which service the sending process belongs to.
 #[derive(Debug)]
 pub struct Barrier(OwnedFd);
 
@@ -124,7 +124,7 @@ impl Barrier {
     fn wait(&self) -> Result<()> {
         if poll::wait(&[(self.0.as_fd(), Interest::Hangup)], Some(BARRIER))?.is_empty() {
             // A manager that does not know the message keeps the descriptor, and has the rest all the same.
-            log::warning("NOTIFY_SOCKET: the service manager has not answered BARRIER=1 for 30 s");
+            log::warning(&format!("NOTIFY_SOCKET: the service manager has not answered BARRIER=1 within {BARRIER:?}"));
         }
         Ok(())
     }

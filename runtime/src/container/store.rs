@@ -141,20 +141,20 @@ impl Entry {
             let unreadable = |error| format!("read the record of {}: {error}", self.path.display());
             return serde_json::from_slice(&text).map_err(|error| Error::new(Kind::Internal, unreadable(error)));
         }
-        // Half of what was planned says the same as nothing.
+        // A half-written plan is treated as a missing one: nothing was made before it was complete.
         read(PLANNED)?.and_then(|text| serde_json::from_slice(&text).ok()).ok_or_else(|| {
             let message = format!("container does not exist: {} is missing", self.path.join(RECORD).display());
             Error::new(Kind::NotFound, message)
         })
     }
 
-    /// The record as it was before anything was made. Half of it says the same as nothing.
+    /// The record as it was before anything was made; `None` where it is missing or only half written.
     pub fn planned(&self) -> Option<Record> {
         let text = std::fs::read(self.path.join(PLANNED)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
-    /// Whether a record that [`Self::load`] does not take still says that there may be a process.
+    /// Whether a record that [`Self::load`] cannot read still names a process that runs.
     pub fn may_run(&self) -> bool {
         let text = match std::fs::read(self.path.join(RECORD)) {
             Ok(text) => text,
@@ -168,8 +168,8 @@ impl Entry {
     /// Writes down what is about to be made, in a directory just claimed.
     ///
     /// It has a name of its own because the record that follows must not take the place of another file: ext4 writes
-    /// the data of a file to disk when it replaces one (`docs/decisions/0010-state-files.md`). In place, because half
-    /// of it says the same as nothing: nothing was made yet.
+    /// the data of a file to disk when it replaces one (`docs/decisions/0010-state-files.md`). It is written in place,
+    /// because a half-written one does no harm: nothing was made yet.
     pub fn plan(&self, record: &Record) -> Result<()> {
         let path = self.path.join(PLANNED);
         let write = || -> std::io::Result<()> {
@@ -200,7 +200,7 @@ impl Entry {
         for name in [RECORD, PLANNED] {
             gone(std::fs::remove_file(self.path.join(name))).doing(|| format!("remove {name}"))?;
         }
-        // Nothing else is there as a rule; where something is, it is looked for.
+        // As a rule nothing else is there, and one call is enough.
         if std::fs::remove_dir(&self.path).is_ok() {
             return Ok(());
         }

@@ -94,8 +94,8 @@ impl Terminal {
         }
     }
 
-    /// Copies some of what the program wrote; nothing where there is no more for now. Not all of it: a program that never
-    /// stops writing would keep its caller from signals and from what is typed.
+    /// Copies one buffer of what the program wrote and returns how much that was. Not all there is: a program that
+    /// never stops writing would keep its caller from handling signals and input.
     pub(super) fn copy_output(&mut self) -> usize {
         let mut buffer = [0; 16 * 1024];
         let copied = loop {

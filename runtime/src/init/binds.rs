@@ -83,8 +83,8 @@ fn set_bind_attributes(tree: BorrowedFd<'_>, options: &MountOptions, behalf: Beh
     set_propagation(tree, &options.propagation)
 }
 
-/// Keeps what the mount has and a user namespace may not clear; what the configuration clears by name, or another kind
-/// of access times, is refused.
+/// Sets the attributes, but keeps those of the mount that a user namespace may not clear. A configuration that clears
+/// one of them by name, or asks for other access times, is refused.
 fn set_where_unlocked(
     tree: BorrowedFd<'_>,
     options: &MountOptions,

@@ -158,8 +158,8 @@ fn set_ids(process: &ProcessPlan) -> Result<()> {
     Ok(system::set_dumpable(false)?)
 }
 
-/// Opens the working directory; found before the filter is in force, which may forbid how
-/// it is looked for. `None` when this user may not go there, so that the program's own may try.
+/// Opens the working directory, before the filter is in force, which may forbid the calls that find it. `None` where the
+/// current user may not enter it; then the program's user tries.
 fn find_directory(path: &Path) -> Result<Option<OwnedFd>> {
     let root = binds::current_root()?;
     match target::find(root.as_fd(), path, true) {
@@ -172,14 +172,14 @@ fn find_directory(path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// A program without its working directory cannot be run, which is not the runtime's failure.
+/// The error of a working directory that cannot be used. It counts as the program's failure, not the runtime's.
 fn no_directory(path: &Path, cause: impl Into<Error>) -> Error {
     let what = format!("chdir to cwd ({:?}) set in config.json failed", path.display().to_string());
     cause.into().while_doing(what).with_kind(Kind::CannotExecute)
 }
 
-/// A working directory outside the root would be a way out of the container. One that was `entered` by the descriptor
-/// that was found inside the root is none, so that a filter which forbids the question does not matter then.
+/// A working directory outside the root would be a way out of the container. One that was `entered` through a descriptor
+/// found inside the root cannot be outside, so it does not matter then if a filter forbids getcwd(2).
 fn check_directory(entered: bool) -> Result<()> {
     match getcwd() {
         Ok(path) if path.is_absolute() => Ok(()),

@@ -48,7 +48,7 @@ pub(super) fn all(inherited: &Inherited, joined: &[Namespace]) -> Result<()> {
     Ok(())
 }
 
-/// Becomes root of the user namespace. Groups come last and may be forbidden, which is no loss: none are added here.
+/// Becomes root of the user namespace. Supplementary groups are set later, with the ids of the program's user.
 fn become_root() -> Result<()> {
     credentials::set_gid(0).doing(|| "become root of the user namespace")?;
     credentials::set_uid(0).doing(|| "become root of the user namespace")

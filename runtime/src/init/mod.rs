@@ -117,8 +117,8 @@ fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
 fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[Namespace]) -> Result<exec::Program> {
     let sync = &inherited.sync;
     process::begin()?;
-    // While the id maps of a new user namespace are missing nobody else is in it, and to write them the parent has to
-    // reach this process, which for an ordinary user it could not do any more.
+    // A process that waits for its id maps is not shut off yet: a parent that is an ordinary user could not write them
+    // then. Nobody else is in the new user namespace before they are written.
     let awaits_ids = plan.ids.is_some();
     if !awaits_ids {
         process::shut_off()?;
@@ -132,7 +132,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
         enter_cgroups(sync)?;
     }
     if awaits_ids {
-        // What it writes to of its own in /proc is not its any more once it is shut off.
+        // Before `shut_off`: then the files of /proc that this writes to belong to root of the host.
         join::time_namespace(plan)?;
         process::shut_off()?;
     }
@@ -144,7 +144,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     }
     network::set_up(plan)?;
     let root = rootfs::prepare(plan)?;
-    // Until here the runtime makes the cgroups, and the filter while this process mounts.
+    // The runtime has been making the cgroups until here. It makes the filter while this process mounts.
     if goes_ahead {
         enter_cgroups(sync)?;
     }
@@ -158,7 +158,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
         sync.at_hooks()?;
     }
     if !plan.create_container_hooks.is_empty() {
-        // Where such a hook has to put things, and all it knows of where the root is.
+        // The working directory tells such a hook where the root is.
         nix::unistd::fchdir(&root).doing(|| "change to the root for hooks")?;
     }
     hooks::run_inside("createContainer", &plan.create_container_hooks, state, "creating", None)?;
@@ -170,10 +170,10 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     set_names(plan)?;
     sysctl::write(plan)?;
     harden::apply(plan, &read_only_later)?;
-    // Both owners of descriptors end here: `finish` closes everything by number.
+    // `finish` closes descriptors by number, so their owners are dropped before it.
     drop((root, read_only_later));
-    // Of what is run a failure can still be told until it runs. So the runtime shows the record meanwhile, unless it has to
-    // fetch a listener; a created container is whole when `create` returns.
+    // With `run` a failure can be reported until the exec, so the runtime may publish the record beside the last steps,
+    // unless it has to fetch a listener. With `create` all steps are done when that returns.
     let early = inherited.gate.is_none() && !filter.is_some_and(|filter| filter.listener);
     if early {
         sync.ready()?;

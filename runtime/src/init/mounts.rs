@@ -24,6 +24,9 @@ use crate::plan::mounts::{MountKind, MountPlan};
 /// whose option string may be longer than the 255 bytes the newer call takes for a value.
 const CONFIGURED: &[&str] = &["proc", "sysfs", "tmpfs", "devpts", "mqueue"];
 
+/// Bytes of an option up to which fsconfig(2) is used: below its limit, because the limit counts the value alone.
+const MAX_WORD: usize = 200;
+
 /// Mounts everything; returns the mounts that become read-only once their content is there.
 pub(super) fn mount_all(plan: &InitPlan, inherited: &Inherited, root: &Root) -> Result<Vec<OwnedFd>> {
     let mut read_only_later = Vec::new();
@@ -120,9 +123,9 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
     let Some(words) = words(step, name, existed.then_some(place.as_fd()), plan)? else {
         // Read-only at once: nothing that is mounted this way is filled afterwards.
         if name == "tmpfs" && (step.options.copy_up || deferred) {
-            return Err(Error::unsupported(
-                "options: with a word of over 200 bytes, neither tmpcopyup nor ro is possible",
-            ));
+            return Err(Error::unsupported(format!(
+                "options: with a word of over {MAX_WORD} bytes, neither tmpcopyup nor ro is possible"
+            )));
         }
         mount_by_string(step, name, source, step.options.set, &place, plan)?;
         if !step.options.propagation.is_empty() || step.options.changes_recursively() {
@@ -199,7 +202,7 @@ fn words(
     covered: Option<BorrowedFd<'_>>,
     plan: &InitPlan,
 ) -> Result<Option<Vec<String>>> {
-    let too_long = step.options.data.iter().any(|word| word.len() > 200);
+    let too_long = step.options.data.iter().any(|word| word.len() > MAX_WORD);
     if !CONFIGURED.contains(&name) || too_long {
         return Ok(None);
     }

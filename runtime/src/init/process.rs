@@ -25,7 +25,7 @@ pub fn shut_off() -> Result<()> {
     Ok(rung_sys::process::set_dumpable(false)?)
 }
 
-/// A created container may be told to end, long before there is a program that could listen.
+/// Lets signals end a created container, which has no program yet that could handle them.
 pub fn end_when_told() -> Result<()> {
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
         signal::end_on(signal)?;
@@ -48,7 +48,7 @@ pub fn join_keyring(process: &ProcessPlan, sync: &ChildEnd) -> Result<()> {
     label.map(|_| labelled("")).transpose()?;
     match joined {
         Ok(()) => Ok(()),
-        // A kernel without keyrings, or a filter around us, has nothing to protect.
+        // There are no keyrings to protect: the kernel has none, or a filter forbids them.
         Err(error) if error.is(&[libc::ENOSYS]) => Ok(()),
         Err(error) if error.is(&[libc::EPERM, libc::EACCES, libc::EDQUOT]) => {
             sync.warning(&format!("session keyring: {error}"));
@@ -159,8 +159,8 @@ pub fn set_limits(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Raises limits of a process that is about to lose the right to do it in a user namespace. Those that only fall are
-/// left to the process, which does not want them before its preparations are done.
+/// Raises hard limits for a process that loses the right to do so in its user namespace. Limits that only get lower are
+/// left to the process, which applies them when its preparations are done.
 pub fn raise_limits(pid: Pid, process: &Process) -> Result<()> {
     for (name, number, _, hard) in limits(process) {
         let number = number?;

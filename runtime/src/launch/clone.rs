@@ -21,8 +21,8 @@ pub fn open_joined(plan: &NamespacePlan) -> Result<Vec<(Namespace, OwnedFd)>> {
     Ok(opened)
 }
 
-/// The user namespace last: whoever has rights on the host may join the others however they are owned, and loses those
-/// rights inside. Who has none goes through [`in_two_steps`], where it comes first.
+/// Puts the user namespace last: with the rights of root on the host all others can be joined, whoever owns them, and
+/// those rights end in the user namespace. A runtime without them goes through [`in_two_steps`], where it comes first.
 pub fn sort(list: &mut [(Namespace, OwnedFd)]) {
     list.sort_by_key(|(kind, _)| match kind {
         Namespace::User => 2,
@@ -45,29 +45,34 @@ fn namespace_kind(fd: BorrowedFd<'_>) -> Option<Namespace> {
     Namespace::of(fd).ok().flatten()
 }
 
-/// How to make the process.
+/// Where the new process starts: its namespaces and its cgroup.
 #[derive(Debug, Clone, Copy)]
-pub struct Birth<'a> {
-    /// New namespaces it is born into.
+pub struct Placement<'a> {
+    /// `CLONE_NEW…` flags of the namespaces that are made with it.
     pub flags: u64,
-    /// Namespaces that are joined; process numbers and time hold for children only, so they are joined before.
+    /// Namespaces to join. PID and time namespaces hold only for children, so this process enters them before it clones.
     pub joined: &'a [(Namespace, OwnedFd)],
-    /// Offsets of a new time namespace, which must be written before anybody is in it. That of a new user namespace makes
-    /// the process itself, with the rights that it has in there.
+    /// Offsets of a new time namespace, which must be written before anybody is in it. With a new user namespace the
+    /// process makes its time namespace itself, with the rights that it has in there.
     pub time_offsets: Option<&'a str>,
-    /// The cgroup it is born into.
+    /// The cgroup that it is cloned into.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// It must be in the joined user namespace before it can make or join the others.
+    /// The joined user namespace must be entered before the others can be made or joined.
     pub through_user_namespace: bool,
 }
 
-/// Makes the process, which runs `child` with the namespaces that it is in already, and ends with its code.
-pub fn give_birth(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
-    if birth.through_user_namespace {
-        return in_two_steps(birth, sync, child);
+/// Makes the process. It runs `child`, which is told which namespaces are joined already, and ends with the code that
+/// this returns.
+pub fn make_process(
+    placement: &Placement<'_>,
+    sync: &ChildEnd,
+    child: impl FnOnce(&[Namespace]) -> u8,
+) -> Result<Newborn> {
+    if placement.through_user_namespace {
+        return in_two_steps(placement, sync, child);
     }
-    let entered = enter_for_children(birth)?;
-    let request = CloneRequest { flags: birth.flags, into_cgroup: birth.cgroup };
+    let entered = enter_for_children(placement)?;
+    let request = CloneRequest { flags: placement.flags, into_cgroup: placement.cgroup };
     let forked = clone(&request).doing(|| "clone the container's process");
     if matches!(forked, Ok(Forked::Child)) {
         exit_now(child(&[Namespace::Pid]));
@@ -94,15 +99,15 @@ pub enum Newborn {
     Announced(Pid),
 }
 
-/// Joins what holds for children only; the answer says from where this process has to return, in which it still is
-/// itself.
-fn enter_for_children(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
+/// Enters the namespaces that hold only for children, and returns their kinds: this process goes back to its own
+/// afterwards.
+fn enter_for_children(placement: &Placement<'_>) -> Result<Vec<Namespace>> {
     let mut entered = Vec::new();
-    if let Some((_, pid_namespace)) = birth.joined.iter().find(|(kind, _)| *kind == Namespace::Pid) {
+    if let Some((_, pid_namespace)) = placement.joined.iter().find(|(kind, _)| *kind == Namespace::Pid) {
         namespace::enter(pid_namespace.as_fd(), Namespace::Pid.flag()).doing(|| "join the pid namespace")?;
         entered.push(Namespace::Pid);
     }
-    if let Some(offsets) = birth.time_offsets {
+    if let Some(offsets) = placement.time_offsets {
         make_time_namespace(offsets)?;
         entered.push(Namespace::Time);
     }
@@ -119,16 +124,16 @@ pub fn make_time_namespace(offsets: &str) -> Result<()> {
         .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))
 }
 
-/// A process in between joins the namespaces and makes the one that counts as its sibling.
-fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
+/// A process in between joins the namespaces, makes the container's process as its sibling, and ends.
+fn in_two_steps(placement: &Placement<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
     /// `CLONE_PARENT`: the new process is a child of our parent, not of ours.
     const SIBLING: u64 = 0x8000;
-    match clone(&CloneRequest { flags: 0, into_cgroup: birth.cgroup }).doing(|| "clone a process in between")? {
+    match clone(&CloneRequest { flags: 0, into_cgroup: placement.cgroup }).doing(|| "clone a process in between")? {
         Forked::Parent { pid, .. } => Ok(Newborn::Announced(pid)),
         Forked::Child => {
             let step = || -> Result<(Forked, Vec<Namespace>)> {
-                let joined = join_in_between(birth)?;
-                let request = CloneRequest { flags: birth.flags | SIBLING, into_cgroup: None };
+                let joined = join_in_between(placement)?;
+                let request = CloneRequest { flags: placement.flags | SIBLING, into_cgroup: None };
                 Ok((clone(&request).doing(|| "clone the container's process")?, joined))
             };
             match step() {
@@ -143,11 +148,11 @@ fn in_two_steps(birth: &Birth<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespa
     }
 }
 
-/// Joins what the rights on the host allow, then the user namespace, then (for process numbers) what its rights allow.
-/// The rest is left to the process that counts, which has them too.
-fn join_in_between(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
+/// Joins what the rights on the host allow, then the user namespace, then, with the rights inside, the PID namespace.
+/// The rest is left to the container's process, which has those rights too.
+fn join_in_between(placement: &Placement<'_>) -> Result<Vec<Namespace>> {
     let mut joined = Vec::new();
-    for (kind, fd) in birth.joined {
+    for (kind, fd) in placement.joined {
         match namespace::enter(fd.as_fd(), kind.flag()) {
             Ok(()) => joined.push(*kind),
             Err(error) if error.errno() == libc::EPERM && *kind != Namespace::User => {}
@@ -155,15 +160,15 @@ fn join_in_between(birth: &Birth<'_>) -> Result<Vec<Namespace>> {
         }
     }
     if !joined.contains(&Namespace::Pid) {
-        enter_for_children(birth)?;
+        enter_for_children(placement)?;
         joined.push(Namespace::Pid);
-    } else if birth.time_offsets.is_some() {
-        enter_for_children(&Birth { joined: &[], ..*birth })?;
+    } else if placement.time_offsets.is_some() {
+        enter_for_children(&Placement { joined: &[], ..*placement })?;
     }
     Ok(joined)
 }
 
-/// The process of an answer of [`give_birth`], and its descriptor.
+/// The number and the descriptor of what [`make_process`] made.
 pub fn claim(newborn: Newborn, announced: impl FnOnce() -> Result<i32>) -> Result<(Pid, OwnedFd)> {
     match newborn {
         Newborn::Direct(pid, pidfd) => Ok((pid, pidfd)),

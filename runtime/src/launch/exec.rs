@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rung_sys::namespace::Namespace;
 
-use super::clone::{self, Birth};
+use super::clone::{self, Placement};
 use super::sync;
 use super::{Answers, Compiled, Started, announced, set_oom_score};
 use crate::cgroups::Entry;
@@ -52,9 +52,9 @@ pub fn start_exec(
         gate: None,
         filtered: launch.filtered,
     };
-    let birth =
-        Birth { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
-    let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+    let placement =
+        Placement { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
+    let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
         parent.close_copy();
         init::run_exec(launch.process, &inherited, joined)
     })?;

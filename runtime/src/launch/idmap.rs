@@ -60,8 +60,8 @@ fn run(program: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
     Err(Error::new(Kind::Permission, format!("{program}: {text} (see /etc/subuid and /etc/subgid)")))
 }
 
-/// Holds the maps that a configuration states against those of the user namespace that it joins: files that were given
-/// other owners for maps that do not hold would be somebody else's.
+/// Compares the maps that a configuration states with those of the user namespace that it joins. Somebody may have
+/// changed the owners of files according to the stated ones; if those are wrong, the files would be another user's.
 pub fn verify(stated: &IdMaps, joined: &[(Namespace, OwnedFd)]) -> Result<()> {
     let Some((_, namespace)) = joined.iter().find(|(kind, _)| *kind == Namespace::User) else { return Ok(()) };
     let found = maps_of(namespace.as_fd()).doing(|| "linux.uidMappings: read those of the joined user namespace")?;

@@ -25,20 +25,20 @@ use crate::init::{self, Inherited, binds};
 use crate::log;
 use crate::plan::InitPlan;
 use crate::seccomp::Filter;
-use clone::Birth;
+use clone::Placement;
 use sync::{Order, ParentEnd, Report};
 
-/// What a start that failed is told as, in runc's words: callers look for them.
+/// The words that begin the error of a failed start. They are runc's: callers look for them.
 pub const NOT_STARTED: &str = "unable to start container process";
 
-/// The same of what failed in the first process of a container.
+/// As [`NOT_STARTED`], for what failed in the container's first process.
 pub const IN_INIT: &str = "error during container init";
 
 /// How often a cgroup that somebody removes before the process is in it is made again.
 const RENEWALS: usize = 5;
 
-/// How long a killed process may take to go.
-const DYING: Duration = Duration::from_secs(10);
+/// How long a killed process may take to end.
+pub const DYING: Duration = Duration::from_secs(10);
 
 /// What a start needs beside the plan.
 #[derive(Debug)]
@@ -76,9 +76,9 @@ pub struct Started {
     early: VecDeque<Report>,
 }
 
-/// Makes the first process of a container; while that makes its namespaces, its cgroups (`provide`, told whether it is
-/// cloned into the one of v2), and while it mounts, its filter (`compile`). The second value is where the listener of the
-/// filter goes.
+/// Makes the first process of a container, and works beside it: while the process makes its namespaces, `provide` makes
+/// its cgroups (it is told whether the process was cloned into the v2 one); while the process mounts, `compile` makes
+/// its seccomp filter. The second value is where the listener of that filter goes.
 pub fn start_init(
     launch: Launch<'_>,
     cgroup: &mut Cgroup,
@@ -108,14 +108,14 @@ pub fn start_init(
         filtered: launch.filtered,
     };
     let cloned_into = born_into.is_some();
-    let birth = Birth {
-        flags: birth_flags(plan),
+    let placement = Placement {
+        flags: clone_flags(plan),
         joined: &inherited.namespaces,
         time_offsets: plan.namespaces.time_offsets.as_deref().filter(|_| !plan.namespaces.makes(Namespace::User)),
         cgroup: born_into,
         through_user_namespace,
     };
-    let newborn = clone::give_birth(&birth, &inherited.sync, |joined| {
+    let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
         parent.close_copy();
         init::run(plan, &inherited, launch.state, joined)
     })?;
@@ -143,7 +143,8 @@ fn runs_hooks_inside(hooks: Option<&Hooks>) -> bool {
     hooks.is_some_and(|hooks| some(hooks.create_container()) || some(hooks.start_container()))
 }
 
-/// The number of the process that counts. It may be faster than the one that tells of it: what it says is kept.
+/// The number of the container's process, as the process in between tells it. Reports that the container's process
+/// itself sends before that are kept in `early`.
 fn announced(parent: &ParentEnd, early: &mut VecDeque<Report>) -> Result<i32> {
     loop {
         match parent.receive()? {
@@ -155,10 +156,10 @@ fn announced(parent: &ParentEnd, early: &mut VecDeque<Report>) -> Result<i32> {
     }
 }
 
-/// The cgroup namespace is made by the process itself, once it is in its cgroup; a time namespace with offsets by the
-/// parent, before anybody is in it. Others, too, by the process, which takes it a while, unless the parent has to do
-/// something to them.
-fn birth_flags(plan: &InitPlan) -> u64 {
+/// The new namespaces that the process is cloned into. Not among them: the cgroup namespace, which the process makes
+/// once it is in its cgroup; a time namespace with offsets, which the parent makes because they are written before
+/// anybody is in it; and those of [`InitPlan::makes_itself`].
+fn clone_flags(plan: &InitPlan) -> u64 {
     let by_clone = |kind: &&Namespace| match kind {
         Namespace::Cgroup => false,
         Namespace::Time => plan.namespaces.time_offsets.is_none(),
@@ -201,7 +202,7 @@ pub struct Answers<'a> {
 }
 
 impl Started {
-    /// Compiles and hands over the filter of a process that is `filtered`; the answer is where its listener goes.
+    /// Compiles the seccomp filter and, for a process that is `filtered`, sends it; returns where its listener goes.
     fn hand_over(
         &self,
         filtered: bool,
@@ -214,7 +215,7 @@ impl Started {
         Ok(listener)
     }
 
-    /// A process that runs already, and of which nothing is left to be said.
+    /// A process that runs already, such as a restored one: there is no conversation to be had with it.
     pub fn adopted(pid: Pid, pidfd: OwnedFd, console: Option<OwnedFd>) -> Result<Self> {
         Ok(Self { pid, pidfd, console, sync: sync::pair()?.0, gone_on: true, early: VecDeque::new() })
     }
@@ -280,7 +281,8 @@ impl Started {
         Ok(())
     }
 
-    /// Waits until the program was executed; the answer is why it was not, an error that it did not come so far.
+    /// Waits until the program was executed. `Ok(Some(error))` says why the exec failed, `Err` that the process failed
+    /// before it came to the exec.
     pub fn executed(&mut self) -> Result<Option<Error>> {
         loop {
             match self.sync.receive()? {
@@ -303,7 +305,7 @@ impl Started {
         self.reap();
     }
 
-    /// Collects the process. One in an uninterruptible sleep does not even die, and is not waited for for ever.
+    /// Reaps the process. One in an uninterruptible sleep does not die even of SIGKILL, so the wait has a deadline.
     fn reap(&self) -> Option<Exit> {
         if !pidfd::wait_exit(self.pidfd.as_fd(), DYING).unwrap_or(true) {
             log::warning(&format!("process {} of the container does not end", self.pid));

@@ -32,7 +32,7 @@ pub fn move_devices(plan: &InitPlan, namespace: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A socket belongs to the namespace it was made in, so one look inside is enough.
+/// A socket stays in the namespace that it was made in, so this process enters that one only for a moment.
 fn open_in(namespace: BorrowedFd<'_>) -> Result<Netlink> {
     let flag = Namespace::Network.flag();
     let own = File::open("/proc/self/ns/net").doing(|| "open /proc/self/ns/net")?;
@@ -68,8 +68,8 @@ fn move_one(here: &Netlink, there: &Netlink, namespace: BorrowedFd<'_>, name: &s
 
 /// The name of a device in the container. A `%d` in the name stands for the first number that is free.
 ///
-/// The kernel moves first and renames then, so a name that is taken would be found too late, with the device gone from
-/// the host.
+/// The kernel moves a device and then renames it, so a name that is taken would show only when the device has left the
+/// host.
 fn free_name(there: &Netlink, wanted: &str) -> Result<String> {
     let taken = there.names().doing(|| "read the names of the container's devices")?;
     let mut names = (0..=taken.len()).map(|number| wanted.replacen("%d", &number.to_string(), 1));

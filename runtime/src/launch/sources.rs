@@ -49,12 +49,12 @@ pub fn open(plan: &InitPlan, joined: &[(Namespace, OwnedFd)]) -> Result<Vec<Sour
                 let behalf = if in_user_namespace { Behalf::UserNamespace } else { Behalf::Own };
                 let (translated, cut_off) = (translated.as_ref().map(OwnedFd::as_fd), rootfs::cut_off(plan));
                 let tree = binds::open_source(step, source, translated, behalf, cut_off);
-                // The process opens all others, and which of them it is makes no difference to callers.
+                // Said as if the process had failed, which opens all others: to callers that makes no difference.
                 Source::Opened(tree.doing(|| mounts::describe(step)).doing(|| IN_INIT)?)
             }
         });
     }
-    // Trailing nothings say nothing.
+    // Missing entries count as `Own`, so those at the end need not be kept.
     while matches!(sources.last(), Some(Source::Own)) {
         sources.pop();
     }

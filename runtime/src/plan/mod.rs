@@ -80,47 +80,6 @@ pub struct RootPlan {
     pub no_pivot: bool,
 }
 
-impl InitPlan {
-    /// The user, as the host counts, who may make cgroups below the container's: that of the program, where it has a
-    /// cgroup namespace of its own and can write to the file system that shows it.
-    pub fn cgroup_owner(&self) -> Option<u32> {
-        let usual = |step: &MountPlan| step.destination == Path::new("/sys/fs/cgroup") && shows_cgroups_writable(step);
-        if !self.namespaces.makes(Namespace::Cgroup) || !self.mounts.iter().any(usual) {
-            return None;
-        }
-        let user = self.process.spec.user().uid();
-        match &self.ids {
-            Some(ids) => ids.host_uid(user),
-            None if self.namespaces.joins(Namespace::User) => None,
-            None => Some(user),
-        }
-    }
-}
-
-impl InitPlan {
-    /// Whether the first process gets by without the runtime until it needs its cgroups: nobody has to write its ids or
-    /// move network devices first.
-    pub fn goes_ahead(&self) -> bool {
-        self.ids.is_none() && self.net_devices.is_empty() && !self.namespaces.joins(Namespace::User)
-    }
-
-    /// Whether the first process makes a new namespace of this kind, and not the clone that makes the process, which
-    /// the runtime would have to wait for.
-    pub fn makes_itself(&self, kind: Namespace) -> bool {
-        let own = matches!(kind, Namespace::Mount | Namespace::Network | Namespace::Ipc | Namespace::Uts);
-        own && self.goes_ahead()
-    }
-
-    /// Whether the container can write where it sees its cgroups.
-    pub fn shows_cgroups_writable(&self) -> bool {
-        self.mounts.iter().any(shows_cgroups_writable)
-    }
-}
-
-fn shows_cgroups_writable(step: &MountPlan) -> bool {
-    step.kind == MountKind::Cgroup && (step.options.set | step.options.set_recursive) & attribute::RDONLY == 0
-}
-
 /// What the command line adds to the configuration.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Wishes {
@@ -197,15 +156,50 @@ impl InitPlan {
             namespaces,
         })
     }
-}
 
-impl InitPlan {
     /// Shows the container a directory with a socket, and tells its program of it.
     pub fn show_readiness(&mut self, directory: PathBuf) {
         self.mounts.push(MountPlan::shown(directory, readiness::DIRECTORY));
         let socket = format!("{}/{}", readiness::DIRECTORY, readiness::SOCKET);
         process::replace(&mut self.process.env, "NOTIFY_SOCKET", &socket);
     }
+
+    /// The user, as the host counts, who may make cgroups below the container's: that of the program, where it has a
+    /// cgroup namespace of its own and can write to the file system that shows it.
+    pub fn cgroup_owner(&self) -> Option<u32> {
+        let usual = |step: &MountPlan| step.destination == Path::new("/sys/fs/cgroup") && shows_cgroups_writable(step);
+        if !self.namespaces.makes(Namespace::Cgroup) || !self.mounts.iter().any(usual) {
+            return None;
+        }
+        let user = self.process.spec.user().uid();
+        match &self.ids {
+            Some(ids) => ids.host_uid(user),
+            None if self.namespaces.joins(Namespace::User) => None,
+            None => Some(user),
+        }
+    }
+
+    /// Whether the first process can go on without the runtime until it needs its cgroups: nobody has to write its id
+    /// maps or move network devices to it first.
+    pub fn goes_ahead(&self) -> bool {
+        self.ids.is_none() && self.net_devices.is_empty() && !self.namespaces.joins(Namespace::User)
+    }
+
+    /// Whether the first process makes the new namespace of this kind itself, rather than being cloned into it. Then the
+    /// runtime does not have to wait while the kernel makes it.
+    pub fn makes_itself(&self, kind: Namespace) -> bool {
+        let own = matches!(kind, Namespace::Mount | Namespace::Network | Namespace::Ipc | Namespace::Uts);
+        own && self.goes_ahead()
+    }
+
+    /// Whether the container can write where it sees its cgroups.
+    pub fn shows_cgroups_writable(&self) -> bool {
+        self.mounts.iter().any(shows_cgroups_writable)
+    }
+}
+
+fn shows_cgroups_writable(step: &MountPlan) -> bool {
+    step.kind == MountKind::Cgroup && (step.options.set | step.options.set_recursive) & attribute::RDONLY == 0
 }
 
 fn net_devices(linux: Option<&Linux>) -> Vec<(String, String)> {
@@ -223,7 +217,8 @@ fn net_devices(linux: Option<&Linux>) -> Vec<(String, String)> {
 fn paths(texts: Option<&Vec<String>>) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for path in texts.into_iter().flatten().map(PathBuf::from) {
-        // A path named twice would be covered twice. As text: to take paths apart costs more than the rest of the plan.
+        // A path named twice would be covered twice. Compared as text: comparing by components takes longer than the
+        // rest of the plan.
         if !paths.iter().any(|known| known.as_os_str() == path.as_os_str()) {
             paths.push(path);
         }

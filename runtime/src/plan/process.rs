@@ -100,7 +100,7 @@ fn groups(process: &Process) -> Vec<u32> {
     groups
 }
 
-/// Checks the entries; of two with one name the last wins, at the place of the first.
+/// Checks the entries. Where two have the same name, the value of the last one stands at the place of the first.
 fn environment(entries: &[String]) -> Result<Vec<String>> {
     let mut kept: Vec<String> = Vec::with_capacity(entries.len());
     for entry in entries {
