@@ -58,7 +58,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Says it and gives the exit code.
+    /// Prints the help or the error, and gives the exit code.
     pub fn report(&self) -> ExitCode {
         // Nobody is left to tell if even this cannot be written.
         let _ = self.error.print();
@@ -68,8 +68,8 @@ impl Stop {
         self.code().into()
     }
 
-    /// Docker's: 0 for help, 125 for an option that is wrong, 1 for a command that is, or for what is missing or too much
-    /// after it.
+    /// Docker's exit codes: 0 for help, 125 for a wrong option, 1 for a wrong command and for missing or surplus
+    /// arguments.
     fn code(&self) -> Code {
         match self.error.kind() {
             ErrorKind::DisplayHelp
@@ -104,7 +104,7 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
     let stop = |mut error: clap::Error| {
         let hint = hints::of(&error, args);
         if hint.is_some() {
-            // Ours is the better tip.
+            // Our hint replaces clap's suggestion.
             error.remove(ContextKind::Suggested);
         }
         Stop { hint, error }
@@ -114,8 +114,9 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
     Gantry::from_arg_matches(&matches).map_err(|error| stop(error.format(&mut gantry)))
 }
 
-/// The definition with one verb alone, of those that scripts call often: all sixty with their options take longer to
-/// describe than to ask the daemon something. What it does not take is left to the whole, which knows what to say.
+/// The command line with a single verb, for verbs that scripts call often: to build the definition of all sixty verbs
+/// takes longer than a call of the daemon. Whatever this refuses is parsed again with the whole definition, for its
+/// error messages.
 fn only(args: &[OsString]) -> Option<clap::Command> {
     let gantry = Global::augment_args(clap::Command::new("gantry")).subcommand_required(true);
     let command = match trailing::verb(args, &gantry)? {

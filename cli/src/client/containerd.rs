@@ -1,4 +1,4 @@
-//! The calls of containerd's own services, for what they say as well as our engine would.
+//! Calls of containerd's own services, where those do all that is needed.
 
 use gantry_proto::containerd::services::images::v1 as images;
 use gantry_proto::containerd::services::images::v1::images_client::ImagesClient;

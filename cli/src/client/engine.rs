@@ -1,4 +1,4 @@
-//! The calls that ask once.
+//! The engine's calls with a single request.
 
 use std::future::Future;
 

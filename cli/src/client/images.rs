@@ -152,7 +152,8 @@ fn write(to: &mut dyn Write, data: &[u8]) -> Result<()> {
     to.write_all(data).map_err(|error| crate::output::write_failure(&error))
 }
 
-/// Where reading the input fails, the call is given up: a stream of messages that ends is taken for the whole.
+/// Tells of an error in reading the input. The call is then dropped, not ended: the daemon would take the end of the
+/// messages for the end of the archive.
 struct Failed<T>(oneshot::Receiver<(io::Error, mpsc::Sender<T>)>);
 
 impl<T> Failed<T> {

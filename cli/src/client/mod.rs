@@ -24,11 +24,11 @@ use crate::error::{Failure, Result};
 /// Where gantryd listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/gantry/gantryd.sock";
 
-/// A local socket that accepts does so at once.
+/// How long to wait for a connection. A local socket that accepts does so at once.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-/// Questions that the daemon answers from what it knows.
+/// How long to wait for answers that the daemon gives without asking anybody else.
 const QUERY_DEADLINE: Duration = Duration::from_secs(60);
-/// Largest answer taken, against a daemon gone mad.
+/// Bytes of an answer at most, so that a faulty daemon cannot exhaust our memory.
 const MAX_MESSAGE: usize = 64 << 20;
 
 /// gantryd, as one namespace sees it.
@@ -52,7 +52,7 @@ impl Client {
             .map_err(|error| unreachable_daemon(path, &error))?;
         let mut socket = Some(TokioIo::new(socket));
         let connector = tower::service_fn(move |_| {
-            // The channel asks again only where the connection broke; the call then says so.
+            // The channel connects a second time only after the connection broke. Then the call fails with this error.
             let socket = socket.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
             async move { socket }
         });

@@ -28,7 +28,8 @@ pub struct Duplex<T> {
 pub struct Input {
     /// Where it begins.
     pub queue: mpsc::Sender<api::SessionInput>,
-    /// Pieces of standard input that may be on it: of a daemon that does not say which it has taken, any number.
+    /// Pieces of standard input that may be sent before the daemon has taken them; any number with a daemon that does
+    /// not report what it has taken.
     pub ahead: usize,
 }
 

@@ -313,12 +313,12 @@ impl SystemVerb {
     }
 }
 
-/// Where the daemon is and what we are to it.
+/// Which daemon to ask, and in which namespace.
 #[derive(Debug)]
 pub struct Context {
-    /// The socket.
+    /// The daemon's socket.
     pub address: PathBuf,
-    /// Whose containers.
+    /// The namespace of all calls.
     pub namespace: Namespace,
 }
 
@@ -343,16 +343,16 @@ impl Context {
     }
 }
 
-/// Asked for at once, so that many containers stop in the time of the slowest.
+/// Calls in flight at once, so that many containers stop in the time of the slowest.
 const AT_ONCE: usize = 16;
 
-/// Does the same to each of `names` and prints what each gives, in order. One failure is reported and does not keep the
-/// others from being tried.
+/// Does the same to each of `names` and prints the results in their order. A failure is reported, and the others are
+/// still tried.
 async fn each(names: &[String], act: impl AsyncFn(String) -> Result<String>) -> Result<Code> {
     each_but(names, act, |_| false).await
 }
 
-/// As [`each`], where a failure that `harmless` says so of is only reported.
+/// As [`each`], but failures for which `harmless` holds do not change the exit code.
 async fn each_but(
     names: &[String],
     act: impl AsyncFn(String) -> Result<String>,

@@ -55,7 +55,7 @@ impl Registry {
     }
 }
 
-/// What can be said of a container to be made.
+/// The options of a container to be made.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Options {
@@ -210,8 +210,8 @@ impl Options {
         Ok(request)
     }
 
-    /// How to speak to the registry, where it may have to be spoken to. Who keeps passwords may take its time, or be broken,
-    /// so nobody asks for those of an image that is here.
+    /// How to speak to the registry, if the image may have to be pulled. If not, credential programs are not run: they
+    /// may be slow or broken.
     async fn registry(&self, client: &mut Client) -> Result<Option<api::RegistryOptions>> {
         let is_needed = match self.pull {
             Pull::Never => false,
