@@ -171,8 +171,7 @@ pub(super) fn annotated(name: &str, text: &str) -> Result<(String, Value)> {
     let Some(bare) = name.strip_suffix("Sec").filter(|bare| !bare.ends_with('U')) else {
         return Ok((name.to_owned(), value));
     };
-    // Neither factor is near the limits of its type for any time that makes sense; what is beyond saturates.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no sensible time is near the limits")]
     let micros = match value {
         Value::I32(n) => u64::try_from(n).ok().map(|n| n.saturating_mul(1_000_000)),
         Value::I64(n) => u64::try_from(n).ok().map(|n| n.saturating_mul(1_000_000)),

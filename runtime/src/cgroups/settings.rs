@@ -177,8 +177,12 @@ pub(super) fn weight_of_shares(shares: u64) -> u64 {
     if shares >= 262_144 {
         return 10_000;
     }
-    // Both numbers are below 2^53: the conversions are exact, and the result lies between 1 and 10000.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "shares are below 2^53, so they convert exactly, and the result lies between 1 and 10000"
+    )]
     {
         let l = (shares as f64).log2();
         let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;

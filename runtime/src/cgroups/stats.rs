@@ -77,9 +77,9 @@ pub struct Throttling {
     pub throttled_time: u64,
 }
 
-/// The cpuset as it counts.
+/// The processors and memory nodes that are in effect.
 #[derive(Debug, Default, Serialize)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names of the kernel's counters")]
 pub struct Cpuset {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cpus: Vec<u16>,
@@ -147,7 +147,7 @@ pub struct Pids {
 
 /// One counter of one block device.
 #[derive(Debug, Default, Serialize, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names of the kernel's counters")]
 pub struct BlkioEntry {
     pub major: u64,
     pub minor: u64,
@@ -158,7 +158,7 @@ pub struct BlkioEntry {
 /// Block devices.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names of the kernel's counters")]
 pub struct Blkio {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_service_bytes_recursive: Vec<BlkioEntry>,
@@ -182,7 +182,7 @@ pub struct Blkio {
 
 /// Huge pages of one size, in bytes.
 #[derive(Debug, Default, Serialize)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names of the kernel's counters")]
 pub struct Hugetlb {
     #[serde(skip_serializing_if = "is_zero")]
     pub usage: u64,
@@ -202,7 +202,7 @@ pub struct Psi {
 
 /// Percentages of time, and microseconds in all.
 #[derive(Debug, Default, Serialize, PartialEq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields have the names of the kernel's counters")]
 pub struct PsiLine {
     pub avg10: f64,
     pub avg60: f64,

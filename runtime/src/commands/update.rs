@@ -170,11 +170,7 @@ fn from_flags(args: &UpdateArgs) -> Result<Value> {
 const KERNEL_MEMORY: &str = "kernel memory settings are ignored and will be removed";
 
 /// `512m`, `1.5g`, `1024`, `-1`.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "a fraction is of no whole byte anyway"
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "the result is rounded to whole bytes")]
 fn size(text: &str) -> Result<i64> {
     if text == "-1" {
         return Ok(-1);

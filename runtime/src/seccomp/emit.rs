@@ -393,7 +393,6 @@ fn short(distance: usize) -> u8 {
 
 /// The upper and the lower half of a value.
 fn halves(value: u64) -> (u32, u32) {
-    // Both casts keep exactly their half.
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation, reason = "each cast keeps exactly its half")]
     ((value >> 32) as u32, value as u32)
 }

@@ -100,8 +100,8 @@ impl CapabilitySet {
     }
 
     fn halves(self) -> [u32; 2] {
-        // The two 32-bit words that the kernel takes; both casts keep exactly their half.
-        #[allow(clippy::cast_possible_truncation)]
+        // The two 32-bit words that the kernel takes.
+        #[allow(clippy::cast_possible_truncation, reason = "each cast keeps exactly its half")]
         [self.0 as u32, (self.0 >> 32) as u32]
     }
 }

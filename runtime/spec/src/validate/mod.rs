@@ -104,8 +104,7 @@ fn annotations_have_keys(spec: &Spec, found: &mut Found) {
 
 fn hooks_can_run(spec: &Spec, found: &mut Found) {
     let Some(hooks) = spec.hooks() else { return };
-    // Deprecated and still used by every GPU.
-    #[allow(deprecated)]
+    #[allow(deprecated, reason = "prestart hooks are still what tools for GPUs use")]
     let prestart = hooks.prestart();
     let lists: [(&str, &Option<Vec<Hook>>); 6] = [
         ("prestart", prestart),
