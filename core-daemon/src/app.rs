@@ -68,7 +68,7 @@ pub async fn run(config: Config) -> Result<()> {
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
     shims::raise_open_files();
-    shims::spawn_without_copying();
+    rung_sys::spawn::without_copying();
     let stopping = CancellationToken::new();
     let daemon = Daemon::build(&config, &stopping)?;
     // Before tasks are restored: their shims send events as soon as the daemon connects to them.

@@ -16,12 +16,13 @@ use serde_json::json;
 pub(crate) const TESTS: &[Test] =
     tests![a_runtime_that_hangs_holds_up_nothing_else[Root], memory_kills_in_many_containers_are_all_announced[Root],];
 
-/// A runtime that never finishes an exec.
+/// A runtime that never finishes an exec, and like others that stand before one reads the bundle where it is started.
 fn hanging_runtime(env: &Env) -> Result<String> {
     let path = env.path("hanging");
     let rung = env.program("rung")?;
     let script = format!(
-        "#!/bin/sh\nfor word; do case $word in exec) exec sleep 1000;; esac; done\nexec {} \"$@\"\n",
+        "#!/bin/sh\ntest -e config.json || exit 1\n\
+         for word; do case $word in exec) exec sleep 1000;; esac; done\nexec {} \"$@\"\n",
         rung.display()
     );
     fs::write(&path, script)?;

@@ -33,6 +33,7 @@ pub struct Runtime {
     program: PathBuf,
     global_flags: Vec<OsString>,
     log: PathBuf,
+    bundle: PathBuf,
     reaper: Reaper,
 }
 
@@ -74,7 +75,8 @@ impl Runtime {
     /// The runtime that `options` choose, for the container in `bundle`.
     pub fn new(options: &Options, namespace: &str, bundle: &Path, reaper: Reaper) -> Self {
         let global_flags = options.global_flags(namespace, bundle);
-        Self { program: options.program(), global_flags, log: bundle.join(LOG), reaper }
+        let (log, bundle) = (bundle.join(LOG), bundle.to_owned());
+        Self { program: options.program(), global_flags, log, bundle, reaper }
     }
 
     /// Runs a verb. Its standard streams are `ends`, dropped here as soon as the program has them.
@@ -90,6 +92,11 @@ impl Runtime {
         };
         let log_from = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
         let mut command = Command::new(&self.program);
+        // A program that runs before the runtime itself may look for the bundle's files here. A container whose bundle is
+        // gone is still ended.
+        if self.bundle.is_dir() {
+            command.current_dir(&self.bundle);
+        }
         command.args(&self.global_flags).args(arguments);
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));

@@ -29,6 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Where the process cannot be set up.
 pub fn run(listener: StdListener, setting: Setting) -> Result<()> {
     detach().doing(|| "detach the supervisor")?;
+    rung_sys::spawn::without_copying();
     log::to_bundle(&setting.bundle, setting.debug);
     process::set_child_subreaper(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

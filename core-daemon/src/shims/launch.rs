@@ -88,14 +88,6 @@ pub fn locate(runtime: &str, daemon: &Path, opt: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Lets the daemon start programs without fork(2), which would copy its page tables and take longer than the start
-/// itself. For a program in another directory the standard library can use posix_spawn(3) only if the C library has
-/// this function, and a static program contains it only if something refers to it, as this does.
-pub fn spawn_without_copying() {
-    #[cfg(target_env = "gnu")]
-    std::hint::black_box(nix::libc::posix_spawn_file_actions_addchdir_np as *const ());
-}
-
 /// The limit of open files that this process was started with.
 static OPEN_FILES: OnceLock<(u64, u64)> = OnceLock::new();
 

@@ -9,6 +9,6 @@ mod processes;
 
 pub use address::Address;
 pub use client::{Patience, Shim};
-pub use launch::{Instance, Launcher, is_ours, locate, raise_open_files, spawn_without_copying};
+pub use launch::{Instance, Launcher, is_ours, locate, raise_open_files};
 pub use log::ShimLog;
 pub use processes::{Running, running};

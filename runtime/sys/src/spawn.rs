@@ -13,6 +13,14 @@ use crate::pidfd::owned;
 use crate::process::{self, CStringArray, CloneRequest, Forked, Pid};
 use crate::signal;
 
+/// Lets this process start programs without fork(2), which would copy its page tables and take longer than the start
+/// itself. For a program in another directory the standard library can use posix_spawn(3) only if the C library has
+/// this function, and a static program contains it only if something refers to it, as this does.
+pub fn without_copying() {
+    #[cfg(target_env = "gnu")]
+    std::hint::black_box(libc::posix_spawn_file_actions_addchdir_np as *const ());
+}
+
 /// Has `command` start its program as a new one expects to be started: no signal is blocked or ignored, and no descriptor
 /// is open but the standard three, whatever the caller's caller had left open or the caller waits for.
 pub fn cleanly(command: &mut Command) -> &mut Command {
