@@ -198,8 +198,10 @@ impl Theirs {
         // Our shims take longer where they have to, and are not to be ended in the middle of it.
         let cleanup = self.seconds(&key("io.containerd.timeout.shim.cleanup")).unwrap_or(0);
         timeouts.shim_cleanup = timeouts.shim_cleanup.max(cleanup);
-        let interval = self.seconds(&["plugins", "io.containerd.internal.v1.restart", "interval"]);
-        set(&mut config.runtime.restart_interval, interval);
+        for monitor in ["io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart"] {
+            let interval = self.seconds(&["plugins", monitor, "interval"]);
+            set(&mut config.runtime.restart_interval, interval);
+        }
     }
 
     fn pods(&mut self, config: &mut Config) {
@@ -225,6 +227,7 @@ impl Theirs {
             set(&mut cri.cdi_dirs, self.texts(&key("cdi_spec_dirs")).map(to_paths));
             let line: Option<usize> = self.number(&key("max_container_log_line_size"));
             set(&mut cri.max_log_line, line.map(|line| line.max(MIN_LINE)));
+            set(&mut cri.exec_drain, self.seconds(&key("drain_exec_sync_io_timeout")));
             let streaming = &mut cri.streaming;
             let (address, port) = (self.text(&key("stream_server_address")), self.text(&key("stream_server_port")));
             if address.is_some() || port.is_some() {
@@ -418,6 +421,10 @@ mod tests {
               image_pull_progress_timeout = "2m"
             [plugins."io.containerd.cri.v1.runtime".cni]
               bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
+            [plugins."io.containerd.cri.v1.runtime"]
+              drain_exec_sync_io_timeout = "20s"
+            [plugins."io.containerd.monitor.container.v1.restart"]
+              interval = "7s"
             [plugins."io.containerd.server.v1.grpc"]
               address = "/run/x.sock"
             [plugins."io.containerd.image-verifier.v1.bindir"]
@@ -428,6 +435,7 @@ mod tests {
         assert_eq!((config.registry.max_downloads, config.registry.timeout), (3, 120));
         assert_eq!(config.cri.cni.bin_dirs.len(), 2);
         assert_eq!(config.grpc.address, Path::new("/run/x.sock"));
+        assert_eq!((config.cri.exec_drain, config.runtime.restart_interval), (20, 7));
         assert_eq!(config.image_verifier.per_verifier_timeout, 20);
         assert_eq!(config.runtime.snapshotter, "overlayfs");
         assert_eq!(config.notes, ["snapshotter devmapper: is not there"]);
