@@ -29,7 +29,7 @@ impl Cri {
         let mut started = self.start_process(&container, wanted).await?;
         let mut held = Held::of(&started);
         let mut answer = v1::ExecSyncResponse::default();
-        let ended = started.end();
+        let ended = in_time(request.timeout, started.end());
         // What is more of both streams together is read and dropped, so that the process can go on.
         let most = self.parts().config.grpc.max_message.min(KUBELET) - AROUND;
         let (output, _input) = streams::split(started.take_stream()?);
@@ -40,16 +40,20 @@ impl Cri {
                 all.extend_from_slice(&bytes[..room]);
             }
         };
-        let whole = until_end(output, collect, ended, Duration::from_secs(self.config().exec_drain));
-        let exit = match u64::try_from(request.timeout) {
-            Ok(seconds) if seconds > 0 => tokio::time::timeout(Duration::from_secs(seconds), whole)
-                .await
-                .map_err(|_| Error::new(Kind::DeadlineExceeded, format!("exec: still ran after {seconds} s")))?,
-            _ => whole.await,
-        };
-        answer.exit_code = i32::try_from(exit?.status).unwrap_or(i32::MAX);
+        let exit = until_end(output, collect, ended, Duration::from_secs(self.config().exec_drain)).await?;
+        answer.exit_code = i32::try_from(exit.status).unwrap_or(i32::MAX);
         held.let_go();
         Ok(answer)
+    }
+}
+
+/// What `end` gives within so many seconds, if that is a number above 0. The output of a process that has ended has its own time.
+async fn in_time<T>(seconds: i64, end: impl Future<Output = Result<T>>) -> Result<T> {
+    match u64::try_from(seconds) {
+        Ok(seconds @ 1..) => tokio::time::timeout(Duration::from_secs(seconds), end)
+            .await
+            .map_err(|_| Error::new(Kind::DeadlineExceeded, format!("exec: still ran after {seconds} s")))?,
+        _ => end.await,
     }
 }
 
