@@ -64,14 +64,7 @@ impl Cri {
             Err(error) if error.kind() == Kind::Unimplemented && !needs_process => return Ok(None),
             created => created?,
         }
-        let started = self.pods().start(&self.context().namespace, &key).await;
-        let started = match started {
-            Ok(started) => started,
-            Err(error) => {
-                self.end_pod(id).await?;
-                return Err(error);
-            }
-        };
+        let started = self.pods().start(&self.context().namespace, &key).await?;
         Ok(Some(started.pid))
     }
 
