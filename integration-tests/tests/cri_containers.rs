@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pods_have_users_of_their_own [Root, Overlay, Userns],
     users_of_their_own_and_the_hosts_network_go_together [Root, Overlay, Userns],
     a_pod_that_cannot_be_taken_down_is_kept [Root, Overlay],
+    why_a_pod_did_not_start_is_said_whatever_fails_after_it [Root],
     a_start_that_was_cut_short_was_none [Root, Overlay],
     a_container_that_ran_is_not_created_again [Root, Overlay],
 ];
@@ -233,11 +234,21 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
 fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-    let daemon = env.daemon()?;
+    let config = env.path("config.toml");
+    std::fs::write(&config, "[cri.runtimes.rung]\n[cri.runtimes.other]\nruntime = \"io.containerd.runc.v2\"\n")?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let told = pods.runtime.block_on(pods.pods.status(v1::StatusRequest { verbose: false }))?.into_inner();
+    let told = pods.runtime.block_on(pods.pods.status(v1::StatusRequest { verbose: true }))?.into_inner();
     assert!(told.features.expect("features").user_namespaces_host_network);
+    // Whoever asks for runc's shim gets ours, and what it can do.
+    let [usual, others @ ..] = &told.runtime_handlers[..] else { panic!("no handlers") };
+    assert!(others.iter().all(|other| other.features == usual.features), "{:?}", told.runtime_handlers);
+    let settings: serde_json::Value = serde_json::from_str(&told.info["config"])?;
+    assert_eq!(settings["containerd"]["defaultRuntimeName"], "rung", "{settings}");
+    assert_eq!(settings["containerd"]["runtimes"]["rung"]["runtimeType"], "io.containerd.rung.v2", "{settings}");
+    assert_eq!(settings["maxContainerLogLineSize"], 16 << 10, "{settings}");
+    assert_eq!(settings["stateDir"], env.path("state").to_string_lossy().as_ref(), "{settings}");
     let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
     let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
     let mut config = pods.pod_config("pod");
@@ -280,6 +291,30 @@ fn a_pod_that_cannot_be_taken_down_is_kept(env: &Env) -> Result<()> {
     pods.remove(&left[0].id)?;
     assert_eq!(std::fs::read_dir(env.path("netns"))?.count(), 0);
     assert!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items.is_empty());
+    Ok(())
+}
+
+fn why_a_pod_did_not_start_is_said_whatever_fails_after_it(env: &Env) -> Result<()> {
+    let (runtime, good, config) = (env.path("runtime.sh"), env.path("good"), env.path("config.toml"));
+    let text = format!(
+        "#!/bin/sh\n[ -e {} ] || for word; do case $word in start) echo no start today >&2; exit 1;; \
+         delete) echo no end today >&2; exit 1;; esac; done\nexec {} \"$@\"\n",
+        good.display(),
+        env.program("rung")?.display()
+    );
+    std::fs::write(&runtime, text)?;
+    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::write(&config, format!("[cri.runtimes.rung]\nbinary = {runtime:?}\n"))?;
+    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let failed = pods.run(&pods.pod_config("pod")).expect_err("the runtime starts nothing");
+    anyhow::ensure!(format!("{failed:?}").contains("no start today"), "{failed:?}");
+    std::fs::write(good, "")?;
+    let all = v1::ListPodSandboxRequest::default();
+    for left in pods.runtime.block_on(pods.pods.list_pod_sandbox(all.clone()))?.into_inner().items {
+        pods.remove(&left.id)?;
+    }
+    anyhow::ensure!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items.is_empty());
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod runtime;
 mod sandbox;
 mod selinux;
 mod session;
+mod settings;
 mod shown;
 mod spec;
 mod stats;

@@ -6,10 +6,12 @@ use gantry_proto::runtime::v1;
 use serde_json::json;
 
 use super::Cri;
+use super::settings;
 use super::template::Ranges;
 use crate::blocking::blocking;
 use crate::config::{CgroupDriver, RuntimeHandler};
 use crate::error::{Doing as _, Error, Result};
+use crate::shims::is_ours;
 use crate::snapshots::REMAP_IDS;
 
 /// The version of this interface that is spoken.
@@ -63,7 +65,8 @@ impl Cri {
 
     /// What pods of a handler can have: what the machine can do, where the runtime is the one we know.
     pub(super) fn features(&self, handler: &RuntimeHandler) -> v1::RuntimeHandlerFeatures {
-        let known = handler.binary.is_empty() && matches!(handler.runtime.as_str(), "" | "io.containerd.rung.v2");
+        let ours = || self.parts().tasks.program(&handler.runtime).is_ok_and(|program| is_ours(&program));
+        let known = handler.binary.is_empty() && ours();
         let host = &self.shared.host;
         let layers = || self.snapshotter(handler).is_ok_and(|it| it.capabilities().iter().any(|it| it == REMAP_IDS));
         v1::RuntimeHandlerFeatures {
@@ -73,10 +76,9 @@ impl Cri {
     }
 
     async fn runtime_info(&self, network: &Result<()>) -> Result<BTreeMap<String, String>> {
-        let config = serde_json::to_string(self.config()).map_err(|error| Error::internal(error.to_string()))?;
         let state = network.as_ref().err().map_or_else(|| "OK".to_owned(), ToString::to_string);
         Ok(BTreeMap::from([
-            ("config".to_owned(), config),
+            ("config".to_owned(), settings::shown(&self.parts().config).to_string()),
             ("cniconfig".to_owned(), self.shared.cni.describe().await?.to_string()),
             ("lastCNILoadStatus".to_owned(), json!(state).to_string()),
         ]))
