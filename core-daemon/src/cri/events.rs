@@ -9,11 +9,11 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::BroadcastStream;
 use tonic::Status;
 
-use super::Cri;
 use super::container::status_of;
 use super::runtime::Answers;
 use super::sandbox::status::sandbox_status;
 use super::store::now;
+use super::{Cri, Sandbox};
 use crate::error::{Error, Kind, Result};
 
 /// Events that a subscriber may be behind.
@@ -49,12 +49,17 @@ impl Cri {
     /// Tells whoever subscribed what happened to a container of the sandbox `pod`, or to the sandbox itself, which counts
     /// as one.
     pub(super) fn announce(&self, id: &str, pod: &str, kind: v1::ContainerEventType) {
+        self.announce_of(self.store().sandbox(pod).ok().as_deref(), id, pod, kind);
+    }
+
+    /// The same of a sandbox that may be in the store no more: kubelets leave out what comes without its status.
+    pub(super) fn announce_of(&self, sandbox: Option<&Sandbox>, id: &str, pod: &str, kind: v1::ContainerEventType) {
         let sender = &self.subscribers().sender;
         // Statuses are worth their making only where somebody reads them.
         if sender.receiver_count() == 0 {
             return;
         }
-        let pod_sandbox_status = self.store().sandbox(pod).ok().map(|sandbox| sandbox_status(&sandbox));
+        let pod_sandbox_status = sandbox.map(sandbox_status);
         let containers = self.store().containers_of(pod);
         let names = self.image_names();
         let containers_statuses = containers.iter().map(|container| status_of(container, &names)).collect();

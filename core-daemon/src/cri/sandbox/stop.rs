@@ -99,7 +99,7 @@ impl Cri {
     }
 
     pub(super) fn announce_pod(&self, sandbox: &Sandbox, kind: v1::ContainerEventType) {
-        self.announce(sandbox.id().as_str(), sandbox.id().as_str(), kind);
+        self.announce_of(Some(sandbox), sandbox.id().as_str(), sandbox.id().as_str(), kind);
     }
 
     pub(in crate::cri) async fn edit_sandbox(
