@@ -148,6 +148,8 @@ fn memory(metrics: &mut Metrics, counters: &Counters) {
     metrics.gauge("container_memory_usage_bytes", &[], memory.usage);
     metrics.gauge("container_memory_max_usage_bytes", &[], memory.max_usage);
     metrics.gauge("container_memory_working_set_bytes", &[], memory.working_set());
+    metrics.gauge("container_memory_total_active_file_bytes", &[], memory.active_file);
+    metrics.gauge("container_memory_total_inactive_file_bytes", &[], memory.inactive_file);
     metrics.counter("container_memory_failcnt", &[], memory.limit_hits);
     metrics.counter("container_oom_events_total", &[], memory.oom_kills);
     for scope in ["container", "hierarchy"] {

@@ -45,6 +45,8 @@ pub(super) const ALL: &[Row] = &[
     ("container_memory_max_usage_bytes", "Most memory so far.", NONE),
     ("container_memory_rss", "Anonymous memory.", NONE),
     ("container_memory_swap", "Swap used.", NONE),
+    ("container_memory_total_active_file_bytes", "Memory of file pages that were used lately.", NONE),
+    ("container_memory_total_inactive_file_bytes", "Memory of file pages that were not used lately.", NONE),
     ("container_memory_usage_bytes", "Memory used, with everything that could be given back.", NONE),
     ("container_memory_working_set_bytes", "Memory used, without file pages that were not used lately.", NONE),
     ("container_network_receive_bytes_total", "Bytes received.", INTERFACE),

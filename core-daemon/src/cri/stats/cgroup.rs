@@ -64,6 +64,7 @@ pub(in crate::cri) struct Memory {
     pub(in crate::cri) usage: u64,
     pub(in crate::cri) max_usage: u64,
     pub(in crate::cri) limit: Option<u64>,
+    pub(in crate::cri) active_file: u64,
     pub(in crate::cri) inactive_file: u64,
     pub(in crate::cri) anonymous: u64,
     pub(in crate::cri) cache: u64,
@@ -176,6 +177,7 @@ impl Counters {
         self.cpu.user += other.cpu.user;
         self.cpu.system += other.cpu.system;
         self.memory.usage += other.memory.usage;
+        self.memory.active_file += other.memory.active_file;
         self.memory.inactive_file += other.memory.inactive_file;
         self.memory.anonymous += other.memory.anonymous;
         self.memory.faults += other.memory.faults;
@@ -219,6 +221,7 @@ fn unified(dir: &CgroupDir, extent: Extent) -> Result<Counters> {
             usage: number(&text("memory.current")).unwrap_or(0),
             max_usage: number(&more("memory.peak")).unwrap_or(0),
             limit: number(&text("memory.max")),
+            active_file: get(&memory, "active_file"),
             inactive_file: get(&memory, "inactive_file"),
             anonymous: get(&memory, "anon"),
             cache: get(&memory, "file"),
@@ -270,6 +273,7 @@ fn legacy(dirs: &BTreeMap<String, CgroupDir>, extent: Extent) -> Result<Counters
             usage,
             max_usage: more_of_memory("max_usage_in_bytes").unwrap_or(0),
             limit: memory_limit,
+            active_file: get(&memory, "total_active_file"),
             inactive_file: get(&memory, "total_inactive_file"),
             anonymous: get(&memory, "total_rss"),
             cache: get(&memory, "total_cache"),
