@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use oci_spec::runtime::{Hook, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIntelRdt, LinuxNetDevice, Spec};
 use rung_spec::builder::merge_environment;
@@ -19,7 +20,7 @@ const ANNOTATION: &str = "cdi.k8s.io/";
 /// Largest description.
 const MAX_FILE: u64 = 4 << 20;
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Description {
     kind: String,
@@ -104,11 +105,17 @@ pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
     }
     let known = read_all(&making.settings.cdi_dirs);
     let mut begun: Vec<&str> = Vec::new();
-    for name in &names {
-        let unknown = || invalid("CDI_devices", format!("{name}: no such device"));
+    for (field, name) in &names {
+        let unknown = || invalid(field, format!("{name}: no such device"));
         let (kind, device) =
-            name.split_once('=').ok_or_else(|| invalid("CDI_devices", format!("{name:?} is not vendor/class=name")))?;
-        let description = known.get(name.as_str()).ok_or_else(unknown)?;
+            name.split_once('=').ok_or_else(|| invalid(field, format!("{name:?} is not vendor/class=name")))?;
+        let description = match known.get(name.as_str()).ok_or_else(unknown)? {
+            Known::Once(description) => description,
+            Known::Twice(one, other) => {
+                let (one, other) = (one.display(), other.display());
+                return Err(invalid(field, format!("{name}: both {one} and {other} describe it")));
+            }
+        };
         if !begun.contains(&kind) {
             edit(&description.container_edits, spec)?;
             begun.push(kind);
@@ -119,19 +126,29 @@ pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-fn names(making: &Making<'_>) -> Vec<String> {
-    let mut names: Vec<String> = making.config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+/// The names of all devices that are wanted, each with the field that names it.
+fn names(making: &Making<'_>) -> Vec<(String, String)> {
+    let fields = making.config.cdi_devices.iter().map(|device| ("CDI_devices".to_owned(), device.name.clone()));
     let annotated = making.config.annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATION));
-    names.extend(annotated.flat_map(|(_, value)| value.split(',')).filter(|name| !name.is_empty()).map(str::to_owned));
+    let annotated = annotated.flat_map(|(key, value)| value.split(',').map(move |name| (key, name)));
+    let annotated = annotated.filter(|(_, name)| !name.is_empty());
+    let annotated = annotated.map(|(key, name)| (format!("annotations.{key}"), name.to_owned()));
     let mut seen = std::collections::BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
-    names
+    fields.chain(annotated).filter(|(_, name)| seen.insert(name.clone())).collect()
+}
+
+/// What is known of a device.
+enum Known {
+    Once(Rc<Description>),
+    /// Two files of one directory describe it, and nothing says which of them counts.
+    Twice(PathBuf, PathBuf),
 }
 
 /// The descriptions by the names of their devices; later directories count more.
-fn read_all(dirs: &[PathBuf]) -> BTreeMap<String, Description> {
+fn read_all(dirs: &[PathBuf]) -> BTreeMap<String, Known> {
     let mut known = BTreeMap::new();
     for dir in dirs {
+        let mut here: BTreeMap<String, (PathBuf, Known)> = BTreeMap::new();
         let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
             .into_iter()
             .flatten()
@@ -146,13 +163,18 @@ fn read_all(dirs: &[PathBuf]) -> BTreeMap<String, Description> {
             };
             match read(&path, parse) {
                 Ok(description) => {
-                    let names =
-                        description.devices.iter().map(|device| format!("{}={}", description.kind, device.name));
-                    known.extend(names.map(|name| (name, description.clone())).collect::<Vec<_>>());
+                    let description = Rc::new(description);
+                    for device in &description.devices {
+                        let found = here.entry(format!("{}={}", description.kind, device.name));
+                        found
+                            .and_modify(|(first, known)| *known = Known::Twice(first.clone(), path.clone()))
+                            .or_insert_with(|| (path.clone(), Known::Once(description.clone())));
+                    }
                 }
                 Err(error) => tracing::warn!(path = %path.display(), %error, "device description cannot be used"),
             }
         }
+        known.extend(here.into_iter().map(|(name, (_, described))| (name, described)));
     }
     known
 }
@@ -185,6 +207,8 @@ fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
     let mut groups = user.additional_gids().clone().unwrap_or_default();
     groups.extend(edits.additional_gids.iter().filter(|group| **group != 0));
     user.set_additional_gids(Some(groups));
+    // A device that belongs to nobody in particular is for whom the container runs as.
+    let owner = (Some(user.uid()).filter(|user| *user > 0), Some(user.gid()).filter(|group| *group > 0));
     process.set_user(user);
     spec.set_process(Some(process));
     let mut linux = spec.linux().clone().unwrap_or_default();
@@ -192,9 +216,13 @@ fn edit(edits: &Edits, spec: &mut Spec) -> Result<()> {
     let mut resources = linux.resources().clone().unwrap_or_default();
     let mut rules = resources.devices().clone().unwrap_or_default();
     for wanted in &edits.device_nodes {
-        let node = node(wanted)?;
+        let mut node = node(wanted)?;
+        node.set_uid(wanted.uid.or(owner.0)).set_gid(wanted.gid.or(owner.1));
         let access = if wanted.permissions.is_empty() { "rwm" } else { &wanted.permissions };
-        rules.push(devices::allow(&node, access));
+        // There is nothing to allow about a pipe.
+        if node.typ() != LinuxDeviceType::P {
+            rules.push(devices::allow(&node, access));
+        }
         nodes.retain(|old| old.path() != node.path());
         nodes.push(node);
     }
@@ -262,16 +290,12 @@ fn node(wanted: &Node) -> Result<LinuxDevice> {
     let part = |part: u64| i64::try_from(part).unwrap_or_default();
     let (major, minor) = match (wanted.major, wanted.minor, &found) {
         (Some(major), Some(minor), _) => (major, minor),
+        _ if kind == LinuxDeviceType::P => (0, 0),
         (_, _, Ok(_)) => (part(nix::sys::stat::major(number)), part(nix::sys::stat::minor(number))),
         (_, _, Err(error)) => return Err(problem(error.to_string())),
     };
     let mode = found.as_ref().ok().map(|metadata| metadata.mode() & 0o7777);
-    node.set_typ(kind)
-        .set_major(major)
-        .set_minor(minor)
-        .set_file_mode(wanted.file_mode.or(mode))
-        .set_uid(wanted.uid)
-        .set_gid(wanted.gid);
+    node.set_typ(kind).set_major(major).set_minor(minor).set_file_mode(wanted.file_mode.or(mode));
     Ok(node)
 }
 
@@ -323,7 +347,8 @@ mod tests {
         std::fs::write(dir.path().join("vendor.json"), text).expect("write");
         std::fs::write(dir.path().join("broken.json"), "{").expect("write");
         let known = read_all(&[dir.path().to_owned()]);
-        let device = &known["vendor.com/net=n0"].devices[0];
+        let Known::Once(description) = &known["vendor.com/net=n0"] else { panic!("described twice") };
+        let device = &description.devices[0];
         let mut spec = Spec::default();
         edit(&device.container_edits, &mut spec).expect("edit");
         let nodes = spec.linux().as_ref().and_then(|linux| linux.devices().clone()).expect("devices");
@@ -348,7 +373,7 @@ mod tests {
         std::fs::write(dir.path().join("vendor.yaml"), text).expect("write");
         std::fs::write(dir.path().join("broken.yaml"), "a: [").expect("write");
         let known = read_all(&[dir.path().to_owned()]);
-        let description = &known["vendor.com/gpu=0"];
+        let Known::Once(description) = &known["vendor.com/gpu=0"] else { panic!("described twice") };
         let mut spec = Spec::default();
         edit(&description.container_edits, &mut spec).expect("edit of all");
         edit(&description.devices[0].container_edits, &mut spec).expect("edit of one");
@@ -360,5 +385,47 @@ mod tests {
         let interface = linux.net_devices().as_ref().and_then(|all| all.get("ib0")).expect("interface");
         assert_eq!(interface.name().as_deref(), Some("net1"));
         assert!(spec.hooks().is_some());
+    }
+
+    #[test]
+    fn two_files_of_one_directory_are_one_too_many() {
+        let (low, high) = (tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory"));
+        let text =
+            |env: &str| format!(r#"{{"kind":"v/c","devices":[{{"name":"d","containerEdits":{{"env":["{env}"]}}}}]}}"#);
+        std::fs::write(low.path().join("a.json"), text("A=1")).expect("write");
+        std::fs::write(low.path().join("b.json"), text("A=2")).expect("write");
+        assert!(matches!(&read_all(&[low.path().to_owned()])["v/c=d"], Known::Twice(a, b) if a != b));
+        std::fs::write(high.path().join("c.json"), text("A=3")).expect("write");
+        let known = read_all(&[low.path().to_owned(), high.path().to_owned()]);
+        assert!(matches!(&known["v/c=d"], Known::Once(one) if one.devices[0].container_edits.env == ["A=3"]));
+    }
+
+    #[test]
+    fn devices_are_for_whom_the_container_runs_as() {
+        let edits = r#"{"deviceNodes":[{"path":"/dev/null"},{"path":"/dev/mine","hostPath":"/dev/null","uid":0,"gid":7},
+            {"path":"/dev/pipe","type":"p"}]}"#;
+        let edits: Edits = serde_json::from_str(edits).expect("edits");
+        let owners = |user: u32, group: u32| {
+            let mut spec = Spec::default();
+            let mut process = spec.process().clone().expect("process");
+            let mut of = process.user().clone();
+            of.set_uid(user).set_gid(group);
+            process.set_user(of);
+            spec.set_process(Some(process));
+            edit(&edits, &mut spec).expect("edit");
+            let linux = spec.linux().clone().expect("linux");
+            let nodes = linux.devices().clone().expect("devices");
+            let count = linux.resources().as_ref().and_then(|all| all.devices().as_ref()).map_or(0, Vec::len);
+            let last = &nodes[nodes.len() - 3..];
+            (last.iter().map(|node| (node.uid(), node.gid())).collect::<Vec<_>>(), count, last[2].typ())
+        };
+        let (of_user, rules, kind) = owners(1000, 1001);
+        assert_eq!(of_user, [(Some(1000), Some(1001)), (Some(0), Some(7)), (Some(1000), Some(1001))]);
+        assert_eq!(kind, LinuxDeviceType::P);
+        let (of_root, same, _) = owners(0, 0);
+        assert_eq!((of_root[0], of_root[1]), ((None, None), (Some(0), Some(7))));
+        assert_eq!(rules, same);
+        let none = Spec::default().linux().as_ref().and_then(|linux| linux.resources().clone());
+        assert_eq!(rules, none.and_then(|all| all.devices().clone()).map_or(0, |rules| rules.len()) + 2, "no pipe");
     }
 }
