@@ -48,9 +48,12 @@ fn a_pod_outlives_the_daemon_and_leaves_nothing(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let config = own_network(&pods, "pod");
+    let mut config = own_network(&pods, "pod");
+    let linux = config.linux.get_or_insert_default();
+    linux.sysctls.insert("kernel.domainname".to_owned(), "domain.test".to_owned());
     let pod = pods.run(&config)?;
-    let container = pods.start(&pod, &config, &image, &["sh", "-c", "ip addr; exec sleep 1000"], |container| {
+    let look = "cat /proc/sys/kernel/domainname; ip addr; exec sleep 1000";
+    let container = pods.start(&pod, &config, &image, &["sh", "-c", look], |container| {
         container.log_path = "c.log".to_owned();
     })?;
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
@@ -58,9 +61,10 @@ fn a_pod_outlives_the_daemon_and_leaves_nothing(env: &Env) -> Result<()> {
     let address = status.network.expect("network").ip;
     assert!(address.starts_with("10.213.77."), "{address}");
     let log = env.path("logs").join("c.log");
-    wait::until("the address is in the log", || {
+    let said = wait::until("the address is in the log", || {
         std::fs::read_to_string(&log).ok().filter(|text| text.contains(&address))
     })?;
+    assert!(said.contains("domain.test"), "{said}");
     assert_eq!(addresses_taken(env), 1);
     // The shim holds the pod while the daemon is away.
     std::mem::forget(pods);

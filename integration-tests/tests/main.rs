@@ -12,6 +12,7 @@ mod cli_habits;
 mod cli_images;
 mod cli_run;
 mod cli_update;
+mod cri_answers;
 mod cri_checkpoints;
 mod cri_containers;
 mod cri_faults;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         cli_update::TESTS,
+        cri_answers::TESTS,
         cri_checkpoints::TESTS,
         cri_containers::TESTS,
         cri_faults::TESTS,

@@ -8,7 +8,7 @@ use gantry_proto::stdio::FrameKind;
 use nix::sys::signal::Signal;
 
 use super::Cri;
-use super::process::Wanted;
+use super::process::{Wanted, check_command};
 use crate::error::{Error, Kind, Result};
 use crate::id::ExecId;
 use crate::tasks::streams::{self, until_end};
@@ -21,9 +21,7 @@ const AROUND: usize = 1 << 10;
 
 impl Cri {
     pub(super) async fn exec_sync(&self, request: v1::ExecSyncRequest) -> Result<v1::ExecSyncResponse> {
-        if request.cmd.is_empty() {
-            return Err(Error::invalid("cmd: a command is required"));
-        }
+        check_command(&request.cmd)?;
         let container = self.store().container(&request.container_id)?;
         let wanted = Wanted { command: request.cmd, terminal: false, stdin: false };
         let mut started = self.start_process(&container, wanted).await?;

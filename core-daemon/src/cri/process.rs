@@ -22,6 +22,20 @@ pub(super) struct Wanted {
     pub(super) stdin: bool,
 }
 
+/// A command that a process can have.
+///
+/// # Errors
+/// `InvalidArgument` naming what is wrong.
+pub(super) fn check_command(words: &[String]) -> Result<()> {
+    if words.is_empty() {
+        return Err(Error::invalid("cmd: a command is required"));
+    }
+    match words.iter().any(|word| word.contains('\0')) {
+        true => Err(Error::invalid("cmd: contains a NUL byte")),
+        false => Ok(()),
+    }
+}
+
 impl Cri {
     /// Runs a command in a running container, as the container's own process runs. Once started, it is cleaned up after
     /// its end, whoever waits for that.

@@ -100,12 +100,15 @@ impl Cri {
         let network = request.runtime_config.and_then(|config| config.network_config).unwrap_or_default();
         let cidrs: Vec<String> = network.pod_cidr.split(',').map(|text| text.trim().to_owned()).collect();
         let template = self.config().cni.conf_template.clone();
-        if network.pod_cidr.is_empty() || template.as_os_str().is_empty() {
+        if network.pod_cidr.is_empty() {
             return Ok(v1::UpdateRuntimeConfigResponse {});
         }
         let field = "runtime_config.network_config.pod_cidr";
         if let Some(wrong) = cidrs.iter().find(|cidr| !is_cidr(cidr)) {
             return Err(Error::invalid(format!("{field}: {wrong:?} is not a range of addresses")));
+        }
+        if template.as_os_str().is_empty() {
+            return Ok(v1::UpdateRuntimeConfigResponse {});
         }
         let target = self.config().cni.conf_dir.join("10-gantry.conflist");
         let write = move || {

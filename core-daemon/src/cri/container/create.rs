@@ -114,8 +114,11 @@ impl Cri {
         let namespaces = self.agreed_namespaces(&sandbox, &record, &config)?;
         stage.enter("image")?;
         let wanted = config.image.clone().unwrap_or_default().image;
+        if wanted.is_empty() {
+            return Err(Error::invalid("config.image: is required"));
+        }
         let (cri, text) = (self.clone(), wanted.clone());
-        let found = blocking(move || cri.image_or_checkpoint(&text)).await.doing(|| format!("image {wanted:?}"))?;
+        let found = blocking(move || cri.image_or_checkpoint(&text)).await?;
         let (image, restored) = match found {
             Ok(image) => (image, false),
             Err(source) => {
@@ -307,11 +310,17 @@ impl Cri {
         if options.is_none() {
             return Ok(pod);
         }
-        if own.pid == v1::NamespaceMode::Pod && pod.pid != v1::NamespaceMode::Pod {
-            let field = "config.linux.security_context.namespace_options.pid";
-            return Err(Error::invalid(format!("{field}: its pod has no view of processes to share")));
+        let field = "config.linux.security_context.namespace_options.pid";
+        match own.pid {
+            v1::NamespaceMode::Pod if pod.pid != v1::NamespaceMode::Pod => {
+                Err(Error::invalid(format!("{field}: its pod has no view of processes to share")))
+            }
+            // Whoever may make containers in a pod gets no more of the machine than the pod was given.
+            v1::NamespaceMode::Node if pod.pid != v1::NamespaceMode::Node => {
+                Err(Error::invalid(format!("{field}: its pod does not see the machine's processes")))
+            }
+            pid => Ok(Namespaces { pid, ..pod }),
         }
-        Ok(Namespaces { pid: own.pid, ..pod })
     }
 
     async fn host_paths(&self, config: &v1::ContainerConfig) -> Result<Vec<Option<PathBuf>>> {

@@ -65,7 +65,9 @@ impl Cri {
             }
         };
         if !self.config().restore_checkpoints {
-            return Err(Error::precondition("is a checkpoint, and cri.restore_checkpoints is off"));
+            return Err(Error::precondition(format!(
+                "image {text:?}: is a checkpoint, and cri.restore_checkpoints is off"
+            )));
         }
         Ok(Err(source))
     }

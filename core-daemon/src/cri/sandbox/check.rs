@@ -226,6 +226,10 @@ fn sysctl(name: &str, value: &str, namespaces: &Namespaces) -> Result<()> {
     if ipc {
         return if namespaces.host_ipc { invalid("cannot be set with the host's IPC") } else { Ok(()) };
     }
+    if dotted == "kernel.domainname" {
+        // The name goes with the network, as the host's name does.
+        return if namespaces.host_network { invalid("cannot be set with the host's network") } else { Ok(()) };
+    }
     invalid("is not a setting that a pod has for itself")
 }
 
@@ -271,10 +275,12 @@ mod tests {
         assert!(
             sysctl("net.ipv4.tcp_syncookies", "0", &own).is_ok() && sysctl("kernel.shm_rmid_forced", "1", &own).is_ok()
         );
-        for name in ["kernel.panic", "vm.swappiness", "net..x", "", "../x", "net/../../x"] {
+        assert!(sysctl("kernel.domainname", "example", &own).is_ok());
+        for name in ["kernel.panic", "kernel.hostname", "vm.swappiness", "net..x", "", "../x", "net/../../x"] {
             assert!(sysctl(name, "1", &own).is_err(), "{name}");
         }
         let host = Namespaces { host_network: true, host_ipc: true, ..own };
+        assert!(sysctl("kernel.domainname", "example", &host).is_err());
         assert!(sysctl("net.ipv4.tcp_syncookies", "0", &host).is_err() && sysctl("kernel.shmmax", "1", &host).is_err());
         assert!(part("f", "a\nb", true).is_err() && part("f", "a;b", true).is_err() && part("f", "", true).is_err());
         assert!(part("f", "", false).is_ok() && hostname("a b").is_err() && hostname("web-1").is_ok());

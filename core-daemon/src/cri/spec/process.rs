@@ -149,6 +149,9 @@ fn user(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Res
     if named.contains(':') {
         return Err(invalid(&format!("{field}.run_as_username"), format!("{named:?} is not a name")));
     }
+    if uid.is_some() && !named.is_empty() {
+        return Err(invalid(&format!("{field}.run_as_username"), "is given with run_as_user"));
+    }
     let text = match (uid, named.as_str()) {
         (Some(uid), _) => uid.to_string(),
         (None, "") => making.image.config.config.user.clone(),

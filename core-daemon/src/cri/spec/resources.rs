@@ -17,6 +17,8 @@ const DEFAULT_SLICE: &str = "system.slice";
 const DEFAULT_PARENT: &str = "/k8s.io";
 /// First part of a scope's name, which tools that read cgroups know.
 const SCOPE: &str = "cri-containerd";
+/// A limit that is none.
+const UNLIMITED: i64 = -1;
 
 /// The container's cgroup: `parent/id`, or `slice:prefix:id` with systemd.
 pub(super) fn cgroups_path(making: &Making<'_>) -> PathBuf {
@@ -54,13 +56,20 @@ pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
 /// # Errors
 /// `InvalidArgument` naming the one that does not.
 pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources) -> Result<()> {
-    let negative = [
-        ("cpu_period", wanted.cpu_period),
-        ("cpu_shares", wanted.cpu_shares),
-        ("memory_limit_in_bytes", wanted.memory_limit_in_bytes),
+    // The least that makes sense; -1 is no limit.
+    let least = [
+        ("cpu_period", wanted.cpu_period, 0),
+        ("cpu_shares", wanted.cpu_shares, 0),
+        ("memory_limit_in_bytes", wanted.memory_limit_in_bytes, UNLIMITED),
+        ("memory_swap_limit_in_bytes", wanted.memory_swap_limit_in_bytes, UNLIMITED),
     ];
-    if let Some((name, value)) = negative.into_iter().find(|(_, value)| *value < 0) {
+    if let Some((name, value, _)) = least.into_iter().find(|(_, value, least)| value < least) {
         return Err(Error::invalid(format!("{field}.{name}: {value} is negative")));
+    }
+    let sizes = wanted.hugepage_limits.iter().map(|limit| limit.page_size.as_str());
+    if let Some(size) = sizes.into_iter().find(|size| !is_page_size(size)) {
+        let text = format!("{field}.hugepage_limits.page_size: {size:?} is not a size like 64KB, 2MB or 1GB");
+        return Err(Error::invalid(text));
     }
     for (name, text) in [("cpuset_cpus", &wanted.cpuset_cpus), ("cpuset_mems", &wanted.cpuset_mems)] {
         if !text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b',' | b'-')) {
@@ -72,6 +81,12 @@ pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources
         Some(name) => Err(Error::invalid(format!("{field}.unified: {name:?} is not the name of a cgroup's file"))),
         None => Ok(()),
     }
+}
+
+/// As the kernel writes them into the names of its files.
+fn is_page_size(text: &str) -> bool {
+    let number = ["KB", "MB", "GB"].iter().find_map(|unit| text.strip_suffix(unit));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The limits that are said; 0 says nothing.
@@ -136,7 +151,8 @@ fn counts_huge_pages(cgroups: &Path) -> bool {
             .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "hugetlb"))
 }
 
-/// What is kept of a container's limits after an update, and what the runtime is told: what the update does not say stays.
+/// What is kept of a container's limits after an update, and what the runtime is told: what the update does not say stays,
+/// and so does `oom_score_adj`, which processes have of their own from their start on.
 pub(in crate::cri) fn update(
     before: &v1::LinuxContainerResources,
     wanted: &v1::LinuxContainerResources,
@@ -154,7 +170,6 @@ pub(in crate::cri) fn update(
         (limit, 0) if limit != 0 => 0,
         (_, swap) => number(swap, before.memory_swap_limit_in_bytes),
     };
-    after.oom_score_adj = number(wanted.oom_score_adj, before.oom_score_adj);
     after.cpuset_cpus = text(&wanted.cpuset_cpus, &before.cpuset_cpus);
     after.cpuset_mems = text(&wanted.cpuset_mems, &before.cpuset_mems);
     after.unified.extend(wanted.unified.clone());
@@ -213,6 +228,12 @@ mod tests {
         let (after, told) = update(&before, &wanted).expect("update");
         assert_eq!((after.cpu_shares, after.cpu_quota, after.memory_limit_in_bytes), (512, 5000, 1 << 28));
         assert_eq!(after.cpuset_cpus, "0");
+        let none = v1::LinuxContainerResources { memory_limit_in_bytes: -1, oom_score_adj: 7, ..Default::default() };
+        let (after, told) = update(&after, &none).expect("no limit");
+        assert_eq!((after.memory_limit_in_bytes, after.memory_swap_limit_in_bytes, after.oom_score_adj), (-1, 0, 0));
+        let memory = told.memory().expect("memory");
+        assert_eq!((memory.limit(), memory.swap().unwrap_or(-1)), (Some(-1), -1));
+        let (_, told) = update(&before, &wanted).expect("update");
         assert_eq!(told.memory().as_ref().and_then(|memory| memory.limit()), Some(1 << 28));
         assert_eq!(told.cpu().as_ref().and_then(|cpu| cpu.shares()), Some(512));
     }
@@ -221,6 +242,14 @@ mod tests {
     fn nonsense_is_named() {
         for (wanted, name) in [
             (v1::LinuxContainerResources { cpu_period: -1, ..Default::default() }, "cpu_period"),
+            (v1::LinuxContainerResources { memory_limit_in_bytes: -2, ..Default::default() }, "memory_limit_in_bytes"),
+            (
+                v1::LinuxContainerResources {
+                    hugepage_limits: vec![v1::HugepageLimit { page_size: "2 MB".into(), limit: 0 }],
+                    ..Default::default()
+                },
+                "page_size",
+            ),
             (v1::LinuxContainerResources { cpuset_cpus: "a".into(), ..Default::default() }, "cpuset_cpus"),
             (
                 v1::LinuxContainerResources {

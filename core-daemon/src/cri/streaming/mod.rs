@@ -31,6 +31,7 @@ pub(in crate::cri) use remote_command::Streams;
 use remote_command::Wanted;
 use tokens::Tokens;
 
+use crate::cri::process::check_command;
 use crate::error::{Error, Result};
 
 /// What streams lead to.
@@ -104,9 +105,7 @@ impl Streaming {
     /// # Errors
     /// `InvalidArgument` for streams that do not go together, `ResourceExhausted` while too many wait to be opened.
     pub(in crate::cri) fn exec_url(&self, request: ExecRequest) -> Result<String> {
-        if request.cmd.is_empty() {
-            return Err(Error::invalid("cmd: a command is required"));
-        }
+        check_command(&request.cmd)?;
         self.process_url(Request::Exec(request))
     }
 

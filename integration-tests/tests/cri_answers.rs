@@ -1,0 +1,147 @@
+//! Answers to what a kubelet seldom asks, each found where another runtime answered otherwise.
+
+use gantry_proto::runtime::v1;
+use integration_tests::pods::{self, Pods};
+use integration_tests::{Env, Result, Stack, Test, tests, wait};
+use tonic::Code;
+
+pub(crate) const TESTS: &[Test] = tests![
+    what_makes_no_sense_is_named [Root, Overlay],
+    a_limit_can_be_taken_back [Root, Overlay],
+    described_devices_are_for_whom_the_container_runs_as [Root, Overlay],
+];
+
+type Spoil = fn(&mut v1::ContainerConfig);
+
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    config.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+fn what_makes_no_sense_is_named(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    pods.pull(&stack.image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let wrong: [(&str, Spoil); 4] = [
+        ("namespace_options.pid", |config| {
+            let own = v1::NamespaceOption { pid: v1::NamespaceMode::Node.into(), ..Default::default() };
+            security(config).namespace_options = Some(own);
+        }),
+        ("run_as_username", |config| {
+            security(config).run_as_user = Some(v1::Int64Value { value: 0 });
+            security(config).run_as_username = "root".to_owned();
+        }),
+        ("config.image", |config| config.image = None),
+        ("hugepage_limits", |config| {
+            let limit = v1::HugepageLimit { page_size: "2 MB".to_owned(), limit: 0 };
+            config.linux.get_or_insert_default().resources.get_or_insert_default().hugepage_limits = vec![limit];
+        }),
+    ];
+    for (field, spoil) in wrong {
+        let refused = pods.start(&pod, &config, &stack.image, &["true"], spoil).expect_err(field);
+        let refused = refused.downcast::<tonic::Status>()?;
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains(field), "{refused}");
+    }
+    let container = pods.start(&pod, &config, &stack.image, &["sleep", "1000"], |_| {})?;
+    let cmd = vec!["echo".to_owned(), "a\0b".to_owned()];
+    let request = v1::ExecSyncRequest { container_id: container.clone(), cmd: cmd.clone(), timeout: 10 };
+    let refused = pods.runtime.block_on(pods.pods.exec_sync(request)).expect_err("a NUL byte");
+    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "cmd: contains a NUL byte"));
+    let request = v1::ExecRequest { container_id: container, cmd, stdout: true, ..Default::default() };
+    let refused = pods.runtime.block_on(pods.pods.exec(request)).expect_err("a NUL byte");
+    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "cmd: contains a NUL byte"));
+    // Whether or not there is a template that would be filled with it.
+    let network_config = Some(v1::NetworkConfig { pod_cidr: "10.0.0.0/8,10.0.0.1".to_owned() });
+    let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+    let refused = pods.runtime.block_on(pods.pods.update_runtime_config(request)).expect_err("no range");
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("pod_cidr"), "{refused}");
+    Ok(())
+}
+
+/// What the status says of a container's limits, and how much memory its statistics say there is left.
+fn limits(pods: &mut Pods<'_>, container: &str) -> Result<(v1::LinuxContainerResources, u64)> {
+    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+    let status = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
+    let told = status.resources.and_then(|resources| resources.linux).expect("limits");
+    let request = v1::ContainerStatsRequest { container_id: container.to_owned() };
+    let stats = pods.runtime.block_on(pods.pods.container_stats(request))?.into_inner().stats.expect("statistics");
+    let left = stats.memory.and_then(|memory| memory.available_bytes).expect("memory");
+    Ok((told, left.value))
+}
+
+fn a_limit_can_be_taken_back(env: &Env) -> Result<()> {
+    const LIMIT: i64 = 64 << 20;
+    let stack = Stack::start(env)?;
+    let mut pods = Pods::connect(env, &stack.daemon)?;
+    pods.pull(&stack.image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &stack.image, &["sleep", "1000"], |container| {
+        let limits =
+            v1::LinuxContainerResources { memory_limit_in_bytes: LIMIT, oom_score_adj: 300, ..Default::default() };
+        container.linux.get_or_insert_default().resources = Some(limits);
+    })?;
+    let (told, left) = limits(&mut pods, &container)?;
+    assert_eq!((told.memory_limit_in_bytes, told.memory_swap_limit_in_bytes), (LIMIT, LIMIT));
+    assert!((1..=64 << 20).contains(&left), "{left}");
+    let update = |linux| v1::UpdateContainerResourcesRequest {
+        container_id: container.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    let none = v1::LinuxContainerResources { memory_limit_in_bytes: -1, oom_score_adj: 700, ..Default::default() };
+    pods.runtime.block_on(pods.pods.update_container_resources(update(none)))?;
+    // Statistics may be a moment old.
+    wait::until("the limit is gone", || limits(&mut pods, &container).ok().filter(|(_, left)| *left == 0))?;
+    let (told, _) = limits(&mut pods, &container)?;
+    assert_eq!((told.memory_limit_in_bytes, told.oom_score_adj), (-1, 300), "no more is said than was done");
+    let wrong = v1::LinuxContainerResources { memory_limit_in_bytes: -2, ..Default::default() };
+    let refused = pods.runtime.block_on(pods.pods.update_container_resources(update(wrong))).expect_err("negative");
+    assert!(refused.code() == Code::InvalidArgument && refused.message().contains("memory_limit"), "{refused}");
+    Ok(())
+}
+
+fn described_devices_are_for_whom_the_container_runs_as(env: &Env) -> Result<()> {
+    let (descriptions, file) = (env.dir("cdi")?, env.path("config.toml"));
+    let description = serde_json::json!({"cdiVersion": "0.6.0", "kind": "vendor.test/device", "devices": [
+        {"name": "one", "containerEdits": {"deviceNodes": [
+            {"path": "/dev/one", "hostPath": "/dev/null"}, {"path": "/dev/pipe", "type": "p"}]}}]});
+    std::fs::write(descriptions.join("one.json"), description.to_string())?;
+    for name in ["two.json", "three.json"] {
+        let twice = serde_json::json!({"cdiVersion": "0.6.0", "kind": "vendor.test/twice", "devices": [
+            {"name": "d", "containerEdits": {"env": [format!("FROM={name}")]}}]});
+        std::fs::write(descriptions.join(name), twice.to_string())?;
+    }
+    std::fs::write(&file, format!("[cri]\ncdi_dirs = [{descriptions:?}]\n"))?;
+    let registry = integration_tests::Registry::start(env)?;
+    let image = integration_tests::Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let look = "stat -c %u:%g:%F /dev/one /dev/pipe && echo used > /dev/one";
+    let container = pods.start(&pod, &config, &image, &["sh", "-c", look], |container| {
+        container.log_path = "look.log".to_owned();
+        container.cdi_devices = vec![v1::CdiDevice { name: "vendor.test/device=one".to_owned() }];
+        security(container).run_as_user = Some(v1::Int64Value { value: 1000 });
+        security(container).run_as_group = Some(v1::Int64Value { value: 1001 });
+    })?;
+    let code = pods.exit_code(&container)?;
+    let said = std::fs::read_to_string(env.path("logs").join("look.log"))?;
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("1000:1001:character special file") && said.contains("1000:1001:fifo"), "{said}");
+    let refused = pods.start(&pod, &config, &image, &["true"], |container| {
+        container.metadata = Some(v1::ContainerMetadata { name: "twice".to_owned(), attempt: 0 });
+        container.image = Some(pods::spec(&image));
+        container.annotations.insert("cdi.k8s.io/test".to_owned(), "vendor.test/twice=d".to_owned());
+    });
+    let refused = refused.expect_err("two files describe it").downcast::<tonic::Status>()?;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    for part in ["annotations.cdi.k8s.io/test", "two.json", "three.json"] {
+        assert!(refused.message().contains(part), "{refused}");
+    }
+    Ok(())
+}
