@@ -4,6 +4,7 @@
 //! shims hold them.
 
 mod authority;
+mod quiet;
 mod whole;
 
 use std::fs;
@@ -143,7 +144,8 @@ pub async fn grpc(
     stopping: CancellationToken,
     timeouts: &Timeouts,
 ) -> Result<()> {
-    let incoming = UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.map(authority::Connection::new));
+    let incoming =
+        UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.and_then(authority::Connection::new));
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -11,6 +11,8 @@ use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tonic::transport::server::Connected;
 
+use super::quiet::Quiet;
+
 /// Bytes that a client sends before its first frame (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 /// Bytes of a frame's header (RFC 9113, section 4.1).
@@ -30,7 +32,7 @@ const CHUNK: usize = 16 << 10;
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    inner: UnixStream,
+    inner: Quiet,
     rewriter: Rewriter,
     /// Rewritten and not taken yet, from `taken` on.
     ready: Vec<u8>,
@@ -38,8 +40,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(inner: UnixStream) -> Self {
-        Self { inner, rewriter: Rewriter::Pass(PREFACE), ready: Vec::new(), taken: 0 }
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        let inner = Quiet::new(socket)?;
+        Ok(Self { inner, rewriter: Rewriter::Pass(PREFACE), ready: Vec::new(), taken: 0 })
     }
 }
 
@@ -91,11 +94,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = <UnixStream as Connected>::ConnectInfo;
+    /// Nobody asks who is at the other end.
+    type ConnectInfo = ();
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.inner.connect_info()
-    }
+    fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
 /// Where in the stream of frames the next byte is.
