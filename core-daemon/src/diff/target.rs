@@ -28,8 +28,13 @@ impl Target {
     /// The place that `mounts` show, for writing.
     ///
     /// # Errors
-    /// `InvalidArgument` for no mounts, or for an overlay that cannot be written.
+    /// `InvalidArgument` for no mounts, or for what they show read-only: a view's directory is the layer itself, which
+    /// others stand on.
     pub fn of(mounts: &[Mount]) -> Result<Self> {
+        if let Some(mount) = mounts.last().filter(|mount| is_read_only(mount)) {
+            let what = if mount.source.is_empty() { &mount.kind } else { &mount.source };
+            return Err(Error::invalid(format!("apply: the mount of {what} is read-only")));
+        }
         match mounts {
             [] => Err(Error::invalid("apply: no mounts")),
             [mount] if mount.kind == "overlay" => {
@@ -112,7 +117,40 @@ pub(super) fn option<'a>(mount: &'a Mount, name: &str) -> Option<&'a str> {
     mount.options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
 }
 
+/// Whether the last word about writing is that nobody may.
+fn is_read_only(mount: &Mount) -> bool {
+    let mut words = mount.options.iter().map(String::as_str);
+    words.rfind(|option| matches!(*option, "ro" | "rro" | "rw" | "rrw")).is_some_and(|option| option.ends_with("ro"))
+}
+
 pub(super) fn is_bind(mount: &Mount) -> bool {
     let is_bind = |option: &String| option == "bind" || option == "rbind";
     mount.kind == "bind" || (matches!(mount.kind.as_str(), "" | "none") && mount.options.iter().any(is_bind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_read_only_is_not_written() {
+        let mount = |kind: &str, options: &[&str]| Mount {
+            kind: kind.to_owned(),
+            source: "/layers/7/fs".to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            target: String::new(),
+        };
+        let view = mount("bind", &["ro", "rbind"]);
+        let error = Target::of(std::slice::from_ref(&view)).err().expect("a view's directory is the layer itself");
+        assert!(error.to_string().contains("/layers/7/fs is read-only"), "{error}");
+        let own = mount("overlay", &["upperdir=/up", "workdir=/work", "lowerdir=/low", "ro"]);
+        for other in [own, mount("", &["bind", "rro"]), mount("bind", &["rbind", "rw", "ro"])] {
+            assert!(Target::of(std::slice::from_ref(&other)).is_err(), "{other:?}");
+        }
+        for writable in [mount("bind", &["rbind", "rw"]), mount("bind", &["ro", "rbind", "rw"])] {
+            let target = Target::of(std::slice::from_ref(&writable)).expect("an active snapshot");
+            assert_eq!(target.path, PathBuf::from("/layers/7/fs"));
+        }
+        assert!(Target::to_read(&[view]).is_ok());
+    }
 }
