@@ -128,29 +128,19 @@ fn parse(text: &str, base: &Path) -> Result<Hosts> {
         None => String::new(),
     };
     let mut mirrors = Vec::new();
-    for url in order_of(text, hosts.keys()) {
-        let block = hosts[&url].clone().try_into().map_err(|error| invalid(&error))?;
-        mirrors.push(configured(url, block, base)?);
+    for (url, block) in hosts {
+        mirrors.push(configured(url, block.try_into().map_err(|error| invalid(&error))?, base)?);
     }
     let block = toml::Value::Table(file).try_into().map_err(|error| invalid(&error))?;
     let server = configured(server, block, base)?;
     Ok(Hosts { mirrors, server })
 }
 
-/// The keys in the order their headers stand in the text: a table sorts them by name.
-fn order_of<'a>(text: &str, keys: impl Iterator<Item = &'a String>) -> Vec<String> {
-    let place = |key: &String| {
-        let quoted = [format!("\"{key}\""), format!("'{key}'")];
-        quoted.iter().filter_map(|quoted| text.find(quoted.as_str())).min().unwrap_or(usize::MAX)
-    };
-    let mut ordered: Vec<String> = keys.cloned().collect();
-    ordered.sort_by_key(place);
-    ordered
-}
-
 fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
     let url = if url.is_empty() || url.contains("://") { url } else { format!("https://{url}") };
-    let can = |what: &str| block.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
+    // An empty list says as little as none.
+    let said = block.capabilities.filter(|all| !all.is_empty());
+    let can = |what: &str| said.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
     let (resolves, pulls, pushes) = (can("resolve"), can("pull"), can("push"));
     let authorities = match block.ca {
         Some(Several::One(path)) => vec![base.join(path)],
@@ -194,17 +184,10 @@ fn identity(client: Option<toml::Value>, base: &Path) -> Result<Option<(PathBuf,
     }
 }
 
-/// `30s`, `500ms`, `2m`.
+/// `500ms`, `30s`, `1m30s`.
 fn duration(text: &str) -> Result<Duration> {
-    let invalid = || Error::invalid(format!("dial_timeout {text:?}: write it as 500ms, 30s or 2m"));
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| invalid())?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(invalid),
-        _ => Err(invalid()),
-    }
+    let read = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    read.ok_or_else(|| Error::invalid(format!("dial_timeout {text:?}: write it as 500ms, 30s or 1m30s")))
 }
 
 #[cfg(test)]
@@ -214,6 +197,7 @@ mod tests {
     #[test]
     fn hosts_come_in_their_order_and_the_server_last() {
         let text = r#"
+            # Whatever else names them: "http://a.example:5000/v2/cache" is not the first.
             server = "https://registry-1.docker.io"
             [host."https://z.example"]
               capabilities = ["pull"]
@@ -225,10 +209,13 @@ mod tests {
             [host."http://a.example:5000/v2/cache"]
               override_path = true
               skip_verify = true
+              capabilities = []
+              dial_timeout = "1m1.5s"
+            [host."https://registry-1.docker.io"]
         "#;
         let Hosts { mirrors: all, server } = parse(text, Path::new("/etc/h")).expect("parse");
         let urls: Vec<&str> = all.iter().map(|host| host.url.as_str()).collect();
-        assert_eq!(urls, ["https://z.example", "http://a.example:5000/v2/cache"]);
+        assert_eq!(urls, ["https://z.example", "http://a.example:5000/v2/cache", "https://registry-1.docker.io"]);
         assert_eq!(server.url, "https://registry-1.docker.io");
         assert_eq!(parse("ca = \"a.pem\"", Path::new("/h")).expect("parse").server.tls.authorities.len(), 1);
         assert!(all[0].pulls && !all[0].resolves);
@@ -236,7 +223,8 @@ mod tests {
         assert_eq!(all[0].tls.identity, Some(("/etc/h/c.cert".into(), "/etc/h/c.key".into())));
         assert_eq!(all[0].tls.connect, Some(Duration::from_millis(500)));
         assert_eq!(all[0].headers.len(), 2);
-        assert!(all[1].override_path && all[1].tls.skip_verify && all[1].resolves);
+        assert!(all[1].override_path && all[1].tls.skip_verify && all[1].resolves && all[1].pushes);
+        assert_eq!(all[1].tls.connect, Some(Duration::from_millis(61_500)));
         for bad in ["server = 1", "host = 1", "[host.\"x\"]\ndial_timeout = \"x\"", "[host.\"x\"]\nclient = 1", "]"] {
             assert!(parse(bad, Path::new("/")).is_err(), "{bad}");
         }
