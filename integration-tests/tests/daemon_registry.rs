@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_unknown_authority_is_refused_unless_told [Root, Overlay, Openssl],
     an_account_comes_from_dockers_configuration [Root, Overlay, Openssl],
     a_mirror_stands_in_for_a_registry_that_is_down [Root, Overlay],
+    a_proxy_is_used_but_not_to_this_machine [Root, Overlay],
     a_slow_registry_is_waited_for_and_a_silent_one_is_not [Root, Overlay],
     pulls_that_wait_keep_nobody_from_anything_else [Root, Overlay],
 ];
@@ -63,7 +64,14 @@ fn tls(dir: &Path) -> String {
 
 /// A daemon whose registries are configured below `certs.d`.
 fn daemon(env: &Env) -> Result<Daemon<'_>> {
-    env.daemon_configured(&format!("[registry]\nconfig_path = \"{}\"\n", env.path("certs.d").display()))
+    env.daemon_with(&["--config", &config(env)?])
+}
+
+/// A configuration that has hosts in a directory of the test's own.
+fn config(env: &Env) -> Result<String> {
+    let config = env.path("config.toml");
+    fs::write(&config, format!("[registry]\nconfig_path = \"{}\"\n", env.path("certs.d").display()))?;
+    Ok(config.display().to_string())
 }
 
 fn hosts_toml(env: &Env, host: &str, text: &str) -> Result<()> {
@@ -188,6 +196,30 @@ fn a_mirror_stands_in_for_a_registry_that_is_down(env: &Env) -> Result<()> {
     drop(mirror);
     let said = refusal(daemon.gantry(&["pull", &format!("{down}/test/busybox:latest")])?)?;
     assert!(said.contains(&down.to_string()) && said.contains("cannot connect"), "{said}");
+    Ok(())
+}
+
+fn a_proxy_is_used_but_not_to_this_machine(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let local = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    hosts_toml(env, "far.test", "server = \"http://far.test\"\n")?;
+    let config = config(env)?;
+    let begin = |proxy: &str| -> Result<Daemon<'_>> {
+        let proxy = format!("http://{proxy}");
+        let variables = [("HTTP_PROXY", proxy.as_str()), ("HTTPS_PROXY", &proxy)];
+        let mut daemon = env.daemon_begun(&["--config", &config], &variables)?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    };
+    // A registry does as its own proxy: it takes no notice of the host.
+    let daemon = begin(&registry.host())?;
+    daemon.gantry(&["pull", "-q", "far.test/test/busybox:latest"])?.ok()?;
+    daemon.stop()?;
+    let down = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let daemon = begin(&down)?;
+    daemon.gantry(&["pull", "-q", &local])?.ok()?;
+    let said = refusal(daemon.gantry(&["pull", "far.test/test/busybox:latest"])?)?;
+    assert!(said.contains("cannot connect"), "{said}");
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
 
 use super::Repository;
 use super::hosts::Host;
+use super::push::is_passing;
 use super::reach::check_elsewhere;
 use super::transport::{Ask, body, failure, next_piece, send};
 use crate::error::{Doing, Error, Kind, Result};
@@ -98,15 +99,39 @@ impl Repository {
         self.each(|host| host.pulls, |host| self.blob_at(host, descriptor, offset)).await
     }
 
-    /// Asks each host that is good for it, until one has it. Where none has, the most telling failure counts: not that
-    /// a mirror was not there, but what the registry itself says.
+    /// Asks each host that is good for it, until one has it. A mirror that fails is not waited for while there are others;
+    /// where they all have failed, those are that may do better the next time.
     pub(super) async fn each<T, F: Future<Output = Result<T>>>(
         &self,
         good: impl Fn(&Host) -> bool,
         mut ask: impl FnMut(Host) -> F,
     ) -> Result<T> {
+        let good: Vec<&Host> = self.hosts.iter().filter(|host| good(host)).collect();
+        let (mirrors, registry) = good.split_at(good.iter().rposition(|host| !host.stands_in).unwrap_or(0));
+        let of_mirrors = match self.first(mirrors, true, &mut ask).await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        match self.first(registry, false, &mut ask).await {
+            Err(error) if error.kind() == Kind::NotFound => Err(error),
+            Err(_) if of_mirrors.kind() == Kind::NotFound => Err(of_mirrors),
+            Err(error) if is_passing(&of_mirrors) || of_mirrors.kind() == Kind::ResourceExhausted => {
+                self.first(mirrors, false, &mut ask).await.map_err(|_| error)
+            }
+            answer => answer,
+        }
+    }
+
+    /// Asks hosts in turn until one has it. Where none has, the most telling failure counts: not that one was not there, but
+    /// that another does not have it.
+    async fn first<T, F: Future<Output = Result<T>>>(
+        &self,
+        hosts: &[&Host],
+        leads_on: bool,
+        ask: &mut impl FnMut(Host) -> F,
+    ) -> Result<T> {
         let mut last: Option<Error> = None;
-        for host in self.hosts.iter().filter(|host| good(host)) {
+        for host in hosts {
             // It spoke TLS, and said no.
             if host.stands_in && last.as_ref().is_some_and(|error| error.kind() != Kind::Unavailable) {
                 continue;
@@ -114,7 +139,7 @@ impl Repository {
             if !host.stands_in && host.is_plain.load(Ordering::Relaxed) {
                 continue;
             }
-            match ask(host.clone()).await {
+            match ask(host.asked(leads_on)).await {
                 Ok(value) => {
                     host.is_plain.store(host.stands_in, Ordering::Relaxed);
                     return Ok(value);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::hosts_file::{self, Configured};
-use super::reach::{Reach, address, is_private, same_origin};
+use super::reach::{self, Reach, is_private, same_origin};
 use super::transport::{Clients, Tls};
 use super::{Access, Wiretap};
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ pub(super) struct Host {
     pub(super) is_plain: Arc<AtomicBool>,
     /// How long it may send nothing.
     pub(super) stall: Duration,
+    /// Another is asked where it fails, so it is not asked again.
+    pub(super) leads_on: bool,
     pub(super) wiretap: Option<Arc<dyn Wiretap>>,
 }
 
@@ -49,10 +51,15 @@ impl Host {
         }
     }
 
+    /// The same, which is not asked again where it fails if `leads_on`.
+    pub(super) fn asked(&self, leads_on: bool) -> Self {
+        Self { leads_on, ..self.clone() }
+    }
+
     /// The client for an address, of this host or where it sends us.
     pub(super) fn client_for(&self, url: &reqwest::Url) -> Result<reqwest::Client> {
         let reach = if same_origin(url, &self.base) { self.reach } else { self.elsewhere() };
-        self.clients.get(&self.tls_for(url), reach)
+        self.clients.get(&self.tls_for(url), reach, url)
     }
 
     /// What holds for another machine that it sends us to: the authorities that are trusted, but neither our certificate
@@ -130,7 +137,7 @@ struct Base {
 
 fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap, access: &Access) -> Result<Host> {
     // Its files are read now, so that an error in them is the first thing that is told.
-    clients.get(&tls, Reach::Anywhere)?;
+    clients.get(&tls, Reach::Anywhere, &at.base)?;
     let (resolves, pulls, pushes) = at.can;
     Ok(Host {
         is_near: Arc::new(AtomicBool::new(is_private(&at.base))),
@@ -147,6 +154,7 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
         stands_in: at.stands_in,
         is_plain: Arc::default(),
         stall: clients.patience,
+        leads_on: false,
         wiretap: access.wiretap.clone(),
     })
 }
@@ -157,10 +165,10 @@ fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configur
     all.extend(configured.headers);
     let headers = headers(&all)?;
     let authority = authority(name);
-    let is_loopback = is_loopback(authority);
+    let is_loopback = format!("http://{authority}/").parse().is_ok_and(|url: reqwest::Url| reach::is_loopback(&url));
     let is_plain = access.plain_http || is_loopback && authority.ends_with(":80");
     let mut tls = configured.tls;
-    // Nobody stands between this machine and itself, and the certificate of a registry for trying things is its own.
+    // HTTP without TLS hides nothing there: nobody stands between this machine and itself, and the certificate of a registry for trying things is its own.
     tls.skip_verify |= access.skip_verify || is_loopback;
     let schemes: &[&str] = match (is_plain, is_loopback) {
         (true, _) => &["http"],
@@ -186,12 +194,6 @@ pub(super) fn headers(pairs: &[(String, String)]) -> Result<http::HeaderMap> {
         headers.append(name, http::HeaderValue::from_str(value).map_err(|_| invalid())?);
     }
     Ok(headers)
-}
-
-/// Whether a name with or without port is this machine's own, for which HTTP without TLS hides nothing.
-fn is_loopback(authority: &str) -> bool {
-    let Ok(url) = format!("http://{authority}/").parse::<reqwest::Url>() else { return false };
-    url.host_str().is_some_and(|host| host == "localhost" || address(host).is_some_and(|address| address.is_loopback()))
 }
 
 #[cfg(test)]

@@ -297,7 +297,7 @@ impl Pusher {
 }
 
 /// Whether the same may well succeed later.
-fn is_passing(error: &Error) -> bool {
+pub(super) fn is_passing(error: &Error) -> bool {
     matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded)
 }
 

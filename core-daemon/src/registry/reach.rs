@@ -70,6 +70,11 @@ pub(super) fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
+/// Whether a URL leads to this machine, by what it spells out.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| host == "localhost" || address(host).is_some_and(|address| address.is_loopback()))
+}
+
 /// Whether a URL leads to this machine or its own network, by what it spells out.
 pub(super) fn is_private(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return true };

@@ -11,7 +11,7 @@ use reqwest::{Client, Method, Response, StatusCode, Url};
 use super::body::Body;
 use super::error::{is_broken_off, of_answer, of_transport, root_cause};
 use super::hosts::Host;
-use super::reach::{Reach, Resolver, check_elsewhere, is_private_address, same_origin};
+use super::reach::{Reach, Resolver, check_elsewhere, is_loopback, is_private_address, same_origin};
 use super::renewed::Renewed;
 use crate::error::{Error, Kind, Result};
 
@@ -47,7 +47,7 @@ impl Tls {
 
 /// One client for each kind of connection, kept for the next image as long as the certificates are the same.
 pub(super) struct Clients {
-    known: Mutex<HashMap<(Tls, Reach), Renewed<Client>>>,
+    known: Mutex<HashMap<(Tls, Reach, Way), Renewed<Client>>>,
     /// For how long nothing may come.
     pub(super) patience: Duration,
 }
@@ -63,10 +63,21 @@ impl Clients {
         Self { known: Mutex::default(), patience }
     }
 
-    pub(super) fn get(&self, tls: &Tls, reach: Reach) -> Result<Client> {
+    /// The client for an address.
+    pub(super) fn get(&self, tls: &Tls, reach: Reach, url: &Url) -> Result<Client> {
+        let way = if is_loopback(url) { Way::Direct } else { Way::Usual };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry((tls.clone(), reach)).or_default().get(&tls.files(), || build(tls, reach))
+        known.entry((tls.clone(), reach, way)).or_default().get(&tls.files(), || build(tls, reach, way))
     }
+}
+
+/// Which way requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Way {
+    /// Through the proxy that the environment names, if any.
+    Usual,
+    /// To this machine: no proxy on another leads back to it.
+    Direct,
 }
 
 /// A client for something else than a registry, which may take `patience` for an answer.
@@ -85,7 +96,7 @@ fn provide() {
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
 
-fn build(tls: &Tls, reach: Reach) -> Result<Client> {
+fn build(tls: &Tls, reach: Reach, way: Way) -> Result<Client> {
     provide();
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
     let read = |path: &PathBuf| {
@@ -113,6 +124,7 @@ fn build(tls: &Tls, reach: Reach) -> Result<Client> {
             Some(identity) => builder.identity(identity.clone()),
             None => builder,
         };
+        let builder = if way == Way::Direct { builder.no_proxy() } else { builder };
         builder.dns_resolver(Resolver::new(reach))
     };
     let usual = match authorities.is_empty() {
@@ -171,7 +183,7 @@ pub(super) async fn send(host: &Host, ask: &Ask, authorization: Option<&str>) ->
         };
         // Who is asked too much has not done anything.
         let is_undone = result.as_ref().is_ok_and(|answer| answer.status() == StatusCode::TOO_MANY_REQUESTS);
-        if tried >= TRIES || !(ask.again || is_undone) || wait > LONGEST_WAIT {
+        if host.leads_on || tried >= TRIES || !(ask.again || is_undone) || wait > LONGEST_WAIT {
             return result.map_err(|failed| failed.error);
         }
         tracing::debug!(url = %ask.url, ?wait, tried, "registry request is tried again");

@@ -47,6 +47,27 @@ async fn every_failure_of_a_mirror_leads_on_and_no_account_goes_there() {
 }
 
 #[tokio::test]
+async fn a_broken_mirror_is_waited_for_only_where_all_are() {
+    let upstream = upstream().await;
+    let dir = tempfile::tempdir().expect("directory");
+    let mirror = Fake::start(|_| Answer::new(503, "")).await;
+    let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &account());
+    repository.resolve("1").await.expect("upstream");
+    assert_eq!(mirror.seen().len(), 2, "by HEAD, and by GET for what is wrong");
+
+    let upstream = Fake::start(|_| Answer::new(500, "").with("retry-after", "0")).await;
+    let again = AtomicBool::new(false);
+    let mirror = Fake::start(move |asked| match asked.method.as_str() {
+        "GET" if !again.swap(true, Ordering::Relaxed) => Answer::new(503, ""),
+        "HEAD" => Answer::new(503, "").with("retry-after", "0"),
+        _ => Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST),
+    })
+    .await;
+    let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &account());
+    repository.resolve("1").await.expect("the mirror has recovered");
+}
+
+#[tokio::test]
 async fn a_mirror_that_has_it_is_enough() {
     let upstream = Fake::start(|_| Answer::new(500, "")).await;
     let mirror = Fake::start(|_| Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST)).await;
