@@ -31,7 +31,7 @@ pub const SHAREABLE: &str = "containerd.io/namespace.shareable";
 pub const GC_BACK_REF: &str = "containerd.io/gc.bref.";
 /// On a compressed layer: the digest of its plain tar.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
-/// On fetched content: the repositories of a host it came from; the host's name follows.
+/// On fetched content: the repositories of a host it came from; the host's name without its port follows.
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 /// On a snapshot to prepare: the committed snapshot which it is meant to become.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
@@ -61,6 +61,13 @@ pub fn check(labels: &Labels) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The label that says which repositories of `registry` have a blob. It has no port, as containerd's clients write and read it.
+pub fn distribution_source(registry: &str) -> String {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let host = registry.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(registry, |(host, _)| host);
+    format!("{DISTRIBUTION_SOURCE}{}", host.trim_start_matches('[').trim_end_matches(']'))
 }
 
 /// Adds what is known of content by now. Where it came from is added to where it came from before, the newest first.
@@ -154,6 +161,15 @@ mod tests {
         update(&mut one, &wanted, &["labels.a.b/c".into(), "labels.gone".into()], refuse).expect("two names");
         assert_eq!(one, labels(&[("a.b/c", "2"), ("old", "1")]));
         assert!(update(&mut one, &wanted, &["size".into()], refuse).is_err());
+    }
+
+    #[test]
+    fn sources_are_named_by_the_host_alone() {
+        for (registry, host) in
+            [("r.io", "r.io"), ("127.0.0.1:5000", "127.0.0.1"), ("[::1]:5000", "::1"), ("[::1]", "::1")]
+        {
+            assert_eq!(distribution_source(registry), format!("containerd.io/distribution.source.{host}"));
+        }
     }
 
     #[test]

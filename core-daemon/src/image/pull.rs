@@ -187,8 +187,7 @@ impl Pull<'_> {
 
     /// The label that says where blobs come from.
     fn source(&self) -> (String, String) {
-        let name = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.repository.host());
-        (name, self.repository.path().to_owned())
+        (labels::distribution_source(self.repository.host()), self.repository.path().to_owned())
     }
 
     /// The configuration of an image that is to be unpacked, and into which snapshotters. What is no image is not.

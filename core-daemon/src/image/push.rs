@@ -276,7 +276,7 @@ impl Sender {
     async fn sources(&self, digest: &Digest, parents: &[Digest]) -> Result<Vec<String>> {
         let (content, ctx) = (self.content.clone(), self.ctx.clone());
         let digests: Vec<Digest> = std::iter::once(digest).chain(parents).cloned().collect();
-        let label = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.pusher.registry());
+        let label = labels::distribution_source(self.pusher.registry());
         let own = self.pusher.path().to_owned();
         blocking(move || {
             let mut found: Vec<String> = Vec::new();
@@ -300,7 +300,7 @@ impl Sender {
     /// Notes that the repository has the blobs: another one of its registry can take them from there.
     async fn remember(&self, blobs: Vec<Digest>) -> Result<()> {
         let (content, ctx, own) = (self.content.clone(), self.ctx.clone(), self.pusher.path().to_owned());
-        let label = format!("{}{}", labels::DISTRIBUTION_SOURCE, self.pusher.registry());
+        let label = labels::distribution_source(self.pusher.registry());
         blocking(move || {
             let known = labels::Labels::from([(label, own)]);
             let noted: Vec<_> = blobs.into_iter().map(|digest| (digest, known.clone())).collect();
