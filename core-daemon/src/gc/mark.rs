@@ -1,10 +1,11 @@
 //! What is reachable from the roots.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use gantry_proto::containerd::services::content::v1::Info;
 
+use super::expiry;
 use crate::content;
 use crate::error::{Error, Result};
 use crate::labels::{self, Labels};
@@ -76,6 +77,8 @@ pub(super) struct Graph {
     pub(super) candidates: Vec<Node>,
     /// Expired leases, and images that expired.
     pub(super) expired: Vec<Node>,
+    /// When the first of the others expires.
+    pub(super) expires: Option<jiff::Timestamp>,
     /// Snapshots that a task runs on. They are roots too, but where something else leads to one, that is given as the
     /// reason.
     in_use: Vec<Node>,
@@ -152,7 +155,7 @@ impl Graph {
         tx.scan_all(IMAGES, &mut |namespace, name, bytes| {
             let Some(image) = self.record::<records::images::Image>(bytes, name) else { return Ok(()) };
             let node = Node::Image(namespace.to_owned(), name.to_owned());
-            if has_expired(&image.labels, now) {
+            if self.has_expired(&image.labels, now) {
                 self.expired.push(node.clone());
             } else {
                 self.root(node.clone());
@@ -170,7 +173,7 @@ impl Graph {
         tx.scan_all(LEASES, &mut |namespace, id, bytes| {
             let Some(lease) = self.record::<records::leases::Lease>(bytes, id) else { return Ok(()) };
             let node = Node::Lease(namespace.to_owned(), id.to_owned());
-            if has_expired(&lease.labels, now) {
+            if self.has_expired(&lease.labels, now) {
                 expired.insert(node.clone());
                 self.expired.push(node);
             } else {
@@ -190,6 +193,15 @@ impl Graph {
             }
             Ok(())
         })
+    }
+
+    /// Whether something with these labels has expired; else it is noted when it will.
+    fn has_expired(&mut self, labels: &Labels, now: jiff::Timestamp) -> bool {
+        let Some(at) = expiry::of(labels) else { return false };
+        if at >= now {
+            self.expires = Some(self.expires.map_or(at, |other| other.min(at)));
+        }
+        at < now
     }
 
     fn content(&mut self, tx: &impl Tx) -> Result<()> {
@@ -356,11 +368,6 @@ fn back_reference(namespace: &str, kind: &str, value: &str) -> Option<Node> {
         ("snapshot", name) if !name.is_empty() => Some(Node::Snapshot(namespace, name.to_owned(), value)),
         _ => None,
     }
-}
-
-fn has_expired(labels: &BTreeMap<String, String>, now: jiff::Timestamp) -> bool {
-    // With a time that cannot be read the object has not expired: keeping too much does less harm.
-    labels.get(labels::GC_EXPIRE).and_then(|text| text.parse::<jiff::Timestamp>().ok()).is_some_and(|at| at < now)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! Marking and the removal of records are one write transaction, so nothing can come to refer to what is about to go.
 //! Files are removed after it; one that cannot be is left for the next time and keeps no other.
 
+mod expiry;
 mod kept;
 mod mark;
 mod mounts;
@@ -19,6 +20,7 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use expiry::Expiry;
 pub use kept::{Kept, Reason};
 pub use mark::Node;
 pub use sweep::Swept;
@@ -26,6 +28,7 @@ pub use sweep::Swept;
 use crate::content::Content;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::labels::Labels;
 use crate::metadata::Db;
 use crate::mounts::Mounts;
 use crate::snapshots::Snapshotters;
@@ -35,7 +38,7 @@ use crate::snapshots::Snapshotters;
 pub struct Schedule {
     /// How long to wait after a deletion for more of them.
     pub delay: Duration,
-    /// Collect at least this often, which is also how soon an expired lease is noticed.
+    /// Collect at least this often.
     pub interval: Duration,
 }
 
@@ -58,6 +61,7 @@ struct Parts {
     snapshotters: Snapshotters,
     mounts: Mounts,
     events: Events,
+    expiry: Expiry,
     /// One at a time.
     running: Arc<tokio::sync::Mutex<()>>,
 }
@@ -65,13 +69,21 @@ struct Parts {
 impl Gc {
     /// The collection of these stores. It runs when asked; see [`Gc::run`] for the schedule.
     pub fn new(db: Db, content: Content, snapshotters: Snapshotters, mounts: Mounts, events: Events) -> Self {
-        let running = Arc::default();
-        Self { parts: Arc::new(Parts { db, content, snapshotters, mounts, events, running }), wake: Arc::default() }
+        let (expiry, running) = (Expiry::default(), Arc::default());
+        let parts = Parts { db, content, snapshotters, mounts, events, expiry, running };
+        Self { parts: Arc::new(parts), wake: Arc::default() }
     }
 
     /// Says that something was removed, so that a collection is worth while.
     pub fn changed(&self) {
         self.wake.notify_one();
+    }
+
+    /// Says that there is something with these labels: where it expires, a collection comes then.
+    pub fn made(&self, labels: &Labels) {
+        if let Some(at) = expiry::of(labels) {
+            self.parts.expiry.note(at);
+        }
     }
 
     /// What [`Gc::changed`] notifies, for modules of lower layers.

@@ -1,4 +1,4 @@
-//! When the collection runs: soon after something was removed, and regularly for what expires.
+//! When the collection runs: soon after something was removed or has expired, and regularly.
 
 use std::time::Instant;
 
@@ -14,10 +14,13 @@ impl Gc {
     pub async fn run(self, schedule: Schedule, stop: CancellationToken) {
         let mut pause = schedule.delay;
         loop {
+            let expiry = &self.parts.expiry;
+            let wait = expiry.wait().unwrap_or(schedule.interval).min(schedule.interval);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wake.notified() => {}
-                () = tokio::time::sleep(schedule.interval) => {}
+                () = expiry.sooner() => continue,
+                () = tokio::time::sleep(wait) => {}
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -39,9 +39,12 @@ impl Swept {
 pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     let mut swept = Swept::default();
     // Most runs find nothing, and a read transaction is enough to know that: it does not keep writers waiting.
-    let is_idle = |(doomed, expired): (Vec<Node>, Vec<Node>)| doomed.is_empty() && expired.is_empty();
-    let idle = parts.db.read(|tx| doomed(tx, &parts.snapshotters).map(is_idle))?;
-    if !idle {
+    parts.expiry.forget();
+    let found = parts.db.read(|tx| find(tx, &parts.snapshotters))?;
+    if let Some(at) = found.expires {
+        parts.expiry.note(at);
+    }
+    if !(found.doomed.is_empty() && found.expired.is_empty()) {
         let gone = parts.db.write(|tx| remove_records(tx, &parts.snapshotters))?;
         swept.expired = gone.iter().filter(|node| matches!(node, Node::Image(..) | Node::Lease(..))).count();
         swept.snapshots = gone.iter().filter(|node| matches!(node, Node::Snapshot(..))).count();
@@ -63,19 +66,29 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
     Ok(swept)
 }
 
-/// What is not reachable, and what has expired.
-fn doomed(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<(Vec<Node>, Vec<Node>)> {
+/// What there is to do.
+struct Found {
+    /// What is not reachable.
+    doomed: Vec<Node>,
+    /// What has expired, and nothing else keeps.
+    expired: Vec<Node>,
+    /// When the next expires.
+    expires: Option<jiff::Timestamp>,
+}
+
+fn find(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<Found> {
     let graph = Graph::read(tx, snapshotters)?;
     if let Some(error) = graph.unreadable {
         return Err(error.context("collect nothing; mend it with `gantry system fsck --repair`"));
     }
     let marked = graph.mark(&flat_leases(tx)?);
     let doomed = graph.candidates.iter().filter(|node| !marked.contains_key(*node)).cloned().collect();
-    Ok((doomed, graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect()))
+    let expired = graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect();
+    Ok(Found { doomed, expired, expires: graph.expires })
 }
 
 fn remove_records(tx: &WriteTx, snapshotters: &Snapshotters) -> Result<Vec<Node>> {
-    let (mut doomed, expired) = doomed(tx, snapshotters)?;
+    let Found { mut doomed, expired, .. } = find(tx, snapshotters)?;
     for node in &expired {
         match node {
             Node::Lease(namespace, id) => drop(leases::delete(tx, namespace, id)?),

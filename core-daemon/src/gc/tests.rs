@@ -199,6 +199,39 @@ async fn expired_leases_and_images_keep_nothing() {
 }
 
 #[tokio::test]
+async fn what_expires_is_collected_when_it_does() {
+    let it = fixture();
+    let soon = || jiff::Timestamp::now() + jiff::SignedDuration::from_millis(400);
+    let lease = |id: &str| {
+        let labels = label(labels::GC_EXPIRE, &soon().to_string());
+        it.gc.made(&it.leases.create(&it.ctx, id, labels).expect("lease").labels);
+    };
+    let has = |id: &str| {
+        let all = it.leases.list(&it.ctx, &crate::filter::Filter::everything()).expect("list");
+        all.iter().any(|lease| lease.id == id)
+    };
+    let gone = async |id: &str| {
+        let begun = std::time::Instant::now();
+        while has(id) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{id} is still there");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // One that was there before the daemon is found by the first collection, and one that comes later is told of.
+    it.leases.create(&it.ctx, "late", label(labels::GC_EXPIRE, "2999-01-01T00:00:00Z")).expect("lease");
+    it.leases.create(&it.ctx, "old", label(labels::GC_EXPIRE, &soon().to_string())).expect("lease");
+    it.collect().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let schedule = tokio::spawn(it.gc.clone().run(Schedule::default(), stop.clone()));
+    gone("old").await;
+    lease("new");
+    gone("new").await;
+    assert!(has("late"));
+    stop.cancel();
+    schedule.await.expect("schedule");
+}
+
+#[tokio::test]
 async fn containers_roots_and_other_namespaces_keep() {
     let it = fixture();
     it.committed("base", "");

@@ -33,8 +33,9 @@ impl Leases for LeasesService {
         let ctx = Context::of(request.metadata())?;
         let CreateRequest { id, labels } = request.into_inner();
         let records = self.records.clone();
-        let lease = Some(blocking(move || records.create(&ctx, &id, labels)).await?);
-        Ok(Response::new(CreateResponse { lease }))
+        let lease = blocking(move || records.create(&ctx, &id, labels)).await?;
+        self.gc.made(&lease.labels);
+        Ok(Response::new(CreateResponse { lease: Some(lease) }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<()>, Status> {
