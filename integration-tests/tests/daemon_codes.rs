@@ -5,10 +5,12 @@ use gantry_proto::containerd::services::containers::v1::containers_client::Conta
 use gantry_proto::containerd::services::containers::v1::*;
 use gantry_proto::containerd::services::content::v1::InfoRequest;
 use gantry_proto::containerd::services::content::v1::content_client::ContentClient;
-use gantry_proto::containerd::services::images::v1::GetImageRequest;
 use gantry_proto::containerd::services::images::v1::images_client::ImagesClient;
+use gantry_proto::containerd::services::images::v1::{CreateImageRequest, DeleteImageRequest, GetImageRequest, Image};
 use gantry_proto::containerd::services::leases::v1::leases_client::LeasesClient;
-use gantry_proto::containerd::services::leases::v1::{CreateRequest as CreateLease, DeleteRequest as DeleteLease};
+use gantry_proto::containerd::services::leases::v1::{
+    AddResourceRequest, CreateRequest as CreateLease, DeleteRequest as DeleteLease, Resource,
+};
 use gantry_proto::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
 use gantry_proto::containerd::services::namespaces::v1::*;
 use gantry_proto::containerd::services::sandbox::v1::store_client::StoreClient;
@@ -17,7 +19,7 @@ use gantry_proto::containerd::services::snapshots::v1::StatSnapshotRequest;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use gantry_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use gantry_proto::containerd::services::tasks::v1::*;
-use gantry_proto::containerd::types::{Mount, Sandbox, sandbox};
+use gantry_proto::containerd::types::{Descriptor, Mount, Sandbox, sandbox};
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests};
 use serde_json::json;
 use tonic::transport::Channel;
@@ -89,6 +91,10 @@ impl Asks<'_> {
         let delete = || end_lease(&made.id);
         // As long as clients make them.
         let (long, endless) = ("l".repeat(1000), "l".repeat(10_000));
+        let hold = |kind: &str, id: &str| {
+            let resource = Some(Resource { r#type: kind.to_owned(), id: id.to_owned() });
+            self.ask(AddResourceRequest { id: made.id.clone(), resource })
+        };
         let mut store = StoreClient::new(self.channel.clone());
         let pod = |runtime: &str| Sandbox {
             sandbox_id: self.env.id("pod"),
@@ -106,6 +112,18 @@ impl Asks<'_> {
             row("Leases/Create of a long name", leases.create(create(&long)).await, Code::Ok),
             row("Leases/Delete of a long name", leases.delete(end_lease(&long)).await, Code::Ok),
             row("Leases/Create of an endless name", leases.create(create(&endless)).await, Code::InvalidArgument),
+            row("Leases/AddResource", leases.add_resource(hold("images", "i")).await, Code::Ok),
+            row("Leases/AddResource of no kind", leases.add_resource(hold("x", "i")).await, Code::Unimplemented),
+            row(
+                "Leases/AddResource below one",
+                leases.add_resource(hold("images/x", "i")).await,
+                Code::InvalidArgument,
+            ),
+            row(
+                "Leases/AddResource of no name",
+                leases.add_resource(hold("snapshots/", "i")).await,
+                Code::InvalidArgument,
+            ),
             row("Leases/Delete", leases.delete(delete()).await, Code::Ok),
             row("Leases/Delete again", leases.delete(delete()).await, Code::NotFound),
             row("Store/Update of none", store.update(update("one", &[])).await, Code::NotFound),
@@ -128,9 +146,25 @@ impl Asks<'_> {
         let mut content = ContentClient::new(self.channel.clone());
         let mut snapshots = SnapshotsClient::new(self.channel.clone());
         let mut images = ImagesClient::new(self.channel.clone());
-        let image = images.get(self.ask(GetImageRequest { name: "none".into() }));
+        let image = images.get(self.ask(GetImageRequest { name: "none".into() })).await;
+        let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
+        let target = Descriptor { media_type, digest: digest.clone(), size: 1, ..Descriptor::default() };
+        let mut create = self.ask(CreateImageRequest {
+            image: Some(Image { name: "one".into(), target: Some(target), ..Image::default() }),
+            source_date_epoch: None,
+        });
+        create.metadata_mut().insert("containerd-lease", "ended".parse().expect("a header"));
+        let create = images.create(create).await;
+        let remove = |digest: &str| {
+            let target = Some(Descriptor { digest: digest.to_owned(), ..Descriptor::default() });
+            self.ask(DeleteImageRequest { name: "one".into(), sync: false, target })
+        };
+        let other = format!("sha256:{}", "1".repeat(64));
         vec![
-            row("Images/Get of none", image.await, Code::NotFound),
+            row("Images/Get of none", image, Code::NotFound),
+            row("Images/Create under a lease that has ended", create, Code::Ok),
+            row("Images/Delete of another target", images.delete(remove(&other)).await, Code::NotFound),
+            row("Images/Delete of any target", images.delete(remove("")).await, Code::Ok),
             row("Content/Info of none", content.info(info(&digest)).await, Code::NotFound),
             row("Content/Info of no digest", content.info(info("x")).await, Code::InvalidArgument),
             row("Snapshots/Stat of none", snapshots.stat(stat("native")).await, Code::NotFound),

@@ -302,6 +302,10 @@ fn refusals_have_the_codes_that_clients_know(env: &Env) -> Result<()> {
         let unknown = Any { type_url: "nobody.knows.This".into(), value: Vec::new() };
         assert_eq!(code(unknown, image.clone(), "").await, Code::NotFound);
         assert_eq!(code(registry("h.example/UPPER:1", ""), image, "").await, Code::InvalidArgument);
+        // An image is not there without what was asked for.
+        let unpacks = vec![wire::UnpackConfiguration { snapshotter: "nobody".into(), ..Default::default() }];
+        let nowhere = any::pack(&wire::ImageStore { name: "a".into(), unpacks, ..Default::default() });
+        assert_eq!(code(registry("h.example/a:1", ""), nowhere, "").await, Code::InvalidArgument);
         let _first = client.open("twice").await?;
         assert_eq!(client.open("twice").await.err().map(|status| status.code()), Some(Code::AlreadyExists));
         // What is echoed comes back as it is.

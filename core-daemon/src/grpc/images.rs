@@ -52,8 +52,9 @@ impl Images for ImagesService {
         // Times are the daemon's to set, unless the caller wants them reproducible.
         (image.created_at, image.updated_at) = (source_date_epoch, source_date_epoch);
         let records = self.records.clone();
-        let image = Some(blocking(move || records.create(&ctx, image)).await?);
-        Ok(Response::new(CreateImageResponse { image }))
+        let image = blocking(move || records.create(&ctx, image)).await?;
+        self.gc.made(&image.labels);
+        Ok(Response::new(CreateImageResponse { image: Some(image) }))
     }
 
     async fn update(&self, request: Request<UpdateImageRequest>) -> Result<Response<UpdateImageResponse>, Status> {
@@ -72,6 +73,8 @@ impl Images for ImagesService {
         let ctx = Context::of(request.metadata())?;
         let DeleteImageRequest { name, sync, target } = request.into_inner();
         let records = self.records.clone();
+        // A target without a digest wants none in particular.
+        let target = target.filter(|target| !target.digest.is_empty());
         blocking(move || records.delete(&ctx, &name, target.as_ref())).await?;
         if sync {
             self.gc.collect().await?;

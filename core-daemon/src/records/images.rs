@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::filter::{Filter, label};
 use crate::labels;
-use crate::metadata::{Db, images as table, leases};
+use crate::metadata::{Db, WriteTx, images as table, leases};
 
 /// What a lease calls an image it holds.
 pub const RESOURCE: &str = "images";
@@ -68,7 +68,7 @@ impl ImageRecords {
             if table::get(tx, ctx.namespace.as_str(), &image.name)?.is_some() {
                 return Err(Error::already_exists(format!("image {:?}: already exists", image.name)));
             }
-            leases::hold_for(tx, ctx, RESOURCE, &image.name)?;
+            hold(tx, ctx, &image)?;
             table::put(tx, ctx.namespace.as_str(), &image)
         })?;
         let event = ImageCreate { name: image.name.clone(), labels: image.labels.clone() };
@@ -133,7 +133,7 @@ impl ImageRecords {
                 labels.append(&mut image.labels);
                 image.labels = labels;
             }
-            leases::hold_for(tx, ctx, RESOURCE, &image.name)?;
+            hold(tx, ctx, &image)?;
             table::put(tx, ctx.namespace.as_str(), &image)?;
             Ok(before)
         })?;
@@ -185,6 +185,11 @@ fn change(target: &mut Option<Descriptor>, wanted: &Image, path: &str) -> Result
         _ => return Err(Error::invalid(format!("cannot update field {path:?} of image {:?}", wanted.name))),
     }
     Ok(())
+}
+
+/// Puts an image that expires under the call's lease; any other stays without, even where the lease has ended.
+fn hold(tx: &WriteTx, ctx: &Context, image: &Image) -> Result<()> {
+    if image.labels.contains_key(labels::GC_EXPIRE) { leases::hold_for(tx, ctx, RESOURCE, &image.name) } else { Ok(()) }
 }
 
 fn check(image: &Image) -> Result<()> {

@@ -159,6 +159,9 @@ impl Leases {
             Some(("snapshots", name)) if !name.is_empty() && !name.contains('/') => {
                 self.snapshotters.get(name).map(drop)
             }
+            Some((content::RESOURCE | content::INGEST_RESOURCE | super::images::RESOURCE | "snapshots", _)) => {
+                Err(Error::invalid(format!("lease resource type {kind}: has a part too many or an empty one")))
+            }
             _ => Err(Error::unimplemented(format!("resource type {kind} not supported yet"))),
         }
     }

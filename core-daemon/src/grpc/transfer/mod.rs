@@ -111,7 +111,7 @@ impl TransferService {
         let options = PullOptions {
             choice: choice(store),
             access: registry.access.clone(),
-            unpacks: Some(unpacks(store, &self.images.snapshotters)),
+            unpacks: Some(unpacks(store, &self.images.snapshotters)?),
             names: Some(names(store)),
             ..PullOptions::default()
         };
@@ -159,7 +159,7 @@ impl TransferService {
         let options = ImportOptions {
             choice: choice(store),
             names: names(store),
-            unpacks: unpacks(store, &self.images.snapshotters),
+            unpacks: unpacks(store, &self.images.snapshotters)?,
             compress,
             nameless: None,
         };

@@ -153,14 +153,23 @@ pub(super) fn names(store: &wire::ImageStore) -> Names {
 }
 
 /// Where an image store wants layers unpacked, as far as that is possible: what is not is left out, as containerd does.
-pub(super) fn unpacks(store: &wire::ImageStore, snapshotters: &Snapshotters) -> Vec<Unpack> {
+///
+/// # Errors
+/// `InvalidArgument` where none of what it wants is possible: the image would be there without what was asked for.
+pub(super) fn unpacks(store: &wire::ImageStore, snapshotters: &Snapshotters) -> Result<Vec<Unpack>> {
+    let mut problem = None;
     let unpack = |it: &wire::UnpackConfiguration| {
         let platform = it.platform.as_ref().map_or_else(Platform::host, platform);
         if let Err(error) = snapshotters.get(&it.snapshotter) {
             tracing::warn!(snapshotter = it.snapshotter, %platform, %error, "image is not unpacked");
+            problem = Some(error);
             return None;
         }
         Some(Unpack { platform, snapshotter: it.snapshotter.clone() })
     };
-    store.unpacks.iter().filter_map(unpack).collect()
+    let possible: Vec<Unpack> = store.unpacks.iter().filter_map(unpack).collect();
+    match problem {
+        Some(error) if possible.is_empty() => Err(error),
+        _ => Ok(possible),
+    }
 }
