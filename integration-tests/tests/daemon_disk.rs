@@ -6,16 +6,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use gantry_proto::containerd::services::content::v1::content_client::ContentClient;
+use gantry_proto::containerd::services::content::v1::{WriteAction, WriteContentRequest};
 use integration_tests::disk::{Faults, NotedDisk, unmount};
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rung_spec::digest::Digest;
 
 pub(crate) const TESTS: &[Test] = tests![
     writes_that_fail_are_never_acknowledged [Root, Overlay, Fuse],
     reads_that_fail_lose_nothing_else [Root, Overlay, Fuse],
+    an_ingest_is_resumed_from_the_disk [Root, Fuse],
 ];
 
 /// Size of the disk.
@@ -33,8 +37,7 @@ struct Scene<'env> {
 
 impl<'env> Scene<'env> {
     fn new(env: &'env Env) -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        let (disk, root) = own_disk(env)?;
         let registry = Registry::start(env)?;
         let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
         let noise: Vec<u8> = (0..1 << 19).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
@@ -42,8 +45,6 @@ impl<'env> Scene<'env> {
             .layer(Tar::new().dir("etc").file("etc/noise", noise), Packing::Gzip)?
             .layer(Tar::new().file("etc/more", "more"), Packing::Zstd)?
             .push(&registry, "test/noise", "1")?;
-        let root = env.dir("root")?;
-        let disk = NotedDisk::mount(env, SIZE, &root)?;
         let scene = Self { env, disk, root, _registry: registry, kept, image };
         let daemon = env.daemon()?;
         does(&daemon, &["pull", "-q", &scene.kept])?;
@@ -78,6 +79,14 @@ impl<'env> Scene<'env> {
         ensure!(ran.text().is_empty(), "{ran}");
         daemon.is_whole()
     }
+}
+
+/// A disk for the daemon's root, in a mount namespace of this test's own.
+fn own_disk(env: &Env) -> Result<(NotedDisk, PathBuf)> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let root = env.dir("root")?;
+    Ok((NotedDisk::mount(env, SIZE, &root)?, root))
 }
 
 fn does(daemon: &Daemon<'_>, args: &[&str]) -> Result<()> {
@@ -245,4 +254,53 @@ fn look(scene: &Scene<'_>) -> Result<bool> {
 
 fn read(path: &Path) -> Result<String> {
     Ok(fs::read_to_string(path)?)
+}
+
+/// What the kernel still shows of an ingest after it could not write it is not what a client is told to be there.
+fn an_ingest_is_resumed_from_the_disk(env: &Env) -> Result<()> {
+    let (disk, root) = own_disk(env)?;
+    let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let digest = Digest::of(&bytes).to_string();
+    let message = |action: WriteAction, offset: i64, data: &[u8]| WriteContentRequest {
+        action: action.into(),
+        r#ref: "half".to_owned(),
+        total: 1 << 20,
+        expected: digest.clone(),
+        offset,
+        data: data.to_vec().into(),
+        labels: [("containerd.io/gc.root".to_owned(), "1".to_owned())].into(),
+    };
+    let daemon = env.daemon()?;
+    write(env, &daemon, message(WriteAction::Write, 0, &bytes[..1 << 19]))?;
+    let ingests = root.join("io.containerd.content.v1.content/ingest");
+    let ingest = fs::read_dir(&ingests)?.next().context("no ingest")??.path();
+    let data = fs::File::open(ingest.join("data"))?;
+    disk.fail(Faults { writes: Some((0, usize::MAX)), reads: None });
+    ensure!(data.sync_data().is_err(), "the disk did not fail");
+    disk.fail(Faults::default());
+    drop(data);
+    if let Err(error) = write(env, &daemon, message(WriteAction::Commit, 1 << 19, &bytes[1 << 19..])) {
+        ensure!(error.to_string().contains("digest"), "{error:#}");
+        write(env, &daemon, message(WriteAction::Write, 0, &bytes))?;
+        write(env, &daemon, message(WriteAction::Commit, 1 << 20, b""))?;
+    }
+    daemon.stop()?;
+    unmount(env, &root)?;
+    disk.mount_again(env)?;
+    let daemon = env.daemon()?;
+    let kept = fs::read(root.join("io.containerd.content.v1.content/blobs/sha256").join(&digest["sha256:".len()..]))?;
+    ensure!(Digest::of(&kept).to_string() == digest, "a blob was acknowledged that the disk does not have");
+    daemon.is_whole()?;
+    daemon.stop()?;
+    Ok(())
+}
+
+fn write(env: &Env, daemon: &Daemon<'_>, message: WriteContentRequest) -> Result<()> {
+    daemon::runtime()?.block_on(async {
+        let mut request = tonic::Request::new(futures_util::stream::iter([message]));
+        request.metadata_mut().insert("containerd-namespace", env.namespace().parse()?);
+        let mut answers = ContentClient::new(daemon.channel().await?).write(request).await?.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok(())
+    })
 }
