@@ -229,11 +229,11 @@ mod tests {
         assert_eq!((after.cpu_shares, after.cpu_quota, after.memory_limit_in_bytes), (512, 5000, 1 << 28));
         assert_eq!(after.cpuset_cpus, "0");
         let none = v1::LinuxContainerResources { memory_limit_in_bytes: -1, oom_score_adj: 7, ..Default::default() };
-        let (after, told) = update(&after, &none).expect("no limit");
-        assert_eq!((after.memory_limit_in_bytes, after.memory_swap_limit_in_bytes, after.oom_score_adj), (-1, 0, 0));
-        let memory = told.memory().expect("memory");
+        let (unlimited, said) = update(&after, &none).expect("no limit");
+        let (limit, swap) = (unlimited.memory_limit_in_bytes, unlimited.memory_swap_limit_in_bytes);
+        assert_eq!((limit, swap, unlimited.oom_score_adj), (-1, 0, 0));
+        let memory = said.memory().expect("memory");
         assert_eq!((memory.limit(), memory.swap().unwrap_or(-1)), (Some(-1), -1));
-        let (_, told) = update(&before, &wanted).expect("update");
         assert_eq!(told.memory().as_ref().and_then(|memory| memory.limit()), Some(1 << 28));
         assert_eq!(told.cpu().as_ref().and_then(|cpu| cpu.shares()), Some(512));
     }
