@@ -54,14 +54,16 @@ impl LogFile {
                 Stream::Stderr => &mut self.stderr,
             };
             let whole = piece.ends_with(b"\n");
-            if unfinished.is_empty() && whole && piece.len() <= self.uri.max_line {
+            // Where records are lines, what ends one is not of the text that a record has room for.
+            let end = usize::from(whole && self.uri.format == LogFormat::Cri);
+            if unfinished.is_empty() && whole && piece.len() - end <= self.uri.max_line {
                 record(&mut self.pending, self.uri.format, stream, &time, piece, false);
                 continue;
             }
             unfinished.extend_from_slice(piece);
             let mut line = std::mem::take(unfinished);
             let mut rest = line.as_slice();
-            while rest.len() > self.uri.max_line {
+            while rest.len() - end > self.uri.max_line {
                 let (head, tail) = rest.split_at(boundary(rest, self.uri.max_line, self.uri.format));
                 record(&mut self.pending, self.uri.format, stream, &time, head, true);
                 rest = tail;
@@ -315,11 +317,14 @@ mod tests {
         assert!(log.push(Stream::Stdout, b"hello\n"));
         assert!(log.push(Stream::Stderr, &[b'x'; MAX_LINE + 5]));
         assert!(log.push(Stream::Stderr, b"\n"));
+        assert!(log.push(Stream::Stderr, &[b'x'; MAX_LINE]));
+        assert!(log.push(Stream::Stderr, b"\n"));
         let lines = lines(&dir);
         let fields = |line: &String| line.splitn(4, ' ').map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(fields(&lines[0])[1..], ["stdout", "F", "hello"]);
         assert_eq!((fields(&lines[1])[2].as_str(), fields(&lines[1])[3].len()), ("P", MAX_LINE));
         assert_eq!(fields(&lines[2])[1..], ["stderr", "F", "xxxxx"]);
+        assert_eq!((fields(&lines[3])[2].as_str(), fields(&lines[3])[3].len()), ("F", MAX_LINE), "it just fits");
         let time: jiff::Timestamp = fields(&lines[0])[0].parse().expect("RFC 3339");
         assert!(time.as_second() > 1_700_000_000);
     }
@@ -335,7 +340,7 @@ mod tests {
         let text = std::fs::read_to_string(dir.path().join("sub/log")).expect("read");
         let lines: Vec<_> = text.split_terminator('\n').map(|line| tags(&line.to_owned())).collect();
         let long = "x".repeat(MAX_LINE - 1);
-        assert_eq!(lines, [["F", "dos"], ["F", "a\rb"], ["F", ""], ["P", &long], ["F", ""], ["P", "last\r"]]);
+        assert_eq!(lines, [["F", "dos"], ["F", "a\rb"], ["F", ""], ["F", &long], ["P", "last\r"]]);
     }
 
     #[test]
