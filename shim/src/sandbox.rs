@@ -160,15 +160,12 @@ impl Sandboxes {
         let mailbox = self.shim.containers.get(&id)?;
         let started = mailbox.ask(|container| Box::pin(async move { container.start("").await })).await;
         if started.is_err() {
-            // Else the next attempt would find it there.
-            let abandon = mailbox.ask(|container| {
-                Box::pin(async move {
-                    container.abandon().await;
-                    Ok(())
-                })
-            });
-            let _ = abandon.await;
-            self.shim.containers.remove(&id);
+            match mailbox.ask(|container| Box::pin(container.abandon())).await {
+                // Else the next attempt would find it there.
+                Ok(()) => self.shim.containers.remove(&id),
+                // What is left of it is the pod's until somebody can end that.
+                Err(error) => tracing::warn!(id, %error, "delete a pod's container that could not be started"),
+            }
         }
         let pid = started?;
         let mut waiter = mailbox.look(|container| Ok(container.process("")?.waiter())).await?;
@@ -202,7 +199,7 @@ impl Sandboxes {
 
     /// Ends the sandbox's process: asked first, then forced. One without a process just ends.
     async fn end(&self, id: &str, grace: Duration) -> Result<()> {
-        let exit = self.with(id, |sandbox| sandbox.exit.clone())?;
+        let (exit, started) = self.with(id, |sandbox| (sandbox.exit.clone(), sandbox.started))?;
         let Ok(mailbox) = self.shim.containers.get(id) else {
             exit.send_if_modified(|exited| {
                 let first = exited.is_none();
@@ -211,7 +208,9 @@ impl Sandboxes {
             });
             return Ok(());
         };
-        for (signal, patience) in [(libc::SIGTERM, grace), (libc::SIGKILL, GRACE)] {
+        // One that was never started is ended by its deletion, and nobody waits for its exit.
+        let signals = [(libc::SIGTERM, grace), (libc::SIGKILL, GRACE)].into_iter().filter(|_| started);
+        for (signal, patience) in signals {
             let signal = signal.unsigned_abs();
             match kill(&mailbox, String::new(), signal, false).await {
                 Err(error) if error.kind() != Kind::NotFound => return Err(error),

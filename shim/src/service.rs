@@ -272,7 +272,9 @@ pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -
             };
             if made.is_none() {
                 tracing::warn!(id, "nobody waits for this create any more; it is undone");
-                container.abandon().await;
+                if let Err(error) = container.abandon().await {
+                    tracing::warn!(id, %error, "delete a container that nobody waits for");
+                }
             }
             if !matches!(made, Some(Ok(_))) {
                 containers.remove(&id);

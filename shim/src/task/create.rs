@@ -62,11 +62,15 @@ impl Container {
     }
 
     /// Undoes a Create that was stopped half-way: the client went away, or its time ran out.
-    pub async fn abandon(&mut self) {
+    ///
+    /// # Errors
+    /// When the runtime cannot delete the container, which is still there then.
+    pub async fn abandon(&mut self) -> Result<()> {
         self.init.io = None;
         self.restore = None;
-        self.force_delete().await;
+        self.delete_by_runtime().await?;
         rootfs::unmount(&self.bundle.join("rootfs"));
+        Ok(())
     }
 
     async fn make(&mut self, request: &CreateTaskRequest) -> Result<()> {

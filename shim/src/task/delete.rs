@@ -102,7 +102,7 @@ impl Container {
 
     /// Has the runtime delete the container. With `--force` this can be repeated: what is left is ended, and what is
     /// gone is no error.
-    async fn delete_by_runtime(&mut self) -> Result<()> {
+    pub(super) async fn delete_by_runtime(&mut self) -> Result<()> {
         let id = self.id.clone();
         let Err(error) = self.run(&["delete", "--force", &id], Ends::default()).await else {
             return Ok(());
