@@ -168,7 +168,8 @@ fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configur
     let is_loopback = format!("http://{authority}/").parse().is_ok_and(|url: reqwest::Url| reach::is_loopback(&url));
     let is_plain = access.plain_http || is_loopback && authority.ends_with(":80");
     let mut tls = configured.tls;
-    // HTTP without TLS hides nothing there: nobody stands between this machine and itself, and the certificate of a registry for trying things is its own.
+    // On this machine itself nobody listens in on HTTP without TLS, and a registry for trying things has a certificate
+    // that it made itself.
     tls.skip_verify |= access.skip_verify || is_loopback;
     let schemes: &[&str] = match (is_plain, is_loopback) {
         (true, _) => &["http"],
