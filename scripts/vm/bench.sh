@@ -12,7 +12,7 @@ machine=
 trap 'kill $machine 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 mkdir -p "$work/disk/bin/examples"
-for program in rung bench examples/floor examples/floor-musl; do
+for program in rung bench examples/{floor,floor-musl,peak}; do
     [[ ! -x $programs/$program ]] || strip -o "$work/disk/bin/$program" "$programs/$program"
 done
 [[ ! -x $youki ]] || cp "$youki" "$work/disk/bin/youki"
