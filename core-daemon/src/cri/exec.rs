@@ -45,7 +45,8 @@ impl Cri {
     }
 }
 
-/// What `end` gives within so many seconds, if that is a number above 0. The output of a process that has ended has its own time.
+/// What `end` gives within so many seconds; 0 and less are no limit. It is for the process alone: output that is still held
+/// open after its end is waited for `cri.exec_drain` seconds.
 async fn in_time<T>(seconds: i64, end: impl Future<Output = Result<T>>) -> Result<T> {
     match u64::try_from(seconds) {
         Ok(seconds @ 1..) => tokio::time::timeout(Duration::from_secs(seconds), end)
