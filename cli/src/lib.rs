@@ -42,7 +42,7 @@ fn dispatch(parsed: args::Gantry) -> Result<exit::Code, Failure> {
         .map_err(|error| Failure::new(format!("start: {error}")))?;
     let context = commands::Context::new(parsed.global.address, parsed.global.namespace)?;
     let outcome = runtime.block_on(parsed.command.run(&context));
-    // A thread may still wait for input that nobody will read; it ends with the process.
-    runtime.shutdown_background();
+    // A thread may still wait for input that nobody will read; it ends with the process, and so does all else.
+    std::mem::forget(runtime);
     outcome
 }

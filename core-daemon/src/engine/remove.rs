@@ -58,24 +58,51 @@ impl Engine {
         blocking(move || engine.remove_files(&namespace, &id)).await
     }
 
+    /// Removes a container with `--rm` that has ended. Nobody waits for the disk: if the machine fails first, the container
+    /// is there again at the next start, and is removed because it has run.
+    pub(super) async fn remove_ended(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
+        blocking(move || {
+            engine.forget(&of.0, &of.1, true)?;
+            // Not before the caller has been answered.
+            tokio::task::spawn_blocking(move || engine.forgotten(&of.0, &of.1));
+            Ok(())
+        })
+        .await
+    }
+
     pub(super) fn remove_files(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        self.forget(namespace, id, false)?;
+        self.forgotten(namespace, id);
+        Ok(())
+    }
+
+    /// The first half of a removal: there is no such container any more. Where `soon`, that is not flushed.
+    fn forget(&self, namespace: &Namespace, id: &ContainerId, soon: bool) -> Result<()> {
         let container = self.parts().containers.get(namespace, id)?;
         // The shim removes its socket; a dead one did not.
         let _ = std::fs::remove_file(self.socket(id));
-        self.remove_records(namespace, id, &container)?;
-        failpoint::hit("engine.removed.record");
-        self.remove_directory(namespace, id);
+        self.remove_records(namespace, id, &container, soon)?;
         self.shared.names.forget(namespace, id);
         if let Ok(Some(record)) = Record::of(&container) {
             self.note(namespace, &Known { id: id.clone(), container, record }, DESTROY, &[]);
         }
-        self.parts().gc.changed();
         Ok(())
+    }
+
+    /// The second half: what was kept beside the record goes once that is gone for good.
+    fn forgotten(&self, namespace: &Namespace, id: &ContainerId) {
+        failpoint::hit("engine.removed.record");
+        match self.parts().containers.flush() {
+            Ok(()) => self.remove_directory(namespace, id),
+            Err(error) => tracing::warn!(%namespace, %id, %error, "left the directory of a removed container"),
+        }
+        self.parts().gc.changed();
     }
 
     /// Removes the records of the container and of its snapshot in one transaction, so that a power failure leaves no
     /// container without its files.
-    fn remove_records(&self, namespace: &Namespace, id: &ContainerId, container: &Container) -> Result<()> {
+    fn remove_records(&self, namespace: &Namespace, id: &ContainerId, container: &Container, soon: bool) -> Result<()> {
         let containers = &self.parts().containers;
         if container.snapshot_key.is_empty() {
             return containers.delete(namespace, id);
@@ -83,7 +110,7 @@ impl Engine {
         let snapshotter = self.parts().snapshotters.get(&container.snapshotter)?;
         let context = Context::new(namespace.clone());
         let mut also = |tx: &WriteTx| Containers::delete_in(tx, namespace, id);
-        match snapshotter.remove_with(&context, &container.snapshot_key, &mut also) {
+        match snapshotter.remove_with(&context, &container.snapshot_key, soon, &mut also) {
             Err(error) if error.kind() == Kind::NotFound => containers.delete(namespace, id),
             removed => removed.map(|()| containers.announce_deleted(namespace, id)),
         }

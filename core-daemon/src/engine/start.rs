@@ -245,10 +245,10 @@ impl Engine {
             };
         }
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
-        let removal = async move { engine.remove_now(&of.0, &of.1).await };
+        let removal = async move { engine.remove_ended(&of.0, &of.1).await };
         match self.parts().tasks.delete_and(&namespace, &id, removal).await {
             Ok((_, removed)) => removed,
-            Err(error) if error.kind() == Kind::NotFound => self.remove_now(&namespace, &id).await,
+            Err(error) if error.kind() == Kind::NotFound => self.remove_ended(&namespace, &id).await,
             Err(error) => Err(error),
         }
     }

@@ -23,7 +23,7 @@ pub mod snapshots;
 mod tx;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub struct Db {
     changes: Arc<AtomicU64>,
     /// How often records of images or of content were.
     image_changes: Arc<AtomicU64>,
+    /// Whether the last change may still be lost: it was made by [`Db::write_soon`].
+    unflushed: Arc<AtomicBool>,
     /// When setting space aside was tried last, where there is none.
     lacks_reserve: Arc<Mutex<Option<Instant>>>,
 }
@@ -82,6 +84,7 @@ impl Db {
             path: Arc::new(path.to_owned()),
             changes: Arc::default(),
             image_changes: Arc::default(),
+            unflushed: Arc::default(),
             lacks_reserve: Arc::default(),
         };
         db.prepare().doing(|| format!("open {}", path.display()))?;
@@ -155,6 +158,22 @@ impl Db {
         self.change(redb::Durability::None, f)
     }
 
+    /// [`Db::write`] or, where `soon`, [`Db::write_soon`].
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn write_or_soon<T>(&self, soon: bool, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
+        if soon { self.write_soon(f) } else { self.write(f) }
+    }
+
+    /// Has all that was changed on disk: what [`Db::write_soon`] wrote is not lost any more.
+    ///
+    /// # Errors
+    /// As [`Db::write`].
+    pub fn flush(&self) -> Result<()> {
+        if self.unflushed.load(Ordering::Acquire) { self.write(|_| Ok(())) } else { Ok(()) }
+    }
+
     fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
         let result = self.try_change(durability, f);
         match &result {
@@ -176,6 +195,7 @@ impl Db {
         let tx = WriteTx::begin(database, durability)?;
         let value = f(&tx)?;
         let changed = tx.commit()?;
+        self.unflushed.store(matches!(durability, redb::Durability::None), Ordering::Release);
         if !changed.is_empty() {
             self.changes.fetch_add(1, Ordering::Release);
             if changed.iter().any(|row| row.is_of(schema::IMAGES) || row.is_of(schema::CONTENT)) {

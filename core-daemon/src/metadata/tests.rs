@@ -27,6 +27,24 @@ fn namespaces_do_not_see_each_other() {
 }
 
 #[test]
+fn what_was_written_soon_is_lasting_once_flushed() {
+    let (dir, db) = db();
+    // What a machine that fails now would have on disk.
+    let survives = || {
+        let copy = tempfile::tempdir().expect("temporary directory");
+        let path = copy.path().join("meta.redb");
+        std::fs::copy(dir.path().join("meta.redb"), &path).expect("copy");
+        let images = Db::open(&path).expect("open").read(|tx| images::list(tx, "n")).expect("list");
+        images.len()
+    };
+    let image = Image { name: "a".into(), ..Image::default() };
+    db.write_soon(|tx| images::put(tx, "n", &image)).expect("put");
+    assert_eq!(survives(), 0);
+    db.flush().expect("flush");
+    assert_eq!(survives(), 1);
+}
+
+#[test]
 fn changes_of_images_are_counted_apart() {
     let (_dir, db) = db();
     let (all, of_images) = (db.changes(), db.image_changes());

@@ -133,6 +133,14 @@ impl Containers {
         Ok(())
     }
 
+    /// Has all removals on disk, also those that were made without waiting for that.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn flush(&self) -> Result<()> {
+        self.db.flush()
+    }
+
     /// Removes a container in a transaction that does more; it is to be announced when that is done.
     ///
     /// # Errors

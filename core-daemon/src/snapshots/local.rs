@@ -150,7 +150,7 @@ impl<D: Driver> Local<D> {
                 let record = Record { info, number, size: usage.size, inodes: usage.inodes };
                 table::put(tx, ctx.namespace.as_str(), &self.name, &record)
             };
-            if lasting { self.db.write(record) } else { self.db.write_soon(record) }?;
+            self.db.write_or_soon(!lasting, record)?;
             Ok(target)
         });
         if made.is_err() {
@@ -203,7 +203,7 @@ impl<D: Driver> Local<D> {
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
     fn discard(&self, number: u64) {
-        discard(self.driver.as_ref(), &self.name, number);
+        discard(&self.db, self.driver.as_ref(), &self.name, number);
     }
 
     /// Removes the files of a number beside what its caller does next, where that is possible and there are not too many.
@@ -212,9 +212,9 @@ impl<D: Driver> Local<D> {
         let (Ok(runtime), Ok(place)) = (tokio::runtime::Handle::try_current(), place) else {
             return self.discard(busy.number);
         };
-        let (driver, name) = (self.driver.clone(), self.name.clone());
+        let (db, driver, name) = (self.db.clone(), self.driver.clone(), self.name.clone());
         runtime.spawn_blocking(move || {
-            discard(driver.as_ref(), &name, busy.number);
+            discard(&db, driver.as_ref(), &name, busy.number);
             failpoint::hit("snapshot.removed");
             drop((busy, place));
         });
@@ -347,11 +347,17 @@ impl<D: Driver> Snapshotter for Local<D> {
         spare.iter().try_for_each(|key| self.remove(ctx, key))
     }
 
-    fn remove_with(&self, ctx: &Context, key: &str, also: &mut dyn FnMut(&WriteTx) -> Result<()>) -> Result<()> {
+    fn remove_with(
+        &self,
+        ctx: &Context,
+        key: &str,
+        soon: bool,
+        also: &mut dyn FnMut(&WriteTx) -> Result<()>,
+    ) -> Result<()> {
         let namespace = ctx.namespace.as_str();
         let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
         let busy = self.take(number, key)?;
-        self.db.write(|tx| {
+        self.db.write_or_soon(soon, |tx| {
             let record = self.find(tx, ctx, key)?;
             if record.number != number {
                 return Err(Error::unavailable(format!("snapshot {key}: was replaced meanwhile")));
@@ -473,8 +479,9 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-fn discard(driver: &impl Driver, name: &str, number: u64) {
-    if let Err(error) = driver.remove(number) {
+fn discard(db: &Db, driver: &impl Driver, name: &str, number: u64) {
+    // A record that comes back after a failure of the machine has to find its files.
+    if let Err(error) = db.flush().and_then(|()| driver.remove(number)) {
         tracing::warn!(snapshotter = name, number, %error, "left a removed snapshot's files for the next cleanup");
     }
 }

@@ -181,14 +181,21 @@ pub trait Snapshotter: Send + Sync {
     /// # Errors
     /// `NotFound`; `FailedPrecondition` while it is a parent.
     fn remove(&self, ctx: &Context, key: &str) -> Result<()> {
-        self.remove_with(ctx, key, &mut |_| Ok(()))
+        self.remove_with(ctx, key, false, &mut |_| Ok(()))
     }
 
-    /// Removes a snapshot in one transaction with what `also` does.
+    /// Removes a snapshot in one transaction with what `also` does. Where `soon`, that is flushed before its files go, and
+    /// not before this returns: a failure of the machine may undo it as a whole.
     ///
     /// # Errors
     /// As [`Snapshotter::remove`], and what `also` fails with; the snapshot is still there then.
-    fn remove_with(&self, ctx: &Context, key: &str, also: &mut dyn FnMut(&WriteTx) -> Result<()>) -> Result<()>;
+    fn remove_with(
+        &self,
+        ctx: &Context,
+        key: &str,
+        soon: bool,
+        also: &mut dyn FnMut(&WriteTx) -> Result<()>,
+    ) -> Result<()>;
 
     /// All snapshots of the namespace.
     ///
