@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use gantry_proto::any;
+use gantry_proto::containerd::runc::v1::Options;
+use gantry_proto::containerd::task::v3::{CreateTaskRequest, CreateTaskResponse};
 use gantry_proto::gantry::shim::v1::ReopenLogRequest;
 use gantry_proto::stdio::{FrameKind, LogFormat, LogPolicy, LogUri};
 use gantry_proto::ttrpc::Context;
@@ -26,6 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_logger_program_gets_the_output[Root],
     a_logger_program_gets_what_a_terminal_shows[Root],
     output_held_open_does_not_hold_delete_for_ever[Root],
+    what_a_runtime_complains_of_is_not_the_containers_output[Root],
 ];
 
 /// Reads a FIFO to its end in a thread; opened before this returns, as clients do.
@@ -428,5 +432,52 @@ fn output_held_open_does_not_hold_delete_for_ever(env: &Env) -> Result<()> {
         assert!(started.elapsed() < wait::seconds(20));
         assert_eq!(fs::read_to_string(env.path("output"))?, "said\n");
         shim.finish().await
+    })
+}
+
+fn what_a_runtime_complains_of_is_not_the_containers_output(env: &Env) -> Result<()> {
+    let (program, failing) = (env.path("runtime.sh"), env.path("failing"));
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in $(cat {})) echo no luck >&2; exit 4;; esac; done\nexec {} \"$@\"\n",
+        failing.display(),
+        env.program("rung")?.display()
+    );
+    fs::write(&program, script)?;
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let bundle = Bundle::new(env, "complains", &["sleep", "60"])?;
+    let output = env.path("output");
+    let uri = format!("file://{}", output.display());
+    let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Stdio::default() };
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        let binary_name = program.to_string_lossy().into_owned();
+        let root = env.path("runtime").to_string_lossy().into_owned();
+        let request = CreateTaskRequest {
+            id: shim.id.clone(),
+            bundle: shim.bundle.to_string_lossy().into_owned(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
+            ..CreateTaskRequest::default()
+        };
+        fs::write(&failing, "create")?;
+        let error = shim.call::<_, CreateTaskResponse>("Create", &request).await.expect_err("create");
+        assert!(error.message.contains("OCI runtime create failed: exit status 4"), "{error}");
+        fs::write(&failing, "exec")?;
+        shim.call::<_, CreateTaskResponse>("Create", &request).await?;
+        shim.start_process("").await?;
+        shim.exec("e", &["true"], &stdio).await?;
+        let error = shim.start_process("e").await.expect_err("exec");
+        assert!(error.message.contains("OCI runtime exec failed: exit status 4"), "{error}");
+        fs::write(&failing, "none")?;
+        shim.exec("said", &["echo", "said"], &stdio).await?;
+        shim.start_process("said").await?;
+        assert_eq!(shim.wait("said").await?, 0);
+        shim.delete("said").await?;
+        assert_eq!(fs::read_to_string(&output)?, "said\n");
+        shim.kill("", 9).await?;
+        shim.wait("").await?;
+        shim.delete("").await?;
+        shim.shutdown().await
     })
 }

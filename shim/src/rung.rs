@@ -85,7 +85,7 @@ impl Runtime {
     /// What the runtime's log says, with the kind it gives.
     pub async fn run<S: AsRef<OsStr>>(&self, arguments: &[S], ends: Ends) -> Result<()> {
         let verb = arguments.first().map(|verb| verb.as_ref().to_string_lossy().into_owned()).unwrap_or_default();
-        let doing = || format!("{} {verb}", self.name());
+        let doing = || format!("run {} {verb}", self.name());
         let complaints = match &ends.stderr {
             None => Some(memory_file::empty(c"stderr").doing(doing)?),
             Some(_) => None,
@@ -114,7 +114,8 @@ impl Runtime {
         if status == 0 {
             return Ok(());
         }
-        Err(self.explain(log_from, complaints, status, &doing()))
+        // The words that users of any runtime know, and search for.
+        Err(self.explain(log_from, complaints, status, &format!("OCI runtime {verb} failed")))
     }
 
     /// Runs a verb and returns what it writes.

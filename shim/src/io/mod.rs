@@ -93,6 +93,9 @@ pub struct Io {
     terminal: Option<OwnedFd>,
     /// Where a terminal's output will go, until the terminal is there.
     waiting: Option<Sink>,
+    /// What will be copied once there is a process. A runtime that fails may have written its complaint there, which is not
+    /// the container's output.
+    held: Vec<(AsyncFd<OwnedFd>, Sink)>,
     logger: Option<Logger>,
     /// Held by whatever still copies output.
     copying: Option<watch::Sender<()>>,
@@ -109,6 +112,7 @@ impl Io {
             output: None,
             terminal: None,
             waiting: None,
+            held: Vec::new(),
             logger: None,
             copying: Some(copying),
             done,
@@ -152,10 +156,10 @@ impl Io {
         }
         if stdio.stdout.starts_with("binary") || stdio.stderr.starts_with("binary") {
             io.open_logger(stdio, owner, &mut ends)?;
+            io.copying = None;
         } else {
             io.open_outputs(stdio, owner, &mut ends)?;
         }
-        io.copying = None;
         Ok(Opened { ends, console: None, io })
     }
 
@@ -182,20 +186,18 @@ impl Io {
 
     fn open_outputs(&mut self, stdio: &Stdio, owner: &Owner<'_>, ends: &mut Ends) -> Result<()> {
         let both = self.output.is_some();
-        let mut copies = Vec::new();
         for (text, stream) in [(&stdio.stdout, Stream::Stdout), (&stdio.stderr, Stream::Stderr)] {
             if text.is_empty() && !both {
                 continue;
             }
             let sink = self.sink(text, stream).doing(|| stream.name())?;
             let (read, write) = pipe(owner)?;
-            copies.push((source(read)?, sink));
+            self.held.push((source(read)?, sink));
             match stream {
                 Stream::Stdout => ends.stdout = Some(write),
                 Stream::Stderr => ends.stderr = Some(write),
             }
         }
-        self.spawn_copies(copies);
         Ok(())
     }
 
@@ -250,11 +252,22 @@ impl Io {
         }
     }
 
-    /// Takes the terminal that the runtime sent, and starts to copy.
+    /// Starts to copy: there is a process now, with the terminal that the runtime sent if it has one.
     ///
     /// # Errors
-    /// Where the descriptor cannot be watched.
-    pub fn attach_terminal(&mut self, master: OwnedFd) -> Result<()> {
+    /// Where the terminal cannot be watched.
+    pub fn begin(&mut self, terminal: Option<OwnedFd>) -> Result<()> {
+        if let Some(master) = terminal {
+            return self.attach_terminal(master);
+        }
+        let held = std::mem::take(&mut self.held);
+        if self.copying.is_some() {
+            self.spawn_copies(held);
+        }
+        Ok(())
+    }
+
+    fn attach_terminal(&mut self, master: OwnedFd) -> Result<()> {
         let sink = self.waiting.take().unwrap_or(Sink::Null);
         self.terminal = Some(master.try_clone().doing(|| "keep the terminal")?);
         if let Some(input) = &self.input {

@@ -130,8 +130,8 @@ impl Container {
     fn take_init(&mut self, console: Option<Console>) -> Result<()> {
         let master = console.map(Console::receive).transpose()?;
         self.init.pid = bundle::read_pid(&self.bundle.join("init.pid"))?;
-        if let (Some(master), Some(io)) = (master, &mut self.init.io) {
-            io.attach_terminal(master)?;
+        if let Some(io) = &mut self.init.io {
+            io.begin(master)?;
         }
         self.cgroup = Cgroup::of(self.init.pid);
         let (events, id, killed) = (self.shim.events.clone(), self.id.clone(), self.oom_killed.clone());

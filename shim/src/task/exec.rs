@@ -136,12 +136,9 @@ fn not_running() -> Error {
 /// Takes over what the runtime has made.
 fn take(console: Option<Console>, io: &mut Io, pid_file: &std::path::Path) -> Result<i32> {
     let pid = bundle::read_pid(pid_file)?;
-    let attached = console.map(Console::receive).transpose().and_then(|master| match master {
-        Some(master) => io.attach_terminal(master),
-        None => Ok(()),
-    });
+    let begun = console.map(Console::receive).transpose().and_then(|master| io.begin(master));
     // The process runs already. After an error nobody would know of it, so it is killed.
-    attached.map(|()| pid).inspect_err(|_| drop(rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL)))
+    begun.map(|()| pid).inspect_err(|_| drop(rung_sys::signal::send(Pid::from_raw(pid), nix::libc::SIGKILL)))
 }
 
 #[cfg(test)]
