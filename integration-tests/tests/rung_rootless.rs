@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     clocks_of_its_own_are_set[Rootless],
     ranges_of_ids_are_mapped[Rootless],
     ids_of_others_are_refused[Rootless],
+    inside_a_user_namespace_of_somebody_elses[Rootless],
     a_terminal_belongs_to_the_user[Rootless],
     limits_in_the_delegated_cgroup[Rootless, CgroupV2, Systemd],
     limits_through_the_users_systemd[Rootless, CgroupV2, Systemd],
@@ -223,6 +224,45 @@ fn ids_of_others_are_refused(env: &Env) -> Result<()> {
     bundle.set("/linux/uidMappings", json!([{"containerID": 0, "hostID": own_ids().0, "size": 1}]));
     let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("plain")])?.fails()?;
     assert!(refused.contains("linux.uidMappings") && refused.contains("isn't enabled"), "{refused}");
+    Ok(())
+}
+
+/// As podman starts it, which has made a user namespace with all ids of the user before.
+fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
+    let run = |bundle: &mut Bundle, name: &str| {
+        let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?;
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--map-auto", "--"]).arg(rung.get_program()).args(rung.get_args());
+        command.envs(rung.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        output::run(command)?.ok()
+    };
+    // `--userns keep-id`: the user is himself inside too, with groups.
+    let mut bundle = Bundle::new(env, "keep-id", &["sh", "-c", "echo $(id -u) $(id -G); cat /proc/self/setgroups"])?;
+    let map = || {
+        json!([
+            {"containerID": 0, "hostID": 1, "size": 1000},
+            {"containerID": 1000, "hostID": 0, "size": 1},
+            {"containerID": 1001, "hostID": 1001, "size": 1000},
+        ])
+    };
+    rootless(&mut bundle, map(), map());
+    bundle.set("/process/user", json!({"uid": 1000, "gid": 1000, "additionalGids": [1000, 50]}));
+    assert_eq!(run(&mut bundle, "keep-id")?.text(), "1000 1000 50\nallow");
+
+    // `--pid host`: a procfs of those ids is the host's to make.
+    let mut bundle = Bundle::new(env, "pids", &["cat", "/proc/sys/kernel/msgmax"])?;
+    rootless(&mut bundle, Value::Null, Value::Null);
+    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
+        kinds.retain(|kind| kind["type"] != "pid" && kind["type"] != "user");
+    }
+    for mount in bundle.config["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/proc" {
+            let options = ["rbind", "nosuid", "noexec", "nodev"];
+            *mount = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": options});
+        }
+    }
+    bundle.set("/linux/sysctl", json!({"kernel.msgmax": "1234"}));
+    assert_eq!(run(&mut bundle, "pids")?.text(), "1234");
     Ok(())
 }
 

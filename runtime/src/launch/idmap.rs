@@ -18,17 +18,23 @@ pub fn write(pid: Pid, maps: &IdMaps, rootless: bool) -> Result<()> {
         Err(error) if rootless && error.errno() == libc::EPERM => return with_programs(pid, maps),
         Err(error) => return Err(error).doing(|| "linux.uidMappings: write the user id map"),
     }
-    if rootless {
-        // An unprivileged writer has to give setgroups(2) up first.
+    let mut written = idmap::write_gids(pid, &maps.gids);
+    if rootless && written.as_ref().is_err_and(|error| error.errno() == libc::EPERM) {
+        if !is_own(&maps.gids) {
+            return run("newgidmap", pid, &maps.gids);
+        }
+        // Who has no rights but to his own group has to give setgroups(2) up first.
         match idmap::deny_setgroups(pid) {
             Err(error) if error.errno() != libc::ENOENT => return Err(error).doing(|| "forbid setgroups"),
-            _ => {}
+            _ => written = idmap::write_gids(pid, &maps.gids),
         }
     }
-    match idmap::write_gids(pid, &maps.gids) {
-        Err(error) if rootless && error.errno() == libc::EPERM => run("newgidmap", pid, &maps.gids),
-        other => other.doing(|| "linux.gidMappings: write the group id map"),
-    }
+    written.doing(|| "linux.gidMappings: write the group id map")
+}
+
+/// Whether nothing but the caller's own group is mapped.
+fn is_own(gids: &[Range]) -> bool {
+    matches!(gids, [Range { outside, count: 1, .. }] if *outside == nix::unistd::getegid().as_raw())
 }
 
 /// The set-id programs grant what /etc/subuid and /etc/subgid allow.
