@@ -229,13 +229,15 @@ fn ids_of_others_are_refused(env: &Env) -> Result<()> {
 
 /// As podman starts it, which has made a user namespace with all ids of the user before.
 fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
-    let run = |bundle: &mut Bundle, name: &str| {
+    let before = |first: &[&str], bundle: &mut Bundle, name: &str| {
         let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id(name)])?;
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--map-auto", "--"]).arg(rung.get_program()).args(rung.get_args());
+        command.args(["--user", "--map-root-user", "--map-auto", "--"]).args(first);
+        command.arg(rung.get_program()).args(rung.get_args());
         command.envs(rung.get_envs().filter_map(|(name, value)| Some((name, value?))));
         output::run(command)?.ok()
     };
+    let run = |bundle: &mut Bundle, name: &str| before(&[], bundle, name);
     // `--userns keep-id`: the user is himself inside too, with groups.
     let mut bundle = Bundle::new(env, "keep-id", &["sh", "-c", "echo $(id -u) $(id -G); cat /proc/self/setgroups"])?;
     let map = || {
@@ -263,6 +265,19 @@ fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
     }
     bundle.set("/linux/sysctl", json!({"kernel.msgmax": "1234"}));
     assert_eq!(run(&mut bundle, "pids")?.text(), "1234");
+
+    // `--pid container:…`: from the process ids of another there is no way back to the host's.
+    let path = env.path("pid").to_string_lossy().into_owned();
+    let mut bundle = Bundle::new(env, "joined", &["cat", "/proc/1/comm"])?;
+    rootless(&mut bundle, Value::Null, Value::Null);
+    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
+        kinds.retain(|kind| kind["type"] != "pid" && kind["type"] != "user");
+        kinds.push(json!({"type": "pid", "path": path}));
+    }
+    let beside = r#"own=$(readlink /proc/self/ns/pid); unshare --pid --fork --kill-child sleep 60 & other=$!
+        until there=$(readlink /proc/$other/ns/pid_for_children) && [ "$there" != "$own" ]; do sleep 0.01; done
+        ln -s /proc/$other/ns/pid_for_children "$0"; "$@"; code=$?; kill -9 $other; exit $code"#;
+    assert_eq!(before(&["sh", "-c", beside, &path], &mut bundle, "joined")?.text(), "sleep");
     Ok(())
 }
 

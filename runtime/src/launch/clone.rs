@@ -57,8 +57,9 @@ pub struct Placement<'a> {
     pub time_offsets: Option<&'a str>,
     /// The cgroup that it is cloned into.
     pub cgroup: Option<BorrowedFd<'a>>,
-    /// The joined user namespace must be entered before the others can be made or joined.
-    pub through_user_namespace: bool,
+    /// A process in between makes it: the joined user namespace must be entered before the others can be made or joined,
+    /// or there is no way back from the process numbers, which root of a user namespace may enter but not return from.
+    pub by_another: bool,
 }
 
 /// Makes the process. It runs `child`, which is told which namespaces are joined already, and ends with the code that
@@ -68,7 +69,7 @@ pub fn make_process(
     sync: &ChildEnd,
     child: impl FnOnce(&[Namespace]) -> u8,
 ) -> Result<Newborn> {
-    if placement.through_user_namespace {
+    if placement.by_another {
         return in_two_steps(placement, sync, child);
     }
     let entered = enter_for_children(placement)?;

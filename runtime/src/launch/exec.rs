@@ -38,9 +38,6 @@ pub fn start_exec(
     compile: impl FnOnce() -> Result<Compiled>,
 ) -> Result<Started> {
     let joins_user = launch.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
-    // Without privileges the user namespace has to come first, also for the process numbers. And root of a user namespace
-    // may enter process numbers there, but not come back to those outside: a process in between need not.
-    let through_user_namespace = launch.rootless;
     let (parent, child) = sync::pair()?;
     parent.limit_silence()?;
     let inherited = Inherited {
@@ -52,8 +49,13 @@ pub fn start_exec(
         gate: None,
         filtered: launch.filtered,
     };
-    let placement =
-        Placement { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, through_user_namespace };
+    let placement = Placement {
+        flags: 0,
+        joined: &inherited.namespaces,
+        time_offsets: None,
+        cgroup: None,
+        by_another: launch.rootless,
+    };
     let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
         parent.close_copy();
         init::run_exec(launch.process, &inherited, joined)

@@ -96,8 +96,10 @@ pub fn start_init(
     if !runs_hooks_inside(launch.hooks) {
         parent.limit_silence()?;
     }
-    let through_user_namespace = plan.namespaces.joins(Namespace::User);
-    let born_into = if through_user_namespace { None } else { cgroup.clone_into() };
+    let time_offsets = plan.namespaces.time_offsets.as_deref().filter(|_| !plan.namespaces.makes(Namespace::User));
+    let for_children = plan.namespaces.joins(Namespace::Pid) || time_offsets.is_some();
+    let by_another = plan.namespaces.joins(Namespace::User) || launch.rootless && for_children;
+    let born_into = if by_another { None } else { cgroup.clone_into() };
     let inherited = Inherited {
         sync: child,
         cgroup: None,
@@ -111,9 +113,9 @@ pub fn start_init(
     let placement = Placement {
         flags: clone_flags(plan),
         joined: &inherited.namespaces,
-        time_offsets: plan.namespaces.time_offsets.as_deref().filter(|_| !plan.namespaces.makes(Namespace::User)),
+        time_offsets,
         cgroup: born_into,
-        through_user_namespace,
+        by_another,
     };
     let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
         parent.close_copy();
