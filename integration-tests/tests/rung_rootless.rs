@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     ranges_of_ids_are_mapped[Rootless],
     ids_of_others_are_refused[Rootless],
     inside_a_user_namespace_of_somebody_elses[Rootless],
+    what_shares_process_ids_is_killed[Rootless],
     a_terminal_belongs_to_the_user[Rootless],
     limits_in_the_delegated_cgroup[Rootless, CgroupV2, Systemd],
     limits_through_the_users_systemd[Rootless, CgroupV2, Systemd],
@@ -227,6 +228,30 @@ fn ids_of_others_are_refused(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Leaves the host's process ids, and their procfs.
+fn share_process_ids(bundle: &mut Bundle) {
+    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
+        kinds.retain(|kind| kind["type"] != "pid");
+    }
+    for mount in bundle.config["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/proc" {
+            let options = ["rbind", "nosuid", "noexec", "nodev"];
+            *mount = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": options});
+        }
+    }
+}
+
+/// Also where there is no cgroup to find its processes by.
+fn what_shares_process_ids_is_killed(env: &Env) -> Result<()> {
+    let mut bundle = alone(env, "shares", &["sleep", "600"])?;
+    share_process_ids(&mut bundle);
+    let id = env.id("shares");
+    let _deleted = Deleted(env, id.clone());
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    env.run_rung(&["kill", &id, "KILL"])?.ok()?;
+    wait::until("the container to stop", || (state(env, &id).ok()?["status"] == "stopped").then_some(()))
+}
+
 /// As podman starts it, which has made a user namespace with all ids of the user before.
 fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
     let before = |first: &[&str], bundle: &mut Bundle, name: &str| {
@@ -255,14 +280,9 @@ fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "pids", &["cat", "/proc/sys/kernel/msgmax"])?;
     rootless(&mut bundle, Value::Null, Value::Null);
     if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "pid" && kind["type"] != "user");
+        kinds.retain(|kind| kind["type"] != "user");
     }
-    for mount in bundle.config["mounts"].as_array_mut().into_iter().flatten() {
-        if mount["destination"] == "/proc" {
-            let options = ["rbind", "nosuid", "noexec", "nodev"];
-            *mount = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": options});
-        }
-    }
+    share_process_ids(&mut bundle);
     bundle.set("/linux/sysctl", json!({"kernel.msgmax": "1234"}));
     assert_eq!(run(&mut bundle, "pids")?.text(), "1234");
 
