@@ -19,29 +19,40 @@ pub const LOG: &str = "log.json";
 /// The runtime's program unless the client names one.
 const DEFAULT_BINARY: &str = "rung";
 
-/// The runtime options in effect for a container; kept in the bundle for `delete`.
+/// The runtime options in effect for a container; kept in the bundle for `delete`. The other names are those of
+/// containerd's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Options {
     /// Use `MS_MOVE` instead of `pivot_root`.
+    #[serde(alias = "NoPivotRoot")]
     pub no_pivot_root: bool,
     /// Keep the session keyring.
+    #[serde(alias = "NoNewKeyring")]
     pub no_new_keyring: bool,
     /// Cgroup for the shim itself.
+    #[serde(alias = "ShimCgroup")]
     pub shim_cgroup: String,
     /// Owner of the stdio pipes.
+    #[serde(alias = "IoUid")]
     pub io_uid: u32,
     /// Group of the stdio pipes.
+    #[serde(alias = "IoGid")]
     pub io_gid: u32,
     /// Runtime program.
+    #[serde(alias = "BinaryName")]
     pub binary_name: String,
     /// Runtime state directory, without the namespace.
+    #[serde(alias = "Root")]
     pub root: String,
     /// Cgroups are systemd's.
+    #[serde(alias = "SystemdCgroup")]
     pub systemd_cgroup: bool,
     /// Where checkpoints go that name no directory of their own.
+    #[serde(alias = "CriuImagePath")]
     pub criu_image_path: String,
     /// criu's work directory.
+    #[serde(alias = "CriuWorkPath")]
     pub criu_work_path: String,
 }
 
@@ -122,8 +133,8 @@ impl Options {
         }
     }
 
-    /// The generic message carries a document, in its body or in a file. Ours is JSON with the field names of
-    /// [`Options`].
+    /// The generic message carries a document, in its body or in a file: JSON, or TOML, in which containerd 1.7 and later
+    /// pass on the options that their configuration has for a runtime handler.
     fn from_generic(options: &generic::Options) -> Result<Self> {
         let body = if options.config_body.is_empty() && !options.config_path.is_empty() {
             std::fs::read(&options.config_path).doing(|| format!("read runtime options {}", options.config_path))?
@@ -133,7 +144,16 @@ impl Options {
         if body.is_empty() {
             return Ok(Self::default());
         }
-        serde_json::from_slice(&body).map_err(|error| Error::invalid(format!("runtime options: {error}")))
+        let unreadable = |error: &dyn std::fmt::Display| Error::invalid(format!("runtime options: {error}"));
+        let text = std::str::from_utf8(&body).map_err(|error| unreadable(&error))?;
+        let mut fields: serde_json::Map<String, serde_json::Value> = if text.trim_start().starts_with('{') {
+            serde_json::from_str(text).map_err(|error| unreadable(&error))?
+        } else {
+            toml::from_str(text).map_err(|error| unreadable(&error))?
+        };
+        // The section is passed on whole, with the fields of the message itself.
+        fields.retain(|name, _| !matches!(name.as_str(), "TypeUrl" | "ConfigPath" | "ConfigBody"));
+        serde_json::from_value(fields.into()).map_err(|error| unreadable(&error))
     }
 
     /// The options Create left in `bundle`; the defaults where it left none.
@@ -193,6 +213,17 @@ mod tests {
         let message = generic::Options { config_body: br#"{"root":"/r"}"#.to_vec(), ..generic::Options::default() };
         let options = Options::from_any(Some(&any::pack(&message))).expect("generic options");
         assert_eq!(options.root("ns"), PathBuf::from("/r/ns"));
+        let section = |text: &str| {
+            let config_body = text.as_bytes().to_vec();
+            Options::from_any(Some(&any::pack(&generic::Options { config_body, ..generic::Options::default() })))
+        };
+        let options = section("BinaryName = '/opt/rung'\nConfigPath = ''\nSystemdCgroup = true\n").expect("TOML");
+        assert_eq!((options.program(), options.systemd_cgroup), (PathBuf::from("/opt/rung"), true));
+        for (wrong, named) in [("SystemdCgroups = true", "SystemdCgroups"), ("Root = 1", "integer"), ("Root", "line 1")]
+        {
+            let error = section(wrong).expect_err(wrong).to_string();
+            assert!(error.starts_with("runtime options: ") && error.contains(named), "{error}");
+        }
         let earlier = Options::from_any(Some(&any::pack(&Earlier { no_pivot_root: true, ..Earlier::default() })));
         assert!(earlier.expect("earlier options").no_pivot_root);
         assert_eq!(Options::from_any(None).expect("none"), Options::default());
