@@ -9,12 +9,16 @@ use gantry_proto::containerd::events::{TaskExit, TaskOom};
 use gantry_proto::containerd::runc::v1::Options;
 use gantry_proto::containerd::task::v3::*;
 use gantry_proto::status::Code;
+use gantry_proto::ttrpc::Context;
 use integration_tests::supervisor::{Stdio, Supervisor};
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
 use serde_json::json;
 
-pub(crate) const TESTS: &[Test] =
-    tests![a_runtime_that_hangs_holds_up_nothing_else[Root], memory_kills_in_many_containers_are_all_announced[Root],];
+pub(crate) const TESTS: &[Test] = tests![
+    a_runtime_that_hangs_holds_up_nothing_else[Root],
+    a_create_that_cannot_be_undone_is_not_forgotten[Root],
+    memory_kills_in_many_containers_are_all_announced[Root],
+];
 
 /// A runtime that never finishes an exec, and like others that stand before one reads the bundle where it is started.
 fn hanging_runtime(env: &Env) -> Result<String> {
@@ -65,6 +69,50 @@ fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
         assert_eq!(started.expect_err("the container ended around it").code, Code::FailedPrecondition);
         assert_eq!(shim.wait("e1").await?, 255);
         shim.delete("").await?;
+        shim.shutdown().await
+    })
+}
+
+/// A runtime whose create never returns although the process is there, and whose delete fails until `good` is there.
+fn stubborn_runtime(env: &Env, good: &std::path::Path) -> Result<String> {
+    let path = env.path("stubborn");
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in create) {rung} \"$@\"; exec sleep 1000;; \
+         delete) [ -e {good} ] || exit 1;; esac; done\nexec {rung} \"$@\"\n",
+        rung = env.program("rung")?.display(),
+        good = good.display(),
+    );
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn a_create_that_cannot_be_undone_is_not_forgotten(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "left", &["sleep", "60"])?;
+    let good = env.path("good");
+    let binary_name = stubborn_runtime(env, &good)?;
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        let root = env.path("runtime").to_string_lossy().into_owned();
+        let request = CreateTaskRequest {
+            id: shim.id.clone(),
+            bundle: shim.bundle.to_string_lossy().into_owned(),
+            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
+            ..CreateTaskRequest::default()
+        };
+        let context = Context::new().with_timeout(std::time::Duration::from_secs(2));
+        let create = shim.client.call::<_, CreateTaskResponse>("containerd.task.v3.Task", "Create", &request, &context);
+        assert_eq!(create.await.expect_err("its create does not return").code, Code::DeadlineExceeded);
+        let pid = fs::read_to_string(shim.bundle.join("init.pid")).context("the process was made")?;
+        // Its process is ended all the same, and what is left of it is still the shim's.
+        shim.wait("").await?;
+        assert!(!std::path::Path::new("/proc").join(pid.trim()).exists(), "process {pid} is an orphan");
+        assert!(shim.delete("").await.is_err(), "the runtime cannot delete");
+        let again = shim.create(&Stdio::default()).await.expect_err("it is still there");
+        assert_eq!(again.code, Code::AlreadyExists);
+        fs::write(&good, "")?;
+        shim.delete("").await?;
+        assert_eq!(shim.state("").await.expect_err("gone").code, Code::NotFound);
         shim.shutdown().await
     })
 }

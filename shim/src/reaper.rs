@@ -89,6 +89,11 @@ impl Reaper {
         Expecting(self.clone())
     }
 
+    /// Whether `pid` is there and ours to collect.
+    pub fn collects(pid: i32) -> bool {
+        pid > 0 && rung_sys::pidfd::open(Pid::from_raw(pid)).is_ok_and(|pidfd| is_child(pidfd.as_fd()))
+    }
+
     /// Runs `claim` when `pid` has ended; at once where it has already.
     ///
     /// A process that is not a child of ours (a runtime may keep what it makes) is watched by its descriptor: that it

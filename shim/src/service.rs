@@ -251,7 +251,7 @@ impl Services {
     }
 }
 
-/// Makes a container and its mailbox; a failed one leaves neither.
+/// Makes a container and its mailbox; a failed one leaves neither, unless the runtime cannot delete it.
 pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -> Result<u32> {
     let id = request.id.clone();
     check_identifier(&id).map_err(|error| Error::invalid(format!("id: {error}")))?;
@@ -276,7 +276,7 @@ pub(crate) async fn create(shim: &Arc<Shim>, request: task::CreateTaskRequest) -
                     tracing::warn!(id, %error, "delete a container that nobody waits for");
                 }
             }
-            if !matches!(made, Some(Ok(_))) {
+            if !matches!(made, Some(Ok(_))) && !container.has_leftovers() {
                 containers.remove(&id);
             }
             let _ = sender.send(made.unwrap_or_else(|| Err(Error::internal("abandoned"))));

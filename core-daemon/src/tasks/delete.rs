@@ -11,7 +11,7 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 use prost_types::Timestamp;
 
-use super::{Bundle, Exit, Key, NO_ANSWER, NOT_CLEAN, Slot, Task, Tasks};
+use super::{Bundle, Exit, Key, NO_ANSWER, NOT_CLEAN, NOT_UNDONE, Slot, Task, Tasks};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::id::{ContainerId, ExecId, exec_field};
@@ -125,8 +125,41 @@ impl Tasks {
         }
         // Most failures leave nothing in the shim, and then these calls fail.
         let _ = task.kill(None, SIGKILL, true).await;
-        let _ = task.delete_process(None).await;
-        self.leave(task).await;
+        match task.delete_process(None).await {
+            // A shim that does not answer at all is waited for until it leaves.
+            Err(error) if is_left(&error) && error.kind() != Kind::DeadlineExceeded => {
+                self.dismiss_later(task.clone(), error);
+            }
+            _ => self.leave(task).await,
+        }
+    }
+
+    /// Has a shim delete a container that its runtime could not delete so far. Until it can, the container's name stays
+    /// taken, and the bundle stays so that a later daemon finds the shim.
+    fn dismiss_later(&self, task: Arc<Task>, mut error: Error) {
+        self.table().insert(task.key(), Slot::Silent(NOT_UNDONE));
+        let tasks = self.clone();
+        tokio::spawn(async move {
+            let mut pause = PAUSE;
+            while is_left(&error) {
+                tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "undo a creation that failed");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                let _ = task.kill(None, SIGKILL, true).await;
+                match task.delete_process(None).await {
+                    Ok(_) => break,
+                    Err(again) => error = again,
+                }
+            }
+            task.leaving.store(true, Ordering::SeqCst);
+            if task.shim.is_closed() {
+                tasks.clean_up_later(task.key(), &task.bundle, &task.program);
+            } else if task.shut_down().await {
+                tasks.is_clean(&task.key(), &task.bundle).await;
+            } else {
+                tasks.leave_later(task);
+            }
+        });
     }
 
     /// Tells a shim that one of its containers is done with, and removes that one's bundle. The shim leaves unless it
@@ -244,6 +277,11 @@ impl Tasks {
         let message = TaskDelete { container_id: id, pid, exit_status, exited_at, id: String::new() };
         events.announce(namespace, "/tasks/delete", &message);
     }
+}
+
+/// Whether a container is still in its shim that says this about its deletion.
+fn is_left(error: &Error) -> bool {
+    !matches!(error.kind(), Kind::NotFound | Kind::Unavailable)
 }
 
 impl Task {

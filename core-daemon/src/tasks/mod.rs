@@ -100,6 +100,9 @@ const NO_ANSWER: &str = "its shim does not answer";
 /// Why a task cannot be asked: its shim is dead, and cleaning up after it failed so far.
 const NOT_CLEAN: &str = "its shim is dead, and what it left is not cleaned up yet";
 
+/// Why a task cannot be asked: its creation failed, and what that has made cannot be deleted so far.
+const NOT_UNDONE: &str = "its creation failed and is not undone yet";
+
 /// A container and the shim that holds it.
 pub struct Task {
     namespace: Namespace,

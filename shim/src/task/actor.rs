@@ -96,6 +96,7 @@ impl Mailbox {
             oom_killed: Arc::default(),
             held_exit: None,
             init_is_gone: false,
+            left: false,
             mailbox: (jobs.downgrade(), peeks.downgrade()),
             peeked,
         };
@@ -195,6 +196,8 @@ pub struct Container {
     pub(super) held_exit: Option<Exited>,
     /// The first process has been reaped. [`Container::init_exited`] may still be in the queue.
     pub(super) init_is_gone: bool,
+    /// A Create failed, and the runtime could not delete what it had made.
+    pub(super) left: bool,
     mailbox: (mpsc::WeakUnboundedSender<Job>, mpsc::WeakUnboundedSender<Peek>),
     peeked: mpsc::UnboundedReceiver<Peek>,
     /// Keeps the shim alive until the container is dropped.

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 
 use gantry_proto::containerd::events::{TaskCreate, TaskIo};
 use gantry_proto::containerd::task::v3::CreateTaskRequest;
+use rung_sys::process::Pid;
 
 use crate::arguments;
 use crate::bundle::{self, Config};
 use crate::io::terminal::Console;
 use crate::io::{Io, Opened, Owner, Stdio};
+use crate::reaper::Reaper;
 use crate::rung::{Ends, flag};
 use crate::stats::cgroup::Cgroup;
 use crate::task::Container;
@@ -67,14 +69,40 @@ impl Container {
     /// When the runtime cannot delete the container, which is still there then.
     pub async fn abandon(&mut self) -> Result<()> {
         self.init.io = None;
+        self.init.starting = false;
         self.restore = None;
         let deleted = self.delete_by_runtime().await;
         // Whoever cannot end the container at least holds nobody's layers.
         rootfs::unmount(&self.bundle.join("rootfs"));
-        deleted
+        deleted.inspect_err(|_| self.is_left())
+    }
+
+    /// Notes that the runtime could not delete what a Create has made, and ends the process: the container stays known, and
+    /// with it this shim, until somebody's Delete succeeds.
+    pub(super) fn is_left(&mut self) {
+        self.left = true;
+        if self.init.pid == 0 {
+            // There is one unless the runtime was stopped before it had made it.
+            let made = bundle::read_pid(&self.bundle.join("init.pid")).unwrap_or(0);
+            self.init.pid = if Reaper::collects(made) { made } else { 0 };
+        }
+        if self.init.is_alive() && !self.init_is_gone {
+            self.claim("", self.init.pid);
+            // Nothing else may have the number.
+            if Reaper::collects(self.init.pid) {
+                let _ = rung_sys::signal::send(Pid::from_raw(self.init.pid), nix::libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Whether something is left of a Create that failed.
+    pub fn has_leftovers(&self) -> bool {
+        self.left
     }
 
     async fn make(&mut self, request: &CreateTaskRequest) -> Result<()> {
+        // Nobody shall take the process of an earlier attempt for that of this one.
+        let _ = std::fs::remove_file(self.bundle.join("init.pid"));
         self.private_pids = Config::read(&self.bundle)?.has_private_pids();
         self.options.save(&self.bundle)?;
         self.init.stdio = Stdio {
