@@ -163,6 +163,7 @@ impl Daemon {
             runtime: config.runtime.clone(),
             timeouts: config.timeouts.clone(),
         });
+        tasks.warn_of_aliases();
         let engine = Engine::new(engine::Parts {
             config: config.clone(),
             containers: containers.clone(),

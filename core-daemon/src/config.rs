@@ -115,8 +115,8 @@ pub enum LogFormat {
 pub struct Runtime {
     /// Runtime of containers that name none, as containerd spells it.
     pub default: String,
-    /// Runtimes that stand in for others: clients ask for runc's by name although nobody told them to. One that is not
-    /// installed does not; a path names a program whatever stands here.
+    /// Runtimes that stand in for others: clients ask for runc's by name although nobody told them to. A path names a
+    /// program whatever stands here.
     pub aliases: BTreeMap<String, String>,
     /// Snapshotter of containers that name none.
     pub snapshotter: String,

@@ -193,8 +193,12 @@ fn calls_about_records_have_their_codes(env: &Env) -> Result<()> {
 
 fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
     // A runtime whose program is nowhere, as the one that most clients ask for may be: ours stands in for it.
-    let aliases = "[runtime.aliases]\n\"io.containerd.nowhere.v2\" = \"io.containerd.rung.v2\"\n";
+    let aliases = "[runtime.aliases]\n\"io.containerd.nowhere.v2\" = \"io.containerd.rung.v2\"\n\
+                   \"io.containerd.rung.v2\" = \"io.containerd.missing.v2\"\n";
     let daemon = env.daemon_configured(aliases)?;
+    // One whose stand-in is nowhere is not taken for it.
+    let said = "runtime.aliases: io.containerd.missing.v2 stands in for io.containerd.rung.v2";
+    assert!(daemon.log().contains(said), "{}", daemon.log());
     let bundle = Bundle::new(env, "task", &["sleep", "1000"])?;
     daemon::runtime()?.block_on(async {
         let asks = Asks { env, channel: daemon.channel().await? };
@@ -228,6 +232,9 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
         let mut rows = vec![
             row("Tasks/Create without a container", tasks.create(create()).await, Code::NotFound),
             row("Containers/Create without a runtime", containers.create(new(of(""))).await, Code::InvalidArgument),
+            row("Containers/Create of ours", containers.create(new(of("io.containerd.rung.v2"))).await, Code::Ok),
+            row("Tasks/Create without its stand-in", tasks.create(create()).await, Code::NotFound),
+            row("Containers/Delete of ours", containers.delete(end()).await, Code::Ok),
             row("Containers/Create", containers.create(new(of(NOWHERE))).await, Code::Ok),
             row("Containers/Create again", containers.create(new(of(NOWHERE))).await, Code::AlreadyExists),
             row("Tasks/Get of none", tasks.get(get()).await, Code::NotFound),

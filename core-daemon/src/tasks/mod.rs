@@ -42,7 +42,7 @@ pub use sandboxes::{CreateSandbox, Sandboxes, Started as StartedSandbox, Status 
 
 use crate::config::{Runtime, Timeouts};
 use crate::content::Content;
-use crate::error::{Error, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
 use crate::id::ContainerId;
 use crate::mounts::Mounts;
@@ -186,8 +186,8 @@ impl Tasks {
         silent
     }
 
-    /// The program of the runtime called `runtime`, or of the default one: that of the runtime which is configured to stand
-    /// in for it, and its own where that one is not installed.
+    /// The program of the runtime called `runtime`, or of the default one; of the runtime which is configured to stand in
+    /// for it, where there is one.
     ///
     /// # Errors
     /// As [`crate::shims::locate`].
@@ -195,8 +195,19 @@ impl Tasks {
         let Parts { runtime: config, launcher, .. } = self.parts();
         let runtime = if runtime.is_empty() { &config.default } else { runtime };
         let locate = |runtime: &str| crate::shims::locate(runtime, &launcher.daemon, &launcher.opt);
-        let instead = config.aliases.get(runtime).and_then(|other| locate(other).ok());
-        instead.map_or_else(|| locate(runtime), Ok)
+        match config.aliases.get(runtime) {
+            Some(other) => locate(other).doing(|| format!("runtime.aliases: {other} stands in for {runtime}")),
+            None => locate(runtime),
+        }
+    }
+
+    /// Warns of runtimes that cannot stand in for others as they are configured to, because they are not there.
+    pub fn warn_of_aliases(&self) {
+        for name in self.parts().runtime.aliases.keys() {
+            if let Err(error) = self.program(name) {
+                tracing::warn!("configuration: {error}");
+            }
+        }
     }
 
     /// Runs shims' programs.
