@@ -131,6 +131,14 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
     assert_eq!(node.pods.exit_code(&ended)?, 137);
     let status = node.status(&ended)?;
     assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    // Whichever word of the shim comes first, and however the first process ends: here a child of it is killed.
+    let script = "(x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo \"$x$x\" >/dev/null); exit 0";
+    for round in 0..4 {
+        let name = format!("child{round}");
+        let ended = node.container(&name, &["sh", "-c", script], |container| limited(24 << 20, container))?;
+        assert_eq!(node.pods.exit_code(&ended)?, 0);
+        assert_eq!(node.status(&ended)?.reason, "OOMKilled", "{name}");
+    }
     assert_eq!(node.status(&kept)?.state(), v1::ContainerState::ContainerRunning);
     Ok(())
 }

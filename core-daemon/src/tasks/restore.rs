@@ -167,6 +167,11 @@ impl Tasks {
                 task.pid.store(state.pid, Ordering::Relaxed);
                 task.paused.store(state.status() == Status::Paused, Ordering::SeqCst);
                 task.oom_killed.store(task.was_oom_killed().await, Ordering::SeqCst);
+                if state.status() == Status::Stopped {
+                    // The shim may have given up telling while nobody listened.
+                    let exit = Exit::of(state.pid, state.exit_status, state.exited_at.as_ref());
+                    task.reported.send_replace(Some(exit));
+                }
                 Found::Alive(task)
             }
             Err(error) if error.kind() == Kind::NotFound => Found::Empty(task),

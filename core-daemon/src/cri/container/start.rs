@@ -15,12 +15,10 @@ use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::tasks::{Checkpoint, CreateTask, Exit, Task};
 
-/// How long a killed process's end waits for the word whether memory was the reason.
+/// How long a process's end waits for the word whether memory was the reason.
 const OOM_WORD: Duration = Duration::from_secs(1);
 /// How long to wait before asking a shim again that did not answer.
 const AGAIN: Duration = Duration::from_secs(5);
-/// What a process killed by SIGKILL ends with.
-const KILLED: u32 = 137;
 /// What a container ends with that could not be started.
 const NOT_STARTED: i32 = 128;
 /// What a container is said to have ended with when nobody saw its end.
@@ -132,10 +130,9 @@ impl Cri {
         let (cri, container) = (self.clone(), container.clone());
         tokio::spawn(async move {
             let exit = wait(&container, &task, started_at).await;
-            if exit.status == KILLED {
-                // The shim reports memory kills and then the exit, both on another connection than the one waited on.
-                let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
-            }
+            // The shim reports memory kills and then the exit, both on another connection than the one waited on. Whatever
+            // the exit says: the kernel may have ended a child of the process that ends well.
+            let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
             let end = End {
                 started_at,
                 finished_at: nanos(exit.at),
