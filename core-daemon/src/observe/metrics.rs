@@ -61,7 +61,7 @@ fn write_calls(out: &mut String, methods: &BTreeMap<String, Method>) -> std::fmt
     writeln!(out, "# TYPE grpc_server_handled_total counter")?;
     for (path, method) in methods {
         for (code, count) in &method.codes {
-            let code = format!("{:?}", Code::from(*code));
+            let code = name(Code::from(*code));
             writeln!(out, "grpc_server_handled_total{{{},grpc_code=\"{code}\"}} {count}", labels(path))?;
         }
     }
@@ -77,6 +77,15 @@ fn write_calls(out: &mut String, methods: &BTreeMap<String, Method>) -> std::fmt
         writeln!(out, "grpc_server_handling_seconds_count{{{labels}}} {}", method.count)?;
     }
     Ok(())
+}
+
+/// A code by the name that servers written in Go, and so everybody's dashboards, have for it.
+fn name(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".to_owned(),
+        Code::Cancelled => "Canceled".to_owned(),
+        other => format!("{other:?}"),
+    }
 }
 
 fn labels(path: &str) -> String {
@@ -123,16 +132,18 @@ mod tests {
     fn calls_are_counted_by_method_and_code() {
         let metrics = Metrics::default();
         metrics.ended("/runtime.v1.RuntimeService/Version", 0, 0.02);
+        metrics.ended("/runtime.v1.RuntimeService/Version", 1, 100.0);
         metrics.ended("/runtime.v1.RuntimeService/Version", 5, 100.0);
         metrics.ended("/no\"such/Thing", 12, 0.0);
         let text = metrics.text();
         let labels = "grpc_service=\"runtime.v1.RuntimeService\",grpc_method=\"Version\"";
         for line in [
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"Ok\"}} 1"),
+            format!("grpc_server_handled_total{{{labels},grpc_code=\"OK\"}} 1"),
+            format!("grpc_server_handled_total{{{labels},grpc_code=\"Canceled\"}} 1"),
             format!("grpc_server_handled_total{{{labels},grpc_code=\"NotFound\"}} 1"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.01\"}} 0"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.025\"}} 1"),
-            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
+            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 3"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
