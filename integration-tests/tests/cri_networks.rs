@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
@@ -10,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 pub(crate) const TESTS: &[Test] = tests![
     pods_have_addresses_of_both_families_and_ports_of_the_host [Root, Overlay],
+    a_handler_has_networks_of_its_own [Root],
 ];
 
 /// What a server at the address says first.
@@ -21,6 +23,71 @@ fn said(address: IpAddr, port: u16) -> Result<String> {
         stream.read_to_string(&mut text).ok()?;
         (!text.is_empty()).then(|| text.trim().to_owned())
     })
+}
+
+/// The address of a pod run by `handler`, and its id.
+fn address(pods: &mut Pods<'_>, name: &str, handler: &str) -> Result<(String, String)> {
+    let mut config = pods.pod_config(name);
+    config.linux.get_or_insert_default().security_context = None;
+    let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
+    let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
+    let status = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().status;
+    Ok((status.and_then(|status| status.network).unwrap_or_default().ip, pod))
+}
+
+/// A configuration of the daemon with the networks in `usual` for all pods but those of the handler `own`.
+fn with_handler(env: &Env, usual: &Path, own: &Path) -> String {
+    format!(
+        "[cri.cni]\nconf_dir = {usual:?}\nbin_dirs = [\"/usr/lib/cni\", \"/opt/cni/bin\"]\nnetns_dir = {:?}\n\
+         [cri.runtimes.rung]\n[cri.runtimes.own]\ncni_conf_dir = {own:?}\ncni_max_networks = 1\n",
+        env.path("netns")
+    )
+}
+
+/// A network in `dir` whose pods have addresses that begin with 10.213. and `third`.
+fn bridge(env: &Env, dir: &Path, third: u8) -> Result<()> {
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"),
+        "ranges": [[{"subnet": format!("10.213.{third}.0/24")}]]});
+    let network = serde_json::json!({"cniVersion": "1.0.0", "name": format!("{}-{third}", env.token()), "plugins": [
+        {"type": "bridge", "bridge": format!("pods{third}"), "ipam": ipam}]});
+    Ok(std::fs::write(dir.join("10-test.conflist"), network.to_string())?)
+}
+
+/// How many addresses of the network are given away.
+fn taken(env: &Env, third: u8) -> usize {
+    let given = std::fs::read_dir(env.path("ipam").join(format!("{}-{third}", env.token())));
+    let names = given.into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("10.")).count()
+}
+
+fn a_handler_has_networks_of_its_own(env: &Env) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    env.run("ip", &["link", "set", "lo", "up"])?.ok()?;
+    let (usual, own) = (env.dir("net.d")?, env.dir("own.d")?);
+    bridge(env, &usual, 81)?;
+    let daemon = env.daemon_configured(&with_handler(env, &usual, &own))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let (first, _) = address(&mut pods, "first", "")?;
+    assert!(first.starts_with("10.213.81."), "{first}");
+    let refused = address(&mut pods, "second", "own").expect_err("its directory is empty").to_string();
+    assert!(refused.contains("own.d"), "{refused}");
+    let status = v1::StatusRequest { verbose: true };
+    let status = pods.runtime.block_on(pods.pods.status(status))?.into_inner();
+    assert!(status.status.is_some_and(|status| status.conditions.iter().all(|it| it.status)), "it has the usual ones");
+    assert!(status.info["lastCNILoadStatus.own"].contains("own.d"), "{:?}", status.info);
+    // What is put there counts from now on.
+    bridge(env, &own, 82)?;
+    let (second, pod) = address(&mut pods, "second", "own")?;
+    assert!(second.starts_with("10.213.82.") && (taken(env, 81), taken(env, 82)) == (1, 1), "{second}");
+    // Its end is the end of that network, whatever the configuration says by then.
+    daemon.stop()?;
+    std::fs::remove_dir_all(&own)?;
+    let daemon = env.daemon_configured(&with_handler(env, &usual, &usual))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.remove(&pod)?;
+    assert_eq!((taken(env, 81), taken(env, 82)), (1, 0));
+    Ok(())
 }
 
 fn pods_have_addresses_of_both_families_and_ports_of_the_host(env: &Env) -> Result<()> {

@@ -272,6 +272,8 @@ impl Theirs {
                 let all = self.flag(&borrowed(&key(&["privileged_without_host_devices_all_devices_allowed"])));
                 set(&mut handler.privileged_without_host_devices_all_devices_allowed, all);
                 set(&mut handler.cgroup_writable, self.flag(&borrowed(&key(&["cgroup_writable"]))));
+                set(&mut handler.cni_conf_dir, self.path(&borrowed(&key(&["cni_conf_dir"]))));
+                set(&mut handler.cni_max_networks, self.number(&borrowed(&key(&["cni_max_conf_num"]))));
                 if self.flag(&borrowed(&key(&["options", "SystemdCgroup"]))) == Some(true) {
                     cri.cgroup_driver = CgroupDriver::Systemd;
                 }
@@ -421,6 +423,12 @@ mod tests {
               image_pull_progress_timeout = "2m"
             [plugins."io.containerd.cri.v1.runtime".cni]
               bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
+            [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.multus]
+              cni_conf_dir = "/etc/cni/multus"
+              cni_max_conf_num = 2
+            [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.usual]
+              cni_conf_dir = ""
+              cni_max_conf_num = 0
             [plugins."io.containerd.cri.v1.runtime"]
               drain_exec_sync_io_timeout = "20s"
             [plugins."io.containerd.monitor.container.v1.restart"]
@@ -434,6 +442,12 @@ mod tests {
         );
         assert_eq!((config.registry.max_downloads, config.registry.timeout), (3, 120));
         assert_eq!(config.cri.cni.bin_dirs.len(), 2);
+        let networks = |name: &str| {
+            let handler = &config.cri.runtimes[name];
+            (handler.cni_conf_dir.to_str().unwrap_or_default(), handler.cni_max_networks)
+        };
+        assert_eq!(networks("multus"), ("/etc/cni/multus", 2));
+        assert_eq!(networks("usual"), ("", 0));
         assert_eq!(config.grpc.address, Path::new("/run/x.sock"));
         assert_eq!((config.cri.exec_drain, config.runtime.restart_interval), (20, 7));
         assert_eq!(config.image_verifier.per_verifier_timeout, 20);

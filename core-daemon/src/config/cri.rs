@@ -88,6 +88,10 @@ pub struct RuntimeHandler {
     pub privileged_without_host_devices_all_devices_allowed: bool,
     /// Containers may write to their own cgroup.
     pub cgroup_writable: bool,
+    /// Directory of network configurations for pods of this handler; empty: that of all pods.
+    pub cni_conf_dir: PathBuf,
+    /// How many of the configurations are used; 0: as many as for all pods.
+    pub cni_max_networks: usize,
 }
 
 /// Who makes the cgroups.
@@ -237,10 +241,12 @@ impl Cri {
             return Err(Error::invalid(format!("cri.default_runtime: {name:?} is not among cri.runtimes")));
         }
         for (name, handler) in &self.runtimes {
-            let base = &handler.base_runtime_spec;
-            if !base.as_os_str().is_empty() && !base.is_absolute() {
-                let key = format!("cri.runtimes.{name}.base_runtime_spec");
-                return Err(Error::invalid(format!("{key}: {}: path must be absolute", base.display())));
+            let paths = [("base_runtime_spec", &handler.base_runtime_spec), ("cni_conf_dir", &handler.cni_conf_dir)];
+            for (key, path) in paths {
+                if !path.as_os_str().is_empty() && !path.is_absolute() {
+                    let path = path.display();
+                    return Err(Error::invalid(format!("cri.runtimes.{name}.{key}: {path}: path must be absolute")));
+                }
             }
         }
         let cni = &self.cni;

@@ -44,14 +44,14 @@ pub use store::{Container, Sandbox, Store};
 
 use flights::Flights;
 
-use crate::config::Config;
+use crate::config::{Config, RuntimeHandler};
 use crate::context::Context;
 use crate::error::{Doing as _, Result};
 use crate::events::Events;
 use crate::gc::Gc;
 use crate::id::ContainerId;
 use crate::image::Images;
-use crate::net::cni::Cni;
+use crate::net::cni::{Cni, Source};
 use crate::records::{Containers, Sandboxes};
 use crate::snapshots::{Snapshotter, Snapshotters};
 use crate::tasks::Tasks;
@@ -118,6 +118,7 @@ impl Cri {
         if cni.cache_dir.as_os_str().is_empty() {
             cni.cache_dir = parts.config.root.join("cni");
         }
+        let others = parts.config.cri.runtimes.values().filter_map(|handler| network_of(handler, &cni)).collect();
         let host = host::Host::look(&[&parts.config.root, &parts.config.state]);
         let labels = selinux::Selinux::look(parts.config.cri.selinux, parts.config.cri.selinux_category_range);
         let images = image::Known::new(&parts.config.cri.pinned_images);
@@ -126,7 +127,7 @@ impl Cri {
             context: Context::new(namespace),
             store,
             flights: Flights::default(),
-            cni: Cni::new(cni),
+            cni: Cni::new(cni, others),
             host,
             selinux: labels,
             images,
@@ -152,7 +153,7 @@ impl Cri {
     }
 
     /// Where a handler's root file systems come from.
-    fn snapshotter(&self, handler: &crate::config::RuntimeHandler) -> Result<Arc<dyn Snapshotter>> {
+    fn snapshotter(&self, handler: &RuntimeHandler) -> Result<Arc<dyn Snapshotter>> {
         self.parts().snapshotters.get(&handler.snapshotter)
     }
 
@@ -198,6 +199,16 @@ impl Cri {
     fn store(&self) -> &Store {
         &self.shared.store
     }
+}
+
+/// The networks of pods of a handler that has some of its own.
+fn network_of(handler: &RuntimeHandler, usual: &crate::config::Cni) -> Option<Source> {
+    let (dir, max) = (&handler.cni_conf_dir, handler.cni_max_networks);
+    let own_dir = !dir.as_os_str().is_empty();
+    (own_dir || max != 0).then(|| Source {
+        dir: if own_dir { dir.clone() } else { usual.conf_dir.clone() },
+        max: if max != 0 { max } else { usual.max_networks },
+    })
 }
 
 /// Whether labels have everything that a selector names.

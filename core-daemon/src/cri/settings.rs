@@ -77,6 +77,8 @@ fn runtime(handler: &RuntimeHandler, default: &str, systemd: bool) -> Value {
         "cgroupWritable": handler.cgroup_writable,
         "baseRuntimeSpec": handler.base_runtime_spec,
         "snapshotter": handler.snapshotter,
+        "cniConfDir": handler.cni_conf_dir,
+        "cniMaxConfNum": handler.cni_max_networks,
     })
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use gantry_proto::runtime::v1;
 use serde_json::json;
 
-use super::Cri;
 use super::settings;
 use super::template::Ranges;
+use super::{Cri, network_of};
 use crate::blocking::blocking;
 use crate::config::{CgroupDriver, RuntimeHandler};
 use crate::error::{Doing as _, Error, Result};
@@ -30,7 +30,7 @@ impl Cri {
     }
 
     pub(super) async fn status(&self, request: v1::StatusRequest) -> Result<v1::StatusResponse> {
-        let network = self.shared.cni.status().await;
+        let network = self.shared.cni.status(&self.shared.cni.usual()).await;
         let condition = |kind: &str, state: &Result<()>, reason: &str| v1::RuntimeCondition {
             r#type: kind.to_owned(),
             status: state.is_ok(),
@@ -76,12 +76,21 @@ impl Cri {
     }
 
     async fn runtime_info(&self, network: &Result<()>) -> Result<BTreeMap<String, String>> {
-        let state = network.as_ref().err().map_or_else(|| "OK".to_owned(), ToString::to_string);
-        Ok(BTreeMap::from([
+        let said = |state: &Result<()>| {
+            json!(state.as_ref().err().map_or_else(|| "OK".to_owned(), ToString::to_string)).to_string()
+        };
+        let mut info = BTreeMap::from([
             ("config".to_owned(), settings::shown(&self.parts().config).to_string()),
             ("cniconfig".to_owned(), self.shared.cni.describe().await?.to_string()),
-            ("lastCNILoadStatus".to_owned(), json!(state).to_string()),
-        ]))
+            ("lastCNILoadStatus".to_owned(), said(network)),
+            ("lastCNILoadStatus.default".to_owned(), said(network)),
+        ]);
+        for (name, handler) in &self.config().runtimes {
+            if let Some(own) = network_of(handler, &self.config().cni) {
+                info.insert(format!("lastCNILoadStatus.{name}"), said(&self.shared.cni.status(&own).await));
+            }
+        }
+        Ok(info)
     }
 
     pub(super) async fn runtime_config(&self, _: v1::RuntimeConfigRequest) -> Result<v1::RuntimeConfigResponse> {

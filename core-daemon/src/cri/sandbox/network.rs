@@ -5,10 +5,10 @@ use gantry_proto::runtime::v1;
 use rung_sys::namespace::Namespace;
 
 use super::check;
-use crate::config::IpPreference;
-use crate::cri::Cri;
+use crate::config::{IpPreference, RuntimeHandler};
 use crate::cri::flights::Stage;
 use crate::cri::quantity::quantity;
+use crate::cri::{Cri, network_of};
 use crate::error::{Error, Result};
 use crate::net::cni::{Attachment, Bandwidth, Capabilities, Port};
 
@@ -18,9 +18,16 @@ const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 
 impl Cri {
     /// Connects a pod's network namespace, unless nobody waits for that any more.
-    pub(super) async fn connect(&self, id: &str, config: &v1::PodSandboxConfig, stage: &Stage) -> Result<Network> {
+    pub(super) async fn connect(
+        &self,
+        id: &str,
+        config: &v1::PodSandboxConfig,
+        handler: &RuntimeHandler,
+        stage: &Stage,
+    ) -> Result<Network> {
         let attachment = self.attachment(id, config)?;
-        let mut addresses = self.shared.cni.connect(&attachment, stage.given_up()).await?;
+        let source = network_of(handler, &self.config().cni).unwrap_or_else(|| self.shared.cni.usual());
+        let mut addresses = self.shared.cni.connect(&source, &attachment, stage.given_up()).await?;
         if addresses.is_empty() {
             self.shared.cni.disconnect(id).await?;
             return Err(Error::unavailable(format!("network of pod {id}: the plugins gave it no address")));

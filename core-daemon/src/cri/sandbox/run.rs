@@ -95,7 +95,7 @@ impl Cri {
             true => None,
             false => {
                 stage.enter("network")?;
-                let network = self.connect(id, config, stage).await?;
+                let network = self.connect(id, config, self.config().handler(handler)?, stage).await?;
                 let settings = self.network_sysctls(config, namespaces);
                 namespaces::set(self.places(id).namespace(Namespace::Network), settings).await?;
                 Some(network)

@@ -29,7 +29,17 @@ use crate::error::{Doing as _, Error, Kind, Result};
 #[derive(Debug, Clone)]
 pub struct Cni {
     config: config::Cni,
+    others: Vec<Source>,
     cache: Cache,
+}
+
+/// Where networks are configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// A directory of configurations.
+    pub dir: PathBuf,
+    /// How many of them are used; 0: all.
+    pub max: usize,
 }
 
 /// A container that is connected.
@@ -46,22 +56,32 @@ pub struct Attachment {
 }
 
 impl Cni {
-    /// The networks that `config` describes.
-    pub fn new(config: config::Cni) -> Self {
+    /// The networks that `config` describes, and those that some containers have instead.
+    pub fn new(config: config::Cni, others: Vec<Source>) -> Self {
         let cache = Cache::new(&config.cache_dir);
-        Self { config, cache }
+        Self { config, others, cache }
     }
 
-    /// Connects a container to all networks, and returns its addresses, those of the first network first. On failure
+    /// The networks of containers that have no others.
+    pub fn usual(&self) -> Source {
+        Source { dir: self.config.conf_dir.clone(), max: self.config.max_networks }
+    }
+
+    /// Connects a container to all networks of `source`, and returns its addresses, those of the first network first. On failure
     /// everything that was connected is taken back.
     ///
     /// # Errors
     /// `Unavailable` where no network is configured, `Canceled` where it was given up while a plugin ran, else what the
     /// plugin says.
-    pub async fn connect(&self, attachment: &Attachment, given_up: &CancellationToken) -> Result<Vec<String>> {
-        let networks = self.networks().await?;
+    pub async fn connect(
+        &self,
+        source: &Source,
+        attachment: &Attachment,
+        given_up: &CancellationToken,
+    ) -> Result<Vec<String>> {
+        let networks = source.networks().await?;
         if networks.is_empty() {
-            return Err(Error::unavailable(self.unconfigured()));
+            return Err(source.unconfigured());
         }
         let calls = networks.iter().enumerate().map(|(number, network)| {
             let interface = format!("eth{number}");
@@ -105,14 +125,14 @@ impl Cni {
         together(errors)
     }
 
-    /// Whether networks can be made: one is configured, and its plugins say that they are ready.
+    /// Whether networks of `source` can be made: one is configured, and its plugins say that they are ready.
     ///
     /// # Errors
     /// `Unavailable` saying what is missing.
-    pub async fn status(&self) -> Result<()> {
-        let networks = self.networks().await?;
+    pub async fn status(&self, source: &Source) -> Result<()> {
+        let networks = source.networks().await?;
         if networks.is_empty() {
-            return Err(Error::unavailable(self.unconfigured()));
+            return Err(source.unconfigured());
         }
         for network in &networks {
             for config in &network.plugins {
@@ -164,8 +184,7 @@ impl Cni {
                 errors.push(error);
             }
         }
-        let networks = if self.config.collect { self.networks().await? } else { Vec::new() };
-        for network in networks {
+        for network in self.collected().await? {
             if network.disable_gc || !network::at_least(&network.version, "1.1.0") {
                 continue;
             }
@@ -188,12 +207,23 @@ impl Cni {
         together(errors)
     }
 
+    /// The networks whose plugins are told what there is, each once.
+    async fn collected(&self) -> Result<Vec<Network>> {
+        let mut all: Vec<Network> = Vec::new();
+        for source in self.others.iter().chain([&self.usual()]).filter(|_| self.config.collect) {
+            let mut networks = source.networks().await?;
+            networks.retain(|network| all.iter().all(|known| known != network));
+            all.append(&mut networks);
+        }
+        Ok(all)
+    }
+
     /// The configurations that are used, as people look at them.
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub async fn describe(&self) -> Result<Value> {
-        let networks = self.networks().await?;
+        let networks = self.usual().networks().await?;
         let networks: Vec<Value> = networks
             .iter()
             .enumerate()
@@ -219,15 +249,6 @@ impl Cni {
         let interfaces: Map<String, Value> =
             entries.iter().map(|entry| (entry.if_name.clone(), result::shown(&entry.result, &entry.if_name))).collect();
         Ok(json!({ "Interfaces": interfaces }))
-    }
-
-    fn unconfigured(&self) -> String {
-        format!("no network is configured in {}", self.config.conf_dir.display())
-    }
-
-    async fn networks(&self) -> Result<Vec<Network>> {
-        let (dir, max) = (self.config.conf_dir.clone(), self.config.max_networks);
-        blocking(move || network::load(&dir, max)).await
     }
 
     async fn add(
@@ -308,6 +329,17 @@ impl Cni {
     async fn call(&self, program: &std::path::Path, call: &Call<'_>, request: &Value) -> Result<Value> {
         let timeout = Duration::from_secs(self.config.timeout.max(1));
         plugin::run(program, call, &self.config.bin_dirs, request, timeout).await
+    }
+}
+
+impl Source {
+    fn unconfigured(&self) -> Error {
+        Error::unavailable(format!("no network is configured in {}", self.dir.display()))
+    }
+
+    async fn networks(&self) -> Result<Vec<Network>> {
+        let Self { dir, max } = self.clone();
+        blocking(move || network::load(&dir, max)).await
     }
 }
 

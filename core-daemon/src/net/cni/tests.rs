@@ -39,11 +39,16 @@ impl Machine {
             collect: true,
             ..config::Cni::default()
         };
-        Self { dir, cni: Cni::new(config) }
+        let other = Source { dir: dir.path().join("other"), max: 1 };
+        Self { dir, cni: Cni::new(config, vec![other]) }
     }
 
     async fn connect(&self, attachment: &Attachment) -> Result<Vec<String>> {
-        self.cni.connect(attachment, &CancellationToken::new()).await
+        self.cni.connect(&self.cni.usual(), attachment, &CancellationToken::new()).await
+    }
+
+    async fn status(&self) -> Result<()> {
+        self.cni.status(&self.cni.usual()).await
     }
 
     fn bin(&self, name: &str) -> PathBuf {
@@ -89,7 +94,7 @@ async fn a_chain_there_and_back() {
     machine.cni.disconnect("c1").await.expect("again");
     assert_eq!(machine.calls().len(), calls.len());
     assert_eq!(machine.connect(&attachment("c2")).await.expect_err("unconfigured").kind(), Kind::Unavailable);
-    assert_eq!(machine.cni.status().await.expect_err("unconfigured").kind(), Kind::Unavailable);
+    assert_eq!(machine.status().await.expect_err("unconfigured").kind(), Kind::Unavailable);
 }
 
 #[tokio::test]
@@ -126,7 +131,8 @@ async fn what_is_given_up_is_not_written_down() {
     given_up.cancel();
     for number in 0..20 {
         let container = format!("c{number}");
-        let error = machine.cni.connect(&attachment(&container), &given_up).await.expect_err("given up");
+        let error =
+            machine.cni.connect(&machine.cni.usual(), &attachment(&container), &given_up).await.expect_err("given up");
         assert_eq!(error.kind(), Kind::Canceled, "{error}");
         assert_eq!(machine.cni.cache.of(&container).expect("read"), []);
     }
@@ -143,23 +149,48 @@ async fn what_belongs_to_nobody_is_collected() {
     assert!(!calls.iter().any(|call| call.contains("DEL kept")), "{calls:?}");
     let told = machine.input("one-GC");
     assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "kept", "ifname": "eth0"}]));
-    machine.cni.status().await.expect("ready");
+    machine.status().await.expect("ready");
+}
+
+#[tokio::test]
+async fn a_handler_has_networks_of_its_own() {
+    let machine = Machine::new();
+    let own = &machine.cni.others[0];
+    let nowhere = machine.cni.connect(own, &attachment("c1"), &CancellationToken::new()).await;
+    assert!(nowhere.expect_err("unconfigured").to_string().contains("other"));
+    assert!(machine.cni.status(own).await.is_err() && machine.status().await.is_ok());
+    std::fs::create_dir(&own.dir).expect("make");
+    let list = r#"{"cniVersion":"1.1.0","name":"own","plugins":[{"type":"two"}]}"#;
+    std::fs::write(own.dir.join("10-own.conflist"), list).expect("write");
+    machine.cni.status(own).await.expect("ready");
+    machine.cni.connect(own, &attachment("c1"), &CancellationToken::new()).await.expect("connect");
+    machine.connect(&attachment("c2")).await.expect("connect");
+    // Both kinds of networks hear of what there is.
+    machine.cni.collect(|_| true).await.expect("collect");
+    let calls = machine.calls();
+    let of = |command: &str| calls.iter().filter(|call| call.contains(command)).cloned().collect::<Vec<_>>();
+    assert_eq!(of("ADD c1"), ["two ADD c1 eth0 netns=/none/netns"], "{calls:?}");
+    assert_eq!(of(" GC ").len(), 3, "{calls:?}");
+    // Nothing of the directory is needed for the end.
+    std::fs::remove_dir_all(&own.dir).expect("remove");
+    machine.cni.disconnect("c1").await.expect("disconnect");
+    assert_eq!(machine.input("two-DEL")["name"], "own");
 }
 
 #[tokio::test]
 async fn plugins_say_whether_they_are_ready() {
     let machine = Machine::new();
-    machine.cni.status().await.expect("ready");
+    machine.status().await.expect("ready");
     let asked: Vec<String> = machine.calls();
     assert_eq!(asked, ["one STATUS   netns=", "two STATUS   netns="]);
     assert_eq!(machine.input("two-STATUS")["name"], "net");
     std::fs::write(machine.bin("fail-two-STATUS"), "").expect("write");
-    let error = machine.cni.status().await.expect_err("one is not");
+    let error = machine.status().await.expect_err("one is not");
     assert!(error.to_string().contains("two STATUS") && error.to_string().contains("no (code 7)"), "{error}");
     // Plugins of an older version are not asked what they do not know.
     let list = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"two"}]}"#;
     std::fs::write(machine.dir.path().join("conf/10-net.conflist"), list).expect("write");
-    machine.cni.status().await.expect("it is there, which is all that is asked");
+    machine.status().await.expect("it is there, which is all that is asked");
     std::fs::remove_file(machine.bin("two")).expect("remove");
-    assert_eq!(machine.cni.status().await.expect_err("no program").kind(), Kind::NotFound);
+    assert_eq!(machine.status().await.expect_err("no program").kind(), Kind::NotFound);
 }
