@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use gantry_proto::runtime::v1;
@@ -12,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 pub(crate) const TESTS: &[Test] = tests![
     pods_have_addresses_of_both_families_and_ports_of_the_host [Root, Overlay],
     a_handler_has_networks_of_its_own [Root],
+    a_network_that_nobody_knows_of_is_taken_back_in_the_end [Root],
 ];
 
 /// What a server at the address says first.
@@ -87,6 +89,40 @@ fn a_handler_has_networks_of_its_own(env: &Env) -> Result<()> {
     let mut pods = Pods::connect(env, &daemon)?;
     pods.remove(&pod)?;
     assert_eq!((taken(env, 81), taken(env, 82)), (1, 0));
+    Ok(())
+}
+
+fn a_network_that_nobody_knows_of_is_taken_back_in_the_end(env: &Env) -> Result<()> {
+    let (bin, conf, stuck, log) = (env.dir("bin")?, env.dir("net.d")?, env.path("stuck"), env.path("calls"));
+    let plugin = bin.join("stubborn");
+    let text = format!(
+        "#!/bin/sh\necho $CNI_COMMAND >> {log}\n[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && exit 1\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.0.2/24\"}}]}}'\n",
+        log = log.display(),
+        stuck = stuck.display()
+    );
+    std::fs::write(&plugin, text)?;
+    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::write(
+        conf.join("10-test.conflist"),
+        r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "stubborn"}]}"#,
+    )?;
+    let (config, netns) = (env.path("config.toml"), env.path("netns"));
+    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}]\nnetns_dir = {netns:?}\n"))?;
+    let arguments = ["--config", &config.to_string_lossy()];
+    let mut daemon = env.daemon_dying_with("cri.network", &arguments)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    address(&mut pods, "pod", "").expect_err("the daemon dies");
+    wait::until("the daemon dies", || daemon.died().then_some(()))?;
+    std::fs::write(&stuck, "")?;
+    drop(pods);
+    let daemon = env.daemon_with(&arguments)?;
+    assert_eq!(std::fs::read_dir(&netns)?.count(), 1, "the plugin will not let go of it");
+    std::fs::remove_file(&stuck)?;
+    wait::until("the network is taken back", || (std::fs::read_dir(&netns).ok()?.count() == 0).then_some(()))?;
+    let calls = std::fs::read_to_string(&log)?;
+    assert!(calls.lines().filter(|call| *call == "DEL").count() >= 2, "{calls}");
+    drop(daemon);
     Ok(())
 }
 

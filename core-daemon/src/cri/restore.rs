@@ -1,6 +1,7 @@
 //! Finding pods and containers again after a restart of the daemon, or of the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -18,6 +19,9 @@ use crate::tasks::{Restored, Task};
 const AT_ONCE: usize = 32;
 /// How long one of them may keep the daemon from being ready.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait before trying again to remove what is left of a pod. It doubles, up to the second value.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(300);
 
 impl Cri {
     /// Reads the records, takes over the tasks that `found` names, and settles containers that ended unseen. Tasks that are
@@ -52,10 +56,14 @@ impl Cri {
         };
         stream::iter(work).for_each_concurrent(AT_ONCE, settle).await;
         // Before anybody can ask for a pod: one that is being made looks like one that was never whole.
-        match tokio::time::timeout(2 * PATIENCE, self.sweep()).await {
+        let left = Mutex::default();
+        match tokio::time::timeout(2 * PATIENCE, self.sweep(&left)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "remove what pods left behind that are gone"),
             Err(_) => tracing::warn!("what pods left behind that are gone is not removed yet"),
+        }
+        for id in left.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            self.take_down_later(id);
         }
         let cri = self.clone();
         tokio::spawn(async move {
@@ -102,8 +110,30 @@ impl Cri {
         }
     }
 
-    /// Removes what belongs to no pod or container: the daemon was ended while it made or removed them.
-    async fn sweep(&self) -> Result<()> {
+    /// Takes down what is left of a pod that was never whole, as often as it takes: no kubelet knows of it, and so nobody
+    /// else will.
+    fn take_down_later(&self, id: String) {
+        let cri = self.clone();
+        tokio::spawn(async move {
+            let mut pause = AGAIN;
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = cri.parts().stopping.cancelled() => return,
+                }
+                pause = (pause * 2).min(LONGEST);
+                match cri.take_down(&id).await {
+                    Ok(()) => return tracing::info!(id, "what was left of a pod is removed"),
+                    Err(error) => tracing::warn!(id, %error, "what is left of a pod is not removed yet"),
+                }
+            }
+        });
+    }
+
+    /// Removes what belongs to no pod or container: the daemon was ended while it made or removed them. `left` has the pods
+    /// of which something is left.
+    async fn sweep(&self, left: &Mutex<BTreeSet<String>>) -> Result<()> {
+        let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
         let cri = self.clone();
         // The directory comes before everything else of a pod, and only this daemon's pods are in it: namespaces lie where
         // other daemons have theirs.
@@ -115,11 +145,14 @@ impl Cri {
         let take_down = |id: String| async move {
             tracing::info!(id, "pod that was never whole; removing it");
             match tokio::time::timeout(PATIENCE, self.take_down(&id)).await {
+                Ok(Ok(())) => drop(left().remove(&id)),
                 Ok(removed) => warn_left(removed, &id),
                 Err(_) => tracing::warn!(id, "what is left of a pod is not removed yet"),
             }
         };
-        stream::iter(blocking(unknown).await?).for_each_concurrent(AT_ONCE, take_down).await;
+        let unknown = blocking(unknown).await?;
+        left().extend(unknown.iter().cloned());
+        stream::iter(unknown).for_each_concurrent(AT_ONCE, take_down).await;
         let cri = self.clone();
         let swept = blocking(move || cri.sweep_now()).await;
         let connected = |id: &str| match self.store().sandbox(id) {
@@ -129,8 +162,8 @@ impl Cri {
             }
             Err(_) => !self.store().lacks_sandbox(id),
         };
-        let collected = self.shared.cni.collect(connected).await.doing(|| "networks");
-        swept.and(collected)
+        let connected = self.shared.cni.collect(connected).await.doing(|| "networks");
+        swept.and(connected.map(|unknown| left().extend(unknown)))
     }
 
     fn sweep_now(&self) -> Result<()> {
@@ -154,7 +187,7 @@ impl Cri {
     }
 }
 
-/// What cannot be removed now stays for the next start, and keeps nothing else from being removed.
+/// What cannot be removed now is tried again, and keeps nothing else from being removed.
 fn warn_left(removed: Result<()>, id: &str) {
     if let Err(error) = removed {
         tracing::warn!(id, %error, "remove what belongs to no pod or container");

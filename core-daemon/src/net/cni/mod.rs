@@ -164,24 +164,23 @@ impl Cni {
         Ok(())
     }
 
-    /// Removes what belongs to containers that are not `valid`. Where the networks are ours alone, plugins are told
-    /// which containers there are, so that they remove what only they know of.
+    /// Removes what belongs to containers that are not `valid`, and answers with those that still have something. Where
+    /// the networks are ours alone, plugins are told which containers there are, so that they remove what only they know
+    /// of.
     ///
     /// # Errors
-    /// What plugins say, all of them.
-    pub async fn collect(&self, valid: impl Fn(&str) -> bool) -> Result<()> {
+    /// Where what was written down, or what is configured, cannot be read.
+    pub async fn collect(&self, valid: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let cache = self.cache.clone();
         let entries = blocking(move || cache.all()).await?;
         let (kept, stale): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| valid(&entry.container_id));
-        let mut errors = Vec::new();
-        for entry in &stale {
-            tracing::info!(
-                container = entry.container_id,
-                network = entry.network_name,
-                "network of nobody; removing it"
-            );
-            if let Err(error) = self.delete(entry).await {
-                errors.push(error);
+        let mut left = Vec::new();
+        for entry in stale {
+            let (container, network) = (&entry.container_id, &entry.network_name);
+            tracing::info!(container, network, "network of nobody; removing it");
+            if let Err(error) = self.delete(&entry).await {
+                tracing::warn!(container, network, %error, "network of nobody is not removed");
+                left.push(entry.container_id);
             }
         }
         for network in self.collected().await? {
@@ -201,10 +200,12 @@ impl Cni {
                     Ok(program) => self.call(&program, &call, &request).await.map(drop),
                     Err(error) => Err(error),
                 };
-                errors.extend(called.err());
+                if let Err(error) = called {
+                    tracing::warn!(network = network.name, %error, "tell a plugin which containers there are");
+                }
             }
         }
-        together(errors)
+        Ok(left)
     }
 
     /// The networks whose plugins are told what there is, each once.
