@@ -66,7 +66,7 @@ impl Engine {
     pub(super) async fn end_run(&self, known: &Known, live: &Live, signal: u32, grace: Duration) -> Result<()> {
         if start::is_paused(live) {
             // A frozen process cannot answer a signal.
-            live.task.resume().await?;
+            live.task.thaw().await?;
         }
         let namespace = live.task.namespace();
         if !grace.is_zero() {

@@ -201,11 +201,23 @@ impl Task {
     /// # Errors
     /// As [`Task::resume`].
     pub async fn release(&self) -> Result<()> {
-        match self.resume().await {
-            Err(error) if !matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => return Err(error),
-            _ => self.bundle.forget_held(),
-        }
+        self.thaw().await?;
+        self.bundle.forget_held();
         Ok(())
+    }
+
+    /// Sees to it that the container is not frozen. Somebody else may just have thawed it: the word of that comes from the
+    /// shim on another connection.
+    ///
+    /// # Errors
+    /// As [`Task::resume`].
+    pub async fn thaw(&self) -> Result<()> {
+        let Err(error) = self.resume().await else { return Ok(()) };
+        match self.state(None).await {
+            Ok(state) if !matches!(state.status, Status::Paused | Status::Pausing) => Ok(()),
+            Err(ended) if ended.kind() == Kind::NotFound => Ok(()),
+            _ => Err(error),
+        }
     }
 
     /// The container's processes.

@@ -45,7 +45,7 @@ impl Cri {
         };
         if task.paused() {
             // A frozen process cannot answer a signal.
-            task.resume().await.doing(doing)?;
+            task.thaw().await.doing(doing)?;
         }
         if let Ok(grace @ 1..) = u64::try_from(timeout) {
             self.ask_to_stop(container, &task).await.doing(doing)?;
