@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_repeat_joins_what_is_under_way [Root, Overlay],
     a_node_that_was_started_anew_knows_what_is_gone [Root, Overlay],
     a_volume_that_does_not_answer_is_named [Root, Overlay, Fuse],
+    a_create_that_cannot_be_undone_is_undone_in_the_end [Root, Overlay],
 ];
 
 /// A daemon whose plugin does what `script` says.
@@ -273,4 +274,43 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     pods.remove(&second)?;
     assert!(listed(&mut pods)?.is_empty());
     Ok(())
+}
+
+/// A runtime whose create hangs although the process is there, and whose delete fails for a while.
+fn a_create_that_cannot_be_undone_is_undone_in_the_end(env: &Env) -> Result<()> {
+    let (runtime, good) = (env.path("stubborn"), env.path("good"));
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in create) {rung} \"$@\"; exec sleep 1000;; \
+         delete) [ -e {good} ] || exit 1;; esac; done\nexec {rung} \"$@\"\n",
+        rung = env.program("rung")?.display(),
+        good = good.display(),
+    );
+    fs::write(&runtime, script)?;
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon =
+        env.daemon_configured(&format!("[timeouts]\nshim_call = 2\n[cri.runtimes.rung]\nbinary = {runtime:?}\n"))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    // A pod without a process of its own.
+    let mut config = pods.pod_config("pod");
+    let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    context.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Container.into();
+    let pod = pods.run(&config)?;
+    pods.start(&pod, &config, &image, &["sleep", "1000"], |container| {
+        let context = container.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.namespace_options =
+            config.linux.as_ref().and_then(|linux| linux.security_context.clone()?.namespace_options);
+    })
+    .expect_err("the runtime's create does not return");
+    let containers = pods.runtime.block_on(pods.pods.list_containers(v1::ListContainersRequest::default()))?;
+    let id = containers.into_inner().containers.pop().expect("the container").id;
+    let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(id);
+    let pid = fs::read_to_string(bundle.join("init.pid"))?;
+    until(&pods, "its process is ended", || !Path::new("/proc").join(pid.trim()).exists())?;
+    assert!(bundle.exists(), "what is left of it is found by a later daemon");
+    fs::write(&good, "")?;
+    until(&pods, "it is undone", || !bundle.exists())?;
+    pods.remove(&pod)
 }

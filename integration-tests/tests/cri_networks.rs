@@ -83,7 +83,7 @@ fn a_handler_has_networks_of_its_own(env: &Env) -> Result<()> {
     let (second, pod) = address(&mut pods, "second", "own")?;
     assert!(second.starts_with("10.213.82.") && (taken(env, 81), taken(env, 82)) == (1, 1), "{second}");
     // Its end is the end of that network, whatever the configuration says by then.
-    daemon.stop()?;
+    daemon.crash()?;
     std::fs::remove_dir_all(&own)?;
     let daemon = env.daemon_configured(&with_handler(env, &usual, &usual))?;
     let mut pods = Pods::connect(env, &daemon)?;
