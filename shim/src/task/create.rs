@@ -74,12 +74,12 @@ impl Container {
         let deleted = self.delete_by_runtime().await;
         // Whoever cannot end the container at least holds nobody's layers.
         rootfs::unmount(&self.bundle.join("rootfs"));
-        deleted.inspect_err(|_| self.is_left())
+        deleted.inspect_err(|_| self.keep())
     }
 
     /// Notes that the runtime could not delete what a Create has made, and ends the process: the container stays known, and
     /// with it this shim, until somebody's Delete succeeds.
-    pub(super) fn is_left(&mut self) {
+    pub(super) fn keep(&mut self) {
         self.left = true;
         if self.init.pid == 0 {
             // There is one unless the runtime was stopped before it had made it.

@@ -120,7 +120,7 @@ impl Container {
     pub(super) async fn force_delete(&mut self) {
         if let Err(error) = self.delete_by_runtime().await {
             tracing::warn!(id = self.id, %error, "delete a container that could not be created");
-            self.is_left();
+            self.keep();
         }
     }
 }
