@@ -64,7 +64,7 @@ impl Engine {
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
         blocking(move || {
             engine.forget(&of.0, &of.1, true)?;
-            // Not before the caller has been answered.
+            // Beside the answer to the caller.
             tokio::task::spawn_blocking(move || engine.forgotten(&of.0, &of.1));
             Ok(())
         })
