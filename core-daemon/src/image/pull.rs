@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rung_spec::image::{Descriptor, ImageConfig, Kind as MediaKind, Manifest};
-use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 
 use super::choice::Want;
@@ -123,21 +122,12 @@ impl Pull<'_> {
         if is_manifest {
             return self.repository.document(descriptor).await;
         }
-        let limit = MAX_DOCUMENT.min(descriptor.size);
-        let mut blob = self.repository.blob(descriptor, 0).await?;
-        let mut bytes = bytes::BytesMut::new();
-        while let Some(piece) = blob.next().await? {
-            if (bytes.len() + piece.len()) as u64 > limit {
-                let text = format!("registry {}: sends more than {limit} bytes", self.repository.host());
-                return Err(Error::new(Kind::DataLoss, format!("{text} of {}", descriptor.digest)));
-            }
-            bytes.extend_from_slice(&piece);
-        }
+        let bytes = self.repository.small(descriptor, MAX_DOCUMENT.min(descriptor.size)).await?;
         descriptor.digest.verify(&bytes).map_err(|error| {
             Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {error}", self.repository.host()))
         })?;
         walk::check_size(descriptor, &bytes)?;
-        Ok(bytes.freeze())
+        Ok(bytes)
     }
 
     /// Fetches one image's configuration and layers.
@@ -204,9 +194,10 @@ impl Pull<'_> {
             self.check_platform(&config)?;
             return Ok((Some(config), vec![self.options.snapshotter.clone()]));
         };
-        let offered = found.descriptor.platform.as_ref().unwrap_or(&config.platform);
-        let fits = |wanted: &Platform| offered.os.is_empty() || wanted.rank(offered).is_some();
-        let fitting = unpacks.iter().filter(|unpack| fits(&unpack.platform));
+        // Who may have chosen an image for another architecture has done so by now: it may well be emulated. Files of another
+        // system are not.
+        let os = &found.descriptor.platform.as_ref().unwrap_or(&config.platform).os;
+        let fitting = unpacks.iter().filter(|unpack| os.is_empty() || unpack.platform.os == *os);
         let mut snapshotters: Vec<String> = fitting.map(|unpack| unpack.snapshotter.clone()).collect();
         snapshotters.dedup();
         Ok((Some(config), snapshotters))

@@ -346,6 +346,23 @@ async fn a_configuration_that_lies_about_its_layers_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_has_images_for_other_machines_unpacked_but_not_for_other_systems() {
+    let store = two_layers();
+    let fake = Fake::start(move |asked| store.answer(asked)).await;
+    let reference = Reference::parse(&format!("{}/a/b:1", fake.address)).expect("reference");
+    for (os, architecture, layers) in [("linux", "arm64", 2), ("windows", "amd64", 0)] {
+        let it = fixture();
+        let platform = Platform::new(os, architecture, None);
+        let unpack = Unpack { platform, snapshotter: "overlayfs".to_owned() };
+        let access = Access { plain_http: true, ..Access::default() };
+        let options = PullOptions { access, unpacks: Some(vec![unpack]), ..PullOptions::default() };
+        it.images.pull(&it.ctx, &reference, options, Arc::new(Quiet)).await.expect("pull");
+        let snapshots = it.images.snapshotters.get("").expect("snapshotter");
+        assert_eq!(snapshots.list(&it.ctx).expect("snapshots").len(), layers, "{os}/{architecture}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pulls_of_one_image_at_once_fetch_it_once() {
     let store = two_layers();
     let blobs = Arc::new(AtomicU32::new(0));

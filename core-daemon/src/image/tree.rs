@@ -159,8 +159,11 @@ fn none_fits(index: &Index, choice: &Choice) -> Error {
         return Error::not_found("its index has no images");
     }
     let wanted: Vec<String> = choice.platforms().iter().map(ToString::to_string).collect();
-    let there = index.platforms().join(", ");
-    Error::not_found(format!("has no image for {}; there are: {there}", wanted.join(", ")))
+    let there = match index.platforms().join(", ") {
+        none if none.is_empty() => "its index has no images".to_owned(),
+        there => format!("there are: {there}"),
+    };
+    Error::not_found(format!("has no image for {}; {there}", wanted.join(", ")))
 }
 
 /// References to all entries, those that are not here among them: they may come later, by another choice.

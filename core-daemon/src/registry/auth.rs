@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use super::body::Body;
 use super::challenge::{Challenge, parse};
 use super::hosts::Host;
-use super::reach::{check_elsewhere, same_origin};
+use super::reach::same_origin;
 use super::transport::{self, Ask, body, failure};
 use super::{Credentials, Repository};
 use crate::error::{Doing, Error, Kind, Result};
@@ -127,7 +127,7 @@ impl Repository {
         };
         let realm = challenge.get("realm").ok_or_else(|| refuse("is not named"))?;
         let realm: Url = realm.parse().map_err(|_| refuse("has no valid address"))?;
-        check_elsewhere(&host.base, &realm).map_err(refuse)?;
+        host.check_elsewhere(&realm).map_err(refuse)?;
         // The token service stands where it says, so requests to it are its own.
         let service = host.service_at(realm.clone());
         let scopes = scopes(scope, challenge.get("scope").unwrap_or_default());

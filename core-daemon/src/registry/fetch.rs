@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url};
 use rung_spec::digest::Digest;
@@ -10,12 +12,13 @@ use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
 use super::Repository;
 use super::hosts::Host;
 use super::push::is_passing;
-use super::reach::check_elsewhere;
-use super::transport::{Ask, body, failure, next_piece, send};
+use super::transport::{Ask, backoff, body, failure, next_piece, send};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// Largest manifest or index: what registries take at least, and hardly one takes more.
 const MAX_MANIFEST: u64 = 4 << 20;
+/// Tries of an answer that breaks off.
+const TRIES: u32 = 5;
 /// Most addresses of one blob that are tried.
 const MAX_URLS: usize = 4;
 
@@ -43,6 +46,18 @@ impl BlobStream {
     /// `Unavailable` or `DeadlineExceeded` when the connection breaks or stalls: what came so far is good.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         next_piece(&self.host, &mut self.answer).await
+    }
+
+    async fn whole(mut self, limit: u64) -> Result<Bytes> {
+        let mut bytes = bytes::BytesMut::new();
+        while let Some(piece) = self.next().await? {
+            if (bytes.len() + piece.len()) as u64 > limit {
+                let text = format!("registry {}: sends more than {limit} bytes", self.host.name());
+                return Err(Error::new(Kind::DataLoss, text));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.freeze())
     }
 }
 
@@ -73,6 +88,9 @@ impl Repository {
     /// # Errors
     /// As [`Repository::resolve`]; `DataLoss` where the registry sends something else.
     pub async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+        if let Some(bytes) = embedded(descriptor) {
+            return Ok(bytes);
+        }
         let bytes = self.each(|host| host.pulls, |host| self.document_at(host, descriptor)).await?;
         let wrong = |problem: &dyn std::fmt::Display| {
             Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {problem}", self.host))
@@ -84,12 +102,33 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// A blob from `offset` on, or from its beginning where the registry cannot give a part. Where its descriptor says that
-    /// it is elsewhere, it is looked for there first.
+    /// A small blob whole, of at most `limit` bytes, asked for again where it breaks off.
+    ///
+    /// # Errors
+    /// As [`Repository::resolve`]; `DataLoss` where the registry sends more.
+    pub async fn small(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.blob(descriptor, 0).await?.whole(limit).await {
+                Err(error) if error.kind() == Kind::Unavailable && tried < TRIES => {
+                    tracing::debug!(digest = %descriptor.digest, %error, "a small blob broke off");
+                    tokio::time::sleep(backoff(tried)).await;
+                }
+                other => return other.doing(|| descriptor.digest.to_string()),
+            }
+        }
+    }
+
+    /// A blob from `offset` on, or from its beginning where the registry cannot give a part. What its descriptor has in
+    /// itself is not asked for; where that says that it is elsewhere, it is looked for there first.
     ///
     /// # Errors
     /// As [`Repository::resolve`].
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+        if let (Some(bytes), Some(host)) = (embedded(descriptor), self.hosts.first()) {
+            return Ok(BlobStream { host: host.clone(), answer: http::Response::new(bytes).into(), offset: 0 });
+        }
         for url in descriptor.urls.iter().take(MAX_URLS) {
             match self.blob_elsewhere(url, descriptor, offset).await {
                 Ok(blob) => return Ok(blob),
@@ -184,12 +223,7 @@ impl Repository {
 
     async fn resolve_by_get(&self, host: &Host, mut ask: Ask, object: &str) -> Result<Resolved> {
         ask.method = Method::GET;
-        let answer = self.send(host, &ask, &self.scope()).await?;
-        if !answer.status().is_success() {
-            return Err(failure(host, answer).await).doing(|| format!("resolve {}", self.called(object)));
-        }
-        let media_type = media_type(&answer);
-        let bytes = body(host, answer, MAX_MANIFEST).await?;
+        let (media_type, bytes) = self.whole(host, &ask).await.doing(|| format!("resolve {}", self.called(object)))?;
         let digest = Digest::of(&bytes);
         if let Ok(expected) = Digest::parse(object) {
             expected.verify(&bytes).map_err(|error| {
@@ -208,16 +242,35 @@ impl Repository {
             format!("{}, */*", descriptor.media_type)
         };
         let ask = Ask::new(Method::GET, url).header(http::header::ACCEPT, &accept);
-        let answer = self.send(&host, &ask, &self.scope()).await?;
-        if !answer.status().is_success() {
-            return Err(failure(&host, answer).await);
+        self.whole(&host, &ask).await.map(|(_, bytes)| bytes)
+    }
+
+    /// An answer's media type and all of its bytes. It is asked for again where it breaks off.
+    async fn whole(&self, host: &Host, ask: &Ask) -> Result<(String, Bytes)> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let answer = self.send(host, ask, &self.scope()).await?;
+            if !answer.status().is_success() {
+                return Err(failure(host, answer).await);
+            }
+            let media_type = media_type(&answer);
+            match body(host, answer, MAX_MANIFEST).await {
+                Err(error) if error.kind() == Kind::Unavailable && tried < TRIES && !host.leads_on => {
+                    tracing::debug!(host = host.name(), url = %ask.url, %error, "a document broke off");
+                    tokio::time::sleep(backoff(tried)).await;
+                }
+                other => return other.map(|bytes| (media_type, bytes)),
+            }
         }
-        body(&host, answer, MAX_MANIFEST).await
     }
 
     async fn blob_at(&self, host: Host, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
         let url = self.url(&host, &format!("blobs/{}", descriptor.digest))?;
-        let answer = self.send(&host, &part(url, offset), &self.scope()).await?;
+        let mut answer = self.send(&host, &part(url.clone(), offset), &self.scope()).await?;
+        if is_other_part(&answer, offset) {
+            answer = self.send(&host, &part(url, 0), &self.scope()).await?;
+        }
         begun(host, answer, descriptor, offset).await
     }
 
@@ -226,9 +279,12 @@ impl Repository {
         let nobody = || Error::unavailable(format!("registry {}: no host is configured for this", self.host));
         let registry = self.hosts.iter().find(|host| host.pulls).ok_or_else(nobody)?;
         let url: Url = url.parse().map_err(|error| Error::invalid(format!("{url:?}: {error}")))?;
-        check_elsewhere(&registry.base, &url).map_err(Error::invalid)?;
+        registry.check_elsewhere(&url).map_err(Error::invalid)?;
         let host = registry.service_at(url.clone());
-        let answer = send(&host, &part(url, offset), None).await?;
+        let mut answer = send(&host, &part(url.clone(), offset), None).await?;
+        if is_other_part(&answer, offset) {
+            answer = send(&host, &part(url, 0), None).await?;
+        }
         begun(host, answer, descriptor, offset).await
     }
 }
@@ -239,14 +295,27 @@ fn part(url: Url, offset: u64) -> Ask {
     if offset > 0 { ask.header(http::header::RANGE, &format!("bytes={offset}-")) } else { ask }
 }
 
+/// Whether something else came than the part that was asked for. The whole is what is left to ask for then: what is
+/// stored of it stays, and so would the failure.
+fn is_other_part(answer: &Response, offset: u64) -> bool {
+    match answer.status() {
+        StatusCode::PARTIAL_CONTENT => !starts_at(answer, offset),
+        StatusCode::RANGE_NOT_SATISFIABLE => offset > 0,
+        _ => false,
+    }
+}
+
+/// What a descriptor has in itself of its blob, if that is all of it.
+fn embedded(descriptor: &Descriptor) -> Option<Bytes> {
+    let bytes = STANDARD.decode(Some(&descriptor.data).filter(|data| !data.is_empty())?).ok()?;
+    (bytes.len() as u64 == descriptor.size && descriptor.digest.verify(&bytes).is_ok()).then(|| bytes.into())
+}
+
 /// A blob whose first bytes may have come.
 async fn begun(host: Host, answer: Response, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
     let offset = match answer.status() {
         StatusCode::OK => 0,
         StatusCode::PARTIAL_CONTENT if starts_at(&answer, offset) => offset,
-        StatusCode::PARTIAL_CONTENT => {
-            return Err(Error::unavailable(format!("registry {}: sent another part than asked for", host.name())));
-        }
         _ => return Err(failure(&host, answer).await).doing(|| format!("fetch {}", descriptor.digest)),
     };
     Ok(BlobStream { host, answer, offset })

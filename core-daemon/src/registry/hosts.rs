@@ -71,6 +71,16 @@ impl Host {
         Tls { skip_verify: self.skip_verify, identity: None, ..self.tls.clone() }
     }
 
+    /// Whether it may send us to `to`.
+    pub(super) fn check_elsewhere(&self, to: &reqwest::Url) -> Result<(), &'static str> {
+        reach::check_elsewhere(&self.base, self.is_near.load(Ordering::Relaxed), to)
+    }
+
+    /// Whether requests to `url` go to it without anybody between.
+    pub(super) fn is_reached_directly(&self, url: &reqwest::Url) -> bool {
+        !self.clients.proxies.take(url)
+    }
+
     fn elsewhere(&self) -> Reach {
         if self.is_near.load(Ordering::Relaxed) { Reach::NotLinkLocal } else { Reach::Public }
     }

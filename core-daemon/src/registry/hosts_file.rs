@@ -169,7 +169,12 @@ fn identity(client: Option<toml::Value>, base: &Path) -> Result<Option<(PathBuf,
     let pair = match client {
         None => return Ok(None),
         Some(toml::Value::String(both)) => return Ok(Some((base.join(&both), base.join(&both)))),
-        Some(toml::Value::Array(list)) => list.into_iter().next().ok_or_else(invalid)?,
+        Some(toml::Value::Array(list)) => {
+            if list.len() > 1 {
+                tracing::warn!(base = %base.display(), "hosts.toml: of several client certificates the first is used");
+            }
+            list.into_iter().next().ok_or_else(invalid)?
+        }
         Some(_) => return Err(invalid()),
     };
     match pair {

@@ -18,6 +18,7 @@ mod explain;
 mod fetch;
 mod hosts;
 mod hosts_file;
+mod proxies;
 mod push;
 mod reach;
 mod referrers;

@@ -45,8 +45,8 @@ pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host_str() == b.host_str() && a.port_or_known_default() == b.port_or_known_default()
 }
 
-/// Whether a registry at `base` may send us to `to`.
-pub(super) fn check_elsewhere(base: &Url, to: &Url) -> Result<(), &'static str> {
+/// Whether a registry at `base`, which may be near whatever its name, may send us to `to`.
+pub(super) fn check_elsewhere(base: &Url, is_near: bool, to: &Url) -> Result<(), &'static str> {
     if !matches!(to.scheme(), "http" | "https") {
         return Err("not http");
     }
@@ -56,7 +56,7 @@ pub(super) fn check_elsewhere(base: &Url, to: &Url) -> Result<(), &'static str> 
     if to.host_str().and_then(address).is_some_and(is_link_local) {
         return Err("a link-local address, which no registry has business with");
     }
-    if is_private(to) && !is_private(base) {
+    if is_private(to) && !is_near {
         return Err("a private address, which a public registry has no business with");
     }
     if base.scheme() == "https" && to.scheme() == "http" {

@@ -11,7 +11,8 @@ use reqwest::{Client, Method, Response, StatusCode, Url};
 use super::body::Body;
 use super::error::{is_broken_off, of_answer, of_transport, root_cause};
 use super::hosts::Host;
-use super::reach::{Reach, Resolver, check_elsewhere, is_loopback, is_private_address, same_origin};
+use super::proxies::Proxies;
+use super::reach::{Reach, Resolver, is_private_address, same_origin};
 use super::renewed::Renewed;
 use crate::error::{Error, Kind, Result};
 
@@ -50,6 +51,7 @@ pub(super) struct Clients {
     known: Mutex<HashMap<(Tls, Reach, Way), Renewed<Client>>>,
     /// For how long nothing may come.
     pub(super) patience: Duration,
+    pub(super) proxies: Proxies,
 }
 
 impl Default for Clients {
@@ -60,12 +62,12 @@ impl Default for Clients {
 
 impl Clients {
     pub(super) fn with_patience(patience: Duration) -> Self {
-        Self { known: Mutex::default(), patience }
+        Self { known: Mutex::default(), patience, proxies: Proxies::of_environment() }
     }
 
     /// The client for an address.
     pub(super) fn get(&self, tls: &Tls, reach: Reach, url: &Url) -> Result<Client> {
-        let way = if is_loopback(url) { Way::Direct } else { Way::Usual };
+        let way = if self.proxies.take(url) { Way::Proxy } else { Way::Direct };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.entry((tls.clone(), reach, way)).or_default().get(&tls.files(), || build(tls, reach, way))
     }
@@ -74,9 +76,9 @@ impl Clients {
 /// Which way requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
-    /// Through the proxy that the environment names, if any.
-    Usual,
-    /// To this machine: no proxy on another leads back to it.
+    /// Through the proxy that the environment names.
+    Proxy,
+    /// To whom it is.
     Direct,
 }
 
@@ -246,7 +248,11 @@ async fn follow(host: &Host, ask: &Ask, authorization: Option<&str>) -> Result<R
         let answer =
             answer.map_err(|error| Failed { passes: is_broken_off(&error), error: of_transport(&name, &error) })?;
         tell_answer(host, &answer);
-        if own && let Some(peer) = answer.remote_addr() {
+        // Whoever answers in its place says nothing of where it is.
+        if own
+            && host.is_reached_directly(&url)
+            && let Some(peer) = answer.remote_addr()
+        {
             host.is_near.store(is_private_address(peer.ip()), Ordering::Relaxed);
         }
         if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -311,7 +317,7 @@ pub(super) fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url
     let location = answer.headers().get(http::header::LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| refuse("redirects to nowhere".to_owned()))?;
     let to = from.join(location).map_err(|error| refuse(format!("redirects to {location:?}: {error}")))?;
-    check_elsewhere(&host.base, &to).map_err(|problem| refuse(format!("redirects to {to}: {problem}")))?;
+    host.check_elsewhere(&to).map_err(|problem| refuse(format!("redirects to {to}: {problem}")))?;
     Ok(to)
 }
 

@@ -22,6 +22,9 @@ pub struct Descriptor {
     /// Where else it may be fetched.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
+    /// The content itself in base64, of something small.
+    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
+    pub data: String,
     /// Notes of whoever built it.
     #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
@@ -41,6 +44,7 @@ impl Descriptor {
             digest,
             size,
             urls: Vec::new(),
+            data: String::new(),
             annotations: BTreeMap::new(),
             platform: None,
             artifact_type: None,

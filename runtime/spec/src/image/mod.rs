@@ -74,6 +74,9 @@ impl Document {
                     Manifest::parse("", bytes).map(|manifest| Self::Manifest(Box::new(manifest)))
                 }
             }
+            _ if bare(media_type).starts_with("application/vnd.docker.distribution.manifest.v1+") => {
+                Err(InvalidDocument::SchemaVersion(1))
+            }
             _ => Err(InvalidDocument::Kind(media_type.to_owned())),
         }
     }
