@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
@@ -17,10 +18,11 @@ use crate::metadata::{Db, Tx};
 impl Store {
     pub(super) fn open_blob(&self, digest: &Digest) -> Result<Option<Blob>> {
         let path = self.blob(digest);
-        match File::open(&path) {
+        // What is no file is no blob, and must not be waited for.
+        match File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path) {
             Ok(file) => {
-                let size = file.metadata().doing(|| format!("read {}", path.display()))?.len();
-                Ok(Some(Blob { file, size }))
+                let metadata = file.metadata().doing(|| format!("read {}", path.display()))?;
+                Ok(Some(Blob { file, size: metadata.len() }).filter(|_| metadata.is_file()))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).doing(|| format!("open {}", path.display())),

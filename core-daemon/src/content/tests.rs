@@ -250,3 +250,14 @@ fn what_is_deleted_under_a_lease_is_not_held_any_more() {
     it.content.abort(&ctx, "r").expect("abort");
     assert!(it.db.read(|tx| leases::resources(tx, "a", "l")).expect("resources").is_empty());
 }
+
+#[test]
+fn what_is_no_file_is_no_blob_and_is_not_waited_for() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");
+    let path = it.dir.path().join("content/blobs/sha256").join(digest.hex());
+    std::fs::remove_file(&path).expect("remove");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    assert_eq!(it.content.damage(&digest, 5, true).expect("check"), Some(Damage::Missing));
+    assert_eq!(it.content.strays().expect("strays"), [path]);
+}

@@ -5,6 +5,10 @@ use super::{BLOCK, Image};
 use crate::error::{Error, Result};
 
 const MAGIC: u32 = 0xe0f5_e1e2;
+/// Bytes of the superblock.
+pub(super) const SUPERBLOCK: usize = 128;
+/// Where in it the number of blocks is.
+const BLOCKS_AT: usize = 36;
 /// Inodes lie in slots of this size, and are called by the slot that they begin in.
 const SLOT: u64 = 32;
 /// Bytes of an inode, in its long form.
@@ -174,7 +178,7 @@ impl Layout {
 
     /// The superblock of an image of `end` bytes whose inodes begin at `inodes`.
     pub(super) fn superblock(&self, inodes: u64, end: u64) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(128);
+        let mut bytes = Vec::with_capacity(SUPERBLOCK);
         bytes.extend_from_slice(&MAGIC.to_le_bytes());
         bytes.extend_from_slice(&[0; 8]);
         let shift = u8::try_from(BLOCK.trailing_zeros()).unwrap_or(0);
@@ -184,9 +188,16 @@ impl Layout {
         bytes.extend_from_slice(&[0; 12]);
         bytes.extend_from_slice(&block_of(end)?.to_le_bytes());
         bytes.extend_from_slice(&block_of(inodes)?.to_le_bytes());
-        bytes.resize(128, 0);
+        bytes.resize(SUPERBLOCK, 0);
         Ok(bytes)
     }
+}
+
+/// How long an image is by its superblock, if that is one.
+pub(super) fn length(superblock: &[u8; SUPERBLOCK]) -> Option<u64> {
+    let number = |at: usize| superblock[at..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+    let blocks = number(0).filter(|magic| *magic == MAGIC).and_then(|_| number(BLOCKS_AT))?;
+    Some(u64::from(blocks) * BLOCK)
 }
 
 fn block_of(offset: u64) -> Result<u32> {

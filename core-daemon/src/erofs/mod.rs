@@ -41,6 +41,25 @@ pub fn probe(scratch: &Path) -> Result<()> {
     removed.doing(|| format!("remove {}", file.display()))
 }
 
+/// What is wrong with an image, by its beginning and its length.
+pub fn damage(path: &Path) -> Option<String> {
+    let mut superblock = [0; layout::SUPERBLOCK];
+    let read = std::fs::File::open(path).and_then(|file| {
+        let length = file.metadata()?.len();
+        if length >= 2 * BLOCK + superblock.len() as u64 {
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut superblock, 2 * BLOCK)?;
+        }
+        Ok(length)
+    });
+    match (read, layout::length(&superblock)) {
+        (Err(error), _) if error.kind() == std::io::ErrorKind::NotFound => Some(format!("{} is gone", path.display())),
+        (Err(error), _) => Some(format!("{}: {error}", path.display())),
+        (Ok(_), None) => Some(format!("{} is no image", path.display())),
+        (Ok(is), Some(should)) if is != should => Some(format!("{} has {is} bytes, not {should}", path.display())),
+        _ => None,
+    }
+}
+
 fn try_mount(file: &Path) -> Result<()> {
     use std::io::Read;
     use std::os::fd::AsFd;

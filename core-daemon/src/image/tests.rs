@@ -465,3 +465,5 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
         assert!(fake.seen().len() < 20, "{:?}", fake.seen());
     }
 }
+
+mod damage;

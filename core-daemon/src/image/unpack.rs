@@ -21,7 +21,7 @@ use crate::diff::{self, Applied, Mode, Target, Unfinished};
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id;
 use crate::labels::{self, Labels};
-use crate::snapshots::{Applying, Kind as SnapshotKind, Layer, Mount, Snapshotter, Unpacking};
+use crate::snapshots::{Applying, Layer, Mount, Snapshotter, Unpacking};
 
 /// An image's layers on their way into a snapshotter.
 pub(super) struct Stack {
@@ -51,9 +51,9 @@ impl Stack {
         let snapshotter = images.snapshotters.get(name)?;
         let diff_ids = config.rootfs.diff_ids.clone();
         let chain = chain_ids(&diff_ids);
-        let mut present = chain.len();
-        while present > 0 && !is_committed(snapshotter.as_ref(), ctx, &chain[present - 1])? {
-            present -= 1;
+        let mut present = 0;
+        while present < chain.len() && snapshotter.is_whole(ctx, chain[present].as_str())? {
+            present += 1;
         }
         let name = images.snapshotters.name_or_default(name).to_owned();
         let missing = chain[present..].iter().map(ToString::to_string);
@@ -176,7 +176,12 @@ impl Stack {
         for index in self.present..self.chain.len() {
             let key = format!("extract-{} {}", id::random::<8>()?, self.chain[index]);
             let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
-            let labels = Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain[index].to_string())]);
+            let target = self.chain[index].to_string();
+            let labels = match self.snapshotter.stat(&self.ctx, &target) {
+                // It stands on files that are made anew, or these are its own: it is there, and is to be made.
+                Ok(_) => Labels::new(),
+                Err(_) => Labels::from([(labels::SNAPSHOT_REF.to_owned(), target)]),
+            };
             let mounts = match self.snapshotter.prepare(&self.ctx, &key, &parent, labels) {
                 // It came from elsewhere meanwhile, or the snapshotter fetches it itself.
                 Err(error) if error.kind() == Kind::AlreadyExists => continue,
@@ -214,14 +219,6 @@ impl Stack {
 fn image_mount(path: &Path) -> Mount {
     let source = path.to_string_lossy().into_owned();
     Mount { kind: "erofs".into(), source, target: String::new(), options: vec!["ro".into()] }
-}
-
-fn is_committed(snapshotter: &dyn Snapshotter, ctx: &Context, chain_id: &Digest) -> Result<bool> {
-    match snapshotter.stat(ctx, chain_id.as_str()) {
-        Ok(info) => Ok(info.kind() == SnapshotKind::Committed),
-        Err(error) if error.kind() == Kind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 impl Images {

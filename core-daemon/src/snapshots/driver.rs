@@ -78,6 +78,11 @@ pub trait Driver: Send + Sync + 'static {
         missing(&self.dir(number))
     }
 
+    /// Whether others may take the place of a committed snapshot's files.
+    fn is_lost(&self, number: u64) -> bool {
+        self.damage(number, Kind::Committed).is_some()
+    }
+
     /// Labels that tell clients of a snapshot's files.
     fn labels(&self, _number: u64, _kind: Kind) -> Labels {
         Labels::new()

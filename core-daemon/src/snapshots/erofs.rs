@@ -58,6 +58,10 @@ impl Erofs {
         let doing = || format!("mount {}", image.display());
         let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         unseal(&dir)?;
+        // Nothing is in it but the mount.
+        if !fs.exists() {
+            make(&fs, 0o755)?;
+        }
         if is_mounted(&dir, &fs)? {
             return Ok(fs);
         }
@@ -162,8 +166,11 @@ impl Driver for Erofs {
         let dir = self.dir(number);
         let image = dir.join(IMAGE);
         match kind {
-            Kind::Committed if !image.is_file() => Some(format!("{} is gone", image.display())),
-            Kind::Committed => None,
+            // Its image may not have taken its place yet.
+            Kind::Committed => match dir.join(SEALED) {
+                sealed if sealed.is_file() => erofs::damage(&sealed),
+                _ => erofs::damage(&image),
+            },
             _ => missing(&dir),
         }
     }
@@ -213,6 +220,27 @@ mod tests {
             unseal(dir).expect("unseal");
             assert!(dir.join("fs").is_dir() && !dir.join("fs/file").exists() && !dir.join("work").exists());
             assert_eq!(std::fs::read(dir.join(IMAGE)).expect("image"), b"image");
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_none_or_cut_off_is_damage() {
+        let root = tempfile::tempdir().expect("directory");
+        let it = Erofs { root: root.path().to_owned(), options: Vec::new(), mounting: Mutex::new(()) };
+        let dir = it.dir(1);
+        let damage = || it.damage(1, Kind::Committed).unwrap_or_default();
+        assert!(damage().ends_with("is gone"), "{}", damage());
+        std::fs::create_dir_all(&dir).expect("directory");
+        let image = erofs::Image::create(&dir.join(SEALED)).expect("image");
+        let whole = image.finish(&erofs::Tree::new()).expect("finish");
+        // The daemon may have ended before the image took its place.
+        assert_eq!(damage(), "");
+        std::fs::rename(dir.join(SEALED), dir.join(IMAGE)).expect("rename");
+        assert_eq!(damage(), "");
+        let length = whole.metadata().expect("metadata").len();
+        for (length, said) in [(length - 1, "bytes, not"), (1100, "is no image"), (0, "is no image")] {
+            whole.set_len(length).expect("damage");
+            assert!(damage().contains(said), "{length}: {}", damage());
         }
     }
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use gantry_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
+use gantry_proto::containerd::events::{SnapshotPrepare, SnapshotRemove};
 
 use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
+use super::commit::{chosen_parent, new_info};
 use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage, mounted};
 use crate::blocking::each;
 use crate::context::Context;
@@ -42,10 +43,10 @@ struct New<'a> {
 
 /// A snapshotter whose files are on this machine.
 pub struct Local<D> {
-    name: String,
-    driver: Arc<D>,
+    pub(super) name: String,
+    pub(super) driver: Arc<D>,
     db: Db,
-    events: Events,
+    pub(super) events: Events,
     next: AtomicU64,
     busy: Numbers,
     /// How many may be removed beside what goes on.
@@ -78,13 +79,13 @@ impl<D: Driver> Local<D> {
         busy.ok_or_else(|| Error::unavailable(format!("snapshot {key}: is being made, committed or removed")))
     }
 
-    fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
+    pub(super) fn find(&self, tx: &impl Tx, ctx: &Context, key: &str) -> Result<Record> {
         table::get(tx, ctx.namespace.as_str(), &self.name, key)?
             .ok_or_else(|| Error::not_found(format!("snapshot {key} does not exist")))
     }
 
     /// What `parent`, if there is one, is recorded as. As long as it is there, its ancestors are.
-    fn parent(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Option<Record>> {
+    pub(super) fn parent(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Option<Record>> {
         if parent.is_empty() {
             return Ok(None);
         }
@@ -197,7 +198,7 @@ impl<D: Driver> Local<D> {
         info
     }
 
-    fn hold(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
+    pub(super) fn hold(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
         leases::hold_for(tx, ctx, &format!("snapshots/{}", self.name), key)
     }
 
@@ -218,39 +219,6 @@ impl<D: Driver> Local<D> {
             failpoint::hit("snapshot.removed");
             drop((busy, place));
         });
-    }
-
-    fn commit_one(&self, tx: &WriteTx, ctx: &Context, layer: &Layer, usage: Usage) -> Result<()> {
-        let Layer { name, key, parent, labels } = layer;
-        let namespace = ctx.namespace.as_str();
-        let record = self.committable(tx, ctx, name, key)?;
-        self.parent(tx, ctx, parent)?;
-        table::delete(tx, namespace, &self.name, &record)?;
-        if let Some(lease) = &ctx.lease {
-            leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
-        }
-        self.hold(tx, ctx, name)?;
-        let info = new_info(name, parent, Kind::Committed, labels.clone());
-        let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
-        table::put(tx, namespace, &self.name, &committed)
-    }
-
-    fn announce_commit(&self, ctx: &Context, layer: &Layer) {
-        let (key, name) = (layer.key.clone(), layer.name.clone());
-        let event = SnapshotCommit { key, name, snapshotter: self.name.clone() };
-        self.events.announce(&ctx.namespace, "/snapshot/commit", &event);
-    }
-
-    fn committable(&self, tx: &impl Tx, ctx: &Context, name: &str, key: &str) -> Result<Record> {
-        // A client that repeats a commit, whose source is gone with the first, is told that it is done.
-        if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
-            return Err(Error::already_exists(format!("snapshot {name:?}: already exists")));
-        }
-        let record = self.find(tx, ctx, key)?;
-        if record.info.kind() != Kind::Active {
-            return Err(Error::precondition(format!("snapshot {key} is not active")));
-        }
-        Ok(record)
     }
 }
 
@@ -331,10 +299,12 @@ impl<D: Driver> Snapshotter for Local<D> {
             let mut spare = Vec::new();
             for (layer, usage) in layers.iter().zip(usages) {
                 match self.commit_one(tx, ctx, layer, usage) {
-                    // Somebody else unpacked it meanwhile.
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                         self.hold(tx, ctx, &layer.name)?;
-                        spare.push(layer.key.clone());
+                        if !self.replace_damaged(tx, ctx, layer, usage)? {
+                            // Somebody else unpacked it meanwhile.
+                            spare.push(layer.key.clone());
+                        }
                     }
                     other => other?,
                 }
@@ -431,6 +401,11 @@ impl<D: Driver> Snapshotter for Local<D> {
         self.driver.damage(number, kind)
     }
 
+    fn is_whole(&self, ctx: &Context, name: &str) -> Result<bool> {
+        let record = self.db.read(|tx| table::get(tx, ctx.namespace.as_str(), &self.name, name))?;
+        Ok(record.is_some_and(|it| it.info.kind() == Kind::Committed && !self.driver.is_lost(it.number)))
+    }
+
     fn unpacking(&self) -> Unpacking {
         self.driver.unpacking()
     }
@@ -450,23 +425,6 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn exports(&self) -> BTreeMap<String, String> {
         self.driver.exports()
     }
-}
-
-fn chosen_parent(info: &Info, parent: Option<&str>) -> Result<String> {
-    match parent.filter(|parent| !parent.is_empty()) {
-        Some(parent) if !info.parent.is_empty() && info.parent != parent => {
-            let Info { name, parent: own, .. } = info;
-            Err(Error::invalid(format!("snapshot {name} has the parent {own}: it cannot become {parent}")))
-        }
-        Some(parent) => Ok(parent.to_owned()),
-        None => Ok(info.parent.clone()),
-    }
-}
-
-fn new_info(name: &str, parent: &str, kind: Kind, mut labels: Labels) -> Info {
-    labels::drop_empty(&mut labels);
-    let now = Some(SystemTime::now().into());
-    Info { name: name.into(), parent: parent.into(), kind: kind.into(), created_at: now, updated_at: now, labels }
 }
 
 fn check_key(key: &str) -> Result<()> {
@@ -490,5 +448,6 @@ fn discard(db: &Db, driver: &impl Driver, name: &str, number: u64) {
 fn numbers(driver: &impl Driver) -> Result<Vec<u64>> {
     let dir = driver.root().join("snapshots");
     let entries = std::fs::read_dir(&dir).doing(|| format!("list {}", dir.display()))?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    let number = |name: &str| name.parse().ok().filter(|number: &u64| number.to_string() == name);
+    Ok(entries.flatten().filter_map(|entry| number(entry.file_name().to_str()?)).collect())
 }

@@ -26,6 +26,7 @@
 //! the disk.
 
 mod busy;
+mod commit;
 mod copy;
 mod driver;
 pub mod erofs;
@@ -229,6 +230,18 @@ pub trait Snapshotter: Send + Sync {
 
     /// What the files of a number lack, where they lack something.
     fn damage(&self, number: u64, kind: Kind) -> Option<String>;
+
+    /// Whether a committed snapshot is there, with its files. One without gets those of the layer that is committed as it.
+    ///
+    /// # Errors
+    /// When it cannot be known.
+    fn is_whole(&self, ctx: &Context, name: &str) -> Result<bool> {
+        match self.stat(ctx, name) {
+            Ok(info) => Ok(info.kind() == Kind::Committed),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 
     /// How [`Snapshotter::commit`] wants layers.
     fn unpacking(&self) -> Unpacking {

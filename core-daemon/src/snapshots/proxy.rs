@@ -226,6 +226,11 @@ impl Driver for Proxy {
         }
     }
 
+    /// What stands on a snapshot the program stands on its own, whatever is lost.
+    fn is_lost(&self, _number: u64) -> bool {
+        false
+    }
+
     fn usage(&self, number: u64) -> Result<Usage> {
         let usage = |key: String| {
             let request = api::UsageRequest { key, snapshotter: self.name.clone() };

@@ -122,7 +122,9 @@ impl Records {
             let written = above.iter().find(|at| self.all.get(*at).is_some_and(|it| it.info.kind() == Kind::Active));
             match (user, written) {
                 (Some(container), _) => {
-                    let remedy = format!("container {container} stands on it: remove that, and check again");
+                    // A layer is put under what stands on it.
+                    let again = if record.info.kind() == Kind::Committed { "pull its image again, or " } else { "" };
+                    let remedy = format!("container {container} stands on it: {again}remove that, and check again");
                     check.leave(what, &remedy);
                 }
                 (None, Some((_, _, key))) => {

@@ -18,6 +18,7 @@ pub(super) const RULES: &[Rule] = &[
     ("files that are mounted stay", mounted),
     ("a parent can be named at the commit", rebase),
     ("layers are committed together", layers),
+    ("a layer takes the place of one without files", replaced),
 ];
 
 fn life(it: &Fixture) {
@@ -234,4 +235,45 @@ fn layers(it: &Fixture) {
     let shown = it.shown("two");
     assert!(shown.join("one").exists() && shown.join("two").exists() && !shown.join("there").exists());
     fails(it.stat(&it.ctx, "there-unpacked"), Code::NotFound);
+}
+
+fn replaced(it: &Fixture) {
+    let root = it.root().expect("root").join("snapshots");
+    it.layer("bottom", "", |dir| std::fs::write(dir.join("file"), "first").expect("write"));
+    it.layer("top", "bottom", |_| {});
+    it.prepare(&it.ctx, "rw", "top", Labels::new()).expect("prepare");
+    assert!(it.is_whole(&it.ctx, "top").expect("whole") && !it.is_whole(&it.ctx, "rw").expect("not committed"));
+    assert!(!it.is_whole(&it.ctx, "nobody").expect("there is none"));
+    let again = |key: &str, held: &Context| {
+        let mounts = it.prepare(held, key, "", Labels::new()).expect("prepare");
+        std::fs::write(Shown::of(&mounts).join("file"), key).expect("write");
+        let layer = Layer { name: "bottom".into(), key: key.into(), parent: String::new(), labels: Labels::new() };
+        it.commit_layers(held, &[layer]).expect("commit");
+        fails(it.stat(held, key), Code::NotFound);
+    };
+    // What is whole stays.
+    again("second", &it.ctx);
+    assert_eq!(std::fs::read(it.shown("bottom").join("file")).expect("read"), b"first");
+    let first =
+        std::fs::read_dir(&root).expect("list").flatten().filter_map(|it| it.file_name().to_str()?.parse().ok());
+    let first: u64 = first.min().expect("number");
+    let dir = root.join(first.to_string());
+    // Files that are another program's are not ours to make anew.
+    if !dir.join("fs").exists() {
+        return;
+    }
+    // Who shows images has them mounted.
+    let _ = mount::detach(&dir.join("fs"));
+    rung_sys::beneath::remove(&dir).expect("damage");
+    assert!(!it.is_whole(&it.ctx, "bottom").expect("damaged") && it.is_whole(&it.ctx, "top").expect("whole"));
+    again("third", &it.lease("l"));
+    assert_eq!(it.held("l"), ["bottom"]);
+    assert!(it.is_whole(&it.ctx, "bottom").expect("whole"));
+    assert_eq!(std::fs::read(it.shown("bottom").join("file")).expect("read"), b"third");
+    // What stands on it has the new files, unless it has copies.
+    let shown = Shown::of(&it.mounts(&it.ctx, "rw").expect("mounts"));
+    let (_, is) =
+        (std::fs::write(shown.join("own"), "").expect("write"), std::fs::read(shown.join("file")).expect("read"));
+    assert!(is == b"third" || it.unpacking() == Unpacking::Stacked && is == b"first", "{is:?}");
+    assert_eq!(it.stat(&it.ctx, "top").expect("stat").parent, "bottom");
 }
