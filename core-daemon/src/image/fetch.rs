@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Take};
-use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use rung_spec::digest::Digest;
 use rung_spec::image::Descriptor;
-use rung_sys::beneath::{self, Root};
+use rung_sys::beneath;
 use tokio::sync::mpsc;
 
 use super::layers::{apply_checked, apply_file, apply_stored};
@@ -77,6 +77,16 @@ impl Form {
         let (Self::Directory(path) | Self::Image(path)) = self;
         path
     }
+
+    /// Takes away all that bytes which were not right have left, what they said of the directory itself too.
+    fn begin_anew(&self) -> Result<()> {
+        // An image that was begun is thrown away by whoever makes it anew.
+        let Self::Directory(path) = self else { return Ok(()) };
+        let doing = || format!("empty {}", path.display());
+        beneath::remove(path).doing(doing)?;
+        std::fs::create_dir(path).doing(doing)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).doing(doing)
+    }
 }
 
 /// A fetched layer.
@@ -119,8 +129,11 @@ impl Fetcher {
         let is_apart = job.apply.is_some() && self.processors.take(&job.layer)?;
         let apart = if is_apart { job.apply.take() } else { None };
         let fetched = match self.stream(&job).await {
-            // Bytes kept from an earlier pull were bad: once more from the beginning.
-            Err(Failure::Stale) => self.stream(&job).await,
+            // Bytes kept from an earlier pull were bad, and anybody's: once more from the beginning.
+            Err(Failure::Stale) => match self.begin_anew(&job).await {
+                Ok(()) => self.stream(&job).await,
+                Err(error) => Err(Failure::Other(error)),
+            },
             other => other,
         };
         let mut fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
@@ -146,17 +159,15 @@ impl Fetcher {
         let (content, job) = (self.content.clone(), job.clone());
         blocking(move || {
             let damaged = content.drop_damaged(&job.layer.digest)?;
-            // An image that was begun is thrown away by whoever makes it anew.
-            if let Some(Place { form: Form::Directory(path), .. }) = job.apply.filter(|_| damaged) {
-                let doing = || format!("empty {}", path.display());
-                let root = Root::open(&path).doing(doing)?;
-                for name in beneath::entries(root.as_fd()).doing(doing)? {
-                    beneath::remove_tree(root.as_fd(), &name).doing(doing)?;
-                }
-            }
+            job.apply.filter(|_| damaged).map_or(Ok(()), |place| place.form.begin_anew())?;
             Ok(damaged)
         })
         .await
+    }
+
+    async fn begin_anew(&self, job: &Job) -> Result<()> {
+        let place = job.apply.clone();
+        blocking(move || place.map_or(Ok(()), |place| place.form.begin_anew())).await
     }
 
     async fn stream(&self, job: &Job) -> Result<Fetched, Failure> {
@@ -284,12 +295,19 @@ fn take(
         None => Ok(None),
     };
     let applied = applied.and_then(|applied| incoming.drain().doing(|| "read layer").map(|()| applied));
-    let Incoming { ingest, failed, .. } = incoming;
+    let Incoming { ingest, failed, is_over, .. } = incoming;
     if let Some(error) = failed {
         return Err(Failure::Other(error));
     }
     if ingest.offset() < layer.size {
-        return Err(applied.err().map_or(Failure::Closed, Failure::Other));
+        return match applied {
+            // What came so far makes no layer. The next pull must not go on from there.
+            Err(error) if !is_over && error.kind() != Kind::ResourceExhausted => {
+                ingest.abort();
+                Err(if resumed > 0 { Failure::Stale } else { Failure::Other(error) })
+            }
+            applied => Err(applied.err().map_or(Failure::Closed, Failure::Other)),
+        };
     }
     match ingest.seal(layer.size, Some(&layer.digest)) {
         Ok(sealed) => {
@@ -315,6 +333,8 @@ struct Incoming {
     reported: u64,
     /// Why it cannot be stored.
     failed: Option<Error>,
+    /// The network brings no more.
+    is_over: bool,
 }
 
 impl Incoming {
@@ -326,7 +346,17 @@ impl Incoming {
     ) -> Result<Self> {
         let earlier = ingest.written()?.take(ingest.offset());
         let layer = layer.clone();
-        Ok(Self { ingest, layer, earlier, from, now: Bytes::new(), progress, reported: 0, failed: None })
+        Ok(Self {
+            ingest,
+            layer,
+            earlier,
+            from,
+            now: Bytes::new(),
+            progress,
+            reported: 0,
+            failed: None,
+            is_over: false,
+        })
     }
 
     /// The next piece; empty at the end.
@@ -341,7 +371,10 @@ impl Incoming {
         if offset == size {
             return Ok(Bytes::new());
         }
-        let piece = self.from.blocking_recv().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let Some(piece) = self.from.blocking_recv() else {
+            self.is_over = true;
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
         if let Err(error) = self.ingest.write(&piece) {
             let told = io::Error::other(error.to_string());
             self.failed = Some(error);
