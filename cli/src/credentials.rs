@@ -51,6 +51,7 @@ struct Auth {
     username: String,
     password: String,
     identitytoken: String,
+    registrytoken: String,
 }
 
 /// Fills `options` with what docker's configuration knows for the registry of `image`.
@@ -65,6 +66,10 @@ pub async fn fill(options: &mut RegistryOptions, image: &str) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(broken(&path, &reason(&error))),
     };
+    // As docker has it, an empty file says nothing.
+    if text.is_empty() {
+        return Ok(());
+    }
     let config: Config = serde_json::from_slice(&text).map_err(|error| broken(&path, &error.to_string()))?;
     let key = key_of(&reference.host);
     let helper = config.cred_helpers.get(key).or(Some(&config.creds_store)).filter(|name| !name.is_empty());
@@ -77,6 +82,7 @@ pub async fn fill(options: &mut RegistryOptions, image: &str) -> Result<()> {
         options.username = username;
         options.password = password;
         options.identity_token = auth.identitytoken;
+        options.registry_token = auth.registrytoken;
     }
     Ok(())
 }
@@ -168,7 +174,11 @@ async fn run(name: &str, verb: &str, input: &str) -> Result<Option<Vec<u8>>> {
         })?;
     let talk = async {
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
+            // It may answer without having read what it is asked.
+            match stdin.write_all(input.as_bytes()).await {
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+                written => written?,
+            }
         }
         child.wait_with_output().await
     };

@@ -360,10 +360,19 @@ fn accounts_are_kept_where_docker_keeps_them(env: &Env) -> Result<()> {
     fs::write(config.join("config.json"), format!(r#"{{"credHelpers": {{"{host}": "test"}}}}"#))?;
     let mut command = daemon.gantry_command(&login)?;
     let path = format!("{}:{}", config.display(), std::env::var("PATH").unwrap_or_default());
-    command.env("DOCKER_CONFIG", &config).env("PATH", path);
+    command.env("DOCKER_CONFIG", &config).env("PATH", &path);
     output::run_with_input(command, "open sesame\n")?.ok()?;
     let told = fs::read_to_string(&log)?;
     assert!(told.starts_with("store\n") && told.contains("\"Secret\":\"open sesame\""), "{told}");
     assert!(!fs::read_to_string(config.join("config.json"))?.contains("YWxp"));
+    // It need not read what it is asked to answer it.
+    let answer = r#"{"ServerURL": "", "Username": "ali", "Secret": "open sesame"}"#;
+    fs::write(&program, format!("#!/bin/sh\necho '{answer}'\n"))?;
+    for _ in 0..5 {
+        let mut command = daemon.gantry_command(&["pull", &format!("{host}/nobody/there:1")])?;
+        command.env("DOCKER_CONFIG", &config).env("PATH", &path);
+        let said = output::run(command)?.fails()?;
+        assert!(said.contains("not found in the registry"), "{said}");
+    }
     Ok(())
 }

@@ -56,6 +56,7 @@ fn read() -> Result<(std::path::PathBuf, Value)> {
         Failure::new("there is no place for accounts").hint("set HOME, or name a directory in DOCKER_CONFIG")
     })?;
     let document = match std::fs::read(&path) {
+        Ok(text) if text.is_empty() => json!({}),
         Ok(text) => serde_json::from_slice(&text).map_err(|error| broken(&path, &error.to_string()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => json!({}),
         Err(error) => return Err(broken(&path, &reason(&error))),
@@ -77,10 +78,12 @@ fn entries(document: &mut Value) -> &mut Map<String, Value> {
     }
 }
 
-/// Writes the file whole or not at all, for nobody else to read.
+/// Writes the file whole or not at all, for nobody else to read; where there is one already, it stays where a link leads
+/// to, and its owner's.
 fn write(path: &Path, document: &Value) -> Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
     let failed = |error: std::io::Error| Failure::new(format!("write {}: {}", path.display(), reason(&error)));
+    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let directory = path.parent().unwrap_or(Path::new("/"));
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let part = directory.join(format!(".config.json.{}", std::process::id()));
@@ -88,6 +91,11 @@ fn write(path: &Path, document: &Value) -> Result<()> {
     let written = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&part).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.write_all(b"\n")?;
+        if let Ok(before) = std::fs::metadata(path) {
+            // Only root can give it to somebody.
+            let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+            file.set_permissions(before.permissions())?;
+        }
         file.sync_all()
     });
     let placed = written.and_then(|()| std::fs::rename(&part, path));
@@ -96,4 +104,28 @@ fn write(path: &Path, document: &Value) -> Result<()> {
         let _ = std::fs::remove_file(&part);
     }
     placed.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_link_stays_one_and_its_file_is_as_readable_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("config.json"), dir.path().join("of-another-name"));
+        std::fs::write(&file, "{}").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink("of-another-name", &link).unwrap();
+        write(&link, &json!({"a": 1})).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&file).unwrap()).unwrap(), json!({"a": 1}));
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+        let fresh = dir.path().join("new/config.json");
+        write(&fresh, &json!({})).unwrap();
+        assert_eq!(std::fs::metadata(&fresh).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
 }

@@ -372,7 +372,9 @@ pub(super) fn pull_options(platform: Option<Platform>, registry: Option<api::Reg
 /// How to speak to a registry, as a person says it.
 pub(super) fn access(registry: Option<api::RegistryOptions>) -> Access {
     let registry = registry.unwrap_or_default();
-    let credentials = if !registry.identity_token.is_empty() {
+    let credentials = if !registry.registry_token.is_empty() {
+        Some(Credentials::Header(format!("Bearer {}", registry.registry_token)))
+    } else if !registry.identity_token.is_empty() {
         Some(Credentials::Identity(registry.identity_token))
     } else if !registry.username.is_empty() {
         Some(Credentials::password(registry.username, registry.password))

@@ -402,6 +402,9 @@ pub struct RegistryOptions {
     pub password: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub identity_token: ::prost::alloc::string::String,
+    /// A bearer token for the registry itself, in place of an account.
+    #[prost(string, tag = "6")]
+    pub registry_token: ::prost::alloc::string::String,
 }
 impl ::prost::Name for RegistryOptions {
     const NAME: &'static str = "RegistryOptions";
