@@ -83,8 +83,10 @@ fn entries(document: &mut Value) -> &mut Map<String, Value> {
 fn write(path: &Path, document: &Value) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
     let failed = |error: std::io::Error| Failure::new(format!("write {}: {}", path.display(), reason(&error)));
-    let path = &std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let directory = path.parent().unwrap_or(Path::new("/"));
+    // As docker has it, one link is followed.
+    let path = &std::fs::read_link(path).map_or_else(|_| path.to_owned(), |target| directory.join(target));
+    let directory = path.parent().unwrap_or(directory);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let part = directory.join(format!(".config.json.{}", std::process::id()));
     let text = serde_json::to_string_pretty(document).map_err(|error| Failure::new(error.to_string()))?;
