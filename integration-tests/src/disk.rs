@@ -144,9 +144,11 @@ pub fn mount_image(env: &Env, image: &Path, target: &Path) -> Result<()> {
 /// Unmounts it.
 ///
 /// # Errors
-/// What umount(8) says.
+/// Where it stays busy.
 pub fn unmount(env: &Env, target: &Path) -> Result<()> {
-    env.run("umount", &[&target.to_string_lossy()])?.ok().map(drop)
+    let target = target.to_string_lossy();
+    // A shim whose task is deleted is about to end.
+    wait::until(&format!("{target} is busy"), || env.run("umount", &[&target]).ok()?.ok().ok()).map(drop)
 }
 
 /// Answers the kernel for a mount that is one file.

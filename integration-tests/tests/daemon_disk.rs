@@ -50,6 +50,7 @@ impl<'env> Scene<'env> {
         does(&daemon, &["pull", "-q", &scene.kept])?;
         does(&daemon, &["create", "--name", "web", &scene.kept, "sh", "-c", "echo here > /here"])?;
         does(&daemon, &["start", "-a", "web"])?;
+        has_ended(&daemon)?;
         daemon.stop()?;
         Ok(scene)
     }
@@ -77,6 +78,7 @@ impl<'env> Scene<'env> {
         ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
         let ran = daemon.gantry(&["start", "-a", "web"])?.ok()?;
         ensure!(ran.text().is_empty(), "{ran}");
+        has_ended(daemon)?;
         daemon.is_whole()
     }
 }
@@ -91,6 +93,12 @@ fn own_disk(env: &Env) -> Result<(NotedDisk, PathBuf)> {
 
 fn does(daemon: &Daemon<'_>, args: &[&str]) -> Result<()> {
     daemon.gantry(args)?.ok().map(drop)
+}
+
+/// Waits for the container's task to be deleted: once the daemon is gone, nobody ends the shim, which keeps the disk busy.
+fn has_ended(daemon: &Daemon<'_>) -> Result<()> {
+    let listed = || daemon.ctr(&["tasks", "ls", "-q"]).ok()?.ok().ok();
+    wait::until("the task was not deleted", || listed().filter(|listed| listed.text().is_empty())).map(drop)
 }
 
 /// Numbers without an order.
