@@ -267,6 +267,8 @@ fn detached_containers_run_on(env: &Env) -> Result<()> {
     wait::until("the log has its first line", || {
         stack.gantry(&["logs", "web"]).ok().filter(|logs| logs.stdout == "up\n")
     })?;
+    stack.gantry(&["create", "--name", "web", "IMAGE", "true"])?.exits(1)?;
+    stack.gantry(&["start", "-a", "nobody"])?.exits(1)?;
     let taken = stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "true"])?.exits(125)?;
     assert!(taken.stderr.contains("web"), "{}", taken.stderr);
     let inspected = stack.gantry(&["inspect", "-f", "{{.State.Running}} {{.Name}}", "web"])?.ok()?;

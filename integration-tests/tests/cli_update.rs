@@ -48,6 +48,7 @@ fn limits_change_while_it_runs(env: &Env) -> Result<()> {
     assert!(stack.gantry(&["update", "--cpuset-cpus", "x", "web"])?.fails()?.contains("not a list"));
     assert!(stack.gantry(&["update", "web"])?.fails()?.contains("nothing to change"));
     assert!(stack.gantry(&["update", "-m", "1k", "web"])?.fails()?.contains("memory"));
+    assert!(stack.gantry(&["update", "--cpus", "100000", "web"])?.fails()?.contains("cpus"));
     assert_eq!(inside()?, wanted, "a refused change changes nothing");
     Ok(())
 }
@@ -82,6 +83,8 @@ fn limits_are_in_force(env: &Env) -> Result<()> {
         anyhow::ensure!(ran.text() != "100000000", "64 MiB were held in 16");
         Ok::<_, anyhow::Error>(String::new())
     })?;
+    let too_many = stack.script(&["--cpus", "100000"], "true")?.exits(125)?;
+    assert!(too_many.stderr.contains("cpus: 100000 are wanted"), "{}", too_many.stderr);
     let refused = stack.script(&["-m", "1k"], "true")?.exits(125)?;
     assert!(refused.stderr.contains("memory"), "{}", refused.stderr);
     Ok(())

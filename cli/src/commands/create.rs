@@ -20,13 +20,10 @@ pub struct Args {
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        let act = async {
-            let mut client = context.connect().await?;
-            let request = self.options.request(&mut client).await?;
-            let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
-            create(&mut client, request, &self.options, &mut id_file).await
-        };
-        let created = act.await.map_err(Failure::of_run)?;
+        let mut client = context.connect().await?;
+        let request = self.options.request(&mut client).await?;
+        let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
+        let created = create(&mut client, request, &self.options, &mut id_file).await?;
         output::line(created.id)?;
         Ok(Code::SUCCESS)
     }

@@ -28,7 +28,7 @@ pub struct Args {
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         if self.attach || self.interactive {
-            return self.attached(context).await.map_err(Failure::of_run);
+            return self.attached(context).await;
         }
         let client = context.connect().await?;
         each(&self.containers, async |name| {

@@ -15,6 +15,20 @@ use crate::error::{Error, Result};
 /// Levels of directories that are searched for devices.
 const MAX_DEPTH: usize = 8;
 
+/// Refuses more processors than there are, as docker does: it is a mistake, and the limit would limit nothing.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(super) fn check_processors(nano_cpus: i64) -> Result<()> {
+    let there = std::thread::available_parallelism().map_or(1, usize::from);
+    match usize::try_from(nano_cpus.saturating_add(999_999_999) / 1_000_000_000) {
+        Ok(wanted) if wanted > there => {
+            Err(Error::invalid(format!("cpus: {wanted} are wanted, and {there} are there")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// All of these options but devices.
 ///
 /// # Errors
@@ -22,6 +36,7 @@ const MAX_DEPTH: usize = 8;
 pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabilities>) -> Result<Extras> {
     let security = request.security.clone().unwrap_or_default();
     let limits = request.limits.unwrap_or_default();
+    check_processors(limits.nano_cpus)?;
     let seccomp = match security.seccomp.as_str() {
         "" => None,
         "unconfined" => Some(None),

@@ -102,7 +102,9 @@ fn resources(
     old: &LinuxResources,
 ) -> Result<LinuxResources, InvalidOptions> {
     let wanted = request.limits.unwrap_or_default();
-    let weight = extras::blkio_weight(wanted.blkio_weight).map_err(|error| InvalidOptions::Extra(error.to_string()))?;
+    let wrong = |error: Error| InvalidOptions::Extra(error.to_string());
+    extras::check_processors(wanted.nano_cpus).map_err(wrong)?;
+    let weight = extras::blkio_weight(wanted.blkio_weight).map_err(wrong)?;
     let mut resources = beside(builder::limited(limits.into())?, old);
     builder::reserve(&mut resources, wanted.memory_reservation, wanted.cpu_shares)?;
     builder::weigh(&mut resources, weight);
