@@ -462,13 +462,13 @@ fn what_a_runtime_complains_of_is_not_the_containers_output(env: &Env) -> Result
         };
         fs::write(&failing, "create")?;
         let error = shim.call::<_, CreateTaskResponse>("Create", &request).await.expect_err("create");
-        assert!(error.message.contains("OCI runtime create failed: exit status 4"), "{error}");
+        assert!(error.message.contains("OCI runtime create failed: no luck"), "{error}");
         fs::write(&failing, "exec")?;
         shim.call::<_, CreateTaskResponse>("Create", &request).await?;
         shim.start_process("").await?;
         shim.exec("e", &["true"], &stdio).await?;
         let error = shim.start_process("e").await.expect_err("exec");
-        assert!(error.message.contains("OCI runtime exec failed: exit status 4"), "{error}");
+        assert!(error.message.contains("OCI runtime exec failed: no luck"), "{error}");
         fs::write(&failing, "none")?;
         shim.exec("said", &["echo", "said"], &stdio).await?;
         shim.start_process("said").await?;

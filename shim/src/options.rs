@@ -18,6 +18,8 @@ const DEFAULT_ROOT: &str = "/run/containerd/runc";
 pub const LOG: &str = "log.json";
 /// The runtime's program unless the client names one.
 const DEFAULT_BINARY: &str = "rung";
+/// What containerd's configurations have besides in a section of options.
+const IGNORED: [&str; 6] = ["TypeUrl", "ConfigPath", "ConfigBody", "CriuPath", "TaskApiAddress", "TaskApiVersion"];
 
 /// The runtime options in effect for a container; kept in the bundle for `delete`. The other names are those of
 /// containerd's configuration.
@@ -151,17 +153,22 @@ impl Options {
         } else {
             toml::from_str(text).map_err(|error| unreadable(&error))?
         };
-        // The section is passed on whole, with the fields of the message itself.
-        fields.retain(|name, _| !matches!(name.as_str(), "TypeUrl" | "ConfigPath" | "ConfigBody"));
+        // The section is passed on whole, with the fields of the message itself and what runc's shim does not use either.
+        fields.retain(|name, _| !IGNORED.contains(&name.as_str()));
         serde_json::from_value(fields.into()).map_err(|error| unreadable(&error))
     }
 
-    /// The options Create left in `bundle`; the defaults where it left none.
+    /// The options Create left in `bundle`; the defaults where it left none. Another version of this program may have left
+    /// more of them.
     pub fn load(bundle: &Path) -> Self {
-        std::fs::read(bundle.join("options.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or_default()
+        let read = || {
+            let text = std::fs::read(bundle.join("options.json")).ok()?;
+            let mut left: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&text).ok()?;
+            let known = serde_json::to_value(Self::default()).ok()?;
+            left.retain(|name, _| known.get(name).is_some());
+            serde_json::from_value(left.into()).ok()
+        };
+        read().unwrap_or_default()
     }
 
     /// Leaves the options in `bundle` for `delete`, which starts without a request. The defaults need no file.
@@ -217,13 +224,18 @@ mod tests {
             let config_body = text.as_bytes().to_vec();
             Options::from_any(Some(&any::pack(&generic::Options { config_body, ..generic::Options::default() })))
         };
-        let options = section("BinaryName = '/opt/rung'\nConfigPath = ''\nSystemdCgroup = true\n").expect("TOML");
+        let options = section("BinaryName = '/opt/rung'\nCriuPath = ''\nSystemdCgroup = true\n").expect("TOML");
         assert_eq!((options.program(), options.systemd_cgroup), (PathBuf::from("/opt/rung"), true));
         for (wrong, named) in [("SystemdCgroups = true", "SystemdCgroups"), ("Root = 1", "integer"), ("Root", "line 1")]
         {
             let error = section(wrong).expect_err(wrong).to_string();
             assert!(error.starts_with("runtime options: ") && error.contains(named), "{error}");
         }
+        let bundle = tempfile::tempdir().expect("temporary directory");
+        options.save(bundle.path()).expect("save");
+        assert_eq!(Options::load(bundle.path()), options);
+        std::fs::write(bundle.path().join("options.json"), r#"{"root":"/r","later":1}"#).expect("write");
+        assert_eq!(Options::load(bundle.path()).root("ns"), PathBuf::from("/r/ns"));
         let earlier = Options::from_any(Some(&any::pack(&Earlier { no_pivot_root: true, ..Earlier::default() })));
         assert!(earlier.expect("earlier options").no_pivot_root);
         assert_eq!(Options::from_any(None).expect("none"), Options::default());

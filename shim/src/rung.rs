@@ -46,6 +46,8 @@ pub struct Ends {
     pub stdout: Option<OwnedFd>,
     /// Standard error; `None` keeps complaints for the error message.
     pub stderr: Option<OwnedFd>,
+    /// The other end of standard error, which nobody reads before the program has ended: it has its complaints then.
+    pub complaints: Option<OwnedFd>,
 }
 
 /// A line of the runtime's JSON log.
@@ -88,7 +90,7 @@ impl Runtime {
         let doing = || format!("run {} {verb}", self.name());
         let complaints = match &ends.stderr {
             None => Some(memory_file::empty(c"stderr").doing(doing)?),
-            Some(_) => None,
+            Some(_) => ends.complaints.map(File::from),
         };
         let log_from = std::fs::metadata(&self.log).map_or(0, |meta| meta.len());
         let mut command = Command::new(&self.program);
@@ -171,7 +173,9 @@ impl Runtime {
     fn explain(&self, from: u64, complaints: Option<File>, status: u32, doing: &str) -> Error {
         let read = |mut file: File, from: u64| {
             let mut text = Vec::new();
-            let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(MAX_READ).read_to_end(&mut text));
+            // A pipe has no places, and is read as far as that goes without waiting.
+            let _ = file.seek(SeekFrom::Start(from));
+            let _ = file.take(MAX_READ).read_to_end(&mut text);
             String::from_utf8_lossy(&text).into_owned()
         };
         let log = File::open(&self.log).map(|file| read(file, from)).unwrap_or_default();

@@ -121,6 +121,9 @@ impl Cri {
                     () = tokio::time::sleep(pause) => {}
                     () = cri.parts().stopping.cancelled() => return,
                 }
+                if !cri.store().lacks_sandbox(&id) {
+                    return;
+                }
                 pause = (pause * 2).min(LONGEST);
                 match cri.take_down(&id).await {
                     Ok(()) => return tracing::info!(id, "what was left of a pod is removed"),
@@ -162,8 +165,13 @@ impl Cri {
             }
             Err(_) => !self.store().lacks_sandbox(id),
         };
-        let connected = self.shared.cni.collect(connected).await.doing(|| "networks");
-        swept.and(connected.map(|unknown| left().extend(unknown)))
+        // A pod with a record is its kubelet's to remove.
+        let unknown = |id: String| {
+            if self.store().lacks_sandbox(&id) {
+                left().insert(id);
+            }
+        };
+        swept.and(self.shared.cni.collect(connected, unknown).await.doing(|| "networks"))
     }
 
     fn sweep_now(&self) -> Result<()> {
@@ -187,7 +195,7 @@ impl Cri {
     }
 }
 
-/// What cannot be removed now is tried again, and keeps nothing else from being removed.
+/// What cannot be removed now keeps nothing else from being removed.
 fn warn_left(removed: Result<()>, id: &str) {
     if let Err(error) = removed {
         tracing::warn!(id, %error, "remove what belongs to no pod or container");

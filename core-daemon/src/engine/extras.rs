@@ -20,10 +20,14 @@ const MAX_DEPTH: usize = 8;
 /// # Errors
 /// `InvalidArgument`.
 pub(super) fn check_processors(nano_cpus: i64) -> Result<()> {
-    let there = std::thread::available_parallelism().map_or(1, usize::from);
-    match usize::try_from(nano_cpus.saturating_add(999_999_999) / 1_000_000_000) {
-        Ok(wanted) if wanted > there => {
-            Err(Error::invalid(format!("cpus: {wanted} are wanted, and {there} are there")))
+    // Not `available_parallelism`, which goes by the limit of the daemon's own cgroup too.
+    let there = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))
+        .map(|set| (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count());
+    match there {
+        Ok(there) if nano_cpus > 1_000_000_000 * i64::try_from(there).unwrap_or(i64::MAX / 1_000_000_000) => {
+            let wanted = nano_cpus / 1_000_000;
+            let (whole, thousandths) = (wanted / 1000, wanted % 1000);
+            Err(Error::invalid(format!("cpus: {whole}.{thousandths:03} are wanted, and {there} are there")))
         }
         _ => Ok(()),
     }

@@ -45,8 +45,11 @@ impl Engine {
             let _ = tokio::time::timeout(SETTLED, live.settled()).await;
         }
         match self.remove_now(&context.namespace, &known.id).await {
-            // It had `--rm`, and has been removed by that.
-            Err(error) if error.kind() == Kind::NotFound && known.record.auto_remove => {}
+            // It had `--rm`, and has been removed by that, which waited for no disk.
+            Err(error) if error.kind() == Kind::NotFound && known.record.auto_remove => {
+                let engine = self.clone();
+                blocking(move || engine.parts().containers.flush(engine.parts().containers.undone())).await?;
+            }
             removed => removed?,
         }
         Ok(known.id)
@@ -63,9 +66,10 @@ impl Engine {
     pub(super) async fn remove_ended(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
         blocking(move || {
+            let before = engine.parts().containers.undone();
             engine.forget(&of.0, &of.1, true)?;
             // Beside the answer to the caller.
-            tokio::task::spawn_blocking(move || engine.forgotten(&of.0, &of.1));
+            tokio::task::spawn_blocking(move || engine.surely_forgotten(&of.0, &of.1, before));
             Ok(())
         })
         .await
@@ -93,11 +97,20 @@ impl Engine {
     /// The second half: what was kept beside the record goes once that is gone for good.
     fn forgotten(&self, namespace: &Namespace, id: &ContainerId) {
         failpoint::hit("engine.removed.record");
-        match self.parts().containers.flush() {
-            Ok(()) => self.remove_directory(namespace, id),
-            Err(error) => tracing::warn!(%namespace, %id, %error, "left the directory of a removed container"),
-        }
+        self.remove_directory(namespace, id);
         self.parts().gc.changed();
+    }
+
+    /// As [`Engine::forgotten`], where the first half was not flushed: somebody else's failed write may have undone it.
+    fn surely_forgotten(&self, namespace: &Namespace, id: &ContainerId, before: u64) {
+        let removed = match self.parts().containers.flush(before) {
+            Ok(()) => return self.forgotten(namespace, id),
+            Err(error) if self.is_gone(namespace, id) => Err(error),
+            Err(_) => self.remove_files(namespace, id),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%namespace, %id, %error, "a removed container may be there again until the next start");
+        }
     }
 
     /// Removes the records of the container and of its snapshot in one transaction, so that a power failure leaves no

@@ -168,7 +168,7 @@ impl Engine {
     }
 
     /// Whether there is certainly no record of a container.
-    fn is_gone(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+    pub(super) fn is_gone(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         let record = self.parts().containers.get(namespace, id);
         record.is_err_and(|error| error.kind() == Kind::NotFound)
     }

@@ -16,7 +16,7 @@ use super::haul::{Gear, Haul};
 use super::tree::{Doc, Documents, Found, Tree, check_total};
 use super::unpack::Stack;
 use super::walk::{self, MAX_DOCUMENT};
-use super::{Images, Names, Progress, PullOptions, Pulled, Step};
+use super::{Images, Names, Progress, PullOptions, Pulled, Step, Unpack};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -196,9 +196,16 @@ impl Pull<'_> {
         };
         // Who may have chosen an image for another architecture has done so by now: it may well be emulated. Files of another
         // system are not.
-        let os = &found.descriptor.platform.as_ref().unwrap_or(&config.platform).os;
-        let fitting = unpacks.iter().filter(|unpack| os.is_empty() || unpack.platform.os == *os);
-        let mut snapshotters: Vec<String> = fitting.map(|unpack| unpack.snapshotter.clone()).collect();
+        let offered = found.descriptor.platform.as_ref().unwrap_or(&config.platform);
+        let runs = |unpack: &&Unpack| unpack.platform.rank(offered).is_some();
+        let any = unpacks.iter().any(|unpack| runs(&unpack));
+        let fits = |unpack: &&Unpack| match any {
+            true => runs(unpack),
+            false => offered.os.is_empty() || unpack.platform.os == offered.os,
+        };
+        let mut snapshotters: Vec<String> =
+            unpacks.iter().filter(fits).map(|unpack| unpack.snapshotter.clone()).collect();
+        snapshotters.sort_unstable();
         snapshotters.dedup();
         Ok((Some(config), snapshotters))
     }

@@ -47,6 +47,8 @@ pub struct Db {
     image_changes: Arc<AtomicU64>,
     /// Whether the last change may still be lost: it was made by [`Db::write_soon`].
     unflushed: Arc<AtomicBool>,
+    /// How often a failed write has undone what was not flushed.
+    undone: Arc<AtomicU64>,
     /// When setting space aside was tried last, where there is none.
     lacks_reserve: Arc<Mutex<Option<Instant>>>,
 }
@@ -85,6 +87,7 @@ impl Db {
             changes: Arc::default(),
             image_changes: Arc::default(),
             unflushed: Arc::default(),
+            undone: Arc::default(),
             lacks_reserve: Arc::default(),
         };
         db.prepare().doing(|| format!("open {}", path.display()))?;
@@ -150,7 +153,7 @@ impl Db {
     }
 
     /// Changes it as [`Db::write`], except that it may be lost, together with all changes after it, when the machine
-    /// fails before the next [`Db::write`]: for what means nothing after a crash.
+    /// fails before the next [`Db::write`]: for what means nothing after a crash, or is done again then.
     ///
     /// # Errors
     /// As [`Db::write`].
@@ -166,12 +169,21 @@ impl Db {
         if soon { self.write_soon(f) } else { self.write(f) }
     }
 
-    /// Has all that was changed on disk: what [`Db::write_soon`] wrote is not lost any more.
+    /// How often a failed write has undone what was not flushed: for [`Db::flush`].
+    pub fn undone(&self) -> u64 {
+        self.undone.load(Ordering::Acquire)
+    }
+
+    /// Has all on disk that was changed since [`Db::undone`] was `before`: what [`Db::write_soon`] wrote is not lost any
+    /// more.
     ///
     /// # Errors
-    /// As [`Db::write`].
-    pub fn flush(&self) -> Result<()> {
-        if self.unflushed.load(Ordering::Acquire) { self.write(|_| Ok(())) } else { Ok(()) }
+    /// As [`Db::write`]; `Aborted` where the failed write of somebody else has undone it.
+    pub fn flush(&self, before: u64) -> Result<()> {
+        if self.unflushed.load(Ordering::Acquire) {
+            self.write(|_| Ok(()))?;
+        }
+        if self.undone() == before { Ok(()) } else { Err(Error::new(Kind::Aborted, "undone by a write that failed")) }
     }
 
     fn change<T>(&self, durability: redb::Durability, f: impl FnOnce(&WriteTx) -> Result<T>) -> Result<T> {
@@ -277,6 +289,7 @@ impl Db {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         // The old one must let go of its lock on the file first.
         drop(inner.take());
+        self.undone.fetch_add(1, Ordering::Release);
         // What was not durable yet is gone again, and the journal has noted it.
         journal.forget();
         // The kernel keeps pages that it could not write, as if it had. Only the disk says what is there.

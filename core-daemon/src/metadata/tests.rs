@@ -38,10 +38,15 @@ fn what_was_written_soon_is_lasting_once_flushed() {
         images.len()
     };
     let image = Image { name: "a".into(), ..Image::default() };
+    let before = db.undone();
     db.write_soon(|tx| images::put(tx, "n", &image)).expect("put");
     assert_eq!(survives(), 0);
-    db.flush().expect("flush");
+    db.flush(before).expect("flush");
     assert_eq!(survives(), 1);
+    // As after a write that failed: it takes along what was not flushed, and whoever waits for that is told.
+    db.recover();
+    assert_eq!(db.flush(before).expect_err("undone").kind(), Kind::Aborted);
+    db.flush(db.undone()).expect("flush");
 }
 
 #[test]

@@ -133,12 +133,17 @@ impl Containers {
         Ok(())
     }
 
-    /// Has all removals on disk, also those that were made without waiting for that.
+    /// What [`Containers::flush`] wants to know from before a change.
+    pub fn undone(&self) -> u64 {
+        self.db.undone()
+    }
+
+    /// Has changes on disk that were made without waiting for that.
     ///
     /// # Errors
-    /// When the database cannot be written.
-    pub fn flush(&self) -> Result<()> {
-        self.db.flush()
+    /// As [`crate::metadata::Db::flush`].
+    pub fn flush(&self, before: u64) -> Result<()> {
+        self.db.flush(before)
     }
 
     /// Removes a container in a transaction that does more; it is to be announced when that is done.

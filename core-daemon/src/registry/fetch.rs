@@ -107,15 +107,24 @@ impl Repository {
     /// # Errors
     /// As [`Repository::resolve`]; `DataLoss` where the registry sends more.
     pub async fn small(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes> {
+        let whole = if embedded(descriptor).is_some() || !descriptor.urls.is_empty() {
+            self.blob(descriptor, 0).await?.whole(limit).await
+        } else {
+            self.each(|host| host.pulls, |host| self.small_at(host, descriptor, limit)).await
+        };
+        whole.doing(|| descriptor.digest.to_string())
+    }
+
+    async fn small_at(&self, host: Host, descriptor: &Descriptor, limit: u64) -> Result<Bytes> {
         let mut tried = 0;
         loop {
             tried += 1;
-            match self.blob(descriptor, 0).await?.whole(limit).await {
-                Err(error) if error.kind() == Kind::Unavailable && tried < TRIES => {
+            match self.blob_at(host.clone(), descriptor, 0).await?.whole(limit).await {
+                Err(error) if error.kind() == Kind::Unavailable && tried < TRIES && !host.leads_on => {
                     tracing::debug!(digest = %descriptor.digest, %error, "a small blob broke off");
                     tokio::time::sleep(backoff(tried)).await;
                 }
-                other => return other.doing(|| descriptor.digest.to_string()),
+                other => return other,
             }
         }
     }

@@ -78,7 +78,7 @@ impl Host {
 
     /// Whether requests to `url` go to it without anybody between.
     pub(super) fn is_reached_directly(&self, url: &reqwest::Url) -> bool {
-        !self.clients.proxies.take(url)
+        !self.clients.proxies.intercept(url)
     }
 
     fn elsewhere(&self) -> Reach {

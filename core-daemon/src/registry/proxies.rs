@@ -19,7 +19,7 @@ impl Proxies {
     }
 
     /// Whether a proxy takes a request. None does to this machine: it would not lead back to it.
-    pub(super) fn take(&self, url: &Url) -> bool {
+    pub(super) fn intercept(&self, url: &Url) -> bool {
         let is_taken = || url.as_str().parse().is_ok_and(|uri| self.usual.intercept(&uri).is_some());
         !is_loopback(url) && !self.exempt.split(',').any(|entry| is_of(entry.trim(), url)) && is_taken()
     }
@@ -73,7 +73,7 @@ mod tests {
         }
         let usual = || Matcher::builder().http("http://proxy.lan:3128").no("b.io").build();
         let proxies = Proxies { usual: usual(), exempt: "b.io, r.lan:5000".to_owned() };
-        let is_taken = |url: &str| proxies.take(&url.parse().expect("url"));
+        let is_taken = |url: &str| proxies.intercept(&url.parse().expect("url"));
         assert!(is_taken("http://r.lan/v2/") && is_taken("http://a.io:5000/v2/"));
         for url in ["http://r.lan:5000/v2/", "http://b.io/", "http://localhost:1/", "https://r.lan/"] {
             assert!(!is_taken(url), "{url}");

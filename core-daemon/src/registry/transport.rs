@@ -67,7 +67,7 @@ impl Clients {
 
     /// The client for an address.
     pub(super) fn get(&self, tls: &Tls, reach: Reach, url: &Url) -> Result<Client> {
-        let way = if self.proxies.take(url) { Way::Proxy } else { Way::Direct };
+        let way = if self.proxies.intercept(url) { Way::Proxy } else { Way::Direct };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.entry((tls.clone(), reach, way)).or_default().get(&tls.files(), || build(tls, reach, way))
     }

@@ -163,6 +163,8 @@ impl Driver for Erofs {
     }
 
     fn damage(&self, number: u64, kind: Kind) -> Option<String> {
+        // Nobody shall move the image while it is looked for.
+        let _alone = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = self.dir(number);
         let image = dir.join(IMAGE);
         match kind {

@@ -204,18 +204,24 @@ impl<D: Driver> Local<D> {
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
     fn discard(&self, number: u64) {
-        discard(&self.db, self.driver.as_ref(), &self.name, number);
+        discard(self.driver.as_ref(), &self.name, number);
     }
 
     /// Removes the files of a number beside what its caller does next, where that is possible and there are not too many.
-    fn discard_beside(&self, busy: Busy) {
+    /// Where its record was removed soon, that is flushed before: one that comes back has to find its files.
+    fn discard_beside(&self, busy: Busy, soon: Option<u64>) {
+        let (db, driver, name) = (self.db.clone(), self.driver.clone(), self.name.clone());
+        let number = busy.number;
+        let work = move || match soon.map_or(Ok(()), |before| db.flush(before)) {
+            Ok(()) => discard(driver.as_ref(), &name, number),
+            Err(error) => warn_left(&name, number, &error),
+        };
         let place = self.removals.clone().try_acquire_owned();
         let (Ok(runtime), Ok(place)) = (tokio::runtime::Handle::try_current(), place) else {
-            return self.discard(busy.number);
+            return work();
         };
-        let (db, driver, name) = (self.db.clone(), self.driver.clone(), self.name.clone());
         runtime.spawn_blocking(move || {
-            discard(&db, driver.as_ref(), &name, busy.number);
+            work();
             failpoint::hit("snapshot.removed");
             drop((busy, place));
         });
@@ -327,6 +333,7 @@ impl<D: Driver> Snapshotter for Local<D> {
         let namespace = ctx.namespace.as_str();
         let number = self.db.read(|tx| self.find(tx, ctx, key))?.number;
         let busy = self.take(number, key)?;
+        let before = soon.then(|| self.db.undone());
         self.db.write_or_soon(soon, |tx| {
             let record = self.find(tx, ctx, key)?;
             if record.number != number {
@@ -340,7 +347,7 @@ impl<D: Driver> Snapshotter for Local<D> {
             also(tx)
         })?;
         failpoint::hit("snapshot.removing");
-        self.discard_beside(busy);
+        self.discard_beside(busy, before);
         let event = SnapshotRemove { key: key.into(), snapshotter: self.name.clone() };
         self.events.announce(&ctx.namespace, "/snapshot/remove", &event);
         Ok(())
@@ -372,9 +379,14 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn cleanup(&self) -> Result<()> {
+        let before = self.db.undone();
         let orphans = self.orphans()?;
         let mounted = if orphans.is_empty() { HashSet::new() } else { mounted::numbers(self.driver.root()) };
         let (running, gone): (Vec<u64>, Vec<u64>) = orphans.into_iter().partition(|number| mounted.contains(number));
+        if !gone.is_empty() {
+            // Some may be gone only until a machine that fails now is back.
+            self.db.flush(before)?;
+        }
         gone.into_iter().for_each(|number| self.discard(number));
         if !running.is_empty() {
             tracing::warn!(snapshotter = self.name, ?running, "snapshots without a record are mounted, and are left");
@@ -437,11 +449,14 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-fn discard(db: &Db, driver: &impl Driver, name: &str, number: u64) {
-    // A record that comes back after a failure of the machine has to find its files.
-    if let Err(error) = db.flush().and_then(|()| driver.remove(number)) {
-        tracing::warn!(snapshotter = name, number, %error, "left a removed snapshot's files for the next cleanup");
+fn discard(driver: &impl Driver, name: &str, number: u64) {
+    if let Err(error) = driver.remove(number) {
+        warn_left(name, number, &error);
     }
+}
+
+fn warn_left(snapshotter: &str, number: u64, error: &Error) {
+    tracing::warn!(snapshotter, number, %error, "left a removed snapshot's files for the next cleanup");
 }
 
 /// The numbers that have a directory.

@@ -116,16 +116,13 @@ impl Tasks {
 
     /// Undoes a task whose creation in its shim failed.
     pub(super) async fn dismiss(&self, task: &Arc<Task>) {
-        if task.shim.is_closed() {
-            match self.clean_up_dead(task.instance(), 0, 1).await {
-                Ok(_) => task.bundle.remove(),
-                Err(_) => self.clean_up_later(task.key(), &task.bundle, &task.program),
-            }
-            return;
-        }
         // Most failures leave nothing in the shim, and then these calls fail.
         let _ = task.kill(None, SIGKILL, true).await;
         match task.delete_process(None).await {
+            Err(error) if error.kind() == Kind::Unavailable => match self.clean_up_dead(task.instance(), 0, 1).await {
+                Ok(_) => task.bundle.remove(),
+                Err(_) => self.clean_up_later(task.key(), &task.bundle, &task.program),
+            },
             // A shim that does not answer at all is waited for until it leaves.
             Err(error) if is_left(&error) && error.kind() != Kind::DeadlineExceeded => {
                 self.dismiss_later(task.clone(), error);
@@ -152,7 +149,7 @@ impl Tasks {
                 }
             }
             task.leaving.store(true, Ordering::SeqCst);
-            if task.shim.is_closed() {
+            if error.kind() == Kind::Unavailable {
                 tasks.clean_up_later(task.key(), &task.bundle, &task.program);
             } else if task.shut_down().await {
                 tasks.is_clean(&task.key(), &task.bundle).await;

@@ -89,8 +89,8 @@ type Key = (Namespace, ContainerId);
 enum Slot {
     /// Somebody is creating it.
     Creating,
-    /// Its shim does not answer, or is dead and not cleaned up after yet: it cannot be asked, and is not gone. The text
-    /// says which.
+    /// It cannot be asked, and is not gone: its shim does not answer, is dead and not cleaned up after yet, or has a
+    /// creation to undo. The text says which.
     Silent(&'static str),
     Live(Arc<Task>),
 }
@@ -99,7 +99,6 @@ enum Slot {
 const NO_ANSWER: &str = "its shim does not answer";
 /// Why a task cannot be asked: its shim is dead, and cleaning up after it failed so far.
 const NOT_CLEAN: &str = "its shim is dead, and what it left is not cleaned up yet";
-
 /// Why a task cannot be asked: its creation failed, and what that has made cannot be deleted so far.
 const NOT_UNDONE: &str = "its creation failed and is not undone yet";
 

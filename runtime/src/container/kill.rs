@@ -11,7 +11,7 @@ use crate::launch::cgroup_error;
 use crate::log;
 
 /// Sends `signal` to the first process; with `all` it is no error that nothing runs. SIGKILL ends all processes: the
-/// kernel does that in a PID namespace of the container's own, elsewhere they are killed through the cgroup.
+/// kernel does that in a PID namespace of the container's own, elsewhere they are killed through the cgroup, if it has one.
 pub fn kill(container: &Container, signal: i32, all: bool) -> Result<()> {
     let status = container.status();
     // Whether the cgroup of one that is being made is its own is not known yet.

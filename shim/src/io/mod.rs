@@ -192,11 +192,14 @@ impl Io {
             }
             let sink = self.sink(text, stream).doing(|| stream.name())?;
             let (read, write) = pipe(owner)?;
-            self.held.push((source(read)?, sink));
             match stream {
                 Stream::Stdout => ends.stdout = Some(write),
-                Stream::Stderr => ends.stderr = Some(write),
+                Stream::Stderr => {
+                    ends.stderr = Some(write);
+                    ends.complaints = Some(read.try_clone().doing(|| stream.name())?);
+                }
             }
+            self.held.push((source(read)?, sink));
         }
         Ok(())
     }

@@ -164,26 +164,25 @@ impl Cni {
         Ok(())
     }
 
-    /// Removes what belongs to containers that are not `valid`, and answers with those that still have something. Where
+    /// Removes what belongs to containers that are not `valid`, and tells `left` of those that still have something. Where
     /// the networks are ours alone, plugins are told which containers there are, so that they remove what only they know
     /// of.
     ///
     /// # Errors
-    /// Where what was written down, or what is configured, cannot be read.
-    pub async fn collect(&self, valid: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    /// Where what was written down cannot be read.
+    pub async fn collect(&self, valid: impl Fn(&str) -> bool, left: impl Fn(String)) -> Result<()> {
         let cache = self.cache.clone();
         let entries = blocking(move || cache.all()).await?;
         let (kept, stale): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| valid(&entry.container_id));
-        let mut left = Vec::new();
         for entry in stale {
             let (container, network) = (&entry.container_id, &entry.network_name);
             tracing::info!(container, network, "network of nobody; removing it");
             if let Err(error) = self.delete(&entry).await {
                 tracing::warn!(container, network, %error, "network of nobody is not removed");
-                left.push(entry.container_id);
+                left(entry.container_id);
             }
         }
-        for network in self.collected().await? {
+        for network in self.collected().await {
             if network.disable_gc || !network::at_least(&network.version, "1.1.0") {
                 continue;
             }
@@ -205,18 +204,23 @@ impl Cni {
                 }
             }
         }
-        Ok(left)
+        Ok(())
     }
 
     /// The networks whose plugins are told what there is, each once.
-    async fn collected(&self) -> Result<Vec<Network>> {
+    async fn collected(&self) -> Vec<Network> {
         let mut all: Vec<Network> = Vec::new();
         for source in self.others.iter().chain([&self.usual()]).filter(|_| self.config.collect) {
-            let mut networks = source.networks().await?;
-            networks.retain(|network| all.iter().all(|known| known != network));
-            all.append(&mut networks);
+            match source.networks().await {
+                Ok(mut networks) => {
+                    networks.retain(|network| all.iter().all(|known| known != network));
+                    all.append(&mut networks);
+                }
+                // Those of one handler keep nobody else's from being collected.
+                Err(error) => tracing::warn!(%error, "plugins are not told which containers there are"),
+            }
         }
-        Ok(all)
+        all
     }
 
     /// The configurations that are used, as people look at them.

@@ -143,7 +143,7 @@ async fn what_belongs_to_nobody_is_collected() {
     let machine = Machine::new();
     machine.connect(&attachment("kept")).await.expect("connect");
     machine.connect(&attachment("stale")).await.expect("connect");
-    machine.cni.collect(|container| container == "kept").await.expect("collect");
+    machine.cni.collect(|container| container == "kept", |_| ()).await.expect("collect");
     let calls = machine.calls();
     assert!(calls.iter().any(|call| call.starts_with("one DEL stale")), "{calls:?}");
     assert!(!calls.iter().any(|call| call.contains("DEL kept")), "{calls:?}");
@@ -166,7 +166,7 @@ async fn a_handler_has_networks_of_its_own() {
     machine.cni.connect(own, &attachment("c1"), &CancellationToken::new()).await.expect("connect");
     machine.connect(&attachment("c2")).await.expect("connect");
     // Both kinds of networks hear of what there is.
-    machine.cni.collect(|_| true).await.expect("collect");
+    machine.cni.collect(|_| true, |_| ()).await.expect("collect");
     let calls = machine.calls();
     let of = |command: &str| calls.iter().filter(|call| call.contains(command)).cloned().collect::<Vec<_>>();
     assert_eq!(of("ADD c1"), ["two ADD c1 eth0 netns=/none/netns"], "{calls:?}");
