@@ -8,6 +8,9 @@ use crate::status::Status;
 /// shell gives then, in decimal. [`CANNOT_RUN`] or [`NOT_FOUND`]; absent for every other failure.
 pub const EXIT_CODE_HEADER: &str = "gantry-exit-code";
 
+/// ttrpc metadata key of a call whose caller reads [`ExitCode`] in the details of a status.
+pub const EXIT_CODE_TTRPC: &str = "gantry-reads-exit-code";
+
 /// The program is there, but the kernel will not execute it.
 pub const CANNOT_RUN: u8 = 126;
 /// There is no such program in the container.

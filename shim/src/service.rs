@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use gantry_proto::containerd::task::v3 as task;
 use gantry_proto::containerd::v1::types::Status as TaskStatus;
+use gantry_proto::exit::EXIT_CODE_TTRPC;
 use gantry_proto::gantry::shim::v1::{OomRequest, OomResponse, ReopenLogRequest};
 use gantry_proto::namespace::check_identifier;
 use gantry_proto::status::Status;
@@ -296,7 +297,7 @@ fn answer<M: Message>(message: &M) -> Answer {
 }
 
 impl Service for Services {
-    async fn call(&self, service: &str, method: &str, payload: &[u8], _: &Context) -> Result<Vec<u8>, Status> {
+    async fn call(&self, service: &str, method: &str, payload: &[u8], context: &Context) -> Result<Vec<u8>, Status> {
         let answer = match service {
             // The second and the third version differ in nothing but the name.
             "containerd.task.v3.Task" | "containerd.task.v2.Task" => self.task(method, payload).await,
@@ -310,7 +311,11 @@ impl Service for Services {
             Some(Ok(payload)) => Ok(payload),
             Some(Err(error)) => {
                 tracing::debug!(method, kind = ?error.kind(), %error, "call failed");
-                Err(error.into())
+                let mut status = Status::from(error);
+                if context.get(EXIT_CODE_TTRPC).is_none() {
+                    status.details.clear();
+                }
+                Err(status)
             }
         }
     }

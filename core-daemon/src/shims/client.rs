@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use gantry_proto::exit::EXIT_CODE_TTRPC;
 use gantry_proto::namespace::Namespace;
 use gantry_proto::status::Status;
 use gantry_proto::ttrpc::{Client, Context};
@@ -92,7 +93,7 @@ impl Shim {
         request: &Req,
         patience: Patience,
     ) -> Result<Resp> {
-        let mut context = Context::in_namespace(&self.namespace);
+        let mut context = self.context();
         let limit = self.limit_of(patience);
         if let Some(limit) = limit {
             context = context.with_timeout(limit);
@@ -115,7 +116,7 @@ impl Shim {
     /// # Errors
     /// What the shim answers; `Unavailable` once the shim is gone.
     pub async fn wait<Req: Message, Resp: Message + Default>(&self, method: &str, request: &Req) -> Result<Resp> {
-        self.dispatch(method, request, Context::in_namespace(&self.namespace)).await
+        self.dispatch(method, request, self.context()).await
     }
 
     /// Calls a method of another service of the shim.
@@ -129,7 +130,7 @@ impl Shim {
         request: &Req,
         limit: Option<Duration>,
     ) -> Result<Resp> {
-        let mut context = Context::in_namespace(&self.namespace);
+        let mut context = self.context();
         if let Some(limit) = limit {
             context = context.with_timeout(limit);
         }
@@ -144,6 +145,12 @@ impl Shim {
     /// Whether the connection is closed.
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+
+    /// A call in the shim's namespace. That its answer may carry an exit code has to be said: other daemons show what they
+    /// cannot read of a status as one more error.
+    fn context(&self) -> Context {
+        Context::in_namespace(&self.namespace).with(EXIT_CODE_TTRPC, "yes")
     }
 
     async fn dispatch<Req: Message, Resp: Message + Default>(
