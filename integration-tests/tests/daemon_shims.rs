@@ -188,7 +188,8 @@ fn a_slow_shim_keeps_its_bundle_and_its_name(env: &Env) -> Result<()> {
     let (stack, id) = stack(env, &program)?;
     program.service.hangs.store(true, Ordering::SeqCst);
     let refused = stack.gantry(&["start", "web"])?.fails()?;
-    ensure!(refused.contains("no answer"), "{refused}");
+    // Caller and called count the same second, and either may be the first to say so.
+    ensure!(refused.contains("no answer") || refused.contains("not done within"), "{refused}");
     ensure!(bundle(env, &id).join("bootstrap.json").exists(), "a later daemon does not find the shim");
     let again = stack.gantry(&["start", "web"])?.fails()?;
     ensure!(again.contains("already exists"), "{again}");
