@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use rung_spec::digest::Digest;
 use rung_spec::image::Descriptor;
 use rung_sys::beneath;
@@ -83,9 +84,13 @@ impl Form {
         // An image that was begun is thrown away by whoever makes it anew.
         let Self::Directory(path) = self else { return Ok(()) };
         let doing = || format!("empty {}", path.display());
-        beneath::remove(path).doing(doing)?;
-        std::fs::create_dir(path).doing(doing)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).doing(doing)
+        // The new one is made first: on a full disk a snapshot keeps its directory.
+        let other = path.with_extension("anew");
+        std::fs::create_dir(&other).doing(doing)?;
+        std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).doing(doing)?;
+        let exchange = RenameFlags::RENAME_EXCHANGE;
+        renameat2(AT_FDCWD, &other, AT_FDCWD, path, exchange).map_err(io::Error::from).doing(doing)?;
+        beneath::remove(&other).doing(doing)
     }
 }
 
