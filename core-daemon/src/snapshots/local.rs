@@ -379,14 +379,9 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 
     fn cleanup(&self) -> Result<()> {
-        let before = self.db.undone();
         let orphans = self.orphans()?;
         let mounted = if orphans.is_empty() { HashSet::new() } else { mounted::numbers(self.driver.root()) };
         let (running, gone): (Vec<u64>, Vec<u64>) = orphans.into_iter().partition(|number| mounted.contains(number));
-        if !gone.is_empty() {
-            // Some may be gone only until a machine that fails now is back.
-            self.db.flush(before)?;
-        }
         gone.into_iter().for_each(|number| self.discard(number));
         if !running.is_empty() {
             tracing::warn!(snapshotter = self.name, ?running, "snapshots without a record are mounted, and are left");
