@@ -11,7 +11,11 @@ pub(super) fn write(plan: &InitPlan) -> Result<()> {
     if plan.sysctl.is_empty() {
         return Ok(());
     }
-    let proc = Procfs::private().or_else(|_| Procfs::open()).doing(|| "open /proc for sysctl")?;
+    let proc = match Procfs::private() {
+        Err(error) if error.errno() == libc::EPERM => Procfs::open(),
+        made => made,
+    };
+    let proc = proc.doing(|| "open /proc for sysctl")?;
     for (path, value) in &plan.sysctl {
         proc.write(&format!("sys/{path}"), value).doing(|| format!("sysctl {path}"))?;
     }
