@@ -138,8 +138,21 @@ fn options() -> Options {
 }
 
 /// The options of every request here, and the runtime's state in the test's own directory.
-fn options_in(env: &Env) -> Any {
-    any::pack(&Options { root: env.path("runtime").to_string_lossy().into_owned(), ..options() })
+fn options_in(env: &Env) -> Options {
+    Options { root: env.path("runtime").to_string_lossy().into_owned(), ..options() }
+}
+
+fn request(id: &str, bundle: &Path, stdio: &Stdio, options: &Options) -> CreateTaskRequest {
+    CreateTaskRequest {
+        id: id.to_owned(),
+        bundle: bundle.to_string_lossy().into_owned(),
+        terminal: stdio.terminal,
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
+        options: Some(any::pack(options)),
+        ..CreateTaskRequest::default()
+    }
 }
 
 impl<'env> Supervisor<'env> {
@@ -190,17 +203,15 @@ impl<'env> Supervisor<'env> {
 
     /// Creates a container of this shim's group.
     pub async fn create_at(&self, id: &str, bundle: &Path, stdio: &Stdio) -> Result<u32, Status> {
-        let request = CreateTaskRequest {
-            id: id.to_owned(),
-            bundle: bundle.to_string_lossy().into_owned(),
-            terminal: stdio.terminal,
-            stdin: stdio.stdin.clone(),
-            stdout: stdio.stdout.clone(),
-            stderr: stdio.stderr.clone(),
-            options: Some(options_in(self.env)),
-            ..CreateTaskRequest::default()
-        };
+        let request = request(id, bundle, stdio, &options_in(self.env));
         Ok(self.call::<_, CreateTaskResponse>("Create", &request).await?.pid)
+    }
+
+    /// The request to have the runtime at `binary_name` create the container of the bundle.
+    pub fn request_of(&self, binary_name: &Path, stdio: &Stdio) -> CreateTaskRequest {
+        let binary_name = binary_name.to_string_lossy().into_owned();
+        let options = Options { binary_name, ..options_in(self.env) };
+        request(&self.id, &self.bundle, stdio, &options)
     }
 
     /// Starts the container, or an exec.
@@ -324,7 +335,7 @@ pub fn run_start(env: &Env, id: &str, bundle: &Path, input: &[u8], variables: &[
 
 /// The runtime's options for a shim that is started with options alone.
 pub fn start_options(env: &Env) -> Vec<u8> {
-    options_in(env).encode_to_vec()
+    any::pack(&options_in(env)).encode_to_vec()
 }
 
 /// Adds an annotation to a bundle's configuration.

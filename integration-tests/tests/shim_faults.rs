@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
-use gantry_proto::any;
 use gantry_proto::containerd::events::{TaskExit, TaskOom};
-use gantry_proto::containerd::runc::v1::Options;
 use gantry_proto::containerd::task::v3::*;
 use gantry_proto::status::Code;
 use gantry_proto::ttrpc::Context;
@@ -21,7 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 /// A runtime that never finishes an exec, and like others that stand before one reads the bundle where it is started.
-fn hanging_runtime(env: &Env) -> Result<String> {
+fn hanging_runtime(env: &Env) -> Result<PathBuf> {
     let path = env.path("hanging");
     let rung = env.program("rung")?;
     let script = format!(
@@ -31,21 +30,15 @@ fn hanging_runtime(env: &Env) -> Result<String> {
     );
     fs::write(&path, script)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path.to_string_lossy().into_owned())
+    Ok(path)
 }
 
 fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "hangs", &["sleep", "60"])?;
-    let binary_name = hanging_runtime(env)?;
+    let runtime = hanging_runtime(env)?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
-        let root = env.path("runtime").to_string_lossy().into_owned();
-        let request = CreateTaskRequest {
-            id: shim.id.clone(),
-            bundle: shim.bundle.to_string_lossy().into_owned(),
-            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
-            ..CreateTaskRequest::default()
-        };
+        let request = shim.request_of(&runtime, &Stdio::default());
         shim.call::<_, CreateTaskResponse>("Create", &request).await?;
         shim.start_process("").await?;
         shim.exec("e1", &["true"], &Stdio::default()).await?;
@@ -74,7 +67,7 @@ fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
 }
 
 /// A runtime whose create never returns although the process is there, and whose delete fails until `good` is there.
-fn stubborn_runtime(env: &Env, good: &std::path::Path) -> Result<String> {
+fn stubborn_runtime(env: &Env, good: &std::path::Path) -> Result<PathBuf> {
     let path = env.path("stubborn");
     let script = format!(
         "#!/bin/sh\nfor word; do case $word in create) {rung} \"$@\"; exec sleep 1000;; \
@@ -84,22 +77,16 @@ fn stubborn_runtime(env: &Env, good: &std::path::Path) -> Result<String> {
     );
     fs::write(&path, script)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path.to_string_lossy().into_owned())
+    Ok(path)
 }
 
 fn a_create_that_cannot_be_undone_is_not_forgotten(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "left", &["sleep", "60"])?;
     let good = env.path("good");
-    let binary_name = stubborn_runtime(env, &good)?;
+    let runtime = stubborn_runtime(env, &good)?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
-        let root = env.path("runtime").to_string_lossy().into_owned();
-        let request = CreateTaskRequest {
-            id: shim.id.clone(),
-            bundle: shim.bundle.to_string_lossy().into_owned(),
-            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
-            ..CreateTaskRequest::default()
-        };
+        let request = shim.request_of(&runtime, &Stdio::default());
         let context = Context::new().with_timeout(std::time::Duration::from_secs(2));
         let create = shim.client.call::<_, CreateTaskResponse>("containerd.task.v3.Task", "Create", &request, &context);
         assert_eq!(create.await.expect_err("its create does not return").code, Code::DeadlineExceeded);

@@ -5,9 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use gantry_proto::any;
-use gantry_proto::containerd::runc::v1::Options;
-use gantry_proto::containerd::task::v3::{CreateTaskRequest, CreateTaskResponse};
+use gantry_proto::containerd::task::v3::CreateTaskResponse;
 use gantry_proto::gantry::shim::v1::ReopenLogRequest;
 use gantry_proto::stdio::{FrameKind, LogFormat, LogPolicy, LogUri};
 use gantry_proto::ttrpc::Context;
@@ -450,16 +448,7 @@ fn what_a_runtime_complains_of_is_not_the_containers_output(env: &Env) -> Result
     let stdio = Stdio { stdout: uri.clone(), stderr: uri, ..Stdio::default() };
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
-        let binary_name = program.to_string_lossy().into_owned();
-        let root = env.path("runtime").to_string_lossy().into_owned();
-        let request = CreateTaskRequest {
-            id: shim.id.clone(),
-            bundle: shim.bundle.to_string_lossy().into_owned(),
-            stdout: stdio.stdout.clone(),
-            stderr: stdio.stderr.clone(),
-            options: Some(any::pack(&Options { binary_name, root, ..Options::default() })),
-            ..CreateTaskRequest::default()
-        };
+        let request = shim.request_of(&program, &stdio);
         fs::write(&failing, "create")?;
         let error = shim.call::<_, CreateTaskResponse>("Create", &request).await.expect_err("create");
         assert!(error.message.contains("OCI runtime create failed: no luck"), "{error}");

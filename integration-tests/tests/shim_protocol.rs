@@ -263,16 +263,7 @@ fn a_create_nobody_waits_for_is_undone(env: &Env) -> Result<()> {
     std::fs::set_permissions(&stuck, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
-        let options = gantry_proto::containerd::runc::v1::Options {
-            binary_name: stuck.to_string_lossy().into_owned(),
-            ..Default::default()
-        };
-        let request = CreateTaskRequest {
-            id: shim.id.clone(),
-            bundle: shim.bundle.to_string_lossy().into_owned(),
-            options: Some(any::pack(&options)),
-            ..CreateTaskRequest::default()
-        };
+        let request = shim.request_of(&stuck, &Stdio::default());
         let context = Context::new().with_timeout(std::time::Duration::from_millis(300));
         let create = shim.client.call::<_, CreateTaskResponse>("containerd.task.v3.Task", "Create", &request, &context);
         assert_eq!(create.await.expect_err("stuck").code, Code::DeadlineExceeded);
