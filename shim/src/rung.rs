@@ -103,8 +103,8 @@ impl Runtime {
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
         if ends.stderr.is_some() {
-            // Standard error is the container's: an error there would be taken for the container's own output. The
-            // client that asked for the command is told instead.
+            // Standard error is the container's, and a logger program reads it at once: an error there would be taken for the
+            // container's own output. The client that asked for the command is told instead.
             command.env("RUNG_LOG_ALONE", "1");
         }
         command.stderr(match (ends.stderr, &complaints) {
