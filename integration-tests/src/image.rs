@@ -23,6 +23,11 @@ pub mod media {
     pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 }
 
+/// A script for `sh` in busybox, limited to some 24 MiB: a child is killed for want of memory, and the first process ends with
+/// 0. The kernel may kill a second time before what the first one held is free: that is not to be the first process.
+pub const CHILD_WANTS_MEMORY: &str = "(echo 1000 >/proc/self/oom_score_adj; \
+    x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo \"$x$x\" >/dev/null); exit 0";
+
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {

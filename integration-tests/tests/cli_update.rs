@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use integration_tests::image::CHILD_WANTS_MEMORY;
 use integration_tests::{Env, Image, Result, Stack, Test, tests, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -9,6 +10,7 @@ use nix::unistd::Pid;
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_force [Root, Overlay, EveryHost],
     limits_change_while_it_runs [Root, Overlay],
+    want_of_memory_is_told_however_it_ends [Root, Overlay],
     a_container_gets_another_name [Root, Overlay],
     what_was_wished_is_shown [Root, Overlay],
     health_is_looked_at [Root, Overlay],
@@ -50,6 +52,17 @@ fn limits_change_while_it_runs(env: &Env) -> Result<()> {
     assert!(stack.gantry(&["update", "-m", "1k", "web"])?.fails()?.contains("memory"));
     assert!(stack.gantry(&["update", "--cpus", "100000", "web"])?.fails()?.contains("cpus"));
     assert_eq!(inside()?, wanted, "a refused change changes nothing");
+    Ok(())
+}
+
+/// Whichever word of the shim comes first.
+fn want_of_memory_is_told_however_it_ends(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    for round in ["a1", "a2", "a3", "a4"] {
+        stack.gantry(&["run", "--name", round, "-m", "24m", "IMAGE", "sh", "-c", CHILD_WANTS_MEMORY])?.ok()?;
+        let told = stack.gantry(&["inspect", "--format", "{{.State.OOMKilled}}", round])?.ok()?;
+        assert_eq!(told.text(), "true", "{round}");
+    }
     Ok(())
 }
 

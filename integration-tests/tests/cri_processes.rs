@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
+use integration_tests::image::CHILD_WANTS_MEMORY;
 use integration_tests::pods::Pods;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 use nix::sys::signal::{Signal, kill};
@@ -132,12 +133,10 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
     let status = node.status(&ended)?;
     assert_eq!(status.reason, "OOMKilled", "{status:?}");
     // Whichever word of the shim comes first, and however the first process ends: here a child of it is killed.
-    // The kernel may kill a second time before what the first one held is free: the first process is not to be that one.
-    let script = "(echo 1000 >/proc/self/oom_score_adj; \
-                  x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo \"$x$x\" >/dev/null); exit 0";
     for round in 0..4 {
         let name = format!("child{round}");
-        let ended = node.container(&name, &["sh", "-c", script], |container| limited(24 << 20, container))?;
+        let ended =
+            node.container(&name, &["sh", "-c", CHILD_WANTS_MEMORY], |container| limited(24 << 20, container))?;
         assert_eq!(node.pods.exit_code(&ended)?, 0);
         assert_eq!(node.status(&ended)?.reason, "OOMKilled", "{name}");
     }

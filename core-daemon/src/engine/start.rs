@@ -19,7 +19,7 @@ use crate::failpoint;
 use crate::id::ContainerId;
 use crate::tasks::{Begun, CreateTask, Exit, Task};
 
-/// How long the end of a killed process waits for the shim's event that says whether memory ran out.
+/// How long the end of a process waits for the shim's event that says whether memory ran out.
 const OOM_WORD: Duration = Duration::from_secs(1);
 /// How long an end waits for the answer to the start, which comes another way and may be later.
 const START_WORD: Duration = Duration::from_secs(1);
@@ -206,8 +206,9 @@ impl Engine {
 
     async fn run_ended(&self, live: &Arc<Live>, exit: Exit) {
         let task = &live.task;
-        if exit.status == KILLED {
-            // The shim reports memory kills and then the exit, both on another connection than the one waited on.
+        // The shim reports memory kills and then the exit, both on another connection than the one waited on. The kernel may
+        // have ended a child of a process that ends well; of a container that goes with its end nobody can ask that.
+        if exit.status == KILLED || !self.is_removed_at_end(task.namespace(), task.id()).unwrap_or(false) {
             let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
         }
         let ended =
