@@ -173,14 +173,16 @@ fn every_call_of_a_kubelet_is_counted_and_traced(env: &Env) -> Result<()> {
     wait::until("the calls are counted", || {
         let answer = http::request(metrics, "GET", "/v1/metrics", &[], &[]).ok()?.expect(200).ok()?;
         let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let counted = |name: &str| {
+        let counted = |name: &str, streams: bool| {
             let (service, method) = name.split_once('/').unwrap_or_default();
-            let labels = format!("{{grpc_service=\"runtime.v1.{service}\",grpc_method=\"{method}\",grpc_code=\"");
-            let line = format!("grpc_server_handled_total{labels}");
-            text.lines().any(|found| found.starts_with(&line) && found.ends_with(" 1"))
+            let kind = if streams { "server_stream" } else { "unary" };
+            let labels =
+                format!("grpc_method=\"{method}\",grpc_service=\"runtime.v1.{service}\",grpc_type=\"{kind}\"}} 1");
+            let begin = "grpc_server_handled_total{grpc_code=\"";
+            text.lines().any(|found| found.starts_with(begin) && found.ends_with(&labels))
         };
         // What answers that it is not implemented could be anything that a client makes up.
-        methods.iter().all(|(name, _)| counted(name) || name.ends_with("/RestorePod")).then_some(())
+        methods.iter().all(|(name, streams)| counted(name, *streams) || name.ends_with("/RestorePod")).then_some(())
     })?;
     http::request(metrics, "GET", "/secrets", &[], &[])?.expect(404)?;
     drop(runtime);

@@ -19,4 +19,29 @@ mod generated {
     include!("generated/mod.rs");
 }
 
+/// The kind of a method by its path `/package.Service/Method`: `unary`, `client_stream`, `server_stream` or `bidi_stream`, as
+/// metrics of gRPC servers name it.
+pub fn kind_of_method(path: &str) -> &'static str {
+    const STREAMING: &[(&str, &str)] = include!("generated/streaming.rs");
+    STREAMING.binary_search_by_key(&path, |(path, _)| path).map_or("unary", |found| STREAMING[found].1)
+}
+
 pub use generated::{containerd, gantry, google, io, runtime, runtimeoptions};
+
+#[cfg(test)]
+mod tests {
+    use super::kind_of_method;
+
+    #[test]
+    fn streams_have_their_kinds() {
+        for (path, kind) in [
+            ("/containerd.services.content.v1.Content/Write", "bidi_stream"),
+            ("/containerd.services.content.v1.Content/Read", "server_stream"),
+            ("/gantry.images.v1.Images/Load", "client_stream"),
+            ("/containerd.services.content.v1.Content/Info", "unary"),
+            ("/no/such", "unary"),
+        ] {
+            assert_eq!(kind_of_method(path), kind, "{path}");
+        }
+    }
+}

@@ -72,6 +72,7 @@ fn generate(protos: &Path, out: &Path) {
     collect(protos, &mut files);
     files.sort();
     let descriptors = protox::compile(&files, [protos]).expect("compile protos");
+    fs::write(out.join("streaming.rs"), streaming(&descriptors)).expect("write streaming.rs");
     let mut config = tonic_prost_build::Config::new();
     config.out_dir(out).include_file("mod.rs").enable_type_names().btree_map(["."]).bytes([
         ".containerd.services.content.v1",
@@ -96,6 +97,26 @@ fn generate(protos: &Path, out: &Path) {
         .build_transport(false)
         .compile_fds_with_config(descriptors, config)
         .expect("generate code");
+}
+
+/// The methods with a stream in either direction, by path and in their order, with the name that metrics have for each kind.
+fn streaming(descriptors: &prost_types::FileDescriptorSet) -> String {
+    let mut kinds = BTreeMap::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                let kind = match (method.client_streaming(), method.server_streaming()) {
+                    (false, false) => continue,
+                    (false, true) => "server_stream",
+                    (true, false) => "client_stream",
+                    (true, true) => "bidi_stream",
+                };
+                kinds.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()), kind);
+            }
+        }
+    }
+    let lines = kinds.iter().map(|(path, kind)| format!("    ({path:?}, {kind:?}),\n"));
+    format!("&[\n{}]\n", lines.collect::<String>())
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {

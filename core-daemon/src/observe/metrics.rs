@@ -62,7 +62,7 @@ fn write_calls(out: &mut String, methods: &BTreeMap<String, Method>) -> std::fmt
     for (path, method) in methods {
         for (code, count) in &method.codes {
             let code = name(Code::from(*code));
-            writeln!(out, "grpc_server_handled_total{{{},grpc_code=\"{code}\"}} {count}", labels(path))?;
+            writeln!(out, "grpc_server_handled_total{{grpc_code=\"{code}\",{}}} {count}", labels(path))?;
         }
     }
     writeln!(out, "# HELP grpc_server_handling_seconds How long calls took.")?;
@@ -88,9 +88,11 @@ fn name(code: Code) -> String {
     }
 }
 
+/// In the order of their names, as servers written in Go have them.
 fn labels(path: &str) -> String {
     let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
-    format!("grpc_service=\"{}\",grpc_method=\"{}\"", escape(service), escape(method))
+    let kind = gantry_proto::kind_of_method(path);
+    format!("grpc_method=\"{}\",grpc_service=\"{}\",grpc_type=\"{kind}\"", escape(method), escape(service))
 }
 
 fn escape(text: &str) -> String {
@@ -136,11 +138,11 @@ mod tests {
         metrics.ended("/runtime.v1.RuntimeService/Version", 5, 100.0);
         metrics.ended("/no\"such/Thing", 12, 0.0);
         let text = metrics.text();
-        let labels = "grpc_service=\"runtime.v1.RuntimeService\",grpc_method=\"Version\"";
+        let labels = "grpc_method=\"Version\",grpc_service=\"runtime.v1.RuntimeService\",grpc_type=\"unary\"";
         for line in [
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"OK\"}} 1"),
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"Canceled\"}} 1"),
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"NotFound\"}} 1"),
+            format!("grpc_server_handled_total{{grpc_code=\"OK\",{labels}}} 1"),
+            format!("grpc_server_handled_total{{grpc_code=\"Canceled\",{labels}}} 1"),
+            format!("grpc_server_handled_total{{grpc_code=\"NotFound\",{labels}}} 1"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.01\"}} 0"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.025\"}} 1"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 3"),
