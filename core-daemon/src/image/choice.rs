@@ -83,7 +83,7 @@ mod tests {
         };
         let mut manifests = vec![entry("linux", "s390x"), entry("linux", "arm64"), entry("unknown", "unknown")];
         manifests.push(Descriptor::new("application/octet-stream", Digest::of("no image"), 1));
-        Index { schema_version: 2, media_type: None, manifests, annotations: Default::default() }
+        Index::of(manifests)
     }
 
     fn chosen(choice: &Choice) -> Vec<(String, Want)> {

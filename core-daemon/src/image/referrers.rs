@@ -10,15 +10,20 @@ use crate::error::{Doing, Result};
 /// What a document says it is about, with the entry that it gets among the referrers of that.
 pub(super) fn subject_of(descriptor: &Descriptor, bytes: &[u8]) -> Option<(Digest, Descriptor)> {
     let mut entry = Descriptor::new(&descriptor.media_type, descriptor.digest.clone(), descriptor.size);
-    match Document::parse(&descriptor.media_type, bytes).ok()? {
+    let subject = match Document::parse(&descriptor.media_type, bytes).ok()? {
         Document::Manifest(manifest) => {
             let Manifest { artifact_type, config, subject, annotations, .. } = *manifest;
             entry.artifact_type = artifact_type.or(Some(config.media_type));
             entry.annotations = annotations;
-            Some((subject?.digest, entry))
+            subject
         }
-        Document::Index(Index { .. }) => None,
-    }
+        Document::Index(index) => {
+            let Index { artifact_type, subject, annotations, .. } = *index;
+            (entry.artifact_type, entry.annotations) = (artifact_type, annotations);
+            subject
+        }
+    };
+    Some((subject?.digest, entry))
 }
 
 impl Images {
@@ -70,8 +75,17 @@ mod tests {
         );
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, Digest::of(&text), text.len() as u64);
         let (found, entry) = subject_of(&descriptor, text.as_bytes()).expect("subject");
-        assert_eq!((found, entry.artifact_type.as_deref()), (subject, Some("a/b")));
+        assert_eq!((found, entry.artifact_type.as_deref()), (subject.clone(), Some("a/b")));
         assert_eq!(entry.annotations["k"], "v");
-        assert!(subject_of(&Descriptor::new(media_types::OCI_INDEX, Digest::of("x"), 1), b"{}").is_none());
+        let index = format!(
+            r#"{{"schemaVersion":2,"artifactType":"a/c","manifests":[],
+            "subject":{{"mediaType":"m","digest":"{subject}","size":5}},"annotations":{{"k":"w"}}}}"#
+        );
+        let descriptor = Descriptor::new(media_types::OCI_INDEX, Digest::of(&index), index.len() as u64);
+        let (found, entry) = subject_of(&descriptor, index.as_bytes()).expect("subject");
+        assert_eq!((found, entry.artifact_type.as_deref()), (subject, Some("a/c")));
+        assert_eq!(entry.annotations["k"], "w");
+        let bare = br#"{"schemaVersion":2,"manifests":[]}"#;
+        assert!(subject_of(&Descriptor::new(media_types::OCI_INDEX, Digest::of(bare), 34), bare).is_none());
     }
 }

@@ -99,7 +99,7 @@ impl Pusher {
         }
         manifests.push(artifact.clone());
         let media_type = Some(media_types::OCI_INDEX.to_owned());
-        let index = Index { schema_version: 2, media_type, manifests, annotations: Default::default() };
+        let index = Index { media_type, ..Index::of(manifests) };
         let bytes = serde_json::to_vec(&index).map_err(|error| Error::internal(error.to_string())).map(Bytes::from)?;
         let descriptor = Descriptor::new(media_types::OCI_INDEX, Digest::of(&bytes), bytes.len() as u64);
         self.put(&fallback_tag(subject), &descriptor, bytes).await.map(drop).doing(doing)

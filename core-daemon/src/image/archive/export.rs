@@ -155,12 +155,7 @@ impl Plan {
     }
 
     fn write(self, content: &Content, ctx: &Context, skip_docker: bool, to: impl Write) -> Result<()> {
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(media_types::OCI_INDEX.to_owned()),
-            manifests: self.entries,
-            annotations: BTreeMap::new(),
-        };
+        let index = Index { media_type: Some(media_types::OCI_INDEX.to_owned()), ..Index::of(self.entries) };
         let layout = Layout { image_layout_version: LAYOUT_VERSION.to_owned() };
         let docker: Vec<DockerImage> = self.docker.into_iter().map(|(_, image)| image).collect();
         let mut tar = Writer::new(to);

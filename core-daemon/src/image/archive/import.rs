@@ -234,7 +234,7 @@ fn docker_index(
             manifests.push(named);
         }
     }
-    Ok(Index { schema_version: 2, media_type: None, manifests, annotations: Default::default() })
+    Ok(Index::of(manifests))
 }
 
 /// A manifest with its fields in the order that everybody writes them, so that digests agree.

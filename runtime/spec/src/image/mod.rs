@@ -51,7 +51,7 @@ pub enum InvalidDocument {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Document {
     /// Several images to choose from.
-    Index(Index),
+    Index(Box<Index>),
     /// One image.
     Manifest(Box<Manifest>),
 }
@@ -64,12 +64,12 @@ impl Document {
     /// Malformed, ambiguous, or of another kind.
     pub fn parse(media_type: &str, bytes: &[u8]) -> Result<Self, InvalidDocument> {
         match Kind::of(media_type) {
-            Kind::Index => Index::parse(media_type, bytes).map(Self::Index),
+            Kind::Index => Index::parse(media_type, bytes).map(|index| Self::Index(Box::new(index))),
             Kind::Manifest => Manifest::parse(media_type, bytes).map(|manifest| Self::Manifest(Box::new(manifest))),
             Kind::Other if matches!(bare(media_type), "" | "application/json" | "application/octet-stream") => {
                 let shape = Shape::parse("manifest", bytes)?;
                 if shape.manifests {
-                    Index::parse("", bytes).map(Self::Index)
+                    Index::parse("", bytes).map(|index| Self::Index(Box::new(index)))
                 } else {
                     Manifest::parse("", bytes).map(|manifest| Self::Manifest(Box::new(manifest)))
                 }

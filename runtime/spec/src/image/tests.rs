@@ -50,18 +50,13 @@ fn index_selects_by_platform_and_skips_attestations() {
     };
     let bare = Descriptor::new(media_types::OCI_MANIFEST, Digest::of("bare"), 4);
     let blob = Descriptor::new("application/octet-stream", Digest::of("blob"), 5);
-    let index = Index {
-        schema_version: 2,
-        media_type: None,
-        manifests: vec![
-            bare,
-            blob,
-            entry("linux", "arm64", 1),
-            entry("linux", "amd64", 2),
-            entry("unknown", "unknown", 3),
-        ],
-        annotations: Default::default(),
-    };
+    let index = Index::of(vec![
+        bare,
+        blob,
+        entry("linux", "arm64", 1),
+        entry("linux", "amd64", 2),
+        entry("unknown", "unknown", 3),
+    ]);
     let sizes = |wanted: &str| -> Vec<u64> {
         index.select(&Platform::parse(wanted).unwrap()).iter().map(|entry| entry.size).collect()
     };
