@@ -1,6 +1,10 @@
 //! Clients of containerd that know nothing of Gantry, on `gantryd`: Debian's dockerd and `ctr`.
 
-use anyhow::ensure;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
 use integration_tests::engines::{Dockerd, Engine};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 use nix::mount::{MsFlags, mount};
@@ -11,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     names_that_are_not_told_are_made_up [Root],
     images_go_round_in_ctr [Root, Overlay],
     content_and_snapshots_by_hand [Root, Overlay],
+    clients_of_other_libraries_are_answered [Root],
 ];
 
 /// The state of a container of docker's, by a template.
@@ -196,4 +201,52 @@ fn content_and_snapshots_by_hand(env: &Env) -> Result<()> {
     ctr(&["images", "rm", "--sync", &image])?;
     ensure!(!ctr(&["snapshots", "ls"])?.stdout.contains("sha256:"));
     Ok(())
+}
+
+/// A frame of HTTP/2 on the first stream of a client, or on none.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("short").to_be_bytes();
+    [&[0, length[0], length[1], kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// As gRPC's core asks, which is below its clients in Python, C++ and Ruby: every name written out, and the path of the
+/// socket for an authority.
+fn asks_as_the_core_does(socket: &Path) -> Result<()> {
+    let authority = socket.display().to_string().trim_start_matches('/').replace('/', "%2F");
+    let fields = [
+        (":path", "/containerd.services.version.v1.Version/Version"),
+        (":authority", authority.as_str()),
+        (":method", "POST"),
+        (":scheme", "http"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let mut headers = Vec::new();
+    for (name, value) in fields {
+        headers.push(0x40);
+        for text in [name, value] {
+            headers.push(u8::try_from(text.len()).ok().filter(|length| *length < 0x7f).context("short")?);
+            headers.extend_from_slice(text.as_bytes());
+        }
+    }
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(wait::seconds(10)))?;
+    let sent = [frame(4, 0, 0, &[]), frame(1, 4, 1, &headers), frame(0, 1, 1, &[0; 5])];
+    stream.write_all(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &sent.concat()].concat())?;
+    loop {
+        let mut header = [0; 9];
+        stream.read_exact(&mut header)?;
+        let mut payload = vec![0; usize::from(header[1]) << 8 | usize::from(header[2])];
+        stream.read_exact(&mut payload)?;
+        match header[3] {
+            0 => return Ok(()),
+            3 | 7 => bail!("the call is refused: {payload:?}"),
+            _ => {}
+        }
+    }
+}
+
+fn clients_of_other_libraries_are_answered(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    asks_as_the_core_does(daemon.socket())
 }

@@ -1,7 +1,7 @@
 //! Connections of clients that name the socket by its path.
 //!
-//! A gRPC client in Go that dials a path sends that path as HTTP/2's `:authority`. It is no host name, and the HTTP/2
-//! library would refuse every call. The daemon does not use the authority, so each is replaced by a valid name of the
+//! Clients in Go, Java, Python, C++ and more that dial a path send that path, some with `%2F` for each slash, as HTTP/2's
+//! `:authority`. It is no host name, and the HTTP/2 library would refuse every call. The daemon does not use the authority, so each is replaced by a valid name of the
 //! same length: client and server both keep a table of headers (HPACK, RFC 7541), whose size is counted in those bytes.
 
 use std::pin::Pin;
@@ -26,6 +26,8 @@ const PRIORITY: u8 = 0x20;
 const MAX_FRAME: usize = 16 << 10;
 /// Index of `:authority` in the static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
+/// The name itself, plain and packed. gRPC's core, and so its clients in Python, C++ and Ruby, writes it out.
+const AUTHORITY_NAMES: [&[u8]; 2] = [b":authority", &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f]];
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
 
@@ -182,11 +184,14 @@ fn rewrite(flags: u8, frame: &[u8]) -> Option<Vec<u8>> {
         if index_bits == 7 || index_bits == 5 {
             continue;
         }
+        let mut is_authority = index == AUTHORITY;
         if index == 0 {
-            at = text(frame, at)?.end;
+            let name = text(frame, at)?;
+            is_authority = frame.get(name.begin..name.end)? == AUTHORITY_NAMES[usize::from(name.packed)];
+            at = name.end;
         }
         let value = text(frame, at)?;
-        if index == AUTHORITY {
+        if is_authority {
             let bytes = frame.get(value.begin..value.end)?;
             let length = if value.packed { symbols(bytes)? } else { bytes.len() };
             let mut block = frame[..at].to_vec();
@@ -301,6 +306,13 @@ mod tests {
             let wanted = [&before[..], &[0x41, length], &vec![b'a'; usize::from(length)], &[0x86]].concat();
             assert_eq!(rewrite(0, &block), Some(wanted));
         }
+        // With the name written out, plain and packed.
+        for name in [&[&[10][..], b":authority"].concat(), &[&[0x88][..], AUTHORITY_NAMES[1]].concat()] {
+            let written = |value: &[u8]| [&before[..], &[0x40], name, &[3], value, &[0x86]].concat();
+            assert_eq!(rewrite(0, &written(b"%2F")), Some(written(b"aaa")));
+        }
+        assert_eq!(symbols(AUTHORITY_NAMES[1]), Some(10));
+        assert_eq!(rewrite(0, &[0x40, 1, b'x', 1, b'/']), None);
         // Later ones are in the table; and a frame may end anywhere.
         assert_eq!(rewrite(0, &[0x83, 0xbe, 0x86]), None);
         assert_eq!(rewrite(0, &[0x41, 9, b'a']), None);
