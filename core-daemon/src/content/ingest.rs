@@ -257,12 +257,10 @@ impl Ingest {
 
     fn check(&self, size: u64, expected: Option<&Digest>) -> Result<Digest> {
         let reference = &self.about.reference;
-        let size = if size == 0 { self.about.total } else { size };
         if size != 0 && size != self.offset {
             let problem = format!("{reference:?} failed size validation: {} bytes instead of {size}", self.offset);
             return Err(Error::precondition(problem));
         }
-        let expected = expected.or(self.about.expected.as_ref());
         let digest = match expected {
             // The digest is wanted in another algorithm than what was written was hashed by.
             Some(expected) if expected.algorithm() != self.digest().algorithm() => {
@@ -379,9 +377,10 @@ impl Content {
     }
 }
 
-/// Whether the bytes are there from another namespace, for a client that knows digest and length.
+/// Whether the bytes are there from another namespace, for a client that knows their digest. Who names a length as well
+/// names theirs.
 fn shared(content: &Content, about: &About) -> Result<Option<(Pending, u64)>> {
-    let Some(expected) = about.expected.as_ref().filter(|_| about.total > 0) else { return Ok(None) };
+    let Some(expected) = &about.expected else { return Ok(None) };
     let recorded = content.0.db.read(|tx| table::get(tx, &about.namespace, expected.as_str()))?;
     if recorded.is_some() {
         // Recorded here but not whole, or the caller would have been told: it is to be written again.
@@ -392,15 +391,17 @@ fn shared(content: &Content, about: &About) -> Result<Option<(Pending, u64)>> {
     }
     let pending = Pending::new(&content.0, expected.clone());
     let blob = content.0.open_blob(expected)?;
-    Ok(blob.filter(|blob| blob.size == about.total).map(|blob| (pending, blob.size)))
+    Ok(blob.filter(|blob| about.total == 0 || blob.size == about.total).map(|blob| (pending, blob.size)))
 }
 
 fn begin_or_resume(dir: &Path, about: About) -> Result<(About, File, Hasher, u64)> {
     let doing = |what: &str| format!("{what} ingest {}", about.reference);
-    if let Some((_, status)) = read_status(dir) {
+    // Something of another length is something else, which was begun under the same reference.
+    let is_same = |status: &Status| about.total == 0 || status.total == 0 || about.total == status.total;
+    if let Some((_, status)) = read_status(dir).filter(|(_, status)| is_same(status)) {
+        // What it was to be then does not bind whoever goes on with it: a commit says what it is to be.
         let mut resumed = about.clone();
-        resumed.total = if about.total == 0 { status.total } else { about.total };
-        resumed.expected = about.expected.clone().or(status.expected);
+        resumed.total = about.total.max(status.total);
         resumed.started = nanoseconds(status.started);
         let mut file = open_data(dir).doing(|| doing("resume"))?;
         if let Err(error) = rung_sys::writeback::read_back(&file) {

@@ -82,6 +82,8 @@ fn isolated_namespaces_have_to_show_that_they_have_the_bytes() {
     let shared = gantry_proto::containerd::services::namespaces::v1::Namespace { name: "a".into(), labels: shareable };
     it.db.write(|tx| namespaces::put(tx, &shared)).expect("label");
     assert_eq!(offset("b"), 5);
+    let unmeasured = content.writer(&ctx("b"), "r", 0, Some(&digest)).expect("writer");
+    assert_eq!(unmeasured.offset(), 5, "the digest alone is enough");
 }
 
 #[test]
@@ -118,6 +120,18 @@ fn an_ingest_is_resumed_where_it_was_and_has_one_writer() {
     assert_eq!(it.content.read(&ctx("a"), &expected, 100).expect("read"), b"hello world");
     let again = it.content.writer(&ctx("a"), "r2", 11, Some(&expected)).err().expect("exists");
     assert_eq!(again.kind(), Kind::AlreadyExists);
+}
+
+#[test]
+fn what_was_to_be_written_binds_nobody_who_goes_on() {
+    let it = fixture();
+    let begun = |total, expected: Option<&Digest>| it.content.writer(&ctx("a"), "r", total, expected).expect("writer");
+    begun(5, Some(&Digest::of(b"right"))).write(b"ri").expect("write");
+    assert_eq!(begun(0, None).offset(), 2);
+    assert_eq!(begun(7, None).offset(), 0, "something else, as its length shows");
+    let mut shorter = begun(0, None);
+    shorter.write(b"hello").expect("write");
+    assert_eq!(shorter.commit(0, None, labels::Labels::new()).expect("commit"), Digest::of(b"hello"));
 }
 
 #[test]
