@@ -229,8 +229,18 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
         let pause = || asks.ask(PauseTaskRequest { container_id: id.clone() });
         let resume = || asks.ask(ResumeTaskRequest { container_id: id.clone() });
         let end = || asks.ask(DeleteContainerRequest { id: id.clone() });
+        let update = |id: &str| {
+            let container = Some(Container { id: id.to_owned(), ..of(NOWHERE) });
+            asks.ask(UpdateContainerRequest { container, update_mask: None })
+        };
+        let bare = new(Container { spec: None, ..of(NOWHERE) });
         let mut rows = vec![
             row("Tasks/Create without a container", tasks.create(create()).await, Code::NotFound),
+            row("Containers/Update of none", containers.update(update("no/id")).await, Code::NotFound),
+            row("Containers/Update of no id", containers.update(update("")).await, Code::InvalidArgument),
+            row("Containers/Create without a spec", containers.create(bare).await, Code::Ok),
+            row("Tasks/Create without a spec", tasks.create(create()).await, Code::InvalidArgument),
+            row("Containers/Delete of that", containers.delete(end()).await, Code::Ok),
             row("Containers/Create without a runtime", containers.create(new(of(""))).await, Code::InvalidArgument),
             row("Containers/Create of ours", containers.create(new(of("io.containerd.rung.v2"))).await, Code::Ok),
             row("Tasks/Create without its stand-in", tasks.create(create()).await, Code::NotFound),

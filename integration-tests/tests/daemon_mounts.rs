@@ -59,13 +59,13 @@ fn mounts_are_made_for_whoever_asks(env: &Env) -> Result<()> {
     daemon::runtime()?.block_on(async {
         let mut client = MountsClient::new(daemon.channel().await?);
         let activate = |name: &str, mounts: Vec<Mount>, temporary| {
-            let labels = Default::default();
+            let labels = [("none".to_owned(), String::new())].into();
             request(env, mounts::ActivateRequest { name: name.into(), mounts, labels, temporary })
         };
         let plain = client.activate(activate("plain", vec![mount("bind", "/", &[])], false)).await;
         assert_eq!(plain.expect_err("the caller can do that").code(), Code::Unimplemented);
         let info = client.activate(activate("a/b c", stacked(env)?, true)).await?.into_inner().info.expect("info");
-        assert_eq!((info.active.len(), info.system.len()), (3, 1));
+        assert_eq!((info.active.len(), info.system.len(), info.labels.len()), (3, 1, 0));
         let shown = &info.system[0].source;
         assert_eq!(fs::read_to_string(format!("{shown}/low"))?, "low");
         assert_eq!(fs::read_to_string(format!("{shown}/high"))?, "high");

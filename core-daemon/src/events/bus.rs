@@ -90,9 +90,6 @@ impl Events {
         if envelope.timestamp.is_none() {
             return Err(Error::invalid(format!("event {}: timestamp is missing", envelope.topic)));
         }
-        if envelope.event.is_none() {
-            return Err(Error::invalid(format!("event {}: event is missing", envelope.topic)));
-        }
         self.send(envelope);
         Ok(())
     }
@@ -196,6 +193,7 @@ mod tests {
             event: Some(Any::default()),
         };
         assert!(events.forward(whole.clone()).is_ok());
+        assert!(events.forward(Envelope { event: None, ..whole.clone() }).is_ok());
         assert!(events.forward(Envelope { timestamp: None, ..whole.clone() }).is_err());
         assert!(events.forward(Envelope { namespace: String::new(), ..whole.clone() }).is_err());
         assert!(events.forward(Envelope { topic: "exit".into(), ..whole }).is_err());

@@ -33,8 +33,7 @@ impl Events for EventsService {
         let context = Context::of(request.metadata())?;
         let request = request.into_inner();
         events::check_topic(&request.topic)?;
-        let event = request.event.ok_or_else(|| Error::invalid("event is required"))?;
-        self.events.publish(&context.namespace, &request.topic, event);
+        self.events.publish(&context.namespace, &request.topic, request.event.unwrap_or_default());
         Ok(Response::new(()))
     }
 

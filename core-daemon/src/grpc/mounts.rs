@@ -13,6 +13,7 @@ use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::Error;
 use crate::filter::{Filter, label};
+use crate::labels::drop_empty;
 use crate::mounts::{Mounts, Wish};
 
 /// The service.
@@ -31,7 +32,8 @@ impl MountsService {
 impl Service for MountsService {
     async fn activate(&self, request: Request<ActivateRequest>) -> Result<Response<ActivateResponse>, Status> {
         let context = Context::of(request.metadata())?;
-        let ActivateRequest { name, mounts, labels, temporary } = request.into_inner();
+        let ActivateRequest { name, mounts, mut labels, temporary } = request.into_inner();
+        drop_empty(&mut labels);
         let wish = Wish { name, mounts, labels, temporary, allowed: Vec::new() };
         let all = self.mounts.clone();
         let info = blocking(move || all.activate(&context, wish)).await?;

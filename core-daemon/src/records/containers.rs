@@ -90,7 +90,10 @@ impl Containers {
     /// # Errors
     /// `NotFound` without such a container, `InvalidArgument` for a field that is wrong or may not change.
     pub fn update(&self, namespace: &Namespace, wanted: &Container, mask: &[String]) -> Result<Container> {
-        let id = ContainerId::parse(&wanted.id)?;
+        let id = match wanted.id.as_str() {
+            "" => ContainerId::parse("")?,
+            id => ContainerId::known(id)?,
+        };
         self.edit(namespace, &id, |container| apply(container, wanted, mask))
     }
 
@@ -185,9 +188,6 @@ fn check(container: &Container) -> Result<()> {
     let invalid = |problem: &str| Err(Error::invalid(format!("container {}: {problem}", container.id)));
     if container.runtime.as_ref().is_none_or(|runtime| runtime.name.is_empty()) {
         return invalid("runtime.name is required");
-    }
-    if container.spec.is_none() {
-        return invalid("spec is required");
     }
     if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {
         return invalid("snapshotter is required with a snapshot_key");
@@ -301,9 +301,8 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let (_dir, records, namespace) = records();
-        let error = records.create(&namespace, Container { spec: None, ..container("a") }).expect_err("no spec");
-        assert!(error.to_string().contains("spec"), "{error}");
-        assert!(records.create(&namespace, Container { runtime: None, ..container("a") }).is_err());
+        let error = records.create(&namespace, Container { runtime: None, ..container("a") }).expect_err("no runtime");
+        assert!(error.to_string().contains("runtime.name"), "{error}");
         assert!(records.create(&namespace, container("../a")).is_err());
         let with = |name: &str| {
             let extensions = [(name.to_owned(), prost_types::Any::default())].into_iter().collect();

@@ -46,6 +46,7 @@ impl Sandboxes {
     /// # Errors
     /// `InvalidArgument` naming the field that is wrong, `AlreadyExists` when its id is taken.
     pub fn create(&self, namespace: &Namespace, mut sandbox: Sandbox) -> Result<Sandbox> {
+        labels::drop_empty(&mut sandbox.labels);
         check(&sandbox)?;
         let now = SystemTime::now().into();
         (sandbox.created_at, sandbox.updated_at) = (Some(now), Some(now));
@@ -150,7 +151,8 @@ mod tests {
         let namespace = Namespace::parse("n").expect("namespace");
         let runtime = Some(Runtime { name: "io.containerd.rung.v2".into(), options: None });
         let mut pod = Sandbox { sandbox_id: "pod".into(), runtime, ..Sandbox::default() };
-        sandboxes.create(&namespace, pod.clone()).expect("create");
+        pod.labels.insert("none".into(), String::new());
+        assert!(sandboxes.create(&namespace, pod.clone()).expect("create").labels.is_empty());
         assert_eq!(sandboxes.create(&namespace, pod.clone()).expect_err("twice").kind(), Kind::AlreadyExists);
         pod.labels.insert("a".into(), "1".into());
         pod.extensions.insert("x".into(), prost_types::Any::default());
