@@ -67,6 +67,8 @@ fn older_daemons_get_the_answer_they_read(env: &Env) -> Result<()> {
         let state: StateResponse =
             shim.client.call("containerd.task.v2.Task", "State", &request, &Context::new()).await?;
         assert_eq!(state.status(), TaskStatus::Created);
+        // Go's zero time: what is absent is 1970 for containerd, and so an end.
+        assert_eq!(state.exited_at.map(|at| at.seconds), Some(-62_135_596_800));
         shim.finish().await
     })
 }
@@ -132,6 +134,7 @@ fn refusals_have_their_codes(env: &Env) -> Result<()> {
         shim.kill("", 9).await?;
         assert_eq!(shim.wait("").await?, 128 + 9);
         assert_eq!(code(shim.kill("", 9).await), Code::NotFound);
+        assert_eq!(code(shim.start_process("nothing").await.map(drop)), Code::NotFound);
         assert_eq!(code(shim.exec("late", &["true"], &Stdio::default()).await), Code::Unknown);
         shim.events.until("exit", 1).await?;
         let added = shim.events.of::<TaskExecAdded>().into_iter().map(|event| event.exec_id).collect::<Vec<_>>();

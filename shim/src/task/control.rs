@@ -4,13 +4,16 @@ use gantry_proto::any;
 use gantry_proto::containerd::events::{TaskPaused, TaskResumed};
 use gantry_proto::containerd::task::v3::{StateResponse, UpdateTaskRequest};
 use gantry_proto::time::timestamp;
-use prost_types::Any;
+use prost_types::{Any, Timestamp};
 
 use crate::error::Kind;
 use crate::rung::Ends;
 use crate::task::Container;
 use crate::task::state::State;
 use crate::{Error, Result, memory_file, stats};
+
+/// Go's zero time, 1 January of the year 1.
+const ZERO: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
 
 impl Container {
     /// The state of the process of `exec_id`.
@@ -34,7 +37,8 @@ impl Container {
             stderr: process.stdio.stderr.clone(),
             terminal: process.stdio.terminal,
             exit_status: exited.map_or(0, |exited| exited.status),
-            exited_at: exited.map(|exited| timestamp(exited.at)),
+            // Containerd gives none out as the beginning of 1970, which its clients take for an end.
+            exited_at: Some(exited.map_or(ZERO, |exited| timestamp(exited.at))),
             exec_id: exec_id.to_owned(),
         })
     }

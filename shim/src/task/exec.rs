@@ -63,6 +63,7 @@ impl Container {
     }
 
     pub(super) async fn start_exec(&mut self, id: &str) -> Result<u32> {
+        self.process(id)?;
         // An exit of the first process that is held back counts: whatever is started now would not live.
         let gone = self.init_is_gone || self.init.state == State::Stopped || self.init.pid == 0;
         if gone {
