@@ -101,14 +101,25 @@ pub fn block_all() -> Result<()> {
 /// Unblocks every signal and gives all of them their default action again, as a new program expects.
 pub fn reset_all() -> Result<()> {
     for signal in 1..=REALTIME_LAST {
-        // The C library keeps 32 and 33 to itself and refuses to touch them; KILL and STOP have no action to set.
-        if matches!(signal, libc::SIGKILL | libc::SIGSTOP | 32 | 33) {
-            continue;
+        match signal {
+            // There is no action to set.
+            libc::SIGKILL | libc::SIGSTOP => {}
+            // The C library keeps these to itself: it refuses to touch them, and ignores them in what it spawns.
+            32 | 33 => kernels_default(signal),
+            // SAFETY: SIG_DFL is always a valid disposition.
+            _ => drop(unsafe { libc::signal(signal, libc::SIG_DFL) }),
         }
-        // SAFETY: SIG_DFL is always a valid disposition.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     unblock_all()
+}
+
+/// Gives a signal its default action without the C library.
+fn kernels_default(signal: i32) {
+    // The default action, no flags, no restorer and an empty mask are zeroes, however they are laid out.
+    let action = [0_u64; 8];
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: the kernel reads an action from memory that is large enough for one on every machine, and writes none.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, size_of::<u64>()) };
 }
 
 /// Unblocks every signal.
