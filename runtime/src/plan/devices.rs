@@ -72,6 +72,10 @@ pub fn plan(linux: Option<&Linux>, mounts: &[MountPlan]) -> Result<Option<Device
         if !device.path().is_absolute() {
             return Err(refuse("path is not absolute"));
         }
+        // That of the container leads to its own terminals, and where the host's would be bound it could not be replaced.
+        if device.path() == Path::new("/dev/ptmx") {
+            continue;
+        }
         let number = |value: i64| u32::try_from(value).map_err(|_| refuse("device number out of range"));
         let kind = match device.typ() {
             LinuxDeviceType::C | LinuxDeviceType::U => {
@@ -100,7 +104,8 @@ mod tests {
 
     #[test]
     fn configured_nodes_replace_the_usual_ones() {
-        let json = r#"{"devices":[{"path":"/dev/null","type":"c","major":1,"minor":3,"fileMode":384,"uid":7}]}"#;
+        let json = r#"{"devices":[{"path":"/dev/null","type":"c","major":1,"minor":3,"fileMode":384,"uid":7},
+            {"path":"/dev/ptmx","type":"c","major":5,"minor":2}]}"#;
         let linux: Linux = serde_json::from_str(json).expect("valid JSON");
         let plan = plan(Some(&linux), &[]).expect("plan").expect("devices");
         assert_eq!(plan.nodes.len(), ALWAYS.len());
