@@ -15,9 +15,8 @@ const ALLOWED: &[Row] = &[
     (LinuxDeviceType::C, Some(1), Some(7), "rwm"),
     (LinuxDeviceType::C, Some(1), Some(8), "rwm"),
     (LinuxDeviceType::C, Some(1), Some(9), "rwm"),
-    // tty, console, ptmx, and the pseudo-terminals
+    // tty, ptmx, and the pseudo-terminals, one of which is a container's console: 5:1 is the host's
     (LinuxDeviceType::C, Some(5), Some(0), "rwm"),
-    (LinuxDeviceType::C, Some(5), Some(1), "rwm"),
     (LinuxDeviceType::C, Some(5), Some(2), "rwm"),
     (LinuxDeviceType::C, Some(136), None, "rwm"),
 ];
