@@ -202,7 +202,13 @@ fn open(uri: &LogUri) -> Result<(File, u64)> {
     let Ok(inside) = dir.strip_prefix(root) else {
         return Err(crate::Error::invalid(format!("log {}: is not in {}", path.display(), root.display())));
     };
-    DirBuilder::new().recursive(true).mode(0o750).create(root).doing(doing)?;
+    let made = DirBuilder::new().recursive(true).mode(0o750).create(root);
+    // What exists is no container, but something else in the directory's place.
+    let other = |error: std::io::Error| match error.kind() {
+        ErrorKind::AlreadyExists => ErrorKind::NotADirectory.into(),
+        _ => error,
+    };
+    made.map_err(other).doing(doing)?;
     let dir = Root::open(root).and_then(|root| root.make_directories(inside, &mut |_| {})).doing(doing)?;
     let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let opened = openat(&dir, name, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o640));
@@ -263,6 +269,15 @@ mod tests {
         let object = |line: &String| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
         let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
         lines(dir).iter().map(object).map(|object| (text(&object["stream"]), text(&object["log"]))).collect()
+    }
+
+    #[test]
+    fn a_file_in_the_directorys_place_is_not_a_container_that_exists() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let uri = LogUri::new(file.path().join("0.log").to_string_lossy().into_owned());
+        let error = LogFile::open(uri, Reaper::default()).expect_err("no directory");
+        assert_eq!(error.kind(), crate::error::Kind::Internal, "{error}");
+        assert!(error.to_string().contains("not a directory"), "{error}");
     }
 
     #[test]

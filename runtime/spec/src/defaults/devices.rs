@@ -44,3 +44,15 @@ pub fn rule(
     rule.set_allow(allow).set_typ(kind).set_major(major).set_minor(minor).set_access(Some(access.to_owned()));
     rule
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machines_console_is_not_among_them() {
+        let rules = default();
+        let numbers = |minor| rules.iter().any(|rule| (rule.major(), rule.minor()) == (Some(5), Some(minor)));
+        assert!(numbers(0) && !numbers(1) && numbers(2));
+    }
+}
