@@ -14,6 +14,7 @@ use tonic::Code;
 pub(crate) const TESTS: &[Test] = tests![
     exec_passes_everything_on_and_ends_with_the_code [Root, Overlay],
     exec_on_a_terminal_has_its_size [Root, Overlay],
+    a_client_that_leaves_has_said_all_it_said [Root, Overlay],
     attach_shares_the_streams_with_the_log [Root, Overlay],
     ports_are_forwarded [Root, Overlay],
     what_cannot_be_streamed_is_refused [Root, Overlay],
@@ -145,6 +146,43 @@ fn attach_shares_the_streams_with_the_log(env: &Env) -> Result<()> {
     assert_eq!(pods.exit_code(&container)?, 5);
     let log = std::fs::read_to_string(env.path("logs/container.log"))?;
     assert!(log.ends_with(" stdout F hello\n"), "{log}");
+    pods.remove(&pod)
+}
+
+fn a_client_that_leaves_has_said_all_it_said(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let (mut pods, pod, container) = running(env, &stack, false, &["sh", "-c", "cat > /said; exit 5"])?;
+    let mut client = pods.pods.clone();
+    // Which of both is seen first, the end of its input or that it is gone, is a matter of luck.
+    for round in 0..6 {
+        let request = exec(&container, &["sh", "-c", &format!("cat > /part{round}; mv /part{round} /whole{round}")]);
+        pods.runtime.block_on(async {
+            let url = client.exec(request).await?.into_inner().url;
+            let mut socket = connect(&url, "v4.channel.k8s.io").await?;
+            // The server's first word: to leave without having read is to break off.
+            socket.next().await.context("first word")??;
+            for _ in 0..3 {
+                send(&mut socket, 0, &[b'x'; 10_000]).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+        wait::until("the input ends", || {
+            let cmd = ["stat", "-c", "%s", &format!("/whole{round}")].map(str::to_owned).to_vec();
+            let request = v1::ExecSyncRequest { container_id: container.clone(), cmd, timeout: 10 };
+            let answer = pods.runtime.block_on(client.exec_sync(request)).ok()?.into_inner();
+            (answer.stdout == b"30000\n").then_some(())
+        })?;
+    }
+    let request =
+        v1::AttachRequest { container_id: container.clone(), stdin: true, tty: false, stdout: true, stderr: true };
+    pods.runtime.block_on(async {
+        let url = client.attach(request).await?.into_inner().url;
+        let mut socket = connect(&url, "v4.channel.k8s.io").await?;
+        socket.next().await.context("first word")??;
+        send(&mut socket, 0, b"hello\n").await
+    })?;
+    // It is one that is attached to once.
+    assert_eq!(pods.exit_code(&container)?, 5);
     pods.remove(&pod)
 }
 

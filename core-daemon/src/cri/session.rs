@@ -1,12 +1,15 @@
 //! Exec, attach and port forwarding: the calls that give out a URL, and what happens behind it.
 
 use std::os::unix::fs::DirBuilderExt as _;
+use std::time::Duration;
 
 use gantry_proto::runtime::v1;
 use gantry_proto::stdio::FrameKind;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::Cri;
 use super::process::Wanted;
@@ -18,6 +21,8 @@ use crate::tasks::streams::{self, OUTPUT_AFTER_END, until_end};
 
 /// Bytes of input that are passed on at once.
 const PIECE: usize = 32 << 10;
+/// How long a process may take for what its client said before it left.
+const INPUT_AFTER_END: Duration = Duration::from_secs(10);
 
 impl Cri {
     /// Listens for streams, and serves them until the daemon stops.
@@ -60,20 +65,17 @@ impl Backend for Cri {
         let container = self.store().container(&request.container_id)?;
         let wanted = Wanted { command: request.cmd, terminal: request.tty, stdin: request.stdin };
         let mut started = self.start_process(&container, wanted).await?;
-        let gone = streams.gone.clone();
         let (ended, socket) = (started.end(), started.take_stream()?);
         let process = Process { task: &started.task, exec: Some(&started.id), closes_input: true };
-        tokio::select! {
-            exit = process.join(socket, streams, ended) => Ok(exit?.status),
-            () = gone.cancelled() => {
-                // As with a terminal that is unplugged. Without one, the process runs on, and its input has ended.
-                if request.tty {
-                    let hang_up = u32::try_from(Signal::SIGHUP as i32).unwrap_or_default();
-                    let _ = started.task.kill(Some(&started.id), hang_up, false).await;
-                }
-                Err(Error::new(Kind::Canceled, "the client has gone"))
-            }
+        if let Some(exit) = process.join(socket, streams, ended).await? {
+            return Ok(exit.status);
         }
+        // As with a terminal that is unplugged. Without one, the process runs on, and its input has ended.
+        if request.tty {
+            let hang_up = u32::try_from(Signal::SIGHUP as i32).unwrap_or_default();
+            let _ = started.task.kill(Some(&started.id), hang_up, false).await;
+        }
+        Err(Error::new(Kind::Canceled, "the client has gone"))
     }
 
     async fn attach(&self, request: v1::AttachRequest, streams: Streams) -> Result<()> {
@@ -81,16 +83,12 @@ impl Backend for Cri {
         let task = container.task()?;
         let socket = streams::join(&self.attach_socket(container.id().as_str())).await?;
         let once = container.record().config.as_ref().is_some_and(|config| config.stdin_once);
-        let gone = streams.gone.clone();
         let process = Process { task: &task, exec: None, closes_input: once };
         let ended = async {
             container.ended().await;
             Ok(())
         };
-        tokio::select! {
-            ended = process.join(socket, streams, ended) => ended,
-            () = gone.cancelled() => Ok(()),
-        }
+        process.join(socket, streams, ended).await.map(drop)
     }
 
     async fn dial(&self, sandbox: &str, port: u16) -> Result<TcpStream> {
@@ -107,15 +105,32 @@ struct Process<'a> {
 }
 
 impl Process<'_> {
-    /// Passes everything on until the process has ended and its last output is with the client.
-    async fn join<T>(&self, socket: UnixStream, streams: Streams, end: impl Future<Output = Result<T>>) -> Result<T> {
-        let Streams { stdin, stdout, stderr, mut sizes, .. } = streams;
+    /// Passes everything on until the process has ended and its last output is with the client; `None` where the client
+    /// has gone before that.
+    async fn join<T>(
+        &self,
+        socket: UnixStream,
+        streams: Streams,
+        end: impl Future<Output = Result<T>>,
+    ) -> Result<Option<T>> {
+        let Streams { stdin, stdout, stderr, mut sizes, gone } = streams;
         let (output, mut input) = streams::split(socket);
+        let passed = CancellationToken::new();
         let listening = async {
             if let Some(stdin) = stdin {
                 self.pass_in(stdin, &mut input).await;
             }
+            passed.cancel();
             std::future::pending::<()>().await;
+        };
+        // What a client said last, and that it was the last, is still for the process.
+        let leaving = async {
+            gone.cancelled().await;
+            let is_late = timeout(INPUT_AFTER_END, passed.cancelled()).await.is_err();
+            if is_late && self.closes_input {
+                let closed = self.task.close_stdin(self.exec).await;
+                tracing::debug!(?closed, "a process did not take the rest of its input");
+            }
         };
         let resizing = async {
             while let Some(size) = sizes.recv().await {
@@ -129,8 +144,9 @@ impl Process<'_> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            ended = until_end(output, |frames| pass_out(frames, stdout, stderr), end, OUTPUT_AFTER_END) => ended,
+            ended = until_end(output, |frames| pass_out(frames, stdout, stderr), end, OUTPUT_AFTER_END) => ended.map(Some),
             () = listening => Err(Error::internal("session: input ended")),
+            () = leaving => Ok(None),
             () = resizing => Err(Error::internal("session: sizes ended")),
         }
     }
