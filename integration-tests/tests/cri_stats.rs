@@ -62,6 +62,20 @@ fn counters_of_a_container_grow(env: &Env) -> Result<()> {
     assert!(linux.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).is_some_and(|used| used.value > 0));
     assert!(linux.process.and_then(|process| process.process_count).is_some_and(|count| count.value > 0));
     assert_eq!(linux.containers.len(), 1);
+    // One that is created has statistics of its own, and so in its pod's.
+    let created = v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: "created".into(), attempt: 0 }),
+        image: Some(integration_tests::pods::spec(&stack.image)),
+        command: vec!["true".into()],
+        ..Default::default()
+    };
+    let request =
+        v1::CreateContainerRequest { pod_sandbox_id: pod.clone(), config: Some(created), sandbox_config: Some(config) };
+    let created = runtime.block_on(client.create_container(request))?.into_inner().container_id;
+    let request = v1::PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
+    let linux = runtime.block_on(client.pod_sandbox_stats(request))?.into_inner().stats.and_then(|stats| stats.linux);
+    let all = linux.expect("statistics of the pod").containers.into_iter().filter_map(|stats| stats.attributes);
+    assert!(all.map(|attributes| attributes.id).any(|id| id == created), "{created}");
     pods.remove(&pod)
 }
 

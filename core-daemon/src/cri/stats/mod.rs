@@ -167,9 +167,9 @@ impl Cri {
         let cri = self.clone();
         blocking(move || {
             let (networks, root) = (cri.interfaces_of(&sandboxes)?, cri.snapshot_root());
-            let mut running = cri.running_containers();
+            let mut containers = cri.containers_by_pod(|_| true);
             let message = |(sandbox, interfaces): (&Arc<Sandbox>, Vec<Interface>)| {
-                let containers = running.remove(sandbox.id().as_str()).unwrap_or_default();
+                let containers = containers.remove(sandbox.id().as_str()).unwrap_or_default();
                 cri.pod_message(sandbox, containers, &interfaces, &root)
             };
             Ok(sandboxes.iter().zip(networks).map(message).collect())
@@ -186,9 +186,12 @@ impl Cri {
 
     /// The containers that run, by pod.
     pub(super) fn running_containers(&self) -> HashMap<String, Vec<Arc<Container>>> {
+        self.containers_by_pod(|container| container.state() == v1::ContainerState::ContainerRunning)
+    }
+
+    fn containers_by_pod(&self, wanted: impl Fn(&Container) -> bool) -> HashMap<String, Vec<Arc<Container>>> {
         let mut pods: HashMap<_, Vec<_>> = HashMap::new();
-        let containers = self.store().containers().into_iter();
-        for container in containers.filter(|it| it.state() == v1::ContainerState::ContainerRunning) {
+        for container in self.store().containers().into_iter().filter(|container| wanted(container)) {
             pods.entry(container.record().sandbox_id.clone()).or_default().push(container);
         }
         pods
