@@ -207,7 +207,19 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
     let mut config = own_network(&pods, "pod");
     let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.namespace_options = Some(options.clone());
+    context.privileged = true;
     let pod = pods.run(&config)?;
+    let all = v1::LinuxContainerSecurityContext {
+        namespace_options: Some(options.clone()),
+        privileged: true,
+        ..Default::default()
+    };
+    // It has the host's devices, but terminals of its own.
+    let text = "test -c /dev/kmsg && test -L /dev/ptmx && exec 3<>/dev/ptmx";
+    let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
+        container.linux.get_or_insert_default().security_context = Some(all);
+    })?;
+    assert_eq!(code, 0, "{said}");
     let text = "echo said > /proc/self/fd/2 || exit; cat /proc/self/uid_map; touch /new /dev/shm/new; stat -c %u /bin/busybox /new /dev/shm/new /etc/hosts \
                 /volume/d/one /volume/d/two";
     let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
@@ -257,8 +269,8 @@ fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()>
     options.userns_options = Some(users);
     let options = options.clone();
     let pod = pods.run(&config)?;
-    let text =
-        "cat /proc/self/uid_map; readlink /proc/self/ns/net; test -d /sys/class/net/lo && ! touch /sys/x && touch /new";
+    let text = "cat /proc/self/uid_map; readlink /proc/self/ns/net; test -d /sys/class/net/lo && ! touch /sys/x && touch /new && \
+         ! grep -E ' /sys(/[^ ]*)? rw,' /proc/self/mountinfo";
     let (code, said) = script(env, &mut pods, (&pod, &config), &image, text, |container| {
         let context = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
         container.linux.get_or_insert_default().security_context = Some(context);

@@ -62,7 +62,12 @@ fn usual(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Ve
         match place.as_str() {
             // A user namespace may not mount the sysfs of a network that is not its own.
             "/sys" if foreign_network => {
-                let access = if context.privileged { "rw" } else { "ro" };
+                let access = match (context.privileged, making.recursive_read_only) {
+                    (true, _) => "rw",
+                    // The host's cgroups and debugging files are mounted below it.
+                    (false, true) => "rro",
+                    (false, false) => "ro",
+                };
                 bind_mount(&place, Path::new("/sys"), &["nosuid", "noexec", "nodev", access])
             }
             "/sys/fs/cgroup" if writable_cgroup => {
