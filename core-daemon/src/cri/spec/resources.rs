@@ -1,11 +1,13 @@
 //! Limits, and the cgroup they are of.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use gantry_proto::runtime::v1;
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, LinuxResourcesBuilder};
 use rung_spec::defaults;
+use rung_sys::sched::NumberSet;
 
 use super::Making;
 use crate::config::CgroupDriver;
@@ -17,6 +19,10 @@ const DEFAULT_SLICE: &str = "system.slice";
 const DEFAULT_PARENT: &str = "/k8s.io";
 /// First part of a scope's name, which tools that read cgroups know.
 const SCOPE: &str = "cri-containerd";
+/// Microseconds for which the kernel counts a share of time.
+const PERIODS: RangeInclusive<i64> = 1_000..=1_000_000;
+/// Fewest microseconds of time in each of them.
+const LEAST_QUOTA: i64 = 1_000;
 /// A limit that is none.
 const UNLIMITED: i64 = -1;
 
@@ -43,6 +49,7 @@ pub(in crate::cri) fn cgroup_of(driver: CgroupDriver, pod: &v1::PodSandboxConfig
 pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
     let wanted = making.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     validate("config.linux.resources", &wanted)?;
+    possible("config.linux.resources", &wanted)?;
     let mut resources = limits(&wanted)?;
     let handler = making.handler;
     let all = making.privileged()
@@ -72,8 +79,8 @@ pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources
         return Err(Error::invalid(text));
     }
     for (name, text) in [("cpuset_cpus", &wanted.cpuset_cpus), ("cpuset_mems", &wanted.cpuset_mems)] {
-        if !text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b',' | b'-')) {
-            return Err(Error::invalid(format!("{field}.{name}: {text:?} is not a list of numbers")));
+        if !text.is_empty() && NumberSet::parse(text).is_none() {
+            return Err(Error::invalid(format!("{field}.{name}: {text:?} is not a list like 0-3,7")));
         }
     }
     let file = |name: &&String| name.is_empty() || name.contains('/') || name.starts_with('.') || !name.contains('.');
@@ -81,6 +88,24 @@ pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources
         Some(name) => Err(Error::invalid(format!("{field}.unified: {name:?} is not the name of a cgroup's file"))),
         None => Ok(()),
     }
+}
+
+/// Limits that the kernel takes, whichever cgroups there are. Those of a pod are only told to whoever asks for them.
+fn possible(field: &str, wanted: &v1::LinuxContainerResources) -> Result<()> {
+    let invalid = |name: &str, what: String| Err(Error::invalid(format!("{field}.{name}: {what}")));
+    let (period, quota) = (wanted.cpu_period, wanted.cpu_quota);
+    if period != 0 && !PERIODS.contains(&period) {
+        return invalid("cpu_period", format!("{period} is not between {} and {}", PERIODS.start(), PERIODS.end()));
+    }
+    if (1..LEAST_QUOTA).contains(&quota) {
+        return invalid("cpu_quota", format!("{quota} is less than {LEAST_QUOTA}"));
+    }
+    let (limit, swap) = (wanted.memory_limit_in_bytes, wanted.memory_swap_limit_in_bytes);
+    if limit > 0 && swap > 0 && swap < limit {
+        let what = format!("{swap} counts memory too, and is less than memory_limit_in_bytes, {limit}");
+        return invalid("memory_swap_limit_in_bytes", what);
+    }
+    Ok(())
 }
 
 /// As the kernel writes them into the names of its files.
@@ -176,6 +201,7 @@ pub(in crate::cri) fn update(
     if !wanted.hugepage_limits.is_empty() {
         after.hugepage_limits.clone_from(&wanted.hugepage_limits);
     }
+    possible("linux", &after)?;
     let told = limits(&after)?;
     Ok((after, told))
 }
@@ -251,6 +277,7 @@ mod tests {
                 "page_size",
             ),
             (v1::LinuxContainerResources { cpuset_cpus: "a".into(), ..Default::default() }, "cpuset_cpus"),
+            (v1::LinuxContainerResources { cpuset_mems: "0,".into(), ..Default::default() }, "cpuset_mems"),
             (
                 v1::LinuxContainerResources {
                     unified: [("../x".to_owned(), "1".to_owned())].into(),
@@ -262,5 +289,21 @@ mod tests {
             let error = validate("config.linux.resources", &wanted).expect_err(name);
             assert!(error.to_string().contains(name), "{error}");
         }
+        let of = |cpu_period, cpu_quota, memory_limit_in_bytes, memory_swap_limit_in_bytes| {
+            let wanted = v1::LinuxContainerResources {
+                cpu_period,
+                cpu_quota,
+                memory_limit_in_bytes,
+                memory_swap_limit_in_bytes,
+                ..Default::default()
+            };
+            possible("f", &wanted).map_err(|error| error.to_string())
+        };
+        for fine in [of(0, 0, 0, 0), of(1000, 1000, 4096, 4096), of(1_000_000, -1, 4096, -1), of(0, -5, 0, 1)] {
+            assert_eq!(fine, Ok(()));
+        }
+        let wrong = [of(999, 0, 0, 0), of(1_000_001, 0, 0, 0), of(0, 999, 0, 0), of(0, 0, 4096, 4095)];
+        let fields = wrong.map(|wrong| wrong.expect_err("wrong").split(':').next().expect("field").to_owned());
+        assert_eq!(fields, ["f.cpu_period", "f.cpu_period", "f.cpu_quota", "f.memory_swap_limit_in_bytes"]);
     }
 }
