@@ -23,7 +23,7 @@ fn what_makes_no_sense_is_named(env: &Env) -> Result<()> {
     pods.pull(&stack.image)?;
     let config = pods.pod_config("pod");
     let pod = pods.run(&config)?;
-    let wrong: [(&str, Spoil); 4] = [
+    let wrong: [(&str, Spoil); 9] = [
         ("namespace_options.pid", |config| {
             let own = v1::NamespaceOption { pid: v1::NamespaceMode::Node.into(), ..Default::default() };
             security(config).namespace_options = Some(own);
@@ -36,6 +36,21 @@ fn what_makes_no_sense_is_named(env: &Env) -> Result<()> {
         ("hugepage_limits", |config| {
             let limit = v1::HugepageLimit { page_size: "2 MB".to_owned(), limit: 0 };
             config.linux.get_or_insert_default().resources.get_or_insert_default().hugepage_limits = vec![limit];
+        }),
+        ("security_context.seccomp", |config| {
+            let localhost_ref = "/profile.json".to_owned();
+            security(config).seccomp = Some(v1::SecurityProfile { localhost_ref, ..Default::default() });
+        }),
+        ("masked_paths", |config| security(config).masked_paths = vec![String::new()]),
+        ("readonly_paths", |config| security(config).readonly_paths = vec!["/proc".to_owned(), String::new()]),
+        ("mounts.host_path", |config| {
+            // Not there, and nothing that could be made a directory.
+            let host_path = "/proc/none/x".to_owned();
+            config.mounts = vec![v1::Mount { host_path, container_path: "/x".to_owned(), ..Default::default() }];
+        }),
+        ("mounts.image.image", |config| {
+            let (image, container_path) = (Some(v1::ImageSpec::default()), "/x".to_owned());
+            config.mounts = vec![v1::Mount { image, container_path, readonly: true, ..Default::default() }];
         }),
     ];
     for (field, spoil) in wrong {
@@ -52,6 +67,13 @@ fn what_makes_no_sense_is_named(env: &Env) -> Result<()> {
     let request = v1::ExecRequest { container_id: container, cmd, stdout: true, ..Default::default() };
     let refused = pods.runtime.block_on(pods.pods.exec(request)).expect_err("a NUL byte");
     assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "cmd: contains a NUL byte"));
+    // No id is not that of something which is gone.
+    let request = v1::StopPodSandboxRequest::default();
+    let refused = pods.runtime.block_on(pods.pods.stop_pod_sandbox(request)).expect_err("no id");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let request = v1::RemoveContainerRequest::default();
+    let refused = pods.runtime.block_on(pods.pods.remove_container(request)).expect_err("no id");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     // Whether or not there is a template that would be filled with it.
     let network_config = Some(v1::NetworkConfig { pod_cidr: "10.0.0.0/8,10.0.0.1".to_owned() });
     let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };

@@ -211,9 +211,9 @@ fn unescape(text: &str) -> String {
 /// thread of the daemon's could not.
 ///
 /// # Errors
-/// `DeadlineExceeded` naming the path that does not answer.
+/// `DeadlineExceeded` naming the path that does not answer, `InvalidArgument` naming one that leads nowhere.
 pub(super) async fn resolve(path: &Path, daemon: &Path) -> Result<PathBuf> {
-    let doing = || format!("host path {}", path.display());
+    let doing = || format!("config.mounts.host_path: {}", path.display());
     let local = MountTable::read()?.is_local(path);
     if local {
         let path = path.to_owned();
@@ -251,6 +251,14 @@ pub fn look_at_path(path: &Path) -> Result<()> {
 }
 
 fn look(path: &Path) -> Result<PathBuf> {
+    look_now(path).map_err(|error| match error.kind() {
+        // Not of the container, nor of its pod, which exist or not: a link to nothing, a file among its directories.
+        Kind::AlreadyExists | Kind::NotFound | Kind::Internal => Error::invalid(error.to_string()),
+        _ => error,
+    })
+}
+
+fn look_now(path: &Path) -> Result<PathBuf> {
     let open = || std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
     let file = match open() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -288,6 +296,12 @@ mod tests {
         std::os::unix::fs::symlink(&real, &link).expect("link");
         assert_eq!(look(&link).expect("link"), look(&real).expect("real"));
         assert!(look(&dir.path().join("new/deep")).expect("made").is_dir());
-        assert!(look(Path::new("/proc/self/none/x")).is_err());
+        std::os::unix::fs::symlink(dir.path().join("none"), dir.path().join("dangling")).expect("link");
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).expect("link");
+        std::fs::write(dir.path().join("file"), "").expect("write");
+        for nowhere in ["/proc/self/none/x", "dangling", "loop", "file/x"] {
+            let error = look(&dir.path().join(nowhere)).expect_err(nowhere);
+            assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+        }
     }
 }

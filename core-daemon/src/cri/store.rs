@@ -27,8 +27,6 @@ use crate::tasks::Task;
 
 /// Extension of the record of a sandbox, and of that of a container.
 const EXTENSION: &str = "gantry.cri.v1";
-/// Fewest characters of an id that stand for it.
-const MIN_PREFIX: usize = 1;
 
 /// All sandboxes and containers.
 pub struct Store {
@@ -418,9 +416,9 @@ fn find<T>(all: &BTreeMap<String, Arc<T>>, what: &str, id: &str) -> Result<Arc<T
     if let Some(found) = all.get(id) {
         return Ok(found.clone());
     }
-    let missing = || Error::not_found(format!("{what} {id}: not found"));
-    if id.len() < MIN_PREFIX {
-        return Err(missing());
+    if id.is_empty() {
+        // Not even one that is gone, which is as good as stopped and removed.
+        return Err(Error::invalid(format!("{what}: an id is required")));
     }
     let mut fitting = all
         .range::<str, _>((Bound::Included(id), Bound::Unbounded))
@@ -429,7 +427,7 @@ fn find<T>(all: &BTreeMap<String, Arc<T>>, what: &str, id: &str) -> Result<Arc<T
     match (fitting.next(), fitting.next()) {
         (Some(found), None) => Ok(found.clone()),
         (Some(_), Some(_)) => Err(Error::invalid(format!("{what} {id}: fits several; write more of the id"))),
-        (None, _) => Err(missing()),
+        (None, _) => Err(Error::not_found(format!("{what} {id}: not found"))),
     }
 }
 

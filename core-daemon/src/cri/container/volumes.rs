@@ -114,6 +114,9 @@ impl Cri {
             return Err(Error::invalid(format!("{field}: {}: readonly is required", wanted.container_path)));
         }
         let text = wanted.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        if text.is_empty() {
+            return Err(Error::invalid(format!("{field}.image: is required")));
+        }
         let image = self.find_image(&text).doing(|| field)?;
         let name = image.config_digest.as_str().replace(':', "-");
         let target = self.places(pod).images().join(&name);

@@ -115,6 +115,12 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs")).set_readonly(Some(context.readonly_rootfs));
     let mut linux = Linux::default();
+    for (field, paths) in [("masked_paths", &context.masked_paths), ("readonly_paths", &context.readonly_paths)] {
+        // No path at all would be the root.
+        if let Some(path) = paths.iter().find(|path| path.is_empty() || path.contains('\0')) {
+            return Err(invalid(&format!("linux.security_context.{field}"), format!("{path:?} is not a path")));
+        }
+    }
     let (mounts, propagation) = mounts::make(making, &context)?;
     linux
         .set_namespaces(Some(namespaces::make(making)?))

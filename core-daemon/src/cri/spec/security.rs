@@ -47,6 +47,10 @@ fn wish(field: &str, profile: Option<&v1::SecurityProfile>, old: &str) -> Result
         };
     };
     match ProfileType::try_from(profile.profile_type) {
+        // Whoever names a file means it: nothing else is done in its place.
+        Ok(kind) if kind != ProfileType::Localhost && !profile.localhost_ref.is_empty() => {
+            Err(invalid(field, "localhost_ref is possible only with Localhost"))
+        }
         Ok(ProfileType::RuntimeDefault) => Ok(Wish::Default),
         Ok(ProfileType::Unconfined) => Ok(Wish::Unconfined),
         Ok(ProfileType::Localhost) if profile.localhost_ref.is_empty() => {
@@ -154,6 +158,7 @@ mod tests {
         assert_eq!(new(ProfileType::RuntimeDefault, "").expect("default"), Wish::Default);
         assert_eq!(new(ProfileType::Localhost, "/a.json").expect("file"), Wish::Localhost("/a.json".into()));
         assert!(new(ProfileType::Localhost, "").is_err());
+        assert!(new(ProfileType::RuntimeDefault, "/a.json").is_err() && new(ProfileType::Unconfined, "x").is_err());
         assert_eq!(wish("f", None, "localhost//a.json").expect("old"), Wish::Localhost("/a.json".into()));
         assert_eq!(wish("f", None, "").expect("unset"), Wish::Unset);
         assert!(wish("f", None, "localhost/").is_err() && wish("f", None, "other").is_err());
