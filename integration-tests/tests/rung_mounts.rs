@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     without_a_mount_namespace_nothing_stays_mounted[Root],
     a_mount_by_string_is_found_through_a_link[Root],
     a_shared_root_gives_its_mounts_and_takes_none[Root],
+    no_propagation_of_the_root_touches_the_hosts_mounts[Root],
 ];
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
@@ -189,5 +190,26 @@ fn a_shared_root_gives_its_mounts_and_takes_none(env: &Env) -> Result<()> {
     let lines: Vec<&str> = ran.text().lines().collect();
     ensure!(lines.contains(&"busybox"), "what the container mounted is not seen outside: {lines:?}");
     ensure!(lines.last() == Some(&"1"), "the host's mounts went with the container's old root: {lines:?}");
+    Ok(())
+}
+
+/// As above. The words that say nothing of the mounts below leave those the peers of the host's.
+fn no_propagation_of_the_root_touches_the_hosts_mounts(env: &Env) -> Result<()> {
+    let source = env.dir("source")?;
+    fs::create_dir(source.join("in"))?;
+    let mut bundle = Bundle::new(env, "kept", &["true"])?;
+    for word in ["slave", "private", "unbindable", "shared", "rprivate"] {
+        bundle.set("/linux/rootfsPropagation", word);
+        let script = "mount --make-rshared /; mount --bind $0 $0; mount --make-shared $0; mount --bind /bin $0/in; \
+            \"$@\"; ls $0/in; grep -c /kept/ /proc/self/mountinfo || true";
+        let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id("kept")])?;
+        let mut command = std::process::Command::new("unshare");
+        env.prepare(&mut command);
+        command.args(["--mount", "sh", "-ec", script]).arg(&source).arg(rung.get_program()).args(rung.get_args());
+        let ran = output::run(command)?.ok()?;
+        let lines: Vec<&str> = ran.text().lines().collect();
+        ensure!(lines.contains(&"sh"), "{word}: the host's mount went with the container's old root: {lines:?}");
+        ensure!(lines.last() == Some(&"0"), "{word}: a mount of the container's is the host's: {lines:?}");
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ use rung_sys::mount::{self, Change, Propagation, attribute};
 use rung_sys::namespace::Namespace;
 use rung_sys::procfs::unescape;
 
-use super::rootfs::Root;
+use super::rootfs::{self, Root};
 use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
 
@@ -26,7 +26,7 @@ pub(super) fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
         mount::pivot_root_here().doing(|| "pivot to the root")?;
         // The old root is on top of the new one now. It must not take the host's mounts with it when it goes. By its
         // descriptor: `.` is still the new root for all calls but the one that unmounts.
-        if plan.root.propagation.is_some_and(|(kind, _)| kind == Propagation::Shared) {
+        if rootfs::cut_off(plan).is_none_or(|(_, recursive)| !recursive) {
             let change = Change { propagation: Some(Propagation::Slave), ..Change::default() };
             mount::set_attributes(old.as_fd(), true, &change).doing(|| "cut the old root off from the host's")?;
         }

@@ -31,13 +31,14 @@ pub(super) fn prepare(plan: &InitPlan) -> Result<Root> {
         return mount_on_itself(path, open_directory(path)?);
     }
     let host = open_directory(Path::new("/"))?;
-    match cut_off(plan) {
-        None => keep_shared(path)?,
-        Some((propagation, recursive)) => {
-            let change = Change { propagation: Some(propagation), ..Change::default() };
-            mount::set_attributes(host.as_fd(), recursive, &change)
-                .doing(|| "cut the mount tree off from the host's")?;
-        }
+    let cut_off = cut_off(plan);
+    if let Some((propagation, recursive)) = cut_off {
+        let change = Change { propagation: Some(propagation), ..Change::default() };
+        mount::set_attributes(host.as_fd(), recursive, &change).doing(|| "cut the mount tree off from the host's")?;
+    }
+    // Only the root of the tree was, or nothing: the root may be on a mount whose peers are the host's.
+    if cut_off.is_none_or(|(_, recursive)| !recursive) {
+        part_with_peers(path)?;
     }
     mount_on_itself(path, open_directory(path)?)
 }
@@ -62,9 +63,9 @@ fn mount_on_itself(path: &Path, place: OwnedFd) -> Result<Root> {
     Ok(Root(tree))
 }
 
-/// With a shared root, only the mount that holds it is made private: pivot_root(2) refuses a shared parent, and the
-/// rest has to keep its peers.
-fn keep_shared(path: &Path) -> Result<()> {
+/// Where the tree is not cut off as a whole, at least the mount that holds the root is made private: pivot_root(2)
+/// refuses a shared parent, and the container's mounts would be the host's too. The rest has to keep its peers.
+fn part_with_peers(path: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
     let holder = table
         .lines()
