@@ -148,10 +148,14 @@ fn a_mount_by_string_is_found_through_a_link(env: &Env) -> Result<()> {
 fn hooks_in_the_container_start_in_its_root(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "hook", &["cat", "/made"])?;
     bundle.set("/root/readonly", false);
-    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo here >made"]});
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "umask >made"]});
     bundle.push("/hooks/createContainer", hook);
-    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("hook")])?.ok()?;
-    assert_eq!(ran.text(), "here");
+    let rung = env.rung(&["run", "--bundle", bundle.write()?, &env.id("hook")])?;
+    let mut command = std::process::Command::new("sh");
+    env.prepare(&mut command);
+    command.args(["-c", "umask 027; \"$@\"", "sh"]).arg(rung.get_program()).args(rung.get_args());
+    // The caller's: what such a hook makes must not be everybody's to write.
+    assert_eq!(output::run(command)?.ok()?.text(), "0027");
     Ok(())
 }
 

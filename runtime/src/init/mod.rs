@@ -116,7 +116,7 @@ fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
 
 fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[Namespace]) -> Result<exec::Program> {
     let sync = &inherited.sync;
-    process::begin()?;
+    let mask = process::begin()?;
     // A process that waits for its id maps is not shut off yet: a parent that is an ordinary user could not write them
     // then. Nobody else is in the new user namespace before they are written.
     let awaits_ids = plan.ids.is_some();
@@ -161,7 +161,8 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
         // The working directory tells such a hook where the root is.
         nix::unistd::fchdir(&root).doing(|| "change to the root for hooks")?;
     }
-    hooks::run_inside("createContainer", &plan.create_container_hooks, state, "creating", None)?;
+    let hooks = &plan.create_container_hooks;
+    process::masked(mask, || hooks::run_inside("createContainer", hooks, state, "creating", None))?;
     credentials::make_directory(root.as_fd(), plan.process.spec.cwd())?;
     pivot::change_root(plan, &root)?;
     if plan.process.terminal() {

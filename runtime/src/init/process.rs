@@ -12,12 +12,20 @@ use crate::error::{Doing as _, Error, Result};
 use crate::launch::sync::ChildEnd;
 use crate::plan::process::ProcessPlan;
 
-/// A clean start, whatever the caller's process had set.
-pub fn begin() -> Result<()> {
+/// A clean start, whatever the caller's process had set. Returned is the mask of file modes that it had.
+pub fn begin() -> Result<Mode> {
     // The standard library ignores SIGPIPE, and a daemon under `nohup` SIGHUP; a shell cannot even trap what it inherits so.
     signal::reset_all()?;
-    umask(Mode::empty());
-    Ok(())
+    Ok(umask(Mode::empty()))
+}
+
+/// Does something with the caller's mask: files and mount points are made with exact modes, but what a hook makes must
+/// not be everybody's to write.
+pub fn masked<T>(mask: Mode, work: impl FnOnce() -> T) -> T {
+    let own = umask(mask);
+    let done = work();
+    umask(own);
+    done
 }
 
 /// From here to the exec nobody in the container may look into this process.
