@@ -262,6 +262,13 @@ fn user_names_are_not_numbers(env: &Env) -> Result<()> {
         env.run_rung(&["exec", &format!("--user={bad}"), &id, "id", "-u"])?.exits(255)?;
     }
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    // To the kernel this one says that nothing is to change, and what there is before is root.
+    for part in ["uid", "gid"] {
+        let mut bundle = Bundle::new(env, part, &["id"])?;
+        bundle.set(&format!("/process/user/{part}"), u32::MAX);
+        let said = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id(part)])?.fails()?;
+        ensure!(said.contains(&format!("process.user.{part}")), "{said}");
+    }
     Ok(())
 }
 

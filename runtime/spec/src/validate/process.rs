@@ -12,6 +12,7 @@ pub(super) fn check(process: &Process, at: &str, found: &mut Found) {
     limits_are_given_once(process, at, found);
     oom_score_is_in_range(process, at, found);
     mode_mask_is_a_mode(process, at, found);
+    ids_are_ids(process, at, found);
     io_priority_is_in_range(process, at, found);
     affinity_is_a_list(process, at, found);
     if let Some(scheduler) = process.scheduler() {
@@ -82,6 +83,18 @@ fn oom_score_is_in_range(process: &Process, at: &str, found: &mut Found) {
 fn mode_mask_is_a_mode(process: &Process, at: &str, found: &mut Found) {
     if let Some(mask) = process.user().umask().filter(|&mask| mask > 0o777) {
         found.push(Violation::new(format!("{at}.user.umask"), format!("{mask} has bits beyond 0777")));
+    }
+}
+
+/// All bits set is no id: to the calls that set ids it says to leave them as they are, which is the runtime's own.
+fn ids_are_ids(process: &Process, at: &str, found: &mut Found) {
+    let user = process.user();
+    let more = user.additional_gids().iter().flatten().enumerate();
+    let more = more.map(|(index, id)| (format!("additionalGids[{index}]"), *id));
+    for (field, id) in [("uid".to_owned(), user.uid()), ("gid".to_owned(), user.gid())].into_iter().chain(more) {
+        if id == u32::MAX {
+            found.push(Violation::new(format!("{at}.user.{field}"), format!("{id} is the number of nobody")));
+        }
     }
 }
 

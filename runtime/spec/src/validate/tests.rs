@@ -59,6 +59,9 @@ broken! {
     limit_twice: "/process/rlimits", [{"type":"RLIMIT_CPU","soft":1,"hard":1},{"type":"RLIMIT_CPU","soft":1,"hard":1}] => "process.rlimits[1].type";
     limit_soft: "/process/rlimits", [{"type":"RLIMIT_CPU","soft":2,"hard":1}] => "process.rlimits[0].soft";
     oom_score: "/process/oomScoreAdj", 1001 => "process.oomScoreAdj";
+    no_user: "/process/user/uid", 4_294_967_295_u32 => "process.user.uid";
+    no_group: "/process/user/gid", 4_294_967_295_u32 => "process.user.gid";
+    no_other_group: "/process/user/additionalGids", [0, 4_294_967_295_u32] => "process.user.additionalGids[1]";
     umask: "/process/user/umask", 512 => "process.user.umask";
     io_priority: "/process/ioPriority", {"class":"IOPRIO_CLASS_BE","priority":8} => "process.ioPriority.priority";
     nice: "/process/scheduler", {"policy":"SCHED_OTHER","nice":20} => "process.scheduler.nice";
