@@ -46,8 +46,12 @@ fn create(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
 
 fn create_start_kill_delete(env: &Env) -> Result<()> {
     let id = env.id("life");
-    create(env, &Bundle::new(env, "life", &["sleep", "100"])?, &id)?;
-    ensure!(status(env, &id)? == "created");
+    let mut bundle = Bundle::new(env, "life", &["sleep", "100"])?;
+    // A name that the record has for something else.
+    bundle.set("/annotations", json!({"bundle": "elsewhere"}));
+    create(env, &bundle, &id)?;
+    let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+    ensure!(state["status"] == "created" && state["bundle"] == json!(bundle.path), "{state}");
     env.run_rung(&["start", &id])?.ok()?;
     ensure!(status(env, &id)? == "running");
     ensure!(env.run_rung(&["start", &id])?.fails()?.contains("cannot start an already running container"));

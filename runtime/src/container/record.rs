@@ -125,7 +125,8 @@ impl Record {
 
     /// The bundle directory.
     pub fn bundle(&self) -> &Path {
-        let bundle = self.config.labels.iter().find_map(|label| label.strip_prefix("bundle="));
+        // The last one: an annotation may have that name too.
+        let bundle = self.config.labels.iter().rev().find_map(|label| label.strip_prefix("bundle="));
         Path::new(bundle.unwrap_or_default())
     }
 
