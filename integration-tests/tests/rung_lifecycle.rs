@@ -296,7 +296,9 @@ fn a_failed_start_spares_the_cgroup_of_another(env: &Env) -> Result<()> {
 fn the_log_tells_the_kind(env: &Env) -> Result<()> {
     let log = env.path("log.json");
     let log = log.to_str().context("UTF-8")?;
-    env.run_rung(&["--log", log, "--log-format", "json", "state", "nobody"])?.exits(1)?;
+    let said = env.run_rung(&["--log", log, "--log-format", "json", "state", "nobody"])?.exits(1)?.stderr;
+    // For whoever reads both, without what the log has besides.
+    ensure!(said == "container \"nobody\": container does not exist\n", "{said}");
     let line: Value = serde_json::from_str(fs::read_to_string(log)?.lines().last().context("a line")?)?;
     ensure!(line["level"] == "error" && line["kind"] == "not-found", "{line}");
     Ok(())

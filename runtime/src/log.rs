@@ -117,7 +117,7 @@ fn open_file(path: &Path) -> Result<std::fs::File> {
 pub fn error(error: &Error) {
     let is_written = write("error", &error.to_string(), Some(error.kind().name()));
     if !(is_written && LOG.get().is_none_or(|log| log.is_all)) {
-        to_stderr(&line(Format::Text, "error", &error.to_string(), None));
+        to_stderr(&format!("{error}\n"));
     }
 }
 
