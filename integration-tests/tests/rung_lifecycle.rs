@@ -213,8 +213,10 @@ fn a_talkative_program_on_a_terminal_is_heard_and_ends(env: &Env) -> Result<()> 
     let interrupted = talk("exec yes yy", "\x03");
     // Who goes on holds the terminal after the end of the program.
     let ended = talk("trap '' HUP; yes yy & sleep 1; exit 3", "");
+    // From the first moment on it has the size of the caller's terminal.
+    let sized = talk("test $(stty size | tr ' ' x) != 0x0 && echo yy && sleep 1", "");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
-    assert_eq!((interrupted?, ended?), (Some(130), Some(3)));
+    assert_eq!((interrupted?, ended?, sized?), (Some(130), Some(3), Some(0)));
     Ok(())
 }
 

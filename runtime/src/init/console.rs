@@ -38,9 +38,12 @@ fn make(process: &ProcessPlan, sync: &ChildEnd) -> Result<std::os::fd::OwnedFd> 
         .doing(|| "open /dev/pts of the container (a terminal needs a devpts mount there)")?;
     let master = tty::open_master(pts.as_fd(), c"ptmx").doing(|| "open a terminal in the container's /dev/pts")?;
     let slave = tty::open_slave(master.as_fd()).doing(|| "open the terminal")?;
-    if let Some(size) = process.spec.console_size() {
+    let given = process.spec.console_size().map(|size| {
         let part = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
-        let size = WindowSize { rows: part(size.height()), columns: part(size.width()) };
+        WindowSize { rows: part(size.height()), columns: part(size.width()) }
+    });
+    // In the foreground the caller's terminal is what the program writes to, and it may ask for the size at once.
+    if let Some(size) = given.or_else(|| tty::window_size(std::io::stdin().as_fd()).ok()) {
         tty::set_window_size(master.as_fd(), size).doing(|| "set the terminal's size")?;
     }
     let (uid, gid) = (process.spec.user().uid(), nix::sys::stat::fstat(&slave)?.st_gid);
