@@ -5,6 +5,10 @@
 
 use std::ffi::OsString;
 
+use clap::CommandFactory as _;
+
+use super::Cli;
+
 /// Flags that take the next argument as their value: those of every command, and those of the three.
 const WITH_VALUE: &[&str] = &[
     "--additional-gids",
@@ -64,6 +68,9 @@ const SWITCHES: &[&str] = &[
     "--version",
 ];
 
+/// Short forms of switches that may be given a value too.
+const SHORT_SWITCHES: &[(&str, &str)] = &[("-a", "--all"), ("-d", "--detach"), ("-q", "--quiet"), ("-t", "--tty")];
+
 /// Flags with a path that callers pass with nothing in it, as a variable that may be empty, and mean as left out.
 const EMPTY_IS_NONE: &[&str] = &[
     "--bundle",
@@ -104,14 +111,16 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
     let mut line: Vec<OsString> = Vec::with_capacity(arguments.len() + 1);
     let mut rest = arguments.iter();
     line.extend(rest.next().cloned());
-    let mut command = None;
+    let mut command: Option<String> = None;
     while let Some(argument) = rest.next() {
+        let long = spelled_long(argument.to_str()?);
+        let argument = long.as_ref().unwrap_or(argument);
         let text = argument.to_str()?;
         if text == "--" {
             line.push(argument.clone());
             break;
         }
-        match switch(text, command) {
+        match switch(text, command.as_deref()) {
             Some((name, true)) => {
                 line.push(name.into());
                 continue;
@@ -132,14 +141,16 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
             line.push("--help".into());
             return Some(line);
         }
-        line.push(argument.clone());
         if takes_next(text) {
-            line.extend(rest.next().cloned());
-        } else if text.starts_with('-') && text.len() > 1 {
+            line.extend(joined(argument, &mut rest));
+            continue;
+        }
+        line.push(argument.clone());
+        if text.starts_with('-') && text.len() > 1 {
             // A flag that has its value with it, or none.
         } else if command.is_none() {
-            command = Some(text);
-        } else if command.is_some_and(|name| matches!(name, "exec" | "kill" | "ps")) {
+            command = Some(text.to_owned());
+        } else if command.as_deref().is_some_and(|name| matches!(name, "exec" | "kill" | "ps")) {
             if rest.as_slice().first().is_some_and(|next| next != "--") {
                 line.push("--".into());
             }
@@ -150,9 +161,35 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
     (line != arguments).then_some(line)
 }
 
+/// A long flag that has one hyphen, as Go's flags may, with two.
+fn spelled_long(text: &str) -> Option<OsString> {
+    let name = text.strip_prefix('-')?;
+    let name = name.split_once('=').map_or(name, |(name, _)| name);
+    if name.len() < 2 || name.starts_with('-') {
+        return None;
+    }
+    let whole = Cli::command();
+    let mut all = whole.get_arguments().chain(whole.get_subcommands().flat_map(clap::Command::get_arguments));
+    all.any(|argument| argument.get_long() == Some(name)).then(|| format!("-{text}").into())
+}
+
+/// A flag and its value, which may begin with a hyphen.
+fn joined(flag: &OsString, rest: &mut std::slice::Iter<'_, OsString>) -> Vec<OsString> {
+    match rest.next() {
+        Some(value) if value.as_encoded_bytes().starts_with(b"-") => {
+            let mut both = flag.clone();
+            both.push("=");
+            both.push(value);
+            vec![both]
+        }
+        value => [Some(flag), value].into_iter().flatten().cloned().collect(),
+    }
+}
+
 /// The name and value of a switch that is given one. Before the command `--rootless` takes three, and is none.
 fn switch<'a>(text: &'a str, command: Option<&str>) -> Option<(&'a str, bool)> {
     let (name, value) = text.split_once('=')?;
+    let name = SHORT_SWITCHES.iter().find(|(short, _)| *short == name).map_or(name, |(_, long)| *long);
     let known = SWITCHES.contains(&name) && (name != "--rootless" || command.is_some());
     known.then(|| boolean(value).map(|value| (name, value)))?
 }
@@ -169,10 +206,7 @@ fn takes_next(argument: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
-    use crate::cli::Cli;
 
     #[test]
     fn the_lists_are_those_of_the_parser() {
@@ -222,6 +256,8 @@ mod tests {
             ("rung --root  create --pid-file= --bundle  web", "rung create web"),
             ("rung help run", "rung run --help"),
             ("rung --root /r h", "rung --root /r --help"),
+            ("rung -root=/r exec -env -x -detach=true -u -1 web", "rung --root=/r exec --env=-x --detach -u=-1 web"),
+            ("rung run -d=1 -bundle /b web", "rung run --detach --bundle /b web"),
         ] {
             assert_eq!(settled(line).as_deref(), Some(told));
         }
