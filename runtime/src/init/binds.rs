@@ -120,7 +120,8 @@ pub fn set_attributes(tree: BorrowedFd<'_>, options: &MountOptions) -> Result<()
     set_propagation(tree, &options.propagation)
 }
 
-fn set_recursive_attributes(tree: BorrowedFd<'_>, options: &MountOptions) -> Result<()> {
+/// The attributes that option words ask for on everything below, too.
+pub fn set_recursive_attributes(tree: BorrowedFd<'_>, options: &MountOptions) -> Result<()> {
     if options.changes_recursively() {
         let change = Change { set: options.set_recursive, clear: options.clear_recursive, ..Change::default() };
         mount::set_attributes(tree, true, &change)?;

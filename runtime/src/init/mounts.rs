@@ -161,9 +161,8 @@ fn file_system(step: &MountPlan, name: &str, source: &Path, plan: &InitPlan, roo
         let set = xattr::set(mounted.as_fd(), OsStr::new(""), b"security.selinux", label.as_bytes());
         set.doing(|| format!("label it {label:?}"))?;
     }
-    if step.options.changes_recursively() {
-        binds::set_attributes(mounted.as_fd(), &step.options)?;
-    }
+    // The others it has from the beginning, but for what is deferred.
+    binds::set_recursive_attributes(mounted.as_fd(), &step.options)?;
     binds::set_propagation(mounted.as_fd(), &step.options.propagation)?;
     Ok(deferred.then_some(mounted))
 }
