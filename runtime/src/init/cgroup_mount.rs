@@ -31,7 +31,7 @@ pub(super) fn mount(step: &MountPlan, inherited: &Inherited, plan: &InitPlan, ro
             let tree = clone(Path::new("/sys/fs/cgroup"), step)?;
             Ok(mount::attach(tree.as_fd(), place.as_fd())?)
         }
-        views => mount_v1(step, views, &place),
+        views => mount_v1(step, views, &place, plan.namespaces.has(Namespace::Cgroup)),
     }
 }
 
@@ -41,18 +41,25 @@ fn clone(source: &Path, step: &MountPlan) -> Result<std::os::fd::OwnedFd> {
     Ok(tree)
 }
 
-/// A tmpfs with a directory for each hierarchy, and links for the controllers that share one.
-fn mount_v1(step: &MountPlan, views: &[View], place: &std::os::fd::OwnedFd) -> Result<()> {
+/// What file systems of the runtime's own making have, whether or not a configuration says so.
+const HARDENED: u64 = attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+
+/// A tmpfs with a directory for each hierarchy, and links for the controllers that share one. To a container that has
+/// a cgroup namespace the hierarchies are new file systems, and not binds of the host's, as far as it can see.
+fn mount_v1(step: &MountPlan, views: &[View], place: &std::os::fd::OwnedFd, new: bool) -> Result<()> {
     let tmpfs = FileSystem::open("tmpfs")?;
     tmpfs.set("mode", "755")?;
     tmpfs.set("source", "tmpfs")?;
-    let tmpfs = tmpfs.mount(step.options.set & !attribute::RDONLY)?;
+    let tmpfs = tmpfs.mount(step.options.set & !attribute::RDONLY | HARDENED)?;
     // Attached before it is filled: a mount can only be put on a mount that is part of the tree.
     mount::attach(tmpfs.as_fd(), place.as_fd())?;
     for view in views {
         let name = PathBuf::from(&view.name);
         mkdirat(&tmpfs, &name, Mode::from_bits_truncate(0o755)).doing(|| format!("make {}", view.name))?;
         let tree = clone(&view.directory, step)?;
+        if new {
+            mount::set_attributes(tree.as_fd(), false, &Change { set: HARDENED, ..Change::default() })?;
+        }
         mount::attach_at(tree.as_fd(), tmpfs.as_fd(), &name).doing(|| format!("bind {}", view.directory.display()))?;
         for controller in view.controllers.iter().filter(|controller| **controller != view.name) {
             let controller = controller.strip_prefix("name=").unwrap_or(controller);
