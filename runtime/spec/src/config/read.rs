@@ -48,6 +48,9 @@ pub fn parse(text: &str) -> Result<Parsed<Spec>, ReadError> {
             if let Some(process) = document.get_mut("process") {
                 repair_process(process, "process", unknown);
             }
+            if let Some(Value::Object(annotations)) = document.get_mut("annotations") {
+                annotations.values_mut().filter(|text| text.is_null()).for_each(|text| *text = "".into());
+            }
             if let Some(resources) = document.pointer_mut("/linux/resources") {
                 repair_resources(resources);
             }
@@ -122,7 +125,8 @@ fn read_repaired<T: DeserializeOwned>(text: &str, repair: Repair) -> Result<Pars
     }
 }
 
-/// Takes unknown capabilities out, and gives the flags the types spell wrongly a spelling they take.
+/// Takes unknown capabilities out, and gives the flags the types spell wrongly a spelling they take, and lists of
+/// processors too.
 fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, String)>) {
     if let Some(Value::Object(sets)) = process.get_mut("capabilities") {
         for (set, names) in sets {
@@ -146,6 +150,14 @@ fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, Stri
                 _ => continue,
             };
             *flag = serde_json::to_value(known).unwrap_or(Value::Null);
+        }
+    }
+    if let Some(Value::Object(affinity)) = process.get_mut("execCPUAffinity") {
+        for list in affinity.values_mut() {
+            // The kernel's form allows for commas and blanks too many; a list with nothing in it is none.
+            let Some(text) = list.as_str() else { continue };
+            let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+            *list = if parts.is_empty() { Value::Null } else { parts.join(",").into() };
         }
     }
     if let Value::Object(process) = process {

@@ -11,7 +11,7 @@ pub(super) fn check(spec: &Spec, found: &mut Found) {
     types_are_given_once(spec, found);
     paths_are_absolute(spec, found);
     names_need_uts(spec, found);
-    mappings_need_user(spec, found);
+    mappings_are_valid(spec, found);
     new_user_needs_mappings(spec, found);
     offsets_need_new_time(spec, found);
     hidden_paths_need_mount(spec, found);
@@ -62,15 +62,10 @@ fn names_need_uts(spec: &Spec, found: &mut Found) {
     }
 }
 
-fn mappings_need_user(spec: &Spec, found: &mut Found) {
+fn mappings_are_valid(spec: &Spec, found: &mut Found) {
     let Some(linux) = spec.linux() else { return };
     for (field, list) in [("uidMappings", linux.uid_mappings()), ("gidMappings", linux.gid_mappings())] {
-        let path = format!("linux.{field}");
-        if list.as_ref().is_some_and(|list| !list.is_empty()) && of(spec, Type::User).is_none() {
-            let reason = "user namespace mappings specified, but user namespace isn't enabled in the config";
-            found.push(Violation::new(&path, reason));
-        }
-        ranges_are_valid(list, &path, found);
+        ranges_are_valid(list, &format!("linux.{field}"), found);
     }
 }
 

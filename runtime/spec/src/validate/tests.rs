@@ -75,7 +75,7 @@ broken! {
     idmap_without_user: "/mounts/-", {"destination":"/a","source":"/b","options":["bind","idmap"]} => "mounts[1].options";
     namespace_twice: "/linux/namespaces/-", {"type":"pid"} => "linux.namespaces[5].type";
     namespace_path: "/linux/namespaces/-", {"type":"cgroup","path":"proc/1/ns/cgroup"} => "linux.namespaces[5].path";
-    mappings_without_user: "/linux/uidMappings", [{"size":1}] => "linux.uidMappings";
+    mapping_size: "/linux/uidMappings", [{"size":0}] => "linux.uidMappings[0].size";
     offsets_without_time: "/linux/timeOffsets", {"monotonic":{"secs":1}} => "linux.timeOffsets";
     device_name: "/linux/netDevices", {"a/b":{}} => "linux.netDevices.a/b";
     device_new_name: "/linux/netDevices", {"eth0":{"name":"a name"}} => "linux.netDevices.eth0.name";
