@@ -27,6 +27,7 @@ use gantry_proto::gantry::system::v1::system_server::SystemServer;
 use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tonic::codec::CompressionEncoding;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::config::{Config, SharingPolicy, Timeouts};
@@ -231,7 +232,10 @@ impl Daemon {
         macro_rules! serve {
             ($($server:ident($service:expr)),* $(,)?) => {
                 $(routes.add_service(
-                    $server::new($service).max_decoding_message_size(max).max_encoding_message_size(max),
+                    $server::new($service)
+                        .accept_compressed(CompressionEncoding::Gzip)
+                        .max_decoding_message_size(max)
+                        .max_encoding_message_size(max),
                 );)*
             };
         }

@@ -5,10 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, bail, ensure};
+use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
+use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use gantry_proto::runtime::v1::{ListContainersRequest, VersionRequest};
 use integration_tests::engines::{Dockerd, Engine};
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use tonic::codec::CompressionEncoding;
 
 pub(crate) const TESTS: &[Test] = tests![
     dockerd_keeps_its_containers_here [Root, Overlay, Dockerd],
@@ -248,5 +252,17 @@ fn asks_as_the_core_does(socket: &Path) -> Result<()> {
 
 fn clients_of_other_libraries_are_answered(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
-    asks_as_the_core_does(daemon.socket())
+    asks_as_the_core_does(daemon.socket())?;
+    // Java's and Python's may pack what they ask.
+    daemon::runtime()?.block_on(async {
+        let channel = daemon.channel().await?;
+        let mut client = VersionClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
+        client.version(()).await.context("the version, asked in a packed message")?;
+        let mut pods = RuntimeServiceClient::new(channel).send_compressed(CompressionEncoding::Gzip);
+        let version = VersionRequest { version: "x".repeat(100) };
+        pods.version(version).await.context("CRI's version, asked in a packed message")?;
+        let all = ListContainersRequest { filter: None };
+        pods.list_containers(all).await.context("a list, asked for in a packed message")?;
+        Ok(())
+    })
 }

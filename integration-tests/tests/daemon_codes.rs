@@ -25,8 +25,11 @@ use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-pub(crate) const TESTS: &[Test] =
-    tests![calls_about_records_have_their_codes[Root], calls_about_tasks_have_their_codes[Root],];
+pub(crate) const TESTS: &[Test] = tests![
+    calls_about_records_have_their_codes[Root],
+    calls_about_tasks_have_their_codes[Root],
+    containers_without_a_spec_have_no_tasks[Root],
+];
 
 /// A runtime that is configured, but has no program.
 const NOWHERE: &str = "io.containerd.nowhere.v2";
@@ -229,18 +232,8 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
         let pause = || asks.ask(PauseTaskRequest { container_id: id.clone() });
         let resume = || asks.ask(ResumeTaskRequest { container_id: id.clone() });
         let end = || asks.ask(DeleteContainerRequest { id: id.clone() });
-        let update = |id: &str| {
-            let container = Some(Container { id: id.to_owned(), ..of(NOWHERE) });
-            asks.ask(UpdateContainerRequest { container, update_mask: None })
-        };
-        let bare = new(Container { spec: None, ..of(NOWHERE) });
         let mut rows = vec![
             row("Tasks/Create without a container", tasks.create(create()).await, Code::NotFound),
-            row("Containers/Update of none", containers.update(update("no/id")).await, Code::NotFound),
-            row("Containers/Update of no id", containers.update(update("")).await, Code::InvalidArgument),
-            row("Containers/Create without a spec", containers.create(bare).await, Code::Ok),
-            row("Tasks/Create without a spec", tasks.create(create()).await, Code::InvalidArgument),
-            row("Containers/Delete of that", containers.delete(end()).await, Code::Ok),
             row("Containers/Create without a runtime", containers.create(new(of(""))).await, Code::InvalidArgument),
             row("Containers/Create of ours", containers.create(new(of("io.containerd.rung.v2"))).await, Code::Ok),
             row("Tasks/Create without its stand-in", tasks.create(create()).await, Code::NotFound),
@@ -272,6 +265,31 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
             row("Containers/Delete again", containers.delete(end()).await, Code::NotFound),
         ]);
         check(&rows);
+        Ok(())
+    })
+}
+
+fn containers_without_a_spec_have_no_tasks(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    daemon::runtime()?.block_on(async {
+        let asks = Asks { env, channel: daemon.channel().await? };
+        let mut containers = ContainersClient::new(asks.channel.clone());
+        let mut tasks = TasksClient::new(asks.channel.clone());
+        let bare = |id: &str| {
+            let runtime = Some(container::Runtime { name: "io.containerd.rung.v2".to_owned(), options: None });
+            Some(Container { id: id.to_owned(), runtime, ..Container::default() })
+        };
+        let new = asks.ask(CreateContainerRequest { container: bare("bare") });
+        let update = |id: &str| asks.ask(UpdateContainerRequest { container: bare(id), update_mask: None });
+        let create = asks.ask(CreateTaskRequest { container_id: "bare".to_owned(), ..CreateTaskRequest::default() });
+        let end = asks.ask(DeleteContainerRequest { id: "bare".to_owned() });
+        check(&[
+            row("Containers/Update of none", containers.update(update("no/id")).await, Code::NotFound),
+            row("Containers/Update of no id", containers.update(update("")).await, Code::InvalidArgument),
+            row("Containers/Create without a spec", containers.create(new).await, Code::Ok),
+            row("Tasks/Create without a spec", tasks.create(create).await, Code::InvalidArgument),
+            row("Containers/Delete", containers.delete(end).await, Code::Ok),
+        ]);
         Ok(())
     })
 }

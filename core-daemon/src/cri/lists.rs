@@ -14,6 +14,7 @@ use http::{Request, Response};
 use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, encoded_len_varint, key_len, skip_field};
 use prost::{DecodeError, Message};
 use tonic::body::Body;
+use tonic::codec::CompressionEncoding;
 use tonic::server::{Grpc, NamedService};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
@@ -217,6 +218,7 @@ impl Lists {
     /// The service over `cri`, for messages of at most `max` bytes.
     pub fn new(cri: Cri, max: usize) -> Self {
         let others = RuntimeServiceServer::new(RuntimeService::new(cri.clone()));
+        let others = others.accept_compressed(CompressionEncoding::Gzip);
         Self { cri, others: others.max_decoding_message_size(max).max_encoding_message_size(max), max }
     }
 
@@ -228,7 +230,8 @@ impl Lists {
         let (cri, max) = (self.cri.clone(), self.max);
         Box::pin(async move {
             let codec = ProstCodec::<Encoded, Q>::default();
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(max).max_encoding_message_size(max);
+            let grpc = Grpc::new(codec).max_decoding_message_size(max).max_encoding_message_size(max);
+            let mut grpc = grpc.accept_compressed(CompressionEncoding::Gzip);
             let service = service_fn(|request: tonic::Request<Q>| {
                 let answer = tonic::Response::new(list(&cri, request.into_inner()));
                 std::future::ready(Ok::<_, tonic::Status>(answer))
