@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_mount_by_string_is_found_through_a_link[Root],
     a_shared_root_gives_its_mounts_and_takes_none[Root],
     no_propagation_of_the_root_touches_the_hosts_mounts[Root],
+    a_view_of_cgroups_holds_no_programs[Root],
 ];
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
@@ -215,5 +216,23 @@ fn no_propagation_of_the_root_touches_the_hosts_mounts(env: &Env) -> Result<()> 
         ensure!(lines.contains(&"sh"), "{word}: the host's mount went with the container's old root: {lines:?}");
         ensure!(lines.last() == Some(&"0"), "{word}: a mount of the container's is the host's: {lines:?}");
     }
+    Ok(())
+}
+
+fn a_view_of_cgroups_holds_no_programs(env: &Env) -> Result<()> {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        // Of v2 there is one mount, which has the options that it is given.
+        return Ok(());
+    }
+    let script =
+        "grep ' /view' /proc/self/mountinfo | grep -v nosuid,nodev,noexec; grep -c ' /view/' /proc/self/mountinfo";
+    let mut bundle = Bundle::new(env, "view", &["sh", "-c", script])?;
+    let kinds = bundle.config["linux"]["namespaces"].as_array().into_iter().flatten();
+    let mut kinds: Vec<Value> = kinds.filter(|kind| kind["type"] != "cgroup").cloned().collect();
+    kinds.push(json!({"type": "cgroup"}));
+    bundle.set("/linux/namespaces", kinds);
+    bundle.push("/mounts", json!({"destination": "/view", "type": "cgroup", "source": "cgroup"}));
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("view")])?.ok()?;
+    ensure!(ran.text().parse::<u32>().is_ok_and(|count| count > 0), "{}", ran.text());
     Ok(())
 }
