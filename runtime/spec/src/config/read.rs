@@ -43,7 +43,10 @@ impl std::error::Error for ReadError {}
 pub fn parse(text: &str) -> Result<Parsed<Spec>, ReadError> {
     read(
         text,
-        |spec| lacks_pids_limit(spec) || keys::may_be_folded(text),
+        |spec: &Spec| {
+            let classed = spec.process().as_ref().is_some_and(|process| process.io_priority().is_some());
+            classed || lacks_pids_limit(spec) || keys::may_be_folded(text)
+        },
         |document, unknown| {
             if let Some(process) = document.get_mut("process") {
                 repair_process(process, "process", unknown);
@@ -75,7 +78,8 @@ pub fn parse(text: &str) -> Result<Parsed<Spec>, ReadError> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_process(text: &str) -> Result<Parsed<Process>, ReadError> {
-    read(text, |_| false, |document, unknown| repair_process(document, "", unknown))
+    let classed = |process: &Process| process.io_priority().is_some();
+    read(text, classed, |document, unknown| repair_process(document, "", unknown))
 }
 
 /// Reads resources whose keys are in their usual form, as `update` has them by then.
@@ -151,6 +155,12 @@ fn repair_process(process: &mut Value, at: &str, unknown: &mut Vec<(String, Stri
             };
             *flag = serde_json::to_value(known).unwrap_or(Value::Null);
         }
+    }
+    if let Some(Value::Object(priority)) = process.get_mut("ioPriority")
+        && priority.get("class").is_none_or(Value::is_null)
+    {
+        // The type would take the best-effort class. No word is none of those that are allowed.
+        priority.insert("class".into(), "".into());
     }
     if let Some(Value::Object(affinity)) = process.get_mut("execCPUAffinity") {
         for list in affinity.values_mut() {
@@ -238,6 +248,14 @@ mod tests {
         let flags = parsed.process().as_ref().unwrap().scheduler().as_ref().unwrap().flags().clone().unwrap();
         use crate::config::LinuxSchedulerFlag as Flag;
         assert_eq!(flags, [Flag::SchedFlagDLOverrun, Flag::SchedResetOnFork]);
+    }
+
+    #[test]
+    fn an_io_priority_has_a_class() {
+        let refused = parse(&config(r#","ioPriority":{"priority":3}"#, "")).unwrap_err().to_string();
+        assert!(refused.starts_with("process.ioPriority.class"), "{refused}");
+        assert!(parse_process(r#"{"cwd":"/","ioPriority":{"priority":3}}"#).is_err());
+        assert!(parse(&config(r#","ioPriority":{"class":"IOPRIO_CLASS_RT","priority":3}"#, "")).is_ok());
     }
 
     #[test]
