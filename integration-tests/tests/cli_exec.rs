@@ -7,6 +7,7 @@ use integration_tests::{Env, Pty, Result, Stack, Test, output, tests, wait};
 pub(crate) const TESTS: &[Test] = tests![
     exec_runs_beside_the_first_process [Root, Overlay],
     exec_has_its_own_exit_codes [Root, Overlay],
+    input_ends_with_the_client_that_gave_it [Root, Overlay],
     a_terminal_is_a_window_into_the_container [Root, Overlay],
     exec_on_a_terminal [Root, Overlay],
     detach_keys_leave_and_attach_returns [Root, Overlay],
@@ -50,6 +51,23 @@ fn exec_has_its_own_exit_codes(env: &Env) -> Result<()> {
     stack.gantry(&["stop", "-t", "0", "web"])?.ok()?;
     let stopped = stack.gantry(&["exec", "web", "true"])?.exits(1)?;
     assert!(stopped.stderr.contains("web"), "{}", stopped.stderr);
+    Ok(())
+}
+
+fn input_ends_with_the_client_that_gave_it(env: &Env) -> Result<()> {
+    let stack = with_web(env)?;
+    let start = |args: &[&str]| Ok::<_, anyhow::Error>(stack.command(args)?.stdin(Stdio::piped()).spawn()?);
+    let there = |path: &str| stack.gantry(&["exec", "web", "test", "-e", path]).ok().filter(|ran| ran.status.success());
+    let mut reading = start(&["exec", "-i", "web", "sh", "-c", "echo > /in; cat; echo > /out"])?;
+    wait::until("it reads", || there("/in"))?;
+    reading.kill()?;
+    reading.wait()?;
+    wait::until("its input ends", || there("/out"))?;
+    let mut reading = start(&["run", "-i", "--name", "fed", "IMAGE", "sh", "-c", "echo up; cat; exit 7"])?;
+    wait::until("it reads", || stack.gantry(&["logs", "fed"]).ok().filter(|logs| logs.stdout == "up\n"))?;
+    reading.kill()?;
+    reading.wait()?;
+    assert_eq!(stack.gantry(&["wait", "fed"])?.ok()?.text(), "7");
     Ok(())
 }
 

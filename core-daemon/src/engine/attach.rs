@@ -43,6 +43,8 @@ pub struct Output<T> {
 pub(super) struct Process {
     pub(super) task: Arc<Task>,
     pub(super) exec: Option<ExecId>,
+    /// Its input is this client's alone, and ends with it.
+    pub(super) closes_input: bool,
 }
 
 impl Engine {
@@ -71,7 +73,8 @@ impl Engine {
             let to_stdin = matches!(input.event, Some(In::Stdin(_) | In::CloseStdin(_)));
             std::future::ready(request.stdin || !to_stdin)
         });
-        self.container_session(&live, auto_remove, socket, input, output).await
+        let process = Process { task: live.task.clone(), exec: None, closes_input: false };
+        self.container_session(&live, process, auto_remove, socket, input, output).await
     }
 
     async fn start_attached(&self, context: &Context, id: ContainerId) -> Result<(Arc<Live>, UnixStream)> {
@@ -84,12 +87,12 @@ impl Engine {
     pub(super) async fn container_session<T>(
         &self,
         live: &Arc<Live>,
+        process: Process,
         auto_remove: bool,
         socket: UnixStream,
         input: impl Input,
         output: Output<T>,
     ) -> Result<()> {
-        let process = Process { task: live.task.clone(), exec: None };
         let end = async {
             let ended = live.end().await?;
             if auto_remove {
@@ -123,7 +126,12 @@ impl Engine {
             result = conversation => result,
             () = listening => Ok(()),
             // The client has gone; what it was attached to goes on.
-            () = output.sender.closed() => Ok(()),
+            () = output.sender.closed() => {
+                if process.closes_input {
+                    note(process.task.close_stdin(process.exec.as_ref()).await);
+                }
+                Ok(())
+            }
             () = self.parts().stopping.cancelled() => {
                 Err(Error::unavailable("the daemon is stopping; the container keeps running, attach again later"))
             }

@@ -45,7 +45,7 @@ impl Engine {
         let stream = started.take_stream()?;
         let (end, started_at) = (started.end(), started.started_at);
         let end = async move { end.await.map(|exit| exec_end(exit, started_at)) };
-        let process = Process { task: started.task, exec: Some(started.id) };
+        let process = Process { task: started.task, exec: Some(started.id), closes_input: request.open_stdin };
         self.session(&process, end, stream, input, &output).await
     }
 

@@ -6,7 +6,7 @@ use gantry_proto::gantry::engine::v1 as api;
 use gantry_proto::gantry::engine::v1::run_output::Event;
 use gantry_proto::namespace::Namespace;
 
-use super::attach::{Input, Output};
+use super::attach::{Input, Output, Process};
 use super::{Created, Engine};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -26,7 +26,7 @@ impl Engine {
         input: impl Input,
         output: Output<api::RunOutput>,
     ) -> Result<()> {
-        let auto_remove = request.auto_remove;
+        let (auto_remove, closes_input) = (request.auto_remove, request.open_stdin);
         let gone_away = output.sender.closed();
         let (created, begun) = self.create_perhaps_begun(context, request, progress, gone_away, true).await?;
         let tell = |event| output.sender.send(Ok(api::RunOutput { event: Some(event) }));
@@ -44,7 +44,10 @@ impl Engine {
         let (live, socket) = started?;
         let _ = tell(Event::Started(api::Started { pid: live.task.pid() })).await;
         match socket {
-            Some(socket) => self.container_session(&live, auto_remove, socket, input, output).await,
+            Some(socket) => {
+                let process = Process { task: live.task.clone(), exec: None, closes_input };
+                self.container_session(&live, process, auto_remove, socket, input, output).await
+            }
             None => Ok(()),
         }
     }
