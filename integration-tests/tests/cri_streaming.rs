@@ -102,6 +102,17 @@ fn exec_passes_everything_on_and_ends_with_the_code(env: &Env) -> Result<()> {
         assert_eq!(String::from_utf8_lossy(&stderr), "oops\n");
         let status: serde_json::Value = serde_json::from_slice(&error)?;
         assert_eq!(status["details"]["causes"][0]["message"], "7", "{status}");
+        // The end of output is not that of input.
+        let request = exec(&container, &["sh", "-c", "exec >&- 2>&-; [ $(wc -c) = 300000 ] && exit 8"]);
+        let mut socket = connect(&client.exec(request).await?.into_inner().url, "v5.channel.k8s.io").await?;
+        for piece in long.chunks(30_000) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            send(&mut socket, 0, piece).await?;
+        }
+        send(&mut socket, 255, &[0]).await?;
+        let [_, _, _, error, _] = receive(&mut socket, |_| false).await?;
+        let status: serde_json::Value = serde_json::from_slice(&error)?;
+        assert_eq!(status["details"]["causes"][0]["message"], "8", "{status}");
         Ok::<_, anyhow::Error>(())
     })?;
     pods.remove(&pod)

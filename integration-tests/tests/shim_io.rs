@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_file_takes_both_streams[Root],
     a_terminal_is_one_stream_with_a_size[Root],
     attached_clients_see_everything_and_type[Root],
+    a_process_that_closes_its_output_still_reads[Root],
     logs_rotate_and_compress[Root],
     a_renamed_log_is_reopened[Root],
     a_full_disk_blocks_or_drops_as_told[Root],
@@ -241,6 +242,32 @@ fn attached_clients_see_everything_and_type(env: &Env) -> Result<()> {
         shim.delete("").await?;
         let logged = texts(Path::new(&uri.path))?.replace("oops\n", "");
         assert_eq!(logged, format!("hello\n{long}end\n"));
+        assert!(!Path::new(&uri.attach).exists());
+        shim.shutdown().await
+    })
+}
+
+fn a_process_that_closes_its_output_still_reads(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "deaf", &["sh", "-c", "exec >&- 2>&-; [ $(wc -c) = 300000 ] && exit 4"])?;
+    let uri = LogUri {
+        attach: env.path("a.sock").to_string_lossy().into_owned(),
+        ..LogUri::new(env.path("log.json").to_string_lossy())
+    };
+    let stdio = Stdio { stdin: uri.to_string(), stdout: uri.to_string(), ..Stdio::default() };
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start(env, &bundle).await?;
+        shim.create(&stdio).await?;
+        let (read, mut write) = UnixStream::connect(&uri.attach).await?.into_split();
+        shim.start_process("").await?;
+        assert_eq!(frames(read).await?, (Vec::new(), Vec::new()));
+        for _ in 0..10 {
+            send(&mut write, FrameKind::Stdin, &[b'x'; 30_000]).await?;
+        }
+        // Who comes later is told at once that there is nothing to see.
+        assert_eq!(frames(UnixStream::connect(&uri.attach).await?).await?, (Vec::new(), Vec::new()));
+        send(&mut write, FrameKind::CloseStdin, b"").await?;
+        assert_eq!(shim.wait("").await?, 4);
+        shim.delete("").await?;
         assert!(!Path::new(&uri.attach).exists());
         shim.shutdown().await
     })

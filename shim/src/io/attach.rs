@@ -1,6 +1,7 @@
 //! The attach socket: clients that see a process's output as it comes and may write its input.
 
 use std::io::{ErrorKind, IoSlice};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use gantry_proto::stdio::{FrameKind, LogPolicy, MAX_FRAME};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -33,6 +35,7 @@ pub struct Hub {
     listener: AsyncFd<UnixListener>,
     clients: Mutex<Vec<Arc<Client>>>,
     accepting: Mutex<Option<AbortHandle>>,
+    output_ended: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -65,6 +68,7 @@ impl Hub {
             listener: super::watch(listener).doing(doing)?,
             clients: Mutex::default(),
             accepting: Mutex::default(),
+            output_ended: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&hub);
@@ -102,6 +106,9 @@ impl Hub {
                 Ok(socket) => clients.push(Client::serve(socket, self.input.clone())),
                 Err(error) => tracing::warn!(%error, "attach"),
             }
+            if let Some(client) = clients.last().filter(|_| self.output_ended.load(Ordering::Relaxed)) {
+                client.end_output();
+            }
         }
     }
 
@@ -123,6 +130,15 @@ impl Hub {
             client.flush().await;
         }
         lock(&self.clients).retain(|client| !client.gone.load(Ordering::Relaxed));
+    }
+
+    /// Tells all clients, and whoever comes later, that there is no more output. A process that has closed its output may
+    /// still read what they write.
+    pub fn end_output(&self) {
+        self.output_ended.store(true, Ordering::Relaxed);
+        for client in lock(&self.clients).iter() {
+            client.end_output();
+        }
     }
 
     /// Closes the connections and removes the socket.
@@ -234,6 +250,11 @@ impl Client {
             }
         }
         self.gone.store(true, Ordering::Relaxed);
+    }
+
+    fn end_output(&self) {
+        // A client that has gone has nothing to be told.
+        let _ = shutdown(self.socket.as_ref().as_raw_fd(), Shutdown::Write);
     }
 
     fn close(&self) {

@@ -332,6 +332,10 @@ impl Drop for Io {
         for task in &self.tasks {
             task.abort();
         }
+        // What was aborted lets go of it later, when another process may listen at the same place.
+        if let Some(output) = &self.output {
+            output.close();
+        }
         if let Some(logger) = self.logger.take() {
             logger.stop();
         }

@@ -80,12 +80,19 @@ impl Output {
         }
     }
 
-    /// Writes what is left of unfinished lines and closes the clients' connections after their last byte.
+    /// Writes what is left of unfinished lines and ends the clients' output after their last byte.
     pub async fn finish(&self) {
         if let Some(mut log) = self.lock() {
             log.end_lines();
         }
         self.settle().await;
+        if let Some(hub) = &self.hub {
+            hub.end_output();
+        }
+    }
+
+    /// Closes the clients' connections: the process is gone.
+    pub fn close(&self) {
         if let Some(hub) = &self.hub {
             hub.close();
         }
@@ -116,8 +123,6 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if let Some(hub) = &self.hub {
-            hub.close();
-        }
+        self.close();
     }
 }
