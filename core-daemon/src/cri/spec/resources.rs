@@ -79,7 +79,9 @@ pub(in crate::cri) fn validate(field: &str, wanted: &v1::LinuxContainerResources
         return Err(Error::invalid(text));
     }
     for (name, text) in [("cpuset_cpus", &wanted.cpuset_cpus), ("cpuset_mems", &wanted.cpuset_mems)] {
-        if !text.is_empty() && NumberSet::parse(text).is_none() {
+        // The kernel allows for commas too many, and so does the runtime.
+        let parts: Vec<&str> = text.split(',').filter(|part| !part.trim().is_empty()).collect();
+        if !parts.is_empty() && NumberSet::parse(&parts.join(",")).is_none() {
             return Err(Error::invalid(format!("{field}.{name}: {text:?} is not a list like 0-3,7")));
         }
     }
@@ -277,7 +279,7 @@ mod tests {
                 "page_size",
             ),
             (v1::LinuxContainerResources { cpuset_cpus: "a".into(), ..Default::default() }, "cpuset_cpus"),
-            (v1::LinuxContainerResources { cpuset_mems: "0,".into(), ..Default::default() }, "cpuset_mems"),
+            (v1::LinuxContainerResources { cpuset_mems: "3-1".into(), ..Default::default() }, "cpuset_mems"),
             (
                 v1::LinuxContainerResources {
                     unified: [("../x".to_owned(), "1".to_owned())].into(),
@@ -289,6 +291,9 @@ mod tests {
             let error = validate("config.linux.resources", &wanted).expect_err(name);
             assert!(error.to_string().contains(name), "{error}");
         }
+        let lists =
+            v1::LinuxContainerResources { cpuset_cpus: "0,".into(), cpuset_mems: ",0".into(), ..Default::default() };
+        assert!(validate("f", &lists).is_ok());
         let of = |cpu_period, cpu_quota, memory_limit_in_bytes, memory_swap_limit_in_bytes| {
             let wanted = v1::LinuxContainerResources {
                 cpu_period,
