@@ -374,11 +374,18 @@ fn unified_is_refused_on_v1(env: &Env) -> Result<()> {
 }
 
 fn unified_is_written(env: &Env) -> Result<()> {
-    let resources = json!({"unified": {"memory.high": "30000000", "pids.max": "9"}});
-    let _sleeper = Sleeper::start(env, "unified", resources)?;
+    let memory = json!({"limit": -1, "swap": 104_857_600});
+    let resources = json!({"memory": memory, "unified": {"memory.high": "30000000", "pids.max": "9"}});
+    let sleeper = Sleeper::start(env, "unified", resources)?;
     // The kernel counts pages.
     assert_eq!(value(env, "unified", "", "", "memory.high")?, (30_000_000 / 4096 * 4096).to_string());
     assert_eq!(value(env, "unified", "", "", "pids.max")?, "9");
+    // Swap beside memory without a limit is swap alone, and an update that lifts memory's lifts it.
+    assert_eq!(value(env, "unified", "", "", "memory.swap.max")?, "104857600");
+    let file = env.path("unified.json");
+    fs::write(&file, r#"{"memory":{"limit":-1}}"#)?;
+    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.ok()?;
+    assert_eq!(value(env, "unified", "", "", "memory.swap.max")?, "max");
     Ok(())
 }
 

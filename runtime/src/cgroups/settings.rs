@@ -220,6 +220,8 @@ pub(super) fn swap_of(limit: i64, both: i64) -> Result<Option<String>> {
         0 => Ok(None),
         -1 => Ok(Some("max".to_owned())),
         _ if both < -1 => wrong("must be -1 or more"),
+        // Nothing can be subtracted then: it limits swap alone, as with runc.
+        _ if limit == -1 => Ok(Some(both.to_string())),
         _ if limit <= 0 => wrong("cannot be limited without a limit of memory"),
         _ if both < limit => wrong("counts memory and swap together and must not be less than memory.limit"),
         _ => Ok(Some((both - limit).to_string())),

@@ -56,7 +56,7 @@ impl Unit {
         let unit = match (prefix, name) {
             (_, "") => return Err(wrong(format!("{text:?} has no name"))),
             (_, slice) if slice.ends_with(".slice") => slice.to_owned(),
-            ("", name) => format!("{name}.scope"),
+            // An empty prefix leaves its dash, with the other runtimes too.
             (prefix, name) => format!("{prefix}-{name}.scope"),
         };
         if unit.contains('/') {
@@ -346,6 +346,14 @@ pub(super) fn wanted(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unit_is_named_as_by_other_runtimes() {
+        for (path, named) in [("", "rung-id.scope"), ("system.slice:p:n", "p-n.scope"), (":p:n.slice", "n.slice")] {
+            assert_eq!(Unit::parse(Some(Path::new(path)), "id", false).unwrap().name, named, "{path}");
+        }
+        assert_eq!(Unit::parse(Some(Path::new("system.slice::n")), "id", false).unwrap().name, "-n.scope");
+    }
 
     #[test]
     fn what_an_older_systemd_does_not_know_is_left_out() {

@@ -27,6 +27,7 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         Some(file) => read(file)?,
         None => from_flags(args)?,
     };
+    lift_swap_too(&mut wanted);
     complete(&mut wanted, &current);
     let resources = parse(&wanted)?;
     let mut cgroup = container.cgroup();
@@ -61,6 +62,14 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
 
 fn parse(value: &Value) -> Result<LinuxResources> {
     rung_spec::config::parse_resources(&value.to_string()).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// Memory without a limit lifts the limit of swap too, unless that is named: it cannot be counted from nothing.
+fn lift_swap_too(wanted: &mut Value) {
+    let Some(memory) = wanted.get_mut("memory").and_then(Value::as_object_mut) else { return };
+    if memory.get("limit") == Some(&Value::from(-1)) && memory.get("swap").is_none_or(Value::is_null) {
+        memory.insert("swap".into(), Value::from(-1));
+    }
 }
 
 /// Adds what is only set together with something wanted, as it is recorded: on v2 quota and period are one line of one
@@ -148,9 +157,6 @@ fn from_flags(args: &UpdateArgs) -> Result<Value> {
             memory.insert(key.to_owned(), Value::from(size(text).doing(|| format!("invalid value for {flag}"))?));
         }
     }
-    if memory.get("limit") == Some(&Value::from(-1)) && !memory.contains_key("swap") {
-        memory.insert("swap".into(), Value::from(-1));
-    }
     let mut resources = Map::new();
     for (key, part) in [("cpu", cpu), ("memory", memory)] {
         if !part.is_empty() {
@@ -229,6 +235,22 @@ mod tests {
         assert_eq!(wanted["cpu"], json!({"quota": 1, "period": 5}));
         assert_eq!(wanted["memory"], json!({"limit": 3, "swap": 6}));
         assert_eq!(recorded(&current, &wanted), json!({"cpu": {"quota": 1, "period": 2}, "memory": {"limit": 3}}));
+    }
+
+    #[test]
+    fn memory_without_a_limit_lifts_that_of_swap() {
+        let current = json!({"memory": {"limit": 3, "swap": 6}});
+        for (memory, settled) in [
+            (json!({"limit": -1}), json!({"limit": -1, "swap": -1})),
+            (json!({"limit": -1, "swap": null}), json!({"limit": -1, "swap": -1})),
+            (json!({"limit": -1, "swap": 9}), json!({"limit": -1, "swap": 9})),
+            (json!({"limit": 4}), json!({"limit": 4, "swap": 6})),
+        ] {
+            let mut wanted = json!({ "memory": memory });
+            lift_swap_too(&mut wanted);
+            complete(&mut wanted, &current);
+            assert_eq!(wanted["memory"], settled);
+        }
     }
 
     #[test]
