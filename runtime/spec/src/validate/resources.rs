@@ -102,5 +102,9 @@ fn unified_names_are_files(resources: &LinuxResources, at: &str, found: &mut Fou
             let reason = "must be the name of a file, without a slash: controller.file";
             found.push(Violation::new(format!("{at}.unified[{name:?}]"), reason));
         }
+        // A start in a frozen cgroup would wait for ever, and the others act on processes, of the host even.
+        if matches!(name.as_str(), "cgroup.freeze" | "cgroup.kill" | "cgroup.procs" | "cgroup.threads") {
+            found.push(Violation::new(format!("{at}.unified[{name:?}]"), "is no limit"));
+        }
     }
 }

@@ -102,6 +102,8 @@ broken! {
     weight: "/linux/resources/blockIO", {"weight":5} => "linux.resources.blockIO.weight";
     page_size: "/linux/resources/hugepageLimits", [{"pageSize":"2mb","limit":1}] => "linux.resources.hugepageLimits[0].pageSize";
     unified: "/linux/resources/unified", {"../memory.max":"1"} => "linux.resources.unified[\"../memory.max\"]";
+    unified_freezer: "/linux/resources/unified", {"cgroup.freeze":"1"} => "linux.resources.unified[\"cgroup.freeze\"]";
+    unified_processes: "/linux/resources/unified", {"cgroup.procs":"1"} => "linux.resources.unified[\"cgroup.procs\"]";
 }
 
 #[test]
