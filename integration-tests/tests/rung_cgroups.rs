@@ -81,7 +81,7 @@ fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
     let resources = json!({"cpu": {"quota": 30_000, "period": 60_000}, "memory": {"limit": 50_331_648}});
     let sleeper = Sleeper::start(env, "update", resources)?;
     let file = env.path("update.json");
-    fs::write(&file, r#"{"cpu":{"period":50000}}"#)?;
+    fs::write(&file, r#"{"cpu":{"period":50000,"quota":null}}"#)?;
     env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.ok()?;
     let cpu = || -> Result<(String, String)> {
         let found = |v1| value(env, "update", "cpu", v1, "cpu.max");

@@ -67,7 +67,7 @@ fn parse(value: &Value) -> Result<LinuxResources> {
 /// Memory without a limit lifts the limit of swap too, unless that is named: it cannot be counted from nothing.
 fn lift_swap_too(wanted: &mut Value) {
     let Some(memory) = wanted.get_mut("memory").and_then(Value::as_object_mut) else { return };
-    if memory.get("limit") == Some(&Value::from(-1)) && memory.get("swap").is_none_or(Value::is_null) {
+    if memory.get("limit") == Some(&Value::from(-1)) && !memory.contains_key("swap") {
         memory.insert("swap".into(), Value::from(-1));
     }
 }
@@ -111,6 +111,7 @@ fn read(file: &Path) -> Result<Value> {
         return Err(Error::invalid(format!("read {}: the limits are no JSON object", file.display())));
     }
     fold_resource_keys(&mut value);
+    drop_nulls(&mut value);
     if ["/memory/kernel", "/memory/kernelTCP"].iter().any(|limit| value.pointer(limit).is_some_and(Value::is_i64)) {
         log::warning(KERNEL_MEMORY);
     }
@@ -118,6 +119,13 @@ fn read(file: &Path) -> Result<Value> {
         object.remove("devices");
     }
     Ok(value)
+}
+
+/// What is null is not named, and keeps what is recorded.
+fn drop_nulls(value: &mut Value) {
+    let Value::Object(object) = value else { return };
+    object.retain(|_, value| !value.is_null());
+    object.values_mut().for_each(drop_nulls);
 }
 
 fn number<T: Into<Value>>(given: Option<Given<T>>) -> Option<Value> {
@@ -242,7 +250,6 @@ mod tests {
         let current = json!({"memory": {"limit": 3, "swap": 6}});
         for (memory, settled) in [
             (json!({"limit": -1}), json!({"limit": -1, "swap": -1})),
-            (json!({"limit": -1, "swap": null}), json!({"limit": -1, "swap": -1})),
             (json!({"limit": -1, "swap": 9}), json!({"limit": -1, "swap": 9})),
             (json!({"limit": 4}), json!({"limit": 4, "swap": 6})),
         ] {
@@ -251,6 +258,14 @@ mod tests {
             complete(&mut wanted, &current);
             assert_eq!(wanted["memory"], settled);
         }
+    }
+
+    #[test]
+    fn null_names_nothing() {
+        let mut wanted = json!({"memory": null, "cpu": {"quota": null, "period": 5}});
+        drop_nulls(&mut wanted);
+        complete(&mut wanted, &json!({"cpu": {"quota": 1, "period": 2}}));
+        assert_eq!(wanted, json!({"cpu": {"quota": 1, "period": 5}}));
     }
 
     #[test]
