@@ -61,8 +61,8 @@ pub struct Applied {
 pub struct Deferred {
     /// Directories that were made because something is in them, without an entry of their own.
     pub(super) implicit: BTreeSet<PathBuf>,
-    /// Hard links to files that are not in this layer: name and target.
-    pub(super) links: Vec<(PathBuf, PathBuf)>,
+    /// Hard links to files that are not in this layer: target by name.
+    pub(super) links: BTreeMap<PathBuf, PathBuf>,
     /// Times of directories, which `settle` disturbs.
     pub(super) times: Times,
 }
@@ -74,6 +74,17 @@ impl Deferred {
     /// Nothing is left open.
     pub fn is_empty(&self) -> bool {
         self.implicit.is_empty() && self.links.is_empty()
+    }
+
+    /// What was at `path` and below it is gone.
+    fn forget(&mut self, path: &Path) {
+        let from_here = self.implicit.range(path.to_owned()..);
+        let gone: Vec<PathBuf> = from_here.take_while(|it| it.starts_with(path)).cloned().collect();
+        gone.iter().for_each(|path| _ = self.implicit.remove(path));
+        let from_here = self.links.range(path.to_owned()..);
+        let gone: Vec<PathBuf> =
+            from_here.map(|(link, _)| link).take_while(|it| it.starts_with(path)).cloned().collect();
+        gone.iter().for_each(|path| _ = self.links.remove(path));
     }
 }
 
@@ -202,13 +213,7 @@ impl Layer {
             return Ok((false, false));
         }
         beneath::remove_tree(parent, name)?;
-        let gone: Vec<PathBuf> = {
-            let from_here = self.deferred.implicit.range(path.to_owned()..);
-            from_here.take_while(|implicit| implicit.starts_with(path)).cloned().collect()
-        };
-        for path in gone {
-            self.deferred.implicit.remove(&path);
-        }
+        self.deferred.forget(path);
         Ok((true, true))
     }
 
@@ -252,8 +257,10 @@ impl Layer {
                 Ok(linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(io::Error::from)?)
             }
             None if self.mode == Mode::Overlay => {
+                // What it links to may be such a link itself.
+                let target = self.deferred.links.get(&target).cloned().unwrap_or(target);
                 self.text += path.as_os_str().len() + target.as_os_str().len();
-                self.deferred.links.push((path.to_owned(), target));
+                self.deferred.links.insert(path.to_owned(), target);
                 Ok(())
             }
             _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),
@@ -263,6 +270,8 @@ impl Layer {
     fn whiteout(&mut self, within: &Path, hidden: &OsStr) -> Result<()> {
         match self.mode {
             Mode::Lowest | Mode::Files => Ok(()),
+            // It is of this layer, though not made yet.
+            Mode::Overlay if self.deferred.links.contains_key(&within.join(hidden)) => Ok(()),
             Mode::Overlay => {
                 let parent = self.take_parent(within)?;
                 whiteout::hide(parent.as_fd(), hidden)?;
@@ -319,11 +328,15 @@ impl Layer {
     }
 
     fn make(&mut self, path: &Path) -> io::Result<OwnedFd> {
-        let (implicit, text) = (&mut self.deferred.implicit, &mut self.text);
-        self.root.make_directories(path, &mut |made| {
-            *text += made.as_os_str().len();
-            implicit.insert(made.to_owned());
-        })
+        let mut new = Vec::new();
+        let directory = self.root.make_directories(path, &mut |made| new.push(made.to_owned()));
+        for made in new {
+            let it = self.root.directory(&made)?;
+            plain_directory(it.as_fd(), OsStr::new("."))?;
+            self.text += made.as_os_str().len();
+            self.deferred.implicit.insert(made);
+        }
+        directory
     }
 
     /// Something below a name that this layer removed: the name becomes a directory that hides the one below.
@@ -336,7 +349,7 @@ impl Layer {
             if beneath::stat(parent.as_fd(), name)?.is_some_and(|stat| whiteout::is_whiteout(&stat)) {
                 beneath::remove_tree(parent.as_fd(), name)?;
                 mkdirat(&parent, name, Bits::from_bits_truncate(0o755)).map_err(io::Error::from)?;
-                attributes::permit(parent.as_fd(), name, 0o755)?;
+                plain_directory(parent.as_fd(), name)?;
                 return Ok(whiteout::make_opaque(parent.as_fd(), name)?);
             }
         }
@@ -352,6 +365,13 @@ pub(super) fn set_times(root: &Root, times: &Times) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives a directory without an entry what it has by itself: a set-group-id bit above it, and the daemon's umask, say
+/// nothing of it.
+fn plain_directory(within: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    attributes::own(within, name, 0, 0)?;
+    attributes::permit(within, name, 0o755)
 }
 
 /// A new file; `None` where the name is taken.

@@ -3,21 +3,20 @@
 //! The contents of files go to the image as they come. Names and attributes are kept in memory, because a later entry may
 //! change them and the layers below may have something to say; [`Unfinished::finish`] writes them in the end.
 
+mod settle;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{BufRead, Read as _};
+use std::io::BufRead;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode as Bits, SFlag, makedev};
+use nix::sys::stat::{SFlag, makedev};
 use rung_sys::beneath;
-use rung_sys::xattr;
 
 use super::apply::{Applied, Deferred, MAX_PATH, Mode};
 use super::attributes;
-use super::lowers::{Found, Lowers, MAX_LINKS, parts};
+use super::lowers::{Lowers, MAX_LINKS, parts};
 use super::tar::{Entry, Kind, Reader};
 use super::whiteout::Meaning;
 use crate::erofs::{self, Content, Id, Image, Node, Tree};
@@ -39,7 +38,8 @@ pub fn convert(path: &Path, tar: impl BufRead, mode: Mode, limit: u64) -> Result
         image: Image::create(path)?,
         mode,
         implicit: BTreeSet::new(),
-        links: Vec::new(),
+        links: BTreeMap::new(),
+        moved_to: BTreeSet::new(),
         parent: None,
         text: 0,
     };
@@ -61,8 +61,10 @@ struct Layer {
     mode: Mode,
     /// Directories that were made because something is in them, without an entry of their own.
     implicit: BTreeSet<Id>,
-    /// Hard links to files that are not in this layer: directory, name and target.
-    links: Vec<(Id, Vec<u8>, PathBuf)>,
+    /// Hard links to files that are not in this layer: target by directory and name.
+    links: BTreeMap<(Id, Vec<u8>), PathBuf>,
+    /// Where directories were moved to because a link below leads there.
+    moved_to: BTreeSet<PathBuf>,
     /// The directory of the entry before, which is most often that of the next.
     parent: Option<(PathBuf, Id)>,
     text: usize,
@@ -113,6 +115,8 @@ impl Layer {
     /// Marks a name as removed. What this layer itself has there stays: a directory hides what is below it instead.
     fn hide(&mut self, directory: Id, name: &[u8]) {
         match self.tree.child(directory, name) {
+            // It is of this layer, though not made yet.
+            None if self.links.contains_key(&(directory, name.to_vec())) => {}
             None => {
                 let id = self.tree.add(Node::new(SFlag::S_IFCHR.bits(), Content::Special(0)));
                 self.tree.insert(directory, name, id);
@@ -123,10 +127,10 @@ impl Layer {
     }
 
     fn file<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
-        let there = self.tree.child(directory, name);
         if entry.kind == Kind::HardLink {
             return self.hard_link(entry, directory, name);
         }
+        let there = self.tree.child(directory, name);
         if let (Kind::Directory, Some(id)) = (entry.kind, there)
             && self.tree.node(id).is_directory()
         {
@@ -177,6 +181,9 @@ impl Layer {
     }
 
     fn hard_link(&mut self, entry: &Entry, directory: Id, name: &[u8]) -> Result<()> {
+        if self.tree.remove(directory, name).is_some() {
+            self.parent = None;
+        }
         let target = beneath::lexical(Path::new(OsStr::from_bytes(&entry.link)));
         let Some(target_name) = target.file_name() else { return Err(Error::invalid("hard link to the root")) };
         let within = self.find(target.parent().unwrap_or(Path::new("")))?;
@@ -189,8 +196,10 @@ impl Layer {
                 Ok(())
             }
             None if self.mode == Mode::Overlay => {
-                self.tree.remove(directory, name);
-                self.links.push((directory, name.to_vec(), target));
+                // What it links to may be such a link itself.
+                let link = within.and_then(|within| self.links.get(&(within, target_name.as_bytes().to_vec())));
+                let target = link.cloned().unwrap_or(target);
+                self.links.insert((directory, name.to_vec()), target);
                 Ok(())
             }
             _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),
@@ -312,137 +321,12 @@ impl Unfinished {
         if !layer.implicit.is_empty() || !layer.links.is_empty() {
             let lowers = Lowers::open(lowers).doing(|| "open the layers below")?;
             layer.settle_directories(&lowers, Tree::ROOT, Path::new(""))?;
-            for (directory, name, target) in std::mem::take(&mut layer.links) {
-                layer.copy_up(&lowers, directory, &name, &target).doing(|| format!("settle link to {target:?}"))?;
+            let mut copies = BTreeMap::new();
+            for ((directory, name), target) in layer.links.clone() {
+                let linked = layer.copy_up(&lowers, (directory, &name), &target, &mut copies);
+                linked.doing(|| format!("settle link to {target:?}"))?;
             }
         }
         layer.image.finish(&layer.tree).map(drop)
     }
-}
-
-impl Layer {
-    /// Gives implicit directories the attributes that they have below; where a link is below, what is in them moves to
-    /// where it leads.
-    fn settle_directories(&mut self, lowers: &Lowers, directory: Id, path: &Path) -> Result<()> {
-        beneath::check_depth(path)?;
-        let children: Vec<(OsString, Id)> =
-            self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
-        for (name, id) in children {
-            if !self.tree.node(id).is_directory() {
-                continue;
-            }
-            let path = path.join(&name);
-            if self.implicit.remove(&id)
-                && let Some(found) = lowers.find(&path, false)?
-            {
-                match beneath::file_type(&found.stat) {
-                    SFlag::S_IFDIR => self.inherit(id, &found)?,
-                    SFlag::S_IFLNK => {
-                        let Some(target) = lowers.find(&path, true)? else { continue };
-                        if beneath::file_type(&target.stat) == SFlag::S_IFDIR && !target.path.starts_with(&path) {
-                            let to = self.like_below(lowers, &target.path)?;
-                            self.tree.remove(directory, name.as_bytes());
-                            self.merge(id, to);
-                            self.settle_directories(lowers, to, &target.path)?;
-                            continue;
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            self.settle_directories(lowers, id, &path)?;
-        }
-        Ok(())
-    }
-
-    /// The directory at a path without links, made with the attributes that the layers below show.
-    fn like_below(&mut self, lowers: &Lowers, path: &Path) -> Result<Id> {
-        let id = self.walk(path, true)?.ok_or_else(|| Error::internal("a made directory is not there"))?;
-        for ancestor in path.ancestors() {
-            if let Some(id) = self.walk(ancestor, false)?.filter(|id| self.implicit.contains(id))
-                && let Some(found) = lowers.find(ancestor, false)?
-                && beneath::file_type(&found.stat) == SFlag::S_IFDIR
-            {
-                self.implicit.remove(&id);
-                self.inherit(id, &found)?;
-            }
-        }
-        Ok(id)
-    }
-
-    fn inherit(&mut self, id: Id, below: &Found) -> Result<()> {
-        let name = below.path.file_name().unwrap_or(OsStr::new("."));
-        copy_attributes(self.tree.node_mut(id), below, name)
-    }
-
-    /// Moves everything in `from` to `to`; what comes replaces what is there, except that directories are merged.
-    fn merge(&mut self, from: Id, to: Id) {
-        let moved: Vec<(Vec<u8>, Id)> = self.tree.children(from).map(|(name, id)| (name.to_vec(), id)).collect();
-        for (name, id) in moved {
-            let there = self.tree.child(to, &name).filter(|there| self.tree.node(*there).is_directory());
-            match there {
-                Some(there) if self.tree.node(id).is_directory() => self.merge(id, there),
-                _ => self.tree.insert(to, &name, id),
-            }
-        }
-    }
-
-    /// A file that only a hard link mentions: it comes up from below, under both names.
-    fn copy_up(&mut self, lowers: &Lowers, directory: Id, name: &[u8], target: &Path) -> Result<()> {
-        let missing = || Error::invalid(format!("hard link to {target:?}, which is in no layer"));
-        let found = lowers.find(target, false)?.ok_or_else(missing)?;
-        let target_name = found.path.file_name().ok_or_else(missing)?;
-        let within = self.like_below(lowers, found.path.parent().unwrap_or(Path::new("")))?;
-        let id = match self.tree.child(within, target_name.as_bytes()) {
-            Some(id) => id,
-            None => {
-                let id = self.copied(&found, target_name)?;
-                self.tree.insert(within, target_name.as_bytes(), id);
-                id
-            }
-        };
-        // A later entry of the layer may have taken the name.
-        if self.tree.child(directory, name).is_none() {
-            self.tree.insert(directory, name, id);
-        }
-        Ok(())
-    }
-
-    fn copied(&mut self, found: &Found, name: &OsStr) -> Result<Id> {
-        if beneath::file_type(&found.stat) != SFlag::S_IFREG {
-            return Err(Error::invalid(format!("hard link to {:?}, which is no file", found.path)));
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = File::from(openat(&found.parent, name, flags, Bits::empty()).map_err(std::io::Error::from)?);
-        let (start, mut size) = (self.image.begin()?, 0);
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let count = file.read(&mut buffer)?;
-            if count == 0 {
-                break;
-            }
-            self.image.append(&buffer[..count])?;
-            size += count as u64;
-        }
-        let mut node = Node::new(found.stat.st_mode, Content::File { start, size });
-        copy_attributes(&mut node, found, name)?;
-        Ok(self.tree.add(node))
-    }
-}
-
-fn copy_attributes(node: &mut Node, found: &Found, name: &OsStr) -> Result<()> {
-    use std::os::fd::AsFd;
-    let stat = &found.stat;
-    node.mode = (node.mode & SFlag::S_IFMT.bits()) | (stat.st_mode & 0o7777);
-    (node.uid, node.gid) = (stat.st_uid, stat.st_gid);
-    node.mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
-    for key in xattr::list(found.parent.as_fd(), name)? {
-        if !attributes::is_overlay(&key)
-            && erofs::has_place(&key)
-            && let Some(value) = xattr::get(found.parent.as_fd(), name, &key)?
-        {
-            node.set_xattr(&key, &value);
-        }
-    }
-    Ok(())
 }

@@ -1,14 +1,13 @@
 //! The part of applying a layer that needs those below it: directories the tar does not mention look as they do below,
 //! or lead where a link below leads; files that only a hard link mentions are copied up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::unistd::linkat;
@@ -18,6 +17,7 @@ use rung_sys::xattr;
 use super::apply::{Deferred, Times, real_path, set_times};
 use super::attributes;
 use super::lowers::{Found, Lowers};
+use super::whiteout;
 use crate::error::{Doing, Error, Result};
 
 /// Makes the layer in `root` fit the directories of the layers below it, newest first.
@@ -27,7 +27,7 @@ use crate::error::{Doing, Error, Result};
 pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()> {
     let Deferred { implicit, links, mut times } = deferred;
     if lowers.is_empty() || (implicit.is_empty() && links.is_empty()) {
-        return match links.first() {
+        return match links.first_key_value() {
             Some((link, target)) => Err(missing(link, target)),
             None => Ok(()),
         };
@@ -39,9 +39,13 @@ pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()>
         let path = after(&moved, &path);
         directory(root, &lowers, &path, &mut moved, &mut times).doing(|| format!("settle directory {path:?}"))?;
     }
-    for (link, target) in links {
-        let link = after(&moved, &link);
-        hard_link(root, &lowers, &link, &target, &mut times).doing(|| format!("settle link {link:?}"))?;
+    let links: BTreeMap<PathBuf, PathBuf> =
+        links.into_iter().map(|(link, target)| (after(&moved, &link), target)).collect();
+    let moved_to = moved.values().cloned().collect();
+    let mut making =
+        Links { root, lowers: &lowers, links: &links, moved_to, copies: BTreeMap::new(), times: &mut times };
+    for (link, target) in &links {
+        making.link(link, target).doing(|| format!("settle link {link:?}"))?;
     }
     let times = times.into_iter().map(|(path, time)| (after(&moved, &path), time)).collect();
     set_times(root, &times)
@@ -164,31 +168,99 @@ fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hard_link(root: &Root, lowers: &Lowers, link: &Path, target: &Path, times: &mut Times) -> Result<()> {
-    let found = lowers.find(target, false)?.ok_or_else(|| missing(link, target))?;
-    let name = found.path.file_name().ok_or_else(|| missing(link, target))?;
-    let within = make_like_below(root, lowers, found.path.parent().unwrap_or(Path::new("")), times)?;
-    if beneath::stat(within.as_fd(), name)?.is_none() {
-        copy_up(&found, within.as_fd(), name)?;
+/// Hard links to files of the layers below, being made.
+struct Links<'a> {
+    root: &'a Root,
+    lowers: &'a Lowers,
+    /// All of them: target by name.
+    links: &'a BTreeMap<PathBuf, PathBuf>,
+    /// Where directories were moved to.
+    moved_to: BTreeSet<PathBuf>,
+    /// Where the one copy of each file is, by the file's path below.
+    copies: BTreeMap<PathBuf, PathBuf>,
+    times: &'a mut Times,
+}
+
+impl Links<'_> {
+    fn link(&mut self, link: &Path, target: &Path) -> Result<()> {
+        let found = self.lowers.find(target, false)?.ok_or_else(|| missing(link, target))?;
+        let (Some(within), Some(name)) = (link.parent(), link.file_name()) else { return Ok(()) };
+        let to = make_like_below(self.root, self.lowers, within, self.times)?;
+        if beneath::stat(to.as_fd(), name)?.is_some() {
+            // A later entry of the layer took the name.
+            return Ok(());
+        }
+        let copy = match self.copies.get(&found.path) {
+            Some(copy) => copy.clone(),
+            None => self.copy(&found, link, target)?,
+        };
+        if copy != link {
+            let (Some(within), Some(copied)) = (copy.parent(), copy.file_name()) else { return Ok(()) };
+            let from = self.root.directory(within)?;
+            linkat(&from, copied, &to, name, AtFlags::empty()).map_err(io::Error::from)?;
+        }
+        self.copies.insert(found.path, copy);
+        Ok(())
     }
-    let (Some(to), Some(to_name)) = (link.parent(), link.file_name()) else { return Ok(()) };
-    let to = make_like_below(root, lowers, to, times)?;
-    match linkat(&within, name, &to, to_name, AtFlags::empty()) {
-        // A later entry of the layer took the name.
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(io::Error::from(error).into()),
+
+    /// Copies a file up under its own name, so that both names are one file; where the layer removes or replaces that
+    /// name, only under the link's. Says where the copy is.
+    fn copy(&mut self, found: &Found, link: &Path, target: &Path) -> Result<PathBuf> {
+        let place = if self.shows_below(&found.path)? {
+            &found.path
+        } else if self.is_own(&found.path, target)? {
+            return Ok(found.path.clone());
+        } else {
+            link
+        };
+        let (Some(within), Some(name)) = (place.parent(), place.file_name()) else { return Err(missing(link, place)) };
+        let to = make_like_below(self.root, self.lowers, within, self.times)?;
+        copy_up(found, to.as_fd(), name)?;
+        Ok(place.to_owned())
+    }
+
+    /// Whether the layer leaves what the layers below have at a path without links as it is.
+    fn shows_below(&self, path: &Path) -> Result<bool> {
+        if path.ancestors().any(|ancestor| self.links.contains_key(ancestor)) {
+            return Ok(false);
+        }
+        let mut way = PathBuf::new();
+        for part in path.iter() {
+            let directory = self.root.directory(&way)?;
+            if whiteout::is_opaque(directory.as_fd())? {
+                return Ok(false);
+            }
+            match beneath::stat(directory.as_fd(), part)? {
+                None => return Ok(true),
+                Some(stat) if beneath::file_type(&stat) != SFlag::S_IFDIR => return Ok(false),
+                Some(_) => way.push(part),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether `target` leads to a file of the layer's own because links below lead there, or led that file there. One
+    /// that has just that path came after the link: it would have been found.
+    fn is_own(&self, path: &Path, target: &Path) -> Result<bool> {
+        if path == target && !path.ancestors().any(|ancestor| self.moved_to.contains(ancestor)) {
+            return Ok(false);
+        }
+        let (Some(within), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
+        let Ok(within) = self.root.directory(within) else { return Ok(false) };
+        let stat = beneath::stat(within.as_fd(), name)?;
+        Ok(stat.is_some_and(|stat| beneath::file_type(&stat) == SFlag::S_IFREG))
     }
 }
 
+/// Copies a file to a name that is free.
 fn copy_up(found: &Found, to: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    if beneath::file_type(&found.stat) != SFlag::S_IFREG {
-        return Err(Error::invalid(format!("hard link to {:?}, which is no file", found.path)));
-    }
+    let source = found.path.file_name().filter(|_| beneath::file_type(&found.stat) == SFlag::S_IFREG);
+    let source = source.ok_or_else(|| Error::invalid(format!("hard link to {:?}, which is no file", found.path)))?;
     let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut source = File::from(openat(&found.parent, name, read, Mode::empty()).map_err(io::Error::from)?);
+    let mut from = File::from(openat(&found.parent, source, read, Mode::empty()).map_err(io::Error::from)?);
     let mut copy = File::from(openat(to, name, write, Mode::from_bits_truncate(0o600)).map_err(io::Error::from)?);
-    io::copy(&mut source, &mut copy)?;
-    copy_attributes(found.parent.as_fd(), name, &found.stat, to, name)?;
+    io::copy(&mut from, &mut copy)?;
+    copy_attributes(found.parent.as_fd(), source, &found.stat, to, name)?;
     Ok(attributes::set_mtime(to, name, mtime(&found.stat))?)
 }

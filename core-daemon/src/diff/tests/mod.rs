@@ -2,6 +2,7 @@
 //! that it stacks, and onto a copy of what is below.
 
 mod forms;
+mod links;
 mod rules;
 
 use std::os::fd::AsFd;

@@ -1,0 +1,195 @@
+//! The part of an image that needs the layers below: as `diff::settle` does it for directories.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode as Bits, SFlag};
+use rung_sys::{beneath, xattr};
+
+use super::Layer;
+use crate::diff::attributes;
+use crate::diff::lowers::{Found, Lowers};
+use crate::diff::whiteout;
+use crate::erofs::{self, Content, Id, Node, Tree};
+use crate::error::{Error, Result};
+
+impl Layer {
+    /// Gives implicit directories the attributes that they have below; where a link is below, what is in them moves to
+    /// where it leads.
+    pub(super) fn settle_directories(&mut self, lowers: &Lowers, directory: Id, path: &Path) -> Result<()> {
+        beneath::check_depth(path)?;
+        let children: Vec<(OsString, Id)> =
+            self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
+        for (name, id) in children {
+            if !self.tree.node(id).is_directory() {
+                continue;
+            }
+            let path = path.join(&name);
+            if self.implicit.remove(&id)
+                && let Some(found) = lowers.find(&path, false)?
+            {
+                match beneath::file_type(&found.stat) {
+                    SFlag::S_IFDIR => self.inherit(id, &found)?,
+                    SFlag::S_IFLNK => {
+                        let Some(target) = lowers.find(&path, true)? else { continue };
+                        if beneath::file_type(&target.stat) == SFlag::S_IFDIR && !target.path.starts_with(&path) {
+                            let to = self.like_below(lowers, &target.path)?;
+                            self.tree.remove(directory, name.as_bytes());
+                            self.merge(id, to);
+                            self.moved_to.insert(target.path.clone());
+                            self.settle_directories(lowers, to, &target.path)?;
+                            continue;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            self.settle_directories(lowers, id, &path)?;
+        }
+        Ok(())
+    }
+
+    /// The directory at a path without links, made with the attributes that the layers below show.
+    fn like_below(&mut self, lowers: &Lowers, path: &Path) -> Result<Id> {
+        let id = self.walk(path, true)?.ok_or_else(|| Error::internal("a made directory is not there"))?;
+        for ancestor in path.ancestors() {
+            if let Some(id) = self.walk(ancestor, false)?.filter(|id| self.implicit.contains(id))
+                && let Some(found) = lowers.find(ancestor, false)?
+                && beneath::file_type(&found.stat) == SFlag::S_IFDIR
+            {
+                self.implicit.remove(&id);
+                self.inherit(id, &found)?;
+            }
+        }
+        Ok(id)
+    }
+
+    fn inherit(&mut self, id: Id, below: &Found) -> Result<()> {
+        let name = below.path.file_name().unwrap_or(OsStr::new("."));
+        copy_attributes(self.tree.node_mut(id), below, name)
+    }
+
+    /// Moves everything in `from` to `to`; what comes replaces what is there, except that directories are merged.
+    fn merge(&mut self, from: Id, to: Id) {
+        let links: Vec<Vec<u8>> =
+            self.links.range((from, Vec::new())..(from + 1, Vec::new())).map(|((_, name), _)| name.clone()).collect();
+        for name in links {
+            if let Some(target) = self.links.remove(&(from, name.clone())) {
+                self.links.insert((to, name), target);
+            }
+        }
+        let moved: Vec<(Vec<u8>, Id)> = self.tree.children(from).map(|(name, id)| (name.to_vec(), id)).collect();
+        for (name, id) in moved {
+            let there = self.tree.child(to, &name).filter(|there| self.tree.node(*there).is_directory());
+            match there {
+                Some(there) if self.tree.node(id).is_directory() => self.merge(id, there),
+                _ => self.tree.insert(to, &name, id),
+            }
+        }
+    }
+
+    /// A file that only a hard link mentions: it comes up from below, once, under both names.
+    pub(super) fn copy_up(
+        &mut self,
+        lowers: &Lowers,
+        (directory, name): (Id, &[u8]),
+        target: &Path,
+        copies: &mut BTreeMap<PathBuf, Id>,
+    ) -> Result<()> {
+        let missing = || Error::invalid(format!("hard link to {target:?}, which is in no layer"));
+        let found = lowers.find(target, false)?.ok_or_else(missing)?;
+        let target_name = found.path.file_name().ok_or_else(missing)?;
+        // A later entry of the layer may have taken the name.
+        if self.tree.child(directory, name).is_some() {
+            return Ok(());
+        }
+        let id = match copies.get(&found.path).copied().or_else(|| self.own_file(&found.path, target)) {
+            Some(id) => id,
+            None => {
+                let id = self.copied(&found, target_name)?;
+                // Where the layer removes or replaces its name, it has only the link's.
+                if self.shows_below(&found.path) {
+                    let within = self.like_below(lowers, found.path.parent().unwrap_or(Path::new("")))?;
+                    self.tree.insert(within, target_name.as_bytes(), id);
+                }
+                id
+            }
+        };
+        self.tree.insert(directory, name, id);
+        copies.insert(found.path, id);
+        Ok(())
+    }
+
+    /// Whether the layer leaves what the layers below have at a path without links as it is.
+    fn shows_below(&self, path: &Path) -> bool {
+        let mut at = Tree::ROOT;
+        for part in path.iter() {
+            let node = self.tree.node(at);
+            let is_opaque = node.xattrs.iter().any(|(key, _)| key == whiteout::opaque_key());
+            if !node.is_directory() || is_opaque {
+                return false;
+            }
+            match self.tree.child(at, part.as_bytes()) {
+                Some(child) => at = child,
+                None => return !self.links.contains_key(&(at, part.as_bytes().to_vec())),
+            }
+        }
+        false
+    }
+
+    /// A file of the layer's own that `target` leads to because links below lead there, or led that file there. One that
+    /// has just that path came after the link: it would have been found.
+    fn own_file(&self, path: &Path, target: &Path) -> Option<Id> {
+        if path == target && !path.ancestors().any(|ancestor| self.moved_to.contains(ancestor)) {
+            return None;
+        }
+        let mut at = Tree::ROOT;
+        for part in path.iter() {
+            at = self.tree.child(at, part.as_bytes())?;
+        }
+        matches!(self.tree.node(at).content, Content::File { .. }).then_some(at)
+    }
+
+    fn copied(&mut self, found: &Found, name: &OsStr) -> Result<Id> {
+        if beneath::file_type(&found.stat) != SFlag::S_IFREG {
+            return Err(Error::invalid(format!("hard link to {:?}, which is no file", found.path)));
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = File::from(openat(&found.parent, name, flags, Bits::empty()).map_err(std::io::Error::from)?);
+        let (start, mut size) = (self.image.begin()?, 0);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let count = file.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            self.image.append(&buffer[..count])?;
+            size += count as u64;
+        }
+        let mut node = Node::new(found.stat.st_mode, Content::File { start, size });
+        copy_attributes(&mut node, found, name)?;
+        Ok(self.tree.add(node))
+    }
+}
+
+fn copy_attributes(node: &mut Node, found: &Found, name: &OsStr) -> Result<()> {
+    let stat = &found.stat;
+    node.mode = (node.mode & SFlag::S_IFMT.bits()) | (stat.st_mode & 0o7777);
+    (node.uid, node.gid) = (stat.st_uid, stat.st_gid);
+    node.mtime = (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    for key in xattr::list(found.parent.as_fd(), name)? {
+        if !attributes::is_overlay(&key)
+            && erofs::has_place(&key)
+            && let Some(value) = xattr::get(found.parent.as_fd(), name, &key)?
+        {
+            node.set_xattr(&key, &value);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! Hard links to files of lower layers, which are made last, as if they had been made in their turn.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+
+/// One file below, and one in a directory that a link leads to.
+fn below() -> Tar {
+    Tar::default().file("a", "old").dir("usr").dir("usr/lib").file("usr/lib/f", "lib").symlink("lib", "usr/lib")
+}
+
+#[test]
+fn what_comes_after_a_link_to_a_lower_file_does_not_change_it() {
+    let top = Tar::default()
+        .link("replaced", "a")
+        .file("a", "new")
+        .link("removed", "usr/lib/f")
+        .link("again", "usr/lib/f")
+        .file("usr/lib/.wh.f", "");
+    each(&[below(), top], |dir, way| {
+        assert_eq!((text(dir.join("replaced")).as_str(), text(dir.join("a")).as_str()), ("old", "new"), "{way:?}");
+        assert_eq!((text(dir.join("removed")).as_str(), names(&dir.join("usr/lib")).as_str()), ("lib", ""), "{way:?}");
+        assert_eq!(stat(&dir.join("removed")).ino(), stat(&dir.join("again")).ino(), "{way:?}");
+    });
+    let gone = Tar::default().link("b", "usr/lib/f").file("usr/.wh..wh..opq", "");
+    each(&[below(), gone], |dir, way| {
+        assert_eq!((text(dir.join("b")).as_str(), names(&dir.join("usr")).as_str()), ("lib", ""), "{way:?}");
+    });
+    let gone = Tar::default().link("b", "usr/lib/f").file(".wh.usr", "");
+    each(&[below(), gone], |dir, way| {
+        assert_eq!((text(dir.join("b")).as_str(), names(dir).as_str()), ("lib", "a b lib"), "{way:?}");
+    });
+}
+
+#[test]
+fn a_link_to_a_link_to_a_lower_file_is_that_file() {
+    let top = Tar::default().link("b", "a").link("c", "b").link("usr/d", "./c");
+    each(&[below(), top], |dir, way| {
+        assert_eq!(text(dir.join("usr/d")), "old", "{way:?}");
+        assert_eq!(stat(&dir.join("usr/d")).nlink(), 4, "{way:?}");
+    });
+}
+
+#[test]
+fn the_last_entry_of_a_name_counts_where_links_are() {
+    let top = Tar::default()
+        .link("twice", "a")
+        .link("twice", "usr/lib/f")
+        .link("kept", "a")
+        .file(".wh.kept", "")
+        .link("d/in", "a")
+        .link("d", "usr/lib/f")
+        .link("e/in", "a")
+        .file("e", "own");
+    each(&[below(), top], |dir, way| {
+        let all = ["twice", "kept", "d", "e"].map(|name| text(dir.join(name)));
+        assert_eq!(all, ["lib", "old", "lib", "own"], "{way:?}");
+    });
+}
+
+#[test]
+fn a_link_goes_where_a_link_below_leads() {
+    let top = Tar::default().link("lib/x", "a").file("lib/own", "own").link("y", "lib/own");
+    each(&[below(), top], |dir, way| {
+        assert_eq!(names(&dir.join("usr/lib")), "f own x", "{way:?}");
+        assert_eq!((text(dir.join("lib/x")).as_str(), text(dir.join("y")).as_str()), ("old", "own"), "{way:?}");
+    });
+    let top = Tar::default().file("usr/lib/f", "new").link("y", "lib/f");
+    each(&[below(), top], |dir, way| assert_eq!(text(dir.join("y")), "new", "{way:?}"));
+    let top = Tar::default().file("lib/f", "new").link("y", "usr/lib/f");
+    each(&[below(), top], |dir, way| assert_eq!(text(dir.join("y")), "new", "{way:?}"));
+}
+
+#[test]
+fn a_directory_without_an_entry_takes_nothing_from_a_set_group_id() {
+    let top = Tar::default().with(b'5', "d", b"", With { mode: 0o2775, owner: (7, 8), ..PLAIN }).file("d/in/f", "");
+    each(&[top.clone()], |dir, way| {
+        let made = stat(&dir.join("d/in"));
+        assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o755, 0, 0), "{way:?}");
+    });
+    // Something below what was removed, in a directory that only the layer below has.
+    let reopened = Tar::default().file("d/.wh.in", "").file("d/in/g", "");
+    each(&[top, reopened], |dir, way| {
+        let made = stat(&dir.join("d/in"));
+        assert_eq!((made.mode() & 0o7777, made.gid(), names(&dir.join("d/in")).as_str()), (0o755, 0, "g"), "{way:?}");
+    });
+}
