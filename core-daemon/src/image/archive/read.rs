@@ -122,12 +122,13 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Makes a file a blob. None for an empty one, which no image needs.
+    /// Makes a file a blob. None for an empty one, which no image needs, but where a digest names it: that is a layer of
+    /// no files, without even the end of a tar.
     fn file<R: BufRead>(&mut self, reader: &mut Reader<R>, entry: &Entry, path: &Path) -> Result<Option<Descriptor>> {
-        if entry.size == 0 {
+        let expected = digest_of(path)?;
+        if entry.size == 0 && expected.is_none() {
             return Ok(None);
         }
-        let expected = digest_of(path)?;
         let reference = format!("{}-{}", self.prefix, path.display());
         let mut ingest = match self.content.writer(self.ctx, &reference, entry.size, expected.as_ref()) {
             // It is here, and the reader skips what nobody takes.
@@ -181,5 +182,37 @@ impl Files {
     pub(super) fn find(&self, path: &str) -> Option<&Descriptor> {
         let path = beneath::lexical(Path::new(path));
         self.blobs.get(&path).or_else(|| self.blobs.get(self.links.get(&path)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::tar::Writer;
+    use crate::events::Events;
+    use crate::metadata::Db;
+    use gantry_proto::namespace::Namespace;
+
+    fn empty(path: String) -> Entry {
+        let (path, link, xattrs) = (path.into_bytes(), Vec::new(), Vec::new());
+        let (size, mtime, device, pieces) = (0, (0, 0), (0, 0), None);
+        Entry { path, link, kind: TarKind::File, mode: 0o644, uid: 0, gid: 0, size, mtime, device, xattrs, pieces }
+    }
+
+    #[test]
+    fn an_empty_file_is_a_blob_where_a_digest_names_it() {
+        let dir = tempfile::tempdir().expect("directory");
+        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
+        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let digest = Digest::of(b"");
+        let mut tar = Writer::new(Vec::new());
+        for path in [format!("blobs/{}", digest.as_str().replace(':', "/")), "empty/VERSION".to_owned()] {
+            tar.entry(&empty(path), &mut std::io::empty()).expect("entry");
+        }
+        let files = read(&content, &ctx, &tar.finish().expect("archive")[..]).expect("read");
+        let blobs: Vec<_> = files.blobs.values().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        assert_eq!(blobs, [(digest.clone(), 0)]);
+        assert_eq!(content.read(&ctx, &digest, 1).expect("blob"), b"");
     }
 }
