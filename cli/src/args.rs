@@ -10,6 +10,7 @@ use crate::commands::{Command, create, exec, ps, rm, run, start};
 use crate::exit::Code;
 
 mod hints;
+mod lenient;
 mod trailing;
 
 /// Run and look after containers.
@@ -21,6 +22,7 @@ mod trailing;
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 120,
+    args_override_self = true,
     after_help = "The daemon's socket is taken from --address, else GANTRY_ADDRESS, else /run/gantry/gantryd.sock."
 )]
 pub struct Gantry {
@@ -110,15 +112,23 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
         Stop { hint, error }
     };
     let mut gantry = Gantry::command();
-    let matches = gantry.try_get_matches_from_mut(trailing::protected(args, &gantry)).map_err(stop)?;
-    Gantry::from_arg_matches(&matches).map_err(|error| stop(error.format(&mut gantry)))
+    match gantry.try_get_matches_from_mut(trailing::protected(args, &gantry)) {
+        Ok(matches) => Gantry::from_arg_matches(&matches).map_err(|error| stop(error.format(&mut gantry))),
+        Err(error) if error.exit_code() == 0 => Err(stop(error)),
+        Err(error) => lenient::parse(args).map_err(|other| match other.kind() {
+            // It has understood which option the value was for.
+            ErrorKind::ValueValidation => stop(other),
+            _ => stop(error),
+        }),
+    }
 }
 
 /// The command line with a single verb, for verbs that scripts call often: to build the definition of all sixty verbs
 /// takes longer than a call of the daemon. Whatever this refuses is parsed again with the whole definition, for its
 /// error messages.
 fn only(args: &[OsString]) -> Option<clap::Command> {
-    let gantry = Global::augment_args(clap::Command::new("gantry")).subcommand_required(true);
+    let gantry = clap::Command::new("gantry").subcommand_required(true).args_override_self(true);
+    let gantry = Global::augment_args(gantry);
     let command = match trailing::verb(args, &gantry)? {
         "run" => run::Args::augment_args(clap::Command::new("run")),
         "create" => create::Args::augment_args(clap::Command::new("create")),

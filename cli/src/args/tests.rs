@@ -102,6 +102,35 @@ fn options_after_the_image_are_the_commands() {
 }
 
 #[test]
+fn dockers_rarer_forms_parse() {
+    for (line, shown) in [
+        // The last one counts.
+        ("run --name a --rm --rm -i -i --name=b alpine", r#"name: Some("b"), interactive: true"#),
+        ("run --rm --rm=false alpine", "rm: false"),
+        ("run --rm=false --rm=T alpine --rm=0", "rm: true"),
+        ("run -d=false alpine", "detach: false"),
+        ("run -it=false alpine -x", "interactive: true, tty: false"),
+        ("run --read-only=1 alpine", "read_only: true"),
+        ("run --name -x -e --rm alpine -i", r#"name: Some("-x")"#),
+        ("run -w -x -h -y alpine", r#"hostname: Some("-y")"#),
+        ("container ps -a=false --filter name=-x", "all: false"),
+        ("rm -f=true --force=false web", "force: false"),
+        ("run --restart no --rm alpine", "rm: true"),
+    ] {
+        let parsed = parsed(&line.split(' ').collect::<Vec<_>>()).unwrap_or_else(|stop| panic!("{line}: {stop:?}"));
+        let found = format!("{:?}", parsed.command);
+        assert!(found.contains(shown), "{line}: {found}");
+    }
+    for (line, said) in [("run --rm=maybe alpine", "neither true nor false"), ("run --cpus -1 a", "--cpus")] {
+        let stop = parsed(&line.split(' ').collect::<Vec<_>>()).expect_err(line);
+        assert!(stop.error.to_string().contains(said) && stop.code() == Code(125), "{line}: {}", stop.error);
+    }
+    for line in ["run --rm= alpine", "run --read-onl=true alpine", "exec -Z=true web true"] {
+        assert!(parsed(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
+    }
+}
+
+#[test]
 fn mistakes_have_hints() {
     for (line, hint) in [
         ("run -n web alpine", "--name"),
