@@ -159,14 +159,18 @@ impl Engine {
         if policy != api::PullPolicy::Always {
             match self.find_image(context, &request.image, platform.as_ref()) {
                 Err(error) if error.kind() == Kind::NotFound && policy == api::PullPolicy::Missing => {}
-                found => return found,
+                Ok(found)
+                    if policy == api::PullPolicy::Missing && check_platform(&found, platform.as_ref()).is_err() => {}
+                found => return found.and_then(|found| check_platform(&found, platform.as_ref()).map(|()| found)),
             }
         }
         let reference = Reference::parse(&request.image).map_err(|error| Error::invalid(error.to_string()))?;
         let options = pull_options(platform.clone(), request.registry.clone());
         let pulled = self.parts().images.pull(context, &reference, options, progress).await?;
         self.note_image(context, "pull", &pulled.name);
-        self.parts().images.resolve(context, &pulled.name, platform.as_ref())
+        let resolved = self.parts().images.resolve(context, &pulled.name, platform.as_ref())?;
+        check_platform(&resolved, platform.as_ref())?;
+        Ok(resolved)
     }
 
     fn draft(
@@ -181,13 +185,15 @@ impl Engine {
         let named_user = builder::user_text(config, &request.user).to_owned();
         let mut user = users::resolve(&named_user, mounts)?;
         user.additional_gids.extend(users::groups(&request.group_add, mounts)?);
-        let hostname = hostname(request, id);
+        let hostname = hostname(request, id)?;
         let etc = Etc::of(request, &hostname)?;
         binds::make_sources(&request.binds)?;
         let mut options = self.options(request, user)?;
         options.binds.extend(etc.binds(&self.directory(&context.namespace, id), request.read_only));
         options.cgroups_path = cgroup_parent(request, context)?.join(id.as_str());
-        options.hostname = Some(hostname);
+        // With the host's network and no name of its own, it keeps the host's name.
+        let is_named = request.network() != api::Network::Host || !request.hostname.is_empty();
+        options.hostname = is_named.then_some(hostname);
         let invalid = |error: builder::InvalidOptions| Error::invalid(error.to_string());
         let mut spec = builder::build(config, &options).map_err(invalid)?;
         if request.init {
@@ -299,14 +305,19 @@ impl Host {
     }
 }
 
-/// The container's host name: the host's own where it shares the host's network or UTS namespace.
-fn hostname(request: &api::CreateRequest, id: &ContainerId) -> String {
-    let shares = request.network() == api::Network::Host || request.host_namespaces.iter().any(|name| name == "uts");
-    match request.hostname.as_str() {
-        _ if shares => nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+/// The container's host name: the host's own where it shares the host's UTS namespace, or its network without a name.
+fn hostname(request: &api::CreateRequest, id: &ContainerId) -> Result<String> {
+    let shares_uts = request.host_namespaces.iter().any(|name| name == "uts");
+    Ok(match request.hostname.as_str() {
+        "" if shares_uts || request.network() == api::Network::Host => {
+            nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
+        }
         "" => super::names::short(id).to_owned(),
+        name if shares_uts => {
+            return Err(Error::invalid(format!("hostname {name:?}: is the host's, because the uts namespace is")));
+        }
         name => name.to_owned(),
-    }
+    })
 }
 
 /// The binds of the request and, for `--init`, one of `daemon`: the daemon's own program is the init.
@@ -356,6 +367,18 @@ pub(super) fn encode(spec: &Spec) -> Result<Vec<u8>> {
 pub(super) fn size_of(size: &api::Size) -> Option<(u16, u16)> {
     let (width, height) = (u16::try_from(size.width).ok()?, u16::try_from(size.height).ok()?);
     (width > 0 && height > 0).then_some((width, height))
+}
+
+/// Refuses an image that is for another platform than is asked for: one without an index is found for any.
+fn check_platform(image: &Resolved, platform: Option<&Platform>) -> Result<()> {
+    let Some(platform) = platform else { return Ok(()) };
+    let offered = image.config.platform.clone().normalised();
+    // Many images for ARM do not say of which variant they are.
+    let is_alike = offered.os == platform.os && offered.architecture == platform.architecture;
+    if is_alike || offered.architecture.is_empty() || platform.rank(&offered).is_some() {
+        return Ok(());
+    }
+    Err(Error::not_found(format!("image {}: is for {offered}, not {platform}", image.name)))
 }
 
 pub(super) fn parse_platform(text: &str) -> Result<Option<Platform>> {

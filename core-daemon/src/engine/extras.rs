@@ -65,7 +65,9 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
         sysctls: request.sysctls.clone(),
         no_new_privileges: security.no_new_privileges,
         seccomp,
-        apparmor: Some(security.apparmor).filter(|name| !name.is_empty()),
+        // Without AppArmor nothing is confined, and runtimes refuse a profile.
+        apparmor: Some(security.apparmor)
+            .filter(|name| !name.is_empty() && (name != "unconfined" || rung_sys::lsm::apparmor_enabled())),
         open_system_paths: security.open_system_paths,
         shm_size: request.shm_size,
         host_namespaces: request.host_namespaces.iter().map(|name| namespace(name)).collect::<Result<_>>()?,

@@ -160,7 +160,8 @@ fn config(known: &Known, spec: &Spec) -> Value {
         "Volumes": null,
         "OnBuild": null,
         "StopSignal": signals::name(record.stop_signal),
-        "StopTimeout": record.stop_timeout,
+        // The command line's -1, for any number of seconds.
+        "StopTimeout": record.stop_timeout.map(|seconds| if seconds == u32::MAX { -1 } else { i64::from(seconds) }),
     });
     if let Some(check) = &record.health {
         config["Healthcheck"] = check.shown();

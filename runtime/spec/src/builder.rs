@@ -162,6 +162,8 @@ pub fn command_line(image: &ContainerConfig, options: &Options) -> Result<Vec<St
     let line: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
     match line.first() {
         Some(program) if !program.is_empty() => Ok(line),
+        // An empty word of the person is looked for as any other, and not found.
+        Some(_) if entrypoint.is_empty() && !options.args.is_empty() => Ok(line),
         _ => Err(InvalidOptions::NoCommand),
     }
 }
@@ -184,7 +186,7 @@ pub fn build(image: &ContainerConfig, options: &Options) -> Result<Spec, Invalid
     let mut spec = Spec::default();
     spec.set_version(defaults::OCI_VERSION.to_owned())
         .set_root(Some(root))
-        .set_hostname(options.hostname.clone().filter(|_| options.network != Network::Host))
+        .set_hostname(options.hostname.clone())
         .set_process(Some(process(image, options, &bounding)?))
         .set_mounts(Some(mounts(options)?))
         .set_annotations((!options.annotations.is_empty()).then(|| options.annotations.clone()))
@@ -373,7 +375,7 @@ fn linux(options: &Options, bounding: &Capabilities) -> Result<Linux, InvalidOpt
     });
     let mut linux = Linux::default();
     linux
-        .set_namespaces(Some(namespaces(&options.network)))
+        .set_namespaces(Some(namespaces(&options.network, options.hostname.is_some())))
         .set_cgroups_path(Some(options.cgroups_path.clone()))
         .set_resources(Some(resources(options)?))
         .set_devices((!options.devices.is_empty()).then(|| options.devices.clone()))
@@ -384,7 +386,7 @@ fn linux(options: &Options, bounding: &Capabilities) -> Result<Linux, InvalidOpt
     Ok(linux)
 }
 
-fn namespaces(network: &Network) -> Vec<LinuxNamespace> {
+fn namespaces(network: &Network, is_named: bool) -> Vec<LinuxNamespace> {
     let namespace = |kind, path: Option<PathBuf>| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(kind).set_path(path);
@@ -395,13 +397,14 @@ fn namespaces(network: &Network) -> Vec<LinuxNamespace> {
             .into_iter()
             .map(|kind| namespace(kind, None))
             .collect();
-    // The host's network comes with the host's name, which programs look up to find their own address.
+    // The host's network comes with the host's name, which programs look up to find their own address, unless the
+    // container was given one.
     match network {
         Network::Host => {}
         Network::Private => namespaces.push(namespace(LinuxNamespaceType::Network, None)),
         Network::Join(path) => namespaces.push(namespace(LinuxNamespaceType::Network, Some(path.clone()))),
     }
-    if *network != Network::Host {
+    if *network != Network::Host || is_named {
         namespaces.push(namespace(LinuxNamespaceType::Uts, None));
     }
     namespaces
@@ -468,7 +471,7 @@ fn cpu(limits: Limits) -> Result<Option<LinuxCpu>, InvalidOptions> {
 
 fn memory(limits: Limits) -> Result<Option<LinuxMemory>, InvalidOptions> {
     let swap = match (limits.memory, limits.memory_swap) {
-        (0, 0) => return Ok(None),
+        (0, 0 | -1) => return Ok(None),
         (0, _) => return Err(InvalidOptions::Limit("memory and swap: needs a memory limit too")),
         (memory, _) if memory < MIN_MEMORY => return Err(InvalidOptions::Limit("memory: must be at least 6 MiB")),
         (memory, 0) => memory.saturating_mul(2),

@@ -43,6 +43,7 @@ fn command_rules() {
     assert_eq!(line(Some(&[]), &["x"]).unwrap(), ["x"]);
     assert_eq!(line(Some(&[]), &[]), Err(InvalidOptions::NoCommand));
     assert_eq!(line(Some(&[""]), &["x"]), Err(InvalidOptions::NoCommand));
+    assert_eq!(line(Some(&[]), &["", "x"]).unwrap(), ["", "x"]);
 }
 
 #[test]
@@ -103,11 +104,13 @@ fn privileged_lifts_every_fence() {
 
 #[test]
 fn host_network_keeps_the_hosts_name() {
-    let options = Options { network: Network::Host, hostname: Some("x".into()), ..Options::default() };
+    let options = Options { network: Network::Host, ..Options::default() };
     let spec = json(&options);
     assert!(spec.get("hostname").is_none() && spec["linux"].get("sysctl").is_none());
     let kinds: Vec<_> = spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].clone()).collect();
     assert_eq!(kinds, ["mount", "pid", "ipc", "cgroup"]);
+    let named = json(&Options { hostname: Some("x".into()), ..options });
+    assert_eq!((&named["hostname"], &named["linux"]["namespaces"][4]["type"]), (&"x".into(), &"uts".into()));
     let joined = json(&Options { network: Network::Join("/run/netns/a".into()), ..Options::default() });
     assert_eq!(joined["linux"]["namespaces"][4]["path"], "/run/netns/a");
 }
