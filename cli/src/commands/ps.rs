@@ -36,9 +36,9 @@ pub struct Args {
     #[arg(long, short)]
     latest: bool,
     /// Show only so many, those created last, in any state
-    #[arg(long, short = 'n', value_name = "NUMBER", conflicts_with = "latest")]
-    last: Option<usize>,
-    /// Show only those that match: name, id, label, status, ancestor, exited or health
+    #[arg(long, short = 'n', value_name = "NUMBER", conflicts_with = "latest", allow_hyphen_values = true)]
+    last: Option<i64>,
+    /// Show only those that match: name, id, label, status, ancestor, exited, health, network, before or since
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = filter)]
     filter: Vec<Filter>,
     /// table, json, or a template such as '{{.Names}}'
@@ -69,20 +69,20 @@ const MOUNT: usize = 15;
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        let names = names(&self.filter)?;
-        for Filter { key, .. } in &self.filter {
-            if !matches!(key.as_str(), "name" | "id" | "label" | "status" | "ancestor" | "exited" | "health") {
-                return Err(Failure::new(format!("filter {key:?} is not known"))
-                    .hint("filters are name, id, label, status, ancestor, exited and health"));
-            }
-        }
+        let mut known = Known { names: names(&self.filter)?, ..Known::default() };
+        self.filter.iter().try_for_each(check)?;
         // These ask for containers that do not run, whether or not -a is given.
         let any_state = self.filter.iter().any(|filter| matches!(filter.key.as_str(), "status" | "exited"));
-        let count = if self.latest { Some(1) } else { self.last };
+        // As in docker, a number below one is none.
+        let last = self.last.and_then(|last| usize::try_from(last).ok()).filter(|last| *last > 0);
+        let count = if self.latest { Some(1) } else { last };
         let mut client = context.connect().await?;
+        if self.filter.iter().any(|filter| matches!(filter.key.as_str(), "before" | "since")) {
+            known.marks = marks(&self.filter, &client.list(true).await?)?;
+        }
         let mut containers = client.list(self.all || any_state || count.is_some()).await?;
         containers.sort_by_key(|container| std::cmp::Reverse(created(container)));
-        containers.retain(|container| matches(container, &self.filter, &names));
+        containers.retain(|container| matches(container, &self.filter, &known));
         containers.truncate(count.unwrap_or(usize::MAX));
         if self.quiet {
             let ids: String = containers.iter().map(|container| format!("{}\n", self.id(container))).collect();
@@ -106,7 +106,9 @@ impl Args {
     }
 
     fn row(&self, container: &Container, now: Timestamp, sizes: &Sizes) -> Vec<String> {
-        let command = container.command.join(" ");
+        let word = |word: &String| if word.contains(' ') { format!("'{word}'") } else { word.clone() };
+        let command = container.command.iter().take(1).cloned().chain(container.command.iter().skip(1).map(word));
+        let command = command.collect::<Vec<_>>().join(" ");
         let mut labels: Vec<String> = container.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         labels.sort_unstable();
         let mount = |path: &String| if self.no_trunc { path.clone() } else { ellipsis(path, MOUNT) };
@@ -205,6 +207,51 @@ fn status(container: &Container, now: Timestamp) -> String {
     }
 }
 
+/// What the filters speak of: expressions of names, and when containers were made, by what they are called in filters.
+#[derive(Default)]
+struct Known {
+    names: Vec<Regex>,
+    marks: HashMap<String, (i64, i32)>,
+}
+
+/// Refuses a filter that nothing could ever meet.
+fn check(filter: &Filter) -> Result<()> {
+    let Filter { key, value } = filter;
+    let one_of = |values: &[&str]| match values.contains(&value.as_str()) {
+        true => Ok(()),
+        false => Err(Failure::new(format!("filter {key}={value}: {key} is one of {}", values.join(", ")))),
+    };
+    match key.as_str() {
+        "name" | "id" | "label" | "ancestor" | "network" | "before" | "since" => Ok(()),
+        "status" => one_of(&["created", "running", "paused", "restarting", "removing", "exited", "dead", "unknown"]),
+        "health" => one_of(&["none", "starting", "healthy", "unhealthy"]),
+        "exited" if value.parse::<i64>().is_err() => {
+            Err(Failure::new(format!("filter exited={value}: {value:?} is not an exit code")))
+        }
+        "exited" => Ok(()),
+        _ => Err(Failure::new(format!("filter {key:?} is not known"))
+            .hint("filters are name, id, label, status, ancestor, exited, health, network, before and since")),
+    }
+}
+
+/// When the containers were made that the filters name; an id may be cut short where only one begins so.
+fn marks(filters: &[Filter], containers: &[Container]) -> Result<HashMap<String, (i64, i32)>> {
+    let named = filters.iter().filter(|filter| matches!(filter.key.as_str(), "before" | "since"));
+    let mark = |filter: &Filter| {
+        let Filter { key, value } = filter;
+        let name = value.strip_prefix('/').unwrap_or(value);
+        let by_name = containers.iter().find(|container| container.name == name);
+        let mut by_id = containers.iter().filter(|container| !value.is_empty() && container.id.starts_with(value));
+        let found = match (by_name, by_id.next(), by_id.next()) {
+            (Some(found), _, _) | (None, Some(found), None) => found,
+            (None, None, _) => return Err(Failure::new(format!("filter {key}={value}: no such container"))),
+            _ => return Err(Failure::new(format!("filter {key}={value}: more than one container has such an id"))),
+        };
+        Ok((value.clone(), created(found)))
+    };
+    named.map(mark).collect()
+}
+
 /// The expressions of the filters by name.
 fn names(filters: &[Filter]) -> Result<Vec<Regex>> {
     let texts = filters.iter().filter(|filter| filter.key == "name").map(|filter| &filter.value);
@@ -212,12 +259,16 @@ fn names(filters: &[Filter]) -> Result<Vec<Regex>> {
     texts.map(|text| pattern::expression(text).map_err(|error| wrong(text, error))).collect()
 }
 
-/// Whether a container meets the filters, of which `names` are those by name.
-fn matches(container: &Container, filters: &[Filter], names: &[Regex]) -> bool {
+/// Whether a container meets the filters, which speak of what is `known`.
+fn matches(container: &Container, filters: &[Filter], known: &Known) -> bool {
     // Docker's names have a slash before them, which may be written or not.
     let slashed = format!("/{}", container.name);
+    let mark = |filter: &Filter| known.marks.get(&filter.value).copied();
     let meets = |filter: &Filter| match filter.key.as_str() {
-        "name" => names.iter().any(|name| name.is_match(&container.name) || name.is_match(&slashed)),
+        "before" => mark(filter).is_some_and(|mark| created(container) < mark),
+        "since" => mark(filter).is_some_and(|mark| created(container) > mark),
+        "network" => container.network == filter.value,
+        "name" => known.names.iter().any(|name| name.is_match(&container.name) || name.is_match(&slashed)),
         "id" => container.id.starts_with(&filter.value),
         "status" => state(container.state()) == filter.value,
         "health" => health(container.health()) == filter.value,
@@ -261,7 +312,13 @@ mod tests {
 
     fn meets(filters: &[&str]) -> bool {
         let filters: Vec<Filter> = filters.iter().map(|text| filter(text).unwrap()).collect();
-        matches(&container(), &filters, &names(&filters).unwrap())
+        let other = |name: &str, seconds: i64| Container {
+            name: name.into(),
+            created_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..Container::default()
+        };
+        let marks = marks(&filters, &[other("old", -1), other("new", 1)]).unwrap();
+        matches(&container(), &filters, &Known { names: names(&filters).unwrap(), marks })
     }
 
     #[test]
@@ -295,6 +352,7 @@ mod tests {
             &["ancestor=docker.io/library/alpine:latest"],
             &["ancestor=feed"],
             &["id=0123"],
+            &["before=new", "since=/old", "network="],
             &[],
         ] {
             assert!(meets(yes), "{yes:?}");
@@ -308,8 +366,15 @@ mod tests {
             &["label=a=2"],
             &["ancestor=debian"],
             &["name=web", "exited=0"],
+            &["before=old"],
+            &["since=new"],
+            &["network=host"],
         ] {
             assert!(!meets(no), "{no:?}");
         }
+        for bad in ["status=foo", "health=", "exited=x", "exited=", "volume=/x"] {
+            assert!(check(&filter(bad).unwrap()).is_err(), "{bad}");
+        }
+        assert!(marks(&[filter("before=nobody").unwrap()], &[container()]).is_err());
     }
 }

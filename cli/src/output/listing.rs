@@ -49,7 +49,7 @@ impl Listing {
 
     fn render(&self, format: Option<&str>, shown: &[&str]) -> Result<String> {
         match format {
-            None | Some("table") => Ok(self.table(shown)),
+            None | Some("" | "table") => Ok(self.table(shown)),
             Some("json") => {
                 Ok(self.rows.iter().map(|row| format!("{}\n", Value::Object(row.cells.clone()))).collect::<String>())
             }
@@ -108,7 +108,7 @@ mod tests {
         let mut listing = Listing::new(&[("ID", "CONTAINER ID"), ("Names", "NAMES")]);
         listing.row(vec!["1".into(), "web".into()]);
         let render = |format| listing.render(format, &["Names"]).unwrap();
-        assert_eq!(render(None), "NAMES\nweb\n");
+        assert_eq!((render(None), render(Some(""))), ("NAMES\nweb\n".to_owned(), "NAMES\nweb\n".to_owned()));
         assert_eq!(render(Some("json")), "{\"ID\":\"1\",\"Names\":\"web\"}\n");
         assert_eq!(render(Some("{{.Names}}-{{.ID}}")), "web-1\n");
         assert_eq!(render(Some("table {{.ID}}\\t{{.Names}}")), "CONTAINER ID   NAMES\n1              web\n");

@@ -26,7 +26,7 @@ pub(super) fn function(name: &str, values: &[Value]) -> Result<Value, String> {
         "or" => values.iter().find(|value| truth(value)).or(values.last()).cloned().unwrap_or_default(),
         "upper" => Value::String(printed(first).to_uppercase()),
         "lower" => Value::String(printed(first).to_lowercase()),
-        "print" => Value::String(values.iter().map(printed).collect()),
+        "print" => Value::String(side_by_side(values)),
         "printf" => Value::String(formatted(&printed(first), &values[1..])?),
         "lt" => compared(first, &values[1])?.is_lt().into(),
         "le" => compared(first, &values[1])?.is_le().into(),
@@ -84,6 +84,18 @@ fn compared(one: &Value, other: &Value) -> Result<Ordering, String> {
         _ => None,
     };
     ordering.ok_or_else(|| format!("cannot compare {} with {}", printed(one), printed(other)))
+}
+
+/// As Go prints them: with a space between two of which none is a text.
+fn side_by_side(values: &[Value]) -> String {
+    let mut text = String::new();
+    for (place, value) in values.iter().enumerate() {
+        if place > 0 && !value.is_string() && !values[place - 1].is_string() {
+            text.push(' ');
+        }
+        text.push_str(&printed(value));
+    }
+    text
 }
 
 fn titled(text: &str) -> String {

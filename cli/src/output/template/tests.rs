@@ -40,6 +40,7 @@ fn fields_and_functions() {
         ("{{range $place, $_ := .Args}}{{$place}}{{end}}{{range $arg := .Args}}{{$arg}}{{end}}", "01-ctrue"),
         ("{{$x := .State.Pid}}{{with .State}}{{$x}}{{$x := .Status}}{{$x}}{{end}}{{$x}}", "7running7"),
         ("{{$s := .State}}{{$s.Status}}", "running"),
+        ("{{print 1 2 \"a\" 3 .ID 4 true}}", "1 2a3abc4 true"),
         ("{{printf \"%-4s|%3d|%q%%\" .ID .State.Pid .ID}}", "abc |  7|\"abc\"%"),
         ("{{slice .ID 1 3}} {{slice .ID 1}} {{slice .Args 1}}", "bc bc [true]"),
         ("{{range split \"a:b\" \":\"}}{{title .}}{{end}}", "AB"),
