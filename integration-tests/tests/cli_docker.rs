@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_init_has_a_terminal [Root, Overlay],
     containers_are_made_as_wished [Root, Overlay],
     lists_show_what_is_asked [Root, Overlay],
+    no_option_is_taken_and_ignored [Root, Overlay],
 ];
 
 fn events_tell_what_has_happened(env: &Env) -> Result<()> {
@@ -133,6 +134,38 @@ fn containers_are_made_as_wished(env: &Env) -> Result<()> {
         assert_eq!(stack.script(&["--device-cgroup-rule", "c 10:229 r"], open)?.ok()?.text(), "open");
     }
     assert!(stack.script(&["--device-cgroup-rule", "c 10"], "true")?.exits(125)?.stderr.contains("device rule"));
+    Ok(())
+}
+
+/// What a comparison with docker's command line by random lines has found.
+fn no_option_is_taken_and_ignored(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    assert_eq!(stack.script(&["--network", "host", "-h", "box"], "hostname")?.ok()?.text(), "box");
+    let own = nix::unistd::gethostname()?;
+    assert_eq!(stack.script(&["--network", "host"], "hostname")?.ok()?.text(), own.to_string_lossy());
+    assert!(stack.script(&["--uts", "host", "-h", "box"], "true")?.exits(125)?.stderr.contains("hostname"));
+    let other = stack.script(&["--pull", "never", "--platform", "linux/s390x"], "true")?.exits(125)?;
+    assert!(other.stderr.contains("linux/s390x"), "{}", other.stderr);
+    stack.script(&["--platform", "", "--pull", "", "--cidfile", "", "--restart", "no"], "true")?.ok()?;
+    assert!(stack.script(&["--restart", "always"], "true")?.exits(125)?.stderr.contains("--restart"));
+    stack.script(&["--memory-swap", "-1", "--memory-swappiness", "-1", "--init=false"], "true")?.ok()?;
+    stack.script(&["--security-opt", "apparmor=unconfined"], "true")?.ok()?;
+    assert_eq!(stack.gantry(&["run", "--rm", "IMAGE", ""])?.exits(127)?.text(), "");
+    assert!(stack.gantry(&["create", "-l", "=x", "IMAGE", "true"])?.exits(125)?.stderr.contains("--label"));
+    let create = ["create", "--name", "b", "--name", "old", "--stop-timeout", "-1", "IMAGE", "sh", "-c", "a b"];
+    stack.gantry(&create)?.ok()?;
+    assert_eq!(stack.gantry(&["inspect", "-f", "{{.Config.StopTimeout}}", "old"])?.ok()?.text(), "-1");
+    stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "sleep", "1000"])?.ok()?;
+    let ps = |filter: &str| stack.gantry(&["ps", "-af", filter, "--no-trunc", "--format", "{{.Names}} {{.Command}}"]);
+    assert_eq!(ps("before=web")?.ok()?.text(), "old \"sh -c 'a b'\"");
+    assert_eq!(ps("since=old")?.ok()?.text(), "web \"sleep 1000\"");
+    assert!(ps("status=foo")?.fails()?.contains("status=foo"));
+    // A container that runs needs no start; one that is paused has nothing to say to whom attaches.
+    assert_eq!(stack.gantry(&["start", "web"])?.ok()?.text(), "web");
+    stack.gantry(&["pause", "web"])?.ok()?;
+    assert!(stack.gantry(&["attach", "--no-stdin", "web"])?.fails()?.contains("paused"));
+    stack.gantry(&["start", "web"])?.fails()?;
+    stack.gantry(&["unpause", "web"])?.ok()?;
     Ok(())
 }
 

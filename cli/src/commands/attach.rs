@@ -30,6 +30,7 @@ impl Args {
             return Err(Failure::new(format!("attach {}: the container is not running", self.container))
                 .hint(format!("gantry start -ai {} starts it and attaches", self.container)));
         }
+        streams.check_goes_on(&self.container)?;
         let stdin = streams.stdin && !self.no_stdin;
         session::check_input_is_terminal(stdin, streams.terminal)?;
         let Duplex { input, output } = client.attach(&self.container, stdin, false).await?;
@@ -51,12 +52,32 @@ pub(super) struct Streams {
     pub(super) terminal: bool,
     pub(super) stdin: bool,
     pub(super) running: bool,
+    paused: bool,
 }
 
 impl Streams {
     pub(super) async fn of(client: &mut Client, container: &str) -> Result<Self> {
         let details = client.inspect(container).await?;
         let flag = |pointer: &str| details.pointer(pointer).and_then(Value::as_bool).unwrap_or(false);
-        Ok(Self { terminal: flag("/Config/Tty"), stdin: flag("/Config/OpenStdin"), running: flag("/State/Running") })
+        Ok(Self {
+            terminal: flag("/Config/Tty"),
+            stdin: flag("/Config/OpenStdin"),
+            running: flag("/State/Running"),
+            paused: flag("/State/Paused"),
+        })
+    }
+
+    /// Refuses a container that would neither write nor read nor end.
+    pub(super) fn check_goes_on(&self, container: &str) -> Result<()> {
+        if !self.paused {
+            return Ok(());
+        }
+        Err(Failure::new(format!("attach {container}: the container is paused"))
+            .hint(format!("gantry unpause {container} lets it go on")))
+    }
+
+    /// Whether it runs and is not paused.
+    pub(super) fn goes_on(&self) -> bool {
+        self.running && !self.paused
     }
 }

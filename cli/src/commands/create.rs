@@ -21,8 +21,9 @@ pub struct Args {
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
         let mut client = context.connect().await?;
-        let request = self.options.request(&mut client).await?;
-        let mut id_file = IdFile::create(self.options.cidfile.as_deref())?;
+        // As in docker, what our own words cannot mean is 125, and what gantryd refuses 1.
+        let request = self.options.request(&mut client).await.map_err(Failure::of_run)?;
+        let mut id_file = IdFile::create(self.options.cidfile.as_deref()).map_err(Failure::of_run)?;
         let created = create(&mut client, request, &self.options, &mut id_file).await?;
         output::line(created.id)?;
         Ok(Code::SUCCESS)

@@ -7,7 +7,7 @@ use gantry_proto::gantry::engine::v1::{ExecRequest, session_output};
 use super::Context;
 use super::options::environment;
 use crate::client::Duplex;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::parse::keys::DetachKeys;
 use crate::session;
@@ -58,7 +58,7 @@ impl Args {
         let request = ExecRequest {
             r#ref: self.container,
             args: self.args,
-            env: environment(&self.env_file, &self.env)?,
+            env: environment(&self.env_file, &self.env).map_err(Failure::of_run)?,
             workdir: self.workdir.unwrap_or_default(),
             user: self.user.unwrap_or_default(),
             terminal: self.tty,

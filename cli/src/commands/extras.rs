@@ -14,9 +14,9 @@ pub struct Extras {
     /// How willingly the kernel ends it for want of memory, -1000 to 1000
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     oom_score_adj: Option<i32>,
-    /// How willingly its memory is swapped out, 0 to 100
-    #[arg(long, value_name = "NUMBER")]
-    memory_swappiness: Option<u32>,
+    /// How willingly its memory is swapped out, 0 to 100; -1 as usual
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    memory_swappiness: Option<i64>,
     /// Run it below a cgroup
     #[arg(long, value_name = "PATH")]
     cgroup_parent: Option<String>,
@@ -65,8 +65,8 @@ pub struct Extras {
     /// Have a file system in memory at a path
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = container::tmpfs)]
     tmpfs: Vec<api::Tmpfs>,
-    /// Seconds it has to stop by itself
-    #[arg(long, value_name = "SECONDS")]
+    /// Seconds it has to stop by itself, or -1 for any number
+    #[arg(long, value_name = "SECONDS", value_parser = super::stop::grace, allow_hyphen_values = true)]
     stop_timeout: Option<u32>,
     /// Line for /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = container::host)]
@@ -101,7 +101,12 @@ impl Extras {
     /// Names the option that cannot be.
     pub(super) fn fill(&self, request: &mut api::CreateRequest) -> Result<()> {
         request.oom_score_adj = self.oom_score_adj;
-        request.memory_swappiness = self.memory_swappiness;
+        if let Some(swappiness) = self.memory_swappiness.filter(|swappiness| *swappiness != -1) {
+            let swappiness = u32::try_from(swappiness).map_err(|_| {
+                Failure::new(format!("--memory-swappiness {swappiness}: must be between 0 and 100, or -1"))
+            })?;
+            request.memory_swappiness = Some(swappiness);
+        }
         request.cgroup_parent = self.cgroup_parent.clone().unwrap_or_default();
         request.init = self.init;
         request.devices.clone_from(&self.device);

@@ -74,7 +74,8 @@ impl ImageArgs {
 
 impl View {
     async fn run(self, context: &Context, kind: Option<Kind>) -> Result<Code> {
-        let template = self.format.as_deref().map(Template::of_format).transpose()?;
+        let template =
+            self.format.as_deref().filter(|format| !format.is_empty()).map(Template::of_format).transpose()?;
         let mut client = context.connect().await?;
         let mut code = Code::SUCCESS;
         let mut found = Vec::new();

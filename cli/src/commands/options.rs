@@ -23,6 +23,7 @@ pub enum Pull {
     /// Every time.
     Always,
     /// When it is not here.
+    #[value(alias = "")]
     Missing,
     /// Not at all.
     Never,
@@ -128,14 +129,14 @@ pub struct Options {
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
     /// When to start it again: no, always, unless-stopped or on-failure[:TIMES]
-    #[arg(long, value_name = "POLICY", conflicts_with = "rm")]
+    #[arg(long, value_name = "POLICY")]
     restart: Option<String>,
     /// Runtime, as containerd names it
     #[arg(long, value_name = "NAME")]
     runtime: Option<String>,
     /// Write the container's id to a new file
     #[arg(long, value_name = "FILE")]
-    pub cidfile: Option<PathBuf>,
+    pub cidfile: Option<String>,
     #[command(flatten)]
     extras: Extras,
     #[command(flatten)]
@@ -155,6 +156,10 @@ pub struct Options {
 
 /// A platform, checked here so that a slip is seen before anything is downloaded.
 pub(crate) fn platform(text: &str) -> Result<String, String> {
+    // Scripts write --platform "$PLATFORM" where there may be none.
+    if text.is_empty() {
+        return Ok(String::new());
+    }
     Platform::parse(text).map(|platform| platform.to_string()).map_err(|error| error.to_string())
 }
 
@@ -168,6 +173,9 @@ impl Options {
             args: if program.is_empty() { Vec::new() } else { vec![program.clone()] },
         });
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        if self.rm && !matches!(self.restart.as_deref(), None | Some("" | "no")) {
+            return Err(Failure::new("--restart and --rm cannot be given together"));
+        }
         let (cpuset_cpus, cpuset_mems) = self.limits.sets();
         let mut request = api::CreateRequest {
             image: self.image.clone(),
@@ -291,8 +299,8 @@ pub(crate) struct IdFile {
 }
 
 impl IdFile {
-    pub(crate) fn create(path: Option<&Path>) -> Result<Option<Self>> {
-        let Some(path) = path else { return Ok(None) };
+    pub(crate) fn create(path: Option<&str>) -> Result<Option<Self>> {
+        let Some(path) = path.filter(|path| !path.is_empty()).map(Path::new) else { return Ok(None) };
         let opened = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
         let file = opened.map_err(|error| {
             let failure = Failure::new(format!("--cidfile {}: {}", path.display(), reason(&error)));

@@ -32,7 +32,13 @@ impl Args {
         }
         let client = context.connect().await?;
         each(&self.containers, async |name| {
-            client.clone().start(&name).await?;
+            if let Err(failure) = client.clone().start(&name).await {
+                // As in docker, there is nothing to do where it runs already.
+                match Streams::of(&mut client.clone(), &name).await {
+                    Ok(streams) if streams.goes_on() => {}
+                    _ => return Err(failure),
+                }
+            }
             Ok(name)
         })
         .await
@@ -44,6 +50,7 @@ impl Args {
         };
         let mut client = context.connect().await?;
         let streams = Streams::of(&mut client, container).await?;
+        streams.check_goes_on(container)?;
         let stdin = self.interactive && streams.stdin;
         session::check_input_is_terminal(stdin, streams.terminal)?;
         let Duplex { input, output } = client.attach(container, stdin, true).await?;

@@ -21,7 +21,8 @@ pub struct Args {
 /// As long as there are numbers for it.
 const FOR_EVER: u32 = u32::MAX;
 
-fn grace(text: &str) -> Result<u32, String> {
+/// Seconds until a kill, of which -1 means any number.
+pub(super) fn grace(text: &str) -> Result<u32, String> {
     match text {
         "-1" => Ok(FOR_EVER),
         _ => text.parse().map_err(|_| format!("{text:?} is neither a number of seconds nor -1")),
