@@ -161,8 +161,13 @@ impl Shim {
     ) -> Result<Resp> {
         let version = self.version.load(Ordering::Relaxed);
         match self.client.call(service(version), method, request, &context).await.map_err(failed) {
-            // A shim that was started by an older program may announce a service it does not have.
-            Err(error) if error.kind() == Kind::Unimplemented && version > 2 => {
+            // A shim that was started by an older program may announce a service it does not have. That is said with the
+            // service's name; what the runtime cannot do is another thing, and is not asked for twice.
+            Err(error)
+                if error.kind() == Kind::Unimplemented
+                    && version > 2
+                    && error.to_string().contains(service(version)) =>
+            {
                 let answer = self.client.call(service(2), method, request, &context).await.map_err(failed);
                 if !matches!(&answer, Err(error) if error.kind() == Kind::Unimplemented) {
                     self.version.store(2, Ordering::Relaxed);
