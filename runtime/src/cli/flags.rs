@@ -141,7 +141,7 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
             line.push("--help".into());
             return Some(line);
         }
-        if takes_next(text) {
+        if takes_next(text, command.as_deref()) {
             line.extend(joined(argument, &mut rest));
             continue;
         }
@@ -150,7 +150,7 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
             // A flag that has its value with it, or none.
         } else if command.is_none() {
             command = Some(text.to_owned());
-        } else if command.as_deref().is_some_and(|name| matches!(name, "exec" | "kill" | "ps")) {
+        } else if command.as_deref().is_some_and(has_program) {
             if rest.as_slice().first().is_some_and(|next| next != "--") {
                 line.push("--".into());
             }
@@ -159,6 +159,11 @@ pub(super) fn settle(arguments: &[OsString]) -> Option<Vec<OsString>> {
     }
     line.extend(rest.cloned());
     (line != arguments).then_some(line)
+}
+
+/// Whether what follows a command's first argument is not the runtime's to read.
+fn has_program(command: &str) -> bool {
+    matches!(command, "exec" | "kill" | "ps")
 }
 
 /// A long flag that has one hyphen, as Go's flags may, with two.
@@ -194,10 +199,15 @@ fn switch<'a>(text: &'a str, command: Option<&str>) -> Option<(&'a str, bool)> {
     known.then(|| boolean(value).map(|value| (name, value)))?
 }
 
-/// Whether the next argument belongs to this one.
-fn takes_next(argument: &str) -> bool {
+/// Whether the next argument belongs to this one, which stands before the command or after it.
+fn takes_next(argument: &str, command: Option<&str>) -> bool {
     if argument.starts_with("--") {
-        return WITH_VALUE.contains(&argument);
+        // Of `spec` this one is a switch.
+        return WITH_VALUE.contains(&argument) && (argument != "--rootless" || command.is_none());
+    }
+    // Of other commands the same letters are switches: `delete -f`.
+    if command.is_some_and(|name| !has_program(name)) {
+        return false;
     }
     let Some(cluster) = argument.strip_prefix('-') else { return false };
     // In `-tu 0` the last letter takes it; in `-u0` the rest of the word is the value.
@@ -258,12 +268,19 @@ mod tests {
             ("rung --root /r h", "rung --root /r --help"),
             ("rung -root=/r exec -env -x -detach=true -u -1 web", "rung --root=/r exec --env=-x --detach -u=-1 web"),
             ("rung run -d=1 -bundle /b web", "rung run --detach --bundle /b web"),
+            ("rung --rootless -x spec", "rung --rootless=-x spec"),
         ] {
             assert_eq!(settled(line).as_deref(), Some(told));
         }
-        for line in
-            ["rung exec web", "rung exec web -- sh -u", "rung exec -- web -u", "rung run web -d", "rung exec -u"]
-        {
+        for line in [
+            "rung exec web",
+            "rung exec web -- sh -u",
+            "rung exec -- web -u",
+            "rung run web -d",
+            "rung exec -u",
+            "rung spec --rootless --bundle /b",
+            "rung delete -f --force web",
+        ] {
             assert_eq!(settled(line), None, "{line}");
         }
     }
