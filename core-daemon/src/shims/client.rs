@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use gantry_proto::containerd::task::v3::{ConnectRequest, ConnectResponse};
 use gantry_proto::exit::EXIT_CODE_TTRPC;
 use gantry_proto::namespace::Namespace;
 use gantry_proto::status::Status;
@@ -161,13 +162,12 @@ impl Shim {
     ) -> Result<Resp> {
         let version = self.version.load(Ordering::Relaxed);
         match self.client.call(service(version), method, request, &context).await.map_err(failed) {
-            // A shim that was started by an older program may announce a service it does not have. That is said with the
-            // service's name; what the runtime cannot do is another thing, and is not asked for twice.
-            Err(error)
-                if error.kind() == Kind::Unimplemented
-                    && version > 2
-                    && error.to_string().contains(service(version)) =>
-            {
+            // A shim that was started by an older program may announce a service it does not have. That is found out: what
+            // the runtime cannot do has the same code, and is not to be tried twice.
+            Err(error) if error.kind() == Kind::Unimplemented && version > 2 => {
+                if self.serves(version).await {
+                    return Err(error);
+                }
                 let answer = self.client.call(service(2), method, request, &context).await.map_err(failed);
                 if !matches!(&answer, Err(error) if error.kind() == Kind::Unimplemented) {
                     self.version.store(2, Ordering::Relaxed);
@@ -176,6 +176,14 @@ impl Shim {
             }
             answer => answer,
         }
+    }
+
+    /// Whether the shim has the service, asked by the method that every shim answers, whichever containers it has.
+    async fn serves(&self, version: u32) -> bool {
+        let context = self.context().with_timeout(Timeouts::of(self.timeouts.shim_state));
+        let answer: std::result::Result<ConnectResponse, Status> =
+            self.client.call(service(version), "Connect", &ConnectRequest::default(), &context).await;
+        !matches!(answer.map_err(failed), Err(error) if error.kind() == Kind::Unimplemented)
     }
 
     fn limit_of(&self, patience: Patience) -> Option<Duration> {
@@ -199,7 +207,51 @@ fn failed(status: Status) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use gantry_proto::ttrpc::server::unknown;
+    use gantry_proto::ttrpc::{Service, serve_connection};
+
     use super::*;
+
+    /// A shim that has one version of the service, and a runtime that can make nothing.
+    struct Unable {
+        version: u32,
+        calls: Mutex<Vec<String>>,
+    }
+
+    impl Service for Unable {
+        async fn call(&self, name: &str, method: &str, _: &[u8], _: &Context) -> Result<Vec<u8>, Status> {
+            self.calls.lock().expect("lock").push(format!("{} {method}", &name[17..18]));
+            match method {
+                _ if name != service(self.version) => Err(unknown(name, method)),
+                "Create" => Err(Status::unimplemented("no such feature")),
+                _ => Ok(Vec::new()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_older_service_is_found_and_nothing_is_tried_twice() {
+        for (version, calls) in [(3, ["3 Create", "3 Connect"].as_slice()), (2, &["3 Create", "3 Connect", "2 Create"])]
+        {
+            let (ours, theirs) = tokio::net::UnixStream::pair().expect("sockets");
+            let shim = Arc::new(Unable { version, calls: Mutex::default() });
+            tokio::spawn(serve_connection(theirs, shim.clone()));
+            let client = Shim {
+                client: Client::new(ours),
+                version: AtomicU32::new(3),
+                namespace: Namespace::parse("n").expect("namespace"),
+                limit: Arc::new(Semaphore::new(1)),
+                timeouts: Timeouts::default(),
+            };
+            let create =
+                client.call::<_, ConnectResponse>("Create", &ConnectRequest::default(), Patience::Change).await;
+            let error = create.expect_err("its runtime can make nothing");
+            assert!(error.to_string().contains("no such feature"), "{error}");
+            assert_eq!(*shim.calls.lock().expect("lock"), calls);
+        }
+    }
 
     #[tokio::test]
     async fn only_where_nobody_listens_a_shim_is_gone() {
