@@ -86,6 +86,8 @@ impl Form {
         let doing = || format!("empty {}", path.display());
         // The new one is made first: on a full disk a snapshot keeps its directory.
         let other = path.with_extension("anew");
+        // One that was cut short may have left its own.
+        beneath::remove(&other).doing(doing)?;
         std::fs::create_dir(&other).doing(doing)?;
         std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).doing(doing)?;
         let exchange = RenameFlags::RENAME_EXCHANGE;
@@ -424,5 +426,22 @@ impl Read for Incoming {
         let length = self.fill_buf()?.read(out)?;
         self.consume(length);
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_beginning_left_does_not_keep_the_next() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("fs");
+        std::fs::create_dir(&path).expect("layer");
+        std::fs::write(path.join("half"), "").expect("file");
+        std::fs::create_dir_all(dir.path().join("fs.anew/left")).expect("left");
+        Form::Directory(path.clone()).begin_anew().expect("anew");
+        assert_eq!(std::fs::read_dir(&path).expect("layer").count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 1);
     }
 }
