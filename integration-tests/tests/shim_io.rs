@@ -213,13 +213,17 @@ fn texts(path: &Path) -> Result<String> {
     Ok(all)
 }
 
+/// Streams that go to a log, and to whoever connects to a socket and may write.
+fn attachable(env: &Env) -> (LogUri, Stdio) {
+    let attach = env.path("a.sock").to_string_lossy().into_owned();
+    let uri = LogUri { attach, ..LogUri::new(env.path("log.json").to_string_lossy()) };
+    let stdio = Stdio { stdin: uri.to_string(), stdout: uri.to_string(), ..Stdio::default() };
+    (uri, stdio)
+}
+
 fn attached_clients_see_everything_and_type(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "attach", &["sh", "-c", "echo hello; echo oops >&2; cat; echo end"])?;
-    let uri = LogUri {
-        attach: env.path("a.sock").to_string_lossy().into_owned(),
-        ..LogUri::new(env.path("log.json").to_string_lossy())
-    };
-    let stdio = Stdio { stdin: uri.to_string(), stdout: uri.to_string(), ..Stdio::default() };
+    let (uri, stdio) = attachable(env);
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
         shim.create(&stdio).await?;
@@ -249,11 +253,7 @@ fn attached_clients_see_everything_and_type(env: &Env) -> Result<()> {
 
 fn a_process_that_closes_its_output_still_reads(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "deaf", &["sh", "-c", "exec >&- 2>&-; [ $(wc -c) = 300000 ] && exit 4"])?;
-    let uri = LogUri {
-        attach: env.path("a.sock").to_string_lossy().into_owned(),
-        ..LogUri::new(env.path("log.json").to_string_lossy())
-    };
-    let stdio = Stdio { stdin: uri.to_string(), stdout: uri.to_string(), ..Stdio::default() };
+    let (uri, stdio) = attachable(env);
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
         shim.create(&stdio).await?;
