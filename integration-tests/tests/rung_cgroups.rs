@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_limit_that_is_too_low_for_a_start_is_told [Root],
     four_mebibytes_are_enough [Root],
     pids_limit_holds [Root],
+    a_full_cgroup_lets_an_exec_in [Root],
     cpuset_is_kept [Root],
     devices_are_denied [Root],
     a_device_that_no_rule_allows_is_denied [Root],
@@ -174,6 +175,15 @@ fn pids_limit_holds(env: &Env) -> Result<()> {
     bundle.set("/linux/resources", json!({"pids": {"limit": 4}}));
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("pids")])?;
     assert!(ran.stderr.contains("can't fork"), "{} {}", ran.stdout, ran.stderr);
+    Ok(())
+}
+
+/// The kernel lets nobody be born there, but whoever enters.
+fn a_full_cgroup_lets_an_exec_in(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "full", json!({"pids": {"limit": 1}}))?;
+    env.run_rung(&["exec", "--detach", &sleeper.id, "sleep", "500"])?.ok()?;
+    let pids = fs::read_to_string(directory(env, "full", "pids").join("cgroup.procs"))?;
+    assert_eq!(pids.lines().count(), 2, "{pids}");
     Ok(())
 }
 

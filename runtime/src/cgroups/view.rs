@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{self, is_missing};
+use rung_sys::cgroupfs::{self, CgroupDir, is_missing};
 
-use super::{Cgroup, Entry, Error, Result};
+use super::{Birthplace, Cgroup, Entry, Error, Result};
 
 /// One hierarchy as a container sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,18 +80,24 @@ impl Cgroup {
     /// When they are gone or may not be entered.
     pub fn open_entry(self) -> Result<Entry> {
         let mut files = Vec::new();
+        let mut birthplace = None;
         for place in &self.places {
-            let file = place.way_in();
-            match cgroupfs::open_to_write(&place.path, file) {
-                Ok(opened) => files.push(opened),
-                Err(error) if is_missing(&error) => {}
-                Err(error) => return Err(error.into()),
+            let opened = match place.hierarchy.is_v2() {
+                true => CgroupDir::open(&place.path).and_then(|dir| {
+                    birthplace = Some(Birthplace { file: dir.open_to_write(place.way_in())?, dir });
+                    Ok(())
+                }),
+                false => cgroupfs::open_to_write(&place.path, place.way_in()).map(|file| files.push(file)),
+            };
+            match opened {
+                Err(error) if !is_missing(&error) => return Err(error.into()),
+                _ => {}
             }
         }
-        if files.is_empty() && !self.places.is_empty() {
+        if files.is_empty() && birthplace.is_none() && !self.places.is_empty() {
             return Err(Error::Host(format!("cgroup {} is gone", self.places[0].path.display())));
         }
-        Ok(Entry { files })
+        Ok(Entry { files, birthplace })
     }
 
     /// Whether this v2 cgroup has handed its controllers down so that it can have no processes of its own. Those that
