@@ -51,6 +51,11 @@ impl Error {
         self.kind
     }
 
+    /// What a shell would exit with, where a container's program could not be run at all.
+    pub fn exit_code(&self) -> Option<u8> {
+        self.exit_code
+    }
+
     /// The same error, said of a larger operation: `doing: message`.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {

@@ -183,8 +183,17 @@ fn a_start_that_fails_early_is_remembered(env: &Env) -> Result<()> {
     fs::create_dir_all(&directories)?;
     fs::write(&directory, "")?;
     stack.gantry(&["start", "web"])?.fails()?;
-    let error = stack.gantry(&["inspect", "-f", "{{.State.Error}}", "web"])?.ok()?;
+    let inspect = |name: &str| stack.gantry(&["inspect", "-f", "{{.State.ExitCode}} {{.State.Error}}", name])?.ok();
+    let error = inspect("web")?;
     fs::remove_file(&directory)?;
+    assert!(error.text().starts_with("128 "), "{error:?}");
     assert!(error.text().contains(&*directory.to_string_lossy()), "{error:?}");
+    stack.gantry(&["create", "--name", "none", "IMAGE", "/no-such-program"])?.ok()?;
+    stack.gantry(&["start", "none"])?.fails()?;
+    assert!(inspect("none")?.text().starts_with("127 "), "{:?}", inspect("none")?);
+    // Once it runs the failure is past.
+    stack.gantry(&["start", "web"])?.ok()?;
+    stack.gantry(&["wait", "web"])?.ok()?;
+    assert_eq!(inspect("web")?.text(), "0");
     Ok(())
 }

@@ -225,6 +225,7 @@ impl Engine {
             stopped: false,
             ended: None,
             error: String::new(),
+            error_code: 0,
         };
         Ok(Draft { spec: encode(&spec)?, record })
     }

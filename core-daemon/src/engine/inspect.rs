@@ -98,6 +98,12 @@ fn general(known: &Known, now: &Now, spec: &Spec) -> Value {
     let Known { container, record, .. } = known;
     let (path, args) = record.command.split_first().map_or(("", &[][..]), |(path, args)| (path.as_str(), args));
     let ended = now.ended;
+    // A start that failed before is past once it runs.
+    let error = if now.is_up() { "" } else { record.error.as_str() };
+    let code = match error.is_empty() {
+        true => ended.map_or(0, |ended| ended.code),
+        false => record.error_code.into(),
+    };
     let profile = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone());
     json!({
         "Id": container.id,
@@ -118,8 +124,8 @@ fn general(known: &Known, now: &Now, spec: &Spec) -> Value {
             "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
             "Dead": false,
             "Pid": now.pid,
-            "ExitCode": ended.map_or(0, |ended| ended.code),
-            "Error": record.error,
+            "ExitCode": code,
+            "Error": error,
             "StartedAt": text(now.started_at),
             "FinishedAt": text(ended.map(|ended| ended.at)),
         },

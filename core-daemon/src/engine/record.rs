@@ -68,6 +68,9 @@ pub(super) struct Record {
     /// Why the last start failed; empty if it did not.
     #[serde(default)]
     pub(super) error: String,
+    /// The exit code that is shown beside `error`, as docker's: 126 or 127 where the program is at fault, else 128.
+    #[serde(default)]
+    pub(super) error_code: u8,
 }
 
 /// How a log is kept; what is not said is as the daemon is configured.

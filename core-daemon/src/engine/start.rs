@@ -29,6 +29,8 @@ const RECORD_PAUSES: [u64; 5] = [1, 2, 4, 8, 15];
 const LAST_RECORD_PAUSE: u64 = 30;
 /// Pause before a shim that did not answer is asked again how its container ends.
 const AGAIN: Duration = Duration::from_secs(2);
+/// The exit code of a container that could not be started, where that is not its program's fault.
+const NOT_STARTED: u8 = 128;
 /// The exit code of a process that SIGKILL has ended.
 const KILLED: u32 = 137;
 
@@ -163,7 +165,11 @@ impl Engine {
     /// Records why a container did not start, and returns it.
     async fn not_started(&self, namespace: &Namespace, id: &ContainerId, error: Error) -> Error {
         let (engine, namespace, id, message) = (self.clone(), namespace.clone(), id.clone(), error.to_string());
-        let written = blocking(move || engine.edit_record(&namespace, &id, |record| record.error = message)).await;
+        let code = error.exit_code().unwrap_or(NOT_STARTED);
+        let written = blocking(move || {
+            engine.edit_record(&namespace, &id, |record| (record.error, record.error_code) = (message, code))
+        });
+        let written = written.await;
         if let Err(left) = written
             && left.kind() != Kind::NotFound
         {

@@ -98,24 +98,20 @@ fn word(name: &str) -> Result<Word, UnknownCapability> {
 }
 
 /// The default set without what is dropped, with what is added. What is named on its own outweighs `ALL`; added and
-/// dropped by name, it is dropped. `available` is what the machine can give: `ALL` means no more than that.
+/// dropped by name, it is added, as by docker; only from all of them what is named is dropped. `available` is what the machine can give: `ALL` means no more than that.
 ///
 /// # Errors
 /// Names the first unknown word.
 pub fn adjust(add: &[String], drop: &[String], available: &Capabilities) -> Result<Capabilities, UnknownCapability> {
     let add: Vec<Word> = add.iter().map(|name| word(name)).collect::<Result<_, _>>()?;
     let drop: Vec<Word> = drop.iter().map(|name| word(name)).collect::<Result<_, _>>()?;
+    let dropped = |capability: &Capability| drop.contains(&Word::One(*capability));
     let mut set: Capabilities = match (add.contains(&Word::All), drop.contains(&Word::All)) {
-        (true, _) => available.clone(),
+        (true, _) => return Ok(available.iter().copied().filter(|capability| !dropped(capability)).collect()),
         (false, true) => Capabilities::new(),
-        (false, false) => DEFAULT.iter().copied().filter(|capability| available.contains(capability)).collect(),
+        (false, false) => DEFAULT.iter().copied().filter(|one| available.contains(one) && !dropped(one)).collect(),
     };
     set.extend(add.iter().filter_map(|word| if let Word::One(capability) = word { Some(*capability) } else { None }));
-    for word in drop {
-        if let Word::One(capability) = word {
-            set.remove(&capability);
-        }
-    }
     Ok(set)
 }
 
@@ -149,7 +145,9 @@ mod tests {
         assert_eq!(adjusted(&["NET_RAW"], &["all"]).len(), 1);
         let most = adjusted(&["ALL"], &["SYS_ADMIN"]);
         assert_eq!((most.len(), most.contains(&Capability::SysAdmin)), (40, false));
-        assert!(!adjusted(&["KILL"], &["KILL"]).contains(&Capability::Kill));
+        assert!(!adjusted(&[], &["KILL"]).contains(&Capability::Kill));
+        assert!(adjusted(&["KILL"], &["KILL"]).contains(&Capability::Kill));
+        assert_eq!(adjusted(&["ALL"], &["ALL"]).len(), 41);
         assert!(adjust(&names(&["NOPE"]), &[], &Capabilities::new()).is_err());
     }
 
