@@ -92,7 +92,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
     tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
-    let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config.timeouts);
+    let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
     let stop = async {

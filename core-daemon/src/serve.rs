@@ -5,6 +5,7 @@
 
 mod authority;
 mod quiet;
+mod size;
 mod whole;
 
 use std::fs;
@@ -142,7 +143,7 @@ pub async fn grpc(
     routes: Routes,
     observer: &Observer,
     stopping: CancellationToken,
-    timeouts: &Timeouts,
+    config: &Config,
 ) -> Result<()> {
     let incoming =
         UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.and_then(authority::Connection::new));
@@ -151,11 +152,12 @@ pub async fn grpc(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .layer(observer.clone())
         .layer(whole::Whole)
+        .layer(size::MaxMessage(config.grpc.max_message))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     let drained = async {
         stopping.cancelled().await;
-        tokio::time::sleep(Timeouts::of(timeouts.drain)).await;
+        tokio::time::sleep(Timeouts::of(config.timeouts.drain)).await;
     };
     tokio::select! {
         served = server => served.map_err(|error| Error::internal(format!("serve gRPC: {error}"))),
