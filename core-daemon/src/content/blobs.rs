@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
@@ -28,9 +28,14 @@ impl Store {
             Err(error) => Err(error).doing(|| format!("open {}", path.display())),
         }
     }
-}
 
-impl Store {
+    /// Whether a file that was read is still the blob's. What has come under its name meanwhile is another's work.
+    pub(super) fn is_stored(&self, digest: &Digest, read: &File) -> Result<bool> {
+        let read = read.metadata().doing(|| format!("read content {digest}"))?;
+        let is_same = |now: std::fs::Metadata| (now.dev(), now.ino()) == (read.dev(), read.ino());
+        Ok(std::fs::metadata(self.blob(digest)).is_ok_and(is_same))
+    }
+
     /// Has the kernel check a blob whenever it is read, where the file system can. The first that says no is not asked
     /// again.
     pub(super) fn seal_for_good(&self, digest: &Digest) {
@@ -71,7 +76,11 @@ impl Content {
     /// When the file cannot be read or removed.
     pub fn drop_damaged(&self, digest: &Digest) -> Result<bool> {
         let Some(blob) = self.0.open_blob(digest)? else { return Ok(false) };
-        if is_whole(blob, digest)? {
+        self.drop_if_damaged(digest, &blob.file)
+    }
+
+    fn drop_if_damaged(&self, digest: &Digest, file: &File) -> Result<bool> {
+        if is_whole(file, digest)? || !self.0.is_stored(digest, file)? {
             return Ok(false);
         }
         tracing::warn!(%digest, "content is damaged and is removed");
@@ -105,9 +114,9 @@ impl Content {
 }
 
 /// Whether the bytes of a blob are what its digest says. What cannot be read is not.
-pub(super) fn is_whole(mut blob: Blob, digest: &Digest) -> Result<bool> {
+pub(super) fn is_whole(mut file: &File, digest: &Digest) -> Result<bool> {
     let mut hasher = Hasher::new(digest.algorithm());
-    match std::io::copy(&mut blob.file, &mut HashWriter(&mut hasher)) {
+    match std::io::copy(&mut file, &mut HashWriter(&mut hasher)) {
         Err(error) if is_lost(&error) => Ok(false),
         read => read.doing(|| format!("read content {digest}")).map(|_| hasher.finish() == *digest),
     }
@@ -152,4 +161,27 @@ fn recorded(db: &Db, digest: &Digest) -> Result<bool> {
         }
         Ok(false)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{ctx, fixture};
+    use crate::labels::Labels;
+
+    #[test]
+    fn what_took_a_damaged_blobs_place_is_not_removed() {
+        let it = fixture();
+        let digest = it.content.put(&ctx("a"), b"bytes", Labels::new()).expect("put");
+        let path = it.content.0.blob(&digest);
+        let replace = |bytes: &[u8]| {
+            std::fs::remove_file(&path).and_then(|()| std::fs::write(&path, bytes)).expect("replace");
+        };
+        replace(b"byteX");
+        let read = it.content.0.open_blob(&digest).expect("open").expect("there").file;
+        replace(b"bytes");
+        assert!(!it.content.drop_if_damaged(&digest, &read).expect("mended by another"));
+        assert!(it.content.has(&ctx("a"), &digest).expect("look"));
+        replace(b"byteX");
+        assert!(it.content.drop_damaged(&digest).expect("damaged") && !path.exists());
+    }
 }

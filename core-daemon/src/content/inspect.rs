@@ -50,11 +50,10 @@ impl Content {
         if !deep {
             return Ok(None);
         }
-        let file = blob.file.try_clone().doing(|| format!("read content {digest}"))?;
-        if !super::blobs::is_whole(blob, digest)? {
+        if !super::blobs::is_whole(&blob.file, digest)? {
             return Ok(Some(Damage::Bytes));
         }
-        self.mark_verified(&file, digest).map(|()| None)
+        self.mark_verified(&blob.file, digest).map(|()| None)
     }
 
     /// Moves the damaged bytes of a blob out of the way, so that they are fetched again, and says where they are.

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -70,17 +69,19 @@ impl Content {
             if let Err(error) = sched::set(0, &idle).and_then(|()| sched::set_io_priority(0, IO_IDLE, 0)) {
                 tracing::debug!(%error, "blobs are verified at the usual priority");
             }
+            let mut next = Duration::ZERO;
             for digest in due.iter().take_while(|_| !stop.is_cancelled()) {
                 if let Err(error) = self.verify(digest, pace.rate, &stop) {
                     tracing::warn!(%digest, %error, "content cannot be verified");
+                    // Nor can it a moment later: its time has come as long as it is not.
+                    next = LOOK;
                 }
             }
-            let _ = done.send(());
+            let _ = done.send(next);
         };
         let thread = std::thread::Builder::new().name("verify".to_owned());
         thread.spawn(work).doing(|| "start a thread that verifies blobs")?;
-        wait.await.map_err(|_| Error::internal("the thread that verifies blobs ended"))?;
-        Ok(Duration::ZERO)
+        wait.await.map_err(|_| Error::internal("the thread that verifies blobs ended"))
     }
 
     /// The blobs whose time has come, the longest unread first; without any, how long it is until one's comes.
@@ -105,11 +106,8 @@ impl Content {
         if is_whole {
             return self.mark_verified(&blob.file, digest);
         }
-        // What has come under this name meanwhile is another's work.
-        let (path, read) = (self.0.blob(digest), blob.file.metadata().doing(|| format!("read content {digest}"))?);
-        let is_same = |now: std::fs::Metadata| (now.dev(), now.ino()) == (read.dev(), read.ino());
-        if std::fs::metadata(&path).is_ok_and(is_same) {
-            let aside: PathBuf = self.set_aside(&path)?;
+        if self.0.is_stored(digest, &blob.file)? {
+            let aside: PathBuf = self.set_aside(&self.0.blob(digest))?;
             tracing::error!(%digest, aside = %aside.display(), "content is damaged: the next pull fetches it again");
         }
         Ok(())
@@ -171,5 +169,16 @@ mod tests {
         assert!(due.is_empty() && next > Duration::from_secs(400), "{due:?} {next:?}");
         put(b"bad");
         assert_eq!(it.content.read(&ctx("a"), &bad, 10).expect("fetched again"), b"bad");
+    }
+    #[tokio::test]
+    async fn what_cannot_be_put_aside_is_not_read_over_and_over() {
+        let it = fixture();
+        let bad = it.content.put(&ctx("a"), b"bad", Labels::new()).expect("put");
+        let path = it.content.0.blob(&bad);
+        std::fs::remove_file(&path).and_then(|()| std::fs::write(&path, b"BAD")).expect("damage");
+        std::fs::write(it.content.root().join("damaged"), b"in the way").expect("write");
+        let pace = Pace { rate: 1 << 30, interval: Duration::ZERO };
+        let next = it.content.clone().verify_due(pace, CancellationToken::new()).await.expect("verify");
+        assert_eq!((next, path.exists()), (LOOK, true));
     }
 }
