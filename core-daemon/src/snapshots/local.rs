@@ -166,10 +166,16 @@ impl<D: Driver> Local<D> {
             let event = SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() };
             self.events.announce(&ctx.namespace, "/snapshot/prepare", &event);
         }
-        if layer {
-            return self.driver.layer(number, &labels);
-        }
-        self.driver.mounts(number, kind, &parents, &labels)
+        let mounts = match layer {
+            true => self.driver.layer(number, &labels),
+            false => self.driver.mounts(number, kind, &parents, &labels),
+        };
+        mounts.inspect_err(|_| {
+            // To its caller it was not made, and another try must not find it.
+            if let Err(error) = self.remove(ctx, key) {
+                tracing::warn!(snapshotter = self.name, key, %error, "remove a snapshot that cannot be mounted");
+            }
+        })
     }
 
     /// Puts what a caller is told exists already under its lease, so that it can go on with it.

@@ -266,3 +266,36 @@ fn one_that_failed_says_why() {
     assert_eq!(error, "snapshotter not loaded: erofs: needs another kernel");
     assert_eq!(it.get("btrfs").err().expect("unknown").to_string(), "snapshotter not loaded: btrfs");
 }
+
+/// Keeps what nobody can mount.
+struct Unmountable(Native);
+
+impl Driver for Unmountable {
+    fn root(&self) -> &Path {
+        self.0.root()
+    }
+
+    fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made> {
+        self.0.create(number, kind, parents, labels)
+    }
+
+    fn mounts(&self, _: u64, _: Kind, _: &[u64], _: &Labels) -> Result<Vec<Mount>> {
+        Err(Error::unavailable("no mounts"))
+    }
+
+    fn usage(&self, number: u64) -> Result<Usage> {
+        self.0.usage(number)
+    }
+}
+
+#[test]
+fn what_cannot_be_mounted_is_not_made() {
+    let dir = tempfile::tempdir().expect("directory");
+    let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+    let driver = Unmountable(Native::open(&dir.path().join("root")).expect("native"));
+    let it = Local::open("it", driver, db, Events::new()).expect("open");
+    for _ in 0..2 {
+        fails(it.prepare(&context("n"), "key", "", Labels::new()), Code::Unavailable);
+    }
+    fails(it.stat(&context("n"), "key"), Code::NotFound);
+}
