@@ -230,7 +230,7 @@ impl Pusher {
     /// Sends a blob piece by piece, each again from where the registry says that it is.
     async fn in_pieces(&self, to: Upload, blob: &Descriptor, file: &Arc<File>, sent: &Sent) -> Result<()> {
         let Upload { mut at, least } = to;
-        let (mut offset, mut failed) = (0, 0);
+        let (mut offset, mut failed, mut lost) = (0, 0, 0);
         while offset < blob.size {
             let before = offset;
             let length = PIECE.max(least).min(blob.size - offset);
@@ -254,7 +254,9 @@ impl Pusher {
                 Err(error) => return Err(error),
             }
             failed = if offset > before { 0 } else { failed + 1 };
-            if failed >= TRIES || offset > blob.size {
+            // One that takes a piece and loses it again would have us send for ever.
+            lost += u32::from(offset < before);
+            if failed >= TRIES || lost >= TRIES || offset > blob.size {
                 let text = format!("registry {}: does not keep what it is sent", self.host.name());
                 return Err(Error::unavailable(text));
             }
@@ -306,7 +308,7 @@ fn received(answer: &Response) -> Option<u64> {
     let range = answer.headers().get(http::header::RANGE)?.to_str().ok()?;
     let last: u64 = range.trim_start_matches("bytes=").split_once('-')?.1.trim().parse().ok()?;
     // Nothing yet is written as 0-0, as is the first byte.
-    Some(if last == 0 { 0 } else { last + 1 })
+    Some(if last == 0 { 0 } else { last.saturating_add(1) })
 }
 
 fn check_digest(host: &Host, answer: &Response, wanted: &Digest) -> Result<()> {

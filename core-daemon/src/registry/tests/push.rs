@@ -150,6 +150,33 @@ async fn a_large_blob_goes_on_in_pieces_where_the_connection_broke() {
 }
 
 #[tokio::test]
+async fn a_registry_that_loses_what_it_took_is_not_sent_it_for_ever() {
+    let bytes = vec![7; 20_000_000];
+    for range in ["0-0", "0-18446744073709551615"] {
+        let patches = AtomicUsize::new(0);
+        let fake = Fake::start(move |asked| {
+            let place = "/v2/a/b/blobs/uploads/1";
+            match asked.method.as_str() {
+                "POST" => Answer::new(202, "").with("location", place),
+                "PUT" => Answer::new(503, ""),
+                // Every other piece is taken, and then there is nothing.
+                "PATCH" if patches.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) => {
+                    Answer::new(202, "").with("location", place).with("range", format!("0-{}", asked.body.len() - 1))
+                }
+                "PATCH" => Answer::new(416, ""),
+                "GET" if asked.path == place => Answer::new(204, "").with("location", place).with("range", range),
+                _ => Answer::new(200, ""),
+            }
+        })
+        .await;
+        let pusher = repository(&fake, &plain()).pusher().await.expect("pusher");
+        let error = upload(&pusher, &bytes).await.expect_err("it keeps nothing");
+        assert!(error.to_string().contains("does not keep what it is sent"), "{error}");
+        assert!(count(&fake, "PATCH") <= 10, "{:?}", fake.seen());
+    }
+}
+
+#[tokio::test]
 async fn a_document_must_be_stored_as_it_is() {
     let fake = Fake::start(|asked| match asked.method.as_str() {
         "PUT" if asked.path.ends_with("/changed") => {
