@@ -202,7 +202,7 @@ impl Plan {
                 }
             }
         }
-        let documents = tree.docs.into_iter().rev().map(|doc| (doc.descriptor, doc.bytes)).collect();
+        let documents = tree.docs.into_iter().map(|doc| (doc.descriptor, doc.bytes)).collect();
         Self { target, is_part: false, blobs, documents }
     }
 }

@@ -40,12 +40,14 @@ pub(super) struct Found {
     pub(super) want: Want,
 }
 
-/// The documents, each after what leads to it, and the images among them.
+/// The documents, each after what it leads to, and the images among them.
 #[derive(Default)]
 pub(super) struct Tree {
     pub(super) docs: Vec<Doc>,
     pub(super) images: Vec<Found>,
     seen: HashSet<Digest>,
+    /// Bytes of all documents so far.
+    held: u64,
 }
 
 impl Tree {
@@ -92,10 +94,11 @@ impl Tree {
         let bytes = match bytes {
             Some(bytes) => bytes,
             None => {
-                check_total(self.docs.iter().map(|doc| doc.bytes.len() as u64).sum(), descriptor)?;
+                check_total(self.held, descriptor)?;
                 from.document(descriptor).await?
             }
         };
+        self.held += bytes.len() as u64;
         let parsed =
             Document::parse(&descriptor.media_type, &bytes).map_err(|error| Error::invalid(error.to_string()))?;
         let mut doc = Doc { descriptor: descriptor.clone(), bytes, labels: Labels::new() };
@@ -109,8 +112,9 @@ impl Tree {
             }
             Document::Index(index) => {
                 doc.labels = index_labels(&index.manifests);
+                self.entries(from, descriptor, &index, choice, (want, depth)).await?;
                 self.docs.push(doc);
-                self.entries(from, descriptor, &index, choice, (want, depth)).await
+                Ok(())
             }
         }
     }
@@ -184,4 +188,42 @@ pub fn manifest_labels(manifest: &Manifest) -> Labels {
 /// What a manifest leads to.
 pub(super) fn manifest_children(manifest: &Manifest) -> Vec<Descriptor> {
     std::iter::once(&manifest.config).chain(&manifest.layers).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rung_spec::image::media_types;
+
+    use super::*;
+
+    struct Stored(HashMap<Digest, Bytes>);
+
+    #[tonic::async_trait]
+    impl Documents for Stored {
+        async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
+            Ok(self.0[&descriptor.digest].clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_document_comes_after_all_that_it_leads_to() {
+        let mut stored = Stored(HashMap::new());
+        let mut put = |media_type: &str, bytes: Vec<u8>| {
+            let descriptor = Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64);
+            stored.0.insert(descriptor.digest.clone(), bytes.into());
+            descriptor
+        };
+        let index = |manifests: Vec<Descriptor>| serde_json::to_vec(&Index::of(manifests)).expect("index");
+        let config = format!(r#"{{"mediaType":"c","digest":"{}","size":1}}"#, Digest::of("c"));
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#);
+        let manifest = put(media_types::OCI_MANIFEST, manifest.into_bytes());
+        // The inner index leads to an image that the outer one has led to before.
+        let inner = put(media_types::OCI_INDEX, index(vec![manifest.clone()]));
+        let outer = put(media_types::OCI_INDEX, index(vec![manifest.clone(), inner.clone()]));
+        let tree = Tree::read(&stored, &outer, None, &Choice::everything()).await.expect("read");
+        let order: Vec<_> = tree.docs.into_iter().map(|doc| doc.descriptor.digest).collect();
+        assert_eq!(order, [manifest.digest, inner.digest, outer.digest]);
+    }
 }
