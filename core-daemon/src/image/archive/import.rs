@@ -192,7 +192,7 @@ fn index_of(content: &Content, ctx: &Context, files: &Files, compress: bool) -> 
     };
     let index = Index::parse(media_types::OCI_INDEX, &bytes).map_err(|error| Error::invalid(error.to_string()))?;
     if index.manifests.len() > MAX_IMAGES {
-        return Err(Error::invalid(format!("it has {} images, more than {MAX_IMAGES}", index.manifests.len())));
+        return Err(too_many());
     }
     let digest = content.put(ctx, &bytes, Labels::new())?;
     Ok((Descriptor::new(media_types::OCI_INDEX, digest, bytes.len() as u64), index.manifests))
@@ -223,6 +223,10 @@ fn docker_index(
         let mut manifest = Descriptor::new(media_types::DOCKER_MANIFEST, digest, bytes.len() as u64);
         manifest.platform = Some(parsed.platform.normalised()).filter(|platform| !platform.os.is_empty());
         let tags = image.repo_tags.as_deref().unwrap_or_default();
+        // A short name becomes a long entry.
+        if manifests.len() + tags.len() > MAX_IMAGES {
+            return Err(too_many());
+        }
         if tags.is_empty() {
             manifests.push(manifest.clone());
         }
@@ -235,6 +239,10 @@ fn docker_index(
         }
     }
     Ok(Index::of(manifests))
+}
+
+fn too_many() -> Error {
+    Error::invalid(format!("it has more than {MAX_IMAGES} images"))
 }
 
 /// A manifest with its fields in the order that everybody writes them, so that digests agree.
@@ -259,4 +267,32 @@ fn encode(document: &impl Serialize) -> Result<Vec<u8>> {
 fn shown(entry: &Descriptor) -> &str {
     let named = [ANNOTATION_NAME, ANNOTATION_REF].iter().find_map(|name| entry.annotations.get(*name));
     named.map_or(entry.digest.as_str(), String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use gantry_proto::namespace::Namespace;
+
+    use super::*;
+    use crate::events::Events;
+    use crate::metadata::Db;
+
+    #[test]
+    fn names_are_bounded_before_anything_is_made_of_them() {
+        let dir = tempfile::tempdir().expect("directory");
+        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
+        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let digest = content.put(&ctx, br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#, Labels::new()).expect("put");
+        let mut files = Files::default();
+        files.blobs.insert("config".into(), Descriptor::new("", digest, 43));
+        let index = |names: usize, last: &str| {
+            let tags = (0..names).map(|number| format!("a:{number}")).chain([last.to_owned()]).collect();
+            let image = DockerImage { config: "config".into(), repo_tags: Some(tags), layers: None };
+            docker_index(&content, &ctx, &files, &[image], false).map_err(|error| error.to_string())
+        };
+        assert_eq!(index(MAX_IMAGES - 1, "b").expect("as many as there may be").manifests.len(), MAX_IMAGES);
+        let refused = index(MAX_IMAGES, "no name!").expect_err("one too many");
+        assert!(refused.contains("more than 1000"), "{refused}");
+    }
 }

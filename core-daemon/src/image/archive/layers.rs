@@ -1,18 +1,23 @@
 //! The layers of a docker archive, which says of them only where they are in it.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::FileExt;
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Compression, Descriptor, media_types};
 
 use super::read::Files;
-use crate::content::Content;
+use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
+use crate::id;
 use crate::image::walk::MAX_LAYERS;
 use crate::labels::{self, Labels};
+
+/// Bytes that are read and written at once.
+const BUFFER: usize = 256 << 10;
 
 /// The descriptors of layers by their paths: of their compressed forms where those are here, or are wanted.
 pub(super) fn resolve(
@@ -69,25 +74,50 @@ fn compressed_forms(content: &Content, ctx: &Context, plain: &[Descriptor]) -> R
 }
 
 /// Stores a plain layer once more, with gzip.
-fn pack(content: &Content, ctx: &Context, plain: &Digest, mut file: std::fs::File) -> Result<(Digest, u64)> {
-    let doing = || format!("compress {plain}");
-    let mut ingest = content.writer(ctx, &format!("compress-{plain}"), 0, None)?;
-    ingest.truncate(0)?;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let length = file.read(&mut buffer).doing(doing)?;
-        if length == 0 {
-            break;
-        }
-        encoder.write_all(&buffer[..length]).doing(doing)?;
-        ingest.write(&std::mem::take(encoder.get_mut()))?;
+fn pack(content: &Content, ctx: &Context, plain: &Digest, file: File) -> Result<(Digest, u64)> {
+    // Under a reference of its own: another import may pack the same.
+    let mut ingest = content.writer(ctx, &format!("compress-{plain}-{}", id::random::<8>()?), 0, None)?;
+    if let Err(error) = compress(file, &mut ingest) {
+        ingest.abort();
+        return Err(error.context(format!("compress {plain}")));
     }
-    ingest.write(&encoder.finish().map_err(io::Error::other).doing(doing)?)?;
     let (digest, size) = (ingest.digest(), ingest.offset());
     let labels = Labels::from([(labels::UNCOMPRESSED.to_owned(), plain.to_string())]);
     match ingest.commit(size, Some(&digest), labels) {
         Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
         _ => Ok((digest, size)),
+    }
+}
+
+fn compress(file: File, ingest: &mut Ingest) -> Result<()> {
+    let stored = BufWriter::with_capacity(BUFFER, IngestWriter(ingest));
+    let mut encoder = flate2::write::GzEncoder::new(stored, flate2::Compression::default());
+    io::copy(&mut BufReader::with_capacity(BUFFER, file), &mut encoder)?;
+    Ok(encoder.finish()?.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use gantry_proto::namespace::Namespace;
+
+    use super::*;
+    use crate::events::Events;
+    use crate::metadata::Db;
+
+    #[test]
+    fn a_layer_is_packed_while_another_packs_it_too() {
+        let dir = tempfile::tempdir().expect("directory");
+        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
+        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
+        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let plain = content.put(&ctx, b"plain", Labels::new()).expect("put");
+        let _other = content.writer(&ctx, &format!("compress-{plain}"), 0, None).expect("another import");
+        let packed = || pack(&content, &ctx, &plain, content.reader(&ctx, &plain).expect("blob").file);
+        let (digest, size) = packed().expect("pack");
+        assert_eq!(content.info(&ctx, &digest).expect("info").labels[labels::UNCOMPRESSED], plain.as_str());
+        let mut back = String::new();
+        let stored = content.reader(&ctx, &digest).expect("packed").file;
+        io::Read::read_to_string(&mut flate2::read::GzDecoder::new(stored), &mut back).expect("inflate");
+        assert_eq!((back.as_str(), packed().expect("again")), ("plain", (digest, size)));
     }
 }
