@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use gantry_proto::containerd::types::{ActivationInfo, ActiveMount, Mount};
 use gantry_proto::time;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{Gid, Uid, fchown, ftruncate};
+use nix::unistd::{Gid, Uid, fchown, ftruncate, linkat};
 use rung_sys::beneath::{self, Root};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::{loop_device, mount, mount_words};
@@ -21,6 +22,7 @@ use rung_sys::{loop_device, mount, mount_words};
 use super::words::{Step, format, steps};
 use super::{Manager, Wish};
 use crate::error::{Doing, Error, Result};
+use crate::id;
 use crate::labels;
 
 const MAKE_DIRECTORY: &str = "X-containerd.mkdir.";
@@ -89,7 +91,7 @@ impl Manager {
         let mode = Mode::from_bits(mode).filter(|mode| mode.bits() <= 0o777).ok_or_else(malformed)?;
         let (parent, name) = self.beneath(Path::new(path))?;
         match mkdirat(&parent, name.as_os_str(), mode) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -123,17 +125,24 @@ impl Manager {
         if beneath::stat(parent.as_fd(), &name)?.is_some() {
             return Ok(());
         }
-        // Under another name until it is whole.
+        // Under another name until it is whole: one of its own, because another activation may make the same.
         let mut unfinished = name.clone();
-        unfinished.push(".new");
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        unfinished.push(format!(".{}.new", id::random::<8>()?));
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = openat(&parent, unfinished.as_os_str(), flags, Mode::from_bits_truncate(0o640));
         let file = File::from(file.map_err(io::Error::from)?);
-        ftruncate(&file, size).map_err(io::Error::from)?;
         arguments.push(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        run(&format!("mkfs.{kind}"), &arguments)?;
-        let renamed = renameat(&parent, unfinished.as_os_str(), &parent, name.as_os_str());
-        Ok(renamed.map_err(io::Error::from)?)
+        let made = ftruncate(&file, size).map_err(|error| Error::from(io::Error::from(error)));
+        let made = made.and_then(|()| run(&format!("mkfs.{kind}"), &arguments)).and_then(|()| {
+            match linkat(&parent, unfinished.as_os_str(), &parent, name.as_os_str(), AtFlags::empty()) {
+                // The first one stays: it may be mounted.
+                Err(Errno::EEXIST) => Ok(()),
+                named => Ok(named.map_err(io::Error::from)?),
+            }
+        });
+        let removed = beneath::remove_tree(parent.as_fd(), &unfinished);
+        made?;
+        Ok(removed?)
     }
 
     /// The directory of `path`, opened beneath the root that it is in, and its name there.

@@ -72,6 +72,21 @@ fn only_root_mounts_but_names_are_anyones() {
 }
 
 #[test]
+fn nothing_is_left_of_an_image_that_could_not_be_made() {
+    let dir = tempfile::tempdir().expect("directory");
+    let mounts = Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
+    let context = Context::new(Namespace::parse("n").expect("namespace"));
+    let images = dir.path().join("images");
+    fs::create_dir(&images).expect("directory");
+    // No file system is that small.
+    let image = images.join("a").to_string_lossy().into_owned();
+    let one = mount("mkfs/loop", &image, &["X-containerd.mkfs.size=1", "X-containerd.mkfs.fs=ext4"]);
+    let wish = Wish { name: "a".into(), mounts: vec![one], ..Wish::default() };
+    mounts.activate(&context, wish).expect_err("too small");
+    assert_eq!(fs::read_dir(&images).expect("read").count(), 0);
+}
+
+#[test]
 fn what_takes_long_keeps_nobody_else_waiting() {
     let dir = tempfile::tempdir().expect("directory");
     let mounts = Mounts::open(dir.path(), dir.path()).expect("mounts");
