@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -29,6 +30,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pod_has_one_shim_and_needs_no_image [Root],
     a_pod_outlives_the_daemon [Root],
     the_death_of_a_pods_shim_is_told [Root],
+    what_comes_late_for_a_dead_pod_does_not_meet_the_next_of_its_name [Root],
     a_shim_without_sandboxes_holds_a_pod_as_a_task [Root, Containerd],
     sandboxes_are_refused_with_the_codes_clients_know [Root],
 ];
@@ -39,15 +41,15 @@ struct Pod<'env> {
     channel: Channel,
     id: String,
     sandboxer: &'static str,
-    runtime: &'static str,
+    runtime: String,
     made: Cell<u32>,
 }
 
 impl<'env> Pod<'env> {
     async fn new(env: &'env Env, daemon: &Daemon<'_>) -> Result<Self> {
         let channel = daemon.channel().await?;
-        let (id, made) = (env.id("pod"), Cell::default());
-        Ok(Self { env, channel, id, sandboxer: "shim", runtime: "io.containerd.rung.v2", made })
+        let (id, runtime) = (env.id("pod"), "io.containerd.rung.v2".to_owned());
+        Ok(Self { env, channel, id, sandboxer: "shim", runtime, made: Cell::default() })
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -69,7 +71,7 @@ impl<'env> Pod<'env> {
             sandboxer: self.sandboxer.to_owned(),
             sandbox: Some(Sandbox {
                 sandbox_id: self.id.clone(),
-                runtime: Some(sandbox::Runtime { name: self.runtime.to_owned(), options: None }),
+                runtime: Some(sandbox::Runtime { name: self.runtime.clone(), options: None }),
                 spec: Some(any::json(any::SPEC, config.to_string().into_bytes())),
                 ..Sandbox::default()
             }),
@@ -123,7 +125,7 @@ impl<'env> Pod<'env> {
         let id = self.env.id(name);
         let container = Container {
             id: id.clone(),
-            runtime: Some(container::Runtime { name: self.runtime.to_owned(), options: None }),
+            runtime: Some(container::Runtime { name: self.runtime.clone(), options: None }),
             spec: Some(any::json(any::SPEC, bundle.config.to_string().into_bytes())),
             sandbox: self.id.clone(),
             ..Container::default()
@@ -275,11 +277,41 @@ fn the_death_of_a_pods_shim_is_told(env: &Env) -> Result<()> {
     })
 }
 
+fn what_comes_late_for_a_dead_pod_does_not_meet_the_next_of_its_name(env: &Env) -> Result<()> {
+    // The first cleaning up after a dead shim takes its time.
+    let (program, begun) = (env.path("containerd-shim-slow-v2"), env.path("begun"));
+    let text = format!(
+        "#!/bin/sh\nfor word; do case $word in delete) [ -e {begun} ] || {{ : > {begun}; sleep 1; }};; esac; done\n\
+         exec {} \"$@\"\n",
+        env.program("containerd-shim-rung-v2")?.display(),
+        begun = begun.display()
+    );
+    fs::write(&program, text)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let daemon = env.daemon()?;
+    daemon::runtime()?.block_on(async {
+        let mut pod = Pod::new(env, &daemon).await?;
+        pod.runtime = program.to_string_lossy().into_owned();
+        pod.create().await?;
+        pod.start().await?;
+        let [shim] = pod.shims()[..] else { bail!("not one shim") };
+        kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+        wait::until("the daemon cleans up", || begun.exists().then_some(()))?;
+        pod.shutdown().await?;
+        pod.create().await?;
+        let pid = pod.start().await?;
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        let status = pod.status().await?;
+        assert_eq!((status.state.as_str(), status.pid), ("SANDBOX_READY", pid));
+        Ok(pod.shutdown().await?)
+    })
+}
+
 fn a_shim_without_sandboxes_holds_a_pod_as_a_task(env: &Env) -> Result<()> {
     let daemon = env.daemon_configured(WITHOUT_ALIASES)?;
     daemon::runtime()?.block_on(async {
         let mut pod = Pod::new(env, &daemon).await?;
-        pod.runtime = "io.containerd.runc.v2";
+        pod.runtime = "io.containerd.runc.v2".to_owned();
         let refused = pod.create().await.expect_err("the shim knows no sandboxes");
         assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
         pod.sandboxer = "podsandbox";

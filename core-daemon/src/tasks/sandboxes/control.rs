@@ -1,6 +1,7 @@
 //! What is asked of a sandbox once it is there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -174,6 +175,11 @@ impl Sandboxes {
     /// `NotFound` without such a sandbox, else what the shim says; then the sandbox stays.
     pub async fn shutdown(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
         let sandbox = self.get(namespace, id)?;
+        // A second one must not take down a later sandbox of the same name.
+        let _turn = sandbox.ending.lock().await;
+        if !Arc::ptr_eq(&self.get(namespace, id)?, &sandbox) {
+            return Err(Error::not_found(format!("sandbox {id}: not found")));
+        }
         sandbox.leaving.store(true, Ordering::SeqCst);
         let ended = match sandbox.held {
             Held::Service => {

@@ -103,6 +103,7 @@ impl Sandboxes {
             pid: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             ended: watch::Sender::new(None),
+            ending: tokio::sync::Mutex::default(),
         };
         match sandbox.create_in_shim(request).await {
             Ok(held) => sandbox.held = held,

@@ -90,6 +90,8 @@ pub(super) struct Sandbox {
     /// Set before the shim is asked to leave, so that its going is not taken for a failure.
     leaving: AtomicBool,
     ended: channel::Sender<Option<Exit>>,
+    /// Held while it is shut down, or cleaned up after.
+    ending: tokio::sync::Mutex<()>,
 }
 
 impl Sandbox {

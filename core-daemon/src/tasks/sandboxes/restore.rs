@@ -118,6 +118,7 @@ impl Sandboxes {
             pid: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             ended: watch::Sender::new(None),
+            ending: tokio::sync::Mutex::default(),
         };
         match sandbox.find(Timeouts::of(parts.timeouts.shim_load)).await {
             Ok((held, pid, started)) => {

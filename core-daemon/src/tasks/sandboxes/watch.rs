@@ -19,6 +19,7 @@ impl Sandboxes {
         let sandboxes = self.clone();
         tokio::spawn(async move {
             sandbox.shim.closed().await;
+            let _turn = sandbox.ending.lock().await;
             if !sandbox.leaving.load(Ordering::SeqCst) {
                 tracing::warn!(namespace = %sandbox.namespace, id = %sandbox.id, "sandbox's shim is gone; cleaning up");
                 // What is not cleaned up now is when the sandbox is shut down.
