@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pods_have_users_of_their_own [Root, Overlay, Userns],
     users_of_their_own_and_the_hosts_network_go_together [Root, Overlay, Userns],
     a_pod_that_cannot_be_taken_down_is_kept [Root, Overlay],
+    a_pod_that_stops_at_the_second_try_is_told_of [Root, Overlay],
     why_a_pod_did_not_start_is_said_whatever_fails_after_it [Root],
     a_start_that_was_cut_short_was_none [Root, Overlay],
     a_container_that_ran_is_not_created_again [Root, Overlay],
@@ -303,6 +304,35 @@ fn a_pod_that_cannot_be_taken_down_is_kept(env: &Env) -> Result<()> {
     pods.remove(&left[0].id)?;
     assert_eq!(std::fs::read_dir(env.path("netns"))?.count(), 0);
     assert!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items.is_empty());
+    Ok(())
+}
+
+fn a_pod_that_stops_at_the_second_try_is_told_of(env: &Env) -> Result<()> {
+    use v1::ContainerEventType::{ContainerDeletedEvent, ContainerStoppedEvent};
+    let (bin, good) = (env.dir("bin")?, env.path("good"));
+    let plugin = bin.join("stubborn");
+    let text = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && [ ! -e {} ] && exit 1\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.0.2/24\"}}]}}'\n",
+        good.display()
+    );
+    std::fs::write(&plugin, text)?;
+    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
+    let daemon = start(env, &serde_json::json!({"type": "stubborn"}), &bin.to_string_lossy())?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let pod = pods.run(&own_network(&pods, "pod"))?;
+    let mut events = pods.runtime.block_on(pods.pods.get_container_events(v1::GetEventsRequest {}))?.into_inner();
+    let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+    pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop.clone())).expect_err("the plugin fails");
+    std::fs::write(good, "")?;
+    pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop))?;
+    pods.remove(&pod)?;
+    let mut told = Vec::new();
+    while told.last() != Some(&ContainerDeletedEvent) {
+        let event = pods.runtime.block_on(events.message())?.expect("an event");
+        told.push(event.container_event_type());
+    }
+    assert_eq!(told, [ContainerStoppedEvent, ContainerDeletedEvent]);
     Ok(())
 }
 

@@ -60,6 +60,8 @@ pub struct Sandbox {
     created_at: i64,
     changes: Changes,
     pub(super) unchanging: Unchanging,
+    /// That it has stopped is told, once.
+    pub(super) stop_told: AtomicBool,
     /// Whoever stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
@@ -276,6 +278,7 @@ impl Sandbox {
         Self {
             id,
             created_at: record.created_at,
+            stop_told: AtomicBool::new(record.stopped),
             record: Mutex::new(Arc::new(record)),
             editing: Mutex::default(),
             pid: Mutex::default(),

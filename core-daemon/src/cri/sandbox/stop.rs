@@ -1,6 +1,7 @@
 //! Stopping and removing pods. Each step may be repeated, and the record goes last.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use gantry_proto::runtime::v1;
 
@@ -75,7 +76,8 @@ impl Cri {
             })
             .await?;
         }
-        if !record.stopped {
+        // Also where an earlier try got only as far as the record.
+        if !sandbox.stop_told.swap(true, Ordering::SeqCst) {
             self.announce_pod(sandbox, v1::ContainerEventType::ContainerStoppedEvent);
         }
         Ok(())
