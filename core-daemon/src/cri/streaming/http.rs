@@ -205,7 +205,7 @@ impl Streaming {
         let dial = Pod { backend, sandbox: request.pod_sandbox_id };
         match upgrade {
             Upgrade::Tunnel => {
-                let tunnel = websocket::tunnel(websocket::upgraded(upgraded).await);
+                let tunnel = websocket::tunnel(websocket::upgraded(upgraded).await, idle);
                 port_forward::over_spdy(Connection::serve(tunnel, idle, stopping), dial, patience).await;
             }
             Upgrade::WebSocketPorts(encoding) => {

@@ -12,6 +12,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -137,7 +138,7 @@ impl Channels {
             let _ = out.send(Message::Close(Some(normal()))).await;
             ended.cancelled().await;
         };
-        let _ = tokio::time::timeout(LINGER, flushed).await;
+        let _ = timeout(LINGER, flushed).await;
         ended.cancel();
     }
 }
@@ -235,29 +236,43 @@ async fn read_messages<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The bytes of a WebSocket's binary messages, one behind the other, as one stream both ways.
-pub(super) fn tunnel<T>(socket: WebSocketStream<T>) -> DuplexStream
+/// The bytes of a WebSocket's binary messages, one behind the other, as one stream both ways. A client that takes nothing
+/// for `idle` has gone; so has one that does not close its way soon after ours.
+pub(super) fn tunnel<T>(socket: WebSocketStream<T>, idle: Duration) -> DuplexStream
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (ours, theirs) = tokio::io::duplex(2 * PIECE);
     let (mut read, mut write) = tokio::io::split(ours);
     let (mut sink, mut stream) = socket.split();
-    tokio::spawn(async move {
+    let sending = async move {
         let mut buffer = vec![0; PIECE];
         while let Ok(got) = read.read(&mut buffer).await
             && got > 0
-            && sink.send(Message::Binary(Bytes::copy_from_slice(&buffer[..got]))).await.is_ok()
-        {}
-        let _ = sink.send(Message::Close(Some(normal()))).await;
-    });
-    tokio::spawn(async move {
+        {
+            let piece = Message::Binary(Bytes::copy_from_slice(&buffer[..got]));
+            if !matches!(timeout(idle, sink.send(piece)).await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        matches!(timeout(LINGER, sink.send(Message::Close(Some(normal())))).await, Ok(Ok(())))
+    };
+    let receiving = async move {
         while let Some(Ok(message)) = stream.next().await {
             if message.is_binary() && write.write_all(&message.into_data()).await.is_err() {
                 break;
             }
         }
         let _ = write.shutdown().await;
+    };
+    tokio::spawn(async move {
+        tokio::pin!(sending, receiving);
+        tokio::select! {
+            is_closed = &mut sending => if is_closed {
+                let _ = timeout(LINGER, receiving).await;
+            },
+            () = &mut receiving => drop(sending.await),
+        }
     });
     theirs
 }
@@ -315,5 +330,21 @@ mod tests {
         assert_eq!(client.next().await.expect("message").expect("right"), Message::Pong(Bytes::from_static(b"x")));
         let _ = client.send(Message::Binary(vec![0; MAX_MESSAGE + 1].into())).await;
         channels.ended().cancelled().await;
+    }
+    #[tokio::test]
+    async fn a_tunnel_ends_where_its_client_takes_nothing() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        let idle = Duration::from_millis(50);
+        let mut end = tunnel(upgraded(far).await, idle);
+        // As much as it holds, of which nothing gets through.
+        let _ = timeout(idle, end.write_all(&vec![0; 8 * PIECE])).await;
+        drop(end);
+        let gone = async {
+            while client.send(Message::Binary(Bytes::new())).await.is_ok() {
+                tokio::time::sleep(idle).await;
+            }
+        };
+        timeout(LINGER / 2, gone).await.expect("the connection ends");
     }
 }
