@@ -378,6 +378,22 @@ mod tests {
     }
 
     #[test]
+    fn as_many_files_as_there_are_numbers_take_no_longer() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("log").to_string_lossy().into_owned();
+        let uri = LogUri { max_size: 1, max_files: u32::MAX, ..LogUri::new(path.clone()) };
+        let mut log = LogFile::open(uri, Reaper::default()).expect("open");
+        let push = |log: &mut LogFile, text: &str| assert!(log.push(Stream::Stdout, text.as_bytes()));
+        ["1\n", "2\n", "3\n"].iter().for_each(|text| push(&mut log, text));
+        // Where one was removed there is room.
+        std::fs::remove_file(format!("{path}.2")).expect("remove");
+        push(&mut log, "4\n");
+        let read = |name: &str| std::fs::read_to_string(format!("{path}{name}")).expect("read");
+        let found = [".1", ".2", ".3"].map(read);
+        assert!(found.iter().zip(["4\\n", "3\\n", "1\\n"]).all(|(found, text)| found.contains(text)), "{found:?}");
+    }
+
+    #[test]
     fn a_removed_log_costs_no_older_one() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("log").to_string_lossy().into_owned();

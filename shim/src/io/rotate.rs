@@ -65,7 +65,7 @@ impl Rotation {
         if !files.compress || files.compressing.is_some() {
             return;
         }
-        let Some(number) = (1..=files.keep).rev().find(|number| files.plain(*number).exists()) else { return };
+        let Some(number) = (1..=files.there()).rev().find(|number| files.plain(*number).exists()) else { return };
         match start(&files.plain(number), &files.temporary()) {
             Ok(pid) => {
                 files.compressing = Some(number);
@@ -106,15 +106,22 @@ impl Files {
         self.named(".compressing")
     }
 
-    /// Gives every file the next number. The log first, under a name of its own: where it cannot be moved, or is not there
-    /// (somebody removed it), no older one is given up for it.
+    /// How many rotated files there are, up to the first number without one: more may be allowed than anybody can look for.
+    fn there(&self) -> u32 {
+        let is_there = |number: &u32| self.plain(*number).exists() || self.packed(*number).exists();
+        u32::try_from((1..=self.keep).take_while(is_there).count()).unwrap_or(self.keep)
+    }
+
+    /// Gives every file the next number, up to one that is free. The log first, under a name of its own: where it cannot be
+    /// moved, or is not there (somebody removed it), no older one is given up for it.
     fn shift(&mut self) -> Result<()> {
         let moving = self.named(".moving");
         match fs::rename(&self.path, &moving) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             other => other.doing(|| format!("rename {}", self.path.display()))?,
         }
-        for number in (1..=self.keep).rev() {
+        let last = self.there();
+        for number in (1..=last).rev() {
             for (from, to) in
                 [(self.plain(number), self.plain(number + 1)), (self.packed(number), self.packed(number + 1))]
             {
@@ -129,7 +136,7 @@ impl Files {
                 }
             }
         }
-        self.compressing = self.compressing.map(|number| number + 1);
+        self.compressing = self.compressing.map(|number| number + u32::from(number <= last));
         fs::rename(&moving, self.plain(1)).doing(|| format!("rename {}", moving.display()))
     }
 
