@@ -1,8 +1,9 @@
 //! Connections of clients that name the socket by its path.
 //!
 //! Clients in Go, Java, Python, C++ and more that dial a path send that path, some with `%2F` for each slash, as HTTP/2's
-//! `:authority`. It is no host name, and the HTTP/2 library would refuse every call. The daemon does not use the authority, so each is replaced by a valid name of the
-//! same length: client and server both keep a table of headers (HPACK, RFC 7541), whose size is counted in those bytes.
+//! `:authority`. It is no host name, and the HTTP/2 library would refuse every call. The daemon does not use the authority,
+//! so each is replaced by a valid name of the same length: client and server both keep a table of headers (HPACK, RFC 7541),
+//! whose size is counted in those bytes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -98,7 +98,8 @@ fn word(name: &str) -> Result<Word, UnknownCapability> {
 }
 
 /// The default set without what is dropped, with what is added. What is named on its own outweighs `ALL`; added and
-/// dropped by name, it is added, as by docker; only from all of them what is named is dropped. `available` is what the machine can give: `ALL` means no more than that.
+/// dropped by name, it is added, as by docker; only from all of them what is named is dropped. `available` is what the
+/// machine can give: `ALL` means no more than that.
 ///
 /// # Errors
 /// Names the first unknown word.
