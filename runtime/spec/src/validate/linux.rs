@@ -51,8 +51,9 @@ fn devices_have_paths(linux: &Linux, found: &mut Found) {
         if device.typ() == LinuxDeviceType::P {
             continue;
         }
-        for (field, number) in [("major", device.major()), ("minor", device.minor())] {
-            if u32::try_from(number).is_err() {
+        // Of a greater one the kernel takes the lower bits, which are another device's.
+        for (field, number, bits) in [("major", device.major(), 12), ("minor", device.minor(), 20)] {
+            if !(0..1 << bits).contains(&number) {
                 found.push(Violation::new(at(field), format!("{number} is not a device number")));
             }
         }

@@ -87,6 +87,8 @@ broken! {
     device_dots: "/linux/devices", [{"path":"/dev/../x","type":"c","major":1,"minor":1}] => "linux.devices[0].path";
     device_type: "/linux/devices", [{"path":"/dev/x","type":"a","major":1,"minor":1}] => "linux.devices[0].type";
     device_number: "/linux/devices", [{"path":"/dev/x","type":"b","major":-1,"minor":1}] => "linux.devices[0].major";
+    device_major: "/linux/devices", [{"path":"/dev/x","type":"c","major":4096,"minor":3}] => "linux.devices[0].major";
+    device_minor: "/linux/devices", [{"path":"/dev/x","type":"c","major":1,"minor":1_048_579}] => "linux.devices[0].minor";
     policy_nodes: "/linux/memoryPolicy", {"mode":"MPOL_DEFAULT","nodes":"0"} => "linux.memoryPolicy.nodes";
     policy_needs_nodes: "/linux/memoryPolicy", {"mode":"MPOL_BIND"} => "linux.memoryPolicy.nodes";
     policy_node_list: "/linux/memoryPolicy", {"mode":"MPOL_BIND","nodes":"3-1"} => "linux.memoryPolicy.nodes";
