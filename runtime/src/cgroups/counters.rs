@@ -30,11 +30,16 @@ impl Cgroup {
     /// What the container has used.
     ///
     /// # Errors
-    /// When a file that is there cannot be read.
+    /// When a file that is there cannot be read, or the v2 cgroup is gone.
     pub fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
         for place in &self.places {
-            let Some(dir) = place.open()? else { continue };
+            let dir = match place.open()? {
+                Some(dir) => dir,
+                // Zeros would be a lie. Of v1 there may be none of a controller that nobody needed.
+                None if self.is_unified() => return Err(place.gone()),
+                None => continue,
+            };
             let files = Files(&dir);
             if !place.hierarchy.is_v2() {
                 legacy(place, &files, &mut stats)?;
@@ -196,21 +201,31 @@ fn blkio_entries(text: &str) -> Vec<BlkioEntry> {
 
 fn hugetlb(files: &Files<'_>, stats: &mut Stats, v2: bool) -> Result<()> {
     for size in libcgroups::stats::supported_page_sizes().unwrap_or_default() {
-        let file = |name: &str| format!("hugetlb.{size}.{name}");
-        let entry = if v2 {
-            let Some(usage) = files.0.read_optional(&file("current"))? else { continue };
-            let failcnt = flat_value(&files.text(&file("events"))?, "max").unwrap_or(0);
-            Hugetlb { usage: single(&usage).unwrap_or(0), max: 0, failcnt }
-        } else {
-            Hugetlb {
-                usage: files.number(&file("usage_in_bytes"))?,
-                max: files.number(&file("max_usage_in_bytes"))?,
-                failcnt: files.number(&file("failcnt"))?,
-            }
-        };
-        stats.hugetlb.insert(size, entry);
+        let read = |name: &str| Ok(files.0.read_optional(&format!("hugetlb.{size}.{name}"))?);
+        if let Some(pages) = huge_pages(v2, read)? {
+            stats.hugetlb.insert(size, pages);
+        }
     }
     Ok(())
+}
+
+/// Pages of one size, whose files `read` reads: what is reserved, which is what the kernel refuses more of, or on a
+/// kernel before 5.7 what is used.
+fn huge_pages(v2: bool, read: impl Fn(&str) -> Result<Option<String>>) -> Result<Option<Hugetlb>> {
+    for kind in ["rsvd.", ""] {
+        let usage = format!("{kind}{}", if v2 { "current" } else { "usage_in_bytes" });
+        let Some(usage) = read(&usage)?.as_deref().map(single) else { continue };
+        let mut pages = Hugetlb { usage: usage.unwrap_or(0), ..Hugetlb::default() };
+        if v2 {
+            pages.failcnt = read("events")?.and_then(|events| flat_value(&events, "max")).unwrap_or(0);
+        } else {
+            let number =
+                |name| -> Result<u64> { Ok(read(&format!("{kind}{name}"))?.as_deref().and_then(single).unwrap_or(0)) };
+            (pages.max, pages.failcnt) = (number("max_usage_in_bytes")?, number("failcnt")?);
+        }
+        return Ok(Some(pages));
+    }
+    Ok(None)
 }
 
 fn unified(files: &Files<'_>, stats: &mut Stats) -> Result<()> {
@@ -308,6 +323,21 @@ mod tests {
         unified_io("8:0 rbytes=5 wbytes=6 rios=1 wios=2\nodd line=1\n", &mut new);
         assert_eq!(new.io_service_bytes_recursive, [entry(8, "Read", 5), entry(8, "Write", 6)]);
         assert_eq!(new.io_serviced_recursive, [entry(8, "Read", 1), entry(8, "Write", 2)]);
+    }
+
+    #[test]
+    fn reserved_huge_pages_count() {
+        let count = |v2, files: &[(&str, &str)]| {
+            let read = |name: &str| Ok(files.iter().find(|file| file.0 == name).map(|file| file.1.to_owned()));
+            huge_pages(v2, read).unwrap().map(|pages| (pages.usage, pages.max, pages.failcnt))
+        };
+        assert_eq!(count(true, &[("rsvd.current", "4\n"), ("current", "2\n"), ("events", "max 3\n")]), Some((4, 0, 3)));
+        assert_eq!(count(true, &[("current", "2\n"), ("events", "max 3\n")]), Some((2, 0, 3)));
+        let old = [("usage_in_bytes", "2\n"), ("max_usage_in_bytes", "5\n"), ("failcnt", "1\n")];
+        assert_eq!(count(false, &old), Some((2, 5, 1)));
+        let new = [("rsvd.usage_in_bytes", "4\n"), ("rsvd.max_usage_in_bytes", "6\n"), ("rsvd.failcnt", "7\n")];
+        assert_eq!(count(false, &[old, new].concat()), Some((4, 6, 7)));
+        assert_eq!(count(true, &old), None);
     }
 
     #[test]

@@ -102,6 +102,10 @@ impl Place {
         if self.hierarchy.is_v2() { "cgroup.procs" } else { "tasks" }
     }
 
+    fn gone(&self) -> Error {
+        Error::Host(format!("cgroup {} is gone", self.path.display()))
+    }
+
     /// The open directory, when the cgroup exists.
     fn open(&self) -> Result<Option<CgroupDir>> {
         match CgroupDir::open(&self.path) {
