@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     four_mebibytes_are_enough [Root],
     pids_limit_holds [Root],
     a_full_cgroup_lets_an_exec_in [Root],
+    an_exec_goes_where_the_first_process_is [Root],
     cpuset_is_kept [Root],
     devices_are_denied [Root],
     a_device_that_no_rule_allows_is_denied [Root],
@@ -92,6 +93,7 @@ fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
         true => (format!("{quota} {period}"), format!("{quota} {period}")),
         false => (quota.to_owned(), period.to_owned()),
     };
+    env.run_rung(&["update", "--cpu-quota", "0", &sleeper.id])?.ok()?;
     assert_eq!(cpu()?, expected("30000", "50000"));
     // What was written before a refusal is set back.
     fs::write(&file, r#"{"cpu":{"quota":20000,"cpus":"4000"}}"#)?;
@@ -100,6 +102,8 @@ fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
     fs::write(&file, r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#)?;
     let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
     assert!(said.contains("rejecting memory limit 4096 <= usage"), "{said}");
+    let said = env.run_rung(&["update", "--blkio-weight", "9", &sleeper.id])?.fails()?;
+    assert!(said.contains("blockIO.weight: 9 is not between 10 and 1000"), "{said}");
     fs::write(&file, "[]")?;
     let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
     assert!(said.contains("no JSON object"), "{said}");
@@ -187,6 +191,20 @@ fn a_full_cgroup_lets_an_exec_in(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Of a record that does not know where the cgroups are, it is not left in those of the runtime's caller.
+fn an_exec_goes_where_the_first_process_is(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "lost", json!({"pids": {"limit": 20}}))?;
+    let file = env.path("rung").join(&sleeper.id).join("state.json");
+    let whole = fs::read_to_string(&file)?;
+    let mut record: serde_json::Value = serde_json::from_str(&whole)?;
+    record["cgroup_paths"] = json!({});
+    fs::write(&file, record.to_string())?;
+    let same = r#"[ "$(cat /proc/1/cgroup)" = "$(cat /proc/self/cgroup)" ]"#;
+    let ran = env.run_rung(&["exec", &sleeper.id, "sh", "-c", same]);
+    fs::write(&file, whole)?;
+    ran?.ok().map(drop)
+}
+
 fn cpuset_is_kept(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "cpuset", &["grep", "Cpus_allowed_list", "/proc/self/status"])?;
     bundle.set("/linux/resources", json!({"cpu": {"cpus": "0", "mems": "0"}}));
@@ -269,12 +287,16 @@ fn an_idle_container_has_no_weight(env: &Env) -> Result<()> {
     let ran = env.run_rung(&["update", "--cpu-share", "200", "--cpu-idle", "1", &sleeper.id])?.ok()?;
     assert!(ran.stderr.contains("unable to apply both"), "{}", ran.stderr);
     assert_eq!(value(env, "idle", "", "", "cpu.idle")?, "1");
+    env.run_rung(&["update", "--cpu-idle", "0", &sleeper.id])?.ok()?;
+    assert_eq!(value(env, "idle", "", "", "cpu.weight")?, "29");
     Ok(())
 }
 
 fn systemd_is_not_told_what_it_cannot_change(env: &Env) -> Result<()> {
     let id = env.id("policy");
     let mut bundle = Bundle::new(env, "policy", &["sleep", "600"])?;
+    // As in `systemd_knows_the_limits`, but said in another place.
+    bundle.set("/linux/resources", json!({"unified": {"pids.max": "1"}}));
     bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
     env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
     let file = env.path("policy.json");

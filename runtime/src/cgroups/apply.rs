@@ -54,6 +54,10 @@ fn explain(dir: &CgroupDir, setting: &Setting, e: rung_sys::Error) -> Error {
             let sizes = libcgroups::stats::supported_page_sizes().unwrap_or_default().join(", ");
             Error::invalid("linux.resources.hugepageLimits", format!("{e}; this host has page sizes {sizes}"))
         }
+        (Errno::EOPNOTSUPP, "io.bfq.weight" | "io.weight") => {
+            let reason = format!("{e}; neither the scheduler bfq nor the controller io.cost weighs this device");
+            Error::invalid("linux.resources.blockIO", reason)
+        }
         (Errno::ENOENT, file) => {
             let reason = format!("{e}; the controller {} or this file of it is not available here", setting.controller);
             Error::invalid(format!("linux.resources ({file})"), reason)

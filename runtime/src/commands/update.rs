@@ -27,9 +27,16 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         Some(file) => read(file)?,
         None => from_flags(args)?,
     };
+    drop_zeros(&mut wanted);
     lift_swap_too(&mut wanted);
+    weigh_again(&mut wanted, &current);
     complete(&mut wanted, &current);
+    add_devices(&mut wanted, &current);
     let resources = parse(&wanted)?;
+    rung_spec::validate::check_limits(&resources).map_err(|violations| {
+        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        Error::invalid(all.join("; "))
+    })?;
     let mut cgroup = container.cgroup();
     let (l3, bandwidth) = (args.l3_cache_schema.as_deref(), args.mem_bw_schema.as_deref());
     let schemata = [("l3CacheSchema", l3), ("memBwSchema", bandwidth)];
@@ -42,7 +49,7 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         let before = parse(&recorded(&current, &wanted))?;
         let _ = cgroup.apply(&before);
         // A cgroup that was made for it on v1 stays, with the container's processes in it.
-        container.record.cgroup_paths = cgroup.paths();
+        container.record.cgroup_paths.extend(cgroup.paths());
         container.entry.save(&container.record)?;
         return Err(error);
     }
@@ -55,13 +62,20 @@ pub(super) fn run(settings: &Settings, args: &UpdateArgs) -> Result<()> {
         }
     }
     container.record.config.spec = Json::new(&document.to_string());
-    // `update` may have made a cgroup that was not needed before.
-    container.record.cgroup_paths = cgroup.paths();
+    // `update` may have made a cgroup that was not needed before. One that somebody has removed stays recorded.
+    container.record.cgroup_paths.extend(cgroup.paths());
     container.entry.save(&container.record)
 }
 
 fn parse(value: &Value) -> Result<LinuxResources> {
     rung_spec::config::parse_resources(&value.to_string()).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// A quota or period of zero is none: it keeps what is recorded too.
+fn drop_zeros(wanted: &mut Value) {
+    if let Some(cpu) = wanted.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.retain(|key, value| !matches!(key.as_str(), "quota" | "period") || value.as_i64() != Some(0));
+    }
 }
 
 /// Memory without a limit lifts the limit of swap too, unless that is named: it cannot be counted from nothing.
@@ -71,6 +85,20 @@ fn lift_swap_too(wanted: &mut Value) {
         memory.insert("swap".into(), Value::from(-1));
     }
 }
+
+/// Gives a group that is idle no more the shares that are recorded: while it was idle the kernel has kept none, and to
+/// systemd idleness is a weight.
+fn weigh_again(wanted: &mut Value, current: &Value) {
+    let Some(cpu) = wanted.get_mut("cpu").and_then(Value::as_object_mut) else { return };
+    let was_idle = current.pointer("/cpu/idle") == Some(&Value::from(1));
+    if was_idle && cpu.get("idle") == Some(&Value::from(0)) && !cpu.contains_key("shares") {
+        let shares = current.pointer("/cpu/shares").and_then(Value::as_u64).filter(|&shares| shares != 0);
+        cpu.insert("shares".into(), shares.unwrap_or(DEFAULT_SHARES).into());
+    }
+}
+
+/// The shares of a group that was never given any.
+const DEFAULT_SHARES: u64 = 1024;
 
 /// Adds what is only set together with something wanted, as it is recorded: on v2 quota and period are one line of one
 /// file, and the limit of swap is counted from that of memory.
@@ -86,6 +114,24 @@ fn complete(wanted: &mut Value, current: &Value) {
                 object.insert(missing.to_owned(), kept.clone());
             }
         }
+    }
+}
+
+/// Adds the devices that are recorded to lists of limits for some of them, and those with a weight to a new weight, which
+/// the scheduler gives to all of them.
+fn add_devices(wanted: &mut Value, current: &Value) {
+    let Some(io) = wanted.get_mut("blockIO").and_then(Value::as_object_mut) else { return };
+    for (list, recorded) in current["blockIO"].as_object().into_iter().flatten() {
+        let Some(recorded) = recorded.as_array() else { continue };
+        if !(io.contains_key(list) || list == "weightDevice" && io.contains_key("weight")) {
+            continue;
+        }
+        let given = io.entry(list).or_insert_with(|| json!([]));
+        let Some(given) = given.as_array_mut() else { continue };
+        let named =
+            |device: &Value| given.iter().any(|one| ["major", "minor"].iter().all(|key| one[key] == device[key]));
+        let kept: Vec<Value> = recorded.iter().filter(|device| !named(device)).cloned().collect();
+        given.splice(..0, kept);
     }
 }
 
@@ -257,6 +303,44 @@ mod tests {
             lift_swap_too(&mut wanted);
             complete(&mut wanted, &current);
             assert_eq!(wanted["memory"], settled);
+        }
+    }
+
+    #[test]
+    fn a_quota_of_zero_keeps_the_recorded_one() {
+        let mut wanted = json!({"cpu": {"quota": 0, "period": 5, "shares": 0}});
+        drop_zeros(&mut wanted);
+        complete(&mut wanted, &json!({"cpu": {"quota": 1, "period": 2}}));
+        assert_eq!(wanted["cpu"], json!({"quota": 1, "period": 5, "shares": 0}));
+    }
+
+    #[test]
+    fn devices_that_are_not_named_keep_their_limits() {
+        let device = |minor: u32, weight: u32| json!({"major": 8, "minor": minor, "weight": weight});
+        let current = json!({"blockIO": {"weight": 10, "weightDevice": [device(0, 20), device(16, 30)]}});
+        for (named, settled) in [
+            (json!({"weight": 40}), json!({"weight": 40, "weightDevice": [device(0, 20), device(16, 30)]})),
+            (json!({"weightDevice": [device(0, 50)]}), json!({"weightDevice": [device(16, 30), device(0, 50)]})),
+            (json!({"throttleReadBpsDevice": []}), json!({"throttleReadBpsDevice": []})),
+        ] {
+            let mut wanted = json!({ "blockIO": named });
+            add_devices(&mut wanted, &current);
+            assert_eq!(wanted["blockIO"], settled);
+        }
+    }
+
+    #[test]
+    fn what_is_idle_no_more_has_its_shares_again() {
+        for (recorded, named, settled) in [
+            (json!({"shares": 512, "idle": 1}), json!({"idle": 0}), json!({"idle": 0, "shares": 512})),
+            (json!({"idle": 1}), json!({"idle": 0}), json!({"idle": 0, "shares": 1024})),
+            (json!({"shares": 512, "idle": 1}), json!({"idle": 0, "shares": 2}), json!({"idle": 0, "shares": 2})),
+            (json!({"shares": 512, "idle": 1}), json!({"idle": 1}), json!({"idle": 1})),
+            (json!({"shares": 512}), json!({"idle": 0}), json!({"idle": 0})),
+        ] {
+            let mut wanted = json!({ "cpu": named });
+            weigh_again(&mut wanted, &json!({ "cpu": recorded }));
+            assert_eq!(wanted["cpu"], settled);
         }
     }
 

@@ -15,7 +15,7 @@ use std::fmt;
 pub use process::wrong_variable;
 pub use sysctl::IPC_SYSCTLS;
 
-use crate::config::{Hook, Process, Spec};
+use crate::config::{Hook, LinuxResources, Process, Spec};
 
 /// A value that the specification does not allow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,16 @@ pub fn check(spec: &Spec) -> Result<(), Vec<Violation>> {
 pub fn check_process(process: &Process) -> Result<(), Vec<Violation>> {
     let mut found = Found::new();
     process::check(process, "process", &mut found);
+    if found.is_empty() { Ok(()) } else { Err(found) }
+}
+
+/// Holds new limits (`update`) against the rules of limits. Files of the unified hierarchy may be more than limits there.
+///
+/// # Errors
+/// Every violation, in the order of the rules.
+pub fn check_limits(resources: &LinuxResources) -> Result<(), Vec<Violation>> {
+    let mut found = Found::new();
+    resources::limits_have_sense(resources, "linux.resources", &mut found);
     if found.is_empty() { Ok(()) } else { Err(found) }
 }
 

@@ -7,6 +7,12 @@ use super::{Found, Violation};
 
 pub(super) fn check(resources: &LinuxResources, at: &str, found: &mut Found) {
     device_rules_are_complete(resources, at, found);
+    limits_have_sense(resources, at, found);
+    unified_names_are_files(resources, at, found);
+}
+
+/// What holds for the limits of a container that runs too.
+pub(super) fn limits_have_sense(resources: &LinuxResources, at: &str, found: &mut Found) {
     if let Some(memory) = resources.memory() {
         swap_holds_memory(memory, at, found);
         swappiness_is_in_range(memory, at, found);
@@ -17,7 +23,6 @@ pub(super) fn check(resources: &LinuxResources, at: &str, found: &mut Found) {
     }
     weights_are_in_range(resources, at, found);
     page_sizes_are_sizes(resources, at, found);
-    unified_names_are_files(resources, at, found);
 }
 
 fn device_rules_are_complete(resources: &LinuxResources, at: &str, found: &mut Found) {
