@@ -133,10 +133,11 @@ fn unified_properties(resources: &LinuxResources, list: &mut List) -> Result<()>
             "cpu.idle" if value.trim() == "1" => ("CPUWeight", Value::U64(0)),
             "cpu.weight" => ("CPUWeight", Value::U64(number()?)),
             "cpu.max" => {
-                let (quota, period) = value.split_once(' ').unwrap_or((value, ""));
-                let period = period.trim().parse().unwrap_or(DEFAULT_PERIOD);
+                let mut words = value.split_ascii_whitespace();
+                let (quota, period) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+                let period = period.parse().unwrap_or(DEFAULT_PERIOD);
                 list.push(("CPUQuotaPeriodUSec".into(), Value::U64(period)));
-                let quota = quota.trim().parse().unwrap_or(-1);
+                let quota = quota.parse().unwrap_or(-1);
                 ("CPUQuotaPerSecUSec", Value::U64(quota_per_second(quota, period)))
             }
             "cpuset.cpus" => ("AllowedCPUs", bits(value, &path())?),
@@ -278,6 +279,11 @@ mod tests {
         let json = r#"{"memory":{"limit":1000,"swap":3000},"cpu":{"shares":1024,"quota":15000,"period":100000,"cpus":"0-1,9"},
             "pids":{"limit":0},"unified":{"memory.high":"max","io.max":"8:0 rbps=1"}}"#;
         assert_eq!(properties(r#"{"unified":{"pids.max":"0"}}"#, true), [("TasksMax".to_owned(), Value::U64(1))]);
+        let spaced = properties(r#"{"unified":{"cpu.max":" 30000\t60000\n"}}"#, true);
+        assert_eq!(
+            spaced.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>(),
+            [60_000, 500_000].map(Value::U64)
+        );
         let list = properties(json, true);
         let find = |name: &str| list.iter().find(|(found, _)| found == name).map(|(_, value)| value.clone());
         assert_eq!(find("MemoryMax"), Some(Value::U64(1000)));
