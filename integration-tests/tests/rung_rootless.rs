@@ -2,7 +2,7 @@
 //! cgroup that systemd has given away or by the user's own service manager.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_terminal_belongs_to_the_user[Rootless],
     limits_in_the_delegated_cgroup[Rootless, CgroupV2, Systemd],
     limits_through_the_users_systemd[Rootless, CgroupV2, Systemd],
+    systemd_puts_in_who_is_out_of_reach[Rootless, CgroupV2, Systemd, Alone],
     a_cgroup_of_others_is_refused[Rootless, CgroupV2],
     memory_limit_kills[Rootless, CgroupV2, Systemd],
     cgroups_of_the_host_stay_read_only[Rootless, CgroupV2],
@@ -378,6 +379,33 @@ fn limits_through_the_users_systemd(env: &Env) -> Result<()> {
     let gone = env.run("systemctl", &["--user", "show", "--property=ActiveState", &unit])?.ok()?;
     assert_eq!(gone.text(), "ActiveState=inactive");
     ensure!(!cgroup.exists(), "the cgroup is left");
+    Ok(())
+}
+
+/// As for somebody who has logged in, and so is not in what his service manager runs: he may put nobody in there.
+fn systemd_puts_in_who_is_out_of_reach(env: &Env) -> Result<()> {
+    let id = env.id("reach");
+    let mut bundle = alone(env, "reach", &["sleep", "600"])?;
+    bundle.set("/linux/cgroupsPath", format!("user.slice:rung:{id}"));
+    let uid = own_ids().0;
+    let above = format!("/sys/fs/cgroup/user.slice/user-{uid}.slice/user@{uid}.service/cgroup.procs");
+    let _deleted = Deleted(env, id.clone());
+    let run = ["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id];
+    let enter = || -> Result<PathBuf> {
+        env.run_rung(&run)?.ok()?;
+        env.run_rung(&["exec", "--detach", &id, "sleep", "500"])?.ok()?;
+        let cgroup = cgroup_of(&state(env, &id)?["pid"])?;
+        fs::create_dir(cgroup.join("below"))?;
+        env.run_rung(&["exec", "--detach", "--cgroup", "below", &id, "sleep", "500"])?.ok()?;
+        Ok(cgroup)
+    };
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o444))?;
+    let cgroup = enter();
+    fs::set_permissions(&above, fs::Permissions::from_mode(0o644))?;
+    let cgroup = cgroup?;
+    ensure!(cgroup.ends_with(format!("user.slice/rung-{id}.scope")), "{}", cgroup.display());
+    assert_eq!(read(&cgroup, "cgroup.procs")?.lines().count(), 2);
+    assert_eq!(read(&cgroup.join("below"), "cgroup.procs")?.lines().count(), 1);
     Ok(())
 }
 

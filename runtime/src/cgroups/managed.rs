@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxPids, LinuxResources};
+use nix::unistd::{AccessFlags, Pid, faccessat};
+use oci_spec::runtime::LinuxResources;
 use rung_sys::beneath::lexical;
 use rung_sys::bpf::device::Rule;
 use rung_sys::process::{CloneRequest, Forked, Target, clone, exit_now, set_parent_death_signal, wait};
@@ -107,14 +108,42 @@ impl Cgroup {
         list.extend(systemd::wanted(resources, unified, &managed.annotations)?);
         if pid.is_none() && !managed.unit.is_slice() {
             managed.placeholder = Some(Placeholder::new()?);
-            let limit = resources.and_then(|wanted| wanted.pids().as_ref()).map(LinuxPids::limit);
-            managed.full = matches!(limit, Some(0 | 1));
+            // Whether `pids`, a file of the unified hierarchy or an annotation asks for that.
+            let limit = list.iter().rfind(|(name, _)| name == "TasksMax").map(|(_, value)| value);
+            managed.full = matches!(limit, Some(Value::U64(0 | 1)));
         }
         let pid = pid.or(managed.placeholder.as_ref().map(|placeholder| placeholder.0));
         Systemd::connect(managed.unit.user)?.start(&managed.unit, &managed.id, pid, &list)?;
         managed.ours = true;
         managed.passed_down = pid.filter(|_| managed.below);
         Ok(())
+    }
+
+    /// Whether only systemd may put a process in: its caller is outside of what the service manager of the user runs, as
+    /// everybody is who has logged in. The kernel asks who owns the cgroup that is above both.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        let [place] = &self.places[..] else { return false };
+        if !place.hierarchy.is_v2() || !self.managed.as_ref().is_some_and(|managed| managed.unit.user) {
+            return false;
+        }
+        let own = locate::hierarchies().ok().and_then(|list| list.into_iter().find(locate::Hierarchy::is_v2));
+        let own = own.map(|own| own.mount.join(lexical(&own.own))).unwrap_or_default();
+        let above: PathBuf = own.iter().zip(place.path.iter()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+        let denied = faccessat(AT_FDCWD, &above.join("cgroup.procs"), AccessFlags::W_OK, AtFlags::AT_EACCESS);
+        denied.is_err()
+    }
+
+    /// Has systemd put a process in.
+    ///
+    /// # Errors
+    /// When there is no unit, or systemd refuses.
+    pub fn attach(&self, pid: Pid) -> Result<()> {
+        let (Some(managed), Some(place)) = (&self.managed, self.places.first()) else {
+            return Err(Error::Systemd("attach a process: there is no unit".into()));
+        };
+        let below: PathBuf = place.path.iter().skip_while(|part| *part != managed.unit.name.as_str()).skip(1).collect();
+        Systemd::connect(managed.unit.user)?.attach(&managed.unit, &below, pid)
     }
 
     /// Tells systemd about new limits.

@@ -131,6 +131,7 @@ const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// Also the one for a property that cannot be changed.
 const UNKNOWN_PROPERTY: &str = "org.freedesktop.DBus.Error.PropertyReadOnly";
+const INVALID_VALUE: &str = "org.freedesktop.DBus.Error.InvalidArgs";
 
 /// A connection to a service manager.
 #[derive(Debug)]
@@ -181,6 +182,7 @@ impl Systemd {
                     return self.start_once(unit, &all);
                 }
                 Err(error) if error.is_named(UNKNOWN_PROPERTY) && drop_newest(&mut all) => {}
+                Err(error) if error.is_named(INVALID_VALUE) && drop_idleness(&mut all) => {}
                 other => return other,
             }
         }
@@ -240,9 +242,18 @@ impl Systemd {
             let body = Body::default().with(&Value::text(&unit.name)).with(&Value::Bool(true)).with_properties(&list);
             match self.bus.call(MANAGER, "SetUnitProperties", body).map(drop) {
                 Err(error) if error.is_named(UNKNOWN_PROPERTY) && drop_newest(&mut list) => {}
+                Err(error) if error.is_named(INVALID_VALUE) && drop_idleness(&mut list) => {}
                 other => return other,
             }
         }
+    }
+
+    /// Puts a process into the cgroup of the unit, or into the one `below` it.
+    pub(super) fn attach(&mut self, unit: &Unit, below: &Path, pid: Pid) -> Result<()> {
+        let below = if below.as_os_str().is_empty() { String::new() } else { format!("/{}", below.display()) };
+        let pids = Value::Array("u".into(), vec![Value::U32(pid.as_raw().cast_unsigned())]);
+        let body = Body::default().with(&Value::text(&unit.name)).with(&Value::text(below)).with(&pids);
+        self.bus.call(MANAGER, "AttachProcessesToUnit", body).map(drop)
     }
 
     /// Stops the unit; one that is gone already is fine.
@@ -279,6 +290,13 @@ fn drop_newest(list: &mut Vec<(String, Value)>) -> bool {
         list.remove(at);
         true
     })
+}
+
+/// Takes out the weight of an idle group, which systemd before 252 refuses. It is written into the cgroup's file too.
+fn drop_idleness(list: &mut Vec<(String, Value)>) -> bool {
+    let all = list.len();
+    list.retain(|(name, value)| name != "CPUWeight" || *value != Value::U64(0));
+    list.len() < all
 }
 
 /// The first address of a list that is a socket of this machine.
@@ -363,5 +381,8 @@ mod tests {
         assert!(drop_newest(&mut list));
         assert!(!drop_newest(&mut list));
         assert_eq!(list, [("CPUWeight".to_owned(), Value::U64(1))]);
+        assert!(!drop_idleness(&mut list));
+        list[0].1 = Value::U64(0);
+        assert!(drop_idleness(&mut list) && list.is_empty());
     }
 }

@@ -95,9 +95,15 @@ impl Cgroup {
             }
         }
         if files.is_empty() && birthplace.is_none() && !self.places.is_empty() {
-            return Err(Error::Host(format!("cgroup {} is gone", self.places[0].path.display())));
+            return Err(self.places[0].gone());
         }
         Ok(Entry { files, birthplace })
+    }
+
+    /// Whether there is no place that this could be.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// Whether this v2 cgroup has handed its controllers down so that it can have no processes of its own. Those that
@@ -116,11 +122,11 @@ impl Cgroup {
         self.is_unified() && self.places.iter().any(|place| divided(place) == Some(true))
     }
 
-    /// The way into cgroups below this one: one path for all, or paths for controllers, `controller,…:path`.
+    /// The cgroups below this one: one path for all, or paths for controllers, `controller,…:path`.
     ///
     /// # Errors
     /// When a path leads out of the container's cgroup or does not exist, or when it is not clear whose it is.
-    pub fn sub_entry(mut self, wishes: &[String]) -> Result<Entry> {
+    pub fn sub_cgroups(mut self, wishes: &[String]) -> Result<Self> {
         let mut named = Vec::new();
         for wish in wishes {
             let refuse = |reason: String| Error::invalid(format!("invalid --cgroup argument: {wish}"), reason);
@@ -157,6 +163,6 @@ impl Cgroup {
                 return Err(Error::invalid("--cgroup", reason));
             }
         }
-        self.open_entry()
+        Ok(self)
     }
 }

@@ -73,12 +73,17 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
         }
         Ok((filter, listener))
     };
-    let placement = place(container, container.cgroup(), options).doing(|| NOT_STARTED)?;
+    let attached = beyond_reach(container, options).doing(|| NOT_STARTED)?;
+    let placement = match attached {
+        Some(_) => None,
+        None => place(container, container.cgroup(), options).doing(|| NOT_STARTED)?,
+    };
     let launch = ExecLaunch {
         process: &plan,
         filtered: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
         namespaces: namespaces(container, spec)?,
         entry: placement,
+        attached,
         rootless: container.record.rootless,
     };
     let started = start_exec(launch, &container.hook_state(), compile).doing(|| NOT_STARTED)?;
@@ -91,13 +96,31 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
     Ok(started)
 }
 
-/// The way into the container's cgroups. Where they are gone or cannot hold processes (a service manager inside has
-/// made sub-cgroups), the process goes where the container's first process is now.
+/// The cgroup that only systemd may put the process in: the container's, or where the first process is now.
+fn beyond_reach(container: &Container, options: &Options) -> Result<Option<Cgroup>> {
+    let cgroup = container.cgroup();
+    if !cgroup.is_out_of_reach() {
+        return Ok(None);
+    }
+    if !options.cgroups.is_empty() {
+        return cgroup.sub_cgroups(&options.cgroups).map(Some).map_err(cgroup_error);
+    }
+    if !cgroup.is_divided() {
+        return Ok(Some(cgroup));
+    }
+    let current = Cgroup::of(container.pid()).map_err(cgroup_error)?;
+    Ok(Some(current.managed_by(cgroup.unit().cloned())))
+}
+
+/// The way into the container's cgroups. Where they are gone, unknown or cannot hold processes (a service manager inside
+/// has made sub-cgroups), the process goes where the container's first process is now. That of an ordinary user may have
+/// none.
 fn place(container: &Container, cgroup: Cgroup, options: &Options) -> Result<Option<crate::cgroups::Entry>> {
     if !options.cgroups.is_empty() {
-        return cgroup.sub_entry(&options.cgroups).map(Some).map_err(cgroup_error);
+        return cgroup.sub_cgroups(&options.cgroups).and_then(Cgroup::open_entry).map(Some).map_err(cgroup_error);
     }
-    let entry = if cgroup.is_divided() { None } else { Some(cgroup.open_entry()) };
+    let unknown = cgroup.is_unknown() && !container.record.rootless;
+    let entry = if unknown || cgroup.is_divided() { None } else { Some(cgroup.open_entry()) };
     match entry {
         Some(Ok(entry)) => Ok(Some(entry)),
         Some(Err(error)) if container.record.rootless && error.is_denied() => Ok(None),

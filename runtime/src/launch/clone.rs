@@ -74,7 +74,8 @@ pub fn make_process(
     }
     let entered = enter_for_children(placement)?;
     let request = CloneRequest { flags: placement.flags, into_cgroup: placement.cgroup };
-    let forked = clone(&request).doing(|| "clone the container's process");
+    let into = if placement.cgroup.is_some() { " into its cgroup" } else { "" };
+    let forked = clone(&request).doing(|| format!("clone the container's process{into}"));
     if matches!(forked, Ok(Forked::Child)) {
         exit_now(child(&[Namespace::Pid]));
     }

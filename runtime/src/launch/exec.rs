@@ -7,8 +7,8 @@ use rung_sys::namespace::Namespace;
 
 use super::clone::{self, Placement};
 use super::sync;
-use super::{Answers, Compiled, Started, announced, set_oom_score};
-use crate::cgroups::Entry;
+use super::{Answers, Compiled, Started, announced, cgroup_error, set_oom_score};
+use crate::cgroups::{Cgroup, Entry};
 use crate::error::{Error, Kind, Result};
 use crate::hooks::HookState;
 use crate::init::process::raise_limits;
@@ -26,6 +26,8 @@ pub struct ExecLaunch<'a> {
     pub namespaces: Vec<(Namespace, OwnedFd)>,
     /// The way into the cgroups.
     pub entry: Option<Entry>,
+    /// The cgroup that only systemd may put it in.
+    pub attached: Option<Cgroup>,
     /// Made without root.
     pub rootless: bool,
 }
@@ -74,8 +76,10 @@ pub fn start_exec(
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
     let mut started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
     let limits = || if joins_user { raise_limits(pid, &launch.process.spec) } else { Ok(()) };
+    let attach = || launch.attached.map_or(Ok(()), |cgroup| cgroup.attach(pid)).map_err(cgroup_error);
     let outcome = set_oom_score(pid, &launch.process.spec, launch.rootless)
         .and_then(|()| limits())
+        .and_then(|()| attach())
         .and_then(|()| started.hand_over(launch.filtered, compile))
         .and_then(|listener| {
             let answers = Answers { hooks: None, state, listener };

@@ -77,7 +77,7 @@ pub struct Started {
 }
 
 /// Makes the first process of a container, and works beside it: while the process makes its namespaces, `provide` makes
-/// its cgroups (it is told whether the process was cloned into the v2 one); while the process mounts, `compile` makes
+/// its cgroups (it is told whether the process is in the v2 one); while the process mounts, `compile` makes
 /// its seccomp filter. The second value is where the listener of that filter goes.
 pub fn start_init(
     launch: Launch<'_>,
@@ -99,7 +99,8 @@ pub fn start_init(
     let time_offsets = plan.namespaces.time_offsets.as_deref().filter(|_| !plan.namespaces.makes(Namespace::User));
     let for_children = plan.namespaces.joins(Namespace::Pid) || time_offsets.is_some();
     let by_another = plan.namespaces.joins(Namespace::User) || launch.rootless && for_children;
-    let born_into = if by_another { None } else { cgroup.clone_into() };
+    let attached = cgroup.is_out_of_reach();
+    let born_into = if by_another || attached { None } else { cgroup.clone_into() };
     let inherited = Inherited {
         sync: child,
         cgroup: None,
@@ -109,7 +110,7 @@ pub fn start_init(
         gate: launch.gate,
         filtered: launch.filtered,
     };
-    let cloned_into = born_into.is_some();
+    let is_in = born_into.is_some() || attached;
     let placement = Placement {
         flags: clone_flags(plan),
         joined: &inherited.namespaces,
@@ -126,7 +127,10 @@ pub fn start_init(
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
     let started = Started { pid, pidfd, console: None, sync: parent, gone_on: false, early };
     let outcome = settle(&started, plan, network, launch.rootless).and_then(|()| {
-        let entry = provide(cgroup, cloned_into)?;
+        if attached {
+            cgroup.attach(pid).map_err(cgroup_error)?;
+        }
+        let entry = provide(cgroup, is_in)?;
         started.sync.prepared(&entry.descriptors())?;
         started.hand_over(launch.filtered, compile)
     });
