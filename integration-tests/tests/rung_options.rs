@@ -229,10 +229,17 @@ fn a_profile_is_in_force_without_proc(env: &Env) -> Result<()> {
     let state = env.run_rung(&["state", &id])?;
     let state: Value = serde_json::from_str(state.text()).unwrap_or_default();
     let label = fs::read_to_string(format!("/proc/{}/attr/current", state["pid"]));
+    // A flag without a value is no wish for a process without a profile.
+    let number = env.path("exec.pid");
+    let flags = ["--detach", "--apparmor", "", "--pid-file", &number.to_string_lossy()];
+    let ran = env.run_rung(&[&["exec"], &flags[..], &[&*id, "sleep", "500"]].concat());
+    let other = fs::read_to_string(&number).and_then(|pid| fs::read_to_string(format!("/proc/{pid}/attr/current")));
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     env.run("apparmor_parser", &["--remove", &file.to_string_lossy()])?.ok()?;
     run.ok()?;
+    ran?.ok()?;
     assert_eq!(label?.trim(), format!("{id} (enforce)"));
+    assert_eq!(other?.trim(), format!("{id} (enforce)"));
     Ok(())
 }
 
@@ -241,10 +248,12 @@ fn words_after_the_id_are_the_programs(env: &Env) -> Result<()> {
     let id = env.id("words");
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
     let said = env.run_rung(&["exec", "--env", "A=1", &id, "echo", "--env", "-u"]);
+    let empty = env.run_rung(&["exec", "--cwd", "", "--process-label", "", &id, "pwd"]);
     let listed = env.run_rung(&["ps", &id, "-f", "-A"]);
     let signalled = env.run_rung(&["kill", &id, "-a"]);
     env.run_rung(&["delete", "--force=true", &id])?.ok()?;
     assert_eq!(said?.ok()?.text(), "--env -u");
+    assert_eq!(empty?.ok()?.text(), "/");
     assert!(listed?.ok()?.text().contains("sleep 600"));
     assert!(signalled?.fails()?.contains("unknown signal"));
     Ok(())

@@ -89,13 +89,14 @@ fn process(container: &Container, spec: &Spec, args: &ExecArgs) -> Result<Proces
     let mut process = exec::base_process(container, spec)?;
     process.set_args(Some(args.command.clone()));
     process.set_terminal(Some(args.tty));
-    if let Some(cwd) = &args.cwd {
+    // What is empty is not given, above all not as a wish to be less confined.
+    if let Some(cwd) = args.cwd.as_ref().filter(|cwd| !cwd.as_os_str().is_empty()) {
         process.set_cwd(cwd.clone());
     }
-    if let Some(profile) = &args.apparmor {
+    if let Some(profile) = args.apparmor.as_ref().filter(|profile| !profile.is_empty()) {
         process.set_apparmor_profile(Some(profile.clone()));
     }
-    if let Some(label) = &args.process_label {
+    if let Some(label) = args.process_label.as_ref().filter(|label| !label.is_empty()) {
         process.set_selinux_label(Some(label.clone()));
     }
     if let Some(value) = args.no_new_privs {
