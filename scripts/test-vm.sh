@@ -58,7 +58,7 @@ echo "machines run with ${accelerator[1]}"
 begun=$SECONDS
 filter=${GANTRY_TEST_FILTER:-}
 # Both have the same kernel, so on v1 run the tests that have to do with cgroups.
-v1=--host-matters,rung_cgroups,goes_on_where,shim_,memory,limits,counters,a_task_from,systemd,metrics,statistics
+v1=--host-matters,rung_cgroups,rung_updates,goes_on_where,shim_,memory,limits,counters,a_task_from,systemd,metrics,statistics
 declare -A parameters=(
     [vm-v2]="gantry.arguments=${filter:---host-matters}"
     [vm-v1]="gantry.arguments=${filter:-$v1} systemd.unified_cgroup_hierarchy=0"

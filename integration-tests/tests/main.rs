@@ -61,6 +61,7 @@ mod rung_readiness;
 mod rung_refusals;
 mod rung_rootless;
 mod rung_seccomp;
+mod rung_updates;
 mod shim_containerd;
 mod shim_exit_order;
 mod shim_faults;
@@ -127,6 +128,7 @@ fn main() -> ExitCode {
         rung_refusals::TESTS,
         rung_rootless::TESTS,
         rung_seccomp::TESTS,
+        rung_updates::TESTS,
         shim_containerd::TESTS,
         shim_exit_order::TESTS,
         shim_faults::TESTS,

@@ -11,7 +11,6 @@ use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_the_files [Root],
-    an_update_keeps_what_it_does_not_name [Root],
     every_process_is_in_the_cgroup [Root],
     memory_limit_kills [Root],
     a_limit_that_is_too_low_for_a_start_is_told [Root],
@@ -24,9 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_device_that_no_rule_allows_is_denied [Root],
     keys_are_read_in_any_case [Root],
     a_writable_view_shows_nothing_of_the_runtimes [Root, CgroupV1],
-    an_idle_container_has_no_weight [Root, CgroupV2],
     events_are_waited_for_asleep [Root, CgroupV2],
-    systemd_is_not_told_what_it_cannot_change [Root, CgroupV2, Systemd],
     occupied_cgroup_is_refused [Root],
     refused_limit_leaves_nothing [Root],
     cgroups_below_are_removed_too [Root],
@@ -42,7 +39,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 /// Whether the host has nothing but v2.
-fn unified() -> bool {
+pub(crate) fn unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
@@ -52,19 +49,19 @@ fn directory(env: &Env, name: &str, controller: &str) -> PathBuf {
     if unified() { root.join(env.id(name)) } else { root.join(controller).join(env.id(name)) }
 }
 
-fn value(env: &Env, name: &str, controller: &str, v1: &str, v2: &str) -> Result<String> {
+pub(crate) fn value(env: &Env, name: &str, controller: &str, v1: &str, v2: &str) -> Result<String> {
     let file = directory(env, name, controller).join(if unified() { v2 } else { v1 });
     Ok(fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?.trim().to_owned())
 }
 
 /// A container that sleeps, with `resources`; deleted by [`Sleeper::drop`].
-struct Sleeper<'a> {
+pub(crate) struct Sleeper<'a> {
     env: &'a Env,
-    id: String,
+    pub(crate) id: String,
 }
 
 impl<'a> Sleeper<'a> {
-    fn start(env: &'a Env, name: &str, resources: serde_json::Value) -> Result<Self> {
+    pub(crate) fn start(env: &'a Env, name: &str, resources: serde_json::Value) -> Result<Self> {
         let mut bundle = Bundle::new(env, name, &["sleep", "600"])?;
         bundle.set("/linux/resources", resources);
         let id = env.id(name);
@@ -77,38 +74,6 @@ impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
         let _ = self.env.run_rung(&["delete", "--force", &self.id]);
     }
-}
-
-fn an_update_keeps_what_it_does_not_name(env: &Env) -> Result<()> {
-    let resources = json!({"cpu": {"quota": 30_000, "period": 60_000}, "memory": {"limit": 50_331_648}});
-    let sleeper = Sleeper::start(env, "update", resources)?;
-    let file = env.path("update.json");
-    fs::write(&file, r#"{"cpu":{"period":50000,"quota":null}}"#)?;
-    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.ok()?;
-    let cpu = || -> Result<(String, String)> {
-        let found = |v1| value(env, "update", "cpu", v1, "cpu.max");
-        Ok((found("cpu.cfs_quota_us")?, found("cpu.cfs_period_us")?))
-    };
-    let expected = |quota: &str, period: &str| match unified() {
-        true => (format!("{quota} {period}"), format!("{quota} {period}")),
-        false => (quota.to_owned(), period.to_owned()),
-    };
-    env.run_rung(&["update", "--cpu-quota", "0", &sleeper.id])?.ok()?;
-    assert_eq!(cpu()?, expected("30000", "50000"));
-    // What was written before a refusal is set back.
-    fs::write(&file, r#"{"cpu":{"quota":20000,"cpus":"4000"}}"#)?;
-    env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
-    assert_eq!(cpu()?, expected("30000", "50000"));
-    fs::write(&file, r#"{"memory":{"limit":4096,"checkBeforeUpdate":true}}"#)?;
-    let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
-    assert!(said.contains("rejecting memory limit 4096 <= usage"), "{said}");
-    let said = env.run_rung(&["update", "--blkio-weight", "9", &sleeper.id])?.fails()?;
-    assert!(said.contains("blockIO.weight: 9 is not between 10 and 1000"), "{said}");
-    fs::write(&file, "[]")?;
-    let said = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &sleeper.id])?.fails()?;
-    assert!(said.contains("no JSON object"), "{said}");
-    assert_eq!(value(env, "update", "memory", "memory.limit_in_bytes", "memory.max")?, "50331648");
-    Ok(())
 }
 
 fn limits_are_in_the_files(env: &Env) -> Result<()> {
@@ -279,33 +244,6 @@ fn a_writable_view_shows_nothing_of_the_runtimes(env: &Env) -> Result<()> {
     }
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("writable")])?.ok()?;
     assert_eq!(ran.text(), format!("/{}", env.id("writable")));
-    Ok(())
-}
-
-fn an_idle_container_has_no_weight(env: &Env) -> Result<()> {
-    let sleeper = Sleeper::start(env, "idle", json!({"cpu": {"shares": 100}}))?;
-    let ran = env.run_rung(&["update", "--cpu-share", "200", "--cpu-idle", "1", &sleeper.id])?.ok()?;
-    assert!(ran.stderr.contains("unable to apply both"), "{}", ran.stderr);
-    assert_eq!(value(env, "idle", "", "", "cpu.idle")?, "1");
-    env.run_rung(&["update", "--cpu-idle", "0", &sleeper.id])?.ok()?;
-    assert_eq!(value(env, "idle", "", "", "cpu.weight")?, "29");
-    Ok(())
-}
-
-fn systemd_is_not_told_what_it_cannot_change(env: &Env) -> Result<()> {
-    let id = env.id("policy");
-    let mut bundle = Bundle::new(env, "policy", &["sleep", "600"])?;
-    // As in `systemd_knows_the_limits`, but said in another place.
-    bundle.set("/linux/resources", json!({"unified": {"pids.max": "1"}}));
-    bundle.set("/linux/cgroupsPath", format!("system.slice:rung:{id}"));
-    env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    let file = env.path("policy.json");
-    fs::write(&file, r#"{"unified":{"memory.oom.group":"1"},"pids":{"limit":44}}"#)?;
-    let updated = env.run_rung(&["update", "--resources", &file.to_string_lossy(), &id]);
-    let written = fs::read_to_string(format!("/sys/fs/cgroup/system.slice/rung-{id}.scope/memory.oom.group"));
-    env.run_rung(&["delete", "--force", &id])?.ok()?;
-    updated?.ok()?;
-    assert_eq!(written?.trim(), "1");
     Ok(())
 }
 
