@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_shared_root_gives_its_mounts_and_takes_none[Root],
     no_propagation_of_the_root_touches_the_hosts_mounts[Root],
     a_view_of_cgroups_holds_no_programs[Root],
+    message_queues_belong_to_root[Root],
 ];
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
@@ -234,5 +235,24 @@ fn a_view_of_cgroups_holds_no_programs(env: &Env) -> Result<()> {
     bundle.push("/mounts", json!({"destination": "/view", "type": "cgroup", "source": "cgroup"}));
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("view")])?.ok()?;
     ensure!(ran.text().parse::<u32>().is_ok_and(|count| count > 0), "{}", ran.text());
+    Ok(())
+}
+
+/// Whoever makes an IPC namespace owns its message queues.
+fn message_queues_belong_to_root(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "queues", &["sleep", "600"])?;
+    add_user_namespace(env, &mut bundle)?;
+    let (id, owner) = (env.id("queues"), ["stat", "-c", "%u:%g", "/dev/mqueue"]);
+    env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+    let made = env.run_rung(&[&["exec", &id], &owner[..]].concat());
+    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let mut other = Bundle::new(env, "joins", &owner)?;
+    let path = format!("/proc/{}/ns/user", state["pid"]);
+    other.push("/linux/namespaces", json!({"type": "user", "path": path}));
+    env.run("chown", &["-hR", "100000:100000", &other.rootfs().to_string_lossy()])?.ok()?;
+    env.run("chmod", &["a+x", &other.path.to_string_lossy()])?.ok()?;
+    let joined = env.run_rung(&["run", "--bundle", other.write()?, &env.id("joins")]);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    assert_eq!((made?.ok()?.text(), joined?.ok()?.text()), ("0:0", "0:0"));
     Ok(())
 }

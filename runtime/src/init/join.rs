@@ -15,14 +15,16 @@ use crate::plan::InitPlan;
 pub(super) fn namespaces(plan: &InitPlan, inherited: &Inherited, joined: &[Namespace]) -> Result<()> {
     let own = plan.namespaces.make.iter().filter(|kind| plan.makes_itself(**kind));
     let flags = own.fold(0, |flags, kind| flags | kind.flag());
-    if flags != 0 {
-        namespace::leave(flags).doing(|| "make namespaces")?;
+    let make = || if flags == 0 { Ok(()) } else { namespace::leave(flags).doing(|| "make namespaces") };
+    if !plan.namespaces.has(Namespace::User) {
+        make()?;
+        return all(inherited, joined);
     }
     all(inherited, joined)?;
     if plan.namespaces.makes(Namespace::User) {
         become_root()?;
     }
-    Ok(())
+    make()
 }
 
 /// Makes the time namespace of a new user namespace and goes into it, which it can as long as it has one thread.

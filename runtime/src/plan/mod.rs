@@ -186,10 +186,14 @@ impl InitPlan {
     }
 
     /// Whether the first process makes the new namespace of this kind itself, rather than being cloned into it. Then the
-    /// runtime does not have to wait while the kernel makes it.
+    /// runtime does not have to wait while the kernel makes it; and `/dev/mqueue` belongs to whoever makes an IPC
+    /// namespace, who must be root of the container's user namespace by then.
     pub fn makes_itself(&self, kind: Namespace) -> bool {
-        let own = matches!(kind, Namespace::Mount | Namespace::Network | Namespace::Ipc | Namespace::Uts);
-        own && self.goes_ahead()
+        match kind {
+            Namespace::Ipc => self.goes_ahead() || self.namespaces.has(Namespace::User),
+            Namespace::Mount | Namespace::Network | Namespace::Uts => self.goes_ahead(),
+            _ => false,
+        }
     }
 
     /// Whether the container can write where it sees its cgroups.
