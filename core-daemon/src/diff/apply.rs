@@ -63,6 +63,8 @@ pub struct Deferred {
     pub(super) implicit: BTreeSet<PathBuf>,
     /// Hard links to files that are not in this layer: target by name.
     pub(super) links: BTreeMap<PathBuf, PathBuf>,
+    /// Directories with removed names, which may have nothing below them.
+    pub(super) hiding: BTreeSet<PathBuf>,
     /// Times of directories, which `settle` disturbs.
     pub(super) times: Times,
 }
@@ -73,7 +75,7 @@ pub(super) type Times = BTreeMap<PathBuf, (i64, u32)>;
 impl Deferred {
     /// Nothing is left open.
     pub fn is_empty(&self) -> bool {
-        self.implicit.is_empty() && self.links.is_empty()
+        self.implicit.is_empty() && self.links.is_empty() && self.hiding.is_empty()
     }
 
     /// What was at `path` and below it is gone.
@@ -275,6 +277,10 @@ impl Layer {
             Mode::Overlay => {
                 let parent = self.take_parent(within)?;
                 whiteout::hide(parent.as_fd(), hidden)?;
+                if !self.deferred.hiding.contains(within) {
+                    self.text += within.as_os_str().len();
+                    self.deferred.hiding.insert(within.to_owned());
+                }
                 self.parent = Some((within.to_owned(), parent));
                 Ok(())
             }

@@ -39,6 +39,7 @@ pub fn convert(path: &Path, tar: impl BufRead, mode: Mode, limit: u64) -> Result
         mode,
         implicit: BTreeSet::new(),
         links: BTreeMap::new(),
+        hides: false,
         moved_to: BTreeSet::new(),
         parent: None,
         text: 0,
@@ -63,6 +64,8 @@ struct Layer {
     implicit: BTreeSet<Id>,
     /// Hard links to files that are not in this layer: target by directory and name.
     links: BTreeMap<(Id, Vec<u8>), PathBuf>,
+    /// Whether names are marked as removed.
+    hides: bool,
     /// Where directories were moved to because a link below leads there.
     moved_to: BTreeSet<PathBuf>,
     /// The directory of the entry before, which is most often that of the next.
@@ -120,6 +123,7 @@ impl Layer {
             None => {
                 let id = self.tree.add(Node::new(SFlag::S_IFCHR.bits(), Content::Special(0)));
                 self.tree.insert(directory, name, id);
+                self.hides = true;
             }
             Some(id) if self.tree.node(id).is_directory() => make_opaque(self.tree.node_mut(id)),
             Some(_) => {}
@@ -309,7 +313,7 @@ fn is_whiteout(node: &Node) -> bool {
 impl Unfinished {
     /// Whether the layers below have something to say.
     pub fn needs_lowers(&self) -> bool {
-        !self.0.implicit.is_empty() || !self.0.links.is_empty()
+        !self.0.implicit.is_empty() || !self.0.links.is_empty() || self.0.hides
     }
 
     /// Makes the layer fit those below it, newest first, and the image whole. It is not flushed.
@@ -317,14 +321,18 @@ impl Unfinished {
     /// # Errors
     /// `InvalidArgument` for a hard link to what no layer has; when the image cannot be written.
     pub fn finish(self, lowers: &[PathBuf]) -> Result<()> {
+        let needs_lowers = self.needs_lowers();
         let Self(mut layer) = self;
-        if !layer.implicit.is_empty() || !layer.links.is_empty() {
+        if needs_lowers {
             let lowers = Lowers::open(lowers).doing(|| "open the layers below")?;
             layer.settle_directories(&lowers, Tree::ROOT, Path::new(""))?;
             let mut copies = BTreeMap::new();
             for ((directory, name), target) in layer.links.clone() {
                 let linked = layer.copy_up(&lowers, (directory, &name), &target, &mut copies);
                 linked.doing(|| format!("settle link to {target:?}"))?;
+            }
+            if layer.hides {
+                layer.uncover(&lowers, Tree::ROOT, Path::new(""), false)?;
             }
         }
         layer.image.finish(&layer.tree).map(drop)

@@ -91,6 +91,17 @@ impl Lowers {
         Ok(found.filter(|found: &Found| found.path == real))
     }
 
+    /// Where a path of which the layers may have only the beginning leads: links are followed as far as they have it, and
+    /// not the last part.
+    pub(super) fn real(&self, path: &Path) -> io::Result<PathBuf> {
+        for ancestor in path.ancestors().skip(1) {
+            if let (Some(found), Ok(rest)) = (self.find(ancestor, true)?, path.strip_prefix(ancestor)) {
+                return Ok(found.path.join(rest));
+            }
+        }
+        Ok(path.to_owned())
+    }
+
     /// What the layers show as `name` in a directory without links on the way to it.
     fn step(&self, within: &[OsString], name: &OsStr, steps: &mut usize) -> io::Result<Option<Found>> {
         let mut walk = self.walk.borrow_mut();

@@ -1,5 +1,5 @@
 //! The part of applying a layer that needs those below it: directories the tar does not mention look as they do below,
-//! or lead where a link below leads; files that only a hard link mentions are copied up.
+//! or lead where a link below leads; files that only a hard link mentions are copied up; what hides nothing goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -8,9 +8,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag};
-use nix::unistd::linkat;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{FileStat, Mode, SFlag, mknodat};
+use nix::unistd::{linkat, symlinkat};
 use rung_sys::beneath::{self, Root};
 use rung_sys::xattr;
 
@@ -25,13 +25,10 @@ use crate::error::{Doing, Error, Result};
 /// # Errors
 /// `InvalidArgument` for a hard link to what no layer has; otherwise what the kernel says, with the path.
 pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()> {
-    let Deferred { implicit, links, mut times } = deferred;
-    if lowers.is_empty() || (implicit.is_empty() && links.is_empty()) {
-        return match links.first_key_value() {
-            Some((link, target)) => Err(missing(link, target)),
-            None => Ok(()),
-        };
+    if deferred.is_empty() {
+        return Ok(());
     }
+    let Deferred { implicit, links, hiding, mut times } = deferred;
     let lowers = Lowers::open(lowers).doing(|| "open the layers below")?;
     let mut moved: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     // In order, so that a directory comes before what is in it.
@@ -46,6 +43,10 @@ pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()>
         Links { root, lowers: &lowers, links: &links, moved_to, copies: BTreeMap::new(), times: &mut times };
     for (link, target) in &links {
         making.link(link, target).doing(|| format!("settle link {link:?}"))?;
+    }
+    for path in hiding {
+        let path = after(&moved, &path);
+        uncover(root, &lowers, &path).doing(|| format!("settle whiteouts in {path:?}"))?;
     }
     let times = times.into_iter().map(|(path, time)| (after(&moved, &path), time)).collect();
     set_times(root, &times)
@@ -89,6 +90,32 @@ fn directory(
         }
         _ => Ok(()),
     }
+}
+
+/// Takes removed names out of a directory that has nothing below it: overlayfs would list them, and find none of them.
+fn uncover(root: &Root, lowers: &Lowers, path: &Path) -> Result<()> {
+    let Ok(fd) = root.directory(path) else { return Ok(()) };
+    let Some(real) = real_path(root, fd.as_fd()).filter(|real| !real.as_os_str().is_empty()) else { return Ok(()) };
+    let is_merged = |found: Found| beneath::file_type(&found.stat) == SFlag::S_IFDIR;
+    if !hides_below(root, &real)? && lowers.find(&real, false)?.is_some_and(is_merged) {
+        return Ok(());
+    }
+    for name in beneath::entries(fd.as_fd())? {
+        if beneath::stat(fd.as_fd(), &name)?.is_some_and(|stat| whiteout::is_whiteout(&stat)) {
+            beneath::remove_tree(fd.as_fd(), &name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory, or one that it is in, is marked as hiding what is below it.
+fn hides_below(root: &Root, path: &Path) -> Result<bool> {
+    for ancestor in path.ancestors() {
+        if whiteout::is_opaque(root.directory(ancestor)?.as_fd())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Gives a directory the attributes that the layers below show.
@@ -183,23 +210,29 @@ struct Links<'a> {
 
 impl Links<'_> {
     fn link(&mut self, link: &Path, target: &Path) -> Result<()> {
-        let found = self.lowers.find(target, false)?.ok_or_else(|| missing(link, target))?;
+        let real = self.lowers.real(target)?;
+        // What it links to may be such a link itself.
+        let target = self.links.get(&real).map_or(target, PathBuf::as_path);
+        let found = self.lowers.find(target, false)?;
         let (Some(within), Some(name)) = (link.parent(), link.file_name()) else { return Ok(()) };
         let to = make_like_below(self.root, self.lowers, within, self.times)?;
         if beneath::stat(to.as_fd(), name)?.is_some() {
             // A later entry of the layer took the name.
             return Ok(());
         }
-        let copy = match self.copies.get(&found.path) {
-            Some(copy) => copy.clone(),
-            None => self.copy(&found, link, target)?,
+        let path = found.as_ref().map_or(&real, |found| &found.path);
+        let copy = match (self.copies.get(path), &found) {
+            (Some(copy), _) => copy.clone(),
+            (None, Some(found)) => self.copy(found, link, target)?,
+            (None, None) if self.is_own(path, target)? => path.clone(),
+            (None, None) => return Err(missing(link, target)),
         };
         if copy != link {
             let (Some(within), Some(copied)) = (copy.parent(), copy.file_name()) else { return Ok(()) };
             let from = self.root.directory(within)?;
             linkat(&from, copied, &to, name, AtFlags::empty()).map_err(io::Error::from)?;
         }
-        self.copies.insert(found.path, copy);
+        self.copies.insert(path.clone(), copy);
         Ok(())
     }
 
@@ -248,19 +281,33 @@ impl Links<'_> {
         let (Some(within), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
         let Ok(within) = self.root.directory(within) else { return Ok(false) };
         let stat = beneath::stat(within.as_fd(), name)?;
-        Ok(stat.is_some_and(|stat| beneath::file_type(&stat) == SFlag::S_IFREG))
+        Ok(stat.is_some_and(|stat| beneath::file_type(&stat) != SFlag::S_IFDIR && !whiteout::is_whiteout(&stat)))
     }
 }
 
-/// Copies a file to a name that is free.
+/// Copies a file, of whatever type but a directory, to a name that is free.
 fn copy_up(found: &Found, to: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    let source = found.path.file_name().filter(|_| beneath::file_type(&found.stat) == SFlag::S_IFREG);
-    let source = source.ok_or_else(|| Error::invalid(format!("hard link to {:?}, which is no file", found.path)))?;
-    let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut from = File::from(openat(&found.parent, source, read, Mode::empty()).map_err(io::Error::from)?);
-    let mut copy = File::from(openat(to, name, write, Mode::from_bits_truncate(0o600)).map_err(io::Error::from)?);
-    io::copy(&mut from, &mut copy)?;
+    let kind = beneath::file_type(&found.stat);
+    let source = found.path.file_name().filter(|_| kind != SFlag::S_IFDIR);
+    let source = source.ok_or_else(|| Error::invalid(format!("hard link to {:?}, a directory", found.path)))?;
+    match kind {
+        SFlag::S_IFREG => copy_contents(found.parent.as_fd(), source, to, name)?,
+        SFlag::S_IFLNK => {
+            let leads_to = readlinkat(&found.parent, source).map_err(io::Error::from)?;
+            symlinkat(leads_to.as_os_str(), to, name).map_err(io::Error::from)?;
+        }
+        kind => {
+            mknodat(to, name, kind, Mode::from_bits_truncate(0o600), found.stat.st_rdev).map_err(io::Error::from)?
+        }
+    }
     copy_attributes(found.parent.as_fd(), source, &found.stat, to, name)?;
     Ok(attributes::set_mtime(to, name, mtime(&found.stat))?)
+}
+
+fn copy_contents(from: BorrowedFd<'_>, source: &OsStr, to: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut from = File::from(openat(from, source, read, Mode::empty())?);
+    let mut copy = File::from(openat(to, name, write, Mode::from_bits_truncate(0o600))?);
+    io::copy(&mut from, &mut copy).map(drop)
 }

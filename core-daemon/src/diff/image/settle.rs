@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode as Bits, SFlag};
 use rung_sys::{beneath, xattr};
 
@@ -102,17 +102,21 @@ impl Layer {
         target: &Path,
         copies: &mut BTreeMap<PathBuf, Id>,
     ) -> Result<()> {
-        let missing = || Error::invalid(format!("hard link to {target:?}, which is in no layer"));
-        let found = lowers.find(target, false)?.ok_or_else(missing)?;
-        let target_name = found.path.file_name().ok_or_else(missing)?;
+        let real = lowers.real(target)?;
+        // What it links to may be such a link itself.
+        let target = self.link_at(&real).unwrap_or_else(|| target.to_owned());
+        let found = lowers.find(&target, false)?;
         // A later entry of the layer may have taken the name.
         if self.tree.child(directory, name).is_some() {
             return Ok(());
         }
-        let id = match copies.get(&found.path).copied().or_else(|| self.own_file(&found.path, target)) {
-            Some(id) => id,
-            None => {
-                let id = self.copied(&found, target_name)?;
+        let path = found.as_ref().map_or(&real, |found| &found.path);
+        let id = match (copies.get(path).copied().or_else(|| self.own_file(path, &target)), &found) {
+            (Some(id), _) => id,
+            (None, None) => return Err(Error::invalid(format!("hard link to {target:?}, which is in no layer"))),
+            (None, Some(found)) => {
+                let target_name = found.path.file_name().unwrap_or(OsStr::new("."));
+                let id = self.copied(found, target_name)?;
                 // Where the layer removes or replaces its name, it has only the link's.
                 if self.shows_below(&found.path) {
                     let within = self.like_below(lowers, found.path.parent().unwrap_or(Path::new("")))?;
@@ -122,7 +126,40 @@ impl Layer {
             }
         };
         self.tree.insert(directory, name, id);
-        copies.insert(found.path, id);
+        copies.insert(path.clone(), id);
+        Ok(())
+    }
+
+    /// The target of the hard link at a path without links, where that is to a file that is not in this layer.
+    fn link_at(&self, path: &Path) -> Option<PathBuf> {
+        let within = self.at(path.parent()?)?;
+        self.links.get(&(within, path.file_name()?.as_bytes().to_vec())).cloned()
+    }
+
+    /// What the layer itself has at a path without links.
+    fn at(&self, path: &Path) -> Option<Id> {
+        path.iter().try_fold(Tree::ROOT, |at, part| self.tree.child(at, part.as_bytes()))
+    }
+
+    /// Takes removed names out of directories that have nothing below them: overlayfs would list them, and find none of
+    /// them.
+    pub(super) fn uncover(&mut self, lowers: &Lowers, directory: Id, path: &Path, mut is_bare: bool) -> Result<()> {
+        beneath::check_depth(path)?;
+        is_bare |= is_opaque(self.tree.node(directory));
+        let children: Vec<(OsString, Id)> =
+            self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
+        let is_hiding = children.iter().any(|(_, id)| super::is_whiteout(self.tree.node(*id)));
+        if is_hiding && !is_bare && !path.as_os_str().is_empty() {
+            let found = lowers.find(path, false)?;
+            is_bare = found.is_none_or(|found| beneath::file_type(&found.stat) != SFlag::S_IFDIR);
+        }
+        for (name, id) in children {
+            if self.tree.node(id).is_directory() {
+                self.uncover(lowers, id, &path.join(&name), is_bare)?;
+            } else if is_bare && super::is_whiteout(self.tree.node(id)) {
+                self.tree.remove(directory, name.as_bytes());
+            }
+        }
         Ok(())
     }
 
@@ -131,8 +168,7 @@ impl Layer {
         let mut at = Tree::ROOT;
         for part in path.iter() {
             let node = self.tree.node(at);
-            let is_opaque = node.xattrs.iter().any(|(key, _)| key == whiteout::opaque_key());
-            if !node.is_directory() || is_opaque {
+            if !node.is_directory() || is_opaque(node) {
                 return false;
             }
             match self.tree.child(at, part.as_bytes()) {
@@ -149,17 +185,25 @@ impl Layer {
         if path == target && !path.ancestors().any(|ancestor| self.moved_to.contains(ancestor)) {
             return None;
         }
-        let mut at = Tree::ROOT;
-        for part in path.iter() {
-            at = self.tree.child(at, part.as_bytes())?;
-        }
-        matches!(self.tree.node(at).content, Content::File { .. }).then_some(at)
+        self.at(path).filter(|id| !self.tree.node(*id).is_directory() && !super::is_whiteout(self.tree.node(*id)))
     }
 
     fn copied(&mut self, found: &Found, name: &OsStr) -> Result<Id> {
-        if beneath::file_type(&found.stat) != SFlag::S_IFREG {
-            return Err(Error::invalid(format!("hard link to {:?}, which is no file", found.path)));
-        }
+        let content = match beneath::file_type(&found.stat) {
+            SFlag::S_IFDIR => return Err(Error::invalid(format!("hard link to {:?}, a directory", found.path))),
+            SFlag::S_IFREG => self.copied_contents(found, name)?,
+            SFlag::S_IFLNK => {
+                let leads_to = readlinkat(&found.parent, name).map_err(std::io::Error::from)?;
+                Content::Link(leads_to.as_bytes().into())
+            }
+            _ => Content::Special(found.stat.st_rdev),
+        };
+        let mut node = Node::new(found.stat.st_mode, content);
+        copy_attributes(&mut node, found, name)?;
+        Ok(self.tree.add(node))
+    }
+
+    fn copied_contents(&mut self, found: &Found, name: &OsStr) -> Result<Content> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = File::from(openat(&found.parent, name, flags, Bits::empty()).map_err(std::io::Error::from)?);
         let (start, mut size) = (self.image.begin()?, 0);
@@ -167,15 +211,16 @@ impl Layer {
         loop {
             let count = file.read(&mut buffer)?;
             if count == 0 {
-                break;
+                return Ok(Content::File { start, size });
             }
             self.image.append(&buffer[..count])?;
             size += count as u64;
         }
-        let mut node = Node::new(found.stat.st_mode, Content::File { start, size });
-        copy_attributes(&mut node, found, name)?;
-        Ok(self.tree.add(node))
     }
+}
+
+fn is_opaque(node: &Node) -> bool {
+    node.xattrs.iter().any(|(key, _)| key == whiteout::opaque_key())
 }
 
 fn copy_attributes(node: &mut Node, found: &Found, name: &OsStr) -> Result<()> {

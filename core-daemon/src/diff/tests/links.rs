@@ -72,6 +72,42 @@ fn a_link_goes_where_a_link_below_leads() {
 }
 
 #[test]
+fn a_link_to_what_is_no_file_is_another_name_of_it() {
+    let below = Tar::default()
+        .with(b'2', "s", b"", With { mode: 0o777, owner: (5, 6), mtime: 1000, link: "nowhere", ..PLAIN })
+        .with(b'3', "null", b"", With { mode: 0o620, owner: (7, 8), mtime: 2000, device: (1, 3), ..PLAIN })
+        .with(b'6', "pipe", b"", With { mode: 0o4600, ..PLAIN });
+    let top = Tar::default().link("d/s", "s").link("d/null", "null").link("d/pipe", "pipe").file(".wh.pipe", "");
+    each(&[below, top], |dir, way| {
+        assert_eq!((names(dir).as_str(), names(&dir.join("d")).as_str()), ("d null s", "null pipe s"), "{way:?}");
+        let (link, device, pipe) = (stat(&dir.join("d/s")), stat(&dir.join("d/null")), stat(&dir.join("d/pipe")));
+        assert_eq!(std::fs::read_link(dir.join("d/s")).expect("link"), Path::new("nowhere"), "{way:?}");
+        assert_eq!((link.uid(), link.gid(), link.mtime(), link.nlink()), (5, 6, 1000, 2), "{way:?}");
+        assert_eq!((device.mode(), device.uid(), device.gid()), (0o020_620, 7, 8), "{way:?}");
+        assert_eq!((device.rdev(), device.mtime(), device.nlink()), (0x103, 2000, 2), "{way:?}");
+        assert_eq!((pipe.mode(), pipe.nlink()), (0o014_600, 1), "{way:?}");
+    });
+    refused(&[Tar::default().dir("d"), Tar::default().link("e", "d")]);
+}
+
+#[test]
+fn a_link_through_a_link_below_finds_what_only_this_layer_has() {
+    let top = Tar::default()
+        .file("usr/lib/new", "new")
+        .link("x", "lib/new")
+        .symlink("usr/lib/deep/s", "nowhere")
+        .link("y", "lib/deep/s")
+        .link("usr/lib/z", "a")
+        .link("b", "lib/z");
+    each(&[below(), top], |dir, way| {
+        assert_eq!((text(dir.join("x")).as_str(), text(dir.join("b")).as_str()), ("new", "old"), "{way:?}");
+        assert_eq!((stat(&dir.join("usr/lib/new")).nlink(), stat(&dir.join("a")).nlink()), (2, 3), "{way:?}");
+        assert_eq!(std::fs::read_link(dir.join("y")).expect("link"), Path::new("nowhere"), "{way:?}");
+    });
+    refused(&[below(), Tar::default().file("usr/lib/new", "").link("x", "lib/other")]);
+}
+
+#[test]
 fn a_directory_without_an_entry_takes_nothing_from_a_set_group_id() {
     let top = Tar::default().with(b'5', "d", b"", With { mode: 0o2775, owner: (7, 8), ..PLAIN }).file("d/in/f", "");
     each(std::slice::from_ref(&top), |dir, way| {

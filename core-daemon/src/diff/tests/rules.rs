@@ -42,6 +42,32 @@ fn whiteouts_do_not_remove_what_their_own_layer_makes() {
 }
 
 #[test]
+fn a_whiteout_that_hides_nothing_is_not_listed() {
+    let low = Tar::default().file("old/below", "").file("file", "").symlink("lib", "old").dir("merged/own");
+    let top = Tar::default()
+        .dir("new")
+        .file("new/.wh.a", "")
+        .dir("new/deep")
+        .file("new/deep/.wh.b", "")
+        .file("old/.wh.c", "")
+        .file("old/.wh..wh..opq", "")
+        .dir("file")
+        .file("file/.wh.d", "")
+        .file("merged/own/.wh.e", "")
+        .file("merged/.wh.f", "")
+        .dir("lib/in")
+        .file("lib/in/.wh.g", "");
+    each(&[low.clone(), top.clone(), Tar::default().dir("new/deep").dir("merged")], |dir, way| {
+        let all = ["new/deep", "old/in", "file", "merged/own"].map(|path| names(&dir.join(path)));
+        assert_eq!(all, ["", "", "", ""], "{way:?}");
+    });
+    each(&[low, top], |dir, way| {
+        let all = ["", "new", "old", "merged"].map(|path| names(&dir.join(path)));
+        assert_eq!(all, ["file lib merged new old", "deep", "in", "own"], "{way:?}");
+    });
+}
+
+#[test]
 fn what_comes_replaces_what_is_there() {
     let low = Tar::default()
         .dir("dir-file")
