@@ -36,7 +36,7 @@ use crate::registry::Repository;
 const QUEUE: usize = 8;
 const PIECE: usize = 256 << 10;
 /// Tries without any progress between them.
-const TRIES: u32 = 5;
+const TRIES: usize = 5;
 /// Bytes between two reports.
 const REPORT: u64 = 1 << 18;
 
@@ -135,14 +135,7 @@ impl Fetcher {
         // What other programs see first they see whole.
         let is_apart = job.apply.is_some() && self.processors.take(&job.layer)?;
         let apart = if is_apart { job.apply.take() } else { None };
-        let fetched = match self.stream(&job).await {
-            // Bytes kept from an earlier pull were bad, and anybody's: once more from the beginning.
-            Err(Failure::Stale) => match self.begin_anew(&job).await {
-                Ok(()) => self.stream(&job).await,
-                Err(error) => Err(Failure::Other(error)),
-            },
-            other => other,
-        };
+        let fetched = self.stream_again(&job).await;
         let mut fetched = fetched.map_err(|failure| failure.into_error(&self.repository, &job.layer))?;
         if let (Some(place), Some(sealed)) = (apart, &fetched.sealed) {
             let (processors, layer, stored) = (self.processors.clone(), job.layer.clone(), sealed.written()?);
@@ -177,25 +170,46 @@ impl Fetcher {
         blocking(move || place.map_or(Ok(()), |place| place.form.begin_anew())).await
     }
 
-    async fn stream(&self, job: &Job) -> Result<Fetched, Failure> {
+    /// Streams the layer, from the beginning once more where that may help.
+    async fn stream_again(&self, job: &Job) -> Result<Fetched, Failure> {
+        let (mut bad, mut anew) = (0, false);
+        loop {
+            let result = self.stream(job, bad).await;
+            match &result {
+                // Bytes kept from an earlier pull were bad, and anybody's.
+                Err(Failure::Stale) if !anew => anew = true,
+                // What a mirror has is not always what the registry has.
+                Err(failure) if bad == 0 && failure.is_of_bytes() && self.repository.has_mirrors() => {
+                    tracing::debug!(digest = %job.layer.digest, "a mirror sent a wrong layer");
+                    (bad, anew) = (usize::MAX, false);
+                }
+                _ => return result,
+            }
+            self.begin_anew(job).await.map_err(Failure::Other)?;
+        }
+    }
+
+    /// Streams the layer, asking the first `bad` mirrors last.
+    async fn stream(&self, job: &Job, bad: usize) -> Result<Fetched, Failure> {
         let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
         let ingest = blocking(move || open(&content, &ctx, &layer)).await.map_err(Failure::Other)?;
         let offset = ingest.offset();
         let (to, from) = mpsc::channel(QUEUE);
         let (taken, progress) = (job.clone(), self.progress.clone());
         let taking = apart(move || Ok(take(ingest, &taken, from, progress)));
-        let network = self.receive(&job.layer, offset, to).await;
+        let network = self.receive(&job.layer, offset, to, bad).await;
         let taken = taking.await.map_err(Failure::Other)?;
         // Of several failures the first cause counts, and that is the network's.
         network.map_err(Failure::Other).and(taken)
     }
 
-    /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further.
-    async fn receive(&self, layer: &Descriptor, mut offset: u64, to: mpsc::Sender<Bytes>) -> Result<()> {
-        let mut failed = 0;
+    /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further: from a mirror
+    /// less with each try that does not.
+    async fn receive(&self, layer: &Descriptor, mut offset: u64, to: mpsc::Sender<Bytes>, bad: usize) -> Result<()> {
+        let mut failed: usize = 0;
         while offset < layer.size {
             let before = offset;
-            match self.receive_some(layer, &mut offset, &to).await {
+            match self.receive_some(layer, &mut offset, &to, bad.saturating_add(failed)).await {
                 Ok(true) if offset == layer.size => break,
                 Ok(true) => {}
                 // The store gave up, and says why.
@@ -209,14 +223,20 @@ impl Fetcher {
                 let text = format!("registry {}: sends {} incompletely", self.repository.host(), layer.digest);
                 return Err(Error::unavailable(text));
             }
-            tokio::time::sleep(Duration::from_millis(100) * 2u32.pow(failed)).await;
+            tokio::time::sleep(Duration::from_millis(100) * (1 << failed)).await;
         }
         Ok(())
     }
 
     /// Receives one answer; false where nobody takes it any more.
-    async fn receive_some(&self, layer: &Descriptor, offset: &mut u64, to: &mpsc::Sender<Bytes>) -> Result<bool> {
-        let mut blob = self.repository.blob(layer, *offset).await?;
+    async fn receive_some(
+        &self,
+        layer: &Descriptor,
+        offset: &mut u64,
+        to: &mpsc::Sender<Bytes>,
+        bad: usize,
+    ) -> Result<bool> {
+        let mut blob = self.repository.blob(layer, *offset, bad).await?;
         // A registry that cannot give a part gives the whole again.
         let mut known = offset.saturating_sub(blob.offset);
         while let Some(mut piece) = blob.next().await? {
@@ -252,6 +272,15 @@ enum Failure {
 }
 
 impl Failure {
+    /// Whether what was sent is the cause, or may be.
+    fn is_of_bytes(&self) -> bool {
+        match self {
+            Self::Wrong(_) | Self::Stale => true,
+            Self::Other(error) => matches!(error.kind(), Kind::DataLoss | Kind::InvalidArgument),
+            Self::Closed => false,
+        }
+    }
+
     fn into_error(self, repository: &Repository, layer: &Descriptor) -> Error {
         let told = |problem: &dyn std::fmt::Display| {
             let host = repository.host();

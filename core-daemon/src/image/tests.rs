@@ -117,7 +117,8 @@ impl Store {
     }
 
     fn answer(&self, asked: &Asked) -> Answer {
-        let object = asked.path.rsplit('/').next().unwrap_or_default();
+        let path = asked.path.split('?').next().unwrap_or_default();
+        let object = path.rsplit('/').next().unwrap_or_default();
         let Some((media_type, bytes)) = self.0.get(object) else { return Answer::new(404, "") };
         let range = asked.header("range").strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
         let from: usize = range.and_then(|from| from.parse().ok()).unwrap_or(0);
@@ -155,9 +156,13 @@ fn two_layers() -> Store {
 
 impl Fixture {
     async fn pull(&self, fake: &Fake) -> Result<Pulled> {
+        self.pull_with(fake, Access::default()).await
+    }
+
+    async fn pull_with(&self, fake: &Fake, access: Access) -> Result<Pulled> {
         let reference = Reference::parse(&format!("{}/a/b:1", fake.address)).expect("reference");
         let options = PullOptions {
-            access: Access { plain_http: true, ..Access::default() },
+            access: Access { plain_http: true, ..access },
             choice: Choice::platform(Some(Platform::new("linux", "amd64", None))),
             ..PullOptions::default()
         };
@@ -467,3 +472,4 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
 }
 
 mod damage;
+mod mirrors;

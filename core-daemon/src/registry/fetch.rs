@@ -80,7 +80,7 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Unavailable` where no host can be reached; what the last host says otherwise.
     pub async fn resolve(&self, object: &str) -> Result<Resolved> {
-        self.each(|host| host.resolves, |host| self.resolve_at(host, object)).await
+        self.each(0, |host| host.resolves, |host| self.resolve_at(host, object)).await
     }
 
     /// A manifest or index, whose length and digest are checked.
@@ -91,15 +91,7 @@ impl Repository {
         if let Some(bytes) = embedded(descriptor) {
             return Ok(bytes);
         }
-        let bytes = self.each(|host| host.pulls, |host| self.document_at(host, descriptor)).await?;
-        let wrong = |problem: &dyn std::fmt::Display| {
-            Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {problem}", self.host))
-        };
-        if bytes.len() as u64 != descriptor.size {
-            return Err(wrong(&format!("{} bytes in place of {}", bytes.len(), descriptor.size)));
-        }
-        descriptor.digest.verify(&bytes).map_err(|error| wrong(&error))?;
-        Ok(bytes)
+        self.each(0, |host| host.pulls, |host| self.document_at(host, descriptor)).await
     }
 
     /// A small blob whole, of at most `limit` bytes, asked for again where it breaks off.
@@ -108,9 +100,9 @@ impl Repository {
     /// As [`Repository::resolve`]; `DataLoss` where the registry sends more.
     pub async fn small(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes> {
         let whole = if embedded(descriptor).is_some() || !descriptor.urls.is_empty() {
-            self.blob(descriptor, 0).await?.whole(limit).await
+            self.blob(descriptor, 0, 0).await?.whole(limit).await
         } else {
-            self.each(|host| host.pulls, |host| self.small_at(host, descriptor, limit)).await
+            self.each(0, |host| host.pulls, |host| self.small_at(host, descriptor, limit)).await
         };
         whole.doing(|| descriptor.digest.to_string())
     }
@@ -124,17 +116,23 @@ impl Repository {
                     tracing::debug!(digest = %descriptor.digest, %error, "a small blob broke off");
                     tokio::time::sleep(backoff(tried)).await;
                 }
-                other => return other,
+                whole => return verified(&host, descriptor, whole?),
             }
         }
     }
 
+    /// Whether other hosts than the registry itself are asked for blobs.
+    pub fn has_mirrors(&self) -> bool {
+        self.hosts.iter().filter(|host| host.pulls && !host.stands_in).count() > 1
+    }
+
     /// A blob from `offset` on, or from its beginning where the registry cannot give a part. What its descriptor has in
-    /// itself is not asked for; where that says that it is elsewhere, it is looked for there first.
+    /// itself is not asked for; where that says that it is elsewhere, it is looked for there first. The first `failed` mirrors
+    /// come last: they have it, and break off or send something else.
     ///
     /// # Errors
     /// As [`Repository::resolve`].
-    pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+    pub async fn blob(&self, descriptor: &Descriptor, offset: u64, failed: usize) -> Result<BlobStream> {
         if let (Some(bytes), Some(host)) = (embedded(descriptor), self.hosts.first()) {
             return Ok(BlobStream { host: host.clone(), answer: http::Response::new(bytes).into(), offset: 0 });
         }
@@ -144,19 +142,21 @@ impl Repository {
                 Err(error) => tracing::debug!(url, %error, "blob is not where its descriptor says"),
             }
         }
-        self.each(|host| host.pulls, |host| self.blob_at(host, descriptor, offset)).await
+        self.each(failed, |host| host.pulls, |host| self.blob_at(host, descriptor, offset)).await
     }
 
     /// Asks each host that is good for it, until one has it. A mirror that fails is not waited for while there are others;
-    /// where they all have failed, those are that may do better the next time.
+    /// where they all have failed, those are that may do better the next time, and with them the first `failed` ones, which
+    /// are known to fail.
     pub(super) async fn each<T, F: Future<Output = Result<T>>>(
         &self,
+        failed: usize,
         good: impl Fn(&Host) -> bool,
         mut ask: impl FnMut(Host) -> F,
     ) -> Result<T> {
         let good: Vec<&Host> = self.hosts.iter().filter(|host| good(host)).collect();
         let (mirrors, registry) = good.split_at(good.iter().rposition(|host| !host.stands_in).unwrap_or(0));
-        let of_mirrors = match self.first(mirrors, true, &mut ask).await {
+        let of_mirrors = match self.first(&mirrors[failed.min(mirrors.len())..], true, &mut ask).await {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
@@ -251,7 +251,8 @@ impl Repository {
             format!("{}, */*", descriptor.media_type)
         };
         let ask = Ask::new(Method::GET, url).header(http::header::ACCEPT, &accept);
-        self.whole(&host, &ask).await.map(|(_, bytes)| bytes)
+        let (_, bytes) = self.whole(&host, &ask).await?;
+        verified(&host, descriptor, bytes)
     }
 
     /// An answer's media type and all of its bytes. It is asked for again where it breaks off.
@@ -296,6 +297,18 @@ impl Repository {
         }
         begun(host, answer, descriptor, offset).await
     }
+}
+
+/// What a host has sent, if that is what its descriptor says: else another one may have it.
+fn verified(host: &Host, descriptor: &Descriptor, bytes: Bytes) -> Result<Bytes> {
+    let wrong = |problem: &dyn std::fmt::Display| {
+        Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {problem}", host.name()))
+    };
+    if bytes.len() as u64 != descriptor.size {
+        return Err(wrong(&format!("{} bytes in place of {}", bytes.len(), descriptor.size)));
+    }
+    descriptor.digest.verify(&bytes).map_err(|error| wrong(&error))?;
+    Ok(bytes)
 }
 
 /// The question for a blob from `offset` on.

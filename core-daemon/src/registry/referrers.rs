@@ -40,7 +40,7 @@ impl Repository {
     /// # Errors
     /// What the registry says other than that there are none.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
-        let all = self.each(|host| host.pulls, |host| self.referrers_at(host, subject, artifact_type)).await;
+        let all = self.each(0, |host| host.pulls, |host| self.referrers_at(host, subject, artifact_type)).await;
         let mut all = all.doing(|| format!("referrers of {subject}"))?;
         all.retain(|descriptor| is_of(descriptor, artifact_type));
         Ok(all)

@@ -82,7 +82,7 @@ async fn a_bearer_token_is_fetched_once_and_renewed_when_refused() {
     let repository = repository(&fake, &plain());
     let descriptor = Descriptor::new("", Digest::of(b"blob"), 4);
     for _ in 0..2 {
-        assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob");
+        assert_eq!(read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await, b"blob");
     }
     let seen = fake.seen();
     assert_eq!(seen.iter().filter(|line| line.contains("/token")).count(), 1, "{seen:?}");
@@ -105,7 +105,7 @@ async fn an_account_is_tried_by_form_and_then_by_header() {
     })
     .await;
     let repository = repository(&fake, &account());
-    read(repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0).await.expect("blob")).await;
+    read(repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0, 0).await.expect("blob")).await;
     let form = String::from_utf8(fake.requests()[1].body.clone()).expect("form");
     assert!(form.contains("grant_type=password") && form.contains("username=u"), "{form}");
 }
@@ -124,7 +124,7 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() {
     })
     .await;
     let repository = repository(&fake, &account());
-    let blob = repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0).await.expect("blob");
+    let blob = repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0, 0).await.expect("blob");
     assert_eq!(read(blob).await, b"blob");
     assert_eq!(elsewhere.seen(), ["GET /x"]);
 }
@@ -145,10 +145,10 @@ async fn a_blob_is_first_looked_for_where_its_descriptor_says() {
     let mut descriptor = Descriptor::new("", Digest::of(b"blob"), 4);
     let at = |path: &str| format!("http://{}{path}", elsewhere.address);
     descriptor.urls = vec!["file:///etc/passwd".into(), "http://169.254.169.254/x".into(), at("/gone"), at("/there")];
-    assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob");
+    assert_eq!(read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await, b"blob");
     assert_eq!((elsewhere.seen(), fake.seen()), (vec!["GET /gone".to_owned(), "GET /there".to_owned()], vec![]));
     descriptor.urls = vec![at("/gone")];
-    assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob");
+    assert_eq!(read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await, b"blob");
     assert_eq!(fake.seen().len(), 2, "asked without and with an account");
 }
 
@@ -235,7 +235,7 @@ async fn a_mirror_is_tried_first_without_the_account_and_the_registry_after_it()
     let access = Access { config_path: Some(dir.path().to_owned()), ..account() };
     let repository = repository(&fake, &access);
     repository.resolve("1").await.expect("resolve");
-    let blob = repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0).await.expect("blob");
+    let blob = repository.blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0, 0).await.expect("blob");
     assert_eq!(read(blob).await, b"blob");
     let seen = mirror.seen();
     assert!(seen[0].starts_with("HEAD /cache/v2/a/b/manifests/1?ns=127.0.0.1"), "{seen:?}");
@@ -251,7 +251,7 @@ async fn a_busy_registry_is_asked_again() {
         _ => Answer::new(200, *b"blob"),
     })
     .await;
-    let blob = repository(&fake, &plain()).blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0).await;
+    let blob = repository(&fake, &plain()).blob(&Descriptor::new("", Digest::of(b"blob"), 4), 0, 0).await;
     assert_eq!(read(blob.expect("blob")).await, b"blob");
     assert_eq!(fake.seen().len(), 3);
 }

@@ -22,7 +22,7 @@ async fn only_the_registry_itself_may_ask_for_its_account() {
     })
     .await;
     let repository = repository(&fake, &account());
-    let error = repository.blob(&blob(), 0).await.err().expect("no account");
+    let error = repository.blob(&blob(), 0, 0).await.err().expect("no account");
     assert_eq!(error.kind(), Kind::Unauthenticated);
     repository.resolve("1").await.expect_err("no account");
     let pusher = repository.pusher().await.expect("pusher");
@@ -50,7 +50,7 @@ async fn a_token_request_is_not_redirected() {
             }
         })
         .await;
-        let error = repository(&fake, &account()).blob(&blob(), 0).await.err().expect("redirected");
+        let error = repository(&fake, &account()).blob(&blob(), 0, 0).await.err().expect("redirected");
         assert_eq!(error.kind(), Kind::PermissionDenied, "{method}: {error}");
     }
     assert_eq!(greedy.seen(), [""; 0]);
@@ -75,7 +75,7 @@ async fn a_token_is_nobody_elses() {
     let reference = Reference::parse(&format!("{}/a/b:1", fake.address)).expect("reference");
     let registry = Registry::new(PathBuf::from("/nonexistent"));
     let ask =
-        async |access: &Access| registry.repository(&reference, access).expect("repository").blob(&blob(), 0).await;
+        async |access: &Access| registry.repository(&reference, access).expect("repository").blob(&blob(), 0, 0).await;
     assert_eq!(read(ask(&account()).await.expect("blob")).await, b"blob");
     let other = Access { credentials: Some(Credentials::password("u", "wrong")), ..plain() };
     for access in [other, plain()] {
@@ -111,7 +111,7 @@ async fn a_token_may_say_that_it_lasts_for_ever() {
         }
     })
     .await;
-    let read_it = read(repository(&fake, &plain()).blob(&blob(), 0).await.expect("blob"));
+    let read_it = read(repository(&fake, &plain()).blob(&blob(), 0, 0).await.expect("blob"));
     assert_eq!(read_it.await, b"blob");
 }
 

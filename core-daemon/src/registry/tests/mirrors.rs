@@ -68,6 +68,21 @@ async fn a_broken_mirror_is_waited_for_only_where_all_are() {
 }
 
 #[tokio::test]
+async fn wrong_documents_of_a_mirror_lead_on() {
+    let answer = |bytes: &str| Answer::new(200, bytes).with("content-type", media_types::OCI_MANIFEST);
+    let upstream = Fake::start(move |_| answer("document")).await;
+    let dir = tempfile::tempdir().expect("directory");
+    for sent in ["", "docu", "d0cument", "document and more"] {
+        let mirror = Fake::start(move |_| answer(sent)).await;
+        let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &plain());
+        let descriptor = Descriptor::new(media_types::OCI_MANIFEST, Digest::of(b"document"), 8);
+        assert_eq!(repository.document(&descriptor).await.expect(sent), &b"document"[..]);
+        assert_eq!(repository.small(&descriptor, 8).await.expect(sent), &b"document"[..]);
+        assert_eq!(mirror.seen().len(), 2, "{sent:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_that_has_it_is_enough() {
     let upstream = Fake::start(|_| Answer::new(500, "")).await;
     let mirror = Fake::start(|_| Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST)).await;

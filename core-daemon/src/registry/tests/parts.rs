@@ -34,12 +34,12 @@ async fn a_registry_that_gives_another_part_is_asked_for_the_whole() {
         })
         .await;
         let descriptor = Descriptor::new("", Digest::of(b"blob"), 4);
-        let blob = repository(&fake, &plain()).blob(&descriptor, 2).await.expect("blob");
+        let blob = repository(&fake, &plain()).blob(&descriptor, 2, 0).await.expect("blob");
         assert_eq!(blob.offset, 0, "{status} {range}");
         assert_eq!(read(blob).await, b"blob");
         let mut elsewhere = descriptor.clone();
         elsewhere.urls = vec![format!("http://{}/there", fake.address)];
-        let blob = repository(&fake, &plain()).blob(&elsewhere, 2).await.expect("blob");
+        let blob = repository(&fake, &plain()).blob(&elsewhere, 2, 0).await.expect("blob");
         assert_eq!((blob.offset, read(blob).await), (0, b"blob".to_vec()), "{status} {range}");
         assert_eq!(fake.seen()[2..], ["GET /there"; 2]);
     }
@@ -51,12 +51,12 @@ async fn what_a_descriptor_has_in_itself_is_not_fetched() {
     let repository = repository(&fake, &plain());
     let mut descriptor = Descriptor::new("", Digest::of(b"blob"), 4);
     descriptor.data = base64::engine::general_purpose::STANDARD.encode("blob");
-    assert_eq!(read(repository.blob(&descriptor, 2).await.expect("blob")).await, b"blob");
+    assert_eq!(read(repository.blob(&descriptor, 2, 0).await.expect("blob")).await, b"blob");
     assert_eq!(repository.document(&descriptor).await.expect("document"), &b"blob"[..]);
     assert!(fake.seen().is_empty(), "{:?}", fake.seen());
     for lie in ["", "!", "YmxvYg", "YmxvYi4=", "YmxvYw=="] {
         lie.clone_into(&mut descriptor.data);
-        assert_eq!(read(repository.blob(&descriptor, 0).await.expect("blob")).await, b"blob", "{lie}");
+        assert_eq!(read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await, b"blob", "{lie}");
     }
     assert_eq!(fake.seen().len(), 5);
 }
