@@ -49,7 +49,8 @@ impl Platform {
         .normalised()
     }
 
-    /// Parses `os/arch[/variant]`, or one of `os` and `arch` alone with the other taken from this machine.
+    /// Parses `os/arch[/variant]`, or one of `os` and `arch` alone with the other taken from this machine. Behind the system
+    /// may be its version: `windows(10.0.17763)/amd64`.
     ///
     /// # Errors
     /// Where a part is empty, malformed, or there are too many.
@@ -58,20 +59,26 @@ impl Platform {
         let part = |part: &str| {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
-        let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|text| part(text)) {
+        let (system, rest) = text.split_once('/').map_or((text, None), |(system, rest)| (system, Some(rest)));
+        let (system, version) = match system.split_once('(') {
+            Some((system, version)) => (system, Some(version.strip_suffix(')').ok_or_else(bad)?)),
+            None => (system, None),
+        };
+        let parts: Vec<&str> = [system].into_iter().chain(rest.into_iter().flat_map(|rest| rest.split('/'))).collect();
+        if !parts.iter().chain(&version).all(|text| part(text)) {
             return Err(bad());
         }
         let host = Self::host();
-        match parts[..] {
+        let platform = match parts[..] {
             [one] if is_known_os(&one.to_ascii_lowercase()) => {
                 Ok(Self::new(one, &host.architecture, host.variant.as_deref()))
             }
-            [one] if is_known_architecture(one) => Ok(Self::new(&host.os, one, None)),
+            [one] if version.is_none() && is_known_architecture(one) => Ok(Self::new(&host.os, one, None)),
             [os, architecture] => Ok(Self::new(os, architecture, None)),
             [os, architecture, variant] => Ok(Self::new(os, architecture, Some(variant))),
             _ => Err(bad()),
-        }
+        };
+        Ok(Self { os_version: version.map(str::to_owned), ..platform? })
     }
 
     /// This machine.
@@ -117,8 +124,12 @@ impl Platform {
         let wanted = self.clone().normalised();
         let offered = offered.clone().normalised();
         let features = offered.os_features.iter().all(|feature| wanted.os_features.contains(feature));
-        let version = wanted.os_version.is_none() || wanted.os_version == offered.os_version;
-        if wanted.os != offered.os || !features || !version {
+        let version = |platform: &Self| platform.os_version.as_deref().and_then(WindowsVersion::parse);
+        let runs = match (version(&wanted), version(&offered)) {
+            (Some(host), Some(image)) if wanted.os == "windows" => host.runs(&image),
+            _ => true,
+        };
+        if wanted.os != offered.os || !features || !runs {
             return None;
         }
         wanted.runs().iter().position(|(architecture, variant)| {
@@ -154,12 +165,52 @@ impl Platform {
                 (5..=top).rev().map(|number| pair("arm", Some(format!("v{number}")))).collect()
             }
             ("arm64", _) => {
-                let fallback = self.variant.is_some().then(|| pair("arm64", None));
+                let lesser = self.variant.as_deref().into_iter().flat_map(lesser_arm64);
+                let fallback = self.variant.is_some().then_some(None);
+                let all = lesser.map(Some).chain(fallback).map(|variant| pair("arm64", variant));
                 let older = (5..=8).rev().map(|number| pair("arm", Some(format!("v{number}"))));
-                own.into_iter().chain(fallback).chain(older).collect()
+                own.into_iter().chain(all).chain(older).collect()
             }
             _ => own,
         }
+    }
+}
+
+/// The variants of 64-bit ARM above the first whose programs a processor of `variant` runs beside its own, best first: each
+/// v9 has all that the v8 five steps further has.
+fn lesser_arm64(variant: &str) -> Vec<String> {
+    let (major, minor) = variant.split_once('.').unwrap_or((variant, "0"));
+    let Ok(minor) = minor.parse::<u32>() else { return Vec::new() };
+    let steps = |major: u32, top: u32| {
+        (0..=top.min(9)).rev().map(move |minor| match minor {
+            0 => format!("v{major}"),
+            minor => format!("v{major}.{minor}"),
+        })
+    };
+    let all: Vec<String> = match major {
+        "v8" => steps(8, minor).collect(),
+        "v9" => steps(9, minor).chain(steps(8, minor.saturating_add(5))).collect(),
+        _ => Vec::new(),
+    };
+    all.into_iter().filter(|one| one != variant && one != "v8").collect()
+}
+
+/// The part of a Windows version that says which images run on it: major, minor and build.
+#[derive(Debug, PartialEq, Eq)]
+struct WindowsVersion(u32, u32, u32);
+
+impl WindowsVersion {
+    /// The first build that also runs the images of earlier ones, down to itself.
+    const STABLE: u32 = 20348;
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('.').map(|part| part.parse().ok());
+        Some(Self(parts.next()??, parts.next()??, parts.next()??))
+    }
+
+    fn runs(&self, image: &Self) -> bool {
+        let oldest = self.2.min(Self::STABLE);
+        (self.0, self.1) == (image.0, image.1) && (oldest..=self.2).contains(&image.2)
     }
 }
 
@@ -213,7 +264,11 @@ fn is_known_architecture(text: &str) -> bool {
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        f.write_str(&self.os)?;
+        if let Some(version) = &self.os_version {
+            write!(f, "({version})")?;
+        }
+        write!(f, "/{}", self.architecture)?;
         match &self.variant {
             Some(variant) => write!(f, "/{variant}"),
             None => Ok(()),
@@ -248,12 +303,15 @@ mod tests {
             ("linux/arm/v8", "linux/arm/v8"),
             ("linux/i386", "linux/386"),
             ("windows/amd64", "windows/amd64"),
+            ("Windows(10.0.17763.1)/x86_64", "windows(10.0.17763.1)/amd64"),
         ] {
             assert_eq!(platform(text).to_string(), shown, "{text}");
         }
         assert_eq!(platform("arm64").architecture, "arm64");
         assert_eq!(platform("linux").os, "linux");
-        for bad in ["", "/", "linux/", "a/b/c/d", "nonsense", "linux/am d64"] {
+        for bad in
+            ["", "/", "linux/", "a/b/c/d", "nonsense", "linux/am d64", "windows(/amd64", "windows()/a", "amd64(1)"]
+        {
             assert!(Platform::parse(bad).is_err(), "{bad}");
         }
     }
@@ -269,6 +327,37 @@ mod tests {
         assert_eq!(best("linux/arm64").as_deref(), Some("linux/arm/v7"));
         assert_eq!(best("linux/s390x"), None);
         assert_eq!(best("windows/amd64"), None);
+    }
+
+    #[test]
+    fn a_processor_runs_what_was_built_for_those_before_it() {
+        let offered = ["linux/arm/v8", "linux/arm64", "linux/arm64/v8.2", "linux/arm64/v9.1"].map(platform);
+        let best = |wanted: &str| platform(wanted).best(&offered).map(|place| offered[place].to_string());
+        assert_eq!(best("linux/arm64/v9.3").as_deref(), Some("linux/arm64/v9.1"));
+        assert_eq!(best("linux/arm64/v9.0").as_deref(), Some("linux/arm64/v8.2"));
+        assert_eq!(best("linux/arm64/v8.1").as_deref(), Some("linux/arm64"));
+        assert_eq!(best("linux/arm64/v10").as_deref(), Some("linux/arm64"));
+    }
+
+    #[test]
+    fn windows_runs_images_of_its_own_build_and_from_2022_on_of_earlier_ones() {
+        let windows = |version: &str| Platform {
+            os_version: Some(version.to_owned()).filter(|version| !version.is_empty()),
+            ..Platform::new("windows", "amd64", None)
+        };
+        for (host, image, runs) in [
+            ("10.0.17763", "10.0.17763.5000", true),
+            ("10.0.17763.1", "", true),
+            ("", "10.0.17763.1", true),
+            ("10.0.17763.1", "10.0.18362.1", false),
+            ("10.0.19041.1", "10.0.17763.1", false),
+            ("10.0.20348.7", "10.0.17763.1", false),
+            ("10.0.26100.1", "10.0.20348.7", true),
+            ("10.0.20348.7", "10.0.26100.1", false),
+            ("10.0.26100.1", "11.0.26100.1", false),
+        ] {
+            assert_eq!(windows(host).rank(&windows(image)).is_some(), runs, "{host} {image}");
+        }
     }
 
     #[test]
