@@ -277,9 +277,10 @@ impl Layer {
             Mode::Overlay => {
                 let parent = self.take_parent(within)?;
                 whiteout::hide(parent.as_fd(), hidden)?;
-                if !self.deferred.hiding.contains(within) {
-                    self.text += within.as_os_str().len();
-                    self.deferred.hiding.insert(within.to_owned());
+                // Where it really is: a link on the way may be replaced later.
+                if let Some(real) = real_path(&self.root, parent.as_fd()) {
+                    let length = real.as_os_str().len();
+                    self.text += if self.deferred.hiding.insert(real) { length } else { 0 };
                 }
                 self.parent = Some((within.to_owned(), parent));
                 Ok(())

@@ -56,14 +56,18 @@ fn a_whiteout_that_hides_nothing_is_not_listed() {
         .file("merged/own/.wh.e", "")
         .file("merged/.wh.f", "")
         .dir("lib/in")
-        .file("lib/in/.wh.g", "");
+        .file("lib/in/.wh.g", "")
+        .dir("new/there")
+        .symlink("way", "new/there")
+        .file("way/.wh.h", "")
+        .file("way", "");
     each(&[low.clone(), top.clone(), Tar::default().dir("new/deep").dir("merged")], |dir, way| {
-        let all = ["new/deep", "old/in", "file", "merged/own"].map(|path| names(&dir.join(path)));
-        assert_eq!(all, ["", "", "", ""], "{way:?}");
+        let all = ["new/deep", "new/there", "old/in", "file", "merged/own"].map(|path| names(&dir.join(path)));
+        assert_eq!(all, [""; 5], "{way:?}");
     });
     each(&[low, top], |dir, way| {
         let all = ["", "new", "old", "merged"].map(|path| names(&dir.join(path)));
-        assert_eq!(all, ["file lib merged new old", "deep", "in", "own"], "{way:?}");
+        assert_eq!(all, ["file lib merged new old way", "deep there", "in", "own"], "{way:?}");
     });
 }
 
