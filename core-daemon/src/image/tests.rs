@@ -471,5 +471,6 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
     }
 }
 
+mod archives;
 mod damage;
 mod mirrors;

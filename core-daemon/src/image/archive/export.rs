@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, Read, Write};
 
 use rung_spec::digest::{Digest, Hasher};
-use rung_spec::image::{Descriptor, Index, Kind as MediaKind, Manifest, media_types};
+use rung_spec::image::{Descriptor, ImageConfig, Index, Kind as MediaKind, Manifest, media_types};
+use rung_spec::platform::Platform;
 use rung_spec::reference::Reference;
 
 use super::{DOCKER_FILE, DockerImage, INDEX_FILE, LAYOUT_FILE, LAYOUT_VERSION, Layout};
@@ -17,6 +18,7 @@ use crate::image::choice::Want;
 use crate::image::naming::{ANNOTATION_NAME, ANNOTATION_REF};
 use crate::image::push::Stored;
 use crate::image::tree::{Found, Tree, manifest_children};
+use crate::image::walk::MAX_DOCUMENT;
 use crate::image::{Choice, Images, Quiet};
 use crate::labels;
 
@@ -80,6 +82,9 @@ impl Plan {
             true => self.here(&stored, images, ctx, &image.target).await?,
             false => Tree::read(&stored, &image.target, None, &options.choice).await?,
         };
+        if let Some(alone) = tree.images.iter().find(|found| found.descriptor.digest == image.target.digest) {
+            check_platform(images, ctx, alone, &options.choice)?;
+        }
         for doc in &tree.docs {
             self.blob(&doc.descriptor);
         }
@@ -175,6 +180,24 @@ impl Plan {
         document(&mut tar, LAYOUT_FILE, 0o444, &layout)?;
         tar.finish().and_then(|mut to| to.flush()).doing(doing)
     }
+}
+
+/// Refuses an image without an index that is for another platform than is asked for. Many images for ARM do not say of
+/// which variant they are.
+fn check_platform(images: &Images, ctx: &Context, image: &Found, choice: &Choice) -> Result<()> {
+    if choice.all || choice.platforms.is_empty() {
+        return Ok(());
+    }
+    let bytes = images.content.read(ctx, &image.manifest.config.digest, MAX_DOCUMENT)?;
+    // What is no image is for any.
+    let Ok(config) = ImageConfig::parse(&bytes) else { return Ok(()) };
+    let offered = config.platform.normalised();
+    let is_alike = |wanted: &Platform| wanted.os == offered.os && wanted.architecture == offered.architecture;
+    if offered.architecture.is_empty() || choice.takes(&offered) || choice.platforms.iter().any(is_alike) {
+        return Ok(());
+    }
+    let wanted: Vec<String> = choice.platforms.iter().map(ToString::to_string).collect();
+    Err(Error::not_found(format!("is for {offered}, not {}", wanted.join(" or "))))
 }
 
 /// The image that a reader takes who knows no indexes.

@@ -21,7 +21,7 @@ async fn what_a_mirror_fails_to_send_comes_from_the_registry() {
                 "short" if !asked.header("range").is_empty() => return Answer::new(416, ""),
                 "short" => answer.body.truncate(10),
                 "long" => answer.body.push(0),
-                _ => answer.body = b"<html>Sign in</html>".to_vec(),
+                _ => answer = Answer::new(200, *b"<html>Sign in</html>"),
             }
             answer
         })
