@@ -72,18 +72,23 @@ fn only_root_mounts_but_names_are_anyones() {
 }
 
 #[test]
-fn nothing_is_left_of_an_image_that_could_not_be_made() {
+fn an_image_is_made_whole_or_not_at_all() {
     let dir = tempfile::tempdir().expect("directory");
     let mounts = Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     let context = Context::new(Namespace::parse("n").expect("namespace"));
     let images = dir.path().join("images");
     fs::create_dir(&images).expect("directory");
-    // No file system is that small.
-    let image = images.join("a").to_string_lossy().into_owned();
-    let one = mount("mkfs/loop", &image, &["X-containerd.mkfs.size=1", "X-containerd.mkfs.fs=ext4"]);
-    let wish = Wish { name: "a".into(), mounts: vec![one], ..Wish::default() };
-    mounts.activate(&context, wish).expect_err("too small");
+    let image = images.join("a");
+    let sized = |size: &str| {
+        let size = format!("X-containerd.mkfs.size={size}");
+        let one = mount("mkfs/ext4", &image.to_string_lossy(), &[&size, "X-containerd.mkfs.fs=ext4"]);
+        mounts.activate(&context, Wish { name: "a".into(), mounts: vec![one], ..Wish::default() })
+    };
+    sized("1").expect_err("no file system is that small");
     assert_eq!(fs::read_dir(&images).expect("read").count(), 0);
+    sized("1048576").expect("activate");
+    assert_eq!(fs::read(&image).expect("image")[1080..1082], [0x53, 0xef], "the mark of ext4");
+    assert_eq!(fs::read_dir(&images).expect("read").count(), 1);
 }
 
 #[test]
