@@ -90,30 +90,36 @@ fn pause(ended: &Ended, restarts: u32) -> Duration {
 impl Engine {
     /// Starts a container again some time after its end, where its policy says so.
     pub(super) fn restart_later(&self, namespace: &Namespace, id: &ContainerId, ended: Ended) {
+        self.restart_after(namespace, id, ended, 0);
+    }
+
+    /// As [`Engine::restart_later`], after so many restarts that failed. They may not be recorded: the disk may be full.
+    fn restart_after(&self, namespace: &Namespace, id: &ContainerId, ended: Ended, failed: u32) {
         let Ok(known) = self.find(&Context::new(namespace.clone()), id.as_str()) else { return };
         let record = &known.record;
         if record.stopped || !record.restart.wants(ended.code, record.restarts) {
             return;
         }
-        let pause = pause(&ended, record.restarts);
+        let pause = pause(&ended, record.restarts.max(failed));
         let (engine, namespace, id) = (self.clone(), namespace.clone(), id.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = engine.parts().stopping.cancelled() => return,
             }
-            engine.restart_now(&namespace, &id, ended.code).await;
+            engine.restart_now(&namespace, &id, ended.code, failed).await;
         });
     }
 
-    async fn restart_now(&self, namespace: &Namespace, id: &ContainerId, code: u32) {
+    async fn restart_now(&self, namespace: &Namespace, id: &ContainerId, code: u32, failed: u32) {
         match self.try_restart(namespace, id, code).await {
             // It was removed.
             Err(error) if error.kind() == Kind::NotFound => {}
             Err(error) => {
                 tracing::warn!(%namespace, %id, %error, "restart a container");
                 let at = SystemTime::now();
-                self.restart_later(namespace, id, Ended { started_at: at, at, code: 127, oom_killed: false });
+                let ended = Ended { started_at: at, at, code: 127, oom_killed: false };
+                self.restart_after(namespace, id, ended, failed.saturating_add(1));
             }
             Ok(()) => {}
         }
@@ -171,7 +177,7 @@ impl Engine {
                     if stopped && let Err(error) = engine.mark_started(&namespace, &known).await {
                         tracing::warn!(%namespace, id = %known.id, %error, "restart a container");
                     }
-                    engine.restart_now(&namespace, &known.id, ended.code).await;
+                    engine.restart_now(&namespace, &known.id, ended.code, 0).await;
                 });
             }
         }
