@@ -25,6 +25,15 @@ pub trait Driver: Send + Sync + 'static {
     /// When the files cannot be made, or a label that it understands is malformed.
     fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
 
+    /// Brings what [`Driver::create`] made to the disk, before a lasting record says that it is there. The flush of the
+    /// record itself need not take along what else the file system has noted.
+    ///
+    /// # Errors
+    /// When something of it cannot be written.
+    fn keep(&self, number: u64) -> Result<()> {
+        flush_names(&self.dir(number))
+    }
+
     /// The mounts that show a snapshot.
     ///
     /// # Errors
@@ -128,6 +137,12 @@ pub enum Made {
 pub(super) fn flush(dir: &Path) -> Result<()> {
     let disk = FileSystems::of([dir]);
     disk.and_then(|disk| disk.flush()).doing(|| format!("flush {}", dir.display()))
+}
+
+/// Brings a directory without files of its own, and what was made for it, to the disk.
+pub(super) fn flush_names(dir: &Path) -> Result<()> {
+    let flushed = rung_sys::atomic_file::sync_directory(dir).map_err(std::io::Error::from);
+    flushed.doing(|| format!("flush {}", dir.display()))
 }
 
 /// Says of a directory that it is not there.

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::{mount, mount_words};
 
-use super::driver::missing;
+use super::driver::{flush_names, missing};
 use super::overlay::{look_like, make, overlay_options, stacked};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::erofs;
@@ -119,6 +119,10 @@ impl Driver for Erofs {
         let below = parents.first().map(|parent| self.shown(*parent)).transpose()?;
         look_like(&fs, below.as_deref(), labels)?;
         Ok(Made::Fresh)
+    }
+
+    fn keep(&self, number: u64) -> Result<()> {
+        flush_names(&self.dir(number).join("fs"))
     }
 
     fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>> {

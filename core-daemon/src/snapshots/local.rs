@@ -139,6 +139,9 @@ impl<D: Driver> Local<D> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let busy = self.take(number, key)?;
         let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
+            if lasting {
+                self.driver.keep(number)?;
+            }
             let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
             let (name, kind) = target.map_or((key, kind), |target| (target.as_str(), Kind::Committed));
             let usage = if target.is_some() { self.driver.usage(number)? } else { Usage::default() };

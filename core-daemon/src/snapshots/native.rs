@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rung_sys::beneath::Root;
 
 use super::copy::copy_tree;
-use super::driver::missing;
+use super::driver::{flush, missing};
 use super::overlay::make;
 use super::{Driver, Kind, Made, Mount, Usage, disk_usage, quota};
 use crate::error::{Doing, Result};
@@ -62,6 +62,11 @@ impl Driver for Native {
             }
         }
         Ok(Made::Fresh)
+    }
+
+    /// Copies are files that are not written yet.
+    fn keep(&self, number: u64) -> Result<()> {
+        flush(&self.dir(number))
     }
 
     fn mounts(&self, number: u64, kind: Kind, parents: &[u64], _labels: &Labels) -> Result<Vec<Mount>> {

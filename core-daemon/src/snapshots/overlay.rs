@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rung_sys::idmap::Range;
 
-use super::driver::{flush, missing};
+use super::driver::{flush, flush_names, missing};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::config::Volatile;
 use crate::error::{Doing, Error, Result};
@@ -126,6 +126,10 @@ impl Driver for Overlay {
         // The root of an overlay is the upper directory's: it must look like the image's.
         look_like(&fs, parents.first().map(|parent| self.fs(*parent)).as_deref(), labels)?;
         Ok(Made::Fresh)
+    }
+
+    fn keep(&self, number: u64) -> Result<()> {
+        flush_names(&self.fs(number))
     }
 
     fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>> {

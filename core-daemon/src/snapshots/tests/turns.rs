@@ -80,6 +80,10 @@ impl Driver for Stuck {
         Ok(Made::Fresh)
     }
 
+    fn keep(&self, _: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn mounts(&self, _: u64, _: Kind, _: &[u64], _: &Labels) -> Result<Vec<Mount>> {
         Ok(Vec::new())
     }
