@@ -12,7 +12,7 @@
 //! **How a process gets in matters more than anything else here.** Moving another process (`join`) makes the kernel
 //! wait for a grace period in which no process of the host may fork: usually a tenth of a millisecond, but 15 ms for
 //! one start in ten, on an idle machine; so does a process that writes `0` into the file of its v2 cgroup. One that is
-//! cloned into that ([`Cgroup::clone_into`], [`Entry::birthplace`]) or that writes `0` into the `tasks` file of a v1
+//! cloned into that ([`Cgroup::clone_into`]) or that writes `0` into the `tasks` file of a v1
 //! cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
 
 mod apply;
@@ -253,7 +253,7 @@ impl Cgroup {
                 files.push(dir.open_to_write(place.way_in())?);
             }
         }
-        Ok(Entry { files, birthplace: None })
+        Ok(Entry { files })
     }
 }
 
@@ -261,39 +261,22 @@ impl Cgroup {
 #[derive(Debug)]
 pub struct Entry {
     files: Vec<OwnedFd>,
-    birthplace: Option<Birthplace>,
-}
-
-/// The v2 cgroup that a process can be cloned into, and the file by which it enters where it was not.
-#[derive(Debug)]
-struct Birthplace {
-    dir: CgroupDir,
-    file: OwnedFd,
 }
 
 impl Entry {
     /// The one whose [`Self::descriptors`] were passed to this process.
     #[must_use]
     pub fn received(files: Vec<OwnedFd>) -> Self {
-        Self { files, birthplace: None }
+        Self { files }
     }
 
-    /// The cgroup that the process is better cloned into, where there is one. The kernel may refuse, where it lets in
-    /// who enters: over the limit of processes.
-    #[must_use]
-    pub fn birthplace(&self) -> Option<BorrowedFd<'_>> {
-        self.birthplace.as_ref().map(|place| place.dir.as_fd())
-    }
-
-    /// Puts the calling process in, which may be `born` in its [`Self::birthplace`]. Allocates nothing unless it fails,
-    /// and holds no lock of the kernel that others wait for, as long as the process has one thread and need not enter a
-    /// v2 cgroup.
+    /// Puts the calling process in. Allocates nothing unless it fails, and holds no lock of the kernel that others
+    /// wait for, as long as the process has one thread and need not enter a v2 cgroup.
     ///
     /// # Errors
     /// The cgroup file and the errno of the first refusal.
-    pub fn enter(&self, born: bool) -> std::result::Result<(), (PathBuf, Errno)> {
-        let v2 = self.birthplace.iter().filter(|_| !born).map(|place| &place.file);
-        for file in v2.chain(&self.files) {
+    pub fn enter(&self) -> std::result::Result<(), (PathBuf, Errno)> {
+        for file in &self.files {
             loop {
                 match nix::unistd::write(file, b"0") {
                     Ok(_) => break,

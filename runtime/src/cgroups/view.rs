@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{self, CgroupDir, is_missing};
+use rung_sys::cgroupfs::{self, is_missing};
 
-use super::{Birthplace, Cgroup, Entry, Error, Result};
+use super::{Cgroup, Entry, Error, Result};
 
 /// One hierarchy as a container sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,24 +80,17 @@ impl Cgroup {
     /// When they are gone or may not be entered.
     pub fn open_entry(self) -> Result<Entry> {
         let mut files = Vec::new();
-        let mut birthplace = None;
         for place in &self.places {
-            let opened = match place.hierarchy.is_v2() {
-                true => CgroupDir::open(&place.path).and_then(|dir| {
-                    birthplace = Some(Birthplace { file: dir.open_to_write(place.way_in())?, dir });
-                    Ok(())
-                }),
-                false => cgroupfs::open_to_write(&place.path, place.way_in()).map(|file| files.push(file)),
-            };
-            match opened {
-                Err(error) if !is_missing(&error) => return Err(error.into()),
-                _ => {}
+            match cgroupfs::open_to_write(&place.path, place.way_in()) {
+                Ok(opened) => files.push(opened),
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error.into()),
             }
         }
-        if files.is_empty() && birthplace.is_none() && !self.places.is_empty() {
+        if files.is_empty() && !self.places.is_empty() {
             return Err(self.places[0].gone());
         }
-        Ok(Entry { files, birthplace })
+        Ok(Entry { files })
     }
 
     /// Whether there is no place that this could be.

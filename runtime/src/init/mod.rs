@@ -192,7 +192,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
 fn enter_cgroups(sync: &ChildEnd) -> Result<()> {
     let mut ways_in = sync.prepared()?;
     loop {
-        match Entry::received(ways_in).enter(false) {
+        match Entry::received(ways_in).enter() {
             // Removed meanwhile: on v1 systemd takes away whatever is empty. The runtime says when it is enough.
             Err((_, Errno::ENODEV)) => ways_in = sync.cgroup_gone()?,
             entered => return entered.map_err(not_entered),
@@ -223,13 +223,8 @@ fn finish(
     credentials::become_user(process, filter, &inherited.sync)
 }
 
-/// Runs an `exec`ed program to its exec; returns only to report why it failed. `born`: it was cloned into its cgroup.
-pub fn run_exec(
-    process: &crate::plan::process::ProcessPlan,
-    inherited: &Inherited,
-    joined: &[Namespace],
-    born: bool,
-) -> u8 {
+/// Runs an `exec`ed program to its exec; returns only to report why it failed.
+pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherited, joined: &[Namespace]) -> u8 {
     let attempt = || -> Result<Error> {
         let sync = &inherited.sync;
         process::begin()?;
@@ -237,7 +232,7 @@ pub fn run_exec(
         sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
         sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));
-        inherited.cgroup.as_ref().map_or(Ok(()), |entry| entry.enter(born)).map_err(not_entered)?;
+        inherited.cgroup.as_ref().map_or(Ok(()), Entry::enter).map_err(not_entered)?;
         process::set_affinity(process, false)?;
         join::all(inherited, joined)?;
         sync.debug(|| "child process in init()".into());

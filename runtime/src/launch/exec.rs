@@ -1,7 +1,7 @@
 //! The parent's story of an `exec`.
 
 use std::collections::VecDeque;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rung_sys::namespace::Namespace;
 
@@ -51,26 +51,19 @@ pub fn start_exec(
         gate: None,
         filtered: launch.filtered,
     };
-    let make = |cgroup: Option<BorrowedFd<'_>>| {
-        let placement = Placement {
-            flags: 0,
-            joined: &inherited.namespaces,
-            time_offsets: None,
-            cgroup,
-            by_another: launch.rootless,
-        };
-        clone::make_process(&placement, &inherited.sync, |joined| {
-            parent.close_copy();
-            init::run_exec(launch.process, &inherited, joined, cgroup.is_some())
-        })
+    // Not cloned into a v2 cgroup, though that would not wait for the kernel: the container sees this process from its
+    // first moment on, and a directory of the host among its descriptors is a way out.
+    let placement = Placement {
+        flags: 0,
+        joined: &inherited.namespaces,
+        time_offsets: None,
+        cgroup: None,
+        by_another: launch.rootless,
     };
-    // What is wished of processors holds from before the cgroup is entered.
-    let born_outside = launch.rootless || launch.process.spec.exec_cpu_affinity().is_some();
-    let birthplace = inherited.cgroup.as_ref().and_then(Entry::birthplace).filter(|_| !born_outside);
-    let newborn = match birthplace {
-        Some(cgroup) => make(Some(cgroup)).or_else(|_| make(None)),
-        None => make(None),
-    }?;
+    let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
+        parent.close_copy();
+        init::run_exec(launch.process, &inherited, joined)
+    })?;
     drop(inherited);
     let mut early = VecDeque::new();
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;
