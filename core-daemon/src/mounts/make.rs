@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use gantry_proto::containerd::types::{ActivationInfo, ActiveMount, Mount};
 use gantry_proto::time;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{Gid, Uid, fchown, ftruncate, linkat};
 use rung_sys::beneath::{self, Root};
@@ -22,7 +22,6 @@ use rung_sys::{loop_device, mount, mount_words};
 use super::words::{Step, format, steps};
 use super::{Manager, Wish};
 use crate::error::{Doing, Error, Result};
-use crate::id;
 use crate::labels;
 
 const MAKE_DIRECTORY: &str = "X-containerd.mkdir.";
@@ -125,24 +124,18 @@ impl Manager {
         if beneath::stat(parent.as_fd(), &name)?.is_some() {
             return Ok(());
         }
-        // Under another name until it is whole: one of its own, because another activation may make the same.
-        let mut unfinished = name.clone();
-        unfinished.push(format!(".{}.new", id::random::<8>()?));
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&parent, unfinished.as_os_str(), flags, Mode::from_bits_truncate(0o640));
-        let file = File::from(file.map_err(io::Error::from)?);
-        arguments.push(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        let made = ftruncate(&file, size).map_err(|error| Error::from(io::Error::from(error)));
-        let made = made.and_then(|()| run(&format!("mkfs.{kind}"), &arguments)).and_then(|()| {
-            match linkat(&parent, unfinished.as_os_str(), &parent, name.as_os_str(), AtFlags::empty()) {
-                // The first one stays: it may be mounted.
-                Err(Errno::EEXIST) => Ok(()),
-                named => Ok(named.map_err(io::Error::from)?),
-            }
-        });
-        let removed = beneath::remove_tree(parent.as_fd(), &unfinished);
-        made?;
-        Ok(removed?)
+        // Without a name until it is whole: whatever ends this leaves nothing.
+        let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+        let file = openat(&parent, ".", flags, Mode::from_bits_truncate(0o640)).map_err(io::Error::from)?;
+        let unnamed = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        ftruncate(&file, size).map_err(io::Error::from)?;
+        arguments.push(unnamed.clone());
+        run(&format!("mkfs.{kind}"), &arguments)?;
+        match linkat(AT_FDCWD, unnamed.as_str(), &parent, name.as_os_str(), AtFlags::AT_SYMLINK_FOLLOW) {
+            // Another activation was first, and its image may be mounted.
+            Err(Errno::EEXIST) => Ok(()),
+            named => Ok(named.map_err(io::Error::from)?),
+        }
     }
 
     /// The directory of `path`, opened beneath the root that it is in, and its name there.
