@@ -12,8 +12,8 @@
 //! **How a process gets in matters more than anything else here.** Moving another process (`join`) makes the kernel
 //! wait for a grace period in which no process of the host may fork: usually a tenth of a millisecond, but 15 ms for
 //! one start in ten, on an idle machine; so does a process that writes `0` into the file of its v2 cgroup. One that is
-//! cloned into that ([`Cgroup::clone_into`]) or that writes `0` into the `tasks` file of a v1
-//! cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
+//! cloned into that ([`Cgroup::clone_into`]) or that writes `0` into the `tasks` file of a v1 cgroup ([`Entry::enter`])
+//! never waits. `docs/decisions` has the numbers.
 
 mod apply;
 mod counters;

@@ -73,16 +73,16 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
         }
         Ok((filter, listener))
     };
-    let attached = beyond_reach(container, options).doing(|| NOT_STARTED)?;
-    let placement = match attached {
-        Some(_) => None,
-        None => place(container, container.cgroup(), options).doing(|| NOT_STARTED)?,
+    let cgroup = container.cgroup();
+    let (attached, entry) = match cgroup.is_out_of_reach() {
+        true => (Some(beyond_reach(container, cgroup, options).doing(|| NOT_STARTED)?), None),
+        false => (None, place(container, cgroup, options).doing(|| NOT_STARTED)?),
     };
     let launch = ExecLaunch {
         process: &plan,
         filtered: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
         namespaces: namespaces(container, spec)?,
-        entry: placement,
+        entry,
         attached,
         rootless: container.record.rootless,
     };
@@ -97,19 +97,15 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
 }
 
 /// The cgroup that only systemd may put the process in: the container's, or where the first process is now.
-fn beyond_reach(container: &Container, options: &Options) -> Result<Option<Cgroup>> {
-    let cgroup = container.cgroup();
-    if !cgroup.is_out_of_reach() {
-        return Ok(None);
-    }
+fn beyond_reach(container: &Container, cgroup: Cgroup, options: &Options) -> Result<Cgroup> {
     if !options.cgroups.is_empty() {
-        return cgroup.sub_cgroups(&options.cgroups).map(Some).map_err(cgroup_error);
+        return cgroup.sub_cgroups(&options.cgroups).map_err(cgroup_error);
     }
     if !cgroup.is_divided() {
-        return Ok(Some(cgroup));
+        return Ok(cgroup);
     }
     let current = Cgroup::of(container.pid()).map_err(cgroup_error)?;
-    Ok(Some(current.managed_by(cgroup.unit().cloned())))
+    Ok(current.managed_by(cgroup.unit().cloned()))
 }
 
 /// The way into the container's cgroups. Where they are gone, unknown or cannot hold processes (a service manager inside
