@@ -8,11 +8,14 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
+
+use crate::rung_cgroups::Sleeper;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_swapped_mount_target_stays_inside[Root, Fast],
@@ -21,6 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_swapped_console_leads_nowhere[Root, Fast],
     a_swapped_working_directory_makes_nothing_outside[Root, Fast],
     an_exec_shows_no_descriptor_of_the_host[Root, Fast],
+    an_exec_on_its_way_has_no_directory_of_the_host[Root],
 ];
 
 /// Starts of a container that one race is tried with; 10,000 where all is tried.
@@ -229,5 +233,29 @@ fn an_exec_shows_no_descriptor_of_the_host(env: &Env) -> Result<()> {
     let seen = fs::read_to_string(bundle.rootfs().join("seen")).unwrap_or_default();
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(seen.is_empty(), "a container saw what the runtime has open:\n{seen}");
+    Ok(())
+}
+
+/// The same without chance: a frozen cgroup stops whoever is in it, and what that has open can be looked at then.
+fn an_exec_on_its_way_has_no_directory_of_the_host(env: &Env) -> Result<()> {
+    let sleeper = Sleeper::start(env, "stopped", json!({}))?;
+    env.run_rung(&["pause", &sleeper.id])?.ok()?;
+    let mut exec = env.rung(&["exec", "--ignore-paused", &sleeper.id, "true"])?.stdin(Stdio::null()).spawn()?;
+    let children = format!("/proc/{0}/task/{0}/children", exec.id());
+    let entered = wait::until("the process that enters the container", || {
+        fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned)
+    });
+    // A moment after it is there it is stopped.
+    std::thread::sleep(Duration::from_millis(200));
+    let open = entered.and_then(|pid| Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.collect::<Result<Vec<_>, _>>()?));
+    let directories = open.map(|open| {
+        let of_directories = open.iter().filter(|entry| entry.path().is_dir());
+        (open.len(), of_directories.map(|entry| fs::read_link(entry.path())).collect::<Vec<_>>())
+    });
+    env.run_rung(&["resume", &sleeper.id])?.ok()?;
+    ensure!(exec.wait()?.success());
+    let (count, directories) = directories?;
+    ensure!(count > 3, "the process was not stopped where it enters: it has {count} descriptors");
+    ensure!(directories.is_empty(), "directories of the host in sight of the container: {directories:?}");
     Ok(())
 }
