@@ -170,6 +170,7 @@ mod tests {
         put(b"bad");
         assert_eq!(it.content.read(&ctx("a"), &bad, 10).expect("fetched again"), b"bad");
     }
+
     #[tokio::test]
     async fn what_cannot_be_put_aside_is_not_read_over_and_over() {
         let it = fixture();

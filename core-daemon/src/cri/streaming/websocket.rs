@@ -331,6 +331,7 @@ mod tests {
         let _ = client.send(Message::Binary(vec![0; MAX_MESSAGE + 1].into())).await;
         channels.ended().cancelled().await;
     }
+
     #[tokio::test]
     async fn a_tunnel_ends_where_its_client_takes_nothing() {
         let (near, far) = tokio::io::duplex(1 << 10);

@@ -271,18 +271,11 @@ fn shown(entry: &Descriptor) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use gantry_proto::namespace::Namespace;
-
     use super::*;
-    use crate::events::Events;
-    use crate::metadata::Db;
 
     #[test]
     fn names_are_bounded_before_anything_is_made_of_them() {
-        let dir = tempfile::tempdir().expect("directory");
-        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
-        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
-        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let (_dir, content, ctx) = super::super::store();
         let digest = content.put(&ctx, br#"{"rootfs":{"type":"layers","diff_ids":[]}}"#, Labels::new()).expect("put");
         let mut files = Files::default();
         files.blobs.insert("config".into(), Descriptor::new("", digest, 43));

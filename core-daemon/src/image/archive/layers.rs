@@ -98,18 +98,11 @@ fn compress(file: File, ingest: &mut Ingest) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use gantry_proto::namespace::Namespace;
-
     use super::*;
-    use crate::events::Events;
-    use crate::metadata::Db;
 
     #[test]
     fn a_layer_is_packed_while_another_packs_it_too() {
-        let dir = tempfile::tempdir().expect("directory");
-        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
-        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
-        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let (_dir, content, ctx) = super::super::store();
         let plain = content.put(&ctx, b"plain", Labels::new()).expect("put");
         let _other = content.writer(&ctx, &format!("compress-{plain}"), 0, None).expect("another import");
         let packed = || pack(&content, &ctx, &plain, content.reader(&ctx, &plain).expect("blob").file);

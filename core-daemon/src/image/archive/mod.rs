@@ -43,3 +43,13 @@ struct DockerImage {
     #[serde(default)]
     layers: Option<Vec<String>>,
 }
+
+/// An empty content store for tests, in a directory that ends with the first value.
+#[cfg(test)]
+fn store() -> (tempfile::TempDir, crate::content::Content, crate::context::Context) {
+    let dir = tempfile::tempdir().expect("directory");
+    let db = crate::metadata::Db::open(&dir.path().join("meta.redb")).expect("metadata");
+    let content = crate::content::Content::open(&dir.path().join("content"), db, crate::events::Events::new());
+    let namespace = gantry_proto::namespace::Namespace::parse("a").expect("namespace");
+    (dir, content.expect("content"), crate::context::Context::new(namespace))
+}

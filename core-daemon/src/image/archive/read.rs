@@ -189,9 +189,6 @@ impl Files {
 mod tests {
     use super::*;
     use crate::diff::tar::Writer;
-    use crate::events::Events;
-    use crate::metadata::Db;
-    use gantry_proto::namespace::Namespace;
 
     fn empty(path: String) -> Entry {
         let (path, link, xattrs) = (path.into_bytes(), Vec::new(), Vec::new());
@@ -201,10 +198,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_a_blob_where_a_digest_names_it() {
-        let dir = tempfile::tempdir().expect("directory");
-        let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
-        let content = Content::open(&dir.path().join("content"), db, Events::new()).expect("content");
-        let ctx = Context::new(Namespace::parse("a").expect("namespace"));
+        let (_dir, content, ctx) = super::super::store();
         let digest = Digest::of(b"");
         let mut tar = Writer::new(Vec::new());
         for path in [format!("blobs/{}", digest.as_str().replace(':', "/")), "empty/VERSION".to_owned()] {
