@@ -147,12 +147,14 @@ fn pids_limit_holds(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// The kernel lets nobody be born there, but whoever enters.
+/// The kernel lets nobody be born there, but whoever enters; nor two where there is room for one.
 fn a_full_cgroup_lets_an_exec_in(env: &Env) -> Result<()> {
-    let sleeper = Sleeper::start(env, "full", json!({"pids": {"limit": 1}}))?;
-    env.run_rung(&["exec", "--detach", &sleeper.id, "sleep", "500"])?.ok()?;
-    let pids = fs::read_to_string(directory(env, "full", "pids").join("cgroup.procs"))?;
-    assert_eq!(pids.lines().count(), 2, "{pids}");
+    for (limit, name) in [(1, "full"), (2, "nearly-full")] {
+        let sleeper = Sleeper::start(env, name, json!({"pids": {"limit": limit}}))?;
+        env.run_rung(&["exec", "--detach", &sleeper.id, "sleep", "500"])?.ok()?;
+        let pids = fs::read_to_string(directory(env, name, "pids").join("cgroup.procs"))?;
+        assert_eq!(pids.lines().count(), 2, "{pids}");
+    }
     Ok(())
 }
 

@@ -12,8 +12,8 @@
 //! **How a process gets in matters more than anything else here.** Moving another process (`join`) makes the kernel
 //! wait for a grace period in which no process of the host may fork: usually a tenth of a millisecond, but 15 ms for
 //! one start in ten, on an idle machine; so does a process that writes `0` into the file of its v2 cgroup. One that is
-//! cloned into that ([`Cgroup::clone_into`]) or that writes `0` into the `tasks` file of a v1 cgroup ([`Entry::enter`])
-//! never waits. `docs/decisions` has the numbers.
+//! cloned into that ([`Cgroup::clone_into`], [`Entry::take_birthplace`]) or that writes `0` into the `tasks` file of a
+//! v1 cgroup ([`Entry::enter`]) never waits. `docs/decisions` has the numbers.
 
 mod apply;
 mod counters;
@@ -253,30 +253,39 @@ impl Cgroup {
                 files.push(dir.open_to_write(place.way_in())?);
             }
         }
-        Ok(Entry { files })
+        Ok(Entry { files, ..Entry::default() })
     }
 }
 
 /// The descriptors through which a new process puts itself into its cgroups.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Entry {
     files: Vec<OwnedFd>,
+    /// The file of a v2 cgroup that a process can be born in, too, and that cgroup.
+    file_v2: Option<OwnedFd>,
+    birthplace: Option<OwnedFd>,
 }
 
 impl Entry {
     /// The one whose [`Self::descriptors`] were passed to this process.
     #[must_use]
     pub fn received(files: Vec<OwnedFd>) -> Self {
-        Self { files }
+        Self { files, ..Self::default() }
     }
 
-    /// Puts the calling process in. Allocates nothing unless it fails, and holds no lock of the kernel that others
-    /// wait for, as long as the process has one thread and need not enter a v2 cgroup.
+    /// The v2 cgroup, whose directory leads to those of the host, for a process that is born in it. The kernel may refuse
+    /// that, where it lets in who enters: over the limit of processes.
+    pub fn take_birthplace(&mut self) -> Option<OwnedFd> {
+        self.birthplace.take()
+    }
+
+    /// Puts the calling process in, which may be `born` in the v2 one. Allocates nothing unless it fails, and holds no
+    /// lock of the kernel that others wait for, as long as the process has one thread and need not enter a v2 cgroup.
     ///
     /// # Errors
     /// The cgroup file and the errno of the first refusal.
-    pub fn enter(&self) -> std::result::Result<(), (PathBuf, Errno)> {
-        for file in &self.files {
+    pub fn enter(&self, born: bool) -> std::result::Result<(), (PathBuf, Errno)> {
+        for file in self.file_v2.iter().filter(|_| !born).chain(&self.files) {
             loop {
                 match nix::unistd::write(file, b"0") {
                     Ok(_) => break,
@@ -290,7 +299,7 @@ impl Entry {
 
     /// The descriptors, for a caller that closes or passes them.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.files.iter().map(OwnedFd::as_fd).collect()
+        self.file_v2.iter().chain(&self.files).map(OwnedFd::as_fd).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{self, is_missing};
+use rung_sys::cgroupfs::{self, CgroupDir, is_missing};
 
 use super::{Cgroup, Entry, Error, Result};
 
@@ -79,18 +79,25 @@ impl Cgroup {
     /// # Errors
     /// When they are gone or may not be entered.
     pub fn open_entry(self) -> Result<Entry> {
-        let mut files = Vec::new();
+        let mut entry = Entry::default();
         for place in &self.places {
-            match cgroupfs::open_to_write(&place.path, place.way_in()) {
-                Ok(opened) => files.push(opened),
-                Err(error) if is_missing(&error) => {}
-                Err(error) => return Err(error.into()),
+            let opened = match place.hierarchy.is_v2() {
+                true => CgroupDir::open(&place.path).and_then(|dir| {
+                    entry.file_v2 = Some(dir.open_to_write(place.way_in())?);
+                    entry.birthplace = Some(dir.into());
+                    Ok(())
+                }),
+                false => cgroupfs::open_to_write(&place.path, place.way_in()).map(|file| entry.files.push(file)),
+            };
+            match opened {
+                Err(error) if !is_missing(&error) => return Err(error.into()),
+                _ => {}
             }
         }
-        if files.is_empty() && !self.places.is_empty() {
+        if entry.descriptors().is_empty() && !self.places.is_empty() {
             return Err(self.places[0].gone());
         }
-        Ok(Entry { files })
+        Ok(entry)
     }
 
     /// Whether there is no place that this could be.

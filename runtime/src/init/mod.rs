@@ -72,6 +72,14 @@ pub struct Inherited {
 }
 
 impl Inherited {
+    /// Closes all other descriptors but the first three and as many more as are wished.
+    pub fn close_others(&self, preserved: u32) -> Result<()> {
+        let mut keep = vec![self.sync.as_fd()];
+        keep.extend(self.namespaces.iter().map(|(_, namespace)| namespace.as_fd()));
+        keep.extend(self.cgroup.iter().flat_map(Entry::descriptors));
+        Ok(rung_sys::process::close_others(preserved.saturating_add(3), &keep)?)
+    }
+
     fn filter(&self) -> Result<Option<&Filter>> {
         if self.filtered { self.sync.filter() } else { Ok(None) }
     }
@@ -192,7 +200,7 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
 fn enter_cgroups(sync: &ChildEnd) -> Result<()> {
     let mut ways_in = sync.prepared()?;
     loop {
-        match Entry::received(ways_in).enter() {
+        match Entry::received(ways_in).enter(false) {
             // Removed meanwhile: on v1 systemd takes away whatever is empty. The runtime says when it is enough.
             Err((_, Errno::ENODEV)) => ways_in = sync.cgroup_gone()?,
             entered => return entered.map_err(not_entered),
@@ -223,8 +231,13 @@ fn finish(
     credentials::become_user(process, filter, &inherited.sync)
 }
 
-/// Runs an `exec`ed program to its exec; returns only to report why it failed.
-pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherited, joined: &[Namespace]) -> u8 {
+/// Runs an `exec`ed program to its exec; returns only to report why it failed. `born`: it is in its v2 cgroup already.
+pub fn run_exec(
+    process: &crate::plan::process::ProcessPlan,
+    inherited: &Inherited,
+    joined: &[Namespace],
+    born: bool,
+) -> u8 {
     let attempt = || -> Result<Error> {
         let sync = &inherited.sync;
         process::begin()?;
@@ -232,7 +245,7 @@ pub fn run_exec(process: &crate::plan::process::ProcessPlan, inherited: &Inherit
         sync.debug(|| "nsexec container setup".into());
         process::set_affinity(process, true)?;
         sync.debug(|| format!("nsexec: affinity: {:#x}", process::affinity_mask()));
-        inherited.cgroup.as_ref().map_or(Ok(()), Entry::enter).map_err(not_entered)?;
+        inherited.cgroup.as_ref().map_or(Ok(()), |entry| entry.enter(born)).map_err(not_entered)?;
         process::set_affinity(process, false)?;
         join::all(inherited, joined)?;
         sync.debug(|| "child process in init()".into());

@@ -5,9 +5,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rung_sys::namespace::{self, Namespace};
-use rung_sys::process::{CloneRequest, Forked, Pid, clone, exit_now};
+use rung_sys::pidfd;
+use rung_sys::process::{CloneRequest, Exit, Forked, Pid, Target, clone, exit_now, wait};
 
-use super::sync::ChildEnd;
+use super::sync::{self, ChildEnd, SILENCE};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::namespaces::NamespacePlan;
 
@@ -55,7 +56,7 @@ pub struct Placement<'a> {
     /// Offsets of a new time namespace, which must be written before anybody is in it. With a new user namespace the
     /// process makes its time namespace itself, with the rights that it has in there.
     pub time_offsets: Option<&'a str>,
-    /// The cgroup that it is cloned into.
+    /// The cgroup that it is cloned into, unless it is made in two steps.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A process in between makes it: the joined user namespace must be entered before the others can be made or joined,
     /// or there is no way back from the process numbers, which root of a user namespace may enter but not return from.
@@ -70,7 +71,7 @@ pub fn make_process(
     child: impl FnOnce(&[Namespace]) -> u8,
 ) -> Result<Newborn> {
     if placement.by_another {
-        return in_two_steps(placement, sync, child);
+        return in_two_steps(placement, None, sync, || Ok(()), child);
     }
     let entered = enter_for_children(placement)?;
     let request = CloneRequest { flags: placement.flags, into_cgroup: placement.cgroup };
@@ -97,8 +98,8 @@ pub fn make_process(
 pub enum Newborn {
     /// It is a child of this process.
     Direct(Pid, OwnedFd),
-    /// It will be announced by a process in between, which ends then.
-    Announced(Pid),
+    /// A process in between has announced it and ended.
+    Announced,
 }
 
 /// Enters the namespaces that hold only for children, and returns their kinds: this process goes back to its own
@@ -126,28 +127,57 @@ pub fn make_time_namespace(offsets: &str) -> Result<()> {
         .doing(|| format!("linux.timeOffsets: write {offsets:?} to {path}"))
 }
 
-/// A process in between joins the namespaces, makes the container's process as its sibling, and ends.
-fn in_two_steps(placement: &Placement<'_>, sync: &ChildEnd, child: impl FnOnce(&[Namespace]) -> u8) -> Result<Newborn> {
+/// A process in between joins the namespaces, does what `prepare` does while the container cannot look at it, makes the
+/// container's process as its sibling, and ends. It is born in `birthplace`, a v2 cgroup. An error says that there is no
+/// process; there may be one without a birthplace, where the cgroup lets in who enters but is too full for two.
+pub fn in_two_steps(
+    placement: &Placement<'_>,
+    birthplace: Option<OwnedFd>,
+    sync: &ChildEnd,
+    prepare: impl FnOnce() -> Result<()>,
+    child: impl FnOnce(&[Namespace]) -> u8,
+) -> Result<Newborn> {
     /// `CLONE_PARENT`: the new process is a child of our parent, not of ours.
     const SIBLING: u64 = 0x8000;
-    match clone(&CloneRequest { flags: 0, into_cgroup: placement.cgroup }).doing(|| "clone a process in between")? {
-        Forked::Parent { pid, .. } => Ok(Newborn::Announced(pid)),
+    /// The code of a process in between that could not make the other.
+    const NOT_CLONED: u8 = 2;
+    let born = birthplace.is_some();
+    let request = CloneRequest { flags: 0, into_cgroup: birthplace.as_ref().map(OwnedFd::as_fd) };
+    match clone(&request).doing(|| "clone a process in between")? {
+        Forked::Parent { pid, pidfd } => match end_of(pid, &pidfd)? {
+            Some(Exit::Code(code)) if code == i32::from(NOT_CLONED) => {
+                Err(Error::new(Kind::Internal, "the cgroup has no room for another process"))
+            }
+            _ => Ok(Newborn::Announced),
+        },
         Forked::Child => {
-            let step = || -> Result<(Forked, Vec<Namespace>)> {
+            drop(birthplace);
+            let request = CloneRequest { flags: placement.flags | SIBLING, into_cgroup: None };
+            let step = || -> Result<(Result<Forked>, Vec<Namespace>)> {
                 let joined = join_in_between(placement)?;
-                let request = CloneRequest { flags: placement.flags | SIBLING, into_cgroup: None };
-                Ok((clone(&request).doing(|| "clone the container's process")?, joined))
+                prepare()?;
+                Ok((clone(&request).doing(|| "clone the container's process"), joined))
             };
             match step() {
-                Ok((Forked::Child, joined)) => exit_now(child(&joined)),
-                Ok((Forked::Parent { pid, .. }, _)) => exit_now(u8::from(sync.forked(pid.as_raw()).is_err())),
-                Err(error) => {
+                Ok((Ok(Forked::Child), joined)) => exit_now(child(&joined)),
+                Ok((Ok(Forked::Parent { pid, .. }), _)) => exit_now(u8::from(sync.forked(pid.as_raw()).is_err())),
+                Ok((Err(_), _)) if born => exit_now(NOT_CLONED),
+                Err(error) | Ok((Err(error), _)) => {
                     sync.failed(&error);
                     exit_now(1)
                 }
             }
         }
     }
+}
+
+/// How the process in between ended. It waits for nobody, but it may be frozen with the cgroup that it is in.
+fn end_of(pid: Pid, pidfd: &OwnedFd) -> Result<Option<Exit>> {
+    if !pidfd::wait_exit(pidfd.as_fd(), SILENCE)? {
+        pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+        return Err(sync::silent());
+    }
+    Ok(wait(Target::Pid(pid), true)?.map(|(_, exit)| exit))
 }
 
 /// Joins what the rights on the host allow, then the user namespace, then, with the rights inside, the PID namespace.
@@ -174,12 +204,10 @@ fn join_in_between(placement: &Placement<'_>) -> Result<Vec<Namespace>> {
 pub fn claim(newborn: Newborn, announced: impl FnOnce() -> Result<i32>) -> Result<(Pid, OwnedFd)> {
     match newborn {
         Newborn::Direct(pid, pidfd) => Ok((pid, pidfd)),
-        Newborn::Announced(between) => {
-            let number = announced();
-            rung_sys::process::wait(rung_sys::process::Target::Pid(between), true)?;
-            let pid = Pid::from_raw(number?);
-            let pidfd = rung_sys::pidfd::open(pid)
-                .map_err(|_| Error::new(Kind::Internal, "the container's process ended at once"))?;
+        Newborn::Announced => {
+            let pid = Pid::from_raw(announced()?);
+            let pidfd =
+                pidfd::open(pid).map_err(|_| Error::new(Kind::Internal, "the container's process ended at once"))?;
             Ok((pid, pidfd))
         }
     }

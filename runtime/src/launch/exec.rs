@@ -35,13 +35,17 @@ pub struct ExecLaunch<'a> {
 /// Makes the process in the container's namespaces and takes it to the point where only the exec is left. Its filter is
 /// compiled while it joins them; hooks and the receiver of a listener are told `state`.
 pub fn start_exec(
-    launch: ExecLaunch<'_>,
+    mut launch: ExecLaunch<'_>,
     state: &HookState,
     compile: impl FnOnce() -> Result<Compiled>,
 ) -> Result<Started> {
     let joins_user = launch.namespaces.iter().any(|(kind, _)| *kind == Namespace::User);
     let (parent, child) = sync::pair()?;
     parent.limit_silence()?;
+    // What is wished of processors holds from before the cgroup is entered.
+    let born_outside = launch.rootless || launch.process.spec.exec_cpu_affinity().is_some();
+    let birthplace = launch.entry.as_mut().and_then(Entry::take_birthplace).filter(|_| !born_outside);
+    let has_birthplace = birthplace.is_some();
     let inherited = Inherited {
         sync: child,
         cgroup: launch.entry,
@@ -51,19 +55,21 @@ pub fn start_exec(
         gate: None,
         filtered: launch.filtered,
     };
-    // Not cloned into a v2 cgroup, though that would not wait for the kernel: the container sees this process from its
-    // first moment on, and a directory of the host among its descriptors is a way out.
-    let placement = Placement {
-        flags: 0,
-        joined: &inherited.namespaces,
-        time_offsets: None,
-        cgroup: None,
-        by_another: launch.rootless,
+    // In two steps, because the container sees the process from its first moment on. With CAP_SYS_PTRACE it can go
+    // wherever that is and open what that has open, and so must not find it in the host's root or with its descriptors.
+    let placement =
+        Placement { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, by_another: true };
+    let make = |birthplace: Option<OwnedFd>| {
+        let born = birthplace.is_some();
+        let unshow = || inherited.close_others(launch.process.preserve_fds);
+        clone::in_two_steps(&placement, birthplace, &inherited.sync, unshow, |joined| {
+            init::run_exec(launch.process, &inherited, joined, born)
+        })
     };
-    let newborn = clone::make_process(&placement, &inherited.sync, |joined| {
-        parent.close_copy();
-        init::run_exec(launch.process, &inherited, joined)
-    })?;
+    let newborn = match make(birthplace) {
+        Err(error) if has_birthplace && error.kind() != Kind::Timeout => make(None),
+        made => made,
+    }?;
     drop(inherited);
     let mut early = VecDeque::new();
     let (pid, pidfd) = clone::claim(newborn, || announced(&parent, &mut early))?;

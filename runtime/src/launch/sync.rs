@@ -29,6 +29,7 @@
 
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -120,13 +121,20 @@ pub struct ChildEnd {
     filter: OnceCell<Option<Filter>>,
 }
 
-/// How long, in seconds, a process may take from one report to the next: less than supervisors give a runtime.
-const SILENCE: i64 = 240;
+/// How long a process may take from one report to the next: less than supervisors give a runtime.
+pub const SILENCE: Duration = Duration::from_secs(240);
 
 /// Makes both ends.
 pub fn pair() -> Result<(ParentEnd, ChildEnd)> {
     let (parent, child) = fd_pass::message_pair()?;
     Ok((ParentEnd(parent), ChildEnd { socket: child, filter: OnceCell::new() }))
+}
+
+/// A process was silent for [`SILENCE`].
+pub fn silent() -> Error {
+    let seconds = SILENCE.as_secs();
+    let text = format!("the container's process has not got on for {seconds} s; a file system may not answer");
+    Error::new(Kind::Timeout, text)
 }
 
 impl ParentEnd {
@@ -140,7 +148,7 @@ impl ParentEnd {
     /// Has [`Self::receive`] give up a process that is silent for too long: one that waits for a file system that does not
     /// answer waits for ever.
     pub fn limit_silence(&self) -> Result<()> {
-        Ok(setsockopt(&self.0, ReceiveTimeout, &TimeVal::seconds(SILENCE))?)
+        Ok(setsockopt(&self.0, ReceiveTimeout, &TimeVal::seconds(SILENCE.as_secs().cast_signed()))?)
     }
 
     /// Tells the process to go on; `false` when it is gone, and its last report says why.
@@ -173,11 +181,7 @@ impl ParentEnd {
         let mut buffer = [0; MAX_TEXT + 16];
         let (length, mut fds) = match fd_pass::receive(self.0.as_fd(), &mut buffer) {
             Err(error) if error.errno() == libc::ECONNRESET => return Ok(Some(Report::Deaf)),
-            Err(error) if error.errno() == libc::EAGAIN => {
-                let text =
-                    format!("the container's process has not got on for {SILENCE} s; a file system may not answer");
-                return Err(Error::new(Kind::Timeout, text));
-            }
+            Err(error) if error.errno() == libc::EAGAIN => return Err(silent()),
             other => other?,
         };
         let number = || buffer.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(i32::from_le_bytes);

@@ -266,6 +266,12 @@ impl AsFd for CgroupDir {
     }
 }
 
+impl From<CgroupDir> for OwnedFd {
+    fn from(dir: CgroupDir) -> Self {
+        dir.fd
+    }
+}
+
 impl AsRawFd for CgroupDir {
     fn as_raw_fd(&self) -> i32 {
         self.fd.as_raw_fd()
