@@ -5,5 +5,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    rung_sys::signal::keep_children();
     gantryd::run(gantryd::args::Args::parse())
 }

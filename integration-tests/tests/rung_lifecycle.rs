@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
+use integration_tests::output::{self, Ran};
 use integration_tests::{Bundle, Env, Pty, Result, Test, tests};
 use serde_json::{Value, json};
+
+use crate::rung_cgroups::Sleeper;
 
 pub(crate) const TESTS: &[Test] = tests![
     create_start_kill_delete[Root],
@@ -14,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bad_program_fails_create[Root],
     a_name_is_taken_once[Root],
     exec_has_its_own_exit_code[Root],
+    children_count_whatever_the_caller_ignores[Root],
     exec_works_in_a_user_namespace_that_the_container_shares[Root],
     hooks_see_the_states_of_the_specification[Root],
     a_talkative_program_on_a_terminal_is_heard_and_ends[Root],
@@ -177,6 +181,23 @@ fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
     let usual = env.run_rung(&[&["exec", &id][..], &status[..]].concat())?.ok()?.text().to_owned();
     ensure!(given == usual && given.contains("CapEff"), "{given}\n{usual}");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
+    Ok(())
+}
+
+/// The kernel tells a program nothing of its children whose caller ignores SIGCHLD.
+fn children_count_whatever_the_caller_ignores(env: &Env) -> Result<()> {
+    let ignoring = |args: &[&str]| -> Result<Ran> {
+        let rung = env.rung(args)?;
+        let mut ignoring = Command::new("env");
+        env.prepare(&mut ignoring);
+        ignoring.arg("--ignore-signal=CHLD").arg(rung.get_program()).args(rung.get_args()).stdin(Stdio::null());
+        output::run(ignoring)
+    };
+    let mut bundle = Bundle::new(env, "ignored", &["sh", "-c", "exit 4"])?;
+    bundle.set("/hooks", json!({"createRuntime": [{"path": "/bin/true"}]}));
+    ignoring(&["run", "--bundle", bundle.write()?, &env.id("ignored")])?.exits(4)?;
+    let sleeper = Sleeper::start(env, "sleeper", json!({}))?;
+    ignoring(&["exec", &sleeper.id, "sh", "-c", "exit 5"])?.exits(5)?;
     Ok(())
 }
 

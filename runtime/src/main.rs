@@ -7,11 +7,13 @@ use rung::cli::Cli;
 use rung::error::Result;
 use rung::{commands, exe, log};
 use rung_sys::allocator::Allocator;
+use rung_sys::signal;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
 fn main() -> ExitCode {
+    signal::keep_children();
     let arguments: Vec<_> = std::env::args_os().collect();
     if arguments.iter().skip(1).any(|argument| argument == "exec") {
         exe::protect_early();

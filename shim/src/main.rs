@@ -14,6 +14,7 @@ fn words() -> Result<Vec<String>> {
 }
 
 fn main() -> ExitCode {
+    rung_sys::signal::keep_children();
     let run = || match args::parse(words()?)? {
         Command::Version => info::version(),
         Command::Info => info::describe(),

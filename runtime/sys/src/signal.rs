@@ -113,6 +113,13 @@ pub fn reset_all() -> Result<()> {
     unblock_all()
 }
 
+/// Has the kernel keep ended children until they are waited for, and tell of them. It does neither for a program whose
+/// caller ignores SIGCHLD, as a shell after `trap '' CHLD` does, until that program takes it back.
+pub fn keep_children() {
+    // SAFETY: SIG_DFL is always a valid disposition.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Gives a signal its default action without the C library.
 fn kernels_default(signal: i32) {
     // The default action, no flags, no restorer and an empty mask are zeroes, however they are laid out.
