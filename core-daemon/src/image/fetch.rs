@@ -30,7 +30,7 @@ use crate::content::{Content, Ingest, Sealed};
 use crate::context::Context;
 use crate::diff::{Applied, Mode, Processors};
 use crate::error::{Doing, Error, Kind, Result};
-use crate::registry::Repository;
+use crate::registry::{Pace, Repository};
 
 /// Pieces between the network and the thread that stores them, and bytes of one that comes from the disk.
 const QUEUE: usize = 8;
@@ -206,16 +206,16 @@ impl Fetcher {
     /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further: from a mirror
     /// less with each try that does not.
     async fn receive(&self, layer: &Descriptor, mut offset: u64, to: mpsc::Sender<Bytes>, bad: usize) -> Result<()> {
-        let mut failed: usize = 0;
+        let (mut failed, mut pace): (usize, _) = (0, self.repository.pace());
         while offset < layer.size {
             let before = offset;
-            match self.receive_some(layer, &mut offset, &to, bad.saturating_add(failed)).await {
+            match self.receive_some(layer, &mut offset, &mut pace, &to, bad.saturating_add(failed)).await {
                 Ok(true) if offset == layer.size => break,
                 Ok(true) => {}
                 // The store gave up, and says why.
                 Ok(false) => return Ok(()),
                 Err(error) if !matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => return Err(error),
-                Err(error) if failed + 1 >= TRIES && offset == before => return Err(error),
+                Err(error) if failed + 1 >= TRIES && offset == before || pace.is_hopeless() => return Err(error),
                 Err(error) => tracing::debug!(digest = %layer.digest, offset, %error, "layer is resumed"),
             }
             failed = if offset > before { 0 } else { failed + 1 };
@@ -233,6 +233,7 @@ impl Fetcher {
         &self,
         layer: &Descriptor,
         offset: &mut u64,
+        pace: &mut Pace,
         to: &mpsc::Sender<Bytes>,
         bad: usize,
     ) -> Result<bool> {
@@ -240,6 +241,9 @@ impl Fetcher {
         // A registry that cannot give a part gives the whole again.
         let mut known = offset.saturating_sub(blob.offset);
         while let Some(mut piece) = blob.next().await? {
+            if !pace.came(piece.len() as u64) {
+                return Err(blob.give_up());
+            }
             let skipped = known.min(piece.len() as u64);
             piece.advance(usize::try_from(skipped).unwrap_or(0));
             known -= skipped;
@@ -254,6 +258,8 @@ impl Fetcher {
             if to.send(piece).await.is_err() {
                 return Ok(false);
             }
+            // For a slow disk the registry was not waited for.
+            pace.goes_on();
         }
         Ok(true)
     }

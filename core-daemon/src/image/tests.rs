@@ -28,6 +28,10 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
+    fixture_with(Registry::new(PathBuf::from("/nonexistent")))
+}
+
+fn fixture_with(registry: Registry) -> Fixture {
     let dir = tempfile::tempdir().expect("temporary directory");
     let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
     let events = Events::new();
@@ -43,7 +47,7 @@ fn fixture() -> Fixture {
         content,
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
-        registry: Registry::new(PathBuf::from("/nonexistent")),
+        registry,
         at_once: AtOnce { downloads: 6, uploads: 4 },
         verifiers: Verifiers::default(),
         processors: Processors::default(),

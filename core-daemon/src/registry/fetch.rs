@@ -1,18 +1,20 @@
 //! Reading from a repository: what a name stands for, documents, blobs.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, Url};
 use rung_spec::digest::Digest;
-use rung_spec::image::{Descriptor, MANIFEST_ACCEPT};
+use rung_spec::image::{Descriptor, Document, Kind as MediaKind, MANIFEST_ACCEPT};
 
 use super::Repository;
 use super::hosts::Host;
+use super::pace::Pace;
 use super::push::is_passing;
-use super::transport::{Ask, backoff, body, failure, next_piece, send};
+use super::transport::{Ask, backoff, body, failure, in_time, next_piece, send, slow};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// Largest manifest or index: what registries take at least, and hardly one takes more.
@@ -45,19 +47,31 @@ impl BlobStream {
     /// # Errors
     /// `Unavailable` or `DeadlineExceeded` when the connection breaks or stalls: what came so far is good.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
-        next_piece(&self.host, &mut self.answer).await
+        let piece = next_piece(&self.host, &mut self.answer).await;
+        piece.inspect_err(|error| self.host.remember(error))
+    }
+
+    /// Ends it because too little comes, which is remembered of the host.
+    pub fn give_up(self) -> Error {
+        let error = slow(&self.host.name());
+        self.host.remember(&error);
+        error
     }
 
     async fn whole(mut self, limit: u64) -> Result<Bytes> {
-        let mut bytes = bytes::BytesMut::new();
-        while let Some(piece) = self.next().await? {
-            if (bytes.len() + piece.len()) as u64 > limit {
-                let text = format!("registry {}: sends more than {limit} bytes", self.host.name());
-                return Err(Error::new(Kind::DataLoss, text));
+        let host = self.host.clone();
+        let read = async {
+            let mut bytes = bytes::BytesMut::new();
+            while let Some(piece) = self.next().await? {
+                if (bytes.len() + piece.len()) as u64 > limit {
+                    let text = format!("registry {}: sends more than {limit} bytes", self.host.name());
+                    return Err(Error::new(Kind::DataLoss, text));
+                }
+                bytes.extend_from_slice(&piece);
             }
-            bytes.extend_from_slice(&piece);
-        }
-        Ok(bytes.freeze())
+            Ok(bytes.freeze())
+        };
+        in_time(&host, read).await
     }
 }
 
@@ -119,6 +133,11 @@ impl Repository {
                 whole => return verified(&host, descriptor, whole?),
             }
         }
+    }
+
+    /// What says whether a blob comes fast enough to go on.
+    pub fn pace(&self) -> Pace {
+        Pace::new(self.hosts.first().map_or(Duration::MAX, |host| host.stall))
     }
 
     /// Whether other hosts than the registry itself are asked for blobs.
@@ -187,6 +206,10 @@ impl Repository {
             if !host.stands_in && host.is_plain.load(Ordering::Relaxed) {
                 continue;
             }
+            if leads_on && host.hangs() {
+                last.get_or_insert_with(|| slow(&host.name()));
+                continue;
+            }
             match ask(host.asked(leads_on)).await {
                 Ok(value) => {
                     host.is_plain.store(host.stands_in, Ordering::Relaxed);
@@ -194,6 +217,7 @@ impl Repository {
                 }
                 Err(error) => {
                     tracing::debug!(host = host.name(), %error, "registry host failed");
+                    host.remember(&error);
                     let replaced = last.as_ref().is_none_or(|before| before.kind() != Kind::NotFound);
                     if replaced || error.kind() == Kind::NotFound {
                         last = Some(error);
@@ -237,6 +261,12 @@ impl Repository {
         if let Ok(expected) = Digest::parse(object) {
             expected.verify(&bytes).map_err(|error| {
                 Error::new(Kind::DataLoss, format!("registry {}: sent a wrong document: {error}", host.name()))
+            })?;
+        }
+        if !is_named_document(&media_type) {
+            // Else another host may know the name.
+            Document::parse(&media_type, &bytes).map_err(|error| {
+                Error::invalid(format!("registry {}: sent something that is no manifest: {error}", host.name()))
             })?;
         }
         let descriptor = Descriptor::new(media_type, digest, bytes.len() as u64);
@@ -362,5 +392,10 @@ fn described(answer: &Response, object: &str) -> Option<Descriptor> {
     let digest = asked.or(digest)?;
     let size: u64 = header("content-length")?.parse().ok().filter(|size| *size > 0)?;
     let media_type = media_type(answer);
-    (!media_type.is_empty()).then(|| Descriptor::new(media_type, digest, size))
+    is_named_document(&media_type).then(|| Descriptor::new(media_type, digest, size))
+}
+
+/// Whether a type is one of what a name stands for. Whoever answers in a registry's place sends a page, of another type.
+fn is_named_document(media_type: &str) -> bool {
+    matches!(MediaKind::of(media_type), MediaKind::Manifest | MediaKind::Index)
 }

@@ -9,7 +9,7 @@ use super::hosts_file::{self, Configured};
 use super::reach::{self, Reach, is_private, same_origin};
 use super::transport::{Clients, Tls};
 use super::{Access, Wiretap};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// One address of a registry.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub(super) struct Host {
     pub(super) stands_in: bool,
     /// It has answered in the other's place, which is not asked any more. The two have this in common.
     pub(super) is_plain: Arc<AtomicBool>,
+    /// It kept us waiting for nothing once, and so is not waited for again while there are others.
+    hangs: Arc<AtomicBool>,
     /// How long it may send nothing.
     pub(super) stall: Duration,
     /// Another is asked where it fails, so it is not asked again.
@@ -54,6 +56,16 @@ impl Host {
     /// The same, which is not asked again where it fails if `leads_on`.
     pub(super) fn asked(&self, leads_on: bool) -> Self {
         Self { leads_on, ..self.clone() }
+    }
+
+    /// Remembers that it hangs, where that is how it failed.
+    pub(super) fn remember(&self, error: &Error) {
+        self.hangs.fetch_or(error.kind() == Kind::DeadlineExceeded, Ordering::Relaxed);
+    }
+
+    /// Whether it has kept us waiting for nothing.
+    pub(super) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
     }
 
     /// The client for an address, of this host or where it sends us.
@@ -163,6 +175,7 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
         pushes,
         stands_in: at.stands_in,
         is_plain: Arc::default(),
+        hangs: Arc::default(),
         stall: clients.patience,
         leads_on: false,
         wiretap: access.wiretap.clone(),

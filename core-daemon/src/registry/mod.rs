@@ -18,6 +18,7 @@ mod explain;
 mod fetch;
 mod hosts;
 mod hosts_file;
+mod pace;
 mod proxies;
 mod push;
 mod reach;
@@ -36,6 +37,7 @@ use rung_spec::reference::Reference;
 pub use body::Sent;
 pub use explain::Explained;
 pub use fetch::{BlobStream, Resolved};
+pub use pace::Pace;
 pub use push::{Pusher, Room, Upload};
 pub use transport::{USER_AGENT, client};
 

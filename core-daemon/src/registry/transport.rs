@@ -26,6 +26,8 @@ const MAX_REDIRECTS: usize = 10;
 /// Tries of one request, and the longest wait between two.
 const TRIES: u32 = 5;
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// How many times as long as it may send nothing a server may take for a document.
+const SMALL: u32 = 5;
 /// Most of an error's text that is read.
 const MAX_ERROR: usize = 64 << 10;
 
@@ -299,6 +301,16 @@ fn stalled(host: &Host) -> Error {
     Error::new(Kind::DeadlineExceeded, text)
 }
 
+/// Waits for the whole of something small, which may come slowly, but not byte by byte for ever.
+pub(super) async fn in_time<T>(host: &Host, small: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(host.stall.saturating_mul(SMALL), small).await.unwrap_or_else(|_| Err(slow(&host.name())))
+}
+
+/// The error of a host that sends too little to go on with.
+pub(super) fn slow(name: &str) -> Error {
+    Error::new(Kind::DeadlineExceeded, format!("registry {name}: sends too slowly; try again"))
+}
+
 fn tell_request(host: &Host, ask: &Ask, url: &Url) {
     let Some(wiretap) = &host.wiretap else { return };
     let headers = ask.headers.iter().map(|(name, value)| format!("{name}: {value:?}\n"));
@@ -325,12 +337,17 @@ pub(super) fn redirect(host: &Host, from: &Url, answer: &Response) -> Result<Url
 pub(super) async fn failure(host: &Host, mut answer: Response) -> Error {
     let status = answer.status();
     let mut body = Vec::new();
-    while let Ok(Some(chunk)) = next_piece(host, &mut answer).await {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_ERROR {
-            break;
+    let read = async {
+        while let Some(chunk) = next_piece(host, &mut answer).await? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_ERROR {
+                break;
+            }
         }
-    }
+        Ok(())
+    };
+    // What came is told, however it ended.
+    let _ = in_time(host, read).await;
     of_answer(&host.name(), status, &body)
 }
 
@@ -343,12 +360,15 @@ pub(super) async fn body(host: &Host, mut answer: Response, limit: u64) -> Resul
     if answer.content_length().is_some_and(|length| length > limit) {
         return Err(too_long());
     }
-    let mut bytes = bytes::BytesMut::new();
-    while let Some(chunk) = next_piece(host, &mut answer).await? {
-        if (bytes.len() + chunk.len()) as u64 > limit {
-            return Err(too_long());
+    let read = async {
+        let mut bytes = bytes::BytesMut::new();
+        while let Some(chunk) = next_piece(host, &mut answer).await? {
+            if (bytes.len() + chunk.len()) as u64 > limit {
+                return Err(too_long());
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes.freeze())
+        Ok(bytes.freeze())
+    };
+    in_time(host, read).await
 }

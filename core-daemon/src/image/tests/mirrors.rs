@@ -1,6 +1,17 @@
 //! Mirrors that have a layer, and do not send it.
 
+use std::time::Duration;
+
 use super::*;
+
+/// What makes `mirror` stand in for `upstream`.
+fn mirrored(dir: &Path, upstream: &Fake, mirror: &Fake) -> Access {
+    let of_host = dir.join(&upstream.address);
+    std::fs::create_dir(&of_host).expect("directory");
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", upstream.address, mirror.address);
+    std::fs::write(of_host.join("hosts.toml"), text).expect("hosts.toml");
+    Access { config_path: Some(dir.to_owned()), ..Access::default() }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_mirror_fails_to_send_comes_from_the_registry() {
@@ -27,11 +38,7 @@ async fn what_a_mirror_fails_to_send_comes_from_the_registry() {
         })
         .await;
         let dir = tempfile::tempdir().expect("directory");
-        let of_host = dir.path().join(&upstream.address);
-        std::fs::create_dir(&of_host).expect("directory");
-        let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", upstream.address, mirror.address);
-        std::fs::write(of_host.join("hosts.toml"), text).expect("hosts.toml");
-        let access = Access { config_path: Some(dir.path().to_owned()), ..Access::default() };
+        let access = mirrored(dir.path(), &upstream, &mirror);
         let it = fixture();
         let pulled = it.pull_with(&upstream, access).await.unwrap_or_else(|error| panic!("{fault}: {error}"));
         assert_eq!(it.directories(&pulled).len(), 2, "{fault}");
@@ -39,4 +46,34 @@ async fn what_a_mirror_fails_to_send_comes_from_the_registry() {
         assert!(layers(&mirror) >= 3, "{fault}: {:?}", mirror.seen());
         assert!((2..=8).contains(&layers(&upstream)), "{fault}: {:?}", upstream.seen());
     }
+}
+
+/// A registry that sends a few bytes of a layer, and breaks off, each time that it is asked.
+async fn trickling(store: &Store) -> Fake {
+    let (store, layers) = (store.clone(), store.layers());
+    Fake::start(move |asked| {
+        let mut answer = store.answer(asked);
+        let path = asked.path.split('?').next().unwrap_or_default();
+        answer.cut = layers.iter().any(|digest| path.ends_with(digest.as_str())).then_some(10);
+        answer
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_a_byte_now_and_then_is_not_waited_for_for_ever() {
+    let store = two_layers();
+    let slow = trickling(&store).await;
+    let registry = || Registry::new(PathBuf::from("/nonexistent")).with_patience(Duration::from_millis(300));
+    let pull = async |it: &Fixture, from: &Fake, access: Access| {
+        let pulling = it.pull_with(from, access);
+        tokio::time::timeout(Duration::from_secs(20), pulling).await.expect("it is given up")
+    };
+    let error = pull(&fixture_with(registry()), &slow, Access::default()).await.expect_err("too slow");
+    assert!(error.to_string().contains("sends too slowly"), "{error}");
+    let upstream = Fake::start(move |asked| store.answer(asked)).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let it = fixture_with(registry());
+    let pulled = pull(&it, &upstream, mirrored(dir.path(), &upstream, &slow)).await.expect("from the registry");
+    assert_eq!(it.directories(&pulled).len(), 2);
 }

@@ -1,6 +1,7 @@
 //! What a mirror's answers lead to, and who gets which account.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::*;
 
@@ -80,6 +81,56 @@ async fn wrong_documents_of_a_mirror_lead_on() {
         assert_eq!(repository.small(&descriptor, 8).await.expect(sent), &b"document"[..]);
         assert_eq!(mirror.seen().len(), 2, "{sent:?}");
     }
+}
+
+#[tokio::test]
+async fn a_page_in_place_of_a_manifest_leads_on() {
+    let upstream =
+        Fake::start(|_| Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST)).await;
+    let dir = tempfile::tempdir().expect("directory");
+    let digest = Digest::of(b"manifest").to_string();
+    for (kind, page) in [("text/html", "<html>Sign in</html>"), ("application/json", r#"{"sign":"in"}"#), ("", "x")] {
+        for status in [200, 405] {
+            let mirror = Fake::start(move |asked| match asked.method.as_str() {
+                "HEAD" => Answer::new(status, page).with("content-type", kind),
+                _ => Answer::new(200, page).with("content-type", kind),
+            })
+            .await;
+            let repository = mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &plain());
+            for object in ["1", &digest] {
+                let resolved = repository.resolve(object).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
+                assert_eq!(resolved.descriptor.digest.to_string(), digest, "{kind}");
+            }
+        }
+    }
+    let page = Fake::start(|_| Answer::new(200, "<html>").with("content-type", "text/html")).await;
+    let error = repository(&page, &plain()).resolve("1").await.expect_err("a page").to_string();
+    assert!(error.contains("no manifest") && error.contains("text/html"), "{error}");
+}
+
+#[tokio::test]
+async fn a_mirror_that_hangs_is_waited_for_once() {
+    let (_open, gate) = tokio::sync::watch::channel(false);
+    let mirror = Fake::start(move |asked| {
+        let held = (asked.method == "GET").then(|| (0, gate.clone()));
+        Answer { held, ..Answer::new(200, "document") }
+    })
+    .await;
+    let upstream = Fake::start(|_| Answer::new(200, "document").with("content-type", media_types::OCI_MANIFEST)).await;
+    let dir = tempfile::tempdir().expect("directory");
+    mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &plain());
+    let reference = Reference::parse(&format!("{}/a/b:1", upstream.address)).expect("reference");
+    let registry = Registry::new(dir.path().to_owned()).with_patience(Duration::from_millis(200));
+    let repository = registry.repository(&reference, &plain()).expect("repository");
+    let descriptor = repository.resolve("1").await.expect("the registry has it").descriptor;
+    for _ in 0..5 {
+        repository.document(&descriptor).await.expect("document");
+        read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await;
+    }
+    assert_eq!(mirror.seen().len(), 2, "{:?}", mirror.seen());
+    // Another pull asks it anew.
+    registry.repository(&reference, &plain()).expect("repository").document(&descriptor).await.expect("document");
+    assert_eq!(mirror.seen().len(), 3, "{:?}", mirror.seen());
 }
 
 #[tokio::test]
