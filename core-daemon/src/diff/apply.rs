@@ -376,7 +376,7 @@ pub(super) fn set_times(root: &Root, times: &Times) -> Result<()> {
 
 /// Gives a directory without an entry what it has by itself: a set-group-id bit above it, and the daemon's umask, say
 /// nothing of it.
-fn plain_directory(within: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+pub(super) fn plain_directory(within: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     attributes::own(within, name, 0, 0)?;
     attributes::permit(within, name, 0o755)
 }

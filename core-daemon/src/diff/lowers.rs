@@ -58,6 +58,19 @@ impl Lowers {
 
     /// Looks a path up, following links within; of the last part only with `follow`.
     pub(super) fn find(&self, path: &Path, follow: bool) -> io::Result<Option<Found>> {
+        let Some((real, found)) = self.walk(path, follow, false)? else { return Ok(None) };
+        // A path that ends in `..` or at the root is a directory that needs no attributes from here.
+        Ok(found.filter(|found| found.path == real))
+    }
+
+    /// Where a directory is, or where it comes to be if it is made: links are followed, to what no layer has too. `None` where
+    /// something else is in the way.
+    pub(super) fn leads_to(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        Ok(self.walk(path, true, true)?.map(|(real, _)| real))
+    }
+
+    /// The path without links, and what is there. With `make` what is missing counts as a directory, and nothing else as one.
+    fn walk(&self, path: &Path, follow: bool, make: bool) -> io::Result<Option<(PathBuf, Option<Found>)>> {
         let mut waiting: VecDeque<OsString> = parts(path);
         let mut real: Vec<OsString> = Vec::new();
         let mut found = None;
@@ -67,7 +80,13 @@ impl Lowers {
                 real.pop();
                 continue;
             }
-            let Some(step) = self.step(&real, &part, &mut steps)? else { return Ok(None) };
+            let Some(step) = self.step(&real, &part, &mut steps)? else {
+                if !make {
+                    return Ok(None);
+                }
+                real.push(part);
+                continue;
+            };
             if beneath::file_type(&step.stat) == SFlag::S_IFLNK && (follow || !waiting.is_empty()) {
                 links += 1;
                 if links > MAX_LINKS {
@@ -83,23 +102,19 @@ impl Lowers {
                 found = None;
                 continue;
             }
+            if make && beneath::file_type(&step.stat) != SFlag::S_IFDIR {
+                return Ok(None);
+            }
             real.push(part);
             found = Some(step);
         }
-        // A path that ends in `..` or at the root is a directory that needs no attributes from here.
-        let real: PathBuf = real.iter().collect();
-        Ok(found.filter(|found: &Found| found.path == real))
+        Ok(Some((real.iter().collect(), found)))
     }
 
-    /// Where a path of which the layers may have only the beginning leads: links are followed as far as they have it, and
-    /// not the last part.
+    /// Where a path of which the layers may have only the beginning leads: links are followed, of the last part not.
     pub(super) fn real(&self, path: &Path) -> io::Result<PathBuf> {
-        for ancestor in path.ancestors().skip(1) {
-            if let (Some(found), Ok(rest)) = (self.find(ancestor, true)?, path.strip_prefix(ancestor)) {
-                return Ok(found.path.join(rest));
-            }
-        }
-        Ok(path.to_owned())
+        let (Some(within), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path.to_owned()) };
+        Ok(self.leads_to(within)?.map_or_else(|| path.to_owned(), |within| within.join(name)))
     }
 
     /// What the layers show as `name` in a directory without links on the way to it.

@@ -2,7 +2,7 @@
 //! or lead where a link below leads; files that only a hard link mentions are copied up; what hides nothing goes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,11 +14,12 @@ use nix::unistd::{linkat, symlinkat};
 use rung_sys::beneath::{self, Root};
 use rung_sys::xattr;
 
-use super::apply::{Deferred, Times, real_path, set_times};
+use super::apply::{Deferred, Times, plain_directory, real_path, set_times};
 use super::attributes;
 use super::lowers::{Found, Lowers};
 use super::whiteout;
 use crate::error::{Doing, Error, Result};
+use crate::id;
 
 /// Makes the layer in `root` fit the directories of the layers below it, newest first.
 ///
@@ -79,13 +80,12 @@ fn directory(
     match beneath::file_type(&found.stat) {
         SFlag::S_IFDIR => inherit(fd.as_fd(), &real, &found, times),
         SFlag::S_IFLNK => {
-            let Some(target) = lowers.find(&real, true)? else { return Ok(()) };
-            if beneath::file_type(&target.stat) != SFlag::S_IFDIR || target.path.starts_with(&real) {
+            let Some(target) = lowers.leads_to(&real)?.filter(|target| !target.starts_with(&real)) else {
                 return Ok(());
-            }
-            relocate(root, lowers, &real, &target.path, times)?;
-            moved.insert(path.to_owned(), target.path.clone());
-            moved.insert(real, target.path);
+            };
+            relocate(root, lowers, &real, &target, times)?;
+            moved.insert(path.to_owned(), target.clone());
+            moved.insert(real, target);
             Ok(())
         }
         _ => Ok(()),
@@ -157,9 +157,13 @@ fn copy_attributes(
 fn relocate(root: &Root, lowers: &Lowers, from: &Path, to: &Path, times: &mut Times) -> Result<()> {
     let target = make_like_below(root, lowers, to, times)?;
     let source = root.directory(from)?;
-    merge(source.as_fd(), target.as_fd(), from)?;
     let (Some(within), Some(name)) = (from.parent(), from.file_name()) else { return Ok(()) };
-    Ok(beneath::remove_tree(root.directory(within)?.as_fd(), name)?)
+    // Out of the way: what is in it may have its very name, and go to the directory that it is in.
+    let within = root.directory(within)?;
+    let aside = OsString::from(format!(".moved-{}", id::random::<8>()?));
+    renameat(&within, name, &within, aside.as_os_str()).map_err(io::Error::from)?;
+    merge(source.as_fd(), target.as_fd(), from)?;
+    Ok(beneath::remove_tree(within.as_fd(), &aside)?)
 }
 
 /// The directory at a path without links, made with the attributes that the layers below show.
@@ -167,10 +171,12 @@ fn make_like_below(root: &Root, lowers: &Lowers, path: &Path, times: &mut Times)
     let mut made = Vec::new();
     let fd = root.make_directories(path, &mut |path| made.push(path.to_owned()))?;
     for path in made {
-        if let Some(found) = lowers.find(&path, false)?
-            && beneath::file_type(&found.stat) == SFlag::S_IFDIR
-        {
-            inherit(root.directory(&path)?.as_fd(), &path, &found, times)?;
+        let directory = root.directory(&path)?;
+        match lowers.find(&path, false)? {
+            Some(found) if beneath::file_type(&found.stat) == SFlag::S_IFDIR => {
+                inherit(directory.as_fd(), &path, &found, times)?;
+            }
+            _ => plain_directory(directory.as_fd(), OsStr::new("."))?,
         }
     }
     Ok(fd)

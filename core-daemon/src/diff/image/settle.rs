@@ -27,30 +27,44 @@ impl Layer {
         let children: Vec<(OsString, Id)> =
             self.tree.children(directory).map(|(name, id)| (OsStr::from_bytes(name).to_owned(), id)).collect();
         for (name, id) in children {
-            if !self.tree.node(id).is_directory() {
-                continue;
-            }
-            let path = path.join(&name);
-            if self.implicit.remove(&id)
-                && let Some(found) = lowers.find(&path, false)?
-            {
-                match beneath::file_type(&found.stat) {
-                    SFlag::S_IFDIR => self.inherit(id, &found)?,
-                    SFlag::S_IFLNK => {
-                        let Some(target) = lowers.find(&path, true)? else { continue };
-                        if beneath::file_type(&target.stat) == SFlag::S_IFDIR && !target.path.starts_with(&path) {
-                            let to = self.like_below(lowers, &target.path)?;
-                            self.tree.remove(directory, name.as_bytes());
-                            self.merge(id, to);
-                            self.moved_to.insert(target.path.clone());
-                            self.settle_directories(lowers, to, &target.path)?;
-                            continue;
-                        }
+            self.settle_directory(lowers, directory, &name, id, path)?;
+        }
+        Ok(())
+    }
+
+    fn settle_directory(&mut self, lowers: &Lowers, within: Id, name: &OsStr, id: Id, path: &Path) -> Result<()> {
+        if !self.tree.node(id).is_directory() {
+            return Ok(());
+        }
+        let path = path.join(name);
+        if self.implicit.remove(&id)
+            && let Some(found) = lowers.find(&path, false)?
+        {
+            match beneath::file_type(&found.stat) {
+                SFlag::S_IFDIR => self.inherit(id, &found)?,
+                SFlag::S_IFLNK => {
+                    if let Some(to) = lowers.leads_to(&path)?.filter(|to| !to.starts_with(&path)) {
+                        self.tree.remove(within, name.as_bytes());
+                        return self.relocate(lowers, id, &to);
                     }
-                    _ => {}
                 }
+                _ => {}
             }
-            self.settle_directories(lowers, id, &path)?;
+        }
+        self.settle_directories(lowers, id, &path)
+    }
+
+    /// Moves what is in a directory that has no name any more to where a link below leads.
+    fn relocate(&mut self, lowers: &Lowers, from: Id, path: &Path) -> Result<()> {
+        let to = self.like_below(lowers, path)?;
+        let names: Vec<OsString> =
+            self.tree.children(from).map(|(name, _)| OsStr::from_bytes(name).to_owned()).collect();
+        self.merge(from, to);
+        self.moved_to.insert(path.to_owned());
+        for name in names {
+            if let Some(id) = self.tree.child(to, name.as_bytes()) {
+                self.settle_directory(lowers, to, &name, id, path)?;
+            }
         }
         Ok(())
     }

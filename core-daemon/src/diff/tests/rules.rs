@@ -309,3 +309,32 @@ fn links_that_lead_ever_deeper_exhaust_nothing() {
         rung_sys::beneath::remove(&path).expect("remove");
     }
 }
+
+#[test]
+fn a_link_below_is_followed_to_where_nothing_is_and_to_where_it_is_itself() {
+    let below = Tar::default()
+        .symlink("nowhere", "made/deep")
+        .symlink("top", ".")
+        .dir("sub")
+        .symlink("sub/up", "..")
+        .symlink("sub/here", "../sub")
+        .file("file", "")
+        .symlink("blocked", "file");
+    let top = Tar::default()
+        .file("nowhere/a", "a")
+        .file("top/b", "b")
+        .file("top/top/c", "c")
+        .file("sub/up/d", "d")
+        .file("sub/here/e", "e")
+        .file("sub/here/here/f", "f");
+    each(&[below.clone(), top.clone()], |dir, way| {
+        let all = ["made/deep/a", "b", "c", "d", "sub/e", "sub/f"].map(|name| text(dir.join(name)));
+        assert_eq!(all, ["a", "b", "c", "d", "e", "f"], "{way:?}");
+        for link in ["nowhere", "top", "sub/up", "sub/here"] {
+            assert!(stat(&dir.join(link)).is_symlink(), "{way:?}: {link}");
+        }
+        let made = stat(&dir.join("made"));
+        assert_eq!((made.mode() & 0o7777, made.uid()), (0o755, 0), "{way:?}");
+        assert_eq!(names(dir), "b blocked c d file made nowhere sub top", "{way:?}");
+    });
+}
