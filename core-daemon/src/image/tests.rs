@@ -478,3 +478,4 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
 mod archives;
 mod damage;
 mod mirrors;
+mod others;

@@ -14,7 +14,7 @@ use rung_sys::beneath::Root;
 
 use super::disks::Disks;
 use super::fetch::{Form, Place};
-use super::{Images, layers};
+use super::{Images, layers, walk};
 use crate::blocking::each;
 use crate::context::Context;
 use crate::diff::{self, Applied, Mode, Target, Unfinished};
@@ -29,6 +29,8 @@ pub(super) struct Stack {
     snapshotter: Arc<dyn Snapshotter>,
     ctx: Context,
     layers: Vec<Descriptor>,
+    /// Where each of them is in the manifest.
+    indices: Vec<usize>,
     diff_ids: Vec<Digest>,
     chain: Vec<Digest>,
     /// How many of the lowest layers are there already.
@@ -51,6 +53,7 @@ impl Stack {
         let snapshotter = images.snapshotters.get(name)?;
         let diff_ids = config.rootfs.diff_ids.clone();
         let chain = chain_ids(&diff_ids);
+        let indices = walk::unpacked(manifest, config);
         let mut present = 0;
         while present < chain.len() && snapshotter.is_whole(ctx, chain[present].as_str())? {
             present += 1;
@@ -62,7 +65,8 @@ impl Stack {
             name,
             snapshotter,
             ctx: ctx.clone(),
-            layers: manifest.layers.clone(),
+            layers: indices.iter().map(|index| manifest.layers[*index].clone()).collect(),
+            indices,
             diff_ids,
             chain,
             present,
@@ -105,14 +109,15 @@ impl Stack {
         self.present == self.chain.len()
     }
 
-    /// Where the layer is applied while it is fetched, if it is.
+    /// Where one of the manifest's layers is applied while it is fetched, if it is.
     pub(super) fn place(&self, index: usize) -> Option<Place> {
-        let index = index.checked_sub(self.present)?;
-        self.places.get(index).map(|(_, place)| place.clone())
+        let number = self.indices.iter().position(|known| *known == index)?;
+        self.places.get(number.checked_sub(self.present)?).map(|(_, place)| place.clone())
     }
 
-    /// Makes the layers fit those below them.
-    pub(super) fn settle(&self, applied: Vec<Option<Applied>>) -> Result<()> {
+    /// Makes the layers fit those below them, from what applying each of the manifest's has come to.
+    pub(super) fn settle(&self, mut applied: Vec<Option<Applied>>) -> Result<()> {
+        let applied: Vec<Option<Applied>> = self.indices.iter().map(|index| applied[*index].take()).collect();
         let is_open = |applied: &Applied| {
             !applied.deferred.is_empty() || applied.image.as_ref().is_some_and(Unfinished::needs_lowers)
         };

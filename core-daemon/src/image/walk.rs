@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use gantry_proto::containerd::services::images::v1::Image;
 use rung_spec::digest::Digest;
-use rung_spec::image::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
+use rung_spec::image::{Descriptor, Document, ImageConfig, Kind as MediaKind, Manifest, chain_ids};
 use rung_spec::platform::Platform;
 
 use super::{Images, Resolved};
@@ -111,13 +111,21 @@ impl Images {
 pub fn parse_config(manifest: &Manifest, bytes: &[u8]) -> Result<ImageConfig> {
     let config = ImageConfig::parse(bytes).map_err(|error| Error::invalid(error.to_string()))?;
     let (ids, layers) = (config.rootfs.diff_ids.len(), manifest.layers.len());
-    if ids != layers {
+    if ids != unpacked(manifest, &config).len() {
         return Err(Error::invalid(format!("its configuration has {ids} layers, its manifest {layers}")));
     }
     if layers > MAX_LAYERS {
         return Err(Error::invalid(format!("it has {layers} layers, more than {MAX_LAYERS}")));
     }
     Ok(config)
+}
+
+/// Which of a manifest's layers the configuration speaks of: all where it has as many, else those that are said to be
+/// layers. What else is among them is fetched, and not unpacked.
+pub(super) fn unpacked(manifest: &Manifest, config: &ImageConfig) -> Vec<usize> {
+    let is_all = config.rootfs.diff_ids.len() == manifest.layers.len();
+    let is_layer = |layer: &Descriptor| matches!(layer.kind(), MediaKind::Layer(_) | MediaKind::Encrypted);
+    (0..manifest.layers.len()).filter(|index| is_all || is_layer(&manifest.layers[*index])).collect()
 }
 
 /// Checks that a document, whose digest is right, is as long as what leads to it says.

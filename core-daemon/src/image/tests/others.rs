@@ -1,0 +1,23 @@
+//! What is in manifests beside an image's layers.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_layer_is_fetched_and_not_unpacked() {
+    let mut store = two_layers();
+    let (media_type, manifest) = store.0["1"].clone();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("manifest");
+    for (place, name) in ["first", "second"].into_iter().enumerate() {
+        let thing = store.put("application/x-thing", name.into());
+        manifest["layers"].as_array_mut().expect("layers").insert(place * 2, thing);
+    }
+    store.0.insert("1".into(), (media_type.clone(), manifest.to_string().into()));
+    store.put(&media_type, manifest.to_string().into());
+    let fake = Fake::start(move |asked| store.answer(asked)).await;
+    let it = fixture();
+    let pulled = it.pull(&fake).await.expect("pull");
+    let directories = it.directories(&pulled);
+    assert_eq!((directories.len(), content_of(&directories[0].join("usr/lib/new")).as_str()), (2, "new"));
+    assert!(it.images.content.has(&it.ctx, &Digest::of("second")).expect("has"));
+    it.images.unpack(&it.ctx, &pulled.name, Some(&Platform::new("linux", "amd64", None)), "").expect("unpack");
+}
