@@ -32,6 +32,9 @@ struct About {
     expected: Option<Digest>,
     /// Nanoseconds since 1970.
     started: u64,
+    /// Nobody knows its reference who could go on with it.
+    #[serde(default)]
+    once: bool,
 }
 
 /// An ingest as clients see it.
@@ -49,6 +52,8 @@ pub struct Status {
     pub started: SystemTime,
     /// When it last grew.
     pub updated: SystemTime,
+    /// Nobody goes on with it who does not write it now.
+    pub(super) once: bool,
 }
 
 /// The one writer of an ingest. Dropped, it leaves the data for the next one.
@@ -83,6 +88,7 @@ impl Ingest {
         reference: &str,
         total: u64,
         expected: Option<&Digest>,
+        once: bool,
     ) -> Result<Self> {
         if reference.is_empty() {
             return Err(Error::invalid("content: ref must not be empty"));
@@ -101,6 +107,7 @@ impl Ingest {
             total,
             expected: expected.cloned(),
             started: nanoseconds(SystemTime::now()),
+            once,
         };
         let (about, data, offset) = match shared(content, &about)? {
             Some((pending, size)) => (about, Data::Shared(pending), size),
@@ -458,7 +465,7 @@ fn status(dir: &Path, about: &About, offset: u64) -> Status {
     let started = SystemTime::UNIX_EPOCH + Duration::from_nanos(about.started);
     let updated = std::fs::metadata(dir.join("data")).and_then(|metadata| metadata.modified()).unwrap_or(started);
     let (reference, expected) = (about.reference.clone(), about.expected.clone());
-    Status { reference, offset, total: about.total, expected, started, updated }
+    Status { reference, offset, total: about.total, expected, started, updated, once: about.once }
 }
 
 pub(super) fn discard(dir: &Path, reference: &str) {

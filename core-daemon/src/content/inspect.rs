@@ -56,12 +56,18 @@ impl Content {
         self.mark_verified(&blob.file, digest).map(|()| None)
     }
 
-    /// Moves the damaged bytes of a blob out of the way, so that they are fetched again, and says where they are.
+    /// Moves the bytes of a blob out of the way that are damaged as [`Content::damage`] says, so that they are fetched
+    /// again, and says where they are; nothing where others are in their place by now.
     ///
     /// # Errors
-    /// When the file cannot be moved.
-    pub fn quarantine(&self, digest: &Digest) -> Result<PathBuf> {
-        self.set_aside(&self.0.blob(digest))
+    /// When the file cannot be read or moved.
+    pub fn quarantine(&self, digest: &Digest, size: u64, deep: bool) -> Result<Option<PathBuf>> {
+        let Some(blob) = self.0.open_blob(digest)? else { return Ok(None) };
+        let is_right = blob.size == size && (!deep || super::blobs::is_whole(&blob.file, digest)?);
+        if is_right || !self.0.is_stored(digest, &blob.file)? {
+            return Ok(None);
+        }
+        self.set_aside(&self.0.blob(digest)).map(Some)
     }
 
     /// Moves a file of the store to `damaged/`, under its name and the time.
@@ -137,8 +143,8 @@ impl Content {
         Ok(strays)
     }
 
-    /// Removes ingests that nobody writes, `is_held` says no lease holds, and that are older than a day; and what a
-    /// crash left that is no ingest.
+    /// Removes ingests that nobody writes, `is_held` says no lease holds, and that are older than a day; at once those
+    /// that nobody goes on with, and what a crash left that is no ingest.
     ///
     /// # Errors
     /// When the directory cannot be read.
@@ -146,7 +152,7 @@ impl Content {
         self.each_idle_ingest(|path, status| {
             let keep = status.is_some_and(|(namespace, status)| {
                 let age = SystemTime::now().duration_since(status.updated).unwrap_or_default();
-                age < ingest::KEPT || is_held(&namespace, &status.reference)
+                !status.once && (age < ingest::KEPT || is_held(&namespace, &status.reference))
             });
             if !keep {
                 ingest::discard(path, "of an earlier time");

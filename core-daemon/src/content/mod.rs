@@ -236,7 +236,15 @@ impl Content {
     /// `AlreadyExists` where the namespace has what is expected, which the call's lease then holds; `Unavailable` while
     /// another writes under the same reference; `InvalidArgument` for an empty reference.
     pub fn writer(&self, ctx: &Context, reference: &str, total: u64, expected: Option<&Digest>) -> Result<Ingest> {
-        Ingest::open(self, ctx, reference, total, expected)
+        Ingest::open(self, ctx, reference, total, expected, false)
+    }
+
+    /// Begins an ingest of its own for `what`, which is of no use to anybody else, and not kept once nobody writes it.
+    ///
+    /// # Errors
+    /// As [`Content::writer`].
+    pub fn writer_once(&self, ctx: &Context, what: &str, total: u64, expected: Option<&Digest>) -> Result<Ingest> {
+        Ingest::open(self, ctx, &format!("{what}-{}", id::random::<8>()?), total, expected, true)
     }
 
     /// Stores `bytes` whole, and answers with their digest. What is already there is only put under the call's lease.
@@ -246,11 +254,8 @@ impl Content {
     pub fn put(&self, ctx: &Context, bytes: &[u8], labels: labels::Labels) -> Result<Digest> {
         let digest = Digest::of(bytes);
         let size = bytes.len() as u64;
-        // Of its own: another may be storing the same.
-        let reference = format!("put-{digest}-{}", id::random::<8>()?);
-        let result = self.writer(ctx, &reference, size, Some(&digest)).and_then(|mut ingest| {
+        let result = self.writer_once(ctx, &format!("put-{digest}"), size, Some(&digest)).and_then(|mut ingest| {
             if ingest.offset() != size {
-                ingest.truncate(0)?;
                 ingest.write(bytes)?;
             }
             ingest.commit(size, Some(&digest), labels).map(drop)
@@ -314,13 +319,11 @@ impl Content {
     /// `InvalidArgument` where the bytes are not what the descriptor says; when the disk cannot be written.
     pub fn seal(&self, ctx: &Context, descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Sealed>> {
         let (digest, size) = (&descriptor.digest, bytes.len() as u64);
-        let reference = format!("put-{digest}-{}", id::random::<8>()?);
-        let mut ingest = match self.writer(ctx, &reference, size, Some(digest)) {
+        let mut ingest = match self.writer_once(ctx, &format!("put-{digest}"), size, Some(digest)) {
             Err(error) if error.kind() == Kind::AlreadyExists => return Ok(None),
             other => other?,
         };
         if ingest.offset() != size {
-            ingest.truncate(0)?;
             ingest.write(bytes)?;
         }
         match ingest.seal(size, Some(digest)) {

@@ -275,3 +275,33 @@ fn what_is_no_file_is_no_blob_and_is_not_waited_for() {
     assert_eq!(it.content.damage(&digest, 5, true).expect("check"), Some(Damage::Missing));
     assert_eq!(it.content.strays().expect("strays"), [path]);
 }
+
+#[test]
+fn what_nobody_goes_on_with_is_not_kept() {
+    let it = fixture();
+    let write = |mut ingest: Ingest| ingest.write(b"begun").map(|()| ingest).expect("write");
+    drop(write(it.content.writer(&ctx("a"), "resumed", 0, None).expect("writer")));
+    let once = write(it.content.writer_once(&ctx("a"), "layer", 0, None).expect("writer"));
+    let left = || {
+        it.content.expire_ingests(|_, _| true).expect("expire");
+        it.content.statuses(&ctx("a")).expect("statuses").len()
+    };
+    assert_eq!(left(), 2, "one is being written");
+    drop(once);
+    assert_eq!(left(), 1);
+}
+
+#[test]
+fn what_took_a_damaged_blobs_place_is_not_put_aside() {
+    let it = fixture();
+    let digest = it.content.put(&ctx("a"), b"bytes", labels::Labels::new()).expect("put");
+    let path = it.content.0.blob(&digest);
+    let replace = |bytes: &[u8]| std::fs::remove_file(&path).and_then(|()| std::fs::write(&path, bytes)).expect("file");
+    replace(b"wrong");
+    assert_eq!(it.content.damage(&digest, 5, true).expect("damage"), Some(Damage::Bytes));
+    replace(b"bytes");
+    assert_eq!(it.content.quarantine(&digest, 5, true).expect("quarantine"), None);
+    replace(b"wrong");
+    let aside = it.content.quarantine(&digest, 5, true).expect("quarantine").expect("moved");
+    assert_eq!((std::fs::read(aside).expect("aside"), path.exists()), (b"wrong".to_vec(), false));
+}

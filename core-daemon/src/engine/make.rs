@@ -18,7 +18,6 @@ use crate::content::Ingest;
 use crate::context::Context;
 use crate::diff;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::id;
 use crate::image::layers::{NewLayer, compare};
 use crate::image::{Names, Resolved, walk};
 use crate::labels::{self, Labels};
@@ -177,8 +176,7 @@ impl Engine {
     /// Stores a tar with gzip, whatever it is packed with now.
     fn store_layer(&self, ctx: &Context, archive: impl Read + Send) -> Result<Made> {
         let mut plain = diff::decompress_archive(BufReader::with_capacity(256 << 10, archive))?;
-        let reference = format!("layer-import-{}", id::random::<8>()?);
-        let mut ingest = self.parts().images.content.writer(ctx, &reference, 0, None)?;
+        let mut ingest = self.parts().images.content.writer_once(ctx, "layer-import", 0, None)?;
         let packed = pack(&mut plain, &mut ingest).doing(|| "read the archive");
         let (diff_id, length) = match packed {
             Ok(packed) => packed,

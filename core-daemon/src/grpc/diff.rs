@@ -32,6 +32,7 @@ impl Diff for DiffService {
         let mounts: Vec<Mount> = mounts.into_iter().map(Into::into).collect();
         let images = self.images.clone();
         let apply = move || {
+            images.check_layer(&layer)?;
             let _applying = images.snapshotters.unpacks().applying(&mounts);
             images.apply(&ctx, &layer, &mounts, &payloads, sync_fs)
         };

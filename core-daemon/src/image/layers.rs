@@ -112,6 +112,18 @@ impl Images {
         Ok(Descriptor::new(media_types::OCI_LAYER, digest, applied.size))
     }
 
+    /// Whether a client may have this applied: it is said to be a layer, or a program makes one of it.
+    ///
+    /// # Errors
+    /// `Unimplemented` where not; `FailedPrecondition` for an encrypted layer that no program takes.
+    pub fn check_layer(&self, layer: &Descriptor) -> Result<()> {
+        if self.processors.take(layer)? || matches!(layer.kind(), MediaKind::Layer(_)) {
+            return Ok(());
+        }
+        let problem = format!("no processor for media type {:?}, which is no layer's", layer.media_type);
+        Err(Error::unimplemented(format!("apply {}: {problem}", layer.digest)))
+    }
+
     /// Makes a layer of the difference between what two sets of mounts show, and stores it.
     ///
     /// # Errors
@@ -121,11 +133,10 @@ impl Images {
         let MediaKind::Layer(kind) = MediaKind::of(media_type) else {
             return Err(Error::unimplemented(format!("diff: media type {media_type:?} is no layer's")));
         };
-        let reference = match wanted.reference.as_str() {
-            "" => format!("diff-{}", id::random::<8>()?),
-            given => given.to_owned(),
+        let mut ingest = match wanted.reference.as_str() {
+            "" => self.content.writer_once(ctx, "diff", 0, None)?,
+            given => self.content.writer(ctx, given, 0, None)?,
         };
-        let mut ingest = self.content.writer(ctx, &reference, 0, None)?;
         ingest.truncate(0)?;
         let made = write_changes(&mut ingest, left, right, kind.compression, wanted.files());
         let plain = match made {

@@ -4,6 +4,7 @@
 //! looks damaged: files come before their records and go after them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use gantry_proto::containerd::services::content::v1::Info;
 use prost::Message as _;
@@ -195,9 +196,13 @@ impl Check<'_> {
             } else if is_aside {
                 self.mend(what, "is out of the way; pull its image again", |_| Ok(None));
             } else {
+                let deep = self.deep;
                 self.mend(what, "move it out of the way, and pull its image again", |parts| {
-                    let aside = parts.content.quarantine(digest)?;
-                    Ok(Some(format!("moved to {}; the next pull of its image fetches it again", aside.display())))
+                    let moved = |aside: PathBuf| {
+                        format!("moved to {}; the next pull of its image fetches it again", aside.display())
+                    };
+                    let aside = parts.content.quarantine(digest, size, deep)?;
+                    Ok(Some(aside.map_or_else(|| "came anew meanwhile".to_owned(), moved)))
                 });
                 is_aside = true;
             }

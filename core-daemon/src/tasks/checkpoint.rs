@@ -99,7 +99,7 @@ impl Task {
 }
 
 fn store_directory(content: &Content, context: &Context, dir: &Path) -> Result<Descriptor> {
-    let mut ingest = content.writer(context, &dir.to_string_lossy(), 0, None)?;
+    let mut ingest = content.writer_once(context, &dir.to_string_lossy(), 0, None)?;
     let made = Root::open(dir).map_err(Error::from).and_then(|root| {
         let to = BufWriter::with_capacity(256 << 10, IngestWriter(&mut ingest));
         Ok(diff::create(&Changes::All(&root), diff::Wanted::default(), to)?.flush()?)

@@ -12,7 +12,6 @@ use super::read::Files;
 use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
-use crate::id;
 use crate::image::walk::MAX_LAYERS;
 use crate::labels::{self, Labels};
 
@@ -75,8 +74,7 @@ fn compressed_forms(content: &Content, ctx: &Context, plain: &[Descriptor]) -> R
 
 /// Stores a plain layer once more, with gzip.
 fn pack(content: &Content, ctx: &Context, plain: &Digest, file: File) -> Result<(Digest, u64)> {
-    // Under a reference of its own: another import may pack the same.
-    let mut ingest = content.writer(ctx, &format!("compress-{plain}-{}", id::random::<8>()?), 0, None)?;
+    let mut ingest = content.writer_once(ctx, &format!("compress-{plain}"), 0, None)?;
     if let Err(error) = compress(file, &mut ingest) {
         ingest.abort();
         return Err(error.context(format!("compress {plain}")));

@@ -21,3 +21,13 @@ async fn what_is_no_layer_is_fetched_and_not_unpacked() {
     assert!(it.images.content.has(&it.ctx, &Digest::of("second")).expect("has"));
     it.images.unpack(&it.ctx, &pulled.name, Some(&Platform::new("linux", "amd64", None)), "").expect("unpack");
 }
+
+#[test]
+fn only_layers_are_applied_for_clients() {
+    let it = fixture();
+    let check = |media_type: &str| it.images.check_layer(&Descriptor::new(media_type, Digest::of("x"), 1));
+    check(media_types::DOCKER_LAYER_GZIP).and_then(|()| check(media_types::OCI_LAYER)).expect("layers");
+    for other in ["application/vnd.in-toto+json", media_types::OCI_CONFIG, "text/plain", ""] {
+        assert_eq!(check(other).expect_err(other).kind(), Kind::Unimplemented, "{other}");
+    }
+}
