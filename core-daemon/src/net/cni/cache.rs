@@ -90,12 +90,12 @@ impl Cache {
         }
     }
 
-    /// What is kept; what cannot be read is logged and passed over.
+    /// What is kept; what cannot be read is logged, and passed over where it is not asked for by its container.
     pub(super) fn all(&self) -> Result<Vec<Entry>> {
-        self.entries(|_| true)
+        self.entries(None)
     }
 
-    fn entries(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Entry>> {
+    fn entries(&self, container: Option<&str>) -> Result<Vec<Entry>> {
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -104,16 +104,20 @@ impl Cache {
         let mut all = Vec::new();
         for entry in entries {
             let path = entry.doing(|| format!("read {}", self.dir.display()))?.path();
-            if !path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted) {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(name) = name.filter(|name| container.is_none_or(|container| name.contains(container))) else {
                 continue;
-            }
+            };
             let read = std::fs::read(&path).map_err(Error::from).and_then(|bytes| {
                 serde_json::from_slice::<Entry>(&bytes).map_err(|error| Error::invalid(error.to_string()))
             });
             match read {
                 Ok(entry) if entry.kind == KIND => all.push(entry),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(path = %path.display(), %error, "network result cannot be read"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "network result cannot be read");
+                    all.extend(container.and_then(|container| Entry::named(name, container)));
+                }
             }
         }
         Ok(all)
@@ -121,7 +125,7 @@ impl Cache {
 
     /// What is kept of a container, in the order of its interfaces.
     pub(super) fn of(&self, container: &str) -> Result<Vec<Entry>> {
-        let mut entries = self.entries(|name| name.contains(container))?;
+        let mut entries = self.entries(Some(container))?;
         entries.retain(|entry| entry.container_id == container);
         entries.sort_by(|a, b| a.if_name.cmp(&b.if_name));
         Ok(entries)
@@ -129,6 +133,27 @@ impl Cache {
 }
 
 impl Entry {
+    /// What the name of an entry says that cannot be read.
+    fn named(name: &str, container: &str) -> Option<Self> {
+        let (network, interface) = name.split_once(&format!("-{container}-"))?;
+        Some(Self {
+            kind: KIND.to_owned(),
+            container_id: container.to_owned(),
+            config: String::new(),
+            if_name: interface.to_owned(),
+            network_name: network.to_owned(),
+            netns: String::new(),
+            cni_args: Vec::new(),
+            capability_args: Map::new(),
+            result: Value::Null,
+        })
+    }
+
+    /// Whether no more is known than the name says.
+    pub(super) fn is_lost(&self) -> bool {
+        self.config.is_empty()
+    }
+
     /// The network as it was when the container was connected.
     pub(super) fn network(&self) -> Result<Network> {
         let doing = || format!("network {} as it was", self.network_name);

@@ -209,15 +209,20 @@ impl Cni {
 
     /// The networks whose plugins are told what there is, each once.
     async fn collected(&self) -> Vec<Network> {
+        if self.config.collect { self.networks().await } else { Vec::new() }
+    }
+
+    /// All that are configured, each once.
+    async fn networks(&self) -> Vec<Network> {
         let mut all: Vec<Network> = Vec::new();
-        for source in self.others.iter().chain([&self.usual()]).filter(|_| self.config.collect) {
+        for source in self.others.iter().chain([&self.usual()]) {
             match source.networks().await {
                 Ok(mut networks) => {
                     networks.retain(|network| all.iter().all(|known| known != network));
                     all.append(&mut networks);
                 }
-                // Those of one handler keep nobody else's from being collected.
-                Err(error) => tracing::warn!(%error, "plugins are not told which containers there are"),
+                // Those of one handler keep nobody from the others.
+                Err(error) => tracing::warn!(%error, "networks of a handler cannot be read"),
             }
         }
         all
@@ -294,12 +299,21 @@ impl Cni {
 
     /// Undoes one connection, from the last plugin to the first. All are asked, whatever one of them says.
     async fn delete(&self, entry: &Entry) -> Result<()> {
-        let network = entry.network()?;
-        let mut errors = Vec::new();
-        for config in network.plugins.iter().rev() {
-            errors.extend(self.call_for(entry, &network, config, "DEL").await.err());
+        let network = match entry.is_lost() {
+            false => Some(entry.network()?),
+            // As it is now is the best there is.
+            true => self.networks().await.into_iter().find(|network| network.name == entry.network_name),
+        };
+        if let Some(network) = network {
+            let mut errors = Vec::new();
+            for config in network.plugins.iter().rev() {
+                errors.extend(self.call_for(entry, &network, config, "DEL").await.err());
+            }
+            together(errors)?;
+        } else {
+            // Nobody will ever know more of it: no pod has to wait for that.
+            tracing::warn!(network = entry.network_name, "what was made in a network cannot be taken back");
         }
-        together(errors)?;
         let (cache, entry) = (self.cache.clone(), entry.clone());
         blocking(move || cache.remove(&entry)).await
     }

@@ -98,6 +98,23 @@ async fn a_chain_there_and_back() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_any_more_is_disconnected_as_it_is_configured() {
+    let machine = Machine::new();
+    machine.connect(&attachment("c1")).await.expect("connect");
+    let entry = machine.dir.path().join("cache/results/net-c1-eth0");
+    std::fs::write(&entry, "{").expect("damage");
+    machine.cni.disconnect("c1").await.expect("disconnect");
+    let calls = machine.calls();
+    assert_eq!(calls[2..], ["two DEL c1 eth0 netns=", "one DEL c1 eth0 netns="], "{calls:?}");
+    assert!(!entry.exists());
+    machine.connect(&attachment("c1")).await.expect("connect");
+    std::fs::write(&entry, "{").expect("damage");
+    std::fs::remove_file(machine.dir.path().join("conf/10-net.conflist")).expect("remove");
+    machine.cni.disconnect("c1").await.expect("it is not known what to call");
+    assert_eq!((machine.calls().len(), entry.exists()), (6, false));
+}
+
+#[tokio::test]
 async fn a_namespace_that_was_unbound_is_gone() {
     let machine = Machine::new();
     let left = machine.dir.path().join("netns");
