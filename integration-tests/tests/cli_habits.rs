@@ -195,5 +195,12 @@ fn a_start_that_fails_early_is_remembered(env: &Env) -> Result<()> {
     stack.gantry(&["start", "web"])?.ok()?;
     stack.gantry(&["wait", "web"])?.ok()?;
     assert_eq!(inspect("web")?.text(), "0");
+    // One that fails after a run is what a list tells of, too.
+    fs::remove_dir_all(&directory)?;
+    fs::write(&directory, "")?;
+    stack.gantry(&["start", "web"])?.fails()?;
+    fs::remove_file(&directory)?;
+    let listed = stack.gantry(&["ps", "-a", "--filter", "exited=128", "--format", "{{.Names}} {{.Status}}"])?.ok()?;
+    assert!(listed.text().starts_with("web Exited (128) "), "{listed:?}");
     Ok(())
 }

@@ -216,6 +216,24 @@ fn binds_show_the_host(env: &Env) -> Result<()> {
     assert_eq!(output::run(relative)?.ok()?.stdout, "from the host");
     let mount = format!("type=bind,source={},target=/data,readonly", dir.display());
     assert_eq!(stack.script(&["--mount", &mount], "cat /data/file")?.ok()?.stdout, "from the host");
+    // What is mounted below is as the bind is, unless it is said otherwise.
+    let inner = dir.join("inner");
+    fs::create_dir(&inner)?;
+    env.run("mount", &["-t", "tmpfs", "inner", &inner.to_string_lossy()])?.ok()?;
+    fs::write(inner.join("file"), "")?;
+    let inside = |options: &[&str]| {
+        let look = "touch /data/inner/x 2>/dev/null && echo written; rm -f /data/inner/x; ls /data/inner";
+        Ok::<_, anyhow::Error>(stack.script(options, look)?.text().replace('\n', " "))
+    };
+    assert_eq!(inside(&["-v", &format!("{volume}:ro")])?, "file");
+    for (recursive, seen) in [("writable", "written file"), ("readonly", "file"), ("disabled", ""), ("enabled", "file")]
+    {
+        assert_eq!(inside(&["--mount", &format!("{mount},bind-recursive={recursive}")])?, seen, "{recursive}");
+    }
+    let writable = mount.replace(",readonly", ",bind-recursive=readonly");
+    let refused = stack.script(&["--mount", &writable], "true")?.exits(125)?;
+    assert!(refused.stderr.contains("read-only"), "{}", refused.stderr);
+    env.run("umount", &[&*inner.to_string_lossy()])?.ok()?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use gantry_proto::gantry::engine::v1::bind::Below;
 use gantry_proto::gantry::engine::v1::{Bind, Tmpfs};
 
 /// What `--mount` asks for.
@@ -37,10 +38,12 @@ pub fn volume(text: &str, here: &Path) -> Result<Bind, String> {
     }
     let (source, destination) = (absolute(source, here)?, destination.to_owned());
     let mut bind = Bind { source, destination, make_source: true, ..Bind::default() };
+    let mut access = None;
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
-            "ro" | "readonly" => bind.read_only = true,
-            "rw" => bind.read_only = false,
+            "ro" | "readonly" | "rw" if access.is_some() => return Err(format!("{text:?}: says twice who may write")),
+            "ro" | "readonly" => access = Some(true),
+            "rw" => access = Some(false),
             // What they ask for is so: labels of files are none where nothing reads them, and there is one copy of a file.
             "cached" | "delegated" | "consistent" | "nocopy" => {}
             "z" | "Z" if !Path::new("/sys/fs/selinux/enforce").exists() => {}
@@ -48,22 +51,23 @@ pub fn volume(text: &str, here: &Path) -> Result<Bind, String> {
             _ => bind.propagation = propagation(option)?,
         }
     }
+    bind.read_only = access.unwrap_or_default();
     Ok(bind)
 }
 
-/// Parses `--mount type=bind,source=…,target=…[,readonly][,bind-propagation=…]` and
-/// `--mount type=tmpfs,target=…[,tmpfs-size=…][,tmpfs-mode=…]`.
+/// Parses `--mount type=bind,source=…,target=…[,readonly][,bind-propagation=…][,bind-recursive=…]` and
+/// `--mount type=tmpfs,target=…[,tmpfs-size=…][,tmpfs-mode=…]`; a field with a comma in it stands in quotes.
 ///
 /// # Errors
 /// As [`volume`].
 pub fn mount(text: &str, here: &Path) -> Result<Mount, String> {
     let mut bind = Bind::default();
     let mut options = Vec::new();
-    let mut kind = "volume";
-    for pair in text.split(',') {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let mut kind = "volume".to_owned();
+    for pair in fields(text)? {
+        let (key, value) = pair.split_once('=').unwrap_or((&pair, ""));
         match key {
-            "type" => kind = value,
+            "type" => value.clone_into(&mut kind),
             "source" | "src" => bind.source = absolute(value, here)?,
             "target" | "destination" | "dst" => value.clone_into(&mut bind.destination),
             "readonly" | "ro" => {
@@ -74,6 +78,9 @@ pub fn mount(text: &str, here: &Path) -> Result<Mount, String> {
                 };
             }
             "bind-propagation" => bind.propagation = propagation(value)?,
+            "bind-recursive" => bind.set_below(below(value)?),
+            // There is one copy of a file, which is as consistent as can be.
+            "consistency" if matches!(value, "default" | "consistent" | "cached" | "delegated") => {}
             "tmpfs-size" => options.push(format!("size={}", super::size::bytes(value)?)),
             "tmpfs-mode" => {
                 u16::from_str_radix(value, 8).map_err(|_| format!("{pair:?}: a mode is an octal number"))?;
@@ -82,11 +89,11 @@ pub fn mount(text: &str, here: &Path) -> Result<Mount, String> {
             _ => return Err(format!("{pair:?}: unknown mount field {key:?}")),
         }
     }
-    match kind {
+    match kind.as_str() {
         "bind" if options.is_empty() => {}
         "bind" => return Err(format!("{text:?}: tmpfs-size and tmpfs-mode are for type=tmpfs")),
-        "tmpfs" if !bind.source.is_empty() || !bind.propagation.is_empty() => {
-            return Err(format!("{text:?}: a tmpfs has neither a source nor a bind-propagation"));
+        "tmpfs" if !bind.source.is_empty() || !bind.propagation.is_empty() || bind.below() != Below::Shown => {
+            return Err(format!("{text:?}: a tmpfs has no source, bind-propagation or bind-recursive"));
         }
         "tmpfs" if bind.destination.is_empty() => return Err(format!("{text:?}: a tmpfs needs target=CONTAINER_PATH")),
         "tmpfs" => {
@@ -99,6 +106,45 @@ pub fn mount(text: &str, here: &Path) -> Result<Mount, String> {
         return Err(format!("{text:?}: a bind needs source=HOST_PATH and target=CONTAINER_PATH"));
     }
     Ok(Mount::Bind(bind))
+}
+
+/// The fields of a line of comma-separated values, of which those in quotes may have commas; a quote in them is doubled.
+fn fields(text: &str) -> Result<Vec<String>, String> {
+    let (mut fields, mut rest) = (Vec::new(), text);
+    loop {
+        let mut field = String::new();
+        if let Some(mut quoted) = rest.strip_prefix('"') {
+            loop {
+                let (part, after) = quoted.split_once('"').ok_or_else(|| format!("{text:?}: a quote is not closed"))?;
+                field.push_str(part);
+                match after.strip_prefix('"') {
+                    Some(more) => (quoted, _) = (more, field.push('"')),
+                    None => break rest = after,
+                }
+            }
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            field.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+        fields.push(field);
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more,
+            None if rest.is_empty() => return Ok(fields),
+            None => return Err(format!("{text:?}: something follows a quoted field")),
+        }
+    }
+}
+
+/// What becomes of what is mounted below a bind, in docker's words.
+fn below(text: &str) -> Result<Below, String> {
+    match text {
+        "enabled" => Ok(Below::Shown),
+        "disabled" => Ok(Below::Hidden),
+        "writable" => Ok(Below::Writable),
+        "readonly" => Ok(Below::ReadOnly),
+        _ => Err(format!("bind-recursive={text}: known are enabled, disabled, writable and readonly")),
+    }
 }
 
 fn propagation(text: &str) -> Result<String, String> {
@@ -139,7 +185,7 @@ mod tests {
         assert_eq!(parsed("/a:/b:ro,cached"), ("/a".into(), "/b".into(), true, String::new()));
         assert_eq!(parsed("..:/b").0, "/home/u/..");
         assert_eq!(parsed(".:/b").0, "/home/u");
-        for bad in ["data:/b", "/b", "/a:", ":/b", "/a:/b:x", "/a:/b:ro:x"] {
+        for bad in ["data:/b", "/b", "/a:", ":/b", "/a:/b:x", "/a:/b:ro:x", "/a:/b:ro,rw", "/a:/b:rw,rw"] {
             assert!(volume(bad, Path::new("/")).is_err(), "{bad}");
         }
     }
@@ -152,6 +198,11 @@ mod tests {
         };
         assert_eq!((bind.source.as_str(), bind.destination.as_str()), ("/h/x/y", "/b"));
         assert!(bind.read_only && bind.propagation == "shared" && !bind.make_source);
+        let Mount::Bind(bind) = parsed(r#"type=bind,"src=/a,""b",dst=/c,bind-recursive=disabled,consistency=cached"#)
+        else {
+            panic!("a bind")
+        };
+        assert_eq!((bind.source.as_str(), bind.below()), ("/a,\"b", Below::Hidden));
         let options = vec!["size=65536".to_owned(), "mode=1770".to_owned(), "ro".to_owned()];
         let tmpfs = Mount::Tmpfs(Tmpfs { destination: "/b".into(), options });
         assert_eq!(parsed("type=tmpfs,dst=/b,tmpfs-size=64k,tmpfs-mode=1770,ro"), tmpfs);
@@ -162,6 +213,11 @@ mod tests {
             "type=tmpfs,dst=/b,tmpfs-mode=9",
             "type=bind,src=/a",
             "type=bind,src=/a,dst=/b,nope=1",
+            "type=bind,src=/a,dst=/b,bind-recursive=x",
+            "type=bind,src=/a,dst=/b,consistency=x",
+            "type=tmpfs,dst=/b,bind-recursive=disabled",
+            "type=bind,src=/a,\"dst=/b",
+            "type=bind,src=/a,\"dst=/b\"c",
             "src=/a,dst=/b",
         ] {
             assert!(mount(bad, Path::new("/")).is_err(), "{bad}");

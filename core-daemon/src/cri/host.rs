@@ -78,7 +78,7 @@ impl Host {
             false => own.unwrap_or(0) + 1,
         };
         let maps_ids = dirs.iter().all(|dir| maps_ids(dir).is_ok());
-        let recursive_read_only = makes_all_read_only().is_ok();
+        let recursive_read_only = mount::check_read_only_below().is_ok();
         Self {
             bounding: mask(bounding),
             lowest_oom_score,
@@ -121,11 +121,6 @@ fn maps_ids(dir: &Path) -> rung_sys::Result<()> {
     let tree = mount::open_tree_at_path(dir, false)?;
     let change = Change { set: attribute::IDMAP, user_namespace: Some(ids.as_fd()), ..Change::default() };
     mount::set_attributes(tree.as_fd(), false, &change)
-}
-
-fn makes_all_read_only() -> rung_sys::Result<()> {
-    let tree = mount::open_tree_at_path(Path::new("/"), false)?;
-    mount::set_attributes(tree.as_fd(), true, &Change { set: attribute::RDONLY, ..Change::default() })
 }
 
 /// Where file systems are mounted, as the daemon sees it.

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use gantry_proto::gantry::engine::v1 as api;
+use gantry_proto::gantry::engine::v1::bind::Below;
 use oci_spec::runtime::{Mount, Spec};
+use rung_spec::builder;
+use rung_sys::mount;
 
 use super::{Engine, Known};
 use crate::context::Context;
@@ -20,6 +23,36 @@ pub(super) fn make_sources(binds: &[api::Bind]) -> Result<()> {
             .doing(|| format!("make {}", bind.source))?;
     }
     Ok(())
+}
+
+/// A bind as the container's specification has it.
+///
+/// # Errors
+/// `InvalidArgument` where all below it is to be read-only, and cannot be.
+pub(super) fn wished(bind: &api::Bind) -> Result<builder::Bind> {
+    let possible = || mount::check_read_only_below().map_err(std::io::Error::from);
+    let all_read_only = match bind.below() {
+        Below::Shown => bind.read_only && possible().is_ok(),
+        Below::Hidden | Below::Writable => false,
+        Below::ReadOnly => {
+            let refused = |why: &str| Error::invalid(format!("bind {}: all below it read-only: {why}", text(bind)));
+            if !bind.read_only {
+                return Err(refused("the bind itself is not"));
+            }
+            if !matches!(bind.propagation.as_str(), "" | "rprivate") {
+                return Err(refused("what is mounted later would not be, with another propagation than rprivate"));
+            }
+            possible().map_err(|error| refused(&error.to_string())).map(|()| true)?
+        }
+    };
+    Ok(builder::Bind {
+        source: bind.source.clone(),
+        destination: bind.destination.clone(),
+        read_only: bind.read_only,
+        propagation: bind.propagation.clone(),
+        shallow: bind.below() == Below::Hidden,
+        all_read_only,
+    })
 }
 
 /// A bind as it is written on a command line.
@@ -58,18 +91,30 @@ impl Engine {
                 }
                 let options = mount.options().as_deref().unwrap_or_default();
                 let propagation = options.iter().find(|option| is_propagation(option)).cloned();
+                let has = |word: &str| options.iter().any(|option| option == word);
+                let below = match (has("bind"), has("ro")) {
+                    (true, _) => Below::Hidden,
+                    (false, true) => Below::Writable,
+                    (false, false) => Below::Shown,
+                };
                 request.binds.push(api::Bind {
                     source: mount.source().as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
                     destination,
-                    read_only: forced || options.iter().any(|option| option == "ro"),
+                    read_only: forced || options.iter().any(|option| is_read_only(option)),
                     propagation: propagation.unwrap_or_default(),
                     make_source: false,
+                    below: below.into(),
                 });
             }
             request.volumes_from.push(wish);
         }
         Ok(())
     }
+}
+
+/// Whether an option of a mount says that it is not to be written through.
+pub(super) fn is_read_only(option: &str) -> bool {
+    matches!(option, "ro" | "rro")
 }
 
 /// Whether an option of a mount says how later mounts pass.

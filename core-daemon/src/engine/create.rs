@@ -323,13 +323,7 @@ fn hostname(request: &api::CreateRequest, id: &ContainerId) -> Result<String> {
 
 /// The binds of the request and, for `--init`, one of `daemon`: the daemon's own program is the init.
 fn wished_binds(request: &api::CreateRequest, daemon: &Path) -> Result<Vec<builder::Bind>> {
-    let bind = |bind: &api::Bind| builder::Bind {
-        source: bind.source.clone(),
-        destination: bind.destination.clone(),
-        read_only: bind.read_only,
-        propagation: bind.propagation.clone(),
-    };
-    let mut all: Vec<builder::Bind> = request.binds.iter().map(bind).collect();
+    let mut all = request.binds.iter().map(binds::wished).collect::<Result<Vec<builder::Bind>>>()?;
     if request.init {
         if all.iter().any(|bind| Path::new(&bind.destination) == Path::new("/dev")) {
             return Err(Error::invalid("init: needs the container's own /dev, where a bind is"));

@@ -88,7 +88,7 @@ impl Etc {
             source: file(directory, place).to_string_lossy().into_owned(),
             destination: place.clone(),
             read_only,
-            propagation: String::new(),
+            ..Bind::default()
         };
         self.places.iter().map(bind).collect()
     }

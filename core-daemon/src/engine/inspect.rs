@@ -100,10 +100,6 @@ fn general(known: &Known, now: &Now, spec: &Spec) -> Value {
     let ended = now.ended;
     // A start that failed before is past once it runs.
     let error = if now.is_up() { "" } else { record.error.as_str() };
-    let code = match error.is_empty() {
-        true => ended.map_or(0, |ended| ended.code),
-        false => record.error_code.into(),
-    };
     let profile = spec.process().as_ref().and_then(|process| process.apparmor_profile().clone());
     json!({
         "Id": container.id,
@@ -124,7 +120,7 @@ fn general(known: &Known, now: &Now, spec: &Spec) -> Value {
             "OOMKilled": ended.is_some_and(|ended| ended.oom_killed),
             "Dead": false,
             "Pid": now.pid,
-            "ExitCode": code,
+            "ExitCode": now.exit_code(record),
             "Error": error,
             "StartedAt": text(now.started_at),
             "FinishedAt": text(ended.map(|ended| ended.at)),
@@ -191,7 +187,7 @@ fn mounts(known: &Known, spec: &Spec) -> Value {
             "Source": mount.source(),
             "Destination": mount.destination(),
             "Mode": options.join(","),
-            "RW": !options.contains(&"ro"),
+            "RW": !options.iter().any(|option| binds::is_read_only(option)),
             "Propagation": options.iter().find(|option| binds::is_propagation(option)),
         })
     });

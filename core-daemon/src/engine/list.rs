@@ -79,6 +79,14 @@ impl Engine {
 }
 
 impl Now {
+    /// The exit code that people see: that of a start that failed, where none has succeeded since.
+    pub(super) fn exit_code(&self, record: &Record) -> u32 {
+        match self.is_up() || record.error.is_empty() {
+            true => self.ended.map_or(0, |ended| ended.code),
+            false => record.error_code.into(),
+        }
+    }
+
     /// Whether people take it for running: it is, or will be again without their doing.
     pub(super) fn is_up(&self) -> bool {
         matches!(self.state, api::State::Running | api::State::Paused | api::State::Restarting)
@@ -97,6 +105,7 @@ fn running(live: &Live) -> Now {
 
 fn message(known: Known, now: &Now) -> api::Container {
     let Known { container, record, .. } = known;
+    let code = now.exit_code(&record);
     api::Container {
         id: container.id,
         name: record.name,
@@ -107,7 +116,7 @@ fn message(known: Known, now: &Now) -> api::Container {
         state: now.state.into(),
         pid: now.pid,
         started_at: now.started_at.map(time::timestamp),
-        exit: now.ended.map(api::Exit::from),
+        exit: now.ended.map(|ended| Ended { code, ..ended }).map(api::Exit::from),
         labels: container.labels,
         terminal: record.terminal,
         health: now.health.into(),

@@ -337,6 +337,58 @@ pub struct Bind {
     /// A source that is not there is made, as a directory.
     #[prost(bool, tag = "5")]
     pub make_source: bool,
+    #[prost(enumeration = "bind::Below", tag = "6")]
+    pub below: i32,
+}
+/// Nested message and enum types in `Bind`.
+pub mod bind {
+    /// What is mounted below the source.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Below {
+        /// It is shown, and read-only where the bind is, as far as the kernel can.
+        Shown = 0,
+        /// It is not shown.
+        Hidden = 1,
+        /// It is shown, and writable even where the bind is read-only.
+        Writable = 2,
+        /// It is shown and read-only, or there is no container.
+        ReadOnly = 3,
+    }
+    impl Below {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Shown => "BELOW_SHOWN",
+                Self::Hidden => "BELOW_HIDDEN",
+                Self::Writable => "BELOW_WRITABLE",
+                Self::ReadOnly => "BELOW_READ_ONLY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "BELOW_SHOWN" => Some(Self::Shown),
+                "BELOW_HIDDEN" => Some(Self::Hidden),
+                "BELOW_WRITABLE" => Some(Self::Writable),
+                "BELOW_READ_ONLY" => Some(Self::ReadOnly),
+                _ => None,
+            }
+        }
+    }
 }
 impl ::prost::Name for Bind {
     const NAME: &'static str = "Bind";

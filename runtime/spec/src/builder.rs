@@ -94,6 +94,10 @@ pub struct Bind {
     pub read_only: bool,
     /// Propagation of later mounts; empty: `rprivate`.
     pub propagation: String,
+    /// What is mounted below the source is not shown.
+    pub shallow: bool,
+    /// Where it is not to be written through, what is mounted below it is neither.
+    pub all_read_only: bool,
 }
 
 /// Whose network a container has.
@@ -359,9 +363,9 @@ fn bind(wish: &Bind) -> Result<(String, Mount), InvalidOptions> {
         known @ ("private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave") => known,
         _ => return Err(bind_error(wish, "unknown propagation")),
     };
-    let mut flags = vec!["rbind".to_owned(), propagation.to_owned()];
+    let mut flags = vec![if wish.shallow { "bind" } else { "rbind" }.to_owned(), propagation.to_owned()];
     if wish.read_only {
-        flags.push("ro".to_owned());
+        flags.push(if wish.all_read_only { "rro" } else { "ro" }.to_owned());
     }
     let destination = format!("/{}", parts.join("/"));
     let mount = defaults::mounts::mount(&destination, "bind", &wish.source, flags);

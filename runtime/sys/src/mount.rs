@@ -134,6 +134,15 @@ pub fn attach_at(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &Path) 
     check(returned, "move_mount", || format!("{mount}, {}, {name:?}", describe_fd(directory))).map(drop)
 }
 
+/// Checks that the kernel can make a mount read-only with everything that is mounted below it.
+///
+/// # Errors
+/// What the kernel says to it.
+pub fn check_read_only_below() -> Result<()> {
+    let tree = open_tree_at_path(Path::new("/"), false)?;
+    set_attributes(tree.as_fd(), true, &Change { set: attribute::RDONLY, ..Change::default() })
+}
+
 /// Changes the attributes of the mount behind `mount`, and of all below it when `recursive`.
 pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, change: &Change<'_>) -> Result<()> {
     let attributes = libc::mount_attr {

@@ -136,6 +136,8 @@ fn binds_replace_defaults_and_nest() {
     options.binds[0].propagation = "rslave".into();
     let spec = json(&options);
     assert_eq!(spec["mounts"][7]["options"], serde_json::json!(["rbind", "rslave", "ro"]));
+    (options.binds[0].shallow, options.binds[0].all_read_only) = (true, true);
+    assert_eq!(json(&options)["mounts"][7]["options"], serde_json::json!(["bind", "rslave", "rro"]));
 }
 
 #[test]
