@@ -50,6 +50,19 @@ fn a_pushed_image_is_the_same_byte_for_byte(env: &Env) -> Result<()> {
     stack.gantry(&["tag", &name, &beside])?.ok()?;
     let mounted = stack.gantry(&["push", &beside])?.ok()?;
     assert!(mounted.stdout.contains("Mounted from") && !mounted.stdout.contains(": Pushed"), "{mounted}");
+    // All tags of a repository, and no others.
+    let all = format!("{}/copy/all", second.host());
+    for tag in ["1", "2"] {
+        stack.gantry(&["tag", &name, &format!("{all}:{tag}")])?.ok()?;
+    }
+    stack.gantry(&["tag", &name, &format!("{all}-else:3")])?.ok()?;
+    assert_eq!(stack.gantry(&["push", "-qa", &all])?.ok()?.text(), format!("{all}:1\n{all}:2"));
+    for (path, status) in [("all/manifests/1", 200), ("all/manifests/2", 200), ("all-else/manifests/3", 404)] {
+        second
+            .request("GET", &format!("/v2/copy/{path}"), &[("accept", image::media::MANIFEST)], b"")?
+            .expect(status)?;
+    }
+    stack.gantry(&["push", "-a", &format!("{all}:1")])?.fails()?;
     let said = stack.gantry(&["push", "127.0.0.1:1/nobody/there:1"])?.fails()?;
     assert!(said.contains("no such image"), "{said}");
     Ok(())

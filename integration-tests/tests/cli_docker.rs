@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     containers_are_made_as_wished [Root, Overlay],
     lists_show_what_is_asked [Root, Overlay],
     no_option_is_taken_and_ignored [Root, Overlay],
+    what_is_seldom_asked_is_answered [Root, Overlay],
 ];
 
 fn events_tell_what_has_happened(env: &Env) -> Result<()> {
@@ -169,6 +170,33 @@ fn no_option_is_taken_and_ignored(env: &Env) -> Result<()> {
     assert!(stack.gantry(&["attach", "--no-stdin", "web"])?.fails()?.contains("paused"));
     stack.gantry(&["start", "web"])?.fails()?;
     stack.gantry(&["unpause", "web"])?.ok()?;
+    Ok(())
+}
+
+fn what_is_seldom_asked_is_answered(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    stack.gantry(&["run", "--name", "web", "IMAGE", "sh", "-c", "head -c 5000 /dev/zero > /five; echo hi"])?.ok()?;
+    let sizes = stack.gantry(&["inspect", "-s", "-f", "{{.SizeRw}} {{gt .SizeRootFs .SizeRw}}", "web"])?.ok()?;
+    let (written, more) = sizes.text().split_once(' ').unwrap_or_default();
+    assert!(written.parse::<u64>()? >= 5000 && more == "true", "{sizes}");
+    assert_eq!(stack.gantry(&["logs", "--details", "web"])?.ok()?.stdout, " hi\n");
+    let size = stack.gantry(&["history", "--human=false", "--format", "{{.Size}}", "IMAGE"])?.ok()?;
+    assert!(size.text().lines().all(|line| line.parse::<u64>().is_ok()), "{size}");
+    let change = r#"HEALTHCHECK --interval=7s CMD ["true"]"#;
+    stack.gantry(&["commit", "--change", change, "web", "checked:1"])?.ok()?;
+    let shown = "{{json .Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}}";
+    assert_eq!(
+        stack.gantry(&["image", "inspect", "-f", shown, "checked:1"])?.ok()?.text(),
+        r#"["CMD","true"] 7000000000"#
+    );
+    let until = |time: &str| stack.gantry(&["images", "-q", "--filter", &format!("until={time}"), "checked"])?.ok();
+    assert_eq!(until("1h")?.text(), "");
+    assert_ne!(until("2100-01-01T00:00:00Z")?.text(), "");
+    stack.gantry(&["run", "-d", "--name", "held", "IMAGE", "sleep", "100"])?.ok()?;
+    stack.gantry(&["pause", "held"])?.ok()?;
+    let counts = "{{.Containers}} {{.ContainersRunning}} {{.ContainersPaused}} {{.ContainersStopped}}";
+    assert_eq!(stack.gantry(&["info", "-f", counts])?.ok()?.text(), "2 0 1 1");
+    stack.gantry(&["rm", "-f", "held"])?.ok()?;
     Ok(())
 }
 

@@ -22,6 +22,9 @@ pub struct Args {
     /// Print only ids
     #[arg(long, short)]
     quiet: bool,
+    /// Sizes and times for people; with false in bytes and as dates
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
+    human: bool,
     /// Name or id of the image
     #[arg(value_name = "IMAGE")]
     image: String,
@@ -56,9 +59,13 @@ impl Args {
                 step.comment,
                 created.map(|at| at.to_string()).unwrap_or_default(),
                 if self.no_trunc { step.created_by } else { shortened(&step.created_by) },
-                created.map_or_else(|| "N/A".to_owned(), |at| format!("{} ago", ago(at, now))),
+                match created {
+                    None => "N/A".to_owned(),
+                    Some(at) if self.human => format!("{} ago", ago(at, now)),
+                    Some(at) => at.to_string(),
+                },
                 id,
-                decimal_size(step.size),
+                if self.human { decimal_size(step.size) } else { step.size.to_string() },
             ]);
         }
         if !self.quiet {

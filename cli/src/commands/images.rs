@@ -13,7 +13,7 @@ use crate::output::human::{ago, decimal_size};
 use crate::output::listing::{Column, Listing};
 use crate::output::progress::short;
 use crate::parse::filter::{Filter, filter, has_label};
-use crate::parse::pattern;
+use crate::parse::{pattern, time};
 
 /// `gantry images`.
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub struct Args {
     /// Taken for docker's sake: there are no images between those that are shown
     #[arg(long = "all", short = 'a')]
     _all: bool,
-    /// Show only those that match: dangling, reference, label, before or since
+    /// Show only those that match: dangling, reference, label, before, since or until
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = filter)]
     filter: Vec<Filter>,
     /// Show digests
@@ -138,8 +138,12 @@ impl Test {
             "label" => Ok(Self::Label(value.clone())),
             "before" => Ok(Self::Before(when()?)),
             "since" => Ok(Self::Since(when()?)),
+            "until" => {
+                let time = time::point(value, Timestamp::now()).map_err(wrong)?;
+                Ok(Self::Before((time.as_second(), time.subsec_nanosecond())))
+            }
             _ => Err(Failure::new(format!("filter {key:?} is not known"))
-                .hint("filters are dangling, reference, label, before and since")),
+                .hint("filters are dangling, reference, label, before, since and until")),
         }
     }
 
@@ -207,10 +211,12 @@ mod tests {
             ("label=a=2", false, false),
             ("since=feed", false, true),
             ("before=feed", false, false),
+            ("until=15", true, false),
+            ("until=1970-01-02T00:00:00Z", true, true),
         ] {
             assert_eq!((takes(text, &app), takes(text, &nameless)), (of_app, of_nameless), "{text}");
         }
-        for text in ["dangling=perhaps", "reference=[", "before=nothing", "colour=red"] {
+        for text in ["dangling=perhaps", "reference=[", "before=nothing", "until=soon", "colour=red"] {
             assert!(Test::of(&filter(text).unwrap(), &images).is_err(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 //! `gantry info`: what the daemon says of itself and its machine.
 
-use gantry_proto::gantry::engine::v1::InfoResponse;
+use gantry_proto::gantry::engine::v1::{InfoResponse, State};
 use serde_json::json;
 
 use super::Context;
@@ -20,12 +20,14 @@ pub struct Args {
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        let info = context.connect().await?.info().await?;
+        let mut client = context.connect().await?;
+        let info = client.info().await?;
         let Some(format) = &self.format else {
             output::bytes(text(&info).as_bytes())?;
             return Ok(Code::SUCCESS);
         };
         let template = Template::of_format(format)?;
+        let paused = client.list(false).await?.iter().filter(|it| it.state() == State::Paused).count() as u64;
         let value = json!({
             "ServerVersion": info.version,
             "Root": info.root,
@@ -35,7 +37,8 @@ impl Args {
             "Driver": info.snapshotter,
             "DefaultRuntime": info.runtime,
             "Containers": info.containers,
-            "ContainersRunning": info.containers_running,
+            "ContainersRunning": info.containers_running.saturating_sub(paused),
+            "ContainersPaused": paused,
             "ContainersStopped": info.containers.saturating_sub(info.containers_running),
             "Images": info.images,
             "KernelVersion": info.kernel,

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::Context;
+use super::ps::Sizes;
 use crate::client::Client;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -16,6 +17,9 @@ pub struct Args {
     /// Look only among these
     #[arg(long = "type", value_enum, value_name = "TYPE")]
     kind: Option<Kind>,
+    /// Of containers, show how much their files take
+    #[arg(long, short)]
+    size: bool,
     #[command(flatten)]
     view: View,
 }
@@ -23,6 +27,9 @@ pub struct Args {
 /// `gantry container inspect`.
 #[derive(Debug, clap::Args)]
 pub struct ContainerArgs {
+    /// Show how much their files take
+    #[arg(long, short)]
+    size: bool,
     #[command(flatten)]
     view: View,
 }
@@ -56,24 +63,24 @@ enum Kind {
 
 impl Args {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        self.view.run(context, self.kind).await
+        self.view.run(context, self.kind, self.size).await
     }
 }
 
 impl ContainerArgs {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        self.view.run(context, Some(Kind::Container)).await
+        self.view.run(context, Some(Kind::Container), self.size).await
     }
 }
 
 impl ImageArgs {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
-        self.view.run(context, Some(Kind::Image)).await
+        self.view.run(context, Some(Kind::Image), false).await
     }
 }
 
 impl View {
-    async fn run(self, context: &Context, kind: Option<Kind>) -> Result<Code> {
+    async fn run(self, context: &Context, kind: Option<Kind>, size: bool) -> Result<Code> {
         let template =
             self.format.as_deref().filter(|format| !format.is_empty()).map(Template::of_format).transpose()?;
         let mut client = context.connect().await?;
@@ -87,6 +94,10 @@ impl View {
                     code = Code::FAILURE;
                 }
             }
+        }
+        if size && !found.is_empty() {
+            let sizes = Sizes::of(&mut client, context).await?;
+            found.iter_mut().for_each(|value| sizes.enter(value));
         }
         match template {
             None => output::line(output::json::pretty(&Value::Array(found)))?,

@@ -33,6 +33,9 @@ pub struct Args {
     /// Show when each line was written
     #[arg(long, short)]
     timestamps: bool,
+    /// Show what is noted beside lines, which is nothing in our logs, and a space
+    #[arg(long)]
+    details: bool,
     /// Name or id of the container
     #[arg(value_name = "CONTAINER")]
     container: String,
@@ -66,7 +69,7 @@ impl Args {
             until: time::wire_point("--until", self.until.as_deref())?,
         };
         let mut records = context.connect().await?.logs(request.clone()).await?;
-        let mut lines = Lines { timestamps: self.timestamps, ..Lines::default() };
+        let mut lines = Lines { timestamps: self.timestamps, details: self.details, ..Lines::default() };
         let mut place = Place::default();
         loop {
             // What is there is gathered; once nothing more is, it is shown.
@@ -157,6 +160,7 @@ impl Place {
 #[derive(Default)]
 struct Lines {
     timestamps: bool,
+    details: bool,
     gathered: Vec<u8>,
     gathered_is_error: bool,
     /// Whether each stream is in the middle of a line.
@@ -172,6 +176,9 @@ impl Lines {
         let inside = &mut self.inside[usize::from(record.stderr)];
         if self.timestamps && !*inside {
             self.gathered.extend_from_slice(stamp(record).as_bytes());
+        }
+        if self.details && !*inside {
+            self.gathered.push(b' ');
         }
         *inside = !record.line.ends_with(b"\n");
         self.gathered.extend_from_slice(&record.line);
@@ -210,6 +217,9 @@ mod tests {
         for piece in ["one", " line\n", "two\n"] {
             lines.add(&record(piece)).unwrap();
         }
+        let mut detailed = Lines { details: true, ..Lines::default() };
+        ["one", " line\n", "two\n"].iter().for_each(|piece| detailed.add(&record(piece)).unwrap());
+        assert_eq!(String::from_utf8_lossy(&detailed.gathered), " one line\n two\n");
         let expected = "1970-01-01T00:00:00.000000005Z one line\n1970-01-01T00:00:00.000000005Z two\n";
         assert_eq!(String::from_utf8_lossy(&lines.gathered), expected);
     }

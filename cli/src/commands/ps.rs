@@ -6,6 +6,7 @@ use gantry_proto::gantry::engine::v1::{Container, Health, State};
 use gantry_proto::gantry::system::v1::Kind;
 use jiff::Timestamp;
 use regex::Regex;
+use serde_json::Value;
 
 use super::Context;
 use crate::client::Client;
@@ -133,13 +134,13 @@ impl Args {
 
 /// How much the files take: what containers have written, by id, and their images, by id.
 #[derive(Default)]
-struct Sizes {
+pub(super) struct Sizes {
     written: HashMap<String, u64>,
     images: HashMap<String, u64>,
 }
 
 impl Sizes {
-    async fn of(client: &mut Client, context: &Context) -> Result<Self> {
+    pub(super) async fn of(client: &mut Client, context: &Context) -> Result<Self> {
         let namespace = context.namespace.as_str();
         let items = client.disk_usage().await?.into_iter();
         let items = items.filter(|item| item.kind() == Kind::Container && item.namespace == namespace);
@@ -148,6 +149,18 @@ impl Sizes {
             written: items.map(|item| (item.name, item.size)).collect(),
             images: images.map(|image| (image.id, image.size)).collect(),
         })
+    }
+
+    /// Enters them into what is told of a container, in docker's words.
+    pub(super) fn enter(&self, container: &mut Value) {
+        let text = |name: &str| container[name].as_str().unwrap_or_default();
+        // An image says nothing of one.
+        let (id, image) = (text("Id"), text("Image"));
+        if !image.is_empty() {
+            let written = self.written.get(id).copied().unwrap_or(0);
+            let all = written + self.images.get(image).copied().unwrap_or(0);
+            (container["SizeRw"], container["SizeRootFs"]) = (written.into(), all.into());
+        }
     }
 
     fn text(&self, container: &Container) -> String {
@@ -328,6 +341,9 @@ mod tests {
         let again = Container { state: State::Restarting.into(), ..container() };
         let sizes = Sizes { written: [(container().id, 5)].into(), images: [(container().image_id, 2_000_000)].into() };
         assert_eq!(sizes.text(&container()), "5B (virtual 2MB)");
+        let mut told = serde_json::json!({ "Id": container().id, "Image": container().image_id });
+        sizes.enter(&mut told);
+        assert_eq!((told["SizeRw"].as_u64(), told["SizeRootFs"].as_u64()), (Some(5), Some(2_000_005)));
         assert_eq!(status(&again, now), "Restarting (130) 3 minutes ago");
         let started_at = Some(prost_types::Timestamp { seconds: 990, nanos: 0 });
         let up = Container { state: State::Running.into(), started_at, ..container() };

@@ -16,6 +16,10 @@ pub fn ulimit(text: &str) -> Result<Ulimit, String> {
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
     let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= -1).ok_or_else(bad);
     let (soft, hard) = (number(soft)?, number(hard)?);
+    // Docker knows them in small letters alone.
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(format!("{text:?}: there is no limit {name}; write {}", name.to_ascii_lowercase()));
+    }
     if name.is_empty() || (hard != -1 && (soft == -1 || soft > hard)) {
         return Err(if name.is_empty() { bad() } else { format!("{text:?}: the soft limit is above the hard one") });
     }
@@ -163,7 +167,17 @@ mod tests {
         assert_eq!(limit("nofile=1024:4096"), Ok(("nofile".to_owned(), 1024, 4096)));
         assert_eq!(limit("core=-1"), Ok(("core".to_owned(), -1, -1)));
         assert_eq!(limit("nproc=5:-1"), Ok(("nproc".to_owned(), 5, -1)));
-        for bad in ["nofile", "=1", "nofile=", "nofile=5:4", "nofile=-1:4", "nofile=a", "nofile=-2", "nofile=1:2:3"] {
+        for bad in [
+            "nofile",
+            "=1",
+            "nofile=",
+            "nofile=5:4",
+            "nofile=-1:4",
+            "nofile=a",
+            "nofile=-2",
+            "nofile=1:2:3",
+            "NOFILE=1",
+        ] {
             assert!(ulimit(bad).is_err(), "{bad}");
         }
         let parts =

@@ -1,5 +1,6 @@
 //! Changes of an image's configuration, written as instructions of a Dockerfile: what `--change` takes.
 
+use rung_spec::image::Healthcheck;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -69,14 +70,50 @@ fn one(config: &mut Map<String, Value>, line: &str) -> Result<(), String> {
             Some(words) => drop(config.insert("Shell".to_owned(), json!(words))),
             None => return Err("it must be a JSON list".to_owned()),
         },
+        "HEALTHCHECK" => drop(config.insert("Healthcheck".to_owned(), json!(health_check(rest)?))),
         other => {
             return Err(format!(
-                "{other} is not one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME, \
-                 WORKDIR"
+                "{other} is not one of CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, SHELL, STOPSIGNAL, \
+                 USER, VOLUME, WORKDIR"
             ));
         }
     }
     Ok(())
+}
+
+/// `NONE`, or `--interval=30s ... CMD` and a command.
+fn health_check(text: &str) -> Result<Healthcheck, String> {
+    let (mut check, mut rest) = (Healthcheck::default(), text);
+    while let Some(option) = rest.strip_prefix("--") {
+        let (option, after) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+        let bad = || format!("--{option} is no option of a health check, such as --interval=30s");
+        let (name, value) = option.split_once('=').ok_or_else(bad)?;
+        let length = || {
+            let length = value.parse::<jiff::SignedDuration>().ok().filter(|length| !length.is_negative());
+            length.and_then(|length| i64::try_from(length.as_nanos()).ok()).ok_or_else(bad)
+        };
+        match name {
+            "interval" => check.interval = length()?,
+            "timeout" => check.timeout = length()?,
+            "start-period" => check.start_period = length()?,
+            "start-interval" => check.start_interval = length()?,
+            "retries" => check.retries = value.parse().ok().filter(|times| *times >= 0).ok_or_else(bad)?,
+            _ => return Err(bad()),
+        }
+        rest = after.trim_start();
+    }
+    let (word, line) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    check.test = match (word.to_ascii_uppercase().as_str(), line.trim()) {
+        ("NONE", "") => vec!["NONE".to_owned()],
+        ("CMD", "") => return Err("it has no command".to_owned()),
+        ("CMD", line) if line.starts_with('[') => {
+            let words = list(line).ok_or("it is no JSON list of texts")?;
+            std::iter::once("CMD".to_owned()).chain(words).collect()
+        }
+        ("CMD", line) => vec!["CMD-SHELL".to_owned(), line.to_owned()],
+        _ => return Err(format!("{word:?} is neither CMD nor NONE")),
+    };
+    Ok(check)
 }
 
 /// Enters something into a member that is an object.
@@ -182,6 +219,20 @@ mod tests {
         assert_eq!(config["ExposedPorts"], json!({"80/tcp": {}, "53/udp": {}}));
         assert_eq!(config["Labels"], json!({"a.b": "c d", "e": "f g"}));
         assert_eq!((&config["WorkingDir"], &config["User"]), (&json!("/srv/app"), &json!("1000:1000")));
+        let check = |line: &str| {
+            let mut config = Map::new();
+            apply(&mut config, &[line.to_owned()]).map(|()| config["Healthcheck"].clone())
+        };
+        let full = check("HEALTHCHECK --interval=1m30s --retries=2  CMD curl -f http://x || exit 1").expect("check");
+        assert_eq!(full["Test"], json!(["CMD-SHELL", "curl -f http://x || exit 1"]));
+        assert_eq!((&full["Interval"], &full["Retries"]), (&json!(90_000_000_000_i64), &json!(2)));
+        assert_eq!(check(r#"healthcheck CMD ["a", "b"]"#).expect("check")["Test"], json!(["CMD", "a", "b"]));
+        assert_eq!(check("HEALTHCHECK NONE").expect("none")["Test"], json!(["NONE"]));
+        for bad in
+            ["CMD", "x", "--interval=x CMD y", "--interval=-1s CMD y", "--nope=1 CMD y", "CMD [1]", "--interval=1s"]
+        {
+            assert!(check(&format!("HEALTHCHECK {bad}")).is_err(), "{bad}");
+        }
         for bad in ["", "CMD", "RUN x", "EXPOSE http", "ENV A", "CMD [1]", "LABEL 'a", "SHELL sh"] {
             assert!(apply(&mut Map::new(), &[bad.to_owned()]).is_err(), "{bad}");
         }

@@ -1,5 +1,7 @@
 //! A tree and a value to text.
 
+use std::cell::RefCell;
+
 use serde_json::Value;
 
 use super::Row;
@@ -8,8 +10,21 @@ use super::parse::{Argument, Call, LABEL, Node, Root};
 
 pub(super) fn render(nodes: &[Node], value: &Value, row: Row<'_>) -> Result<String, String> {
     let mut out = String::new();
-    Scope { top: value, here: value, row, variables: None }.nodes(nodes, &mut out)?;
-    Ok(out)
+    match (Scope { top: value, here: value, row, variables: None }).nodes(nodes, &mut out)? {
+        Flow::On => Ok(out),
+        Flow::Break | Flow::Continue => Err("{{break}} or {{continue}} outside of {{range}}".to_owned()),
+    }
+}
+
+/// What follows a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    /// The next one.
+    On,
+    /// What follows the range that it is in.
+    Break,
+    /// The next item of that range.
+    Continue,
 }
 
 #[derive(Clone, Copy)]
@@ -23,16 +38,29 @@ struct Scope<'a> {
 
 struct Variable<'a> {
     name: &'a str,
-    value: &'a Value,
+    value: RefCell<Value>,
     outer: Option<&'a Variable<'a>>,
 }
 
 impl<'a> Scope<'a> {
-    fn nodes(self, nodes: &[Node], out: &mut String) -> Result<(), String> {
+    fn nodes(self, nodes: &[Node], out: &mut String) -> Result<Flow, String> {
         for (place, node) in nodes.iter().enumerate() {
-            match node {
-                Node::Text(text) => out.push_str(text),
-                Node::Print(pipe) => out.push_str(&printed(&self.pipe(pipe)?)),
+            let flow = match node {
+                Node::Text(text) => {
+                    out.push_str(text);
+                    Flow::On
+                }
+                Node::Print(pipe) => {
+                    out.push_str(&printed(&self.pipe(pipe)?));
+                    Flow::On
+                }
+                Node::Break => Flow::Break,
+                Node::Continue => Flow::Continue,
+                Node::Assign { name, value } => {
+                    let value = self.pipe(value)?;
+                    self.find(name)?.value.replace(value);
+                    Flow::On
+                }
                 Node::Set { name, value } => {
                     let value = &self.pipe(value)?;
                     let variable = self.named(Some(name), value);
@@ -43,7 +71,7 @@ impl<'a> Scope<'a> {
                     let value = &self.pipe(condition)?;
                     let named = self.named(names.first(), value);
                     let scope = self.with(named.as_ref());
-                    scope.nodes(if truth(value) { body } else { otherwise }, out)?;
+                    scope.nodes(if truth(value) { body } else { otherwise }, out)?
                 }
                 Node::With { names, value, body, otherwise } => {
                     let value = &self.pipe(value)?;
@@ -54,29 +82,43 @@ impl<'a> Scope<'a> {
                         false => scope.nodes(otherwise, out)?,
                     }
                 }
-                Node::Range { names, over, body, otherwise } => {
-                    let items = items(&self.pipe(over)?)?;
-                    if items.is_empty() {
-                        self.nodes(otherwise, out)?;
-                    }
-                    for (place, item) in &items {
-                        // The last name is the item's, and one before it its place's.
-                        let of_place = self.named(names.first().filter(|_| names.len() == 2), place);
-                        let scope = self.with(of_place.as_ref());
-                        let of_item = scope.named(names.last(), item);
-                        Scope { here: item, ..scope.with(of_item.as_ref()) }.nodes(body, out)?;
-                    }
-                }
+                Node::Range { names, over, body, otherwise } => match items(&self.pipe(over)?)? {
+                    items if items.is_empty() => self.nodes(otherwise, out)?,
+                    items => self.range(names, &items, body, out)?,
+                },
+            };
+            if flow != Flow::On {
+                return Ok(flow);
             }
         }
-        Ok(())
+        Ok(Flow::On)
     }
 
-    fn named<'b>(self, name: Option<&'b String>, value: &'b Value) -> Option<Variable<'b>>
+    fn range(
+        self,
+        names: &[String],
+        items: &[(Value, Value)],
+        body: &[Node],
+        out: &mut String,
+    ) -> Result<Flow, String> {
+        for (place, item) in items {
+            // The last name is the item's, and one before it its place's.
+            let of_place = self.named(names.first().filter(|_| names.len() == 2), place);
+            let scope = self.with(of_place.as_ref());
+            let of_item = scope.named(names.last(), item);
+            let scope = Scope { here: item, ..scope.with(of_item.as_ref()) };
+            if scope.nodes(body, out)? == Flow::Break {
+                break;
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn named<'b>(self, name: Option<&'b String>, value: &Value) -> Option<Variable<'b>>
     where
         Self: 'b,
     {
-        name.map(|name| Variable { name, value, outer: self.variables })
+        name.map(|name| Variable { name, value: value.clone().into(), outer: self.variables })
     }
 
     fn with<'b>(self, variable: Option<&'b Variable<'b>>) -> Scope<'b>
@@ -86,11 +128,11 @@ impl<'a> Scope<'a> {
         Scope { variables: variable.or(self.variables), ..self }
     }
 
-    fn variable(&self, name: &str) -> Result<&Value, String> {
+    fn find(self, name: &str) -> Result<&'a Variable<'a>, String> {
         let mut next = self.variables;
         while let Some(variable) = next {
             if variable.name == name {
-                return Ok(variable.value);
+                return Ok(variable);
             }
             next = variable.outer;
         }
@@ -126,10 +168,14 @@ impl<'a> Scope<'a> {
             Argument::Literal(value) => Ok(value.clone()),
             Argument::Nested(pipe) => self.pipe(pipe),
             Argument::Path { root, fields } => {
+                let held;
                 let mut value = match root {
                     Root::Here => self.here,
                     Root::Top => self.top,
-                    Root::Variable(name) => self.variable(name)?,
+                    Root::Variable(name) => {
+                        held = self.find(name)?.value.borrow();
+                        &held
+                    }
                 };
                 for field in fields {
                     value = match value {

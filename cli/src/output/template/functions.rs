@@ -27,6 +27,9 @@ pub(super) fn function(name: &str, values: &[Value]) -> Result<Value, String> {
         "upper" => Value::String(printed(first).to_uppercase()),
         "lower" => Value::String(printed(first).to_lowercase()),
         "print" => Value::String(side_by_side(values)),
+        "html" => Value::String(side_by_side(values).chars().map(in_html).collect()),
+        "js" => Value::String(side_by_side(values).chars().map(in_script).collect()),
+        "urlquery" => Value::String(side_by_side(values).bytes().map(in_query).collect()),
         "printf" => Value::String(formatted(&printed(first), &values[1..])?),
         "lt" => compared(first, &values[1])?.is_lt().into(),
         "le" => compared(first, &values[1])?.is_le().into(),
@@ -96,6 +99,38 @@ fn side_by_side(values: &[Value]) -> String {
         text.push_str(&printed(value));
     }
     text
+}
+
+/// A letter as HTML has it, by the names that Go gives them.
+fn in_html(letter: char) -> String {
+    match letter {
+        '\0' => "\u{fffd}".to_owned(),
+        '"' => "&#34;".to_owned(),
+        '\'' => "&#39;".to_owned(),
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// A letter in a string of JavaScript.
+fn in_script(letter: char) -> String {
+    match letter {
+        '\\' | '\'' | '"' => format!("\\{letter}"),
+        '<' | '>' | '&' | '=' | '\0'..='\x1f' => format!("\\u{:04X}", u32::from(letter)),
+        other => other.to_string(),
+    }
+}
+
+/// A byte in the query of a URL.
+fn in_query(byte: u8) -> String {
+    match byte {
+        b' ' => "+".to_owned(),
+        b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    }
 }
 
 fn titled(text: &str) -> String {

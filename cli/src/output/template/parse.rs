@@ -10,6 +10,15 @@ pub(super) enum Node {
         name: String,
         value: Pipe,
     },
+    /// Another value for a variable that stands.
+    Assign {
+        name: String,
+        value: Pipe,
+    },
+    /// Ends the range that it is in.
+    Break,
+    /// Goes on with the next item of the range that it is in.
+    Continue,
     /// Names for the place and the item, or for the item alone.
     Range {
         names: Vec<String>,
@@ -72,8 +81,10 @@ const FUNCTIONS: &[(&str, std::ops::RangeInclusive<usize>)] = &[
     ("eq", 2..=9),
     ("ge", 2..=2),
     ("gt", 2..=2),
+    ("html", 0..=9),
     ("index", 2..=9),
     ("join", 2..=2),
+    ("js", 0..=9),
     ("json", 1..=1),
     ("le", 2..=2),
     ("len", 1..=1),
@@ -91,6 +102,7 @@ const FUNCTIONS: &[(&str, std::ops::RangeInclusive<usize>)] = &[
     ("title", 1..=1),
     ("truncate", 2..=2),
     ("upper", 1..=1),
+    ("urlquery", 0..=9),
 ];
 
 /// Deepest nesting of blocks and parentheses, so that no template can exhaust the stack.
@@ -183,9 +195,14 @@ fn block(pieces: &mut std::vec::IntoIter<Piece>, depth: usize) -> Result<(Vec<No
             }
             _ if is_block(&action) => nodes.push(branching(&action, pieces, depth)?),
             word if word.starts_with("/*") => {}
-            _ => nodes.push(match declared(&action)? {
-                (names, value) if names.is_empty() => Node::Print(pipe(value)?),
-                (names, value) => Node::Set { name: names.into_iter().collect(), value: pipe(value)? },
+            "break" if rest.is_empty() => nodes.push(Node::Break),
+            "continue" if rest.is_empty() => nodes.push(Node::Continue),
+            _ => nodes.push(match (declared(&action)?, assigned(&action)) {
+                ((names, value), _) if !names.is_empty() => {
+                    Node::Set { name: names.into_iter().collect(), value: pipe(value)? }
+                }
+                (_, Some((name, value))) => Node::Assign { name: name.to_owned(), value: pipe(value)? },
+                ((_, value), None) => Node::Print(pipe(value)?),
             }),
         }
     }
@@ -234,6 +251,12 @@ fn declared(action: &str) -> Result<(Vec<String>, &str), String> {
         name.map(str::to_owned).ok_or_else(|| format!("{:?} is not a variable", word.trim()))
     };
     Ok((left.split(',').map(name).collect::<Result<_, _>>()?, value))
+}
+
+/// The variable that an action gives another value, and the rest of it: `$x = .Y`.
+fn assigned(action: &str) -> Option<(&str, &str)> {
+    let (left, value) = action.split_once('=')?;
+    Some((left.trim().strip_prefix('$').filter(|name| is_name(name))?, value))
 }
 
 fn is_name(word: &str) -> bool {

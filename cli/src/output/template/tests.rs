@@ -46,6 +46,16 @@ fn fields_and_functions() {
         ("{{range split \"a:b\" \":\"}}{{title .}}{{end}}", "AB"),
         ("{{if gt .State.Pid 6}}{{if le .ID \"abc\"}}both{{end}}{{end}}", "both"),
         ("{{truncate .ID 2}}{{pad .ID 1 2}}.", "ab abc  ."),
+        ("{{$sep := \"\"}}{{range .Args}}{{$sep}}{{.}}{{$sep = \", \"}}{{end}}", "-c, true"),
+        ("{{$x := 1}}{{range .Args}}{{$x := 2}}{{$x = 3}}{{$x}}{{end}}{{$x}}", "331"),
+        ("{{range $n, $_ := .Mounts}}{{if $n}}{{break}}{{end}}{{.Source}}{{end}}.", "/h."),
+        ("{{range .Mounts}}{{if eq .Source \"/h\"}}{{continue}}{{end}}{{.Source}}{{end}}.", "/i."),
+        ("{{range .Args}}{{range $.Mounts}}{{break}}{{end}}{{.}} {{end}}", "-c true "),
+        (
+            "{{html \"<a b='c'>&\"}} {{js \"it's <b>\"}} {{urlquery \"a b&\" \"é\"}}",
+            "&lt;a b=&#39;c&#39;&gt;&amp; it\\'s \\u003Cb\\u003E a+b%26%C3%A9",
+        ),
+        ("{{\"a=b\" | upper}}", "A=B"),
     ] {
         assert_eq!(render(template).as_deref(), Ok(text), "{template}");
     }
@@ -66,6 +76,8 @@ fn mistakes_are_named() {
         ("{{}}", "expected"),
         ("{{(.ID}}", "closed"),
         ("{{$x}}", "no variable"),
+        ("{{$x = 1}}", "no variable"),
+        ("{{if .ID}}{{break}}{{end}}", "outside"),
         ("{{range $a, $b, $c := .Args}}{{end}}", "variables"),
         ("{{if .ID}}{{else if .ID}}", "no {{end}}"),
         ("{{printf \"%x\" .ID}}", "printf"),
