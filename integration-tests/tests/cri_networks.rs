@@ -122,6 +122,9 @@ fn a_network_that_nobody_knows_of_is_taken_back_in_the_end(env: &Env) -> Result<
     wait::until("the network is taken back", || (std::fs::read_dir(&netns).ok()?.count() == 0).then_some(()))?;
     let calls = std::fs::read_to_string(&log)?;
     assert!(calls.lines().filter(|call| *call == "DEL").count() >= 2, "{calls}");
+    // The rest of the pod goes after its network.
+    let pods = env.path("state/cri/pods");
+    wait::until("the pod is gone", || (std::fs::read_dir(&pods).ok()?.count() == 0).then_some(()))?;
     drop(daemon);
     Ok(())
 }
