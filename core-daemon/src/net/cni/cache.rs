@@ -90,24 +90,22 @@ impl Cache {
         }
     }
 
-    /// What is kept; what cannot be read is logged, and passed over where it is not asked for by its container.
-    pub(super) fn all(&self) -> Result<Vec<Entry>> {
-        self.entries(None)
+    /// What is kept, and the names of what cannot be read.
+    pub(super) fn all(&self) -> Result<(Vec<Entry>, Vec<String>)> {
+        self.entries(|_| true)
     }
 
-    fn entries(&self, container: Option<&str>) -> Result<Vec<Entry>> {
+    fn entries(&self, wanted: impl Fn(&str) -> bool) -> Result<(Vec<Entry>, Vec<String>)> {
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
             Err(error) => return Err(error).doing(|| format!("read {}", self.dir.display())),
         };
-        let mut all = Vec::new();
+        let (mut all, mut lost) = (Vec::new(), Vec::new());
         for entry in entries {
             let path = entry.doing(|| format!("read {}", self.dir.display()))?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            let Some(name) = name.filter(|name| container.is_none_or(|container| name.contains(container))) else {
-                continue;
-            };
+            let Some(name) = name.filter(|name| wanted(name)) else { continue };
             let read = std::fs::read(&path).map_err(Error::from).and_then(|bytes| {
                 serde_json::from_slice::<Entry>(&bytes).map_err(|error| Error::invalid(error.to_string()))
             });
@@ -116,16 +114,17 @@ impl Cache {
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "network result cannot be read");
-                    all.extend(container.and_then(|container| Entry::named(name, container)));
+                    lost.push(name.to_owned());
                 }
             }
         }
-        Ok(all)
+        Ok((all, lost))
     }
 
     /// What is kept of a container, in the order of its interfaces.
     pub(super) fn of(&self, container: &str) -> Result<Vec<Entry>> {
-        let mut entries = self.entries(Some(container))?;
+        let (mut entries, lost) = self.entries(|name| name.contains(container))?;
+        entries.extend(lost.iter().filter_map(|name| Entry::named(name, container)));
         entries.retain(|entry| entry.container_id == container);
         entries.sort_by(|a, b| a.if_name.cmp(&b.if_name));
         Ok(entries)

@@ -172,7 +172,7 @@ impl Cni {
     /// Where what was written down cannot be read.
     pub async fn collect(&self, valid: impl Fn(&str) -> bool, left: impl Fn(String)) -> Result<()> {
         let cache = self.cache.clone();
-        let entries = blocking(move || cache.all()).await?;
+        let (entries, lost) = blocking(move || cache.all()).await?;
         let (kept, stale): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| valid(&entry.container_id));
         for entry in stale {
             let (container, network) = (&entry.container_id, &entry.network_name);
@@ -184,6 +184,10 @@ impl Cni {
         }
         for network in self.collected().await {
             if network.disable_gc || !network::at_least(&network.version, "1.1.0") {
+                continue;
+            }
+            // What cannot be read may be of a container that runs: its addresses are not for others.
+            if lost.iter().any(|name| name.starts_with(&format!("{}-", network.name))) {
                 continue;
             }
             let of = kept.iter().filter(|entry| entry.network_name == network.name);

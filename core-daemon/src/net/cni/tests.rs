@@ -166,6 +166,12 @@ async fn what_belongs_to_nobody_is_collected() {
     assert!(!calls.iter().any(|call| call.contains("DEL kept")), "{calls:?}");
     let told = machine.input("one-GC");
     assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "kept", "ifname": "eth0"}]));
+    // A plugin would take back what a container has of which nothing can be read.
+    std::fs::write(machine.dir.path().join("cache/results/net-kept-eth0"), "{").expect("damage");
+    let collections = || machine.calls().iter().filter(|call| call.contains(" GC ")).count();
+    let before = collections();
+    machine.cni.collect(|_| true, |_| ()).await.expect("collect");
+    assert_eq!(collections(), before);
     machine.status().await.expect("ready");
 }
 
