@@ -8,8 +8,9 @@ use gantry_proto::time::timestamp;
 use rung_sys::process::Pid;
 use tokio::sync::watch;
 
+use crate::bundle;
 use crate::error::Kind;
-use crate::reaper::Exited;
+use crate::reaper::{Exited, Reaper};
 use crate::rootfs;
 use crate::rung::Ends;
 use crate::task::state::State;
@@ -107,14 +108,23 @@ impl Container {
         let Err(error) = self.run(&["delete", "--force", &id], Ends::default()).await else {
             return Ok(());
         };
-        if error.kind() == Kind::NotFound {
+        if error.kind() == Kind::NotFound && !self.init_runs() {
             return Ok(());
         }
-        // Runtimes other than `rung` do not say in a form for programs that there is nothing to delete. `state` tells.
+        // Runtimes other than `rung` do not say in a form for programs that there is nothing to delete. `state` tells, unless
+        // the runtime fails at everything while its container is there.
+        let recorded = self.options.root(&self.shim.setting.namespace).join(&self.id);
         match self.run(&["state", &id], Ends::default()).await {
-            Ok(()) => Err(error),
-            Err(_) => Ok(()),
+            Err(_) if !self.init_runs() && !recorded.exists() => Ok(()),
+            _ => Err(error),
         }
+    }
+
+    /// Whether the first process is there, be it that of a creation which was cut short.
+    fn init_runs(&self) -> bool {
+        let made = || bundle::read_pid(&self.bundle.join("init.pid")).unwrap_or(0);
+        let pid = if self.init.pid > 0 { self.init.pid } else { made() };
+        !self.init_has_ended() && Reaper::collects(pid)
     }
 
     pub(super) async fn force_delete(&mut self) {
