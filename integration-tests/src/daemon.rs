@@ -61,19 +61,20 @@ impl Env {
         Ok(daemon)
     }
 
-    /// Starts `gantryd` with more arguments and variables, and does not wait for anything.
+    /// Starts `gantryd` with more arguments and variables, and does not wait for anything. `--state` may be among them.
     pub fn daemon_begun(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
         let patient = self.patient_config(args)?;
+        let state = self.path("state");
+        let state = [OsStr::new("--state"), state.as_os_str()];
         let child = self
             .command("gantryd")?
             .arg("--address")
             .arg(&socket)
             .arg("--root")
             .arg(self.path("root"))
-            .arg("--state")
-            .arg(self.path("state"))
+            .args(state.iter().filter(|_| !args.contains(&"--state")))
             .args(patient.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]))
             .args(args)
             .envs(variables.iter().copied())

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
-use integration_tests::{Env, Result, Stack, Test, tests, wait};
+use integration_tests::{Env, Image, Registry, Result, Stack, Test, tests, wait};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     attach_shares_the_streams_with_the_log [Root, Overlay],
     ports_are_forwarded [Root, Overlay],
     what_cannot_be_streamed_is_refused [Root, Overlay],
+    a_state_directory_may_lie_deeper_than_sockets_may [Root, Overlay],
 ];
 
 type Socket = WebSocketStream<TcpStream>;
@@ -240,5 +241,22 @@ fn what_cannot_be_streamed_is_refused(env: &Env) -> Result<()> {
         assert!(connect(&url, "v4.channel.k8s.io").await.is_err(), "a URL is good once");
         Ok::<_, anyhow::Error>(())
     })?;
+    pods.remove(&pod)
+}
+
+fn a_state_directory_may_lie_deeper_than_sockets_may(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let state = env.path(&"d".repeat(120));
+    let daemon = env.daemon_with(&["--state", &state.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let container = pods.start(&pod, &config, &image, SLEEP, |_| {})?;
+    let cmd = ["echo", "hello"].map(str::to_owned).to_vec();
+    let request = v1::ExecSyncRequest { container_id: container, cmd, timeout: 30 };
+    let said = pods.runtime.block_on(pods.pods.exec_sync(request))?.into_inner();
+    assert_eq!((said.exit_code, said.stdout.as_slice()), (0, &b"hello\n"[..]));
     pods.remove(&pod)
 }

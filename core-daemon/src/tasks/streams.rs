@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gantry_proto::stdio::{FrameKind, MAX_FRAME};
+use rung_sys::socket_path::SocketPath;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -35,7 +36,9 @@ pub struct Input {
 /// # Errors
 /// `NotFound` or `Unavailable` where nobody listens.
 pub async fn join(path: &Path) -> Result<UnixStream> {
-    UnixStream::connect(path).await.doing(|| format!("attach at {}", path.display()))
+    let doing = || format!("attach at {}", path.display());
+    let short = SocketPath::of(path).doing(doing)?;
+    UnixStream::connect(short.as_ref()).await.doing(doing)
 }
 
 /// Both ways of a joined process.

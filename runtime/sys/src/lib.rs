@@ -40,6 +40,7 @@ pub mod rlimit;
 pub mod sched;
 pub mod seccomp;
 pub mod signal;
+pub mod socket_path;
 pub mod spawn;
 pub mod tty;
 pub mod verity;

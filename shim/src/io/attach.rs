@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use gantry_proto::stdio::{FrameKind, LogPolicy, MAX_FRAME};
 use nix::sys::socket::{Shutdown, shutdown};
+use rung_sys::socket_path::SocketPath;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -59,7 +60,8 @@ impl Hub {
         let doing = || format!("listen at attach socket {path}");
         // Left by an earlier life of the same container.
         let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(Path::new(path)).doing(doing)?;
+        let listener =
+            SocketPath::of(Path::new(path)).and_then(|path| UnixListener::bind(path.as_ref())).doing(doing)?;
         listener.set_nonblocking(true).doing(doing)?;
         let hub = Arc::new(Self {
             path: path.to_owned(),
