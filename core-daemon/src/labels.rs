@@ -35,6 +35,16 @@ pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 /// On a snapshot to prepare: the committed snapshot which it is meant to become.
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// What labels of a snapshot begin with that are for the snapshotter itself.
+pub const SNAPSHOT: &str = "containerd.io/snapshot/";
+/// On a snapshot of a layer: the name of the image it is of, as snapshotters know it that fetch layers by themselves.
+pub const LAYER_IMAGE: &str = "containerd.io/snapshot/cri.image-ref";
+/// The same: the digest of the image's manifest.
+pub const LAYER_MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+/// The same: the digest of the layer.
+pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
+/// The same: the digests of the layer and of those above it, as many as a label holds.
+pub const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 /// On a snapshot: nobody needs it after a crash of the machine, so that nothing of it has to be flushed.
 pub const SHORT_LIVED: &str = "gantry.snapshot/short-lived";
 /// On a namespace: the snapshotter used where none is named.
@@ -45,6 +55,11 @@ const MAX_SOURCES: usize = 8;
 
 /// Most bytes of a label's name and value together.
 const MAX_SIZE: usize = 4096;
+
+/// Whether a label may be kept.
+pub fn fits(key: &str, value: &str) -> bool {
+    !key.is_empty() && key.len() + value.len() <= MAX_SIZE
+}
 
 /// Checks labels that a client sets.
 ///

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     layers_run_as_erofs_images [Root, Overlay, EveryHost],
     containers_run_on_copies [Root],
     another_program_keeps_the_snapshots [Root, Containerd],
+    layers_that_another_program_has_are_not_fetched [Root, Containerd],
     a_short_run_flushes_nothing_but_records [Root, Overlay, Fast],
     plugins_say_what_they_can_do [Root, Containerd],
     a_writable_layer_has_its_size [Root, Overlay],
@@ -87,7 +88,8 @@ impl Drop for Other {
     }
 }
 
-fn another_program_keeps_the_snapshots(env: &Env) -> Result<()> {
+/// Starts it, and answers with its address.
+fn other(env: &Env) -> Result<(Other, String)> {
     let root = env.dir("other")?;
     let shown = root.display();
     let config = format!(
@@ -99,24 +101,68 @@ fn another_program_keeps_the_snapshots(env: &Env) -> Result<()> {
     let mut command = Command::new("containerd");
     env.prepare(&mut command);
     command.arg("-c").arg(root.join("config.toml")).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let _other = Other(command.spawn().context("start containerd")?);
+    let other = Other(command.spawn().context("start containerd")?);
     let address = root.join("sock").display().to_string();
     wait::until_within(wait::seconds(20), "containerd answers", || {
         let mut asked = Command::new("ctr");
         asked.args(["--address", &address, "version"]);
         output::run(asked).ok()?.ok().ok()
     })?;
+    Ok((other, address))
+}
+
+/// A daemon whose snapshots the other program keeps.
+fn over<'env>(env: &'env Env, address: &str) -> Result<Daemon<'env>> {
+    daemon(env, "native", &format!("[proxy_plugins.native]\ntype = \"snapshot\"\naddress = {address:?}\n"))
+}
+
+fn another_program_keeps_the_snapshots(env: &Env) -> Result<()> {
+    let (_other, address) = other(env)?;
     let registry = Registry::start(env)?;
     let image = image(&registry)?;
-    let it = daemon(env, "native", &format!("[proxy_plugins.native]\ntype = \"snapshot\"\naddress = {address:?}\n"))?;
+    let it = over(env, &address)?;
     let ran = it.gantry(&["run", "--rm", &image, "sh", "-c", LOOK])?.ok()?;
     ensure!(ran.stdout == SEEN, "{ran}");
+    let snapshots = ["--address", &address, "--namespace", "gantry", "snapshots", "--snapshotter", "native"];
     // containerd removes the files in its own time: what counts is what it lists.
-    let listed = || -> Option<usize> {
-        let listing = ["--address", &address, "--namespace", "gantry", "snapshots", "--snapshotter", "native", "ls"];
-        Some(env.run("ctr", &listing).ok()?.ok().ok()?.stdout.lines().count().saturating_sub(1))
+    let listed = || -> Option<Vec<String>> {
+        let listing = env.run("ctr", &[&snapshots[..], &["ls"]].concat()).ok()?.ok().ok()?.stdout;
+        Some(listing.lines().skip(1).filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect())
     };
-    wait::until("only the layers are there", || (listed()? == 3).then_some(()))
+    let layers = wait::until("only the layers are there", || listed().filter(|listed| listed.len() == 3))?;
+    // It is told what a program needs that fetches layers by itself.
+    for layer in layers {
+        let info = env.run("ctr", &[&snapshots[..], &["info", &layer]].concat())?.ok()?;
+        let info: serde_json::Value = serde_json::from_str(&info.stdout)?;
+        let label = |name: &str| info["Labels"][format!("containerd.io/snapshot/cri.{name}")].as_str().unwrap_or("");
+        assert_eq!(label("image-ref"), image, "{info}");
+        ensure!(
+            label("image-layers").starts_with(label("layer-digest")) && label("layer-digest").len() == 71,
+            "{info}"
+        );
+        ensure!(label("manifest-digest").starts_with("sha256:"), "{info}");
+    }
+    Ok(())
+}
+
+fn layers_that_another_program_has_are_not_fetched(env: &Env) -> Result<()> {
+    let (_other, address) = other(env)?;
+    let registry = Registry::start(env)?;
+    let image = image(&registry)?;
+    let theirs =
+        ["--address", &address, "--namespace", "gantry", "images", "pull", "--plain-http", "--snapshotter", "native"];
+    env.run("ctr", &[&theirs[..], &[&image]].concat())?.ok()?;
+    let it = over(env, &address)?;
+    for _ in 0..2 {
+        it.gantry(&["pull", "-q", &image])?.ok()?;
+        // A manifest and a configuration.
+        let blobs = fs::read_dir(env.path("root/io.containerd.content.v1.content/blobs/sha256"))?.count();
+        ensure!(blobs == 2, "{blobs} blobs");
+    }
+    let ran = it.gantry(&["run", "--rm", &image, "sh", "-c", LOOK])?.ok()?;
+    ensure!(ran.stdout == SEEN, "{ran}");
+    // Nor is what was not fetched missed.
+    it.is_whole()
 }
 
 fn a_short_run_flushes_nothing_but_records(env: &Env) -> Result<()> {

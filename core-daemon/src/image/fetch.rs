@@ -116,6 +116,22 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
+    /// Says of layers that they need not be fetched, and answers with those that are not here. The others stay.
+    pub(super) async fn spare(&self, layers: &[Descriptor]) -> Result<Vec<Digest>> {
+        layers.iter().for_each(|layer| self.progress.layer(&layer.digest, Step::Exists, layer.size, layer.size));
+        let mut absent: Vec<Digest> = layers.iter().map(|layer| layer.digest.clone()).collect();
+        let (content, ctx) = (self.content.clone(), self.ctx.clone());
+        blocking(move || {
+            for index in (0..absent.len()).rev() {
+                if content.hold(&ctx, &absent[index])? {
+                    absent.remove(index);
+                }
+            }
+            Ok(absent)
+        })
+        .await
+    }
+
     /// Fetches a layer, and applies it as it comes.
     pub(super) async fn layer(&self, mut job: Job) -> Result<Fetched> {
         let digest = job.layer.digest.clone();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rung_spec::digest::Digest;
 use rung_spec::image::{ImageConfig, Manifest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -9,6 +10,7 @@ use tokio::task::JoinSet;
 use super::disks::Disks;
 use super::fetch::{Fetched, Fetcher, Job};
 use super::flights::{Flights, Turn};
+use super::origin::Origin;
 use super::unpack::Stack;
 use crate::blocking::blocking;
 use crate::content::{Content, Sealed};
@@ -21,11 +23,19 @@ pub(super) struct Haul {
     pub(super) fetched: Vec<(Sealed, Labels)>,
     pub(super) stacks: Vec<Stack>,
     /// Images to be unpacked once they are recorded: into a further snapshotter.
-    pub(super) later: Vec<(Manifest, ImageConfig, String)>,
+    pub(super) later: Vec<Later>,
     /// Something was fetched, even if it is recorded already.
     pub(super) is_new: bool,
     turns: Vec<Turn>,
     disks: Arc<Disks>,
+}
+
+/// An image that is unpacked once it is recorded.
+pub(super) struct Later {
+    pub(super) manifest: Manifest,
+    pub(super) config: ImageConfig,
+    pub(super) snapshotter: String,
+    pub(super) origin: Option<Origin>,
 }
 
 /// What layers are fetched with.
@@ -38,6 +48,8 @@ pub(super) struct Gear<'a> {
     pub(super) at_once: usize,
     /// Room for the layers of all images.
     pub(super) room: Arc<Semaphore>,
+    /// What another program has as snapshots need not come.
+    pub(super) spares: bool,
 }
 
 impl Gear<'_> {
@@ -84,8 +96,14 @@ impl Haul {
         !self.turns.is_empty()
     }
 
-    /// Fetches the layers of an image, all at once as far as nobody else is at it. Those are waited for.
-    pub(super) async fn layers(&mut self, gear: &Gear<'_>, manifest: &Manifest, stack: Option<&Stack>) -> Result<()> {
+    /// Fetches the layers of an image, all at once as far as nobody else is at it. Those are waited for. Answers with the
+    /// layers that are not here and need not be.
+    pub(super) async fn layers(
+        &mut self,
+        gear: &Gear<'_>,
+        manifest: &Manifest,
+        stack: Option<&Stack>,
+    ) -> Result<Vec<Digest>> {
         let room = gear.room();
         let mut all: Vec<Option<Fetched>> = manifest.layers.iter().map(|_| None).collect();
         let (mut ours, mut theirs) = (JoinSet::new(), Vec::new());
@@ -93,8 +111,10 @@ impl Haul {
             layer: manifest.layers[index].clone(),
             apply: stack.and_then(|stack| stack.place(index)),
         };
+        let spared = stack.filter(|_| gear.spares).map_or(0, Stack::spared);
+        let absent = gear.fetcher.spare(&manifest.layers[..spared]).await?;
         let mut seen = std::collections::HashSet::new();
-        for (index, layer) in manifest.layers.iter().enumerate() {
+        for (index, layer) in manifest.layers.iter().enumerate().skip(spared) {
             let turn = gear.flights.try_take(&key(layer)).filter(|_| seen.insert(&layer.digest));
             let Some(turn) = turn else {
                 theirs.push(index);
@@ -133,7 +153,8 @@ impl Haul {
         }
         self.take_in(gear, &mut all);
         let applied = all.into_iter().map(|one| one.and_then(|one| one.applied)).collect();
-        stack.map_or(Ok(()), |stack| tokio::task::block_in_place(|| stack.settle(applied)))
+        stack.map_or(Ok(()), |stack| tokio::task::block_in_place(|| stack.settle(applied)))?;
+        Ok(absent)
     }
 
     /// Takes over the blobs of layers that have come.

@@ -11,6 +11,7 @@ mod flights;
 mod haul;
 pub mod layers;
 pub mod naming;
+mod origin;
 mod pull;
 mod push;
 mod referrers;

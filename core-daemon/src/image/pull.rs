@@ -12,7 +12,8 @@ use rung_spec::reference::Reference;
 
 use super::choice::Want;
 use super::fetch::Fetcher;
-use super::haul::{Gear, Haul};
+use super::haul::{Gear, Haul, Later};
+use super::origin::Origin;
 use super::tree::{Doc, Documents, Found, Tree, check_total};
 use super::unpack::Stack;
 use super::walk::{self, MAX_DOCUMENT};
@@ -79,7 +80,7 @@ impl Pull<'_> {
         let tree = Tree::read(self, &target, bytes, &self.options.choice).await?;
         let (mut docs, mut haul) = (tree.docs, Haul::new(self.images.disks()?));
         for found in &tree.images {
-            if let Err(error) = self.image(found, &mut docs, &mut haul).await {
+            if let Err(error) = self.image(name, found, &mut docs, &mut haul).await {
                 haul.discard().await;
                 return Err(error);
             }
@@ -131,8 +132,9 @@ impl Pull<'_> {
     }
 
     /// Fetches one image's configuration and layers.
-    async fn image(&self, found: &Found, docs: &mut Vec<Doc>, haul: &mut Haul) -> Result<()> {
+    async fn image(&self, name: &str, found: &Found, docs: &mut Vec<Doc>, haul: &mut Haul) -> Result<()> {
         let manifest = &found.manifest;
+        let origin = Origin::of(name, &found.descriptor.digest);
         let held: u64 = docs.iter().map(|doc| doc.bytes.len() as u64).sum();
         check_total(held, &manifest.config)?;
         let bytes = match self.small(&manifest.config, false).await {
@@ -146,11 +148,18 @@ impl Pull<'_> {
         }
         let (config, mut snapshotters) = self.unpacked_by(found, &doc.bytes)?;
         let stack = match (&config, snapshotters.is_empty()) {
-            (Some(config), false) => Some(self.begin(haul, manifest, config, snapshotters.remove(0)).await?),
+            (Some(config), false) => {
+                Some(self.begin(haul, manifest, config, (snapshotters.remove(0), origin.clone())).await?)
+            }
             _ => None,
         };
         if let Some(config) = config {
-            haul.later.extend(snapshotters.into_iter().map(|name| (manifest.clone(), config.clone(), name)));
+            haul.later.extend(snapshotters.into_iter().map(|snapshotter| Later {
+                manifest: manifest.clone(),
+                config: config.clone(),
+                snapshotter,
+                origin: origin.clone(),
+            }));
         }
         for (snapshotter, chain_id) in stack.iter().filter_map(|stack| Some((stack.snapshotter(), stack.chain_id()?))) {
             doc.labels.insert(format!("{}{snapshotter}", labels::GC_REF_SNAPSHOT), chain_id.to_string());
@@ -169,10 +178,17 @@ impl Pull<'_> {
             source: self.source(),
             at_once: self.images.at_once.downloads,
             room: self.images.room.clone(),
+            // Another snapshotter needs them.
+            spares: haul.later.is_empty(),
         };
         let fetched = haul.layers(&gear, manifest, stack.as_ref()).await;
         haul.stacks.extend(stack);
-        fetched
+        let absent = fetched?;
+        // What is not to be here is missed by nobody.
+        for doc in docs.iter_mut().filter(|doc| doc.descriptor.digest == found.descriptor.digest) {
+            doc.labels.retain(|_, to| absent.iter().all(|digest| digest.as_str() != to));
+        }
+        Ok(())
     }
 
     /// The label that says where blobs come from.
@@ -230,7 +246,7 @@ impl Pull<'_> {
         haul: &mut Haul,
         manifest: &Manifest,
         config: &ImageConfig,
-        snapshotter: String,
+        (snapshotter, origin): (String, Option<Origin>),
     ) -> Result<Stack> {
         let top = rung_spec::image::chain_ids(&config.rootfs.diff_ids).pop();
         if let Some(top) = top {
@@ -243,7 +259,7 @@ impl Pull<'_> {
         }
         let (images, ctx) = (self.images.clone(), self.ctx.clone());
         let (manifest, config) = (manifest.clone(), config.clone());
-        blocking(move || Stack::begin(&images, &ctx, &snapshotter, &manifest, &config)).await
+        blocking(move || Stack::begin(&images, &ctx, &snapshotter, &manifest, &config, origin)).await
     }
 
     /// Makes it all last: flushes, records blobs, snapshots and the names. Answers with the names, and whether nothing
@@ -268,8 +284,8 @@ impl Pull<'_> {
                 haul.stacks.iter().for_each(Stack::discard);
             }
             made?;
-            for (manifest, config, snapshotter) in later {
-                images.unpack_held(&ctx, &manifest, &config, &snapshotter)?;
+            for Later { manifest, config, snapshotter, origin } in later {
+                images.unpack_held(&ctx, &manifest, &config, &snapshotter, origin)?;
             }
             let mut unleased = ctx;
             unleased.lease = None;

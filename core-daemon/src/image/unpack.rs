@@ -14,6 +14,7 @@ use rung_sys::beneath::Root;
 
 use super::disks::Disks;
 use super::fetch::{Form, Place};
+use super::origin::{Origin, labels_of};
 use super::{Images, layers, walk};
 use crate::blocking::each;
 use crate::context::Context;
@@ -35,8 +36,12 @@ pub(super) struct Stack {
     chain: Vec<Digest>,
     /// How many of the lowest layers are there already.
     present: usize,
-    /// Without [`Unpacking::Stacked`]: where each of the others is.
+    /// Where they are not stacked: where each of the others is.
     places: Vec<(String, Place)>,
+    /// Whose layers they are, for snapshotters that fetch them by themselves.
+    origin: Option<Origin>,
+    /// Of such a snapshotter: where the lowest that it does not have goes.
+    begun: Option<(String, Vec<Mount>)>,
     /// Keeps clients from unpacking the same.
     _unpacks: Applying,
 }
@@ -49,6 +54,7 @@ impl Stack {
         name: &str,
         manifest: &Manifest,
         config: &ImageConfig,
+        origin: Option<Origin>,
     ) -> Result<Self> {
         let snapshotter = images.snapshotters.get(name)?;
         let diff_ids = config.rootfs.diff_ids.clone();
@@ -71,9 +77,13 @@ impl Stack {
             chain,
             present,
             places: Vec::new(),
+            origin,
+            begun: None,
         };
-        if stack.snapshotter.unpacking() != Unpacking::Stacked {
-            stack.make_places()?;
+        match stack.snapshotter.unpacking() {
+            Unpacking::Foreign => stack.take_present()?,
+            Unpacking::Stacked => {}
+            Unpacking::Apart | Unpacking::Converted => stack.make_places()?,
         }
         Ok(stack)
     }
@@ -92,6 +102,46 @@ impl Stack {
             self.places.push((key, place));
         }
         Ok(())
+    }
+
+    /// Asks a program that may have layers from elsewhere for them, lowest first, until it lacks one.
+    fn take_present(&mut self) -> Result<()> {
+        while self.present < self.chain.len() && self.begun.is_none() {
+            self.begun = self.prepare(self.present)?;
+            self.present += usize::from(self.begun.is_none());
+        }
+        Ok(())
+    }
+
+    /// Makes room for a layer on those below it; none where the snapshotter has it meanwhile.
+    fn prepare(&self, index: usize) -> Result<Option<(String, Vec<Mount>)>> {
+        let key = format!("extract-{} {}", id::random::<8>()?, self.chain[index]);
+        let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
+        let target = self.chain[index].to_string();
+        let mut labels = self.labels(index);
+        // Where it is there it stands on files that are made anew, or these are its own: it is to be made.
+        if self.snapshotter.stat(&self.ctx, &target).is_err() {
+            labels.insert(labels::SNAPSHOT_REF.to_owned(), target);
+        }
+        match self.snapshotter.prepare(&self.ctx, &key, &parent, labels) {
+            // It came from elsewhere meanwhile, or the snapshotter fetches it itself.
+            Err(error) if error.kind() == Kind::AlreadyExists => Ok(None),
+            prepared => Ok(Some((key, prepared?))),
+        }
+    }
+
+    /// What another program is told of a layer. A snapshotter of ours would not know what to do with it.
+    fn labels(&self, index: usize) -> Labels {
+        match self.snapshotter.unpacking() {
+            Unpacking::Foreign => labels_of(self.origin.as_ref(), &self.layers[index..]),
+            _ => Labels::new(),
+        }
+    }
+
+    /// How many of the manifest's first layers nobody has to fetch, because another program has them.
+    pub(super) fn spared(&self) -> usize {
+        let present = if self.snapshotter.unpacking() == Unpacking::Foreign { self.present } else { 0 };
+        self.indices.iter().take(present).enumerate().take_while(|(number, index)| number == *index).count()
     }
 
     /// The snapshot that holds the whole image.
@@ -173,25 +223,18 @@ impl Stack {
         if layers.is_empty() { Ok(()) } else { self.snapshotter.commit_layers(&self.ctx, &layers) }
     }
 
-    /// With [`Unpacking::Stacked`]: applies the layers, which are in the content store, one onto the other.
+    /// Where layers are stacked: applies them, which are in the content store, one onto the other.
     pub(super) fn apply_stacked(&self, images: &Images) -> Result<()> {
-        if self.snapshotter.unpacking() != Unpacking::Stacked {
+        if !self.snapshotter.unpacking().is_stacked() {
             return Ok(());
         }
         for index in self.present..self.chain.len() {
-            let key = format!("extract-{} {}", id::random::<8>()?, self.chain[index]);
             let parent = index.checked_sub(1).map(|below| self.chain[below].to_string()).unwrap_or_default();
-            let target = self.chain[index].to_string();
-            let labels = match self.snapshotter.stat(&self.ctx, &target) {
-                // It stands on files that are made anew, or these are its own: it is there, and is to be made.
-                Ok(_) => Labels::new(),
-                Err(_) => Labels::from([(labels::SNAPSHOT_REF.to_owned(), target)]),
+            let prepared = match &self.begun {
+                Some(begun) if index == self.present => Some(begun.clone()),
+                _ => self.prepare(index)?,
             };
-            let mounts = match self.snapshotter.prepare(&self.ctx, &key, &parent, labels) {
-                // It came from elsewhere meanwhile, or the snapshotter fetches it itself.
-                Err(error) if error.kind() == Kind::AlreadyExists => continue,
-                other => other?,
-            };
+            let Some((key, mounts)) = prepared else { continue };
             let layer = &self.layers[index];
             let applied = images.apply(&self.ctx, layer, &mounts, &diff::own_payloads(layer), true)?;
             if applied.digest != self.diff_ids[index] {
@@ -199,7 +242,7 @@ impl Stack {
                 let text = format!("layer {} unpacks to {is} instead of {should}", layer.digest);
                 return Err(Error::new(Kind::DataLoss, text));
             }
-            let layer = Layer { name: self.chain[index].to_string(), key, parent, labels: Labels::new() };
+            let layer = Layer { name: self.chain[index].to_string(), key, parent, labels: self.labels(index) };
             self.snapshotter.commit_layers(&self.ctx, &[layer])?;
         }
         Ok(())
@@ -213,7 +256,7 @@ impl Stack {
                 tracing::debug!(%error, "left a layer's files for the collection");
             }
         }
-        for (key, _) in &self.places {
+        for key in self.places.iter().map(|(key, _)| key).chain(self.begun.iter().map(|(key, _)| key)) {
             if let Err(error) = self.snapshotter.remove(&self.ctx, key) {
                 tracing::debug!(key, %error, "left a layer for the collection");
             }
@@ -242,7 +285,8 @@ impl Images {
         let image = self.resolve(ctx, name, platform)?;
         let lease = self.leases.temporary(ctx, "unpack", 24)?;
         let held = ctx.clone().with_lease(&lease.id);
-        let unpacked = self.unpack_held(&held, &image.manifest, &image.config, snapshotter);
+        let origin = Origin::of(name, &image.manifest_descriptor.digest);
+        let unpacked = self.unpack_held(&held, &image.manifest, &image.config, snapshotter, origin);
         self.leases.end(ctx, &lease.id)?;
         unpacked.doing(|| format!("unpack {name}"))
     }
@@ -252,7 +296,7 @@ impl Images {
     /// # Errors
     /// What unpacking fails with.
     pub fn unpack_made(&self, ctx: &Context, manifest: &Manifest, config: &ImageConfig) -> Result<()> {
-        self.unpack_held(ctx, manifest, config, "").map(drop)
+        self.unpack_held(ctx, manifest, config, "", None).map(drop)
     }
 
     /// Unpacks under the call's lease, and says on the configuration that it is.
@@ -262,9 +306,10 @@ impl Images {
         manifest: &Manifest,
         config: &ImageConfig,
         snapshotter: &str,
+        origin: Option<Origin>,
     ) -> Result<Option<Digest>> {
         let disks = self.disks()?;
-        let stack = Stack::begin(self, ctx, snapshotter, manifest, config)?;
+        let stack = Stack::begin(self, ctx, snapshotter, manifest, config, origin)?;
         if let Err(error) = self.fill(ctx, manifest, &stack, &disks) {
             stack.discard();
             return Err(error);

@@ -118,6 +118,15 @@ pub enum Unpacking {
     Converted,
     /// Each layer onto a snapshot of the one below.
     Stacked,
+    /// The same, by another program: it is told where a layer comes from, and may have it from there by itself.
+    Foreign,
+}
+
+impl Unpacking {
+    /// Whether a layer is applied onto those below it.
+    pub fn is_stacked(self) -> bool {
+        matches!(self, Self::Stacked | Self::Foreign)
+    }
 }
 
 /// The contract that every snapshotter keeps.

@@ -6,7 +6,8 @@
 //!
 //! The records are ours, as of every snapshotter; the program knows snapshots by number. It may have the snapshot that a
 //! prepare is to become (the label `containerd.io/snapshot.ref`) from elsewhere: then it answers that it exists, and it is
-//! looked for under the name that the program gave it. That is how layers come that nobody has to unpack.
+//! looked for under the name that the program gave it. That is how layers come that nobody has to fetch or unpack; labels say
+//! where the program finds them, see `image/origin.rs`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,13 +25,11 @@ use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
 use super::overlay::make;
-use super::{Driver, Kind, Made, Mount, Usage};
+use super::{Driver, Kind, Made, Mount, Unpacking, Usage};
 use crate::config::ProxyPlugin;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
-use crate::labels::{GC_ROOT, Labels, SNAPSHOT_REF};
+use crate::labels::{GC_ROOT, Labels, SNAPSHOT, SNAPSHOT_REF};
 
-/// Labels that are for the snapshotter begin so.
-const INHERITED: &str = "containerd.io/snapshot/";
 /// A program may fetch what it is asked for from far away.
 const DEADLINE: Duration = Duration::from_secs(600);
 /// Removing and cleaning up is tried again later where it takes longer: somebody may wait for a collection.
@@ -104,10 +103,11 @@ impl Proxy {
         }
     }
 
-    /// What the program has for a label `containerd.io/snapshot.ref`.
+    /// What the program has for a label `containerd.io/snapshot.ref`: it has that too, or is called so.
     fn find(&self, target: &str, parent: &str) -> Result<Option<String>> {
-        let filter = format!("labels.{SNAPSHOT_REF:?}=={target},parent=={parent:?}");
-        let request = api::ListSnapshotsRequest { filters: vec![filter], snapshotter: self.name.clone() };
+        let filters = [format!("labels.{SNAPSHOT_REF:?}"), "name".to_owned()];
+        let filters = filters.map(|field| format!("{field}=={target},parent=={parent:?}")).to_vec();
+        let request = api::ListSnapshotsRequest { filters, snapshotter: self.name.clone() };
         self.ask(|mut client| async move {
             let mut pages = client.list(of_namespace(request)).await?.into_inner();
             let mut found = None;
@@ -116,7 +116,7 @@ impl Proxy {
                 let is_it = |info: &api::Info| {
                     info.kind() == Kind::Committed
                         && info.parent == parent
-                        && info.labels.get(SNAPSHOT_REF).is_some_and(|label| label == target)
+                        && [Some(&info.name), info.labels.get(SNAPSHOT_REF)].contains(&Some(&target.to_owned()))
                 };
                 found = found.or(page.info.into_iter().find(is_it).map(|info| info.name));
             }
@@ -147,7 +147,7 @@ fn soon<T>(message: T) -> tonic::Request<T> {
 }
 
 fn inherited(labels: &Labels) -> Labels {
-    let is_for_it = |key: &String| key.starts_with(INHERITED) || key == SNAPSHOT_REF;
+    let is_for_it = |key: &String| key.starts_with(SNAPSHOT) || key == SNAPSHOT_REF;
     let theirs = labels.iter().filter(|(key, _)| is_for_it(key)).map(|(key, value)| (key.clone(), value.clone()));
     // What we have a record of is not the program's to collect, should it be one that collects.
     theirs.chain([(GC_ROOT.to_owned(), NAMESPACE.to_owned())]).collect()
@@ -258,6 +258,10 @@ impl Driver for Proxy {
             Err(error) if error.kind() == ErrorKind::Unimplemented => Ok(()),
             other => other,
         }
+    }
+
+    fn unpacking(&self) -> Unpacking {
+        Unpacking::Foreign
     }
 
     fn capabilities(&self) -> Vec<String> {

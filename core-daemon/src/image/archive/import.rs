@@ -132,7 +132,7 @@ impl Images {
         let offered = found.descriptor.platform.as_ref().or(offered).unwrap_or(&config.platform).clone();
         for unpack in unpacks {
             if offered.os.is_empty() || unpack.platform.rank(&offered).is_some() {
-                self.unpack_held(ctx, &found.manifest, &config, &unpack.snapshotter)?;
+                self.unpack_held(ctx, &found.manifest, &config, &unpack.snapshotter, None)?;
             }
         }
         Ok(())
