@@ -86,6 +86,7 @@ pub async fn run(config: Config) -> Result<()> {
         tokio::spawn(metrics.run(stopping.clone()));
     }
     tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));
+    tokio::spawn(daemon.cri.clone().adopt_images());
     let pace = Pace {
         rate: config.content.verify_rate.saturating_mul(1 << 20),
         interval: Duration::from_secs(config.content.verify_interval.max(1)),

@@ -2,7 +2,7 @@
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, spec};
-use integration_tests::{Env, Image, Registry, Result, Stack, Test, tests};
+use integration_tests::{Env, Image, Registry, Result, Stack, Test, tests, wait};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pull_that_cannot_be_says_why [Root, Overlay],
     the_file_system_is_a_real_one [Root, Overlay],
     what_others_do_to_images_is_seen_at_once [Root, Overlay, Containerd],
+    images_of_other_clients_are_the_kubelets_to_remove [Root, Overlay, Containerd],
     verifiers_decide_about_pods_images_too [Root, Overlay],
 ];
 
@@ -170,5 +171,37 @@ fn verifiers_decide_about_pods_images_too(env: &Env) -> Result<()> {
     assert_eq!(pods.image(&other)?, None);
     let id = pods.pull(&signed)?;
     assert_eq!(pods.image(&signed)?.map(|image| image.id), Some(id));
+    Ok(())
+}
+
+/// As with containerd: the label and the record under the id, whatever client brought the image.
+fn images_of_other_clients_are_the_kubelets_to_remove(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon_configured(&format!("[cri]\npinned_images = [{image:?}]\n"))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let ctr = |words: &[&str]| {
+        let words: Vec<&str> = ["--namespace", "k8s.io", "images"].iter().chain(words).copied().collect();
+        daemon.ctr(&words)?.ok()
+    };
+    ctr(&["pull", "--plain-http", "--label", "a=b", &image])?;
+    let id = pods.image(&image)?.expect("image").id;
+    let listed = wait::until("the image is taken over", || {
+        let listed = ctr(&["ls"]).ok()?.stdout;
+        let managed = |line: &&str| line.contains("io.cri-containerd.image=managed");
+        (listed.lines().filter(managed).count() == 2).then_some(listed)
+    })?;
+    for (name, label) in [(&image, "a=b"), (&image, "io.cri-containerd.pinned=pinned"), (&id, "")] {
+        let line = listed.lines().find(|line| line.split_whitespace().next() == Some(name)).expect("a line");
+        assert!(line.contains(label), "{line}");
+    }
+    // Somebody gives the name to another image, or takes it away: this one stays until the kubelet removes it.
+    ctr(&["rm", &image])?;
+    let left = pods.image(&id)?.expect("by id");
+    assert!(left.repo_tags.is_empty(), "{left:?}");
+    pods.runtime.block_on(pods.images.remove_image(v1::RemoveImageRequest { image: Some(spec(&id)) }))?;
+    assert_eq!(pods.image(&id)?, None);
+    let none = ctr(&["ls", "--quiet"])?;
+    assert_eq!(none.stdout, "", "{none}");
     Ok(())
 }

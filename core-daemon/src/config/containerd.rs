@@ -174,6 +174,7 @@ impl Theirs {
             Err(error) => config.notes.push(format!("stream_processors: {}", error.to_string().trim_end())),
         }
         for images in IMAGES {
+            self.pinned(images, config);
             for key in [&["plugins", images, "snapshotter"][..], &["plugins", images, "containerd", "snapshotter"]] {
                 let Some(name) = self.text(key) else { continue };
                 if SNAPSHOTTERS.contains(&name.as_str()) || config.proxy_plugins.contains_key(&name) {
@@ -187,6 +188,15 @@ impl Theirs {
         set(&mut config.image_verifier.bin_dir, self.path(&verifier("bin_dir")));
         set(&mut config.image_verifier.max_verifiers, self.number(&verifier("max_verifiers")));
         set(&mut config.image_verifier.per_verifier_timeout, self.seconds(&verifier("per_verifier_timeout")));
+    }
+
+    /// Images that stay: that of pods' own containers too, without which containerd could not take over again.
+    fn pinned(&mut self, images: &'static str, config: &mut Config) {
+        let mut pinned = Vec::from_iter(self.text(&["plugins", images, "sandbox_image"]));
+        for name in self.names(&["plugins", images, "pinned_images"]) {
+            pinned.extend(self.text(&["plugins", images, "pinned_images", &name]));
+        }
+        config.cri.pinned_images.extend(pinned);
     }
 
     fn timeouts(&mut self, config: &mut Config) {
@@ -408,7 +418,8 @@ mod tests {
         assert!(config.proxy_plugins.contains_key("stargz"));
         assert_eq!(config.runtime.snapshotter, "native");
         let [note] = config.notes.as_slice() else { panic!("{:?}", config.notes) };
-        assert!(note.contains("oom_score") && note.contains("sandbox_image"), "{note}");
+        assert!(note.contains("oom_score") && !note.contains("sandbox_image"), "{note}");
+        assert_eq!(config.cri.pinned_images, ["registry.k8s.io/pause:3.6"]);
         assert!(!note.contains("enable_selinux") && !note.contains("restart"), "{note}");
     }
 
@@ -421,6 +432,7 @@ mod tests {
               snapshotter = "devmapper"
               max_concurrent_downloads = 3
               image_pull_progress_timeout = "2m"
+              pinned_images = { sandbox = "registry.k8s.io/pause:3.10" }
             [plugins."io.containerd.cri.v1.runtime".cni]
               bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
             [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.multus]
@@ -442,6 +454,7 @@ mod tests {
         );
         assert_eq!((config.registry.max_downloads, config.registry.timeout), (3, 120));
         assert_eq!(config.cri.cni.bin_dirs.len(), 2);
+        assert_eq!(config.cri.pinned_images, ["registry.k8s.io/pause:3.10"]);
         let networks = |name: &str| {
             let handler = &config.cri.runtimes[name];
             (handler.cni_conf_dir.to_str().unwrap_or_default(), handler.cni_max_networks)

@@ -1,10 +1,12 @@
 //! Image records: a name for a descriptor.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use gantry_proto::containerd::services::images::v1::Image;
 use gantry_proto::containerd::services::images::v1::{ImageCreate, ImageDelete, ImageUpdate};
 use gantry_proto::containerd::types::Descriptor;
+use tokio::sync::Notify;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -23,17 +25,23 @@ const MAX_NAME: usize = 4096;
 pub struct ImageRecords {
     db: Db,
     events: Events,
+    written: Arc<Notify>,
 }
 
 impl ImageRecords {
     /// Records in `db`, announced on `events`.
     pub fn new(db: Db, events: Events) -> Self {
-        Self { db, events }
+        Self { db, events, written: Arc::default() }
     }
 
     /// How often images, or the content they are made of, were changed: what was read since the last change is as it was.
     pub fn changes(&self) -> u64 {
         self.db.image_changes()
+    }
+
+    /// Waits until a record is written, for the one who follows that. One that was written before counts, once.
+    pub async fn written(&self) {
+        self.written.notified().await;
     }
 
     /// One image.
@@ -71,6 +79,7 @@ impl ImageRecords {
             hold(tx, ctx, &image)?;
             table::put(tx, ctx.namespace.as_str(), &image)
         })?;
+        self.written.notify_one();
         let event = ImageCreate { name: image.name.clone(), labels: image.labels.clone() };
         self.events.announce(&ctx.namespace, "/images/create", &event);
         Ok(image)
@@ -98,6 +107,7 @@ impl ImageRecords {
             table::put(tx, ctx.namespace.as_str(), &image)?;
             Ok(image)
         })?;
+        self.written.notify_one();
         let event = ImageUpdate { name: image.name.clone(), labels: image.labels.clone() };
         self.events.announce(&ctx.namespace, "/images/update", &event);
         Ok(image)
@@ -137,6 +147,7 @@ impl ImageRecords {
             table::put(tx, ctx.namespace.as_str(), &image)?;
             Ok(before)
         })?;
+        self.written.notify_one();
         let (name, labels) = (image.name, image.labels);
         match &before {
             Some(_) => self.events.announce(&ctx.namespace, "/images/update", &ImageUpdate { name, labels }),

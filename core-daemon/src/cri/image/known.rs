@@ -11,9 +11,10 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::filter::Filter;
 use crate::image::{Images, Resolved, walk};
+use crate::labels::Labels;
 
-/// The label of records that this interface made, as containerd has it.
-pub(super) const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
+/// The label of records that this interface knows of, as containerd has it.
+const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// The label of images that a kubelet must not collect.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 
@@ -97,6 +98,17 @@ impl Known {
     pub(in crate::cri) fn new(pinned: &[String]) -> Self {
         let whole = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |parsed| parsed.to_string());
         Self { facts: Mutex::default(), catalog: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+    }
+
+    /// The labels of what a name stands for that this interface knows of.
+    pub(super) fn labels_for(&self, name: &str) -> Labels {
+        let pinned = self.pinned.contains(name).then_some(PINNED);
+        [MANAGED].into_iter().chain(pinned).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    /// The id of a record's image; none where it is no image that is all here.
+    pub(super) fn id_of(&self, images: &Images, context: &Context, record: &Record) -> Result<Option<String>> {
+        Ok(self.facts_of(images, context, record)?.map(|facts| facts.id.clone()))
     }
 
     /// All images, where nothing has changed since they were read.

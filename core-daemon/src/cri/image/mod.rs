@@ -3,6 +3,7 @@
 //! A pulled image has a record for its tag, one for its digest and one for its id, as containerd writes them; whatever
 //! name another client gave an image in this namespace is one of it as well.
 
+mod adopt;
 mod auth;
 mod known;
 
@@ -22,7 +23,6 @@ use crate::blocking::blocking;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::failpoint;
 use crate::image::{Access, PullOptions, Quiet, Resolved, walk};
-use crate::labels::Labels;
 
 /// The service.
 pub struct ImageService {
@@ -149,7 +149,8 @@ impl Cri {
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
         let access = Access { credentials, ..Access::default() };
-        let options = PullOptions { access, labels: managed(), snapshotter, ..PullOptions::default() };
+        let labels = self.known_images().labels_for(&reference.to_string());
+        let options = PullOptions { access, labels: labels.clone(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
         let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
         failpoint::hit("cri.pulled");
@@ -160,7 +161,7 @@ impl Cri {
             let id = image.config_digest.to_string();
             for name in [reference.at(pulled.target.digest.clone()).to_string(), id.clone()] {
                 let target = Some(walk::to_wire(&pulled.target));
-                images.records.set(context, Record { name, labels: managed(), target, ..Record::default() })?;
+                images.records.set(context, Record { name, labels: labels.clone(), target, ..Record::default() })?;
             }
             Ok(id)
         });
@@ -212,10 +213,6 @@ fn for_kubelets(error: Error) -> Error {
         _ if error.is_refusal() => Error::new(Kind::Unknown, format!("SignatureValidationFailed: {error}")),
         _ => error,
     }
-}
-
-fn managed() -> Labels {
-    Labels::from([(known::MANAGED.0.to_owned(), known::MANAGED.1.to_owned())])
 }
 
 fn named(image: Option<v1::ImageSpec>) -> Result<String> {
