@@ -235,6 +235,14 @@ fn processes(pods: &mut Pods<'_>, container: &str) -> Result<Vec<i32>> {
     Ok([vec![shim], children].concat())
 }
 
+/// Whether a pod's network namespace is gone, as tools are told.
+fn network_is_closed(pods: &mut Pods<'_>, pod: &str) -> Result<bool> {
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
+    let info = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+    Ok(info["netNamespaceClosed"] == true)
+}
+
 fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
@@ -248,6 +256,7 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     let config = own_network(&pods, "pod");
     let pod = pods.run(&config)?;
     let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
+    assert!(!network_is_closed(&mut pods, &pod)?);
     let pids = processes(&mut pods, &container)?;
     std::mem::forget(pods);
     daemon.crash()?;
@@ -257,6 +266,7 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     let all = listed(&mut pods)?;
     assert_eq!(all.len(), 1);
     assert_eq!((all[0].id.as_str(), all[0].state()), (pod.as_str(), v1::PodSandboxState::SandboxNotready));
+    assert!(network_is_closed(&mut pods, &pod)?, "it went with the machine");
     let request = v1::ContainerStatusRequest { container_id: container, verbose: false };
     let seen = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
     assert_eq!(seen.state(), v1::ContainerState::ContainerExited);

@@ -128,7 +128,7 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
     let answer = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner();
     let shown = parsed(&answer.info)?;
     assert_eq!((&shown["runtimeHandler"], &shown["processStatus"]), (&json!("bare"), &json!("running")));
-    assert_eq!(shown["sandboxMetadata"]["ID"], json!(pod));
+    assert_eq!(shown["sandboxMetadata"]["Metadata"]["ID"], json!(pod));
     // The pod shares its view of processes, so there is one that holds it, in the cgroup of the pod.
     let path = shown["runtimeSpec"]["linux"]["cgroupsPath"].as_str().context("cgroup of the pod's process")?;
     ensure!(path.ends_with(&pod), "{path}");

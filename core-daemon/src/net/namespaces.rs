@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use rung_sys::idmap::{self, Range};
 use rung_sys::namespace::{self, Namespace};
@@ -64,6 +65,11 @@ pub async fn make(wishes: Wishes, daemon: &Path) -> Result<()> {
         }
     }
     made
+}
+
+/// Whether a namespace is bound to a file.
+pub fn is_bound(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
 /// Ends the namespace that is bound to a file. One that is gone is no error.

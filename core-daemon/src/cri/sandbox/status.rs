@@ -6,6 +6,7 @@ use gantry_proto::containerd::services::containers::v1::container;
 use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 use oci_spec::runtime::Spec;
+use rung_sys::namespace::Namespace;
 use serde_json::{Value, json};
 
 use super::check;
@@ -16,6 +17,7 @@ use crate::cri::selinux::Labels;
 use crate::cri::shown::shown;
 use crate::cri::{Cri, Sandbox};
 use crate::error::Result;
+use crate::net::namespaces::is_bound;
 
 impl Cri {
     pub(in crate::cri) async fn pod_sandbox_status(
@@ -41,7 +43,7 @@ impl Cri {
     /// What people look at; it waits for the disk.
     fn sandbox_info(&self, sandbox: &Sandbox) -> Result<String> {
         let (id, record, places) = (sandbox.id().as_str(), sandbox.record(), self.places(sandbox.id().as_str()));
-        let namespace = |kind: rung_sys::namespace::Namespace| {
+        let namespace = |kind: Namespace| {
             let path = places.namespace(kind);
             path.exists().then(|| path.display().to_string())
         };
@@ -53,32 +55,39 @@ impl Cri {
         };
         let config = record.config.as_ref().map(shown);
         let addresses = record.network.iter().flat_map(|network| &network.addresses);
+        let network = namespace(Namespace::Network).unwrap_or_default();
+        let result = self.shared.cni.describe_container(id)?;
         Ok(json!({
             "pid": sandbox.pid().unwrap_or(0),
             "processStatus": if sandbox.pid().is_some() { "running" } else { "deleted" },
-            "netNamespaceClosed": record.network.as_ref().is_some_and(|network| network.removed),
+            "netNamespaceClosed": record.network.is_some() && !is_bound(&places.namespace(Namespace::Network)),
             "runtimeHandler": record.runtime_handler,
             "runtimeType": runtime.as_ref().map(|runtime| runtime.name.clone()).unwrap_or_default(),
             "runtimeOptions": runtime.as_ref().and_then(options_json),
             "config": config,
             "runtimeSpec": handler.map(|handler| self.sandbox_spec(id, &record, handler)).transpose()?,
-            "cniResult": self.shared.cni.describe_container(id)?,
+            "cniResult": result,
+            // As containerd keeps it, and its tools read it.
             "sandboxMetadata": {
-                "ID": id,
-                "Name": record.name,
-                "Config": config,
-                "RuntimeHandler": record.runtime_handler,
-                "NetNSPath": namespace(rung_sys::namespace::Namespace::Network).unwrap_or_default(),
-                "IP": addresses.clone().next(),
-                "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
-                "ProcessLabel": record.process_label,
+                "Version": "v1",
+                "Metadata": {
+                    "ID": id,
+                    "Name": record.name,
+                    "Config": config,
+                    "RuntimeHandler": record.runtime_handler,
+                    "NetNSPath": network,
+                    "IP": addresses.clone().next(),
+                    "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
+                    "CNIResult": result,
+                    "ProcessLabel": record.process_label,
+                },
             },
             "overhead": limits(&record.overhead),
             "resources": limits(&record.resources),
             "directory": places.dir(),
-            "ipcNamespace": namespace(rung_sys::namespace::Namespace::Ipc),
-            "utsNamespace": namespace(rung_sys::namespace::Namespace::Uts),
-            "userNamespace": namespace(rung_sys::namespace::Namespace::User),
+            "ipcNamespace": namespace(Namespace::Ipc),
+            "utsNamespace": namespace(Namespace::Uts),
+            "userNamespace": namespace(Namespace::User),
         })
         .to_string())
     }

@@ -12,7 +12,6 @@ mod result;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +23,7 @@ use plugin::Call;
 use crate::blocking::blocking;
 use crate::config;
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::net::namespaces::is_bound;
 
 /// The networks of this machine.
 #[derive(Debug, Clone)]
@@ -330,7 +330,7 @@ impl Cni {
         command: &'static str,
     ) -> Result<()> {
         // A file that nothing is bound to any more is no namespace, and plugins would fail over it for ever.
-        let there = statfs(entry.netns()).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC);
+        let there = is_bound(entry.netns());
         let args = entry.args();
         let call = Call {
             command,
