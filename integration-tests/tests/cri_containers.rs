@@ -18,6 +18,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_pod_that_cannot_be_taken_down_is_kept [Root, Overlay],
     a_pod_that_stops_at_the_second_try_is_told_of [Root, Overlay],
     why_a_pod_did_not_start_is_said_whatever_fails_after_it [Root],
+    a_delete_that_fails_once_fails_no_stop [Root],
+    a_pod_with_a_process_runs_under_runc [Root, Containerd],
     a_start_that_was_cut_short_was_none [Root, Overlay],
     a_container_that_ran_is_not_created_again [Root, Overlay],
 ];
@@ -337,27 +339,62 @@ fn a_pod_that_stops_at_the_second_try_is_told_of(env: &Env) -> Result<()> {
 }
 
 fn why_a_pod_did_not_start_is_said_whatever_fails_after_it(env: &Env) -> Result<()> {
-    let (runtime, good, config) = (env.path("runtime.sh"), env.path("good"), env.path("config.toml"));
-    let text = format!(
-        "#!/bin/sh\n[ -e {} ] || for word; do case $word in start) echo no start today >&2; exit 1;; \
-         delete) echo no end today >&2; exit 1;; esac; done\nexec {} \"$@\"\n",
+    let good = env.path("good");
+    let script = format!(
+        "[ -e {} ] || case $verb in start) echo no start today >&2; exit 1;; \
+         delete) echo no end today >&2; exit 1;; state) [ ! -e {} ] || exit 1;; esac",
         good.display(),
+        env.path("worse").display(),
+    );
+    let daemon = under(env, &script)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    // The second time the runtime cannot even say that the container is there.
+    for _ in 0..2 {
+        let failed = pods.run(&pods.pod_config("pod")).expect_err("the runtime starts nothing");
+        anyhow::ensure!(format!("{failed:?}").contains("no start today"), "{failed:?}");
+        std::fs::write(&good, "")?;
+        let all = || v1::ListPodSandboxRequest::default();
+        let left = pods.runtime.block_on(pods.pods.list_pod_sandbox(all()))?.into_inner().items;
+        assert_eq!(left.len(), 1, "what could not be removed is the kubelet's to remove");
+        pods.remove(&left[0].id)?;
+        anyhow::ensure!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all()))?.into_inner().items.is_empty());
+        std::fs::remove_file(&good)?;
+        std::fs::write(env.path("worse"), "")?;
+    }
+    Ok(())
+}
+
+/// A daemon whose pods run under `rung` after `script`, which knows the verb.
+fn under<'env>(env: &'env Env, script: &str) -> Result<Daemon<'env>> {
+    let runtime = env.path("runtime.sh");
+    let text = format!(
+        "#!/bin/sh\nfor word; do case $word in start|delete|state) verb=$word;; esac; done\n{script}\nexec {} \"$@\"\n",
         env.program("rung")?.display()
     );
     std::fs::write(&runtime, text)?;
     std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::write(&config, format!("[cri.runtimes.rung]\nbinary = {runtime:?}\n"))?;
-    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    env.daemon_configured(&format!("[cri.runtimes.rung]\nbinary = {runtime:?}\n"))
+}
+
+/// Removing a cgroup, for one, may fail for a moment.
+fn a_delete_that_fails_once_fails_no_stop(env: &Env) -> Result<()> {
+    let tried = env.path("tried");
+    let script = format!("[ \"$verb\" != delete ] || [ -e {0} ] || {{ touch {0}; exit 1; }}", tried.display());
+    let daemon = under(env, &script)?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let failed = pods.run(&pods.pod_config("pod")).expect_err("the runtime starts nothing");
-    anyhow::ensure!(format!("{failed:?}").contains("no start today"), "{failed:?}");
-    std::fs::write(good, "")?;
-    let all = v1::ListPodSandboxRequest::default();
-    for left in pods.runtime.block_on(pods.pods.list_pod_sandbox(all.clone()))?.into_inner().items {
-        pods.remove(&left.id)?;
-    }
-    anyhow::ensure!(pods.runtime.block_on(pods.pods.list_pod_sandbox(all))?.into_inner().items.is_empty());
+    let pod = pods.run(&pods.pod_config("pod"))?;
+    pods.remove(&pod)?;
+    anyhow::ensure!(tried.exists(), "the pod has no process");
     Ok(())
+}
+
+/// Debian's runc looks into `/proc` also for a process that needs none.
+fn a_pod_with_a_process_runs_under_runc(env: &Env) -> Result<()> {
+    let daemon =
+        env.daemon_configured("[cri]\nrestrict_oom_score_adj = true\n[cri.runtimes.rung]\nbinary = \"runc\"\n")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let pod = pods.run(&pods.pod_config("pod"))?;
+    pods.remove(&pod)
 }
 
 fn a_start_that_was_cut_short_was_none(env: &Env) -> Result<()> {

@@ -14,6 +14,7 @@ use gantry_proto::namespace::Namespace;
 use gantry_proto::{any, time};
 use prost_types::Any;
 
+use super::super::delete::TRIES;
 use super::create::PATIENCE;
 use super::{Exit, Held, Sandbox, Sandboxes};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -26,6 +27,8 @@ pub(super) const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
 /// How long a process may take to end where the caller does not say.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long to wait before a shim is asked once more to end its sandbox.
+const MOMENT: Duration = Duration::from_millis(100);
 /// How long questions may take.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -126,12 +129,7 @@ impl Sandboxes {
         };
         let grace = grace.unwrap_or(GRACE);
         let stopped = match sandbox.held {
-            Held::Service => {
-                let timeout_secs = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
-                let request = wire::StopSandboxRequest { sandbox_id: id.to_string(), timeout_secs };
-                let limit = grace + PATIENCE;
-                sandbox.ask::<_, wire::StopSandboxResponse>("StopSandbox", &request, Some(limit)).await.map(drop)
-            }
+            Held::Service => sandbox.patiently(|| sandbox.stop_by_service(grace)).await,
             Held::Task => sandbox.stop_task(grace).await,
         };
         match stopped {
@@ -181,16 +179,7 @@ impl Sandboxes {
             return Err(Error::not_found(format!("sandbox {id}: not found")));
         }
         sandbox.leaving.store(true, Ordering::SeqCst);
-        let ended = match sandbox.held {
-            Held::Service => {
-                let request = wire::ShutdownSandboxRequest { sandbox_id: id.to_string() };
-                let answer =
-                    sandbox.ask::<_, wire::ShutdownSandboxResponse>("ShutdownSandbox", &request, Some(PATIENCE));
-                answer.await.map(drop)
-            }
-            Held::Task => sandbox.delete_task().await,
-        };
-        let ended = match ended {
+        let ended = match sandbox.patiently(|| sandbox.shut_down_in_shim()).await {
             Err(error) if error.kind() == Kind::Unavailable => self.clean_up(&sandbox).await,
             ended => ended,
         };
@@ -260,6 +249,35 @@ impl Sandbox {
         Err(Error::new(Kind::DeadlineExceeded, "its process does not end"))
     }
 
+    async fn stop_by_service(&self, grace: Duration) -> Result<()> {
+        let timeout_secs = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
+        let request = wire::StopSandboxRequest { sandbox_id: self.id.to_string(), timeout_secs };
+        let limit = grace + PATIENCE;
+        self.ask::<_, wire::StopSandboxResponse>("StopSandbox", &request, Some(limit)).await.map(drop)
+    }
+
+    async fn shut_down_in_shim(&self) -> Result<()> {
+        if self.held == Held::Task {
+            return self.delete_task().await;
+        }
+        let request = wire::ShutdownSandboxRequest { sandbox_id: self.id.to_string() };
+        self.ask::<_, wire::ShutdownSandboxResponse>("ShutdownSandbox", &request, Some(PATIENCE)).await.map(drop)
+    }
+
+    /// Has the shim end the sandbox. What a runtime cannot do at once, such as removing a cgroup, it often can a moment later.
+    async fn patiently<F: Future<Output = Result<()>>>(&self, end: impl Fn() -> F) -> Result<()> {
+        for _ in 1..TRIES {
+            match end().await {
+                Err(error) if !is_for_good(&error) => {
+                    tracing::warn!(namespace = %self.namespace, id = %self.id, %error, "end a sandbox in its shim");
+                    tokio::time::sleep(MOMENT).await;
+                }
+                ended => return ended,
+            }
+        }
+        end().await
+    }
+
     async fn delete_task(&self) -> Result<()> {
         match self.stop_task(Duration::ZERO).await {
             Err(error) if error.kind() != Kind::NotFound => return Err(error),
@@ -302,4 +320,9 @@ impl Sandbox {
             address: self.address.clone(),
         }
     }
+}
+
+/// Whether asking the shim the same once more makes no sense.
+fn is_for_good(error: &Error) -> bool {
+    matches!(error.kind(), Kind::NotFound | Kind::Unavailable | Kind::DeadlineExceeded | Kind::Unimplemented)
 }
