@@ -65,14 +65,19 @@ impl Cri {
 
     /// What pods of a handler can have: what the machine can do, where the runtime is the one we know.
     pub(super) fn features(&self, handler: &RuntimeHandler) -> v1::RuntimeHandlerFeatures {
-        let ours = || self.parts().tasks.program(&handler.runtime).is_ok_and(|program| is_ours(&program));
-        let known = handler.binary.is_empty() && ours();
+        let known = self.runs_rung(handler);
         let host = &self.shared.host;
         let layers = || self.snapshotter(handler).is_ok_and(|it| it.capabilities().iter().any(|it| it == REMAP_IDS));
         v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: known && host.recursive_read_only(),
             user_namespaces: known && host.maps_ids() && layers(),
         }
+    }
+
+    /// Whether the runtime of a handler is `rung` under our shim.
+    pub(super) fn runs_rung(&self, handler: &RuntimeHandler) -> bool {
+        let ours = || self.parts().tasks.program(&handler.runtime).is_ok_and(|program| is_ours(&program));
+        handler.binary.is_empty() && ours()
     }
 
     async fn runtime_info(&self, network: &Result<()>) -> Result<BTreeMap<String, String>> {

@@ -140,6 +140,9 @@ impl Cri {
         if let Some((users, groups)) = &namespaces.user {
             linux.set_uid_mappings(Some(spec::ranges(users))).set_gid_mappings(Some(spec::ranges(groups)));
         }
+        let mut mounts = Vec::from_iter(labelled(&labels.mount));
+        // runc looks there for what the process must not inherit.
+        mounts.extend((!self.runs_rung(handler)).then(proc));
         let mut pause = Spec::default();
         let annotations = spec::sandbox_annotations(id, config, handler);
         pause
@@ -147,7 +150,7 @@ impl Cri {
             .set_root(Some(root))
             .set_hostname(None)
             .set_process(Some(process))
-            .set_mounts(Some(labelled(&labels.mount).into_iter().collect()))
+            .set_mounts(Some(mounts))
             .set_annotations(Some(annotations))
             .set_linux(Some(linux));
         pause
@@ -172,6 +175,10 @@ impl Cri {
         join(!namespaces.host_ipc, Type::Ipc, Namespace::Ipc);
         all
     }
+}
+
+fn proc() -> Mount {
+    mount("/proc", "proc", "proc", ["nosuid", "noexec", "nodev"].map(str::to_owned).to_vec())
 }
 
 /// Whoever looks for the label of a pod's files looks at what its first process has mounted, and that needs nothing.
