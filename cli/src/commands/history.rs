@@ -23,7 +23,15 @@ pub struct Args {
     #[arg(long, short)]
     quiet: bool,
     /// Sizes and times for people; with false in bytes and as dates
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
     human: bool,
     /// Name or id of the image
     #[arg(value_name = "IMAGE")]
