@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,7 +83,7 @@ const MAX_OUTPUT: usize = 16 * 1024;
 
 /// Runs hooks of the runtime's side in order; the first failure ends it.
 pub fn run(name: &str, hooks: &[Hook], state: &HookState, status: &str, pid: Option<i32>) -> Result<()> {
-    run_list(name, hooks, state, status, pid, None)
+    run_list(name, hooks, state, status, pid, Place::Outside(&state.bundle))
 }
 
 /// Runs all hooks of a container that is gone, whatever one of them says; failures are only warned of.
@@ -94,7 +94,7 @@ pub fn run_last(hooks: Option<&[Hook]>, state: &HookState) -> Result<()> {
     }
     let message = state.to_json("stopped", None)?;
     for (index, hook) in hooks.iter().enumerate() {
-        if let Err(error) = run_one(hook, &message, None, &state.output) {
+        if let Err(error) = run_one(hook, &message, Place::Outside(&state.bundle), &state.output) {
             log::warning(&error.while_doing(numbered("poststop", index)).to_string());
         }
     }
@@ -111,7 +111,7 @@ pub fn run_inside(name: &str, hooks: &[Hook], state: &HookState, status: &str, e
     if hooks.is_empty() {
         return Ok(());
     }
-    run_list(name, hooks, state, status, Some(Pid::this().as_raw()), env)
+    run_list(name, hooks, state, status, Some(Pid::this().as_raw()), Place::Inside(env.unwrap_or_default()))
 }
 
 fn run_list(
@@ -120,19 +120,48 @@ fn run_list(
     state: &HookState,
     status: &str,
     pid: Option<i32>,
-    env: Option<&[String]>,
+    place: Place<'_>,
 ) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     let message = state.to_json(status, pid)?;
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, &message, env, &state.output).doing(|| numbered(name, index))?;
+        run_one(hook, &message, place, &state.output).doing(|| numbered(name, index))?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>, files: &[Option<Arc<OwnedFd>>; 2]) -> Result<()> {
+/// Where a hook runs, which decides what it gets where the configuration says nothing.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// Beside the runtime: as with runc and crun in the bundle, with the runtime's own environment.
+    Outside(&'a Path),
+    /// In the container's namespaces, where it is already, with these variables.
+    Inside(&'a [String]),
+}
+
+impl Place<'_> {
+    fn prepare(self, command: &mut Command, env: Option<&[String]>) {
+        let own = match (env, self) {
+            (Some(own), _) if !own.is_empty() => own,
+            (_, Place::Inside(env)) => env,
+            // An empty list is an empty environment.
+            (own, Place::Outside(_)) => own.unwrap_or_default(),
+        };
+        if env.is_some() || matches!(self, Place::Inside(_)) {
+            command.env_clear().envs(own.iter().filter_map(|entry| entry.split_once('=')));
+        }
+        // A bundle may be gone when its container is deleted.
+        if let Place::Outside(bundle) = self
+            && bundle.is_dir()
+        {
+            command.current_dir(bundle);
+        }
+    }
+}
+
+fn run_one(hook: &Hook, message: &[u8], place: Place<'_>, files: &[Option<Arc<OwnedFd>>; 2]) -> Result<()> {
     if !hook.path().is_absolute() {
         return Err(Error::invalid(format!("hook path {} is not absolute", hook.path().display())));
     }
@@ -149,9 +178,7 @@ fn run_one(hook: &Hook, message: &[u8], env: Option<&[String]>, files: &[Option<
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(rest);
     }
-    command.env_clear();
-    let own = hook.env().as_deref().filter(|list| !list.is_empty()).or(env).unwrap_or_default();
-    command.envs(own.iter().filter_map(|entry| entry.split_once('=')));
+    place.prepare(&mut command, hook.env().as_deref());
     let (reader, writer) = std::io::pipe().doing(|| "make a pipe")?;
     let errors = writer.try_clone().doing(|| "make a pipe")?;
     let [out, err] = files;
@@ -258,10 +285,14 @@ mod tests {
         serde_json::from_str(json).expect("valid JSON")
     }
 
+    fn beside() -> Place<'static> {
+        Place::Outside(Path::new("/usr"))
+    }
+
     #[test]
     fn output_and_status_are_told() {
         let failing = hook(r#"{"path":"/bin/sh","args":["sh","-c","cat; echo oops >&2; exit 3"]}"#);
-        let error = run_one(&failing, b"{state}", None, &[None, None]).expect_err("fails").to_string();
+        let error = run_one(&failing, b"{state}", beside(), &[None, None]).expect_err("fails").to_string();
         assert!(error.contains("exit status 3") && error.contains("oops") && error.contains("{state}"), "{error}");
     }
 
@@ -269,7 +300,7 @@ mod tests {
     fn a_hook_that_takes_too_long_is_killed() {
         let slow = hook(r#"{"path":"/bin/sleep","args":["sleep","100"],"timeout":1}"#);
         // More than a pipe holds, and nobody reads it.
-        let error = run_one(&slow, &[b' '; 1 << 20], None, &[None, None]).expect_err("killed");
+        let error = run_one(&slow, &[b' '; 1 << 20], beside(), &[None, None]).expect_err("killed");
         assert_eq!(error.kind(), Kind::Timeout);
     }
 
@@ -277,10 +308,10 @@ mod tests {
     fn a_talkative_hook_is_killed_in_time() {
         let talkative = hook(r#"{"path":"/bin/sh","args":["sh","-c","yes"],"timeout":1}"#);
         let begun = Instant::now();
-        assert_eq!(run_one(&talkative, b"", None, &[None, None]).expect_err("killed").kind(), Kind::Timeout);
+        assert_eq!(run_one(&talkative, b"", beside(), &[None, None]).expect_err("killed").kind(), Kind::Timeout);
         assert!(begun.elapsed() < Duration::from_secs(60));
         let patient = hook(r#"{"path":"/bin/true","timeout":9223372036854775807}"#);
-        run_one(&patient, b"", None, &[None, None]).expect("a time that no clock has is no limit");
+        run_one(&patient, b"", beside(), &[None, None]).expect("a time that no clock has is no limit");
     }
 
     #[test]
@@ -292,12 +323,22 @@ mod tests {
         let inherited = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD(70)).expect("duplicate");
         let script = "grep -q 'SigBlk:[^1-9a-f]*$' /proc/self/status && ! test -e /proc/self/fd/";
         let check = hook(&format!(r#"{{"path":"/bin/sh","args":["sh","-c","{script}{inherited}"]}}"#));
-        run_one(&check, b"", None, &[None, None]).expect("nothing blocked, nothing open");
+        run_one(&check, b"", beside(), &[None, None]).expect("nothing blocked, nothing open");
     }
 
     #[test]
-    fn an_empty_environment_stays_empty() {
-        let check = hook(r#"{"path":"/bin/sh","args":["sh","-c","test -z \"$HOME\""]}"#);
-        run_one(&check, b"", None, &[None, None]).expect("no HOME");
+    fn the_runtimes_environment_and_the_bundle_are_what_a_hook_has_unless_it_says_otherwise() {
+        let run = |env: &str, script: &str, place| {
+            let check = hook(&format!(r#"{{"path":"/bin/sh","args":["sh","-c","{script}"]{env}}}"#));
+            run_one(&check, b"", place, &[None, None])
+        };
+        let (has_path, has_none) = ("grep -qz ^PATH= /proc/self/environ", "! grep -qz ^PATH= /proc/self/environ");
+        run("", has_path, beside()).expect("inherited");
+        run("", "test $PWD = /usr", beside()).expect("in the bundle");
+        run("", "true", Place::Outside(Path::new("/nowhere"))).expect("without the bundle");
+        run(r#","env":[]"#, has_none, beside()).expect("empty");
+        run(r#","env":["A=b"]"#, "test $A = b && ! grep -qz ^PATH= /proc/self/environ", beside()).expect("its own");
+        run("", has_none, Place::Inside(&[])).expect("nothing of the runtime's");
+        run(r#","env":[]"#, "test $A = b", Place::Inside(&["A=b".to_owned()])).expect("the container's");
     }
 }
