@@ -217,6 +217,16 @@ impl Cgroup {
         Ok(found)
     }
 
+    /// The processes in any of the hierarchies: one that is being born is in some of them before it is in the others.
+    #[must_use]
+    pub fn pids_anywhere(&self) -> Vec<Pid> {
+        let of = |place: &Place| place.open().ok().flatten().map(|dir| pids_below(&dir).unwrap_or_default());
+        let mut found: Vec<Pid> = self.places.iter().filter_map(of).flatten().collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
     /// Kills every process of the container, also those that fork meanwhile, and leaves it thawed. After a
     /// [`Cgroup::create`] that failed there are none: what is there belongs to others.
     ///

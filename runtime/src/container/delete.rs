@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rung_sys::pidfd;
 use rung_sys::process::Pid;
@@ -67,6 +68,12 @@ fn end_unrecorded(entry: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Ends a container that runs, and removes it.
+pub fn end_and_destroy(container: &Container) -> Result<()> {
+    end(container)?;
+    destroy(container)
+}
+
 fn end(container: &Container) -> Result<()> {
     if let Ok(process) = pidfd::open(container.pid())
         && container.is_alive()
@@ -82,6 +89,34 @@ fn end(container: &Container) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How long removing the cgroup of a container that is being made is tried before its processes are looked for again.
+const ATTEMPT: Duration = Duration::from_millis(50);
+
+/// Ends and removes what a `create` that may still be at work has made until now: its process may come into the cgroups
+/// after they were looked at, into one before the others. Once they are gone nothing can be made in them, and without its
+/// directory that `create` fails and takes back the rest.
+fn clear_unfinished(container: &Container) -> Result<()> {
+    let cgroup = container.cgroup();
+    let begun = Instant::now();
+    let mut ours = false;
+    loop {
+        let found: Vec<_> =
+            cgroup.pids_anywhere().into_iter().filter_map(|pid| Some((pid, pidfd::open(pid).ok()?))).collect();
+        // The cgroup may be somebody else's, which that `create` did not get for its container.
+        ours = ours || found.iter().any(|(pid, _)| is_of(*pid, &container.record));
+        if ours {
+            for (_, process) in &found {
+                drop(pidfd::send_signal(process.as_fd(), libc::SIGKILL));
+            }
+            cgroup.kill().map_err(cgroup_error)?;
+        }
+        match cgroup.remove(ATTEMPT) {
+            Err(_) if begun.elapsed() < REMOVAL => {}
+            outcome => return outcome.map_err(cgroup_error),
+        }
+    }
 }
 
 /// Whether a process is this program on its way to become the first one of container `id`: then it has the command line
@@ -119,14 +154,14 @@ pub fn destroy(container: &Container) -> Result<()> {
         }
     };
     let cgroup = container.cgroup();
-    // A container that was never finished may not have got the cgroup for itself: the processes in there may be somebody
-    // else's, unless one of them is the process that was to become the container's.
-    let finished = container.record.init_process_pid != 0;
-    let pids = if cgroup.remove_if_vacant() { Vec::new() } else { cgroup.pids().unwrap_or_default() };
-    if !pids.is_empty() && (finished || pids.iter().any(|pid| is_of(*pid, &container.record))) {
-        note(cgroup.kill().map_err(cgroup_error));
+    if container.record.init_process_pid == 0 {
+        note(clear_unfinished(container));
+    } else {
+        if !cgroup.remove_if_vacant() && !cgroup.pids().unwrap_or_default().is_empty() {
+            note(cgroup.kill().map_err(cgroup_error));
+        }
+        note(cgroup.remove(REMOVAL).map_err(cgroup_error));
     }
-    note(cgroup.remove(REMOVAL).map_err(cgroup_error));
     if let Some(before) = container.record.host_mount {
         note(host_root::release(&container.record.config.rootfs, before));
     }

@@ -1,13 +1,15 @@
 //! Letting a created container's program go.
 
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rung_sys::pidfd;
 
-use super::Container;
+use super::id::ContainerId;
 use super::readiness::{self, Readiness};
 use super::status::Status;
+use super::store::Store;
+use super::{Container, delete};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::hooks;
 use crate::launch::gate;
@@ -16,8 +18,12 @@ use crate::log;
 /// An exec needs no time; only startContainer hooks may take theirs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the `create` of a container that somebody starts meanwhile may still take.
+const CREATION: Duration = Duration::from_secs(10);
+
 /// `start`.
-pub fn start(container: &Container) -> Result<()> {
+pub fn start(store: &Store, id: &ContainerId) -> Result<()> {
+    let container = &created(store, id)?;
     match container.status() {
         Status::Created => {}
         Status::Stopped => return Err(Error::new(Kind::WrongState, "cannot start a container that has stopped")),
@@ -39,14 +45,28 @@ pub fn start(container: &Container) -> Result<()> {
     let poststart = hooks.poststart().as_deref().unwrap_or_default();
     let pid = Some(container.pid().as_raw());
     hooks::run("poststart", poststart, &container.hook_state(), "running", pid).inspect_err(|_| {
-        // A container whose poststart hook failed must not go on running.
-        drop(rung_sys::signal::send(container.pid(), libc::SIGKILL));
+        // The specification has such a container stopped and destroyed, and its poststop hooks run.
+        if let Err(error) = delete::end_and_destroy(container) {
+            log::warning(&error.to_string());
+        }
     })?;
     let Some(readiness) = readiness else { return Ok(()) };
     match pidfd::open(container.pid()) {
         Ok(process) if container.is_alive() => readiness.proxy(process.as_fd(), container.pid().as_raw()),
         // It has ended already: what it said before still counts.
         _ => readiness.ready_line().map_or(Ok(()), |line| readiness.tell(&line, container.pid().as_raw()).map(drop)),
+    }
+}
+
+/// The container, once it is made: who sees it in the list may start it, whether or not its `create` has returned.
+fn created(store: &Store, id: &ContainerId) -> Result<Container> {
+    let begun = Instant::now();
+    loop {
+        let container = Container::load(store, id)?;
+        if container.status() != Status::Creating || begun.elapsed() > CREATION {
+            return Ok(container);
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
