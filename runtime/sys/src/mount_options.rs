@@ -236,7 +236,8 @@ impl MountOptions {
             Word::Propagate(kind, recursive) => self.propagation.push((kind, recursive)),
             Word::Bind(recursive) => {
                 self.bind = true;
-                self.recursive_bind = recursive;
+                // They are flags: neither word takes the other back.
+                self.recursive_bind |= recursive;
             }
             Word::Remount => self.remount = true,
             Word::Superblock(name) => {
@@ -287,5 +288,6 @@ mod tests {
         let options = MountOptions::parse(["mode=755", "size=65536k", "bind"]);
         assert_eq!(options.data, ["mode=755", "size=65536k"]);
         assert!(options.bind && !options.recursive_bind);
+        assert!(MountOptions::parse(["rbind", "rw", "bind"]).recursive_bind);
     }
 }
