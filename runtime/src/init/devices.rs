@@ -1,6 +1,6 @@
 //! Device nodes and the usual links in `/dev`.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,7 +12,7 @@ use rung_sys::{file, mount};
 
 use super::rootfs::Root;
 use super::target::{self, Make};
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::InitPlan;
 use crate::plan::devices::{Node, NodeKind};
 
@@ -109,8 +109,7 @@ fn make_node(directory: BorrowedFd<'_>, name: &Path, node: &Node, bound: bool) -
 
 /// Where nodes cannot be made (user namespaces, hosts without CAP_MKNOD) the host's own is bound.
 fn bind_node(directory: BorrowedFd<'_>, name: &Path, node: &Node) -> Result<()> {
-    let source = file::open(&node.path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
-        .doing(|| format!("open {} of the host", node.path.display()))?;
+    let source = find_on_host(node)?;
     let place = target::find_or_make_last(directory, name, Make::File)?;
     if target::kind_of(place.as_fd())? == SFlag::S_IFLNK {
         return Err(Error::invalid("a link is there already"));
@@ -119,8 +118,30 @@ fn bind_node(directory: BorrowedFd<'_>, name: &Path, node: &Node) -> Result<()> 
     Ok(mount::attach(tree.as_fd(), place.as_fd())?)
 }
 
+/// The host's node of a device: the one with the container's name for it if that is one, or the one that the kernel names.
+fn find_on_host(node: &Node) -> Result<OwnedFd> {
+    let (class, kind, (high, low)) = match node.kind {
+        NodeKind::Character(major, minor) => ("char", SFlag::S_IFCHR, (major, minor)),
+        NodeKind::Block(major, minor) => ("block", SFlag::S_IFBLK, (major, minor)),
+        NodeKind::Fifo => return Err(Error::invalid("a FIFO cannot be made here")),
+    };
+    let is_it = |found: &OwnedFd| {
+        fstat(found).is_ok_and(|found| {
+            found.st_mode & SFlag::S_IFMT.bits() == kind.bits() && found.st_rdev == makedev(high.into(), low.into())
+        })
+    };
+    let open = |path: &Path| file::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW).ok().filter(is_it);
+    let named_by_kernel = || {
+        let told = std::fs::read_to_string(format!("/sys/dev/{class}/{high}:{low}/uevent")).ok()?;
+        let name = told.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        open(&Path::new("/dev").join(name))
+    };
+    let missing = || Error::new(Kind::NotFound, format!("the host has no node of {class} device {high}:{low} to show"));
+    open(&node.path).or_else(named_by_kernel).ok_or_else(missing)
+}
+
 /// Opens `/dev/null` of the container and makes sure that it is the real one, which no link and no file can pass for.
-pub fn open_null() -> Result<std::os::fd::OwnedFd> {
+pub fn open_null() -> Result<OwnedFd> {
     let root = super::binds::current_root()?;
     let found = target::find_without_links(root.as_fd(), Path::new("/dev/null")).doing(|| "open /dev/null")?;
     if !is_null(found.as_fd())? {
@@ -141,7 +162,7 @@ pub fn is_null_device(found: &FileStat) -> bool {
 }
 
 /// Opens an existing null device for reading and writing through a place.
-pub fn reopen_null() -> Result<std::os::fd::OwnedFd> {
+pub fn reopen_null() -> Result<OwnedFd> {
     let root = super::binds::current_root()?;
     let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let opened = openat(&root, "dev/null", flags, Mode::empty()).doing(|| "open /dev/null")?;
