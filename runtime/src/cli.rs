@@ -46,7 +46,7 @@ pub struct Global {
     /// Let systemd make the cgroups; cgroupsPath is then slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
-    /// Who makes the cgroups: cgroupfs or systemd; crun's way to say --systemd-cgroup
+    /// Who makes the cgroups: cgroupfs, systemd (crun's way to say --systemd-cgroup), or disabled: nobody
     #[arg(long, value_name = "MANAGER")]
     pub cgroup_manager: Option<String>,
     /// What is logged: debug, warning or error; warning unless --debug says more

@@ -48,7 +48,15 @@ impl Cgroup {
             places.push(Place::new(hierarchy, path));
         }
         let managed = Managed::new(unit, id.to_owned(), false);
-        Ok(Self { places, rootless, lenient: false, managed: Some(managed), everywhere: false, foreign: false })
+        Ok(Self {
+            places,
+            rootless,
+            lenient: false,
+            managed: Some(managed),
+            everywhere: false,
+            foreign: false,
+            absent: false,
+        })
     }
 
     /// Makes the cgroup one of this name below that of the unit, where systemd manages it. Where it does not there is no

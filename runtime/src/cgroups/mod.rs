@@ -130,6 +130,8 @@ pub struct Cgroup {
     everywhere: bool,
     /// It could not be made: what is at its place, if anything, is another's.
     foreign: bool,
+    /// The container has none, and sees the runtime's own.
+    absent: bool,
 }
 
 impl Cgroup {
@@ -147,7 +149,14 @@ impl Cgroup {
             places.push(Place::new(hierarchy, path));
         }
         let lenient = rootless && cgroups_path.is_none();
-        Ok(Self { places, rootless, lenient, managed: None, everywhere: false, foreign: false })
+        Ok(Self { places, rootless, lenient, managed: None, everywhere: false, foreign: false, absent: false })
+    }
+
+    /// No cgroup: what is started stays where the runtime is.
+    #[must_use]
+    pub fn none() -> Self {
+        let places = Vec::new();
+        Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false, absent: true }
     }
 
     /// Says whether the container may write where its cgroups are shown. Of a hierarchy in which it had none it would be
@@ -174,7 +183,15 @@ impl Cgroup {
                 }
             }
         }
-        Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false }
+        Self {
+            places,
+            rootless: false,
+            lenient: false,
+            managed: None,
+            everywhere: false,
+            foreign: false,
+            absent: false,
+        }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -192,7 +209,15 @@ impl Cgroup {
                 places.push(Place::new(hierarchy, path));
             }
         }
-        Ok(Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false })
+        Ok(Self {
+            places,
+            rootless: false,
+            lenient: false,
+            managed: None,
+            everywhere: false,
+            foreign: false,
+            absent: false,
+        })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's

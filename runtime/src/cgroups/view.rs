@@ -40,9 +40,13 @@ impl Cgroup {
         super::paths_of(self.places.iter())
     }
 
-    /// All hierarchies, once the cgroups are made or about to be.
+    /// All hierarchies, once the cgroups are made or about to be. Of those in which there is none, the runtime's own one.
     #[must_use]
     pub fn views(&self) -> Vec<View> {
+        if self.absent {
+            let unmade = Self::plan(None, "none", false, true);
+            return unmade.map_or_else(|_| Vec::new(), |unmade| unmade.views());
+        }
         let unified = self.is_unified();
         let view = |place: &super::Place| {
             let mount = place.hierarchy.mount.clone();

@@ -74,13 +74,10 @@ fn settings(global: &Global) -> Result<Settings> {
     let systemd = match global.cgroup_manager.as_deref() {
         None => global.systemd_cgroup,
         Some("systemd") => true,
-        Some("cgroupfs") => false,
-        Some("disabled") => {
-            let reason = "not supported: what a container without a cgroup leaves running could not be found";
-            return Err(Error::unsupported(format!("--cgroup-manager disabled: {reason}")));
-        }
+        Some("cgroupfs" | "disabled") => false,
         Some(other) => {
-            return Err(Error::invalid(format!("invalid --cgroup-manager value {other:?} (use cgroupfs or systemd)")));
+            let known = "use cgroupfs, systemd or disabled";
+            return Err(Error::invalid(format!("invalid --cgroup-manager value {other:?} ({known})")));
         }
     };
     let root = match &global.root {
@@ -96,7 +93,8 @@ fn settings(global: &Global) -> Result<Settings> {
         other => crate::cli::boolean(other)
             .ok_or_else(|| Error::invalid(format!("invalid --rootless value {other:?} (use true, false or auto)")))?,
     };
-    Ok(Settings { store: Store::new(&root), systemd, rootless: lenient })
+    let without_cgroup = global.cgroup_manager.as_deref() == Some("disabled");
+    Ok(Settings { store: Store::new(&root), systemd, without_cgroup, rootless: lenient })
 }
 
 /// Whether root of a user namespace has the service manager of a whole system in there, as in a system container. A

@@ -17,6 +17,7 @@ use crate::hooks::HookState;
 use crate::launch::{self, Answers, Launch, Started, gate};
 use crate::log;
 use crate::plan::InitPlan;
+use crate::plan::extensions::is_filtered;
 use crate::resctrl::Resctrl;
 
 /// A container whose name is claimed, and whose cgroup is begun.
@@ -43,7 +44,7 @@ impl Birth<'_> {
         let readiness = prepare_readiness(self.entry, self.plan, self.options)?;
         let gate = if self.options.gated { Some(gate::make(&self.entry.fifo())?) } else { None };
         let hooks = self.spec.hooks().as_ref();
-        let filtered = self.spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+        let filtered = is_filtered(self.spec);
         let launch = Launch { plan: self.plan, state: self.state, hooks, gate, rootless: self.rootless, filtered };
         let (spec, plan, entry) = (self.spec, &*self.plan, self.entry);
         let (rootless, wanted, begun) = (self.rootless, self.wanted, &mut self.begun);

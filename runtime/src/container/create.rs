@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use oci_spec::runtime::{ContainerState, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec};
+use oci_spec::runtime::{ContainerState, LinuxResources, LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, Spec};
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 use rung_sys::seccomp::{FLAG_TSYNC, FLAG_TSYNC_ESRCH};
@@ -87,14 +87,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     }
     let linux = bundle.spec.linux().as_ref();
     let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let mut cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
-        .map_err(launch::cgroup_error)?
-        .with_annotations(bundle.spec.annotations().as_ref())
-        .below(plan.extensions.subgroup.as_deref())
-        .shown_writable(plan.shows_cgroups_writable());
-    if plan.extensions.delegated.is_some() {
-        check_delegation(&plan, &cgroup)?;
-    }
+    let mut cgroup = plan_cgroup(settings, id, &bundle.spec, &plan)?;
     log::debug(|| format!("bundle {} is planned: {} mounts", bundle.path.display(), plan.mounts.len()));
     let mut resctrl = plan_resctrl(&bundle.spec, id)?;
     let state = hook_state(id, &bundle, &plan)?;
@@ -104,7 +97,7 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
     // Before the first cgroup is made: a run that is killed from here on leaves what `delete --force` needs.
     let begun = entry.plan(&record).and_then(|()| {
         let resources = linux.and_then(|linux| linux.resources().as_ref());
-        cgroup.begin(resources, None).map_err(launch::cgroup_not_made)
+        cgroup.begin(resources.filter(|_| !settings.without_cgroup), None).map_err(launch::cgroup_not_made)
     });
     let wanted = match begun {
         Ok(wanted) => wanted,
@@ -148,6 +141,24 @@ pub fn make(settings: &Settings, id: &ContainerId, options: &Options) -> Result<
             Err(error.while_doing(launch::NOT_STARTED))
         }
     }
+}
+
+fn plan_cgroup(settings: &Settings, id: &ContainerId, spec: &Spec, plan: &InitPlan) -> Result<Cgroup> {
+    let linux = spec.linux().as_ref();
+    if settings.without_cgroup {
+        check_without_cgroup(plan, linux.and_then(|linux| linux.resources().as_ref()))?;
+        return Ok(Cgroup::none());
+    }
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let cgroup = Cgroup::plan(path, id.as_str(), settings.systemd, settings.rootless)
+        .map_err(launch::cgroup_error)?
+        .with_annotations(spec.annotations().as_ref())
+        .below(plan.extensions.subgroup.as_deref())
+        .shown_writable(plan.shows_cgroups_writable());
+    if plan.extensions.delegated.is_some() {
+        check_delegation(plan, &cgroup)?;
+    }
+    Ok(cgroup)
 }
 
 /// The share of cache and memory bandwidth, where the configuration speaks of it.
@@ -239,6 +250,27 @@ pub fn check_console(detached: bool, terminal: bool, socket: Option<&Path>) -> R
     }
 }
 
+/// Without a cgroup only a pid namespace tells what belongs to a container, and nothing is limited.
+fn check_without_cgroup(plan: &InitPlan, resources: Option<&LinuxResources>) -> Result<()> {
+    if !plan.namespaces.makes(Namespace::Pid) {
+        let reason = "needs a container with a pid namespace of its own, or what it leaves running could not be found";
+        return Err(Error::unsupported(format!("--cgroup-manager disabled: {reason}")));
+    }
+    if plan.extensions.delegated.is_some() {
+        return Err(Error::unsupported("annotations[\"run.oci.delegate-cgroup\"]: not with --cgroup-manager disabled"));
+    }
+    // Rules of devices are in every configuration.
+    let limits = resources.is_some_and(|limits| {
+        let mut limits = limits.clone();
+        limits.set_devices(None);
+        limits != LinuxResources::default()
+    });
+    if limits {
+        log::warning("linux.resources: with --cgroup-manager disabled nothing is limited");
+    }
+    Ok(())
+}
+
 /// A cgroup can be given away on v2 alone, and below one whose limits the container cannot lift.
 fn check_delegation(plan: &InitPlan, cgroup: &Cgroup) -> Result<()> {
     if cgroup.is_unified() && cgroup.unit().is_some() && plan.extensions.subgroup.is_some() {
@@ -280,10 +312,14 @@ fn with_receiver(profile: &LinuxSeccomp, annotated: Option<PathBuf>) -> Option<L
 
 /// Compiles the seccomp profile of a configuration.
 pub fn filter(spec: &Spec) -> Result<Compiled> {
+    let extensions = Extensions::read(spec.annotations().as_ref())?;
+    if let Some(program) = &extensions.seccomp_program {
+        let reason = "annotations[\"run.oci.seccomp_bpf_data\"]: no whole number of instructions";
+        return Ok((Some(seccomp::Filter::from_program(program).ok_or_else(|| Error::invalid(reason))?), None));
+    }
     let Some(profile) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok((None, None));
     };
-    let extensions = Extensions::read(spec.annotations().as_ref())?;
     let own = with_receiver(profile, extensions.seccomp_receiver);
     let profile = own.as_ref().unwrap_or(profile);
     if extensions.strict_seccomp

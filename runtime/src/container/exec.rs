@@ -18,7 +18,7 @@ use crate::launch::exec::{ExecLaunch, start_exec};
 use crate::launch::{NOT_STARTED, Started, cgroup_error, clone};
 use crate::log;
 use crate::plan::Wishes;
-use crate::plan::extensions::Extensions;
+use crate::plan::extensions::{Extensions, is_filtered};
 use crate::plan::process::ProcessPlan;
 use crate::resctrl;
 
@@ -80,7 +80,7 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
     };
     let launch = ExecLaunch {
         process: &plan,
-        filtered: spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()),
+        filtered: is_filtered(spec),
         namespaces: namespaces(container, spec)?,
         entry,
         attached,

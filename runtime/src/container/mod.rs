@@ -130,6 +130,8 @@ pub struct Settings {
     pub store: Store,
     /// Use the systemd driver for cgroups.
     pub systemd: bool,
+    /// A new container stays in the runtime's own cgroup.
+    pub without_cgroup: bool,
     /// Permission errors of cgroups may be ignored.
     pub rootless: bool,
 }

@@ -77,6 +77,10 @@ pub fn restore(settings: &Settings, id: &ContainerId, options: &Options, wanted:
         let reason = "not supported by restore: criu puts the processes where their images say";
         return Err(Error::unsupported(format!("annotations[\"run.oci.delegate-cgroup\"]: {reason}")));
     }
+    if settings.without_cgroup {
+        let reason = "not supported by restore: criu puts the processes where their images say";
+        return Err(Error::unsupported(format!("--cgroup-manager disabled: {reason}")));
+    }
     let cgroups_path = bundle.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
     let cgroup = Cgroup::plan(cgroups_path, id.as_str(), settings.systemd, settings.rootless)
         .map_err(launch::cgroup_error)?

@@ -17,6 +17,7 @@ use rung_sys::process::Pid;
 use super::external::{External, Mounted, Table, mounted_at};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::InitPlan;
+use crate::plan::extensions::is_filtered;
 use crate::plan::ids::IdMaps;
 
 /// `CAP_SYS_ADMIN`: a container that has it may mount what it likes.
@@ -121,7 +122,7 @@ fn rights(plan: &InitPlan, spec: &Spec, pid: Pid, status: &Status<'_>, own_user:
     if no_new_privileges(plan) && status.number("NoNewPrivs") != Some(1) {
         return Err(mismatch(format!("process {pid} may gain privileges")));
     }
-    let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+    let filtered = is_filtered(spec);
     if filtered && crate::container::create::filter(spec)?.0.is_some() && status.number("Seccomp") != Some(2) {
         return Err(mismatch(format!("process {pid} has no seccomp filter")));
     }

@@ -5,6 +5,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use oci_spec::runtime::Spec;
+
 use crate::error::{Error, Result};
 
 /// What the annotations ask for.
@@ -14,6 +18,8 @@ pub struct Extensions {
     pub keep_groups: bool,
     /// Where a seccomp listener goes when the profile does not say.
     pub seccomp_receiver: Option<PathBuf>,
+    /// The filter itself, instead of one made from the profile.
+    pub seccomp_program: Option<Vec<u8>>,
     /// A system call of the profile that nobody knows is an error.
     pub strict_seccomp: bool,
     /// A socket that gets the descriptor of the first process.
@@ -24,11 +30,19 @@ pub struct Extensions {
     pub subgroup: Option<String>,
     /// A cgroup below the container's, without limits, into which its first process is put: its own to manage.
     pub delegated: Option<String>,
+    /// The mount that is to be the v1 hierarchy of systemd's name, for one in the container that knows no other.
+    pub named_hierarchy: Option<PathBuf>,
     /// Files that get what hooks print: stdout, stderr.
     pub hook_output: [Option<PathBuf>; 2],
 }
 
 const PREFIX: &str = "run.oci.";
+
+/// Asks for [`Extensions::named_hierarchy`].
+pub const FORCE_V1: &str = "run.oci.systemd.force_cgroup_v1";
+
+/// Asks for [`Extensions::seccomp_program`].
+const SECCOMP_PROGRAM: &str = "run.oci.seccomp_bpf_data";
 
 /// Words for [`Extensions::context_option`].
 const CONTEXTS: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
@@ -47,6 +61,11 @@ impl Extensions {
             match name {
                 "keep_original_groups" => found.keep_groups = is_set(value),
                 "seccomp.receiver" => found.seccomp_receiver = path()?,
+                "seccomp_bpf_data" => {
+                    let decoded = BASE64.decode(value);
+                    found.seccomp_program = Some(decoded.map_err(|error| wrong(&format!("no base64: {error}")))?);
+                }
+                "systemd.force_cgroup_v1" => found.named_hierarchy = path()?,
                 "seccomp_fail_unknown_syscall" => found.strict_seccomp = is_set(value),
                 "pidfd_receiver" => found.pidfd_receiver = path()?,
                 "hooks.stdout" => found.hook_output[0] = path()?,
@@ -61,7 +80,7 @@ impl Extensions {
                     let named = if is_name { named } else { return Err(wrong(&format!("{value:?} is no name"))) };
                     *(if name == "delegate-cgroup" { &mut found.delegated } else { &mut found.subgroup }) = named;
                 }
-                "systemd.force_cgroup_v1" | "seccomp.plugins" | "seccomp_bpf_data" | "handler" => {
+                "seccomp.plugins" | "handler" => {
                     return Err(Error::unsupported(format!("annotations[{key:?}]: not supported by this runtime")));
                 }
                 _ => {}
@@ -69,6 +88,12 @@ impl Extensions {
         }
         Ok(found)
     }
+}
+
+/// Whether a filter will be in force.
+pub fn is_filtered(spec: &Spec) -> bool {
+    let given = spec.annotations().as_ref().is_some_and(|annotations| annotations.contains_key(SECCOMP_PROGRAM));
+    given || spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some())
 }
 
 fn is_set(value: &str) -> bool {
@@ -94,6 +119,8 @@ mod tests {
             ("run.oci.systemd.subgroup", "a/b"),
             ("run.oci.delegate-cgroup", ".."),
             ("run.oci.seccomp.receiver", "relative"),
+            ("run.oci.systemd.force_cgroup_v1", "relative"),
+            ("run.oci.seccomp_bpf_data", "#"),
             ("run.oci.mount_context_type", "x"),
         ] {
             let refused = read(key, value).expect_err(key).to_string();
@@ -101,6 +128,7 @@ mod tests {
         }
         assert_eq!(read("run.oci.systemd.subgroup", "x").expect("taken").subgroup.as_deref(), Some("x"));
         assert_eq!(read("run.oci.delegate-cgroup", "x").expect("taken").delegated.as_deref(), Some("x"));
+        assert_eq!(read("run.oci.seccomp_bpf_data", "AQI=").expect("taken").seccomp_program, Some(vec![1, 2]));
         for (key, value) in [("run.oci.systemd.subgroup", ""), ("run.oci.future", "x"), ("other", "x")] {
             assert_eq!(read(key, value).expect(key), Extensions::default());
         }

@@ -119,7 +119,7 @@ impl InitPlan {
         let ids = IdMaps::new(linux, &namespaces)?;
         let stated_ids = IdMaps::stated(linux, &namespaces)?;
         let mapped = ids.as_ref().or(stated_ids.as_ref());
-        let mounts =
+        let mut mounts =
             mounts::plan(spec, mounts::Context { bundle, rootfs: &rootfs, namespaces: &namespaces, ids: mapped })?;
         let devices = devices::plan(linux, &mounts)?;
         let hooks = spec.hooks().as_ref();
@@ -128,6 +128,9 @@ impl InitPlan {
         let create_runtime = hooks.and_then(|hooks| hooks.create_runtime().as_ref());
         let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
         let extensions = Extensions::read(spec.annotations().as_ref())?;
+        if let Some(place) = &extensions.named_hierarchy {
+            mounts::show_named_hierarchy(&mut mounts, place)?;
+        }
         let mut process = ProcessPlan::for_init(id, spec, wishes)?;
         process.keep_groups = extensions.keep_groups;
         Ok(Self {

@@ -8,6 +8,7 @@ use rung_sys::idmap::Range;
 use rung_sys::mount_options::MountOptions;
 use rung_sys::namespace::Namespace;
 
+use super::extensions::FORCE_V1;
 use super::ids::{self, IdMaps};
 use super::namespaces::NamespacePlan;
 use crate::error::{Doing as _, Error, Result};
@@ -108,6 +109,30 @@ impl MountPlan {
             idmap: None,
         }
     }
+}
+
+/// Puts the v1 hierarchy that an old systemd looks for in the place of what is mounted there.
+pub fn show_named_hierarchy(planned: &mut Vec<MountPlan>, place: &Path) -> Result<()> {
+    let place = Path::new("/").join(lexical(place));
+    let Some(index) = planned.iter().position(|step| step.destination == place) else {
+        let reason = format!("nothing is mounted on {}", place.display());
+        return Err(Error::invalid(format!("annotations[{FORCE_V1:?}]: {reason}")));
+    };
+    let step = |name: &str, destination: PathBuf, data: &[&str]| {
+        let replaced = &planned[index].options;
+        let options = MountOptions {
+            set: replaced.set,
+            propagation: replaced.propagation.clone(),
+            data: data.iter().map(|word| (*word).to_owned()).collect(),
+            ..MountOptions::default()
+        };
+        let kind = MountKind::FileSystem { name: name.to_owned(), source: name.into() };
+        MountPlan { destination, kind, options, idmap: None }
+    };
+    let inner = step("cgroup", place.join("systemd"), &["none", "name=systemd", "xattr"]);
+    let outer = step("tmpfs", place, &["mode=755", "size=1024k"]);
+    planned.splice(index..=index, [outer, inner]);
+    Ok(())
 }
 
 fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
@@ -251,6 +276,8 @@ fn below_proc(destination: &Path, kind: &MountKind) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rung_sys::mount::attribute;
+
     use super::*;
 
     fn plan_one(json: &str) -> Result<MountPlan> {
@@ -317,5 +344,18 @@ mod tests {
         }
         assert!(plan_one(r#"{"destination":"/x","source":"/y","options":["bind","size=1"]}"#).is_ok());
         assert!(plan_one(r#"{"destination":"/proc/uptime","source":"/u","options":["bind"]}"#).is_ok());
+    }
+    #[test]
+    fn an_old_systemd_sees_its_hierarchy() {
+        let cgroups = r#"{"destination":"/sys/fs/cgroup","type":"cgroup","options":["nosuid","bind"],"source":"x"}"#;
+        let mut planned =
+            vec![plan_one(cgroups).expect("plan"), plan_one(r#"{"destination":"/x","type":"tmpfs"}"#).expect("plan")];
+        show_named_hierarchy(&mut planned, Path::new("/sys/fs/cgroup/")).expect("shown");
+        let places: Vec<_> = planned.iter().map(|step| step.destination.display().to_string()).collect();
+        assert_eq!(places, ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/x"]);
+        assert_eq!(planned[1].options.data, ["none", "name=systemd", "xattr"]);
+        assert_eq!((planned[1].options.set, planned[1].options.bind), (attribute::NOSUID, false));
+        let refused = show_named_hierarchy(&mut planned, Path::new("/y")).expect_err("nothing there").to_string();
+        assert!(refused.contains("force_cgroup_v1") && refused.contains("/y"), "{refused}");
     }
 }

@@ -88,6 +88,13 @@ impl Filter {
         })
     }
 
+    /// The filter of a program as seccomp(2) takes it; `None` for what is none. Whether it is a good one is for the kernel
+    /// to say.
+    #[must_use]
+    pub fn from_program(bytes: &[u8]) -> Option<Self> {
+        Self::from_bytes(&[&[0; HEAD], bytes].concat()).filter(|filter| !filter.is_empty())
+    }
+
     /// Puts this process under the filter. The descriptor is that of a notifying profile's listener.
     ///
     /// # Errors
