@@ -51,6 +51,7 @@ mod rung_cgroups;
 mod rung_checkpoint;
 mod rung_engines;
 mod rung_escapes;
+mod rung_habits;
 mod rung_killed;
 mod rung_lifecycle;
 mod rung_mounts;
@@ -118,6 +119,7 @@ fn main() -> ExitCode {
         rung_checkpoint::TESTS,
         rung_engines::TESTS,
         rung_escapes::TESTS,
+        rung_habits::TESTS,
         rung_killed::TESTS,
         rung_lifecycle::TESTS,
         rung_mounts::TESTS,
