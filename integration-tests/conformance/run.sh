@@ -7,6 +7,8 @@
 #   run.sh bats-vm CHECKOUT [FILE...]        bats and bats-systemd in a machine with cgroup v2 and systemd; MODES chooses
 #                                            others, VM_SECONDS how long all may take
 #   run.sh programs CHECKOUT [NAME...]       the validation programs of runtime-tools
+#   run.sh contest CHECKOUT [GROUP...]       youki's contest
+#   run.sh crun CHECKOUT [NAME...]           crun's tests/test_NAME.py, each for FILE_SECONDS at most; RUN_TESTS names some of them
 #   run.sh kubelet KUBELET                   a kubelet with a static pod on the gantryd beside RUNG
 #   run.sh kubelet-vm KUBELET                in a machine with cgroup v2 and systemd
 #   run.sh critest CRITEST IMAGES [FOCUS [SKIP]]  critest on the gantryd beside RUNG, with images from a registry's directory
@@ -15,7 +17,7 @@
 # RUNG is the program under test. A line for each file or program; the output is in RESULTS.
 set -euo pipefail
 
-usage() { sed -n '2,15s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,17s/^# *//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
 suite=$1 checkout=$(realpath "$2")
 shift 2
@@ -28,6 +30,13 @@ trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 # Called runc it is runc, also in what it says of itself.
 ln -s "$rung" "$work/runc"
+
+# tally NAME: a line of what the results of this name say, which are in TAP's form.
+tally() {
+    awk -v name="$1" -F '[. ]+' '/^1[.][.]/ { all = $2 } /^ok .*# ?(skip|SKIP)/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
+        END { printf "%-24s %d passed, %d failed, %d skipped", name, passed, failed, skipped
+              left = all - passed - failed - skipped; if (left > 0) printf ", %d not reached", left; print "" }' "$results/$1"
+}
 
 bats_files() {
     cd "$checkout/tests/integration"
@@ -52,9 +61,7 @@ bats_files() {
         timeout --kill-after=10 "${FILE_SECONDS:-900}" "${as[@]}" script -qfec "bats --tap --filter $(printf %q "^($names)\$") $file.bats" \
             "$work/$file.log" <&3 >/dev/null 2>&1 || true
         tr -d '\r' <"$work/$file.log" | grep -v '^Script [a-z]* on ' >"$results/$file" || true
-        awk -v file="$file" -F '[. ]+' '/^1[.][.]/ { all = $2 } /^ok .*# skip/ { skipped++; next } /^ok / { passed++ } /^not ok / { failed++ }
-            END { printf "%-24s %d passed, %d failed, %d skipped", file, passed, failed, skipped
-                  left = all - passed - failed - skipped; if (left > 0) printf ", %d not reached", left; print "" }' "$results/$file"
+        tally "$file"
     done
 }
 
@@ -118,12 +125,39 @@ programs() {
     done
 }
 
+# A panic in one group would end those after it.
+contest() {
+    cp "$checkout/tests/contest/contest/bundle.tar.gz" "$work"
+    cd "$work"
+    [[ $# -gt 0 ]] || set -- $("$checkout/contest" list)
+    for group in "$@"; do
+        RUNTIME_KIND=runc timeout 300 "$checkout/contest" run --runtime "$work/runc" --runtimetest "$checkout/runtimetest" \
+            --tests "$group" >"$results/$group" 2>&1 </dev/null || true
+        awk -v group="$group" '/ : ok$/ { passed++ } / : not ok$/ { failed++ } / : skipped$/ { skipped++ }
+            END { printf "%-24s %d passed, %d failed, %d skipped", group, passed, failed, skipped
+                  print (passed + failed + skipped > 0 ? "" : ", ended by a panic") }' "$results/$group"
+    done
+}
+
+crun_files() {
+    cd "$work"
+    export INIT=$checkout/tests/init OCI_RUNTIME=$rung PYTHONDONTWRITEBYTECODE=1
+    [[ $# -gt 0 ]] || set -- $(basename -a -s .py "$checkout"/tests/test_*.py)
+    for name in "${@#test_}"; do
+        timeout --kill-after=10 "${FILE_SECONDS:-900}" python3 "$checkout/tests/test_$name.py" \
+            >"$results/$name" 2>"$results/$name.stderr" </dev/null || true
+        tally "$name"
+    done
+}
+
 case $suite in
     bats) bats_files "$@" ;;
     bats-systemd) RUNC_USE_SYSTEMD=yes bats_files "$@" ;;
     bats-rootless) rootless=${ROOTLESS:?names the user} bats_files "$@" ;;
     bats-vm) bats_machine "$@" ;;
     programs) programs "$@" ;;
+    contest) contest "$@" ;;
+    crun) crun_files "$@" ;;
     kubelet) unshare --net --mount --propagation slave python3 "$here/kubelet.py" "$checkout" "$(dirname "$rung")" "$results" ;;
     kubelet-vm) pods_machine kubelet ;;
     critest-vm)
