@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_filter_comes_as_it_is[Root],
     a_device_has_another_name_in_a_user_namespace[Root, Userns],
     an_old_systemd_sees_its_hierarchy[Root],
+    groups_are_the_named_ones[Root],
 ];
 
 fn state(env: &Env, id: &str) -> Result<Value> {
@@ -187,5 +188,14 @@ fn an_old_systemd_sees_its_hierarchy(env: &Env) -> Result<()> {
     let places: Vec<_> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
     assert_eq!(places, ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd"]);
     ensure!(table.contains("name=systemd"), "{table}");
+    Ok(())
+}
+
+/// Those that the configuration has and no others.
+fn groups_are_the_named_ones(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "groups", &["grep", "^Groups:", "/proc/self/status"])?;
+    bundle.set("/process/user", json!({"uid": 3, "gid": 7, "additionalGids": [5, 9]}));
+    let shown = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("groups")])?.ok()?.stdout;
+    ensure!(shown.split_whitespace().eq(["Groups:", "5", "9"]), "{shown}");
     Ok(())
 }

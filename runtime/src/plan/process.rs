@@ -16,7 +16,7 @@ pub struct ProcessPlan {
     pub args: Vec<String>,
     /// The environment, each name once.
     pub env: Vec<String>,
-    /// Supplementary groups, with the primary one.
+    /// Supplementary groups: exactly these. It is for engines to have the primary one among them, as gantryd does.
     pub groups: Vec<u32>,
     /// The groups of the runtime's caller are kept instead.
     pub keep_groups: bool,
@@ -67,7 +67,7 @@ impl ProcessPlan {
         Ok(Self {
             args,
             env,
-            groups: groups(&process),
+            groups: process.user().additional_gids().clone().unwrap_or_default(),
             keep_groups: false,
             visible: false,
             preserve_fds: wishes.preserve_fds,
@@ -88,16 +88,6 @@ impl ProcessPlan {
     pub fn terminal(&self) -> bool {
         self.spec.terminal().unwrap_or(false)
     }
-}
-
-/// Groups that deny access must count for the primary group too, so it is always among the supplementary ones when
-/// there are any.
-fn groups(process: &Process) -> Vec<u32> {
-    let mut groups = process.user().additional_gids().clone().unwrap_or_default();
-    if !groups.is_empty() && !groups.contains(&process.user().gid()) {
-        groups.push(process.user().gid());
-    }
-    groups
 }
 
 /// Checks the entries. Where two have the same name, the value of the last one stands at the place of the first.
@@ -134,12 +124,5 @@ mod tests {
         for bad in ["A", "=x", ""] {
             assert!(environment(&[bad.to_owned()]).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn the_primary_group_is_among_the_others() {
-        let json = r#"{"user":{"uid":1,"gid":7,"additionalGids":[5]},"args":["x"],"cwd":"/"}"#;
-        let process: Process = serde_json::from_str(json).expect("valid JSON");
-        assert_eq!(groups(&process), [5, 7]);
     }
 }
