@@ -129,8 +129,10 @@ impl Drop for Pods<'_> {
     fn drop(&mut self) {
         let all = self.runtime.block_on(self.pods.list_pod_sandbox(v1::ListPodSandboxRequest { filter: None }));
         for pod in all.map(|all| all.into_inner().items).unwrap_or_default() {
-            // What this cannot remove, the search for leaks reports.
-            let _ = self.remove(&pod.id);
+            // What this cannot remove, the search for leaks reports; this says why.
+            if let Err(error) = self.remove(&pod.id) {
+                eprintln!("pod {}: {error:#}", pod.id);
+            }
         }
         let parent = self.env.id("pods");
         let mounts = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
