@@ -234,9 +234,9 @@ impl MountOptions {
                 self.clear_recursive |= attribute::ATIME;
             }
             Word::Propagate(kind, recursive) => self.propagation.push((kind, recursive)),
+            // `bind` takes no `rbind` back: for mount(2) they are flags that add up, and CRI-O gives both.
             Word::Bind(recursive) => {
                 self.bind = true;
-                // They are flags: neither word takes the other back.
                 self.recursive_bind |= recursive;
             }
             Word::Remount => self.remount = true,
@@ -288,6 +288,12 @@ mod tests {
         let options = MountOptions::parse(["mode=755", "size=65536k", "bind"]);
         assert_eq!(options.data, ["mode=755", "size=65536k"]);
         assert!(options.bind && !options.recursive_bind);
-        assert!(MountOptions::parse(["rbind", "rw", "bind"]).recursive_bind);
+    }
+
+    #[test]
+    fn bind_takes_no_rbind_back() {
+        for words in [["rbind", "bind"], ["bind", "rbind"]] {
+            assert!(MountOptions::parse(words).recursive_bind, "{words:?}");
+        }
     }
 }
