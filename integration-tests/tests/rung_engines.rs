@@ -36,6 +36,7 @@ fn exits(engine: &Engine<'_>, name: &str) -> Result<()> {
     engine.run(&["--rm"], &["sh", "-c", "exit 7"])?.exits(7)?;
     engine.run(&["--rm"], &["no-such-program"])?.exits(127)?;
     engine.call(&["exec", name, "sh", "-c", "exit 3"])?.exits(3)?;
+    engine.call(&["exec", name, "/bin"])?.exits(126)?;
     let mut terminal = Pty::start(&engine.command(&["exec", "--interactive", "--tty", name, "sh"]))?;
     terminal.types("tty; exit 5\n")?;
     terminal.expect("/dev/pts/0")?;

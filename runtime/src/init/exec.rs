@@ -61,6 +61,8 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
         return match check(Path::new(name)) {
             Ok(()) => Ok(PathBuf::from(name)),
             Err(Errno::ENOENT) => fail(&format!("stat {name}: no such file or directory"), NOT_FOUND),
+            // Engines know by the kernel's own answer, EACCES, that this is for 126: podman has only the text to tell.
+            Err(Errno::EISDIR) => fail("is a directory: permission denied", NOT_EXECUTABLE),
             Err(errno) => fail(&refusal(Path::new(name), errno), NOT_EXECUTABLE),
         };
     }
@@ -107,7 +109,7 @@ mod tests {
             "exec: \"passwd\": executable file not found in $PATH"
         );
         assert_eq!(message("/nope"), "exec: \"/nope\": stat /nope: no such file or directory");
-        assert_eq!(message("/etc"), "exec: \"/etc\": is a directory");
+        assert_eq!(message("/etc"), "exec: \"/etc\": is a directory: permission denied");
         assert_eq!(message("/etc/passwd"), "exec: \"/etc/passwd\": permission denied");
         assert!(look_up("sh", "/usr/bin:/bin").is_ok());
         assert!(look_up("src", "").is_err() && look_up("Cargo.toml", "::").is_err());
