@@ -4,7 +4,7 @@
 # BENCH_YOUKI=0 leaves it out. BENCH_MACHINE=vm-v2 measures the runtimes in the test machine with cgroup v2 and systemd
 # instead: there they compare with one another, not with this machine, which may have to emulate it.
 # BENCH_ONLY measures a part: runtimes, daemons, crowds, pods, images or records (which images includes). BENCH_CONTAINERD is the directory of one more
-# containerd to pull images with.
+# containerd to pull images with, BENCH_CRIO one with crio and pinns, for which conmon is to be installed, to make pods with.
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 

@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod clients;
+mod crio;
 mod crowds;
 mod daemons;
 mod engines;

@@ -1,5 +1,5 @@
-//! Pods as a kubelet makes them, on `gantryd` beside containerd: each of them whole, one at a time and many at once, a command
-//! in one, and what many idle ones cost.
+//! Pods as a kubelet makes them, on `gantryd` beside containerd, and beside CRI-O where there is one: each of them whole,
+//! one at a time and many at once, a command in one, and what many idle ones cost.
 
 use std::fs;
 use std::path::Path;
@@ -17,6 +17,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic_prost::ProstCodec;
 
+use crate::crio::Crio;
 use crate::crowds::Use;
 use crate::daemons::Containerd;
 use crate::table::{self, Subject, interleave, interleave_without_rest, millis, note};
@@ -31,11 +32,13 @@ const AGAINST: &str = "containerd, runc";
 struct Node {
     name: &'static str,
     pid: u32,
+    /// The program that watches over its containers.
+    shim: &'static str,
     /// What is in the command lines of its shims and of nobody else.
     mark: String,
     channel: Channel,
     pods: RuntimeServiceClient<Channel>,
-    image: String,
+    image: v1::ImageSpec,
     parent: String,
 }
 
@@ -53,7 +56,7 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     let pause = Image::busybox()?.setting("Cmd", vec!["sleep", "1000000"]);
     let pause = pause.setting("Env", vec!["PATH=/bin"]).push(&registry, "pause", "latest")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let bridges = [Bridge::new(env, 0)?, Bridge::new(env, 1)?];
+    let bridges = [Bridge::new(env, 0)?, Bridge::new(env, 1)?, Bridge::new(env, 2)?];
     let gantryd = start_gantryd(env, &bridges[0])?;
     let mut nodes = vec![Node::connect(&runtime, env, "gantryd", gantryd.pid(), gantryd.socket(), &image)?];
     let containerd = start_containerd(env, &bridges[1], &pause)?;
@@ -63,6 +66,11 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
             nodes.push(Node::connect(&runtime, env, AGAINST, containerd.pid(), socket, &image)?);
         }
         None => note("containerd is not installed: not measured"),
+    }
+    let crio = Crio::start(env, &bridges[2].conf, PLUGINS, &pause)?;
+    if let Some(crio) = &crio {
+        let node = Node::connect(&runtime, env, "CRI-O, runc", crio.pid(), &crio.socket(), &image)?;
+        nodes.push(Node { shim: "conmon", mark: crio.mark(), ..node });
     }
     let measured = tables(&runtime, &nodes, rounds);
     for node in &nodes {
@@ -153,10 +161,11 @@ impl Node {
         Ok(Self {
             name,
             pid,
+            shim: "containerd-shim",
             mark: socket.to_string_lossy().into_owned(),
             pods: RuntimeServiceClient::new(channel.clone()),
             channel,
-            image: pulled.image_ref,
+            image: v1::ImageSpec { user_specified_image: image.to_owned(), ..spec(&pulled.image_ref) },
             parent: format!("/{}", env.id("pods")),
         })
     }
@@ -193,7 +202,7 @@ impl Node {
         let linux = v1::LinuxContainerConfig { security_context: Some(context), ..Default::default() };
         let container = v1::ContainerConfig {
             metadata: Some(v1::ContainerMetadata { name: "one".to_owned(), attempt: 0 }),
-            image: Some(spec(&self.image)),
+            image: Some(self.image.clone()),
             command: vec!["sleep".to_owned(), "1000000".to_owned()],
             linux: Some(linux),
             ..Default::default()
@@ -272,7 +281,7 @@ impl Node {
         for entry in fs::read_dir("/proc")?.flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            if pid == self.pid || !line.contains("containerd-shim") || !line.contains(&self.mark) {
+            if pid == self.pid || !line.contains(self.shim) || !line.contains(&self.mark) {
                 continue;
             }
             pods += Use::of(pid)?.proportional;
