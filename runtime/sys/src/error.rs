@@ -56,6 +56,10 @@ impl Error {
 
 /// The text of an error number in the house's voice: lower case, no full stop.
 pub fn describe(errno: i32) -> String {
+    // Of a cgroup's file it says that the machine has no such processor, which is no matter of mathematics.
+    if errno == libc::ERANGE {
+        return "numerical result out of range".to_owned();
+    }
     let text = Errno::from_raw(errno).desc();
     let mut characters = text.chars();
     match (characters.next(), characters.clone().next()) {
@@ -128,6 +132,11 @@ mod tests {
         assert_eq!(error.to_string(), "mount(\"proc\", \"/proc\"): operation not permitted");
         assert!(error.is(&[libc::EACCES, libc::EPERM]));
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn what_a_cgroup_refuses_is_out_of_range() {
+        assert_eq!(describe(libc::ERANGE), "numerical result out of range");
     }
 
     #[test]
