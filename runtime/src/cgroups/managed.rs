@@ -48,15 +48,7 @@ impl Cgroup {
             places.push(Place::new(hierarchy, path));
         }
         let managed = Managed::new(unit, id.to_owned(), false);
-        Ok(Self {
-            places,
-            rootless,
-            lenient: false,
-            managed: Some(managed),
-            everywhere: false,
-            foreign: false,
-            absent: false,
-        })
+        Ok(Self { places, rootless, managed: Some(managed), ..Self::default() })
     }
 
     /// Makes the cgroup one of this name below that of the unit, where systemd manages it. Where it does not there is no

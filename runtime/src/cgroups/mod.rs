@@ -117,7 +117,7 @@ impl Place {
 }
 
 /// The cgroup of a container.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cgroup {
     places: Vec<Place>,
     /// The caller is an ordinary user.
@@ -149,14 +149,13 @@ impl Cgroup {
             places.push(Place::new(hierarchy, path));
         }
         let lenient = rootless && cgroups_path.is_none();
-        Ok(Self { places, rootless, lenient, managed: None, everywhere: false, foreign: false, absent: false })
+        Ok(Self { places, rootless, lenient, ..Self::default() })
     }
 
     /// No cgroup: what is started stays where the runtime is.
     #[must_use]
     pub fn none() -> Self {
-        let places = Vec::new();
-        Self { places, rootless: false, lenient: false, managed: None, everywhere: false, foreign: false, absent: true }
+        Self { absent: true, ..Self::default() }
     }
 
     /// Says whether the container may write where its cgroups are shown. Of a hierarchy in which it had none it would be
@@ -183,15 +182,7 @@ impl Cgroup {
                 }
             }
         }
-        Self {
-            places,
-            rootless: false,
-            lenient: false,
-            managed: None,
-            everywhere: false,
-            foreign: false,
-            absent: false,
-        }
+        Self { places, ..Self::default() }
     }
 
     /// The handle of the cgroup that process `pid` is in.
@@ -209,15 +200,7 @@ impl Cgroup {
                 places.push(Place::new(hierarchy, path));
             }
         }
-        Ok(Self {
-            places,
-            rootless: false,
-            lenient: false,
-            managed: None,
-            everywhere: false,
-            foreign: false,
-            absent: false,
-        })
+        Ok(Self { places, ..Self::default() })
     }
 
     /// Where the cgroup is: by v1 controller, and under the empty name on v2; the form of `cgroup_paths` in runc's
