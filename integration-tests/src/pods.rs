@@ -1,6 +1,7 @@
 //! Pods through the container runtime interface, as a kubelet makes them.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use anyhow::Context as _;
 use gantry_proto::runtime::v1;
@@ -131,7 +132,7 @@ impl Drop for Pods<'_> {
         for pod in all.map(|all| all.into_inner().items).unwrap_or_default() {
             // What this cannot remove, the search for leaks reports; this says why.
             if let Err(error) = self.remove(&pod.id) {
-                eprintln!("pod {}: {error:#}", pod.id);
+                let _ = writeln!(std::io::stderr(), "pod {}: {error:#}", pod.id);
             }
         }
         let parent = self.env.id("pods");
