@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_few_wish_for_reaches_the_container [Root, Overlay],
     what_does_not_run_is_pruned [Root, Overlay],
     users_are_looked_up_in_the_image [Root, Overlay],
+    groups_that_deny_count_for_the_primary_one [Root, Overlay],
     standard_input_reaches_the_program [Root, Overlay],
     binds_show_the_host [Root, Overlay],
     privileges_are_the_default_ones [Root, Overlay],
@@ -182,6 +183,22 @@ fn users_are_looked_up_in_the_image(env: &Env) -> Result<()> {
     let failed = stack.script(&["-u", "nobody-here"], "true")?.exits(125)?;
     assert!(failed.stderr.contains("nobody-here"), "{}", failed.stderr);
     stack.script(&["-u", "4294967296"], "true")?.exits(125)?;
+    Ok(())
+}
+
+/// CVE-2023-25173, CVE-2022-36109 and their kin: what a group may not do, its members may not do through other groups.
+fn groups_that_deny_count_for_the_primary_one(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let options = ["run", "-d", "--name", "web", "-u", "1000:7", "--group-add", "5", "IMAGE", "sleep", "1000"];
+    stack.gantry(&options)?.ok()?;
+    let of = |options: &[&str], process: &str| -> Result<String> {
+        let status = format!("/proc/{process}/status");
+        let words = [&["exec"], options, &["web", "grep", "^Groups:", &status]].concat();
+        Ok(stack.gantry(&words)?.ok()?.text())
+    };
+    for groups in [of(&[], "1")?, of(&[], "self")?, of(&["-u", "1001:7"], "self")?] {
+        assert!(groups.split_whitespace().any(|group| group == "7"), "{groups}");
+    }
     Ok(())
 }
 
