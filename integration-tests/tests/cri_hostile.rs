@@ -11,11 +11,14 @@ use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
 use serde_json::json;
 use tonic::Code;
 
+use crate::rung_races::Watcher;
+
 pub(crate) const TESTS: &[Test] = tests![
     links_among_the_logs_lead_nowhere [Root, Overlay],
     what_an_image_says_stays_with_its_containers [Root, Overlay],
     users_that_are_none_are_refused [Root, Overlay],
     what_a_pod_says_reaches_no_further_than_the_pod [Root, Overlay],
+    who_makes_the_users_of_a_pod_is_not_open_to_root [Root, Overlay, Userns],
 ];
 
 /// A container that sees the directory of its logs puts a link to somewhere else there.
@@ -192,4 +195,22 @@ fn what_a_pod_says_reaches_no_further_than_the_pod(env: &Env) -> Result<()> {
 
 fn sysctl(config: &mut v1::PodSandboxConfig, name: &str, value: &str) {
     config.linux.get_or_insert_default().sysctls.insert(name.to_owned(), value.to_owned());
+}
+
+/// The daemon makes user namespaces for pods and for mounts, by processes that have its root.
+fn who_makes_the_users_of_a_pod_is_not_open_to_root(env: &Env) -> Result<()> {
+    let watcher = Watcher::start(env)?;
+    let daemon = env.daemon()?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+    for round in 0..10 {
+        let mut config = pods.pod_config(&format!("pod{round}"));
+        let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
+        context.namespace_options.get_or_insert_default().userns_options = Some(users);
+        pods.run(&config)?;
+    }
+    let seen = watcher.seen()?;
+    assert!(seen.is_empty(), "a container saw the root of the host:\n{seen}");
+    Ok(())
 }

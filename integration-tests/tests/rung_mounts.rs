@@ -26,7 +26,7 @@ fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
 }
 
 /// The root file system belongs to the root of the new user namespace.
-fn add_user_namespace(env: &Env, bundle: &mut Bundle) -> Result<()> {
+pub(crate) fn add_user_namespace(env: &Env, bundle: &mut Bundle) -> Result<()> {
     bundle.push("/linux/namespaces", json!({"type": "user"}));
     for ids in ["/linux/uidMappings", "/linux/gidMappings"] {
         bundle.push(ids, json!({"containerID": 0, "hostID": 100_000, "size": 65_536}));

@@ -16,6 +16,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 
 use crate::rung_cgroups::{Sleeper, unified};
+use crate::rung_mounts::add_user_namespace;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_swapped_mount_target_stays_inside[Root, Fast],
@@ -25,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_swapped_working_directory_makes_nothing_outside[Root, Fast],
     an_exec_shows_no_descriptor_of_the_host[Root, Fast],
     an_exec_on_its_way_is_nothing_of_the_host[Root],
+    who_makes_a_user_namespace_is_not_open_to_root[Root, Userns, Fast],
 ];
 
 /// Starts of a container that one race is tried with; 10,000 where all is tried.
@@ -273,4 +275,72 @@ fn an_exec_on_its_way_is_nothing_of_the_host(env: &Env) -> Result<()> {
     let seen = seen?;
     ensure!(seen.len() == usize::from(!unified()), "{} processes were in sight", seen.len());
     seen.into_iter().collect()
+}
+
+/// A container that sees the host's processes, and whose root is the host's without a capability: the kernel lets it look at
+/// all that a process of a new user namespace has, because root of the host has made that. It writes down which processes of
+/// this test it finds in the host's root.
+pub(crate) struct Watcher<'a> {
+    env: &'a Env,
+    id: String,
+    seen: PathBuf,
+}
+
+impl<'a> Watcher<'a> {
+    pub(crate) fn start(env: &'a Env) -> Result<Self> {
+        let (id, mark) = (env.id("watcher"), env.path("mark"));
+        fs::write(&mark, "of the host")?;
+        // What the daemon starts to make namespaces has a command line without the test's names.
+        let script = format!(
+            "old=\" $(echo /proc/[0-9]*) \"; touch /seen; while :; do for p in /proc/[0-9]*; do \
+             case $old in *\" $p \"*) continue;; esac; read -r c < $p/cmdline; case $c in *{}*|*hold-namespaces*) \
+             [ -e $p/root{} ] && echo $p $c >> /seen;; esac; done; done 2>/dev/null",
+            env.token(),
+            mark.display(),
+        );
+        let mut bundle = Bundle::new(env, "watcher", &["sh", "-c", &script])?;
+        bundle.set("/root/readonly", false).set("/process/capabilities", json!({}));
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+        let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
+        ensure!(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success());
+        let seen = bundle.rootfs().join("seen");
+        wait::until("the watcher", || seen.exists().then_some(()))?;
+        Ok(Self { env, id, seen })
+    }
+
+    /// What it has found, and its end.
+    pub(crate) fn seen(self) -> Result<String> {
+        Ok(fs::read_to_string(&self.seen)?)
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        let _ = self.env.run_rung(&["delete", "--force", &self.id]);
+    }
+}
+
+fn who_makes_a_user_namespace_is_not_open_to_root(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "users", &["sleep", "600"])?;
+    add_user_namespace(env, &mut bundle)?;
+    fs::create_dir(bundle.rootfs().join("mnt"))?;
+    let map = bundle.config["linux"]["uidMappings"].clone();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/mnt", "source": env.dir("volume")?, "options": ["bind", "idmap"],
+               "uidMappings": map, "gidMappings": map}),
+    );
+    let path = bundle.write()?;
+    let watcher = Watcher::start(env)?;
+    for round in 0..rounds().min(30) {
+        let id = env.id(&format!("users{round}"));
+        env.run_rung(&["run", "--detach", "--bundle", path, &id])?.ok()?;
+        let executed = env.run_rung(&["exec", &id, "true"])?.ok();
+        env.run_rung(&["delete", "--force", &id])?.ok()?;
+        executed?;
+    }
+    let seen = watcher.seen()?;
+    ensure!(seen.is_empty(), "a container saw the root of the host:\n{seen}");
+    Ok(())
 }

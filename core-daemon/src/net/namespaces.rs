@@ -96,6 +96,9 @@ pub fn remove(path: &Path) -> Result<()> {
 /// # Errors
 /// When the namespaces cannot be made.
 pub fn hold(flags: u64) -> Result<()> {
+    // Its root is the host's, and a container that sees the host's processes may be root of the host's user namespace: to
+    // that one a process of a new user namespace is its own, even without a capability.
+    rung_sys::process::set_dumpable(false).map_err(std::io::Error::from).doing(|| "make namespaces")?;
     namespace::leave(flags).map_err(std::io::Error::from).doing(|| "make namespaces")?;
     std::io::stdout().write_all(b".").doing(|| "answer")?;
     std::io::stdout().flush().doing(|| "answer")?;

@@ -69,6 +69,8 @@ pub struct Inherited {
     pub gate: Option<OwnedFd>,
     /// The runtime will hand over a filter.
     pub filtered: bool,
+    /// The runtime, which is an ordinary user's, will write the id maps.
+    pub maps_by_user: bool,
 }
 
 impl Inherited {
@@ -125,10 +127,9 @@ fn start(plan: &InitPlan, state: &HookState, program: &exec::Program) -> Error {
 fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[Namespace]) -> Result<exec::Program> {
     let sync = &inherited.sync;
     let mask = process::begin()?;
-    // A process that waits for its id maps is not shut off yet: a parent that is an ordinary user could not write them
-    // then. Nobody else is in the new user namespace before they are written.
-    let awaits_ids = plan.ids.is_some();
-    if !awaits_ids {
+    // An ordinary user could not write the id maps of a process that is shut off. Root can, and must not leave it open:
+    // to whoever is root of the host's user namespace, the process of a new one is his, even without a capability.
+    if !inherited.maps_by_user {
         process::shut_off()?;
     }
     if inherited.gate.is_some() {
@@ -139,8 +140,8 @@ fn set_up(plan: &InitPlan, inherited: &Inherited, state: &HookState, joined: &[N
     if !goes_ahead {
         enter_cgroups(sync)?;
     }
-    if awaits_ids {
-        // Before `shut_off`: then the files of /proc that this writes to belong to root of the host.
+    if plan.ids.is_some() {
+        // Before `shut_off` where that is to come: it gives the files of /proc that this writes to to root of the host.
         join::time_namespace(plan)?;
         process::shut_off()?;
     }

@@ -54,11 +54,14 @@ pub fn start_exec(
         sources: Vec::new(),
         gate: None,
         filtered: launch.filtered,
+        maps_by_user: false,
     };
     // In two steps, because the container sees the process from its first moment on. With CAP_SYS_PTRACE it can go
     // wherever that is and open what that has open, and so must not find it in the host's root or with its descriptors.
     let placement =
         Placement { flags: 0, joined: &inherited.namespaces, time_offsets: None, cgroup: None, by_another: true };
+    // Nor may it find the one in between, where it sees the host's processes: in its user namespace that is its own.
+    init::process::shut_off()?;
     let make = |birthplace: Option<OwnedFd>| {
         let born = birthplace.is_some();
         let unshow = || inherited.close_others(launch.process.preserve_fds);

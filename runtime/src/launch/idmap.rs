@@ -95,7 +95,10 @@ fn maps_of(namespace: BorrowedFd<'_>) -> Result<IdMaps> {
     match clone(&CloneRequest::default())? {
         Forked::Child => {
             drop((writer, arrived));
-            if rung_sys::namespace::enter(namespace, Namespace::User.flag()).is_err() {
+            // To root of the host, in a container or not, whoever is in there is his, with all that it has from us.
+            if rung_sys::process::set_dumpable(false).is_err()
+                || rung_sys::namespace::enter(namespace, Namespace::User.flag()).is_err()
+            {
                 exit_now(1);
             }
             drop(std::io::Write::write(&mut &arrives, &[1]));

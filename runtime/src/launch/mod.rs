@@ -109,8 +109,13 @@ pub fn start_init(
         sources,
         gate: launch.gate,
         filtered: launch.filtered,
+        maps_by_user: plan.ids.is_some() && !nix::unistd::geteuid().is_root(),
     };
     let is_in = born_into.is_some() || attached;
+    if !inherited.maps_by_user {
+        // The process begins as this one is: others may see it from its first moment on.
+        init::process::shut_off()?;
+    }
     let placement = Placement {
         flags: clone_flags(plan),
         joined: &inherited.namespaces,

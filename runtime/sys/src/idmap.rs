@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use crate::error::{Error, Result, check};
-use crate::namespace::Namespace;
 use crate::process::{Pid, pid_of};
 
 /// One range: ids from `inside` on, as seen in the namespace, are the ids from `outside` on.
@@ -56,31 +55,32 @@ pub fn write_gids(pid: Pid, ranges: &[Range]) -> Result<()> {
 }
 
 /// A user namespace with these maps and nobody in it, for mounts that translate ids. Works in a process with threads.
+///
+/// To whoever is root of this user namespace, a process of a new one is his, even without a capability. So the process,
+/// which has this one's memory, descriptors and root, is not dumpable before it is in there, unless it is an ordinary
+/// user's, who could not write its maps then.
 pub fn empty_namespace(uids: &[Range], gids: &[Range]) -> Result<OwnedFd> {
+    let (made, makes) = std::io::pipe().map_err(|error| Error::from_io("pipe2", "", &error))?;
     // SAFETY: `clone_args` is plain integers, for which all zeroes is a value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // Without an exit signal the child is invisible to whoever waits for this process's other children.
-    args.flags = Namespace::User.flag();
+    let args: libc::clone_args = unsafe { std::mem::zeroed() };
     let maker = std::process::id().cast_signed();
-    // SAFETY: CLONE_VM is not set, so the child has its own memory; until it ends it only makes the two calls below,
+    // SAFETY: CLONE_VM is not set, so the child has its own memory; until it ends it only makes the calls of `hold`,
     // which touch no memory that another thread of this process may have left locked or half-written.
     let returned = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
-    let pid = pid_of(check(returned, "clone3", || "CLONE_NEWUSER".into())?);
+    let pid = pid_of(check(returned, "clone3", || "0".into())?);
     if returned == 0 {
-        // SAFETY: all take numbers only; the first makes the child end with its maker, whatever happens to that. A maker
-        // that ended before it is no parent any more.
-        unsafe {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            if libc::getppid() != maker {
-                libc::_exit(0);
-            }
-        }
-        loop {
-            // SAFETY: pause takes nothing.
-            unsafe { libc::pause() };
-        }
+        hold(maker, makes.as_raw_fd());
     }
-    let opened = write_uids(pid, uids).and_then(|()| write_gids(pid, gids)).and_then(|()| {
+    drop(makes);
+    let mut errno = [0; size_of::<i32>()];
+    let answer = (&made).read_exact(&mut errno).map_err(|error| Error::from_io("read", "the maker's answer", &error));
+    let unshared = answer.and_then(|()| match i32::from_ne_bytes(errno) {
+        0 => Ok(()),
+        errno => Err(Error::new("unshare", "CLONE_NEWUSER", errno)),
+    });
+    let mapped = unshared.and_then(|()| write_uids(pid, uids));
+    let opened = mapped.and_then(|()| write_gids(pid, gids)).and_then(|()| {
         let path = format!("/proc/{pid}/ns/user");
         File::open(&path).map(OwnedFd::from).map_err(|error| Error::from_io("open", format!("{path:?}"), &error))
     });
@@ -90,6 +90,29 @@ pub fn empty_namespace(uids: &[Range], gids: &[Range]) -> Result<OwnedFd> {
         while libc::waitpid(pid.as_raw(), std::ptr::null_mut(), libc::__WALL) < 0 && last_was_interrupted() {}
     }
     opened
+}
+
+/// The child of [`empty_namespace`]: makes the namespace, says so, and stays until it is killed.
+fn hold(maker: i32, answer: i32) -> ! {
+    // SAFETY: all take numbers only. The first makes the child end with its maker, whatever happens to that; a maker that
+    // ended before it is no parent any more.
+    let made = unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() != maker {
+            libc::_exit(0);
+        }
+        if libc::geteuid() == 0 {
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+        }
+        libc::unshare(libc::CLONE_NEWUSER)
+    };
+    let errno = if made == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL) };
+    // SAFETY: the buffer is an integer that outlives the call.
+    unsafe { libc::write(answer, (&raw const errno).cast(), size_of::<i32>()) };
+    loop {
+        // SAFETY: pause takes nothing.
+        unsafe { libc::pause() };
+    }
 }
 
 fn last_was_interrupted() -> bool {
