@@ -61,7 +61,10 @@ pub const CONTAINERD_VERSION: &str = "v2.3.0";
 pub fn run(args: Args) -> ExitCode {
     let Args { daemon, command } = args;
     match command {
-        None => configured(&daemon, |config| runtime()?.block_on(app::run(config))),
+        None => {
+            keep_others_out();
+            configured(&daemon, |config| runtime()?.block_on(app::run(config)))
+        }
         Some(Command::Publish { topic, namespace }) => {
             configured(&daemon, |config| runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic)))
         }
@@ -76,6 +79,14 @@ pub fn run(args: Args) -> ExitCode {
         Some(Command::VerifyMetadata { path }) => app::verify_metadata(&path),
         Some(Command::Init { words }) => init::run(&words),
     }
+}
+
+/// Whatever started the daemon, what it makes is nobody else's to write: a socket would be open to all until its mode is
+/// set. Shims and runtimes inherit this.
+fn keep_others_out() {
+    use nix::sys::stat::{Mode, umask};
+    let given = umask(Mode::from_bits_truncate(0o077));
+    umask(given | Mode::S_IWGRP | Mode::S_IWOTH);
 }
 
 /// Runs `act` with the configuration, after the log has been started as that says. An error is logged.

@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
@@ -20,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     images_go_round_in_ctr [Root, Overlay],
     content_and_snapshots_by_hand [Root, Overlay],
     clients_of_other_libraries_are_answered [Root],
+    nobody_is_a_client_before_the_socket_has_its_mode [Root],
 ];
 
 /// The state of a container of docker's, by a template.
@@ -265,4 +267,23 @@ fn clients_of_other_libraries_are_answered(env: &Env) -> Result<()> {
         pods.list_containers(all).await.context("a list, asked for in a packed message")?;
         Ok(())
     })
+}
+
+/// Started with a mask of nothing, as by a first process that has set none.
+fn nobody_is_a_client_before_the_socket_has_its_mode(env: &Env) -> Result<()> {
+    let program = env.command("gantryd")?;
+    let (socket, root, state) = (env.path("gantryd.sock"), env.path("root"), env.path("state"));
+    let mut command = Command::new("sh");
+    env.prepare(&mut command);
+    command.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(program.get_program());
+    command.arg("--address").arg(&socket).arg("--root").arg(root).arg("--state").arg(state);
+    let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let there = wait::until("the socket", || socket.exists().then_some(()));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id()));
+    daemon.kill()?;
+    daemon.wait()?;
+    there?;
+    let status = status?;
+    ensure!(status.contains("\nUmask:\t0022\n"), "{status}");
+    Ok(())
 }
