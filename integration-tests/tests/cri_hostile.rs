@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     users_that_are_none_are_refused [Root, Overlay],
     what_a_pod_says_reaches_no_further_than_the_pod [Root, Overlay],
     who_makes_the_users_of_a_pod_is_not_open_to_root [Root, Overlay, Userns],
+    the_process_of_a_pod_is_no_way_out [Root, Overlay, Containerd],
 ];
 
 /// A container that sees the directory of its logs puts a link to somewhere else there.
@@ -212,5 +213,29 @@ fn who_makes_the_users_of_a_pod_is_not_open_to_root(env: &Env) -> Result<()> {
     }
     let seen = watcher.seen()?;
     assert!(seen.is_empty(), "a container saw the root of the host:\n{seen}");
+    Ok(())
+}
+
+/// Root of a container that shares its pod's processes has the first one's root, and can make it do what it likes.
+fn the_process_of_a_pod_is_no_way_out(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let handlers = "[cri.runtimes.rung]\n[cri.runtimes.other]\nbinary = \"runc\"\n";
+    let daemon = env.daemon_configured(&format!("[cri]\nrestrict_oom_score_adj = true\n{handlers}"))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    for handler in ["rung", "other"] {
+        let mut config = pods.pod_config(handler);
+        let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.seccomp = Some(v1::SecurityProfile::default());
+        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+        let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
+        // It is opened, and nothing is written.
+        let script = "test -e /proc/1/root/pause || exit 9; (: >> /proc/1/root/proc/sys/kernel/core_pattern) && exit 8; \
+             grep -q '^Seccomp:.2$' /proc/1/status || exit 7";
+        let container = pods.start(&pod, &config, &image, &["sh", "-c", script], |_| {})?;
+        assert_eq!(pods.exit_code(&container)?, 0, "{handler}");
+        pods.remove(&pod)?;
+    }
     Ok(())
 }

@@ -46,7 +46,8 @@ impl Cri {
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
             true => {
-                let spec = self.pause(id, config, handler, namespaces, labels);
+                let mut spec = self.pause(id, config, handler, namespaces, labels);
+                self.confine(&mut spec, config)?;
                 let document =
                     serde_json::to_vec(&spec).map_err(|error| Error::internal(format!("encode: {error}")))?;
                 Some(any::json(any::SPEC, document))
@@ -141,8 +142,13 @@ impl Cri {
             linux.set_uid_mappings(Some(spec::ranges(users))).set_gid_mappings(Some(spec::ranges(groups)));
         }
         let mut mounts = Vec::from_iter(labelled(&labels.mount));
-        // runc looks there for what the process must not inherit.
-        mounts.extend((!self.runs_rung(handler)).then(proc));
+        if !self.runs_rung(handler) {
+            // runc looks there for what the process must not inherit. The pod's containers may see what this one sees, through
+            // its root in their own, and so it is closed as theirs is.
+            mounts.push(proc());
+            let list = |paths: &[&str]| Some(paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>());
+            linux.set_masked_paths(list(defaults::paths::MASKED)).set_readonly_paths(list(defaults::paths::READONLY));
+        }
         let mut pause = Spec::default();
         let annotations = spec::sandbox_annotations(id, config, handler);
         pause
@@ -154,6 +160,17 @@ impl Cri {
             .set_annotations(Some(annotations))
             .set_linux(Some(linux));
         pause
+    }
+
+    /// Gives the pod's process the filter of system calls that the pod asks for. It needs none itself, but a container that
+    /// sees it and has a filter could have it make any call.
+    pub(super) fn confine(&self, pause: &mut Spec, config: &v1::PodSandboxConfig) -> Result<()> {
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        let seccomp = spec::seccomp_of_pod(&context, self.config())?;
+        if let Some(linux) = pause.linux_mut() {
+            linux.set_seccomp(seccomp);
+        }
+        Ok(())
     }
 
     fn pause_namespaces(&self, id: &str, namespaces: &Namespaces) -> Vec<LinuxNamespace> {

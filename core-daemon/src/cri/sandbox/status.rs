@@ -105,6 +105,9 @@ impl Cri {
                 let bound = linux.namespaces().iter().flatten().filter(|one| one.path().is_some()).cloned().collect();
                 linux.set_namespaces(Some(bound)).set_cgroups_path(None);
             }
+        } else if let Err(error) = self.confine(&mut spec, &config) {
+            // A file of a profile may be gone by now.
+            tracing::debug!(id, %error, "read the filter of a pod's process");
         }
         Ok(spec)
     }

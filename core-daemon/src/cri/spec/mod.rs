@@ -25,7 +25,7 @@ pub(super) use namespaces::ranges;
 pub(super) use resources::{cgroup_of, update as updated_resources, validate as check_resources};
 pub(super) use security::{
     DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, check as check_security, is_loaded as apparmor_is_loaded,
-    wants_default_apparmor,
+    seccomp_of_pod, wants_default_apparmor,
 };
 
 use super::sandbox::check::Namespaces;

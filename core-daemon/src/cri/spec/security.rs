@@ -86,6 +86,21 @@ pub(super) fn seccomp(
     }
 }
 
+/// That of a pod's own process.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(in crate::cri) fn seccomp_of_pod(
+    context: &v1::LinuxSandboxSecurityContext,
+    settings: &config::Cri,
+) -> Result<Option<LinuxSeccomp>> {
+    let as_container = v1::LinuxContainerSecurityContext {
+        privileged: context.privileged,
+        seccomp: context.seccomp.clone(),
+        seccomp_profile_path: context.seccomp_profile_path.clone(),
+        ..Default::default()
+    };
+    seccomp(&as_container, settings, &Capabilities::new())
+}
+
 fn read_seccomp(path: &str) -> Result<LinuxSeccomp> {
     use std::io::Read as _;
     let doing = || format!("profile {path}");
