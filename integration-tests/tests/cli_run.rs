@@ -194,7 +194,7 @@ fn groups_that_deny_count_for_the_primary_one(env: &Env) -> Result<()> {
     let of = |options: &[&str], process: &str| -> Result<String> {
         let status = format!("/proc/{process}/status");
         let words = [&["exec"], options, &["web", "grep", "^Groups:", &status]].concat();
-        Ok(stack.gantry(&words)?.ok()?.text())
+        Ok(stack.gantry(&words)?.ok()?.text().to_owned())
     };
     for groups in [of(&[], "1")?, of(&[], "self")?, of(&["-u", "1001:7"], "self")?] {
         assert!(groups.split_whitespace().any(|group| group == "7"), "{groups}");
