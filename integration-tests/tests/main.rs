@@ -46,6 +46,7 @@ mod daemon_snapshots;
 mod daemon_storage;
 mod daemon_tasks;
 mod daemon_transfer;
+mod daemon_unit;
 mod harness;
 mod rung_cgroups;
 mod rung_checkpoint;
@@ -114,6 +115,7 @@ fn main() -> ExitCode {
         daemon_pull::TESTS,
         daemon_registry::TESTS,
         daemon_transfer::TESTS,
+        daemon_unit::TESTS,
         harness::TESTS,
         rung_cgroups::TESTS,
         rung_checkpoint::TESTS,
