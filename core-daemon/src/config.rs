@@ -7,12 +7,14 @@ mod containerd;
 mod cri;
 mod images;
 mod observe;
+mod print;
 mod snapshotters;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
@@ -25,7 +27,7 @@ use crate::error::{Doing, Error, Kind, Result};
 pub const DEFAULT_FILE: &str = "/etc/gantry/config.toml";
 
 /// Everything that can be configured, one struct for each part of the daemon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What outlives a reboot.
@@ -68,7 +70,7 @@ pub struct Config {
 }
 
 /// The API's socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpc {
     /// Path of the socket.
@@ -82,7 +84,7 @@ pub struct Grpc {
 }
 
 /// The socket on which shims report events.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ttrpc {
     /// Path of the socket; empty: the API's with `.ttrpc` added.
@@ -90,7 +92,7 @@ pub struct Ttrpc {
 }
 
 /// The daemon's own log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// A level, or an expression of `tracing`.
@@ -100,7 +102,7 @@ pub struct Log {
 }
 
 /// How the daemon's log lines are written, to standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -110,7 +112,7 @@ pub enum LogFormat {
 }
 
 /// How containers are run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
     /// Runtime of containers that name none, as containerd spells it.
@@ -131,7 +133,7 @@ pub struct Runtime {
 }
 
 /// What the daemon waits for, in seconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// For a shim's `start` to answer.
@@ -151,7 +153,7 @@ pub struct Timeouts {
 }
 
 /// Containers' logs as the engine keeps them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContainerLog {
     /// Bytes after which a log file is rotated.
@@ -165,7 +167,7 @@ pub struct ContainerLog {
 }
 
 /// What happens to output that cannot be written as fast as it comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogPolicy {
     /// The container waits.

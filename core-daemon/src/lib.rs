@@ -115,8 +115,7 @@ fn helper(outcome: Result<()>) -> ExitCode {
 }
 
 fn print(config: &Config) -> Result<()> {
-    let text = toml::to_string(config).map_err(|error| Error::internal(format!("configuration: {error}")))?;
-    std::io::stdout().write_all(text.as_bytes()).doing(|| "print configuration")
+    std::io::stdout().write_all(config.to_commented_toml()?.as_bytes()).doing(|| "print configuration")
 }
 
 /// The threads of the daemon. They are few: it mostly passes messages on, and each thread takes memory even while idle.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use gantry_proto::stdio::MIN_LINE;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// How pods and their containers are run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cri {
     /// Handler of pods that name none.
@@ -59,7 +60,7 @@ pub struct Cri {
 }
 
 /// Plugins of the node resource interface, which are not spoken to: whoever relies on one is told before any pod runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Nri {
     /// Must be false.
@@ -67,7 +68,7 @@ pub struct Nri {
 }
 
 /// A way to run pods.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeHandler {
     /// Runtime, as containerd spells it; empty: the daemon's default.
@@ -95,7 +96,7 @@ pub struct RuntimeHandler {
 }
 
 /// Who makes the cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CgroupDriver {
     /// Directories in the file system of cgroups.
@@ -105,7 +106,7 @@ pub enum CgroupDriver {
 }
 
 /// Pods' networks, which plugins of the container network interface make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cni {
     /// Directory of network configurations.
@@ -132,7 +133,7 @@ pub struct Cni {
 }
 
 /// Which of a pod's addresses is its primary one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IpPreference {
     /// The first of version 4.
@@ -144,7 +145,7 @@ pub enum IpPreference {
 }
 
 /// The server of exec, attach and port forwarding. Whoever can reach it and has a URL of it may use it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streaming {
     /// Address and port; port 0 is one that is free.

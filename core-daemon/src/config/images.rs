@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// The content store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContentStore {
     /// How a namespace gets a blob that another one has.
@@ -25,7 +26,7 @@ impl Default for ContentStore {
 }
 
 /// How a namespace gets a blob that another one has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SharingPolicy {
     /// By asking for its digest.
@@ -36,7 +37,7 @@ pub enum SharingPolicy {
 }
 
 /// Registries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// Directory of `HOST/hosts.toml` and certificates.
@@ -59,7 +60,7 @@ impl Default for Registry {
 }
 
 /// A program that makes a layer of one of another media type, as containerd configures it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamProcessor {
     /// Media types that it takes.
@@ -87,7 +88,7 @@ impl StreamProcessor {
 }
 
 /// Programs that are asked whether an image may be pulled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageVerifier {
     /// Directory of the programs, all of which must agree; empty, or not there: nobody is asked.

@@ -1,9 +1,10 @@
 //! The part of the configuration that is about watching the daemon.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Counters of calls, for Prometheus.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
     /// Address and port at which `/v1/metrics` is served; empty: nowhere.
@@ -11,7 +12,7 @@ pub struct Metrics {
 }
 
 /// Traces of calls, for OpenTelemetry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tracing {
     /// Base address of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; empty: no traces.

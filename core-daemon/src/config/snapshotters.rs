@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Snapshotters that are part of the daemon.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Snapshotters {
     /// The one that stacks directories.
@@ -14,7 +15,7 @@ pub struct Snapshotters {
 }
 
 /// The overlay snapshotter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overlayfs {
     /// Which writable layers are never flushed, and lost with the machine's crash.
@@ -24,7 +25,7 @@ pub struct Overlayfs {
 }
 
 /// Which writable layers are mounted volatile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Volatile {
     /// None.
@@ -36,7 +37,7 @@ pub enum Volatile {
 }
 
 /// A program that is a plugin, reached over gRPC.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyPlugin {
     /// What it is; `snapshot` is the only kind there is.
