@@ -1,5 +1,6 @@
 //! The processes of a cgroup: putting in, listing, freezing, killing; and removing what is empty.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -140,6 +141,37 @@ fn thaw(dir: &CgroupDir, v2: bool) -> Result<()> {
     Ok(dir.write(file, value)?)
 }
 
+fn send(pid: Pid, signal: Signal) -> Result<()> {
+    // Zero stands for one of another process namespace. To the kernel it would be us and our group.
+    if pid.as_raw() == 0 {
+        return Ok(());
+    }
+    match kill(pid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => {
+            let reason = rung_sys::error::describe(errno as i32);
+            Err(Error::Occupied(format!("signal process {pid}: {reason}")))
+        }
+    }
+}
+
+/// Kills what is in and below a v2 cgroup by its own switch. That leaves alone whose first thread has ended, as the
+/// signal is for that thread; so they are signalled as processes, until none has been forked meanwhile.
+fn kill_below(dir: &CgroupDir) -> Result<()> {
+    let mut signalled = BTreeSet::new();
+    loop {
+        dir.write("cgroup.kill", "1")?;
+        let mut left = pids_below(dir)?;
+        left.retain(|pid| signalled.insert(*pid));
+        if left.is_empty() {
+            return Ok(());
+        }
+        for pid in left {
+            send(pid, Signal::SIGKILL)?;
+        }
+    }
+}
+
 impl Cgroup {
     /// The place whose switch freezes the container: the v1 freezer where there is one, as runc chooses.
     fn freezer(&self) -> Result<&Place> {
@@ -237,11 +269,11 @@ impl Cgroup {
             return Ok(());
         }
         if let Some(dir) = self.v2_place().map(Place::open).transpose()?.flatten() {
-            match dir.write("cgroup.kill", "1") {
+            match kill_below(&dir) {
                 Ok(()) => return self.thaw(),
                 // Before Linux 5.14, or not the owner, or threaded.
-                Err(e) if is_missing(&e) || is_denied(&e) || e.is(&[libc::EOPNOTSUPP]) => {}
-                Err(e) => return Err(e.into()),
+                Err(Error::File(e)) if is_missing(&e) || is_denied(&e) || e.is(&[libc::EOPNOTSUPP]) => {}
+                Err(e) => return Err(e),
             }
         }
         self.signal_all(Signal::SIGKILL)
@@ -257,14 +289,8 @@ impl Cgroup {
         let guard = self.frozen();
         let mut outcome = Ok(());
         for pid in self.pids()? {
-            match kill(pid, signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(errno) => {
-                    outcome = Err(Error::Occupied(format!(
-                        "signal process {pid}: {}",
-                        rung_sys::error::describe(errno as i32)
-                    )))
-                }
+            if let Err(error) = send(pid, signal) {
+                outcome = Err(error);
             }
         }
         drop(guard);

@@ -1,12 +1,16 @@
 //! Is a recorded process still the same process? Its number may have been given to another since.
 
+use std::path::Path;
+
 use rung_sys::process::Pid;
 
 /// What `/proc/<pid>/stat` says that matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessStat {
-    /// One letter: `R`, `S`, `D`, `Z`, `X`, …
+    /// One letter, of the first thread: `R`, `S`, `D`, `Z`, `X`, …
     pub state: u8,
+    /// How many threads there are, the first one included until it is reaped.
+    pub threads: u64,
     /// Ticks from boot to the start of the process.
     pub start_time: u64,
 }
@@ -14,22 +18,23 @@ pub struct ProcessStat {
 impl ProcessStat {
     /// Reads it; `None` when there is no such process.
     pub fn read(pid: Pid) -> Option<Self> {
-        Self::parse(&rung_sys::file::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&rung_sys::file::read(Path::new(&format!("/proc/{pid}/stat"))).ok()?)
     }
 
-    /// A zombie counts as ended.
+    /// A zombie counts as ended, unless it is only the first of several threads: the others run on.
     pub fn has_ended(self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        // The name is in parentheses and may hold anything, parentheses and spaces included.
-        let (_, rest) = text.rsplit_once(") ")?;
-        let mut fields = rest.split(' ');
+    fn parse(text: &[u8]) -> Option<Self> {
+        // The name is in parentheses and may hold anything: parentheses, spaces, and bytes that are no text.
+        let end = text.windows(2).rposition(|pair| pair == b") ")?;
+        let mut fields = std::str::from_utf8(&text[end + 2..]).ok()?.split(' ');
+        // Fields 3, 20 and 22 of the file.
         let state = *fields.next()?.as_bytes().first()?;
-        // Field 22 of the file; the state was field 3.
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, start_time })
+        let threads = fields.nth(16)?.parse().ok()?;
+        let start_time = fields.nth(1)?.parse().ok()?;
+        Some(Self { state, threads, start_time })
     }
 }
 
@@ -44,10 +49,17 @@ mod tests {
 
     #[test]
     fn names_may_hold_anything() {
-        let text = "12 (a) R (b) S 1 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 1 1";
+        let text = b"12 (a\xff) R (b) S 1 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 3 0 987654 1 1 1";
         let stat = ProcessStat::parse(text).expect("parsed");
-        assert_eq!(stat, ProcessStat { state: b'S', start_time: 987_654 });
-        assert_eq!(ProcessStat::parse("12 (x) S 1"), None);
+        assert_eq!(stat, ProcessStat { state: b'S', threads: 3, start_time: 987_654 });
+        assert_eq!(ProcessStat::parse(b"12 (x) S 1"), None);
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        let stat = |state, threads| ProcessStat { state, threads, start_time: 1 };
+        assert!(!stat(b'S', 1).has_ended() && !stat(b'Z', 2).has_ended());
+        assert!(stat(b'Z', 1).has_ended() && stat(b'X', 0).has_ended());
     }
 
     #[test]
