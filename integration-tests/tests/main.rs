@@ -50,6 +50,7 @@ mod daemon_unit;
 mod harness;
 mod rung_cgroups;
 mod rung_checkpoint;
+mod rung_disguises;
 mod rung_engines;
 mod rung_escapes;
 mod rung_habits;
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         harness::TESTS,
         rung_cgroups::TESTS,
         rung_checkpoint::TESTS,
+        rung_disguises::TESTS,
         rung_engines::TESTS,
         rung_escapes::TESTS,
         rung_habits::TESTS,

@@ -10,6 +10,7 @@ use nix::libc;
 use oci_spec::runtime::Capabilities;
 use rung_sys::idmap::{self, Range};
 use rung_sys::mount::{self, Change, attribute};
+use rung_sys::mountinfo::{self, Mounted};
 use tokio::process::Command;
 
 use crate::blocking::blocking;
@@ -129,31 +130,9 @@ pub(super) struct MountTable {
     mounts: Vec<Mounted>,
 }
 
-#[derive(Debug)]
-struct Mounted {
-    place: PathBuf,
-    kind: String,
-    shared: bool,
-    slave: bool,
-}
-
 impl MountTable {
     pub(super) fn read() -> Result<Self> {
-        let text = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read the mounts")?;
-        Ok(Self::parse(&text))
-    }
-
-    fn parse(text: &str) -> Self {
-        let mounts = text.lines().filter_map(|line| {
-            let (mount, rest) = line.split_once(" - ")?;
-            let mut fields = mount.split(' ').skip(4);
-            let place = PathBuf::from(unescape(fields.next()?));
-            let optional: Vec<&str> = fields.skip(1).collect();
-            let has = |name: &str| optional.iter().any(|field| field.starts_with(name));
-            let kind = rest.split(' ').next()?.to_owned();
-            Some(Mounted { place, kind, shared: has("shared:"), slave: has("master:") })
-        });
-        Self { mounts: mounts.collect() }
+        Ok(Self { mounts: mountinfo::read("self").doing(|| "read the mounts")? })
     }
 
     /// The mount that a path is on.
@@ -161,43 +140,27 @@ impl MountTable {
         // Of two in one place, the later one hides the earlier one.
         self.mounts
             .iter()
-            .filter(|mount| path.starts_with(&mount.place))
-            .max_by_key(|mount| mount.place.components().count())
+            .filter(|mount| path.starts_with(&mount.point))
+            .max_by_key(|mount| mount.point.components().count())
     }
 
     /// Whether mounts there are seen elsewhere.
     pub(super) fn is_shared(&self, path: &Path) -> bool {
-        self.of(path).is_some_and(|mount| mount.shared)
+        self.propagates(path, "shared:")
     }
 
     /// Whether mounts elsewhere are seen there.
     pub(super) fn is_slave(&self, path: &Path) -> bool {
-        self.of(path).is_some_and(|mount| mount.slave)
+        self.propagates(path, "master:")
+    }
+
+    fn propagates(&self, path: &Path, how: &str) -> bool {
+        self.of(path).is_some_and(|mount| mount.propagation.iter().any(|tag| tag.starts_with(how)))
     }
 
     fn is_local(&self, path: &Path) -> bool {
         self.of(path).is_some_and(|mount| LOCAL.contains(&mount.kind.as_str()))
     }
-}
-
-/// The kernel writes blanks and backslashes in paths as octal numbers.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| byte == b'\\') {
-            Some(code) => {
-                out.push(code);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Where a path on the host leads, links followed; a directory is made where there is nothing.
@@ -270,12 +233,15 @@ fn look_now(path: &Path) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
-    const TABLE: &str = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-        30 22 0:5 / /data\\040x rw master:7 - nfs server:/x rw\n31 22 0:6 / /tmp rw - tmpfs tmpfs rw\n";
+    const TABLE: [&[u8]; 3] = [
+        b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw",
+        b"30 22 0:5 / /data\\040x rw master:7 - nfs server:/x rw",
+        b"31 22 0:6 / /tmp rw - tmpfs tmpfs rw",
+    ];
 
     #[test]
     fn the_mount_of_a_path() {
-        let table = MountTable::parse(TABLE);
+        let table = MountTable { mounts: TABLE.iter().filter_map(|line| mountinfo::parse(line)).collect() };
         assert!(table.is_shared(Path::new("/etc")) && table.is_local(Path::new("/etc")));
         let data = Path::new("/data x/y");
         assert!(table.is_slave(data) && !table.is_shared(data) && !table.is_local(data));

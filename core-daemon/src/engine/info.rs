@@ -63,8 +63,8 @@ fn memory() -> u64 {
 
 /// Which cgroup hierarchies are mounted.
 fn cgroup() -> &'static str {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let of_type = |kind: &str| mounts.lines().any(|line| line.contains(&format!(" - {kind} ")));
+    let mounts = rung_sys::mountinfo::read("self").unwrap_or_default();
+    let of_type = |kind: &str| mounts.iter().any(|mount| mount.kind == kind);
     match (of_type("cgroup2"), of_type("cgroup")) {
         (true, true) => "hybrid",
         (true, false) => "v2",

@@ -14,9 +14,10 @@ pub(super) fn numbers(root: &Path) -> HashSet<u64> {
         // Most processes see the same mounts as others.
         let Ok(namespace) = std::fs::read_link(process.join("ns/mnt")) else { continue };
         if seen.insert(namespace)
-            && let Ok(mounts) = std::fs::read_to_string(process.join("mountinfo"))
+            && let Ok(mounts) = std::fs::read(process.join("mountinfo"))
         {
-            mounts.lines().for_each(|line| shown(line, &all, &mut numbers));
+            // Some mount of somebody's may have a name that is no text.
+            String::from_utf8_lossy(&mounts).lines().for_each(|line| shown(line, &all, &mut numbers));
         }
     }
     numbers

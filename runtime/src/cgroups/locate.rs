@@ -5,11 +5,13 @@
 //! `/proc/self/cgroup`, each mounted where every distribution mounts it. Only where one is not found there the mount
 //! table is asked.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rung_sys::beneath::lexical;
 use rung_sys::cgroupfs::{self, Version};
-use rung_sys::procfs::unescape;
+use rung_sys::mountinfo::{self, Mounted};
 
 use super::error::{Error, Result};
 
@@ -72,17 +74,19 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
-fn read_proc(path: &str) -> Result<String> {
-    rung_sys::file::read_to_string(path).map_err(|e| Error::Host(format!("read {path}: {e}")))
+pub(super) fn read_proc(path: &str) -> Result<Vec<u8>> {
+    rung_sys::file::read(Path::new(path)).map_err(|e| Error::Host(format!("read {path}: {e}")))
 }
 
-/// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path.
-pub(super) fn memberships(table: &str) -> impl Iterator<Item = (Vec<String>, PathBuf)> {
-    table.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
+/// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path, which is any bytes: a container names the
+/// cgroups that it makes.
+pub(super) fn memberships(table: &[u8]) -> impl Iterator<Item = (Vec<String>, PathBuf)> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':');
         let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let controllers = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-        Some((controllers, PathBuf::from(path)))
+        let names = std::str::from_utf8(names).ok()?.split(',');
+        let controllers = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Some((controllers, PathBuf::from(OsStr::from_bytes(path))))
     })
 }
 
@@ -96,35 +100,15 @@ fn usual_mount(root: &Path, controllers: &[String]) -> Option<PathBuf> {
     candidates.into_iter().map(|name| root.join(name)).find(|path| cgroupfs::version_at(path) == Some(wanted))
 }
 
-/// One v1 mount of the mount table.
-#[derive(Debug, Clone)]
-struct Mounted {
-    at: PathBuf,
-    options: Vec<String>,
-}
-
 fn mounted_elsewhere(controllers: &[String], mounts: &mut Option<Vec<Mounted>>) -> Result<Option<PathBuf>> {
     if mounts.is_none() {
-        *mounts = Some(cgroup_mounts(&read_proc("/proc/self/mountinfo")?));
+        let table = mountinfo::read("self").map_err(|e| Error::Host(format!("read /proc/self/mountinfo: {e}")))?;
+        *mounts = Some(table);
     }
-    let serves = |mounted: &&Mounted| controllers.iter().all(|name| mounted.options.contains(name));
-    Ok(mounts.as_ref().and_then(|all| all.iter().find(serves)).map(|mounted| mounted.at.clone()))
-}
-
-fn cgroup_mounts(table: &str) -> Vec<Mounted> {
-    table
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let at = unescape(before.split(' ').nth(4)?.as_bytes());
-            let mut fields = after.split(' ');
-            if fields.next()? != "cgroup" {
-                return None;
-            }
-            let options = fields.nth(1)?.split(',').map(str::to_owned).collect();
-            Some(Mounted { at, options })
-        })
-        .collect()
+    let serves = |mounted: &&Mounted| {
+        mounted.kind == "cgroup" && controllers.iter().all(|name| mounted.file_system_options.contains(name))
+    };
+    Ok(mounts.as_ref().and_then(|all| all.iter().find(serves)).map(|mounted| mounted.point.clone()))
 }
 
 /// The directory of a container in `hierarchy`, by the rules of runc: an absolute path counts from the mount point, a
@@ -167,19 +151,21 @@ mod tests {
 
     #[test]
     fn membership_lines() {
-        let table = "12:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/unified\n";
+        let table = b"12:cpu,cpuacct:/a:b\n1:name=systemd:/\xff\n0::/unified\n";
         let found: Vec<_> = memberships(table).collect();
         assert_eq!(found[0], (vec!["cpu".to_owned(), "cpuacct".to_owned()], PathBuf::from("/a:b")));
-        assert_eq!(found[1].0, ["name=systemd"]);
+        assert_eq!(found[1], (vec!["name=systemd".to_owned()], PathBuf::from(OsStr::from_bytes(b"/\xff"))));
         assert_eq!(found[2], (vec![], PathBuf::from("/unified")));
     }
 
     #[test]
     fn mount_table() {
-        let table = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw\n\
-                     32 31 0:29 / /cg\\040s/both rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct\n\
-                     41 31 0:38 / /cg/two rw,relatime - cgroup2 cgroup2 rw\n";
-        let mut mounts = Some(cgroup_mounts(table));
+        let table = [
+            "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw",
+            "32 31 0:29 / /cg\\040s/both rw,relatime shared:4 - cgroup cgroup rw,cpu,cpuacct",
+            "41 31 0:38 / /cg/two rw,relatime - cgroup2 cgroup2 rw",
+        ];
+        let mut mounts = Some(table.iter().map(|line| mountinfo::parse(line.as_bytes()).unwrap()).collect());
         let names = |list: &[&str]| list.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
         let at = |list: &[&str], mounts: &mut _| mounted_elsewhere(&names(list), mounts).unwrap();
         assert_eq!(at(&["cpu", "cpuacct"], &mut mounts), Some(PathBuf::from("/cg s/both")));

@@ -190,8 +190,7 @@ impl Cgroup {
     /// # Errors
     /// When the process is gone.
     pub fn of(pid: Pid) -> Result<Self> {
-        let table = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .map_err(|e| Error::Host(format!("read /proc/{pid}/cgroup: {e}")))?;
+        let table = locate::read_proc(&format!("/proc/{pid}/cgroup"))?;
         let memberships: Vec<_> = locate::memberships(&table).collect();
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {

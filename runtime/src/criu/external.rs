@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
+use rung_sys::mountinfo::{self, Mounted};
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
-use rung_sys::procfs::unescape;
 
 use super::options::{external_mount, mount_name};
 use super::wire::Message;
@@ -64,10 +64,10 @@ pub fn name_all(mut message: Message, list: &[External], pid: Pid) -> Result<Mes
     let path = format!("/proc/{pid}/root");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(path.as_str(), flags, Mode::empty()).doing(|| format!("open {path}"))?;
-    let table = Table::of(pid)?;
+    let table = table_of(pid)?;
     for external in list {
         let Some(id) = mounted_at(root.as_fd(), &external.destination)? else { continue };
-        let Some(mount) = table.0.iter().find(|mount| mount.id == id) else { continue };
+        let Some(mount) = table.iter().find(|mount| mount.id == id) else { continue };
         let is_directory = mount.root != Path::new("/null") || !external.source.ends_with("null");
         if external.source == Path::new("/dev/null") && is_directory && external.destination != external.source {
             // A mask of a directory is an empty file system, which is part of the images.
@@ -119,46 +119,9 @@ fn is_mount_root(root: BorrowedFd<'_>, path: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// A line of a process's table of mounts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mounted {
-    /// Its number.
-    pub id: u64,
-    /// Which part of its file system it shows.
-    pub root: PathBuf,
-    /// Where it is, from the process's root.
-    pub point: PathBuf,
-    /// Its own options.
-    pub options: Vec<String>,
-    /// The type of its file system.
-    pub kind: String,
-}
-
 /// The mounts of a process.
-#[derive(Debug)]
-pub struct Table(pub Vec<Mounted>);
-
-impl Table {
-    /// Reads it.
-    pub fn of(pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/mountinfo");
-        let text = std::fs::read(&path).doing(|| format!("read {path}"))?;
-        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(parse).collect::<Option<_>>().map(Self).ok_or_else(|| Error::invalid(format!("{path}: unknown form")))
-    }
-}
-
-fn parse(line: &[u8]) -> Option<Mounted> {
-    let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-    let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
-    let separator = words.iter().position(|word| *word == b"-")?;
-    Some(Mounted {
-        id: text(words.first()?).parse().ok()?,
-        root: unescape(words.get(3)?),
-        point: unescape(words.get(4)?),
-        options: text(words.get(5)?).split(',').map(str::to_owned).collect(),
-        kind: text(words.get(separator + 1)?),
-    })
+pub fn table_of(pid: Pid) -> Result<Vec<Mounted>> {
+    mountinfo::read(&pid.to_string()).doing(|| format!("read /proc/{pid}/mountinfo"))
 }
 
 /// Makes the mount points of a root, in a tree that only this process sees.
@@ -195,27 +158,16 @@ pub fn make_mount_points(root: &OwnedFd, plan: &InitPlan) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn own_mounts_are_found() {
-        let table = Table::of(Pid::this()).unwrap();
+        let table = table_of(Pid::this()).unwrap();
         let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         let proc = mounted_at(root.as_fd(), Path::new("/proc")).unwrap().unwrap();
-        let mount = table.0.iter().find(|mount| mount.id == proc).unwrap();
+        let mount = table.iter().find(|mount| mount.id == proc).unwrap();
         assert_eq!((mount.point.as_path(), mount.kind.as_str()), (Path::new("/proc"), "proc"));
         for no_mount in ["/proc/self", "/proc/self/status", "/no/such/place"] {
             assert_eq!(mounted_at(root.as_fd(), Path::new(no_mount)).unwrap(), None, "{no_mount}");
         }
-    }
-
-    #[test]
-    fn lines_are_read() {
-        let line = b"36 35 98:0 /mnt1 /a\\040b\\134 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-        let mount = parse(line).unwrap();
-        assert_eq!((mount.id, mount.kind.as_str()), (36, "ext3"));
-        assert_eq!(mount.point.as_os_str().as_bytes(), b"/a b\\");
-        assert_eq!(mount.options, ["rw", "noatime"]);
-        assert_eq!(parse(b"36 35 98:0"), None);
     }
 }

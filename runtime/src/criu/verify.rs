@@ -11,10 +11,11 @@ use nix::sys::stat::{Mode, stat};
 use oci_spec::runtime::Spec;
 use rung_sys::capabilities::CapabilitySet;
 use rung_sys::mount::attribute;
+use rung_sys::mountinfo::Mounted;
 use rung_sys::namespace::Namespace;
 use rung_sys::process::Pid;
 
-use super::external::{External, Mounted, Table, mounted_at};
+use super::external::{External, mounted_at, table_of};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::plan::InitPlan;
 use crate::plan::extensions::is_filtered;
@@ -93,7 +94,9 @@ fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
     for thread in threads(pid)? {
         let number = format!("{pid}/task/{thread}");
         let path = format!("/proc/{number}/status");
-        let status = std::fs::read_to_string(&path).doing(|| format!("read {path}"))?;
+        let status = std::fs::read(&path).doing(|| format!("read {path}"))?;
+        // The name of a thread is any bytes.
+        let status = String::from_utf8_lossy(&status);
         let status = Status(&status);
         if status.is_dead() {
             continue;
@@ -198,7 +201,7 @@ fn mounts(plan: &InitPlan, external: &[External], init: Pid) -> Result<()> {
     let path = format!("/proc/{init}/root");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(path.as_str(), flags, Mode::empty()).doing(|| format!("open {path}"))?;
-    let table = Table::of(init)?;
+    let table = table_of(init)?;
     let seen = Seen { root, table: &table };
     if plan.root.read_only && !seen.top("/").is_some_and(is_read_only) {
         return Err(mismatch("the root file system is writable"));
@@ -235,7 +238,7 @@ fn unexpected(plan: &InitPlan, external: &[External], seen: &Seen<'_>) -> Result
     for step in plan.mounts.iter().filter(|step| step.options.recursive_bind) {
         trees.extend(seen.at(&step.destination)?.map(|mount| mount.point.clone()));
     }
-    let stranger = seen.table.0.iter().find(|mount| {
+    let stranger = seen.table.iter().find(|mount| {
         let explained = known.contains(&mount.point) || trees.iter().any(|tree| mount.point.starts_with(tree));
         !explained && !HARMLESS.contains(&mount.kind.as_str())
     });
@@ -248,17 +251,17 @@ fn unexpected(plan: &InitPlan, external: &[External], seen: &Seen<'_>) -> Result
 /// A process's view of its mounts.
 struct Seen<'a> {
     root: OwnedFd,
-    table: &'a Table,
+    table: &'a [Mounted],
 }
 
 impl<'a> Seen<'a> {
     fn top(&self, point: &str) -> Option<&'a Mounted> {
-        self.table.0.iter().rev().find(|mount| mount.point == Path::new(point))
+        self.table.iter().rev().find(|mount| mount.point == Path::new(point))
     }
 
     fn at(&self, path: &Path) -> Result<Option<&'a Mounted>> {
         let id = mounted_at(self.root.as_fd(), path)?;
-        Ok(id.and_then(|id| self.table.0.iter().find(|mount| mount.id == id)))
+        Ok(id.and_then(|id| self.table.iter().find(|mount| mount.id == id)))
     }
 
     fn exists(&self, path: &Path) -> bool {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use nix::unistd::{chdir, chroot, fchdir};
 use rung_sys::mount::{self, Change, Propagation, attribute};
+use rung_sys::mountinfo;
 use rung_sys::namespace::Namespace;
-use rung_sys::procfs::unescape;
 
 use super::rootfs::{self, Root};
 use crate::error::{Doing as _, Result};
@@ -50,12 +50,9 @@ pub(super) fn change_root(plan: &InitPlan, root: &Root) -> Result<()> {
 /// For a root in an initial ramdisk, which cannot be pivoted away from: the mount is moved over `/`. The host's proc and
 /// sysfs would stay reachable below it through a second chroot, so they are unmounted or covered first.
 fn move_root(plan: &InitPlan) -> Result<()> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
-    for line in table.lines() {
-        let point = unescape(line.split(' ').nth(4).unwrap_or_default().as_bytes());
-        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        let point = point.as_path();
-        if !matches!(kind, "proc" | "sysfs") || point.starts_with(&plan.root.path) {
+    for mounted in mountinfo::read("self").doing(|| "read /proc/self/mountinfo")? {
+        let point = mounted.point.as_path();
+        if !matches!(mounted.kind.as_str(), "proc" | "sysfs") || point.starts_with(&plan.root.path) {
             continue;
         }
         mount::mount(None, point, None, libc::MS_SLAVE | libc::MS_REC, None)

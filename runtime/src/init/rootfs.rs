@@ -6,8 +6,8 @@ use std::path::Path;
 use nix::fcntl::OFlag;
 use rung_sys::file;
 use rung_sys::mount::{self, Change, Propagation};
+use rung_sys::mountinfo;
 use rung_sys::namespace::Namespace;
-use rung_sys::procfs::unescape;
 
 use crate::error::{Doing as _, Result};
 use crate::plan::InitPlan;
@@ -58,7 +58,7 @@ pub fn cut_off(plan: &InitPlan) -> Option<(Propagation, bool)> {
 
 /// Without a mount namespace too: one unmount takes all the container's mounts away then.
 fn mount_on_itself(path: &Path, place: OwnedFd) -> Result<Root> {
-    let tree = mount::open_tree_at_path(path, true).doing(|| format!("bind {}", path.display()))?;
+    let tree = mount::open_tree(place.as_fd(), Path::new(""), true).doing(|| format!("bind {}", path.display()))?;
     mount::attach(tree.as_fd(), place.as_fd()).doing(|| format!("bind {} on itself", path.display()))?;
     Ok(Root(tree))
 }
@@ -66,12 +66,8 @@ fn mount_on_itself(path: &Path, place: OwnedFd) -> Result<Root> {
 /// Where the tree is not cut off as a whole, at least the mount that holds the root is made private: pivot_root(2)
 /// refuses a shared parent, and the container's mounts would be the host's too. The rest has to keep its peers.
 fn part_with_peers(path: &Path) -> Result<()> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").doing(|| "read /proc/self/mountinfo")?;
-    let holder = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4).map(|point| unescape(point.as_bytes())))
-        .filter(|point| path.starts_with(point))
-        .max_by_key(|point| point.as_os_str().len())
-        .unwrap_or_else(|| "/".into());
-    mount::mount(None, &holder, None, libc::MS_PRIVATE, None).doing(|| format!("make {} private", holder.display()))
+    let table = mountinfo::read("self").doing(|| "read /proc/self/mountinfo")?;
+    let above = table.iter().map(|mount| mount.point.as_path()).filter(|point| path.starts_with(point));
+    let holder = above.max_by_key(|point| point.as_os_str().len()).unwrap_or(Path::new("/"));
+    mount::mount(None, holder, None, libc::MS_PRIVATE, None).doing(|| format!("make {} private", holder.display()))
 }

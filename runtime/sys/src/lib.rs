@@ -25,6 +25,7 @@ pub mod lsm;
 pub mod mount;
 pub mod mount_options;
 pub mod mount_words;
+pub mod mountinfo;
 pub mod namespace;
 pub mod netlink;
 pub mod network;

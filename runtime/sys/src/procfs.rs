@@ -5,10 +5,7 @@
 //! does harm. So the root is opened once and checked to be procfs's root, and a file is opened beneath it with mounts,
 //! links and magic links forbidden on the way.
 
-use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
@@ -84,27 +81,6 @@ impl Procfs {
             Err(errno) => Err(Error::new("read", format!("\"/proc/{path}\""), errno as i32)),
         }
     }
-}
-
-/// A path of a table of mounts: the kernel writes blanks and backslashes as three octal digits.
-pub fn unescape(word: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
-        let octal = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 #[cfg(test)]
