@@ -1,5 +1,6 @@
 //! From an image's configuration and a person's wishes to a runtime configuration.
 
+mod environment;
 mod extras;
 pub mod profile;
 
@@ -15,6 +16,8 @@ use oci_spec::runtime::{
 use crate::defaults::{self, capabilities};
 use crate::image::ContainerConfig;
 use crate::user::User;
+use environment::environment;
+pub use environment::merge_environment;
 pub use extras::{Extras, Tmpfs, Ulimit, confine, reserve, weigh};
 
 /// What is wished of a container beyond its image. `Default` wishes nothing.
@@ -258,62 +261,6 @@ fn workdir(image: &ContainerConfig, options: &Options) -> Result<PathBuf, Invali
         return Err(InvalidOptions::Workdir(text.to_owned()));
     }
     Ok(PathBuf::from(text))
-}
-
-/// The image's variables, then the wished ones, then what every process should find.
-fn environment(image: &ContainerConfig, options: &Options) -> Result<Vec<String>, InvalidOptions> {
-    let mut env = Environment::default();
-    env.set(defaults::PATH);
-    if let Some(hostname) = &options.hostname {
-        env.set(&format!("HOSTNAME={hostname}"));
-    }
-    if options.terminal {
-        env.set("TERM=xterm");
-    }
-    for entry in image.env.iter().chain(&options.env) {
-        if entry.is_empty() || entry.starts_with('=') {
-            return Err(InvalidOptions::Env(entry.clone()));
-        }
-        env.set(entry);
-    }
-    if !env.has("HOME") {
-        let home = options.user.home.as_deref().unwrap_or(if options.user.uid == 0 { "/root" } else { "/" });
-        env.set(&format!("HOME={home}"));
-    }
-    Ok(env.entries)
-}
-
-/// Variables in the order they first came, each name once.
-#[derive(Default)]
-struct Environment {
-    entries: Vec<String>,
-}
-
-impl Environment {
-    /// `KEY=VALUE` replaces or adds; `KEY` alone removes.
-    fn set(&mut self, entry: &str) {
-        let name = entry.split('=').next().unwrap_or_default();
-        let place = self.entries.iter().position(|held| held.split('=').next() == Some(name));
-        match (place, entry.contains('=')) {
-            (Some(place), true) => entry.clone_into(&mut self.entries[place]),
-            (Some(place), false) => drop(self.entries.remove(place)),
-            (None, true) => self.entries.push(entry.to_owned()),
-            (None, false) => {}
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.entries.iter().any(|entry| entry.split('=').next() == Some(name))
-    }
-}
-
-/// The environment of one more process in a container: the container's, then the wished one.
-pub fn merge_environment(container: &[String], wished: &[String]) -> Vec<String> {
-    let mut env = Environment { entries: container.to_vec() };
-    for entry in wished {
-        env.set(entry);
-    }
-    env.entries
 }
 
 /// The default mounts less those a bind takes the place of, then the binds, outer ones before inner ones.

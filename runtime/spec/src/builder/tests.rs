@@ -60,6 +60,15 @@ fn environment_is_merged_by_name() {
     let nul = Options { env: texts(&["A=\0"]), ..Options::default() };
     assert_eq!(build(&image(), &nul), Err(InvalidOptions::Nul("environment")));
     assert_eq!(merge_environment(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=4"])), ["A=1", "B=3", "C=4"]);
+    assert_eq!(merge_environment(&texts(&["A=1", "B=2"]), &texts(&["A", "A=3"])), ["B=2", "A=3"]);
+}
+
+#[test]
+fn tens_of_thousands_of_variables_take_no_time() {
+    let many: Vec<String> = (0..50_000).map(|number| format!("V{number}=x")).collect();
+    let begun = std::time::Instant::now();
+    assert_eq!(merge_environment(&many, &many).len(), many.len());
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[test]
