@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = tests![
     without_new_privileges_too[Root],
     default_profile_runs_programs[Root],
     an_old_profile_hides_no_program[Root],
+    an_old_profile_stops_no_hook[Root],
     exec_is_filtered[Root],
     listener_gets_the_descriptor[Root],
     listener_that_is_not_there_is_named[Root],
@@ -63,6 +64,25 @@ fn condition_on_an_argument(env: &Env) -> Result<()> {
 fn an_old_profile_hides_no_program(env: &Env) -> Result<()> {
     let ran = run(env, "old", "echo on", refusing(&["statx", "faccessat2", "getcwd"], "SCMP_ACT_ERRNO"))?.ok()?;
     assert_eq!(ran.text(), "on");
+    Ok(())
+}
+
+/// Hooks in the container run under its filter, and profiles older than these calls forbid them.
+fn an_old_profile_stops_no_hook(env: &Env) -> Result<()> {
+    let mut bundle = Bundle::new(env, "hook", &["cat", "/tmp/told"])?;
+    bundle.set("/linux/seccomp", refusing(&["memfd_create", "pidfd_open"], "SCMP_ACT_ERRNO"));
+    bundle.set("/root/readonly", false).set("/annotations", json!({"long": "x".repeat(100_000)}));
+    let script = "sleep 0.1; cat >/tmp/state; grep -o '\"status\":\"[a-z]*' /tmp/state >/tmp/told";
+    bundle.set("/hooks/startContainer", json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]));
+    let id = env.id("hook");
+    let told = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.ok()?;
+    assert_eq!(told.text(), "\"status\":\"created");
+    bundle.set("/hooks/startContainer/0/args/2", "exit 3");
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
+    assert!(said.contains("startContainer hook #0: exit status 3"), "{said}");
+    bundle.set("/hooks/startContainer/0/args/2", "sleep 100").set("/hooks/startContainer/0/timeout", 1);
+    let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
+    assert!(said.contains("hook ran past specified timeout"), "{said}");
     Ok(())
 }
 

@@ -9,6 +9,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
 use oci_spec::runtime::Hook;
 use rung_sys::pidfd;
 use rung_sys::poll::{self, Interest};
@@ -188,7 +191,7 @@ fn run_one(hook: &Hook, message: &[u8], place: Place<'_>, files: &[Option<Arc<Ow
             None => pipe.into(),
         })
     };
-    command.stdin(in_memory(message)?).stdout(to(out, writer)?).stderr(to(err, errors)?);
+    command.stdin(readable(message)?).stdout(to(out, writer)?).stderr(to(err, errors)?);
     let child = spawn::cleanly(&mut command).spawn().doing(|| format!("start {}", hook.path().display()))?;
     // The command holds copies of the pipe's writing end, which would keep it open.
     drop(command);
@@ -213,12 +216,22 @@ fn run_one(hook: &Hook, message: &[u8], place: Place<'_>, files: &[Option<Arc<Ow
     }
 }
 
-/// A file to read the state from. A hook that reads late or not at all holds up nobody, as it could with a pipe.
-fn in_memory(message: &[u8]) -> Result<std::fs::File> {
-    let made = nix::sys::memfd::memfd_create(c"state", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
-    let mut file = std::fs::File::from(made.doing(|| "make a file in memory")?);
+/// What a hook reads the state from: a file, for one that reads late or not at all holds up nobody then. The filter of a
+/// container, which its own hooks run under, may forbid files in memory; then a pipe, which has room for less.
+fn readable(message: &[u8]) -> Result<OwnedFd> {
+    let Ok(made) = memfd_create(c"state", MFdFlags::MFD_CLOEXEC) else {
+        let (reader, mut writer) = std::io::pipe().doing(|| "make a pipe")?;
+        if let Ok(size) = i32::try_from(message.len()) {
+            // What it has is mostly enough.
+            let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(size));
+        }
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        writer.write_all(message).doing(|| "write the state")?;
+        return Ok(reader.into());
+    };
+    let mut file = std::fs::File::from(made);
     file.write_all(message).and_then(|()| file.rewind()).doing(|| "write the state")?;
-    Ok(file)
+    Ok(file.into())
 }
 
 /// The words of a signal's usual meaning, where they tell more than its name.
@@ -236,28 +249,33 @@ fn signal_text(signal: i32) -> &'static str {
 /// How many times what is read at once a pipe holds.
 const PIPE: usize = 16;
 
+/// How often a hook is looked at that no descriptor stands for.
+const SLICE: Duration = Duration::from_millis(10);
+
 /// Waits for a hook while its output is read, so that a talkative one does not block on a full pipe.
 fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option<Exit>, Vec<u8>)> {
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let process = pidfd::open(pid)?;
-    nix::fcntl::fcntl(output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    // A filter may forbid the call.
+    let process = pidfd::open(pid).ok();
+    let slice = if process.is_none() { Some(SLICE) } else { None };
+    fcntl(output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut kept = Vec::new();
     let mut reader = std::fs::File::from(output.try_clone()?);
     let mut open = true;
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let watched = [(process.as_fd(), Interest::Read), (output.as_fd(), Interest::Read)];
-        let ready = poll::wait(&watched[..if open { 2 } else { 1 }], left)?;
-        let ended = ready.iter().any(|entry| entry.index == 0);
-        if !ended && (ready.is_empty() || left.is_some_and(|left| left.is_zero())) {
-            // It may have ended just now; a second signal is no harm.
-            drop(pidfd::send_signal(process.as_fd(), libc::SIGKILL));
+        let watched = process.iter().chain(open.then_some(output)).map(|file| (file.as_fd(), Interest::Read));
+        poll::wait(&watched.collect::<Vec<_>>(), left.into_iter().chain(slice).min())?;
+        let ended = rung_sys::process::wait(Target::Pid(pid), false)?;
+        if ended.is_none() && left.is_some_and(|left| left.is_zero()) {
+            // It is not reaped yet, so the number is its own still.
+            let _ = kill(pid, Signal::SIGKILL);
             rung_sys::process::wait(Target::Pid(pid), true)?;
             return Ok((None, kept));
         }
         let mut buffer = [0; 4096];
         // Once a wake-up: a hook that never stops printing has its time, too. At its end all that the pipe holds.
-        for _ in 0..if ended { PIPE } else { 1 } {
+        for _ in 0..if ended.is_some() { PIPE } else { 1 } {
             match reader.read(&mut buffer) {
                 Ok(0) => {
                     open = false;
@@ -270,9 +288,8 @@ fn wait(pid: Pid, output: &OwnedFd, timeout: Option<Duration>) -> Result<(Option
                 Err(_) => break,
             }
         }
-        if ended {
-            let exit = rung_sys::process::wait(Target::Pid(pid), true)?;
-            return Ok((exit.map(|(_, exit)| exit), kept));
+        if let Some((_, exit)) = ended {
+            return Ok((Some(exit), kept));
         }
     }
 }
@@ -320,7 +337,7 @@ mod tests {
         nix::sys::signal::SigSet::all().thread_block().expect("block");
         let null = std::fs::File::open("/dev/null").expect("open");
         // One that every program would inherit.
-        let inherited = nix::fcntl::fcntl(&null, nix::fcntl::FcntlArg::F_DUPFD(70)).expect("duplicate");
+        let inherited = fcntl(&null, FcntlArg::F_DUPFD(70)).expect("duplicate");
         let script = "grep -q 'SigBlk:[^1-9a-f]*$' /proc/self/status && ! test -e /proc/self/fd/";
         let check = hook(&format!(r#"{{"path":"/bin/sh","args":["sh","-c","{script}{inherited}"]}}"#));
         run_one(&check, b"", beside(), &[None, None]).expect("nothing blocked, nothing open");
