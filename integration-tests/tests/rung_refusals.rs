@@ -100,8 +100,11 @@ fn words_are_read_as_by_runc(env: &Env) -> Result<()> {
     let said = nameless?.exits(255)?.stderr;
     assert!(said.contains("invalid environment variable: missing '='"), "{said}");
     killed?.ok()?;
-    let said = env.run_rung(&["--root", "/", "list"])?.exits(1)?.stderr;
-    assert!(said.contains("Option --root argument should not be set to /"), "{said}");
+    // `delete --force etc` would remove that directory.
+    for root in ["/", "/tmp/..", "/tmp/../."] {
+        let said = env.run_rung(&["--root", root, "list"])?.exits(1)?.stderr;
+        assert!(said.contains("Option --root argument should not be set to /"), "{root}: {said}");
+    }
     Ok(())
 }
 

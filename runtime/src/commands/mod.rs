@@ -25,6 +25,7 @@ mod version;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use rung_sys::beneath::lexical;
 use rung_sys::regex::Regex;
 
 use crate::cli::{Command, Global};
@@ -85,6 +86,8 @@ fn settings(global: &Global) -> Result<Settings> {
         None => default_root(rootless)?,
     };
     let root = std::path::absolute(&root).doing(|| format!("--root {}", root.display()))?;
+    // As with runc, `..` takes away the word before it.
+    let root = Path::new("/").join(lexical(&root));
     if root == Path::new("/") {
         return Err(Error::invalid("Option --root argument should not be set to /"));
     }
