@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     no_propagation_of_the_root_touches_the_hosts_mounts[Root],
     a_view_of_cgroups_holds_no_programs[Root],
     message_queues_belong_to_root[Root],
+    a_mount_that_is_there_is_remounted[Root],
 ];
 
 fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
@@ -255,5 +256,19 @@ fn message_queues_belong_to_root(env: &Env) -> Result<()> {
     let joined = env.run_rung(&["run", "--bundle", other.write()?, &env.id("joins")]);
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     assert_eq!((made?.ok()?.text(), joined?.ok()?.text()), ("0:0", "0:0"));
+    Ok(())
+}
+
+/// As the words say it to mount(8): the source does not matter then.
+fn a_mount_that_is_there_is_remounted(env: &Env) -> Result<()> {
+    let script = "echo x 2>/dev/null >/mnt/file || echo refused; grep -c ' /mnt ' /proc/self/mountinfo; ls /mnt";
+    let mut bundle = Bundle::new(env, "remount", &["sh", "-c", script])?;
+    let (first, other) = (env.dir("first")?, env.dir("other")?);
+    fs::create_dir(bundle.rootfs().join("mnt"))?;
+    fs::write(first.join("kept"), "")?;
+    bundle.push("/mounts", bind(&first, "/mnt", &["bind"]));
+    bundle.push("/mounts", bind(&other, "/mnt", &["bind", "remount", "ro"]));
+    let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("remount")])?.ok()?;
+    assert_eq!(ran.text(), "refused\n1\nkept");
     Ok(())
 }

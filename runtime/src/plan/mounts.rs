@@ -144,7 +144,8 @@ fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
     let destination = destination(mount.destination(), context.rootfs)?;
     let type_name = mount.typ().as_deref().unwrap_or_default();
     let source = mount.source().clone().unwrap_or_default();
-    let kind = if options.bind || type_name == "bind" {
+    // What is to be bound and remounted is there already; binding the source again would only cover it.
+    let kind = if (options.bind || type_name == "bind") && !options.remount {
         // The specification hands them to mount(2), which has no use for them here. Runc refuses them; crun and the
         // conformance programs of the specification take them.
         warn_of_data(&options, &destination, "a bind mount");
@@ -159,7 +160,7 @@ fn one(mount: &Mount, context: Context<'_>) -> Result<MountPlan> {
                 warn_of_data(&options, &destination, "a view of cgroups");
                 MountKind::Cgroup
             }
-            "" if options.remount => MountKind::FileSystem { name: String::new(), source },
+            "" | "bind" if options.remount => MountKind::FileSystem { name: String::new(), source },
             "" => return Err(Error::invalid(format!("type: missing for {}", destination.display()))),
             name => MountKind::FileSystem { name: name.to_owned(), source },
         }
@@ -294,6 +295,15 @@ mod tests {
         let plan = plan_one(r#"{"destination":"data/../x","source":"vol","options":["rbind","ro"]}"#).expect("plan");
         assert_eq!(plan.destination, Path::new("/x"));
         assert_eq!(plan.kind, MountKind::Bind { source: "/bundle/vol".into() });
+    }
+
+    #[test]
+    fn what_is_there_is_remounted() {
+        for typ in ["", "bind"] {
+            let json = format!(r#"{{"destination":"/x","type":"{typ}","source":"/y","options":["bind","remount"]}}"#);
+            let plan = plan_one(&json).expect("plan");
+            assert_eq!(plan.kind, MountKind::FileSystem { name: String::new(), source: "/y".into() });
+        }
     }
 
     #[test]
