@@ -192,7 +192,7 @@ fn check_directory(entered: bool) -> Result<()> {
     }
 }
 
-/// The home directory of the user, as the container's own list of users has it.
+/// The home directory of the user, as the container's own list of users has it. One that no variable can hold is none.
 fn add_home(process: &ProcessPlan, env: &mut Vec<String>) {
     if process.variable("HOME").is_some_and(|home| !home.is_empty()) {
         return;
@@ -221,7 +221,7 @@ fn home_of(passwd: &str, uid: u32) -> Option<String> {
     entries.find_map(|mut fields| {
         let id = fields.nth(2)?.parse::<u32>().ok()?;
         let home = fields.nth(2)?;
-        (id == uid && !home.is_empty()).then(|| home.to_owned())
+        (id == uid && !home.is_empty() && !home.contains('\0')).then(|| home.to_owned())
     })
 }
 
@@ -234,5 +234,6 @@ mod tests {
         let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:/bin/false\n";
         assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
         assert_eq!(home_of(passwd, 7), None);
+        assert_eq!(home_of("web:x:33:33::/var\0www:/bin/false\n", 33), None);
     }
 }
