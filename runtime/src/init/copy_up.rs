@@ -1,8 +1,8 @@
 //! Filling a tmpfs with what it is going to cover (`tmpcopyup`).
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use nix::dir::Dir;
@@ -31,41 +31,43 @@ fn copy_directory(from: OwnedFd, to: BorrowedFd<'_>, depth: usize) -> Result<()>
         return Err(Error::new(Kind::Invalid, format!("directories nest deeper than {MAX_DEPTH}")));
     }
     let mut directory = Dir::from_fd(from.try_clone()?)?;
-    let names: Vec<_> =
-        directory.iter().filter_map(|entry| entry.ok().map(|entry| entry.file_name().to_owned())).collect();
+    let names: nix::Result<Vec<_>> = directory.iter().map(|entry| Ok(entry?.file_name().to_owned())).collect();
     drop(directory);
-    for name in names {
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
+    for name in names? {
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            copy_entry(from.as_fd(), to, &name, depth).doing(|| format!("copy {name:?}"))?;
         }
-        let name = name.as_c_str();
-        let found = fstatat(&from, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let kind = SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits());
-        let mode = Mode::from_bits_truncate(found.st_mode & 0o7777);
-        let open_flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        match kind {
-            SFlag::S_IFDIR => {
-                mkdirat(to, name, mode)?;
-                let inner = openat(&from, name, open_flags | OFlag::O_DIRECTORY, Mode::empty())?;
-                let made = openat(to, name, open_flags | OFlag::O_DIRECTORY, Mode::empty())?;
-                copy_directory(inner, made.as_fd(), depth + 1)?;
-            }
-            SFlag::S_IFLNK => symlinkat(readlinkat(&from, name)?.as_os_str(), to, name)?,
-            SFlag::S_IFREG => {
-                let mut source = File::from(openat(&from, name, open_flags, Mode::empty())?);
-                let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let mut made = File::from(openat(to, name, flags, mode)?);
-                std::io::copy(&mut source, &mut made).doing(|| format!("copy {name:?} ({})", made.as_raw_fd()))?;
-            }
-            _ => mknodat(to, name, kind, mode, found.st_rdev)?,
+    }
+    Ok(())
+}
+
+fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<()> {
+    let found = fstatat(from, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let kind = SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits());
+    let mode = Mode::from_bits_truncate(found.st_mode & 0o7777);
+    let open_flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    match kind {
+        SFlag::S_IFDIR => {
+            mkdirat(to, name, mode)?;
+            let inner = openat(from, name, open_flags | OFlag::O_DIRECTORY, Mode::empty())?;
+            let made = openat(to, name, open_flags | OFlag::O_DIRECTORY, Mode::empty())?;
+            copy_directory(inner, made.as_fd(), depth + 1)?;
         }
-        let (uid, gid) = (nix::unistd::Uid::from_raw(found.st_uid), nix::unistd::Gid::from_raw(found.st_gid));
-        fchownat(to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if kind != SFlag::S_IFLNK {
-            // The umask and the change of owner both took bits away.
-            fchmodat(to, name, mode, FchmodatFlags::FollowSymlink)?;
-            copy_attributes(from.as_fd(), to, OsStr::from_bytes(name.to_bytes()))?;
+        SFlag::S_IFLNK => symlinkat(readlinkat(from, name)?.as_os_str(), to, name)?,
+        SFlag::S_IFREG => {
+            let mut source = File::from(openat(from, name, open_flags, Mode::empty())?);
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let mut made = File::from(openat(to, name, flags, mode)?);
+            std::io::copy(&mut source, &mut made)?;
         }
+        _ => mknodat(to, name, kind, mode, found.st_rdev)?,
+    }
+    let (uid, gid) = (nix::unistd::Uid::from_raw(found.st_uid), nix::unistd::Gid::from_raw(found.st_gid));
+    fchownat(to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if kind != SFlag::S_IFLNK {
+        // The umask and the change of owner both took bits away.
+        fchmodat(to, name, mode, FchmodatFlags::FollowSymlink)?;
+        copy_attributes(from, to, OsStr::from_bytes(name.to_bytes()))?;
     }
     Ok(())
 }
@@ -76,14 +78,13 @@ fn copy_attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> Re
     let no_matter = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EPERM));
     let attributes = match xattr::list(from, name) {
         Err(error) if no_matter(&error) => return Ok(()),
-        other => other.doing(|| format!("list the attributes of {name:?}"))?,
+        other => other.doing(|| "list the attributes")?,
     };
     for attribute in attributes.iter().filter(|attribute| *attribute != b"security.selinux") {
         let Some(value) = xattr::get(from, name, attribute)? else { continue };
         match xattr::set(to, name, attribute, &value) {
             Err(error) if !no_matter(&error) => {
-                return Err(error)
-                    .doing(|| format!("set the attribute {} of {name:?}", String::from_utf8_lossy(attribute)));
+                return Err(error).doing(|| format!("set the attribute {}", String::from_utf8_lossy(attribute)));
             }
             _ => {}
         }
@@ -106,6 +107,8 @@ mod tests {
         copy(from.as_fd(), target.as_fd()).expect("copied");
         assert!(to.path().join(deep).is_dir());
         assert_eq!(std::fs::read_to_string(to.path().join("f")).expect("read"), "text");
+        let again = copy(from.as_fd(), target.as_fd()).expect_err("the first entry is there").to_string();
+        assert!(again.contains("copy \"d\": ") || again.contains("copy \"f\": "), "{again}");
         // A file system without attributes proves nothing either way.
         if set.is_ok() {
             let found = xattr::get(target.as_fd(), OsStr::new("f"), b"user.a").expect("read");
