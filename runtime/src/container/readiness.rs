@@ -4,7 +4,7 @@
 //! takes messages only from processes of its service. What the program says there is told on, with the number of the
 //! process that the manager shall watch from then on.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -12,10 +12,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use rung_sys::fd_pass;
 use rung_sys::poll::{self, Interest};
+use rung_sys::socket_path::SocketPath;
 
 use crate::error::{Doing as _, Error, Result};
 use crate::log;
@@ -53,12 +52,10 @@ impl Readiness {
     /// the socket.
     pub fn bind(directory: &Path, manager: PathBuf) -> Result<Self> {
         let bound = || -> std::io::Result<UnixDatagram> {
-            // Through a descriptor: the address of a socket has room for 107 bytes, a state directory may need more.
-            let fd = open(directory, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-            let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", fd.as_raw_fd()));
-            let socket = UnixDatagram::bind(&path)?;
+            let path = SocketPath::of(&directory.join(SOCKET))?;
+            let socket = UnixDatagram::bind(path.as_ref())?;
             // Whatever user the program runs as, it may speak.
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+            std::fs::set_permissions(path.as_ref(), std::fs::Permissions::from_mode(0o777))?;
             socket.set_nonblocking(true)?;
             Ok(socket)
         };

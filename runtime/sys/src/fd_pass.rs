@@ -12,6 +12,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, Result};
+use crate::socket_path::SocketPath;
 
 /// At most this many descriptors are taken from one message.
 pub const MAX_FDS: usize = 32;
@@ -22,17 +23,20 @@ pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
         .map_err(|errno| Error::new("socketpair", "AF_UNIX, SOCK_SEQPACKET", errno as i32))
 }
 
-/// Connects to the socket `address`, an abstract one after an `@`. Who listens there but takes no connections, and later
+/// Connects to the socket `address`, a path of any length or an abstract one after an `@`. Who listens there but takes no connections, and later
 /// who does not read, holds nobody up for longer than `limit` a step.
 pub fn connect(address: &Path, limit: Duration) -> io::Result<UnixStream> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let stream = UnixStream::from(socket);
     // The kernel waits for room in the listener's queue as long as for room to write.
     stream.set_write_timeout(Some(limit))?;
-    let bytes = address.as_os_str().as_bytes();
-    let target = match bytes.strip_prefix(b"@") {
+    let short;
+    let target = match address.as_os_str().as_bytes().strip_prefix(b"@") {
         Some(name) => UnixAddr::new_abstract(name),
-        None => UnixAddr::new(address),
+        None => {
+            short = SocketPath::of(address)?;
+            UnixAddr::new(short.as_ref())
+        }
     };
     match nix::sys::socket::connect(stream.as_raw_fd(), &target?) {
         Ok(()) => Ok(stream),
@@ -150,6 +154,16 @@ mod tests {
             }
         };
         assert_eq!(refused.expect_err("queue is full").raw_os_error(), Some(libc::ETIMEDOUT));
+    }
+
+    #[test]
+    fn a_listener_may_lie_deep() {
+        let directory = tempfile::tempdir().expect("directory");
+        let deep = directory.path().join("d".repeat(200)).join("socket");
+        std::fs::create_dir(deep.parent().expect("parent")).expect("directory");
+        let short = SocketPath::of(&deep).expect("path");
+        let _listener = std::os::unix::net::UnixListener::bind(short.as_ref()).expect("bind");
+        connect(&deep, Duration::from_secs(10)).expect("connect");
     }
 
     #[test]
