@@ -40,7 +40,7 @@ pub fn wait(gate: &OwnedFd) -> Result<()> {
 /// In the process: leaves the reason why the program does not run.
 pub fn leave_reason(gate: &OwnedFd, error: &Error) {
     let mut message = vec![error.kind().code()];
-    message.extend(error.to_string().into_bytes().into_iter().take(4000));
+    message.extend(super::sync::shortened(&error.to_string()));
     // Nobody is left to tell when that fails too.
     let _ = nix::unistd::write(gate, &message);
 }

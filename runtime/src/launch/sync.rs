@@ -370,7 +370,7 @@ fn gone() -> Error {
 }
 
 /// A text that fits: what is left out is in the middle, for the cause is at the end.
-fn shortened(text: &str) -> Vec<u8> {
+pub fn shortened(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     if bytes.len() <= MAX_TEXT {
         return bytes.to_vec();
