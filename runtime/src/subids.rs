@@ -13,12 +13,11 @@ use crate::log;
 pub(crate) fn add_user_namespace(bundle: &mut Bundle) -> Result<()> {
     let mut document: Value = serde_json::from_str(&bundle.text).map_err(|error| Error::invalid(error.to_string()))?;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let name = name_of(&read("/etc/passwd"), uid);
+    let name = name_of(&host_text("/etc/passwd"), uid);
     let linux = &mut document["linux"];
     // Groups are granted to users, by the same name.
     for (field, own, file) in [("uidMappings", uid, "/etc/subuid"), ("gidMappings", gid, "/etc/subgid")] {
-        linux[field] = mappings(own, &granted(&read(file), name.as_deref(), uid));
+        linux[field] = mappings(own, &granted(&host_text(file), name.as_deref(), uid));
     }
     match linux["namespaces"].as_array_mut() {
         Some(list) => list.push(json!({"type": "user"})),
@@ -53,7 +52,13 @@ fn granted(text: &str, name: Option<&str>, uid: u32) -> Vec<(u32, u32)> {
     text.lines().filter_map(range).collect()
 }
 
-fn name_of(passwd: &str, uid: u32) -> Option<String> {
+/// A file of the host, nothing where there is none. A person's name in it may be in any encoding.
+pub(crate) fn host_text(path: &str) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// The name of a user, as `/etc/passwd` has it.
+pub(crate) fn name_of(passwd: &str, uid: u32) -> Option<String> {
     let mut entries = passwd.lines().map(|line| line.split(':'));
     entries.find_map(|mut fields| {
         let name = fields.next()?;

@@ -8,6 +8,7 @@ use crate::cli::ListArgs;
 use crate::container::{Container, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::log;
+use crate::subids::{host_text, name_of};
 
 pub(super) fn run(settings: &Settings, args: &ListArgs, explicit_root: bool) -> Result<()> {
     if !matches!(args.format.as_str(), "table" | "json") {
@@ -35,13 +36,7 @@ pub(super) fn run(settings: &Settings, args: &ListArgs, explicit_root: bool) -> 
 
 fn owner(container: &Container) -> String {
     let uid = std::fs::metadata(container.entry.path()).map(|found| found.uid()).unwrap_or(0);
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let mut entries = users.lines().map(|line| line.split(':'));
-    let name = entries.find_map(|mut fields| {
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("#{uid}"))
+    name_of(&host_text("/etc/passwd"), uid).unwrap_or_else(|| format!("#{uid}"))
 }
 
 fn table(states: &[State<'_>]) -> String {
