@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use gantry_proto::containerd::events::{TaskExit, TaskOom};
 use gantry_proto::containerd::task::v3::*;
 use gantry_proto::status::Code;
-use gantry_proto::ttrpc::Context;
+use gantry_proto::ttrpc::{Client, Context};
 use integration_tests::supervisor::{Stdio, Supervisor};
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
 use serde_json::json;
@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_runtime_that_hangs_holds_up_nothing_else[Root],
     a_create_that_cannot_be_undone_is_not_forgotten[Root],
     memory_kills_in_many_containers_are_all_announced[Root],
+    clients_that_have_left_leave_room[Root],
 ];
 
 /// A runtime that never finishes an exec, and like others that stand before one reads the bundle where it is started.
@@ -140,4 +141,27 @@ fn memory_kills_in_many_containers_are_all_announced(env: &Env) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// More clients than a shim serves at once, all of whom go.
+fn clients_that_have_left_leave_room(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "room", &["sleep", "60"])?;
+    daemon::runtime()?.block_on(async {
+        let mut shim = Supervisor::start(env, &bundle).await?;
+        shim.create(&Stdio::default()).await?;
+        let path = shim.address.strip_prefix("unix://").context("a unix address")?.to_owned();
+        let (crowd, open) = (300, format!("/proc/{}/fd", shim.shim_pid().await?));
+        let clients = (0..crowd).map(|_| std::os::unix::net::UnixStream::connect(&path));
+        let clients: Vec<_> = clients.collect::<std::io::Result<_>>()?;
+        let count = || fs::read_dir(&open).map_or(0, Iterator::count);
+        wait::until("it serves as many as it does at once", || (count() > 250).then_some(()))?;
+        drop(clients);
+        wait::until("it has noticed that they are gone", || (count() < 250).then_some(()))?;
+        shim.client = Client::connect(&path).await?;
+        let connect = ConnectRequest { id: shim.id.clone() };
+        let soon = Context::new().with_timeout(wait::seconds(10));
+        let answer = shim.client.call("containerd.task.v3.Task", "Connect", &connect, &soon).await;
+        let _: ConnectResponse = answer.context("one more client")?;
+        shim.finish().await
+    })
 }

@@ -85,6 +85,12 @@ impl Lifetime {
         self.inner.counts.borrow().clients
     }
 
+    /// Returns once fewer than `most` connections are open.
+    pub async fn room_below(&self, most: usize) {
+        // It cannot fail: the sender is here.
+        let _ = self.inner.counts.subscribe().wait_for(|counts| counts.clients < most).await;
+    }
+
     /// Ends the shim as soon as possible.
     pub fn stop(&self) {
         self.inner.counts.send_modify(|counts| counts.stopping = true);

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use gantry_proto::ttrpc::serve_connection;
 use rung_sys::process;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::bootstrap::Setting;
+use crate::lifetime::Lifetime;
 use crate::service::Services;
 use crate::{Doing, Result, log};
 
@@ -82,24 +83,17 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
             _ = signals.terminate.recv() => stop_if_idle(&services),
             _ = signals.interrupt.recv() => stop_if_idle(&services),
             _ = signals.dump.recv() => services.dump(),
-            accepted = listener.accept(), if lifetime.clients() < MAX_CLIENTS => match accepted {
-                Ok((stream, _)) => {
-                    // This may be the daemon after a restart: events that could not be sent are sent now.
-                    services.events().nudge();
-                    let hold = lifetime.client();
-                    let services = services.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = serve_connection(stream, services).await {
-                            tracing::debug!(%error, "connection ended");
-                        }
-                        drop(hold);
-                    });
-                }
-                Err(error) => {
-                    // Out of descriptors or memory. The connection stays in the socket's queue and is accepted later.
-                    tracing::error!(%error, "accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+            stream = accept(&listener, &lifetime) => {
+                // This may be the daemon after a restart: events that could not be sent are sent now.
+                services.events().nudge();
+                let hold = lifetime.client();
+                let services = services.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = serve_connection(stream, services).await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    drop(hold);
+                });
             },
         }
     }
@@ -112,6 +106,19 @@ async fn serve(listener: StdListener, setting: Setting) -> Result<()> {
         tracing::warn!("the daemon did not take the last events");
     }
     Ok(())
+}
+
+/// The next connection, once there is room for it.
+async fn accept(listener: &UnixListener, lifetime: &Lifetime) -> UnixStream {
+    loop {
+        lifetime.room_below(MAX_CLIENTS).await;
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // Out of descriptors or memory. The connection stays in the socket's queue and is accepted later.
+            Err(error) => tracing::error!(%error, "accept a connection"),
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
 }
 
 fn stop_if_idle(services: &Services) {
