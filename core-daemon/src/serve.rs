@@ -15,12 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
+use futures_util::stream;
 use gantry_proto::ttrpc::{Service, serve_connection};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -145,8 +144,10 @@ pub async fn grpc(
     stopping: CancellationToken,
     config: &Config,
 ) -> Result<()> {
-    let incoming =
-        UnixListenerStream::new(socket.listener()?).map(|accepted| accepted.and_then(authority::Connection::new));
+    let incoming = stream::unfold(socket.listener()?, |listener| async move {
+        let accepted = accept(&listener, "a client").await;
+        Some((authority::Connection::new(accepted), listener))
+    });
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -179,33 +180,35 @@ pub async fn ttrpc(mut socket: Socket, service: impl Service, stopping: Cancella
     loop {
         let next = async {
             let slot = slots.clone().acquire_owned().await;
-            (slot, listener.accept().await)
+            (slot, accept(&listener, "a shim").await)
         };
-        let (slot, accepted) = tokio::select! {
+        let (slot, stream) = tokio::select! {
             next = next => next,
             () = stopping.cancelled() => return Ok(()),
         };
-        match accepted {
-            Ok((stream, _)) => {
-                let (service, stopping) = (service.clone(), stopping.clone());
-                tokio::spawn(async move {
-                    let _slot = slot;
-                    tokio::select! {
-                        served = serve_connection(stream, service) => {
-                            if let Err(error) = served {
-                                tracing::debug!(%error, "connection of a shim");
-                            }
-                        }
-                        () = stopping.cancelled() => {}
+        let (service, stopping) = (service.clone(), stopping.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            tokio::select! {
+                served = serve_connection(stream, service) => {
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "connection of a shim");
                     }
-                });
+                }
+                () = stopping.cancelled() => {}
             }
-            // Too many open files, for example: shims try again.
-            Err(error) => {
-                tracing::warn!(%error, "accept a shim's connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+        });
+    }
+}
+
+/// The next connection. For want of descriptors or memory it may have to wait: until then it stays in the socket's queue.
+async fn accept(listener: &UnixListener, whose: &str) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => tracing::warn!(%error, "accept a connection of {whose}; trying again"),
         }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 

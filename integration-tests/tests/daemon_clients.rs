@@ -22,6 +22,7 @@ pub(crate) const TESTS: &[Test] = tests![
     content_and_snapshots_by_hand [Root, Overlay],
     clients_of_other_libraries_are_answered [Root],
     nobody_is_a_client_before_the_socket_has_its_mode [Root],
+    clients_beyond_what_is_possible_wait_in_the_queue [Root],
 ];
 
 /// The state of a container of docker's, by a template.
@@ -285,5 +286,27 @@ fn nobody_is_a_client_before_the_socket_has_its_mode(env: &Env) -> Result<()> {
     there?;
     let status = status?;
     ensure!(status.contains("\nUmask:\t0022\n"), "{status}");
+    Ok(())
+}
+
+/// More clients than the daemon may have descriptors.
+fn clients_beyond_what_is_possible_wait_in_the_queue(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let pid = daemon.pid().to_string();
+    env.run("prlimit", &["--pid", &pid, "--nofile=64:64"])?.ok()?;
+    let crowd = (0..80).map(|_| UnixStream::connect(daemon.socket())).collect::<std::io::Result<Vec<_>>>()?;
+    wait::until("it says so", || daemon.log().contains("accept a connection of a client").then_some(()))?;
+    // Ticks of the processor, a hundred in a second.
+    let used = || -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields = stat.rsplit_once(") ").context("a name in brackets")?.1.split(' ').skip(11).take(2);
+        Ok(fields.map(str::parse::<u64>).sum::<Result<u64, _>>()?)
+    };
+    let before = used()?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let spent = used()? - before;
+    ensure!(spent < 20, "it tries all the time: {spent} hundredths of a second");
+    drop(crowd);
+    daemon.gantry(&["version"])?.ok()?;
     Ok(())
 }
