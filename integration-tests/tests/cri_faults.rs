@@ -19,6 +19,8 @@ pub(crate) const TESTS: &[Test] = tests![
     a_node_that_was_started_anew_knows_what_is_gone [Root, Overlay],
     a_volume_that_does_not_answer_is_named [Root, Overlay, Fuse],
     a_create_that_cannot_be_undone_is_undone_in_the_end [Root, Overlay],
+    what_an_end_leaves_goes_before_the_record [Root, Overlay],
+    one_that_cannot_be_killed_keeps_no_other_alive [Root, Overlay],
 ];
 
 /// A daemon whose plugin does what `script` says.
@@ -286,34 +288,57 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// A runtime whose create hangs although the process is there, and whose delete fails for a while.
-fn a_create_that_cannot_be_undone_is_undone_in_the_end(env: &Env) -> Result<()> {
-    let (runtime, good) = (env.path("stubborn"), env.path("good"));
-    let script = format!(
-        "#!/bin/sh\nfor word; do case $word in create) {rung} \"$@\"; exec sleep 1000;; \
-         delete) [ -e {good} ] || exit 1;; esac; done\nexec {rung} \"$@\"\n",
-        rung = env.program("rung")?.display(),
-        good = good.display(),
+/// A daemon whose containers run under `rung` behind `script`, which knows the verb.
+fn behind<'env>(env: &'env Env, script: &str, more: &str) -> Result<Daemon<'env>> {
+    let runtime = env.path("runtime.sh");
+    let text = format!(
+        "#!/bin/sh\nrung={}\nfor word; do case $word in create|kill|delete) verb=$word; esac; done\n{script}\n\
+         exec $rung \"$@\"\n",
+        env.program("rung")?.display(),
     );
-    fs::write(&runtime, script)?;
+    fs::write(&runtime, text)?;
     fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    env.daemon_configured(&format!("{more}[cri.runtimes.rung]\nbinary = {runtime:?}\n"))
+}
+
+/// An image that is here, whose registry is gone.
+fn pull(env: &Env, pods: &mut Pods<'_>) -> Result<String> {
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-    let daemon =
-        env.daemon_configured(&format!("[timeouts]\nshim_call = 2\n[cri.runtimes.rung]\nbinary = {runtime:?}\n"))?;
-    let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    // A pod without a process of its own.
+    Ok(image)
+}
+
+/// A pod without a process of its own.
+fn without_process(pods: &Pods<'_>) -> v1::PodSandboxConfig {
     let mut config = pods.pod_config("pod");
     let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Container.into();
-    let pod = pods.run(&config)?;
-    pods.start(&pod, &config, &image, &["sleep", "1000"], |container| {
+    config
+}
+
+fn start_in(pods: &mut Pods<'_>, pod: &str, config: &v1::PodSandboxConfig, image: &str, name: &str) -> Result<String> {
+    pods.start(pod, config, image, &["sleep", "1000"], |container| {
+        container.metadata.get_or_insert_default().name = name.to_owned();
         let context = container.linux.get_or_insert_default().security_context.get_or_insert_default();
         context.namespace_options =
             config.linux.as_ref().and_then(|linux| linux.security_context.clone()?.namespace_options);
     })
-    .expect_err("the runtime's create does not return");
+}
+
+/// A runtime whose create hangs although the process is there, and whose delete fails for a while.
+fn a_create_that_cannot_be_undone_is_undone_in_the_end(env: &Env) -> Result<()> {
+    let good = env.path("good");
+    let script = format!(
+        "case $verb in create) $rung \"$@\"; exec sleep 1000;; delete) [ -e {} ] || exit 1;; esac",
+        good.display()
+    );
+    let daemon = behind(env, &script, "[timeouts]\nshim_call = 2\n")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let image = pull(env, &mut pods)?;
+    let config = without_process(&pods);
+    let pod = pods.run(&config)?;
+    start_in(&mut pods, &pod, &config, &image, "one").expect_err("the runtime's create does not return");
     let containers = pods.runtime.block_on(pods.pods.list_containers(v1::ListContainersRequest::default()))?;
     let id = containers.into_inner().containers.pop().expect("the container").id;
     let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(id);
@@ -322,5 +347,62 @@ fn a_create_that_cannot_be_undone_is_undone_in_the_end(env: &Env) -> Result<()> 
     assert!(bundle.exists(), "what is left of it is found by a later daemon");
     fs::write(&good, "")?;
     until(&pods, "it is undone", || !bundle.exists())?;
+    pods.remove(&pod)
+}
+
+/// The runtime's delete fails for a while.
+fn what_an_end_leaves_goes_before_the_record(env: &Env) -> Result<()> {
+    let good = env.path("good");
+    let script = format!("[ \"$verb\" != delete ] || [ -e {} ] || exit 1", good.display());
+    let daemon = behind(env, &script, "")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let image = pull(env, &mut pods)?;
+    let config = without_process(&pods);
+    let pod = pods.run(&config)?;
+    let containers = ["one", "two"].map(|name| start_in(&mut pods, &pod, &config, &image, name));
+    let [one, two] = containers.map(|id| id.expect("a container"));
+    let bundle = |id: &str| env.path("state/io.containerd.runtime.v2.task/k8s.io").join(id);
+    for container_id in [&one, &two] {
+        let stop = v1::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
+        pods.runtime.block_on(pods.pods.stop_container(stop))?;
+        assert_eq!(pods.exit_code(container_id)?, 137);
+    }
+    let remove = || v1::RemoveContainerRequest { container_id: one.clone() };
+    let refused = pods.runtime.block_on(pods.pods.remove_container(remove())).expect_err("it is not deleted");
+    assert!(refused.message().contains(&one), "{refused}");
+    assert!(bundle(&one).exists());
+    fs::write(&good, "")?;
+    pods.runtime.block_on(pods.pods.remove_container(remove()))?;
+    assert!(!bundle(&one).exists());
+    // Nobody asks for the other one to be removed.
+    until(&pods, "it is deleted all the same", || !bundle(&two).exists())?;
+    pods.remove(&pod)
+}
+
+fn one_that_cannot_be_killed_keeps_no_other_alive(env: &Env) -> Result<()> {
+    let bad = env.path("bad");
+    let script = format!(
+        "[ \"$verb\" != kill ] || [ ! -e {bad} ] || for word; do [ \"$word\" != $(cat {bad}) ] || exit 1; done",
+        bad = bad.display()
+    );
+    let daemon = behind(env, &script, "")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let image = pull(env, &mut pods)?;
+    let config = without_process(&pods);
+    let pod = pods.run(&config)?;
+    let containers = ["one", "two", "three"].map(|name| start_in(&mut pods, &pod, &config, &image, name));
+    let mut containers = containers.into_iter().collect::<Result<Vec<_>>>()?;
+    // The daemon's own order.
+    containers.sort();
+    fs::write(&bad, &containers[0])?;
+    let stop = || v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+    let failed = pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop())).expect_err("one of them runs on");
+    assert!(failed.message().contains(&containers[0]), "{failed}");
+    for other in &containers[1..] {
+        let request = v1::ContainerStatusRequest { container_id: other.clone(), verbose: false };
+        let seen = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
+        assert_eq!((seen.state(), seen.exit_code), (v1::ContainerState::ContainerExited, 137));
+    }
+    fs::remove_file(&bad)?;
     pods.remove(&pod)
 }

@@ -1,11 +1,12 @@
 //! Bad input through the whole stack: one clear line that names the thing, a code that is not 0, and nothing half done.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, output, tests};
+use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, output, tests, wait};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -20,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     container_is_unknown [Root],
     errors_say_a_thing_once [Root, Overlay],
     start_and_rm_take_turns [Root, Overlay],
+    a_delete_that_fails_is_tried_again [Root, Overlay],
 ];
 
 /// What a failed pull must say, and what it must not leave.
@@ -160,5 +162,35 @@ fn start_and_rm_take_turns(env: &Env) -> Result<()> {
     for task in tasks.split_whitespace() {
         assert!(containers.contains(task), "{task} runs without a container");
     }
+    Ok(())
+}
+
+/// A runtime whose delete fails for a while, beside a shim of its own.
+fn a_delete_that_fails_is_tried_again(env: &Env) -> Result<()> {
+    let (bin, good) = (env.dir("bin")?, env.path("good"));
+    let (shim, runtime) = (bin.join("containerd-shim-rung-v2"), bin.join("rung"));
+    fs::copy(env.program("containerd-shim-rung-v2")?, &shim)?;
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in delete) [ -e {} ] || exit 1;; esac; done\nexec {} \"$@\"\n",
+        good.display(),
+        env.program("rung")?.display()
+    );
+    fs::write(&runtime, script)?;
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    let stack = Stack::start_configured(env, &format!("[runtime]\ndefault = {shim:?}\n"))?;
+    let kept = stack.gantry(&["run", "-d", "--name", "kept", "IMAGE", "true"])?.ok()?.text().to_owned();
+    let going = stack.gantry(&["run", "-d", "--rm", "--name", "going", "IMAGE", "true"])?.ok()?.text().to_owned();
+    let bundle = |id: &str| env.path("state/io.containerd.runtime.v2.task").join(env.namespace()).join(id);
+    stack.gantry(&["wait", "kept"])?.ok()?;
+    assert!(stack.gantry(&["rm", "kept"])?.fails()?.contains("delete"));
+    assert!(bundle(&kept).exists() && bundle(&going).exists());
+    fs::write(&good, "")?;
+    wait::until("what is left is deleted", || (!bundle(&kept).exists() && !bundle(&going).exists()).then_some(()))?;
+    // The one is removed at its end, however late; the other can be started again.
+    wait::until("its name is free", || {
+        stack.gantry(&["run", "--rm", "--name", "going", "IMAGE", "true"]).ok()?.ok().ok()
+    })?;
+    stack.gantry(&["start", "kept"])?.ok()?;
+    stack.gantry(&["rm", "-f", "kept"])?.ok()?;
     Ok(())
 }

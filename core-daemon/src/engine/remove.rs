@@ -57,6 +57,7 @@ impl Engine {
 
     /// Removes a container that does not run.
     pub(super) async fn remove_now(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        self.parts().tasks.delete_left(namespace, id).await?;
         let (engine, namespace, id) = (self.clone(), namespace.clone(), id.clone());
         blocking(move || engine.remove_files(&namespace, &id)).await
     }

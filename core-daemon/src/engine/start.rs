@@ -231,6 +231,7 @@ impl Engine {
         let goes_on = live.goes_on.load(Ordering::Relaxed);
         if let Err(error) = self.settle(task, ended, goes_on).await {
             tracing::warn!(namespace = %task.namespace(), id = %task.id(), %error, "after the end of a container");
+            self.settle_later(task.clone());
         }
         self.forget_live(live);
         live.settled.send_replace(true);
@@ -258,6 +259,20 @@ impl Engine {
             Err(error) if error.kind() == Kind::NotFound => self.remove_ended(&namespace, &id).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// Has a task deleted whose deletion failed, and then the container removed that was to go with it.
+    fn settle_later(&self, task: Arc<Task>) {
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let (namespace, id) = (task.namespace(), task.id());
+            engine.parts().tasks.delete_in_the_end(&task).await;
+            let _turn = engine.shared.turns.take((namespace.clone(), id.clone())).await;
+            let runs = engine.live().contains_key(&(namespace.clone(), id.clone()));
+            if !runs && engine.is_removed_at_end(namespace, id).unwrap_or(false) {
+                engine.remove_unwanted(namespace, id).await;
+            }
+        });
     }
 
     /// As [`Engine::record_end`], but repeats it while it fails, as on a full disk. Returns whether the container is to

@@ -95,6 +95,42 @@ impl Tasks {
         work.await.map_err(|error| Error::internal(format!("delete task {id}: {error}")))?
     }
 
+    /// Deletes the task of a container that has ended, where there still is one: the deletion that followed its end may
+    /// have failed.
+    ///
+    /// # Errors
+    /// As [`Tasks::delete`].
+    pub async fn delete_left(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        // One that cannot be asked is cleaned up after in the background, as far as that can be done.
+        if self.get(namespace, id).is_err() {
+            return Ok(());
+        }
+        match self.delete(namespace, id).await {
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on deleting a task that has ended and could not be deleted, until it is gone: whoever waited for its end does
+    /// not ask again.
+    pub async fn delete_in_the_end(&self, task: &Arc<Task>) {
+        let mut pause = PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            let is_there = self.get(&task.namespace, &task.id).is_ok_and(|now| Arc::ptr_eq(&now, task));
+            if !is_there {
+                return;
+            }
+            match self.delete_left(&task.namespace, &task.id).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(namespace = %task.namespace, id = %task.id, %error, "delete a task that has ended");
+                }
+            }
+        }
+    }
+
     /// Deletes a stopped exec, and returns how it ended.
     ///
     /// # Errors

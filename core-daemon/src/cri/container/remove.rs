@@ -26,8 +26,10 @@ impl Cri {
     pub(in crate::cri) async fn remove_now(&self, container: &Arc<Container>) -> Result<()> {
         let _turn = container.turn.lock().await;
         self.stop_now(container, 0).await?;
+        let doing = || format!("remove container {}", container.id());
+        self.parts().tasks.delete_left(&self.context().namespace, container.id()).await.doing(doing)?;
         let (cri, gone) = (self.clone(), container.clone());
-        blocking(move || cri.remove_files(&gone)).await.doing(|| format!("remove container {}", container.id()))?;
+        blocking(move || cri.remove_files(&gone)).await.doing(doing)?;
         self.announce_container(container, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }

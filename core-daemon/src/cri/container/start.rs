@@ -166,13 +166,12 @@ impl Cri {
             pause = (pause * 2).min(Duration::from_secs(30));
         }
         failpoint::hit("cri.ended");
-        if let Some(task) = task {
-            match self.parts().tasks.delete(task.namespace(), task.id()).await {
-                Err(error) if error.kind() != Kind::NotFound => {
-                    tracing::warn!(id = %container.id(), %error, "delete the task of a container that ended");
-                }
-                _ => {}
-            }
+        if let Some(task) = task
+            && let Err(error) = self.parts().tasks.delete_left(task.namespace(), task.id()).await
+        {
+            tracing::warn!(id = %container.id(), %error, "delete the task of a container that ended");
+            let (tasks, task) = (self.parts().tasks.clone(), task.clone());
+            tokio::spawn(async move { tasks.delete_in_the_end(&task).await });
         }
         container.set_run(Run::None);
         container.set_ended();

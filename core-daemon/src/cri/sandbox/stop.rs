@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::future::join_all;
 use gantry_proto::runtime::v1;
 
 use crate::blocking::blocking;
-use crate::cri::{Cri, Sandbox};
+use crate::cri::{Container, Cri, Sandbox};
 use crate::error::{Doing as _, Kind, Result};
 use crate::failpoint;
 
@@ -52,11 +53,14 @@ impl Cri {
             self.edit_sandbox(sandbox, |record| record.stopped = true).await?;
         }
         failpoint::hit("cri.stopping");
-        for container in self.store().containers_of(sandbox.id().as_str()) {
+        let stop = |container: Arc<Container>| async move {
             // One that is being started is stopped once it runs.
             let _turn = container.turn.lock().await;
-            self.stop_now(&container, 0).await?;
-        }
+            self.stop_now(&container, 0).await
+        };
+        // All of them, also where one cannot be stopped.
+        let stopped = join_all(self.store().containers_of(sandbox.id().as_str()).into_iter().map(stop)).await;
+        stopped.into_iter().collect::<Result<()>>()?;
         if record.has_shim {
             self.end_pod(sandbox.id().as_str()).await?;
         }
