@@ -27,6 +27,11 @@ fn a_restart_keeps_what_is_removed_at_its_end(env: &Env) -> Result<()> {
     wait::until("the second run, on the files of the first", runs)?;
     stack.gantry(&["stop", "-t", "0", "web"])?.ok()?;
     assert_eq!(stack.gantry(&["ps", "-aq"])?.ok()?.text(), "");
+    // One that cannot be started again is gone, and its name is free.
+    stack.gantry(&["run", "-d", "--rm", "--name", "web", "IMAGE", "sleep", "1000"])?.ok()?;
+    stack.gantry(&["exec", "web", "rm", "/bin/sleep"])?.ok()?;
+    assert!(stack.gantry(&["restart", "-t", "0", "web"])?.fails()?.contains("sleep"));
+    stack.gantry(&["run", "--rm", "--name", "web", "IMAGE", "true"])?.ok()?;
     // One that does not run is started, and one that is not there is not made up.
     stack.gantry(&["create", "--name", "other", "IMAGE", "sleep", "1000"])?.ok()?;
     stack.gantry(&["restart", "other"])?.ok()?;

@@ -37,11 +37,7 @@ impl Engine {
             return Err(gone());
         }
         // Carried out to the end even if the client goes now, so that no start is left half done.
-        let started = self.start_begun(&context.namespace, &created.id, true, begun).await;
-        if started.is_err() && auto_remove {
-            self.remove_unwanted(&context.namespace, &created.id).await;
-        }
-        let (live, socket) = started?;
+        let (live, socket) = self.start_begun(&context.namespace, &created.id, true, begun).await?;
         let _ = tell(Event::Started(api::Started { pid: live.task.pid() })).await;
         match socket {
             Some(socket) => {
@@ -52,7 +48,7 @@ impl Engine {
         }
     }
 
-    async fn remove_unwanted(&self, namespace: &Namespace, id: &ContainerId) {
+    pub(super) async fn remove_unwanted(&self, namespace: &Namespace, id: &ContainerId) {
         if let Err(error) = self.remove_now(namespace, id).await {
             tracing::warn!(%id, %error, "remove a container that did not start");
         }

@@ -46,7 +46,7 @@ impl Engine {
     }
 
     /// Starts a container because somebody wants it and, where `attached`, connects to its streams before it has written
-    /// anything.
+    /// anything. One that is removed at its end is removed where it does not start.
     pub(super) async fn start_known(
         &self,
         namespace: &Namespace,
@@ -69,7 +69,11 @@ impl Engine {
         // It may have been changed, or removed, while this waited.
         let known = self.known(namespace, id)?;
         self.mark_started(namespace, &known).await?;
-        self.start_held(namespace, &known, attached, begun).await
+        let started = self.start_held(namespace, &known, attached, begun).await;
+        if started.is_err() && known.record.auto_remove {
+            self.remove_unwanted(namespace, id).await;
+        }
+        started
     }
 
     /// Starts a container whose turn the caller has.
