@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     errors_need_no_reader [Root],
     inspect_says_what_was_written [Root, Overlay],
     a_start_that_fails_early_is_remembered [Root, Overlay],
+    a_name_goes_with_its_container [Root, Overlay],
 ];
 
 fn a_restart_keeps_what_is_removed_at_its_end(env: &Env) -> Result<()> {
@@ -207,5 +208,18 @@ fn a_start_that_fails_early_is_remembered(env: &Env) -> Result<()> {
     fs::remove_file(&directory)?;
     let listed = stack.gantry(&["ps", "-a", "--filter", "exited=128", "--format", "{{.Names}} {{.Status}}"])?.ok()?;
     assert!(listed.text().starts_with("web Exited (128) "), "{listed:?}");
+    Ok(())
+}
+
+/// Another client of containerd removes containers, of which the engine is not told.
+fn a_name_goes_with_its_container(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let create = |name: &str| stack.gantry(&["create", "--name", name, "IMAGE", "true"])?.ok();
+    for name in ["web", "other"] {
+        stack.daemon.ctr(&["containers", "rm", create(name)?.text()])?.ok()?;
+    }
+    create("web")?;
+    stack.gantry(&["rename", "web", "other"])?.ok()?;
+    assert!(stack.gantry(&["create", "--name", "other", "IMAGE", "true"])?.fails()?.contains("in use"));
     Ok(())
 }

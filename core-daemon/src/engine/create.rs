@@ -104,6 +104,7 @@ impl Engine {
         begun: bool,
     ) -> Result<(Created, Option<Begun>)> {
         self.take_over_binds(context, &mut request)?;
+        self.free_if_gone(&context.namespace, &request.name);
         let reserved = self.shared.names.reserve(&context.namespace, id, &request.name)?;
         let runtime = match request.runtime.as_str() {
             "" => self.parts().config.runtime.default.clone(),

@@ -208,6 +208,13 @@ impl Engine {
         let record = Record::of(&container)?.ok_or_else(|| missing(id.as_str()))?;
         Ok(Known { id: id.clone(), container, record })
     }
+
+    /// Frees a name whose container another client has removed.
+    fn free_if_gone(&self, namespace: &Namespace, name: &str) {
+        if let Ok(holder) = self.shared.names.resolve(namespace, name) {
+            let _ = self.known(namespace, &holder);
+        }
+    }
 }
 
 fn missing(reference: &str) -> Error {

@@ -76,6 +76,7 @@ impl Engine {
         let _turn = self.shared.turns.take((context.namespace.clone(), id.clone())).await;
         let known = self.known(&context.namespace, &id)?;
         let names = &self.shared.names;
+        self.free_if_gone(&context.namespace, &request.name);
         let name = names.rename(&context.namespace, &known.id, &request.name)?;
         let (engine, namespace, id) = (self.clone(), context.namespace.clone(), known.id.clone());
         let new = name.clone();
