@@ -223,6 +223,7 @@ impl Engine {
             etc,
             log: request.log.map(log_of).unwrap_or_default(),
             restarts: 0,
+            restarts_in_a_row: 0,
             stopped: false,
             ended: None,
             error: String::new(),

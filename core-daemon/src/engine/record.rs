@@ -60,6 +60,9 @@ pub(super) struct Record {
     /// How often it was started again since somebody started it.
     #[serde(default)]
     pub(super) restarts: u32,
+    /// How many of these came one after another since the last good run.
+    #[serde(default)]
+    pub(super) restarts_in_a_row: u32,
     /// Somebody stopped it.
     #[serde(default)]
     pub(super) stopped: bool,

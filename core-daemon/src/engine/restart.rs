@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use gantry_proto::namespace::Namespace;
 use serde::{Deserialize, Serialize};
 
-use super::{Ended, Engine, Known};
+use super::{Ended, Engine, Known, Record};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
@@ -79,12 +79,23 @@ impl Policy {
     }
 }
 
-fn pause(ended: &Ended, restarts: u32) -> Duration {
-    let ran = ended.at.duration_since(ended.started_at).unwrap_or_default();
-    if ran >= GOOD_RUN {
+fn is_good(run: &Ended) -> bool {
+    run.at.duration_since(run.started_at).unwrap_or_default() >= GOOD_RUN
+}
+
+/// The pause after a run that ended, where so many restarts came one after another since the last good run.
+fn pause(ended: &Ended, in_a_row: u32) -> Duration {
+    if is_good(ended) {
         return FIRST_PAUSE;
     }
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(restarts)).min(LONGEST_PAUSE)
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(in_a_row)).min(LONGEST_PAUSE)
+}
+
+/// Notes a restart.
+fn count(record: &mut Record) {
+    record.restarts = record.restarts.saturating_add(1);
+    let begins_anew = record.ended.as_ref().is_some_and(is_good);
+    record.restarts_in_a_row = if begins_anew { 1 } else { record.restarts_in_a_row.saturating_add(1) };
 }
 
 impl Engine {
@@ -100,7 +111,7 @@ impl Engine {
         if record.stopped || !record.restart.wants(ended.code, record.restarts) {
             return;
         }
-        let pause = pause(&ended, record.restarts.max(failed));
+        let pause = pause(&ended, record.restarts_in_a_row.max(failed));
         let (engine, namespace, id) = (self.clone(), namespace.clone(), id.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -136,7 +147,6 @@ impl Engine {
             return Ok(());
         }
         let (engine, of) = (self.clone(), (namespace.clone(), id.clone()));
-        let count = |record: &mut super::Record| record.restarts = record.restarts.saturating_add(1);
         blocking(move || engine.edit_record(&of.0, &of.1, count)).await?;
         self.start_held(namespace, &known, false, None).await.map(drop)
     }
@@ -156,7 +166,7 @@ impl Engine {
             return Ok(());
         }
         let (engine, of) = (self.clone(), (namespace.clone(), known.id.clone()));
-        let edit = |record: &mut super::Record| (record.restarts, record.stopped) = (0, false);
+        let edit = |record: &mut Record| (record.restarts, record.restarts_in_a_row, record.stopped) = (0, 0, false);
         blocking(move || engine.edit_record(&of.0, &of.1, edit)).await
     }
 
@@ -214,6 +224,13 @@ mod tests {
         let short = Ended { started_at: now, at: now, code: 1, oom_killed: false };
         assert_eq!((pause(&short, 0), pause(&short, 3)), (FIRST_PAUSE, FIRST_PAUSE * 8));
         assert_eq!(pause(&short, 40), LONGEST_PAUSE);
-        assert_eq!(pause(&Ended { at: now + GOOD_RUN, ..short }, 40), FIRST_PAUSE);
+        let good = Ended { at: now + GOOD_RUN, ..short };
+        assert_eq!(pause(&good, 40), FIRST_PAUSE);
+        let mut record = Record::default();
+        for ended in [short, short, good, short] {
+            record.ended = Some(ended);
+            count(&mut record);
+        }
+        assert_eq!((record.restarts, record.restarts_in_a_row), (4, 2));
     }
 }
