@@ -170,10 +170,9 @@ impl MountTable {
 ///
 /// # Errors
 /// `DeadlineExceeded` naming the path that does not answer, `InvalidArgument` naming one that leads nowhere.
-pub(super) async fn resolve(path: &Path, daemon: &Path) -> Result<PathBuf> {
+pub(super) async fn resolve(path: &Path, table: &MountTable, daemon: &Path) -> Result<PathBuf> {
     let doing = || format!("config.mounts.host_path: {}", path.display());
-    let local = MountTable::read()?.is_local(path);
-    if local {
+    if table.is_local(path) {
         let path = path.to_owned();
         let late = |_| no_answer();
         return tokio::time::timeout(PATIENCE, blocking(move || look(&path)))

@@ -49,8 +49,10 @@ impl Cri {
             (container, restored)
         });
         let settle = |(container, restored): (std::sync::Arc<Container>, Option<Restored>)| async move {
-            let id = container.id().clone();
-            if tokio::time::timeout(PATIENCE, self.take_over(&container, restored)).await.is_err() {
+            let (cri, id) = (self.clone(), container.id().clone());
+            let settled = tokio::spawn(async move { cri.take_over(&container, restored).await });
+            // It goes on in the background: half taken over, nobody would wait for the container's end.
+            if tokio::time::timeout(PATIENCE, settled).await.is_err() {
                 tracing::warn!(%id, "container is not settled yet");
             }
         };

@@ -15,6 +15,7 @@ use rung_sys::idmap::Range;
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
 use crate::cri::flights::Stage;
+use crate::cri::host::MountTable;
 use crate::cri::sandbox::check::{self, Namespaces};
 use crate::cri::spec::{self, Making, Volume};
 use crate::cri::store::now;
@@ -325,6 +326,10 @@ impl Cri {
 
     async fn host_paths(&self, config: &v1::ContainerConfig) -> Result<Vec<Option<PathBuf>>> {
         let mut sources = Vec::with_capacity(config.mounts.len());
+        if config.mounts.is_empty() {
+            return Ok(sources);
+        }
+        let table = blocking(MountTable::read).await?;
         for mount in &config.mounts {
             if mount.image.is_some() {
                 sources.push(None);
@@ -334,7 +339,8 @@ impl Cri {
             if !path.starts_with('/') || path.contains('\0') {
                 return Err(Error::invalid(format!("config.mounts.host_path: {path:?} is not an absolute path")));
             }
-            sources.push(Some(host::resolve(Path::new(path), &self.parts().tasks.launcher().daemon).await?));
+            let daemon = &self.parts().tasks.launcher().daemon;
+            sources.push(Some(host::resolve(Path::new(path), &table, daemon).await?));
         }
         Ok(sources)
     }

@@ -77,6 +77,10 @@ impl Cri {
                 Ok(())
             })
         };
-        blocking(edit).await
+        match blocking(edit).await {
+            // Removed meanwhile: then it has ended.
+            Err(error) if error.kind() == Kind::NotFound => Ok(()),
+            edited => edited,
+        }
     }
 }
