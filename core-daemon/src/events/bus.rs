@@ -97,7 +97,11 @@ impl Events {
     /// Subscribes to what passes `filter` from now on.
     pub fn subscribe(&self, filter: Filter) -> Subscription {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        self.lock().subscribers.push(Subscriber { filter, queue: sender });
+        let mut state = self.lock();
+        // While nothing happens, nobody else forgets those that have gone.
+        state.subscribers.retain(|subscriber| !subscriber.queue.is_closed());
+        state.subscribers.push(Subscriber { filter, queue: sender });
+        drop(state);
         Subscription { queue: receiver }
     }
 
@@ -172,6 +176,16 @@ mod tests {
             slow.next().await.expect("queued event");
         }
         assert_eq!(slow.next().await.expect_err("cut off").kind(), Kind::ResourceExhausted);
+    }
+
+    #[test]
+    fn those_that_have_gone_are_forgotten_while_nothing_happens() {
+        let events = Events::new();
+        for _ in 0..3 {
+            drop(events.subscribe(Filter::everything()));
+        }
+        let _stays = events.subscribe(Filter::everything());
+        assert_eq!(events.lock().subscribers.len(), 1);
     }
 
     #[test]
