@@ -235,8 +235,11 @@ impl Theirs {
                 set(place, self.flag(&key(name)));
             }
             set(&mut cri.cdi_dirs, self.texts(&key("cdi_spec_dirs")).map(to_paths));
-            let line: Option<usize> = self.number(&key("max_container_log_line_size"));
-            set(&mut cri.max_log_line, line.map(|line| line.max(MIN_LINE)));
+            match self.number::<i64>(&key("max_container_log_line_size")).map(usize::try_from) {
+                // To containerd this is no limit, and a line takes all the memory that it wants.
+                Some(Ok(0) | Err(_)) => config.notes.push("max_container_log_line_size: has a limit here".into()),
+                line => set(&mut cri.max_log_line, line.and_then(Result::ok).map(|line| line.max(MIN_LINE))),
+            }
             set(&mut cri.exec_drain, self.seconds(&key("drain_exec_sync_io_timeout")));
             let streaming = &mut cri.streaming;
             let (address, port) = (self.text(&key("stream_server_address")), self.text(&key("stream_server_port")));
@@ -421,6 +424,20 @@ mod tests {
         assert!(note.contains("oom_score") && !note.contains("sandbox_image"), "{note}");
         assert_eq!(config.cri.pinned_images, ["registry.k8s.io/pause:3.6"]);
         assert!(!note.contains("enable_selinux") && !note.contains("restart"), "{note}");
+    }
+
+    #[test]
+    fn lines_of_logs_keep_a_limit() {
+        let read = |size: &str| {
+            read_text(&format!("[plugins.\"io.containerd.cri.v1.runtime\"]\nmax_container_log_line_size = {size}\n"))
+        };
+        assert_eq!(read("4096").cri.max_log_line, 4096);
+        assert_eq!(read("1").cri.max_log_line, MIN_LINE);
+        for none in ["0", "-1"] {
+            let config = read(none);
+            assert_eq!(config.cri.max_log_line, Config::default().cri.max_log_line, "{none}");
+            assert!(config.notes[0].starts_with("max_container_log_line_size: "), "{:?}", config.notes);
+        }
     }
 
     #[test]

@@ -29,8 +29,7 @@ use crate::gc::Gc;
 const PAGE: usize = 100;
 /// Bytes in one message of a blob.
 const CHUNK: u64 = 1 << 20;
-/// Bytes that are read at once: manifests and configurations, of which clients read many. A thread that may block takes
-/// longer to wake up than this takes to read.
+/// Bytes that are read at once: manifests and configurations, of which clients read many.
 const SMALL: u64 = 64 << 10;
 
 /// The service.
