@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use gantry_proto::gantry::images::v1 as api;
@@ -152,10 +153,12 @@ impl Output {
             }
             return Ok(Self { file: None });
         };
+        check_replaceable(&path)?;
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{}.part", std::process::id()));
         let part = path.with_file_name(name);
-        let opened = File::options().write(true).create_new(true).open(&part);
+        // As docker has it, what is in a container or an image is not everybody's.
+        let opened = File::options().write(true).create_new(true).mode(0o600).open(&part);
         let file = opened.map_err(|error| Failure::new(format!("write {}: {}", path.display(), reason(&error))))?;
         Ok(Self { file: Some((file, part, path)) })
     }
@@ -168,6 +171,23 @@ impl Output {
         }
         Ok(Code::SUCCESS)
     }
+}
+
+/// Refuses what a file must not take the place of: for root that might be /dev/null itself.
+fn check_replaceable(path: &Path) -> Result<()> {
+    // Nothing is there, or the error comes again when the file is made.
+    let Ok(there) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    let kind = there.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_dir() => "a directory",
+        () if kind.is_symlink() => "a symbolic link",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    };
+    let text = format!("write {}: it is {what}, which no archive takes the place of", path.display());
+    Err(Failure::new(text).hint("name a file, or redirect standard output without -o"))
 }
 
 impl Write for Output {
@@ -192,5 +212,35 @@ impl Drop for Output {
             // It is ours, and not whole.
             let _ = std::fs::remove_file(part);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn only_a_file_is_replaced_and_only_by_a_whole_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("file", at("link")).unwrap();
+        for name in ["pipe", "link", "."] {
+            assert!(Output::new(Some(at(name))).is_err(), "{name}");
+        }
+        std::fs::write(at("file"), "old").unwrap();
+        let begun = || {
+            let mut output = Output::new(Some(at("file"))).unwrap();
+            output.write_all(b"new").unwrap();
+            output
+        };
+        drop(begun());
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"old");
+        begun().finish().unwrap();
+        assert_eq!(std::fs::read(at("file")).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(at("file")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 }
