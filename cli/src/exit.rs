@@ -11,6 +11,8 @@ impl Code {
     pub const FAILURE: Self = Self(1);
     /// The container could not be made or started, or the command line is wrong.
     pub const DAEMON: Self = Self(125);
+    /// Somebody pressed ctrl-C, as if SIGINT had ended us.
+    pub const INTERRUPTED: Self = Self(128 + 2);
     /// Whoever read our output went away, as if SIGPIPE had ended us.
     pub const BROKEN_PIPE: Self = Self(128 + 13);
 

@@ -1,10 +1,11 @@
 //! `gantry login` and `logout`: accounts at registries, kept where docker keeps them.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 
 use gantry_proto::gantry::engine::v1::RegistryOptions;
 use gantry_proto::gantry::images::v1::LoginRequest;
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use super::options::Registry;
@@ -47,16 +48,26 @@ pub struct Logout {
 
 impl Login {
     pub(super) async fn run(self, context: &Context) -> Result<Code> {
+        let listen = signal(SignalKind::interrupt());
+        let mut interrupt = listen.map_err(|error| Failure::new(format!("listen for signals: {}", reason(&error))))?;
+        tokio::select! {
+            code = self.act(context) => code,
+            // Whoever was asked for a password has the terminal back as it was.
+            _ = interrupt.recv() => Err(Failure::silent(Code::INTERRUPTED)),
+        }
+    }
+
+    async fn act(self, context: &Context) -> Result<Code> {
         let host = host(self.server.as_deref())?;
         let username = match self.username {
             Some(name) => name,
             None if self.password_stdin => return Err(Failure::new("--password-stdin needs --username")),
-            None => ask("Username: ", true)?,
+            None => ask("Username: ", true).await?,
         };
         let password = match self.password {
             Some(password) => password,
             None if self.password_stdin => from_input()?,
-            None => ask("Password: ", false)?,
+            None => ask("Password: ", false).await?,
         };
         if username.is_empty() || password.is_empty() {
             return Err(Failure::new("login: name and password must not be empty"));
@@ -104,30 +115,47 @@ fn from_input() -> Result<String> {
 }
 
 /// Asks whoever sits at the terminal; what is a secret is not shown.
-fn ask(question: &str, shown: bool) -> Result<String> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
+async fn ask(question: &str, shown: bool) -> Result<String> {
+    if !io::stdin().is_terminal() {
         return Err(Failure::new("nobody is there to be asked for a password")
             .hint("say --username, and pipe the password into --password-stdin"));
     }
     output::bytes(question.as_bytes())?;
-    io::stdout().flush().map_err(|error| output::write_failure(&error))?;
-    let before = tcgetattr(&stdin).map_err(|error| Failure::new(format!("read the terminal: {error}")))?;
-    if !shown {
+    let hidden = if shown { None } else { Some(Hidden::begin()?) };
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let read = reading.await.map_err(io::Error::other).flatten();
+    drop(hidden);
+    let line = read.map_err(|error| Failure::new(format!("read the answer: {}", reason(&error))))?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The terminal does not show what is typed, until this is dropped.
+struct Hidden {
+    before: Termios,
+}
+
+impl Hidden {
+    fn begin() -> Result<Self> {
+        let stdin = io::stdin();
+        let before = tcgetattr(&stdin).map_err(|error| Failure::new(format!("read the terminal: {error}")))?;
         let mut quiet = before.clone();
         quiet.local_flags.remove(LocalFlags::ECHO);
         let set = tcsetattr(&stdin, SetArg::TCSAFLUSH, &quiet);
         set.map_err(|error| Failure::new(format!("set the terminal: {error}")))?;
+        Ok(Self { before })
     }
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    if !shown {
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
         // A terminal that cannot be set back shows it to the person.
-        let _ = tcsetattr(&stdin, SetArg::TCSAFLUSH, &before);
-        output::line("")?;
+        let _ = tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &self.before);
+        // The end of the line was not shown either.
+        let _ = output::line("");
     }
-    read.map_err(|error| Failure::new(format!("read the answer: {}", reason(&error))))?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 #[cfg(test)]
