@@ -21,8 +21,10 @@ use crate::image::disks::Disks;
 use crate::image::walk::MAX_DOCUMENT;
 use crate::labels::Labels;
 
-/// Most files of an archive, and most bytes.
+/// Most files of an archive, most bytes of their names and of where links lead, which are held until all is read, and most
+/// bytes of all.
 const MAX_FILES: usize = 100_000;
+const MAX_NAMES: usize = 32 << 20;
 const MAX_BYTES: u64 = 1 << 44;
 /// Blobs that are flushed together.
 const BATCH: usize = 64;
@@ -51,11 +53,14 @@ pub(super) fn read(content: &Content, ctx: &Context, archive: impl Read + Send) 
     let (prefix, disks) = (format!("import-{}", id::random::<8>()?), Disks::of(content)?);
     let mut taking = Taking { content, ctx, prefix, waiting: Vec::new(), disks };
     let mut files = Files::default();
-    let mut count = 0;
+    let (mut count, mut names) = (0, 0);
     while let Some(entry) = reader.next_entry().doing(|| "read archive")? {
         count += 1;
-        if count > MAX_FILES {
-            return Err(Error::invalid(format!("archive of more than {MAX_FILES} files")));
+        names += entry.path.len() + entry.link.len();
+        if count > MAX_FILES || names > MAX_NAMES {
+            return Err(Error::invalid(format!(
+                "archive of more than {MAX_FILES} files, or {MAX_NAMES} bytes of names"
+            )));
         }
         let path = beneath::lexical(Path::new(OsStr::from_bytes(&entry.path)));
         let doing = || format!("import {:?}", path.display().to_string());
@@ -194,6 +199,18 @@ mod tests {
         let (path, link, xattrs) = (path.into_bytes(), Vec::new(), Vec::new());
         let (size, mtime, device, pieces) = (0, (0, 0), (0, 0), None);
         Entry { path, link, kind: TarKind::File, mode: 0o644, uid: 0, gid: 0, size, mtime, device, xattrs, pieces }
+    }
+
+    #[test]
+    fn names_do_not_fill_the_memory() {
+        let (_dir, content, ctx) = super::super::store();
+        let mut tar = Writer::new(Vec::new());
+        for number in 0..=MAX_NAMES / 1_000_000 {
+            tar.entry(&empty(format!("{number}/{}", "n".repeat(1_000_000))), &mut std::io::empty()).expect("entry");
+        }
+        let read = read(&content, &ctx, &tar.finish().expect("archive")[..]);
+        let error = read.err().expect("too many names");
+        assert!(error.to_string().contains("bytes of names"), "{error}");
     }
 
     #[test]
