@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -23,7 +24,7 @@ const MAX_STEPS: usize = 8192;
 const KEPT: usize = 512;
 
 /// Directories of layers, newest first.
-pub(super) struct Lowers {
+pub struct Lowers {
     layers: Vec<Root>,
     /// The way to where the last path was looked up: the next is most often near.
     walk: RefCell<Walk>,
@@ -51,9 +52,26 @@ pub(super) struct Found {
 }
 
 impl Lowers {
-    pub(super) fn open(directories: &[PathBuf]) -> io::Result<Self> {
+    /// Those in these directories.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn open(directories: &[PathBuf]) -> io::Result<Self> {
         let layers = directories.iter().map(|directory| Root::open(directory)).collect::<io::Result<_>>()?;
         Ok(Self { layers, walk: RefCell::default() })
+    }
+
+    /// The file that the layers show at a path, where links lead, opened for reading; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the layers cannot be read, or links go round in a circle.
+    pub fn file(&self, path: &Path) -> io::Result<Option<File>> {
+        let Some(found) = self.find(path, true)? else { return Ok(None) };
+        let Some(name) = found.path.file_name().filter(|_| beneath::file_type(&found.stat) == SFlag::S_IFREG) else {
+            return Ok(None);
+        };
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        Ok(Some(openat(&found.parent, name, flags, Mode::empty())?.into()))
     }
 
     /// Looks a path up, following links within; of the last part only with `follow`.

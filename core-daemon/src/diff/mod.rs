@@ -33,6 +33,7 @@ pub use changes::{Change, changes};
 pub use compression::{decompress, decompress_archive};
 pub use create::{Changes, Wanted, create, removals};
 pub use image::{Unfinished, convert};
+pub use lowers::Lowers;
 pub use processors::{Payloads, Processors, own_payloads};
 pub use settle::settle;
 pub use target::Target;
