@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["error", "context", "labels", "id", "signals", "filter", "config", "blocking", "failpoint", "init", "program"],
     &["metadata", "events", "erofs"],
     &["registry", "diff", "snapshots", "mounts", "content"],
-    &["records", "image", "tasks", "shims", "net", "volumes", "gc", "storage"],
+    &["records", "image", "tasks", "shims", "net", "gc", "storage"],
     &["grpc", "engine", "ttrpc", "cri", "observe"],
     &["main", "lib", "args", "app", "serve", "hook"],
 ];
