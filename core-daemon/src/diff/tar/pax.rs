@@ -57,17 +57,15 @@ fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8])> {
 
 impl Records {
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        // An empty value takes back what a header before said, which here is what the plain header says.
-        let name = |value: &[u8]| -> Result<Option<Vec<u8>>> {
-            if value.contains(&0) { Err(malformed()) } else { Ok((!value.is_empty()).then(|| value.to_vec())) }
-        };
+        let name = |value: &[u8]| if value.contains(&0) { Err(malformed()) } else { Ok(value.to_vec()) };
+        let owner = |value: &[u8]| id(signed(value)?);
         match key {
-            b"path" => self.path = name(value)?,
-            b"linkpath" => self.link = name(value)?,
-            b"size" => self.size = Some(decimal(value)?),
-            b"uid" => self.uid = Some(id(signed(value)?)?),
-            b"gid" => self.gid = Some(id(signed(value)?)?),
-            b"mtime" => self.mtime = Some(time(value)?),
+            b"path" => self.path = said(value, name)?,
+            b"linkpath" => self.link = said(value, name)?,
+            b"size" => self.size = said(value, decimal)?,
+            b"uid" => self.uid = said(value, owner)?,
+            b"gid" => self.gid = said(value, owner)?,
+            b"mtime" => self.mtime = said(value, time)?,
             _ if key.starts_with(XATTR) && key.len() > XATTR.len() => {
                 self.xattrs.push((key[XATTR.len()..].to_vec(), value.to_vec()));
             }
@@ -101,16 +99,22 @@ impl Records {
     }
 }
 
+/// What a value says. An empty one takes back what a header before said, which here is what the plain header says.
+fn said<T>(value: &[u8], read: impl Fn(&[u8]) -> Result<T>) -> Result<Option<T>> {
+    if value.is_empty() { Ok(None) } else { read(value).map(Some) }
+}
+
+/// A number of bytes, of which no file has more than 2^63.
 pub(super) fn decimal(text: &[u8]) -> Result<u64> {
-    let text = std::str::from_utf8(text).map_err(|_| malformed())?;
-    if text.starts_with('+') {
-        return Err(malformed());
-    }
-    text.parse().map_err(|_| malformed())
+    u64::try_from(signed(text)?).map_err(|_| malformed())
 }
 
 fn signed(text: &[u8]) -> Result<i64> {
-    i64::try_from(decimal(text)?).map_err(|_| malformed())
+    let text = std::str::from_utf8(text).map_err(|_| malformed())?;
+    if text.starts_with(['+', '-']) {
+        return Err(malformed());
+    }
+    text.parse().map_err(|_| malformed())
 }
 
 /// `seconds[.fraction]`, before 1970 with a minus.

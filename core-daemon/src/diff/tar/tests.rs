@@ -81,6 +81,8 @@ fn pax_sizes_and_sparse_maps_must_fit() {
         assert!(records.is_empty() || parsed.is_err(), "{records:?}");
     }
     assert_eq!(pax::parse(b"13 mtime=1.5\n").expect("mtime").mtime, Some((1, 500_000_000)));
+    let taken_back = pax::parse(b"10 size=7\n8 size=\n7 uid=\n7 gid=\n9 mtime=\n").expect("empty values");
+    assert_eq!((taken_back.size, taken_back.uid, taken_back.gid, taken_back.mtime), (None, None, None, None));
 }
 
 /// A header of a name, kind and size field, and what follows it in whole blocks.
@@ -134,6 +136,11 @@ fn what_is_ambiguous_is_refused_or_read_as_by_go() {
     // A header for all is an entry, which takes what stands before it.
     let global = sized("g", b'g', b"12 path=all\n");
     assert_eq!(listed(&[pax, long, global, sized("f", b'0', b"")]).expect("global"), [file("f")]);
+    // A length that leads back to where the data begins.
+    for size in [u64::MAX.to_string(), (1_u64 << 63).to_string()] {
+        let record = format!("{} size={size}\n", size.len() + 9);
+        assert!(listed(&[sized("x", b'x', record.as_bytes()), sized("s", b'Z', b""), hidden.clone()]).is_err());
+    }
     // One block of zeros ends nothing.
     assert!(listed(&[sized("a", b'0', b""), vec![0; BLOCK], hidden]).is_err());
 }
