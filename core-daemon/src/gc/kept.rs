@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::mark::{Graph, Marked, Node, flat_leases};
+use super::mark::{Graph, Marked, Node};
 use crate::error::Result;
 use crate::metadata::Tx;
 use crate::snapshots::Snapshotters;
@@ -28,7 +28,7 @@ pub struct Kept {
 impl Kept {
     pub(super) fn read(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<Self> {
         let graph = Graph::read(tx, snapshotters)?;
-        let marked = graph.mark(&flat_leases(tx)?);
+        let marked = graph.mark();
         Ok(Self { graph, marked })
     }
 

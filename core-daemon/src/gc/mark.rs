@@ -86,6 +86,8 @@ pub(super) struct Graph {
     conditions: Vec<Condition>,
     /// When snapshots were last used, as their labels say.
     used: HashMap<Node, jiff::Timestamp>,
+    /// Leases that hold without recursion.
+    flat: HashSet<Node>,
     /// Why a record could not be read. It might refer to anything, so nothing may be removed then.
     pub(super) unreadable: Option<Error>,
 }
@@ -173,6 +175,9 @@ impl Graph {
         tx.scan_all(LEASES, &mut |namespace, id, bytes| {
             let Some(lease) = self.record::<records::leases::Lease>(bytes, id) else { return Ok(()) };
             let node = Node::Lease(namespace.to_owned(), id.to_owned());
+            if lease.labels.contains_key(labels::GC_FLAT) {
+                self.flat.insert(node.clone());
+            }
             if self.has_expired(&lease.labels, now) {
                 expired.insert(node.clone());
                 self.expired.push(node);
@@ -288,7 +293,7 @@ impl Graph {
     }
 
     /// Everything that the roots lead to.
-    pub(super) fn mark(&self, flat: &HashSet<Node>) -> Marked {
+    pub(super) fn mark(&self) -> Marked {
         let mut marked: Marked = self.roots.iter().map(|root| (root.clone(), None)).collect();
         // The last one is taken first, so the roots proper come before the snapshots in use.
         let mut waiting: Vec<Node> = self.in_use.iter().chain(&self.roots).cloned().collect();
@@ -298,7 +303,7 @@ impl Graph {
         while let Some(node) = waiting.pop() {
             marked.entry(node.clone()).or_insert(None);
             for (by, to) in self.edges.get(&node).into_iter().flatten() {
-                if flat.contains(&node) {
+                if self.flat.contains(&node) {
                     held_flat.push((by.clone(), node.clone(), to.clone()));
                 } else if !marked.contains_key(to) {
                     marked.insert(to.clone(), Some((by.clone(), node.clone())));
@@ -317,19 +322,6 @@ impl Graph {
         }
         marked
     }
-}
-
-/// The leases that hold without recursion.
-pub(super) fn flat_leases(tx: &impl Tx) -> Result<HashSet<Node>> {
-    let mut flat = HashSet::new();
-    tx.scan_all(LEASES, &mut |namespace, id, bytes| {
-        let lease: records::leases::Lease = decode(bytes, id)?;
-        if lease.labels.contains_key(labels::GC_FLAT) {
-            flat.insert(Node::Lease(namespace.to_owned(), id.to_owned()));
-        }
-        Ok(())
-    })?;
-    Ok(flat)
 }
 
 /// Whether a label is `name`, or that with `.x` or `/x` behind it.

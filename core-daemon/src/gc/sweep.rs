@@ -7,7 +7,7 @@ use gantry_proto::containerd::services::images::v1::ImageDelete;
 use gantry_proto::namespace::Namespace;
 
 use super::Parts;
-use super::mark::{Graph, Node, flat_leases};
+use super::mark::{Graph, Node};
 use crate::content;
 use crate::error::Result;
 use crate::metadata::schema::{LEASE_RESOURCES, join};
@@ -81,7 +81,7 @@ fn find(tx: &impl Tx, snapshotters: &Snapshotters) -> Result<Found> {
     if let Some(error) = graph.unreadable {
         return Err(error.context("collect nothing; mend it with `gantry system fsck --repair`"));
     }
-    let marked = graph.mark(&flat_leases(tx)?);
+    let marked = graph.mark();
     let doomed = graph.candidates.iter().filter(|node| !marked.contains_key(*node)).cloned().collect();
     let expired = graph.expired.into_iter().filter(|node| !marked.contains_key(node)).collect();
     Ok(Found { doomed, expired, expires: graph.expires })

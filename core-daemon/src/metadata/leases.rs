@@ -21,7 +21,7 @@ pub fn get(tx: &impl Tx, namespace: &str, id: &str) -> Result<Option<Lease>> {
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str) -> Result<Vec<Lease>> {
-    tx.messages(LEASES, namespace)
+    tx.readable_messages(LEASES, namespace)
 }
 
 /// Writes a lease under its own id.

@@ -6,14 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use gantry_proto::containerd::services::containers::v1::Container;
 use gantry_proto::containerd::services::content::v1::Info;
-use prost::Message as _;
+use gantry_proto::containerd::services::images::v1::Image;
+use gantry_proto::containerd::services::leases::v1::Lease;
+use gantry_proto::containerd::types::Sandbox;
+use prost::Message;
 use rung_spec::digest::Digest;
 
 use super::{Parts, references, snapshots};
 use crate::content::Damage;
 use crate::error::Result;
-use crate::metadata::schema::CONTENT;
+use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASES, SANDBOXES, Table};
 use crate::metadata::{Tx as _, content as table, namespaces};
 
 /// What a check found.
@@ -73,6 +77,7 @@ pub(super) fn check(parts: &Parts, repair: bool, deep: bool) -> Result<Report> {
     let mut check = Check { parts, repair, deep, report: Report::default() };
     check.metadata()?;
     check.namespaces()?;
+    check.records()?;
     check.blobs()?;
     check.files()?;
     snapshots::check(&mut check)?;
@@ -141,6 +146,40 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Every record of a thing without files can be read: until then the collection removes nothing.
+    fn records(&mut self) -> Result<()> {
+        self.readable::<Image>(IMAGES, "image")?;
+        self.readable::<Lease>(LEASES, "lease")?;
+        self.readable::<Container>(CONTAINERS, "container")?;
+        self.readable::<Sandbox>(SANDBOXES, "sandbox")
+    }
+
+    fn readable<M: Message + Default>(&mut self, table: Table, what: &str) -> Result<()> {
+        let (mut count, mut wrong) = (0, Vec::new());
+        self.parts.db.read(|tx| {
+            tx.scan_all(table, &mut |namespace, key, bytes| {
+                count += 1;
+                if M::decode(bytes).is_err() {
+                    wrong.push((namespace.to_owned(), key.to_owned()));
+                }
+                Ok(())
+            })
+        })?;
+        self.looked(count);
+        for (namespace, key) in wrong {
+            self.unreadable(table, &namespace, &key, format!("{what} {key}"));
+        }
+        Ok(())
+    }
+
+    /// Reports a record that cannot be read, which is removed: it says nothing to anybody.
+    pub(super) fn unreadable(&mut self, table: Table, namespace: &str, key: &str, object: String) {
+        let problem = "its record cannot be read".to_owned();
+        self.mend(Problem { kind: "record", namespace, object, problem }, "remove the record", |parts| {
+            parts.db.write(|tx| tx.delete(table, namespace, key)).map(|_| None)
+        });
+    }
+
     /// Every recorded blob is there, and is what its name says.
     fn blobs(&mut self) -> Result<()> {
         let mut recorded: BTreeMap<(String, u64), Vec<String>> = BTreeMap::new();
@@ -159,11 +198,7 @@ impl Check<'_> {
         })?;
         self.looked(recorded.len() + wrong.len());
         for (namespace, key) in wrong {
-            let (object, problem) = (format!("content {key}"), "its record cannot be read".to_owned());
-            let what = Problem { kind: "record", namespace: &namespace, object, problem };
-            self.mend(what, "remove the record", |parts| {
-                parts.db.write(|tx| table::delete(tx, &namespace, &key)).map(|_| None)
-            });
+            self.unreadable(CONTENT, &namespace, &key, format!("content {key}"));
         }
         for ((key, size), namespaces) in recorded {
             let Ok(digest) = Digest::parse(&key) else { continue };

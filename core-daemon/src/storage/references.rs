@@ -36,8 +36,6 @@ struct There {
     labels: Vec<((String, String), Labels)>,
     targets: Vec<((String, String), String)>,
     held: Names,
-    /// Images that cannot be read.
-    wrong: Names,
 }
 
 pub(super) fn check(check: &mut Check<'_>) -> Result<()> {
@@ -45,13 +43,7 @@ pub(super) fn check(check: &mut Check<'_>) -> Result<()> {
     // all there before.
     let of_images = check.parts.gc.kept()?.of_images();
     let there = check.parts.db.read(There::read)?;
-    check.looked(there.images.len() + there.held.len());
-    for (namespace, name) in &there.wrong {
-        let (object, problem) = (format!("image {name}"), "its record cannot be read".to_owned());
-        check.mend(Problem { kind: "record", namespace, object, problem }, "remove the record", |parts| {
-            parts.db.write(|tx| tx.delete(IMAGES, namespace, name)).map(|_| None)
-        });
-    }
+    check.looked(there.held.len());
     for ((namespace, name), target) in &there.targets {
         if !there.content.contains(&(namespace.clone(), target.clone())) {
             let (object, problem) = (format!("image {name}"), format!("its target {target} is not recorded"));
@@ -73,7 +65,7 @@ fn keys(tx: &impl Tx, table: Table) -> Result<Names> {
 
 impl There {
     fn read(tx: &impl Tx) -> Result<Self> {
-        let (mut labels, mut targets, mut wrong) = (Vec::new(), Vec::new(), Names::new());
+        let (mut labels, mut targets) = (Vec::new(), Vec::new());
         tx.scan_all(CONTENT, &mut |namespace, key, bytes| {
             if let Ok(info) = Info::decode(bytes)
                 && !info.labels.is_empty()
@@ -83,11 +75,8 @@ impl There {
             Ok(())
         })?;
         tx.scan_all(IMAGES, &mut |namespace, name, bytes| {
-            let at = (namespace.to_owned(), name.to_owned());
-            match Image::decode(bytes) {
-                Ok(image) => targets.extend(image.target.map(|target| (at, target.digest))),
-                Err(_) => drop(wrong.insert(at)),
-            }
+            let target = Image::decode(bytes).ok().and_then(|image| image.target);
+            targets.extend(target.map(|target| ((namespace.to_owned(), name.to_owned()), target.digest)));
             Ok(())
         })?;
         let (content, images, leases) = (keys(tx, CONTENT)?, keys(tx, IMAGES)?, keys(tx, LEASES)?);
@@ -100,7 +89,7 @@ impl There {
             Ok(())
         })?;
         let (snapshots, held) = (keys(tx, SNAPSHOTS)?, keys(tx, LEASE_RESOURCES)?);
-        Ok(Self { content, images, leases, young, snapshots, labels, targets, held, wrong })
+        Ok(Self { content, images, leases, young, snapshots, labels, targets, held })
     }
 
     /// What a label on content refers to.

@@ -32,11 +32,7 @@ pub(super) fn check(check: &mut Check<'_>) -> Result<()> {
     let records = check.parts.db.read(Records::read)?;
     check.looked(records.all.len() + records.wrong.len());
     for (namespace, key) in &records.wrong {
-        let (object, problem) =
-            (format!("snapshot {}", key.replace('\0', "/")), "its record cannot be read".to_owned());
-        check.mend(Problem { kind: "record", namespace, object, problem }, "remove the record", |parts| {
-            parts.db.write(|tx| tx.delete(SNAPSHOTS, namespace, key)).map(|_| None)
-        });
+        check.unreadable(SNAPSHOTS, namespace, key, format!("snapshot {}", key.replace('\0', "/")));
     }
     let snapshotters = check.parts.snapshotters.clone();
     for (name, snapshotter) in snapshotters.iter() {

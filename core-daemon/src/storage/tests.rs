@@ -11,7 +11,9 @@ use rung_spec::digest::Digest;
 use super::*;
 use crate::events::Events;
 use crate::labels::{GC_REF_CONTENT, GC_REF_SNAPSHOT, Labels};
-use crate::metadata::schema::{CONTENT, IMAGES, LEASE_RESOURCES, NAMESPACES, SNAPSHOT_CHILDREN, SNAPSHOTS, join};
+use crate::metadata::schema::{
+    CONTAINERS, CONTENT, IMAGES, LEASE_RESOURCES, LEASES, NAMESPACES, SANDBOXES, SNAPSHOT_CHILDREN, SNAPSHOTS, join,
+};
 use crate::metadata::{containers, images, leases, snapshots as table};
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::{Local, Snapshotter};
@@ -135,7 +137,9 @@ fn records_that_disagree_are_corrected() {
     let write = |change: &dyn Fn(&crate::metadata::WriteTx) -> Result<()>| it.db.write(change).expect("write");
     write(&|tx| tx.delete(NAMESPACES, "", "n").map(drop));
     it.is_mended("namespace-missing");
-    for (table, key) in [(CONTENT, "sha256:0"), (IMAGES, "wrong"), (SNAPSHOTS, "overlayfs\0wrong")] {
+    let all = [(CONTENT, "sha256:0"), (SNAPSHOTS, "overlayfs\0wrong")];
+    let all = all.into_iter().chain([IMAGES, LEASES, CONTAINERS, SANDBOXES].map(|table| (table, "wrong")));
+    for (table, key) in all {
         write(&|tx| tx.put(table, "n", key, &[0xff]));
         it.is_mended("record");
     }
