@@ -139,7 +139,8 @@ pub(super) fn all_recorded(db: &Db) -> Result<HashSet<String>> {
     Ok(recorded)
 }
 
-struct HashWriter<'a>(&'a mut Hasher);
+/// Hashes what is written to it.
+pub(super) struct HashWriter<'a>(pub(super) &'a mut Hasher);
 
 impl std::io::Write for HashWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

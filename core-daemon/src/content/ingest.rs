@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
+use super::blobs::HashWriter;
 use super::claims::{Lock, Pending};
 use super::{Content, INGEST_RESOURCE};
 use crate::context::Context;
@@ -226,12 +227,28 @@ impl Ingest {
         }
     }
 
-    /// Makes the bytes a blob and records it. `size` 0 and no `expected`: not checked.
+    /// Makes the bytes a blob and records it, for a client. `size` 0 and no `expected`: not checked.
     ///
     /// # Errors
     /// `FailedPrecondition` where size or digest differ: the ingest stays, to be aborted or mended; `AlreadyExists`
-    /// where the namespace has the blob, which the call's lease then holds.
+    /// where the namespace has the blob, which the call's lease then holds, and which keeps its labels.
     pub fn commit(self, size: u64, expected: Option<&Digest>, labels: Labels) -> Result<Digest> {
+        match self.record(size, expected, labels, false)? {
+            (digest, true) => Ok(digest),
+            (digest, false) => Err(Error::already_exists(format!("content {digest}"))),
+        }
+    }
+
+    /// As [`Ingest::commit`], for whom it is no error that the blob is there: it gets these labels, too.
+    ///
+    /// # Errors
+    /// As [`Ingest::commit`], but for `AlreadyExists`.
+    pub fn store(self, size: u64, expected: Option<&Digest>, labels: Labels) -> Result<Digest> {
+        self.record(size, expected, labels, true).map(|(digest, _)| digest)
+    }
+
+    /// The blob's digest, and whether it is new.
+    fn record(self, size: u64, expected: Option<&Digest>, labels: Labels, learn: bool) -> Result<(Digest, bool)> {
         crate::labels::check(&labels)?;
         let (content, ctx) = (self.content.clone(), self.ctx.clone());
         let sealed = self.seal(size, expected).map_err(|(_, error)| error)?;
@@ -242,10 +259,8 @@ impl Ingest {
                 .doing(|| format!("store content {}", sealed.digest()))?;
         }
         let digest = sealed.digest().clone();
-        if content.publish(&ctx, vec![(sealed, labels)])?.is_empty() {
-            return Err(Error::already_exists(format!("content {digest}")));
-        }
-        Ok(digest)
+        let created = content.record(&ctx, vec![(sealed, labels)], learn)?;
+        Ok((digest, !created.is_empty()))
     }
 
     /// Checks that the bytes are what they should be. What is not comes back to be mended or aborted.
@@ -438,20 +453,9 @@ fn open_data(dir: &Path) -> std::io::Result<File> {
 /// The hash of what is there, with the file at its end.
 fn rehash(file: &mut File, algorithm: Algorithm) -> std::io::Result<(Hasher, u64)> {
     let mut hasher = Hasher::new(algorithm);
-    let mut buffer = vec![0; 1 << 18];
-    let mut offset = 0;
     file.rewind()?;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok((hasher, offset)),
-            Ok(count) => {
-                hasher.update(&buffer[..count]);
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let offset = std::io::copy(file, &mut HashWriter(&mut hasher))?;
+    Ok((hasher, offset))
 }
 
 pub(super) fn read_status(dir: &Path) -> Option<(String, Status)> {

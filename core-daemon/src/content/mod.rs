@@ -258,7 +258,7 @@ impl Content {
             if ingest.offset() != size {
                 ingest.write(bytes)?;
             }
-            ingest.commit(size, Some(&digest), labels).map(drop)
+            ingest.store(size, Some(&digest), labels).map(drop)
         });
         match result {
             Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
@@ -273,6 +273,11 @@ impl Content {
     /// # Errors
     /// When the disk or the records cannot be written: then nothing is recorded.
     pub fn publish(&self, ctx: &Context, sealed: Vec<(Sealed, labels::Labels)>) -> Result<Vec<Digest>> {
+        self.record(ctx, sealed, true)
+    }
+
+    /// As [`Content::publish`]; those the namespace already has stay as they are unless they `learn` their labels.
+    fn record(&self, ctx: &Context, sealed: Vec<(Sealed, labels::Labels)>, learn: bool) -> Result<Vec<Digest>> {
         let namespace = ctx.namespace.as_str();
         for (it, _) in &sealed {
             it.place()?;
@@ -289,6 +294,9 @@ impl Content {
                     leases::release(tx, namespace, lease, INGEST_RESOURCE, it.reference())?;
                 }
                 let known = table::get(tx, namespace, it.digest().as_str())?;
+                if known.is_some() && !learn {
+                    continue;
+                }
                 let mut info = known.clone().map_or_else(|| new_info(it), Ok)?;
                 labels::learn(&mut info.labels, wanted);
                 labels::drop_empty(&mut info.labels);

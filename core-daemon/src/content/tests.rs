@@ -123,6 +123,24 @@ fn an_ingest_is_resumed_where_it_was_and_has_one_writer() {
 }
 
 #[test]
+fn what_is_there_keeps_its_labels_when_a_client_commits_it_again() {
+    let it = fixture();
+    let labelled = |value: &str| labels::Labels::from([("k".to_owned(), value.to_owned())]);
+    let digest = it.content.put(&ctx("a"), b"x", labelled("1")).expect("put");
+    let again = || {
+        let mut ingest = it.content.writer(&ctx("a"), "r", 0, None).expect("writer");
+        ingest.write(b"x").expect("write");
+        ingest
+    };
+    let shown = || it.content.info(&ctx("a"), &digest).expect("info").labels;
+    assert_eq!(again().commit(1, None, labelled("2")).expect_err("it is there").kind(), Kind::AlreadyExists);
+    assert_eq!(shown(), labelled("1"));
+    // What the daemon itself finds out about a blob is noted.
+    assert_eq!(again().store(1, None, labelled("3")).expect("store"), digest);
+    assert_eq!(shown(), labelled("3"));
+}
+
+#[test]
 fn what_was_to_be_written_binds_nobody_who_goes_on() {
     let it = fixture();
     let begun = |total, expected: Option<&Digest>| it.content.writer(&ctx("a"), "r", total, expected).expect("writer");

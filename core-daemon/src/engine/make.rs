@@ -189,12 +189,9 @@ impl Engine {
             ingest.abort();
             return Err(Error::invalid("the archive is empty"));
         }
-        let (digest, size) = (ingest.digest(), ingest.offset());
+        let size = ingest.offset();
         let known = Labels::from([(labels::UNCOMPRESSED.to_owned(), diff_id.to_string())]);
-        match ingest.commit(size, Some(&digest), known) {
-            Err(error) if error.kind() != Kind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        let digest = ingest.store(size, None, known)?;
         Ok(Made { layer: Descriptor::new(media_types::OCI_LAYER_GZIP, digest, size), diff_id })
     }
 

@@ -146,13 +146,11 @@ impl Images {
                 return Err(error.context("diff"));
             }
         };
-        let (digest, size) = (ingest.digest(), ingest.offset());
+        let size = ingest.offset();
         let mut labels = wanted.labels.clone();
         labels.insert(labels::UNCOMPRESSED.to_owned(), plain.to_string());
-        match ingest.commit(size, Some(&digest), labels) {
-            Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
-            _ => Ok(Descriptor::new(media_type, digest, size)),
-        }
+        let digest = ingest.store(size, None, labels)?;
+        Ok(Descriptor::new(media_type, digest, size))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::blocking::blocking;
 use crate::content::{Content, IngestWriter, parse};
 use crate::context::Context;
 use crate::diff::{self, Changes, Mode};
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Doing, Error, Result};
 use crate::labels::Labels;
 
 /// Media type of the tar of a checkpoint's directory.
@@ -108,11 +108,9 @@ fn store_directory(content: &Content, context: &Context, dir: &Path) -> Result<D
         ingest.abort();
         return Err(error);
     }
-    let (digest, size) = (ingest.digest(), ingest.offset());
-    match ingest.commit(size, Some(&digest), Labels::new()) {
-        Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
-        _ => Ok(descriptor(IMAGES, digest.to_string(), i64::try_from(size).unwrap_or(i64::MAX))),
-    }
+    let size = ingest.offset();
+    let digest = ingest.store(size, None, Labels::new())?;
+    Ok(descriptor(IMAGES, digest.to_string(), i64::try_from(size).unwrap_or(i64::MAX)))
 }
 
 fn unpack(content: &Content, context: &Context, stored: &Descriptor, dir: &PathBuf) -> Result<()> {

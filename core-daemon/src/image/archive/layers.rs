@@ -11,7 +11,7 @@ use rung_spec::image::{Compression, Descriptor, media_types};
 use super::read::Files;
 use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
-use crate::error::{Doing, Error, Kind, Result};
+use crate::error::{Doing, Error, Result};
 use crate::image::walk::MAX_LAYERS;
 use crate::labels::{self, Labels};
 
@@ -79,12 +79,9 @@ fn pack(content: &Content, ctx: &Context, plain: &Digest, file: File) -> Result<
         ingest.abort();
         return Err(error.context(format!("compress {plain}")));
     }
-    let (digest, size) = (ingest.digest(), ingest.offset());
+    let size = ingest.offset();
     let labels = Labels::from([(labels::UNCOMPRESSED.to_owned(), plain.to_string())]);
-    match ingest.commit(size, Some(&digest), labels) {
-        Err(error) if error.kind() != Kind::AlreadyExists => Err(error),
-        _ => Ok((digest, size)),
-    }
+    Ok((ingest.store(size, None, labels)?, size))
 }
 
 fn compress(file: File, ingest: &mut Ingest) -> Result<()> {
