@@ -60,10 +60,7 @@ impl Stack {
         let diff_ids = config.rootfs.diff_ids.clone();
         let chain = chain_ids(&diff_ids);
         let indices = walk::unpacked(manifest, config);
-        let mut present = 0;
-        while present < chain.len() && snapshotter.is_whole(ctx, chain[present].as_str())? {
-            present += 1;
-        }
+        let present = present(ctx, snapshotter.as_ref(), &chain)?;
         let name = images.snapshotters.name_or_default(name).to_owned();
         let missing = chain[present..].iter().map(ToString::to_string);
         let mut stack = Self {
@@ -260,6 +257,21 @@ impl Stack {
             if let Err(error) = self.snapshotter.remove(&self.ctx, key) {
                 tracing::debug!(key, %error, "left a layer for the collection");
             }
+        }
+    }
+}
+
+/// How many of the lowest layers are there, which the call's lease then holds: the image that they came with may be removed
+/// before this one is recorded.
+fn present(ctx: &Context, snapshotter: &dyn Snapshotter, chain: &[Digest]) -> Result<usize> {
+    loop {
+        let mut present = 0;
+        while present < chain.len() && snapshotter.is_whole(ctx, chain[present].as_str())? {
+            present += 1;
+        }
+        // What has gone since is to be unpacked, too.
+        if present == 0 || snapshotter.hold(ctx, chain[present - 1].as_str())? {
+            return Ok(present);
         }
     }
 }

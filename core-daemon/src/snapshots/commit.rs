@@ -22,7 +22,7 @@ impl<D: Driver> Local<D> {
         if let Some(lease) = &ctx.lease {
             leases::release(tx, namespace, lease, &format!("snapshots/{}", self.name), key)?;
         }
-        self.hold(tx, ctx, name)?;
+        self.hold_for(tx, ctx, name)?;
         let info = new_info(name, parent, Kind::Committed, labels.clone());
         let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
         table::put(tx, namespace, &self.name, &committed)

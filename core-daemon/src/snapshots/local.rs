@@ -149,7 +149,7 @@ impl<D: Driver> Local<D> {
                 // Another may have taken the key, or removed the parent, since the look above.
                 self.check_new(tx, ctx, key, &labels)?;
                 self.parent(tx, ctx, parent)?;
-                self.hold(tx, ctx, name)?;
+                self.hold_for(tx, ctx, name)?;
                 let info = new_info(name, parent, kind, labels.clone());
                 let record = Record { info, number, size: usage.size, inodes: usage.inodes };
                 table::put(tx, ctx.namespace.as_str(), &self.name, &record)
@@ -190,7 +190,7 @@ impl<D: Driver> Local<D> {
         leases::change(&self.db, ctx, |tx| {
             for name in candidates.into_iter().flatten() {
                 if table::get(tx, ctx.namespace.as_str(), &self.name, name)?.is_some() {
-                    return self.hold(tx, ctx, name);
+                    return self.hold_for(tx, ctx, name);
                 }
             }
             Ok(())
@@ -207,7 +207,7 @@ impl<D: Driver> Local<D> {
         info
     }
 
-    pub(super) fn hold(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
+    pub(super) fn hold_for(&self, tx: &WriteTx, ctx: &Context, key: &str) -> Result<()> {
         leases::hold_for(tx, ctx, &format!("snapshots/{}", self.name), key)
     }
 
@@ -315,7 +315,7 @@ impl<D: Driver> Snapshotter for Local<D> {
             for (layer, usage) in layers.iter().zip(usages) {
                 match self.commit_one(tx, ctx, layer, usage) {
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                        self.hold(tx, ctx, &layer.name)?;
+                        self.hold_for(tx, ctx, &layer.name)?;
                         if !self.replace_damaged(tx, ctx, layer, usage)? {
                             // Somebody else unpacked it meanwhile.
                             spare.push(layer.key.clone());
@@ -420,6 +420,13 @@ impl<D: Driver> Snapshotter for Local<D> {
     fn is_whole(&self, ctx: &Context, name: &str) -> Result<bool> {
         let record = self.db.read(|tx| table::get(tx, ctx.namespace.as_str(), &self.name, name))?;
         Ok(record.is_some_and(|it| it.info.kind() == Kind::Committed && !self.driver.is_lost(it.number)))
+    }
+
+    fn hold(&self, ctx: &Context, name: &str) -> Result<bool> {
+        leases::change(&self.db, ctx, |tx| match table::get(tx, ctx.namespace.as_str(), &self.name, name)? {
+            Some(record) if record.info.kind() == Kind::Committed => self.hold_for(tx, ctx, name).map(|()| true),
+            _ => Ok(false),
+        })
     }
 
     fn unpacking(&self) -> Unpacking {

@@ -244,13 +244,13 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// # Errors
     /// When it cannot be known.
-    fn is_whole(&self, ctx: &Context, name: &str) -> Result<bool> {
-        match self.stat(ctx, name) {
-            Ok(info) => Ok(info.kind() == Kind::Committed),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
+    fn is_whole(&self, ctx: &Context, name: &str) -> Result<bool>;
+
+    /// Puts a committed snapshot under the call's lease, which keeps those below it too; false where it is gone.
+    ///
+    /// # Errors
+    /// When the records cannot be written.
+    fn hold(&self, ctx: &Context, name: &str) -> Result<bool>;
 
     /// How [`Snapshotter::commit`] wants layers.
     fn unpacking(&self) -> Unpacking {

@@ -59,3 +59,32 @@ async fn wrong_bytes_of_an_earlier_pull_leave_nothing_in_the_image() {
         assert_eq!(std::fs::metadata(&dir).expect("metadata").permissions().mode() & 0o777, 0o755);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_are_there_stay_until_the_image_on_them_is_recorded() {
+    let low = tar(&[file("low", b'0', "", b"low")]);
+    let (mut first, mut second) = (Store::default(), Store::default());
+    first.image(std::slice::from_ref(&low));
+    second.image(&[low, tar(&[file("top", b'0', "", b"top")])]);
+    let top = second.layers().into_iter().find(|layer| !first.layers().contains(layer)).expect("top");
+    let it = fixture();
+    let (gc, runtime) = (it.gc.clone(), tokio::runtime::Handle::current());
+    let is_second = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let turn = is_second.clone();
+    let fake = Fake::start(move |asked| {
+        if !turn.load(Ordering::Relaxed) {
+            return first.answer(asked);
+        }
+        if asked.path.ends_with(&top) {
+            let collected = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(gc.collect())).join());
+            collected.expect("thread").expect("collect");
+        }
+        second.answer(asked)
+    })
+    .await;
+    let pulled = it.pull(&fake).await.expect("first");
+    it.images.records.delete(&it.ctx, &pulled.name, None).expect("remove");
+    is_second.store(true, Ordering::Relaxed);
+    let pulled = it.pull(&fake).await.expect("second");
+    assert_eq!(content_of(&it.directories(&pulled)[1].join("low")), "low");
+}

@@ -244,6 +244,9 @@ fn replaced(it: &Fixture) {
     it.prepare(&it.ctx, "rw", "top", Labels::new()).expect("prepare");
     assert!(it.is_whole(&it.ctx, "top").expect("whole") && !it.is_whole(&it.ctx, "rw").expect("not committed"));
     assert!(!it.is_whole(&it.ctx, "nobody").expect("there is none"));
+    let holding = it.lease("holding");
+    let held = ["top", "rw", "nobody"].map(|name| it.hold(&holding, name).expect("hold"));
+    assert_eq!((held, it.held("holding").as_slice()), ([true, false, false], ["top".to_owned()].as_slice()));
     let again = |key: &str, held: &Context| {
         let mounts = it.prepare(held, key, "", Labels::new()).expect("prepare");
         std::fs::write(Shown::of(&mounts).join("file"), key).expect("write");
