@@ -12,7 +12,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, mknodat};
 use nix::unistd::{linkat, symlinkat};
 use rung_sys::beneath::{self, Root};
-use rung_sys::xattr;
+use rung_sys::{holes, xattr};
 
 use super::apply::{Deferred, Times, plain_directory, real_path, set_times};
 use super::attributes;
@@ -315,5 +315,5 @@ fn copy_contents(from: BorrowedFd<'_>, source: &OsStr, to: BorrowedFd<'_>, name:
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut from = File::from(openat(from, source, read, Mode::empty())?);
     let mut copy = File::from(openat(to, name, write, Mode::from_bits_truncate(0o600))?);
-    io::copy(&mut from, &mut copy).map(drop)
+    holes::copy(&mut from, &mut copy)
 }

@@ -10,9 +10,8 @@ use std::path::Path;
 
 use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag};
-use nix::unistd::{Whence, lseek};
 use rung_sys::beneath::{self, Root};
-use rung_sys::xattr;
+use rung_sys::{holes, xattr};
 
 use super::layout::has_place;
 use super::{Content, Id, Image, Node, Tree};
@@ -32,7 +31,7 @@ pub fn from_directory(from: &Path, to: &Path) -> Result<()> {
         beneath::stat(root.as_fd(), here).doing(doing)?.ok_or_else(|| std::io::Error::from(nix::Error::ENOENT))?;
     let top = walk.described(root.as_fd(), here, &stat).doing(doing)?;
     *walk.tree.node_mut(Tree::ROOT) = top;
-    walk.inside(root.as_fd(), Tree::ROOT).doing(doing)?;
+    walk.inside(root.as_fd(), Tree::ROOT, Path::new("")).doing(doing)?;
     let file = walk.image.finish(&walk.tree).doing(doing)?;
     file.sync_all().doing(doing)
 }
@@ -46,7 +45,8 @@ struct Walk {
 }
 
 impl Walk {
-    fn inside(&mut self, directory: BorrowedFd<'_>, id: Id) -> Result<()> {
+    fn inside(&mut self, directory: BorrowedFd<'_>, id: Id, path: &Path) -> Result<()> {
+        beneath::check_depth(path)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         for name in beneath::entries(directory)? {
             let Some(stat) = beneath::stat(directory, &name)? else { continue };
@@ -61,7 +61,7 @@ impl Walk {
             self.tree.insert(id, name.as_bytes(), child);
             if is_directory {
                 let inner = openat(directory, name.as_os_str(), flags, Mode::empty()).map_err(std::io::Error::from)?;
-                self.inside(inner.as_fd(), child)?;
+                self.inside(inner.as_fd(), child, &path.join(&name))?;
             } else if stat.st_nlink > 1 {
                 self.links.insert(inode, child);
             }
@@ -98,22 +98,13 @@ impl Walk {
         let size = stat.st_size;
         let length = |from: i64, to: i64| u64::try_from(to - from).unwrap_or(0);
         let mut at = 0;
-        while at < size {
-            let data = match lseek(&file, at, Whence::SeekData) {
-                Err(nix::Error::ENXIO) => size,
-                other => other.map_err(std::io::Error::from)?.min(size),
-            };
-            if data > at {
-                self.image.hole(length(at, data))?;
-            }
-            let hole =
-                if data < size { lseek(&file, data, Whence::SeekHole).map_err(std::io::Error::from)? } else { size };
-            at = hole.min(size);
-            lseek(&file, data, Whence::SeekSet).map_err(std::io::Error::from)?;
+        // What a file has grown by meanwhile is not in the image, and what it has lost is a hole there.
+        while let Some((data, end)) = holes::next_data(&file, at)?.filter(|(data, _)| *data < size) {
+            self.image.hole(length(at, data))?;
+            at = end.min(size);
             let mut left = length(data, at);
             while left > 0 {
                 let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-                // A file that shrinks meanwhile has no defined contents; the image's stay within its size.
                 let count = file.read(&mut self.buffer[..wanted])?;
                 if count == 0 {
                     self.image.hole(left)?;
@@ -123,6 +114,7 @@ impl Walk {
                 left -= count as u64;
             }
         }
+        self.image.hole(length(at, size))?;
         Ok(Content::File { start, size: u64::try_from(size).unwrap_or(0) })
     }
 }

@@ -75,6 +75,9 @@ impl Image {
     /// # Errors
     /// `InvalidArgument` where the image would be too large; when it cannot be written.
     pub fn hole(&mut self, length: u64) -> Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
         self.flush()?;
         let end = self.at.checked_add(length).filter(|end| *end <= MAX_SIZE);
         self.at = end.ok_or_else(|| Error::invalid("erofs: image of more than 2 TiB"))?;

@@ -44,6 +44,16 @@ fn a_loop_device_shows_an_image_too() {
 }
 
 #[test]
+fn directories_that_nest_too_deep_are_refused() {
+    let dir = tempfile::tempdir().expect("directory");
+    let from = dir.path().join("from");
+    let levels = rung_sys::beneath::MAX_DEPTH + 1;
+    std::fs::create_dir_all(from.join(vec!["d"; levels].join("/"))).expect("directories");
+    let error = from_directory(&from, &dir.path().join("image")).expect_err("as deep as a container likes");
+    assert!(error.to_string().ends_with("directories nest deeper than 256 levels"), "{error}");
+}
+
+#[test]
 fn a_directory_comes_back_from_its_image() {
     let dir = tempfile::tempdir().expect("directory");
     let from = dir.path().join("from");

@@ -11,9 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, Whence, fchownat, linkat, lseek, symlinkat};
-use rung_sys::beneath;
-use rung_sys::xattr;
+use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+use rung_sys::{beneath, holes, xattr};
 
 /// Copies what is in the directory `from` into the empty directory `to`, and the attributes of `from` itself.
 ///
@@ -68,7 +67,7 @@ impl Copy<'_> {
                     (openat(from, name, flags, Mode::empty())?, openat(to, name, flags, Mode::empty())?);
                 self.inside(source.as_fd(), copy.as_fd(), path)?;
             }
-            SFlag::S_IFREG => contents(from, to, name, stat)?,
+            SFlag::S_IFREG => contents(from, to, name)?,
             SFlag::S_IFLNK => symlinkat(readlinkat(from, name)?.as_os_str(), to, name)?,
             special => mknodat(to, name, special, Mode::S_IRUSR | Mode::S_IWUSR, stat.st_rdev)?,
         }
@@ -76,26 +75,12 @@ impl Copy<'_> {
     }
 }
 
-/// The data of a file, piece by piece between its holes; a file system that can shares the blocks.
-fn contents(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr, stat: &FileStat) -> io::Result<()> {
+fn contents(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let read = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut source = File::from(openat(from, name, read, Mode::empty())?);
     let mut copy = File::from(openat(to, name, write, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    copy.set_len(u64::try_from(stat.st_size).unwrap_or(0))?;
-    let mut at = 0;
-    loop {
-        let start = match lseek(&source, at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(Errno::ENXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        at = lseek(&source, start, Whence::SeekHole)?;
-        lseek(&source, start, Whence::SeekSet)?;
-        lseek(&copy, start, Whence::SeekSet)?;
-        let length = u64::try_from(at - start).unwrap_or(0);
-        io::copy(&mut io::Read::take(&mut source, length), &mut copy)?;
-    }
+    holes::copy(&mut source, &mut copy)
 }
 
 /// Owner, attributes, permissions and times, in the order that keeps them.

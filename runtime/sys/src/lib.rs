@@ -18,6 +18,7 @@ pub mod error;
 pub mod fd_pass;
 pub mod file;
 pub mod footprint;
+pub mod holes;
 pub mod idmap;
 pub mod keyring;
 pub mod loop_device;

@@ -227,7 +227,12 @@ impl Layer {
             if count == 0 {
                 return Ok(Content::File { start, size });
             }
-            self.image.append(&buffer[..count])?;
+            // The image that it comes from does not say where it has holes.
+            if count == buffer.len() && buffer.iter().all(|byte| *byte == 0) {
+                self.image.hole(count as u64)?;
+            } else {
+                self.image.append(&buffer[..count])?;
+            }
             size += count as u64;
         }
     }

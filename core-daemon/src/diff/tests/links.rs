@@ -121,3 +121,18 @@ fn a_directory_without_an_entry_takes_nothing_from_a_set_group_id() {
         assert_eq!((made.mode() & 0o7777, made.gid(), names(&dir.join("d/in")).as_str()), (0o755, 0, "g"), "{way:?}");
     });
 }
+
+#[test]
+fn holes_stay_holes_when_a_file_is_copied_up() {
+    let length: u64 = 64 << 20;
+    let (size, map) = (length.to_string(), format!("{},1", length - 1));
+    let sparse = [("GNU.sparse.size", size.as_bytes()), ("GNU.sparse.map", map.as_bytes())];
+    let low = Tar::default().pax(b'x', &sparse).file("a", "x");
+    each(&[low, Tar::default().link("b", "a")], |dir, way| {
+        // What an image shows does not say where its holes are; its own file does.
+        let copy = if way == Way::Images { dir.with_file_name("layer-1") } else { dir.join("b") };
+        assert!(stat(&copy).blocks() * 512 < 4 << 20, "{way:?}: a length that is made up takes space");
+        assert!(std::fs::read(dir.join("b")).expect("copy").ends_with(b"\0x"), "{way:?}");
+        assert_eq!(stat(&dir.join("b")).len(), length, "{way:?}");
+    });
+}
