@@ -7,6 +7,7 @@ use gantry_proto::exit::EXIT_CODE_HEADER;
 
 use crate::exit::Code;
 use crate::output::error_bytes;
+use crate::output::human::harmless;
 
 /// A failure as its reader sees it.
 #[derive(Debug)]
@@ -102,9 +103,14 @@ pub(crate) fn hint(hint: &str) {
     say(format_args!("hint: {hint}"));
 }
 
-/// One line on standard error.
+/// What ends with a line on standard error.
 fn say(text: fmt::Arguments<'_>) {
-    error_bytes(format!("{text}\n").as_bytes());
+    error_bytes(shown(&format!("{text}\n")).as_bytes());
+}
+
+/// What a terminal shows of `text` and does not act on: the daemon repeats what strangers wrote.
+fn shown(text: &str) -> String {
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
 }
 
 /// What the daemon answers when it refuses or fails.
@@ -135,6 +141,11 @@ pub(crate) fn is_transport(status: &tonic::Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_does_not_act_on_what_strangers_wrote() {
+        assert_eq!(shown("import \u{1b}[31ma:\nb\r\n"), "import \u{fffd}[31ma:\nb\u{fffd}\n");
+    }
 
     #[test]
     fn the_daemon_decides_the_code_of_a_program_that_cannot_run() {
