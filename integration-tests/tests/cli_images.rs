@@ -2,7 +2,7 @@
 
 use integration_tests::image::{self, Packing};
 use integration_tests::tar::Tar;
-use integration_tests::{Env, Image, Result, Stack, Test, tests};
+use integration_tests::{Env, Image, Result, Stack, Test, output, tests};
 use serde_json::Value;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -64,7 +64,7 @@ fn images_are_removed_by_name_and_id(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     stack.gantry(&["create", "--name", "user", "IMAGE"])?.ok()?;
     let used = stack.gantry(&["rmi", "IMAGE"])?.exits(1)?;
-    assert!(used.stderr.contains("user") || used.stderr.contains("container"), "{}", used.stderr);
+    assert!(used.stderr.contains("container user is made of it"), "{}", used.stderr);
     stack.gantry(&["rm", "user"])?.ok()?;
     let removed = stack.gantry(&["rmi", "IMAGE"])?.ok()?;
     assert!(removed.stdout.contains("Untagged: "), "{}", removed.stdout);
@@ -112,10 +112,12 @@ fn daemon_and_client_say_who_they_are(env: &Env) -> Result<()> {
     assert!(info.contains("Snapshotter:") && info.contains(&env.path("root").display().to_string()), "{info}");
     let cpus: u32 = daemon.gantry(&["info", "-f", "{{.NCPU}}"])?.ok()?.text().parse()?;
     assert!(cpus > 0);
-    daemon.stop()?;
+    let socket = daemon.socket().to_owned();
+    assert!(daemon.stop()?.success());
+    assert!(!socket.exists(), "the socket is still there");
     let mut gone = env.command("gantry")?;
-    gone.arg("--address").arg(env.path("gantryd.sock")).arg("ps");
-    let gone = integration_tests::output::run(gone)?.exits(1)?;
-    assert!(gone.stderr.contains("hint: "), "{}", gone.stderr);
+    gone.arg("--address").arg(&socket).arg("ps");
+    let gone = output::run(gone)?.exits(1)?;
+    assert!(gone.stderr.contains("gantryd.sock") && gone.stderr.contains("hint: "), "{}", gone.stderr);
     Ok(())
 }

@@ -71,7 +71,6 @@ mod shim_faults;
 mod shim_io;
 mod shim_protocol;
 mod stack_failures;
-mod stack_walk;
 
 fn main() -> ExitCode {
     runner::main(&[
@@ -107,14 +106,14 @@ fn main() -> ExitCode {
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_processors::TESTS,
+        daemon_pull::TESTS,
+        daemon_registry::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_shims::TESTS,
         daemon_snapshots::TESTS,
         daemon_storage::TESTS,
         daemon_tasks::TESTS,
-        daemon_pull::TESTS,
-        daemon_registry::TESTS,
         daemon_transfer::TESTS,
         daemon_unit::TESTS,
         harness::TESTS,
@@ -141,6 +140,5 @@ fn main() -> ExitCode {
         shim_io::TESTS,
         shim_protocol::TESTS,
         stack_failures::TESTS,
-        stack_walk::TESTS,
     ])
 }

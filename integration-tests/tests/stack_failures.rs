@@ -6,96 +6,15 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, output, tests, wait};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    registry_is_down [Root],
-    image_is_unknown [Root],
-    blob_has_another_content [Root, Overlay],
-    blob_is_truncated [Root, Overlay],
-    disk_is_full [Root],
-    daemon_is_not_there [],
     socket_is_not_for_everyone [Root],
     container_is_unknown [Root],
     errors_say_a_thing_once [Root, Overlay],
     start_and_rm_take_turns [Root, Overlay],
     a_delete_that_fails_is_tried_again [Root, Overlay],
 ];
-
-/// What a failed pull must say, and what it must not leave.
-fn refused(daemon: &Daemon<'_>, pulled: Ran, named: &str) -> Result<()> {
-    let shown = pulled.to_string();
-    let said = pulled.fails()?;
-    assert!(said.contains(named), "does not name {named}: {shown}");
-    assert!(said.trim().lines().count() <= 3, "more than a line and its remedy: {shown}");
-    assert_eq!(daemon.gantry(&["images", "-q"])?.ok()?.text(), "", "an image is half registered");
-    Ok(())
-}
-
-fn registry_is_down(env: &Env) -> Result<()> {
-    let daemon = env.daemon()?;
-    // Bound and released: nobody listens.
-    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let pulled = daemon.gantry(&["pull", &format!("{address}/nobody:latest")])?;
-    refused(&daemon, pulled, &address.to_string())
-}
-
-fn image_is_unknown(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let daemon = env.daemon()?;
-    let pulled = daemon.gantry(&["pull", &format!("{}/no/such:tag", registry.host())])?;
-    refused(&daemon, pulled, "no/such")
-}
-
-fn blob_has_another_content(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?;
-    let reference = image.push(&registry, "broken", "latest")?;
-    let layer = registry.blob_path(&image.layers()[0].digest)?;
-    let mut bytes = fs::read(&layer)?;
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0xff;
-    fs::write(&layer, bytes)?;
-    let daemon = env.daemon()?;
-    let pulled = daemon.gantry(&["pull", &reference])?;
-    refused(&daemon, pulled, "sha256:")
-}
-
-fn blob_is_truncated(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?;
-    let reference = image.push(&registry, "short", "latest")?;
-    let layer = registry.blob_path(&image.layers()[0].digest)?;
-    let bytes = fs::read(&layer)?;
-    fs::write(&layer, &bytes[..bytes.len() / 3])?;
-    let daemon = env.daemon()?;
-    let pulled = daemon.gantry(&["pull", &reference])?;
-    refused(&daemon, pulled, "sha256:")
-}
-
-fn disk_is_full(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let reference = Image::busybox()?.push(&registry, "big", "latest")?;
-    // Room for the daemon's own records, not for the image. The mount is this process's alone and goes with it.
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    mount(Some("small"), &env.dir("root")?, Some("tmpfs"), MsFlags::empty(), Some("size=2m"))?;
-    let daemon = env.daemon()?;
-    let pulled = daemon.gantry(&["pull", &reference])?;
-    refused(&daemon, pulled, "space")
-}
-
-fn daemon_is_not_there(env: &Env) -> Result<()> {
-    let socket = env.path("nobody.sock");
-    let mut command = env.command("gantry")?;
-    command.env("GANTRY_ADDRESS", &socket).arg("ps");
-    let ran = output::run(command)?;
-    let shown = ran.to_string();
-    assert!(ran.fails()?.contains("nobody.sock"), "{shown}");
-    Ok(())
-}
 
 fn socket_is_not_for_everyone(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
