@@ -115,15 +115,16 @@ fn containers_are_made_as_wished(env: &Env) -> Result<()> {
     stack.script(&["--volumes-from", "holder"], "echo here > /data/file")?.ok()?;
     let refused = stack.script(&["--volumes-from", "holder:ro"], "cat /data/file; echo more > /data/file")?;
     assert!(refused.text() == "here" && refused.fails()?.contains("Read-only"));
-    let words = ["--cpu-period", "50000", "--cpu-quota", "25000", "--cgroup-parent", "gantry", "--name", "web"];
+    let words = ["--cpu-period", "50000", "--cpu-quota", "25000", "--cgroup-parent", env.token(), "--name", "web"];
     stack.gantry(&[&["run", "-d"], &words[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;
     let format =
         "{{.HostConfig.CpuPeriod}} {{.HostConfig.CpuQuota}} {{.HostConfig.CgroupParent}} {{.State.Pid}} {{.ID}}";
     let shown = stack.gantry(&["inspect", "-f", format, "web"])?.ok()?;
     let fields: Vec<&str> = shown.text().split(' ').collect();
-    assert_eq!(fields[..3], ["50000", "25000", "/gantry"]);
+    let parent = format!("/{}", env.token());
+    assert_eq!(fields[..3], ["50000", "25000", &*parent]);
     let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", fields[3]))?;
-    assert!(groups.contains(&format!(":/gantry/{}", fields[4])), "{groups}");
+    assert!(groups.contains(&format!(":{parent}/{}", fields[4])), "{groups}");
     stack.gantry(&["update", "--cpu-quota", "30000", "web"])?.ok()?;
     let quota = stack.gantry(&["inspect", "-f", "{{.HostConfig.CpuQuota}}", "web"])?.ok()?;
     assert_eq!(quota.text(), "30000");

@@ -85,9 +85,8 @@ fn a_terminal_is_a_window_into_the_container(env: &Env) -> Result<()> {
     pty.types("while [ \"$(stty size)\" != '33 101' ]; do sleep 0.05; done; echo re''sized\n")?;
     pty.expect("resized")?;
     // Ctrl-C is a key for the program inside, not a signal for the client.
-    pty.types("sleep 1000\n")?;
-    pty.expect("sleep 1000")?;
-    std::thread::sleep(wait::seconds(1) / 5);
+    pty.types("sh -c 'echo re''ady; exec sleep 1000'\n")?;
+    pty.expect("ready")?;
     pty.types("\u{3}")?;
     pty.types("echo st''ill here\n")?;
     pty.expect("still here")?;

@@ -382,11 +382,12 @@ fn signals_are_handed_on(env: &Env) -> Result<()> {
 
 fn a_stop_does_not_need_its_client(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
-    let deaf = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    let deaf = "trap 'echo told' TERM; echo up; while :; do sleep 0.1; done";
     stack.gantry(&["run", "-d", "--name", "deaf", "IMAGE", "sh", "-c", deaf])?.ok()?;
-    wait::until("it does not listen", || stack.gantry(&["logs", "deaf"]).ok().filter(|logs| logs.stdout == "up\n"))?;
-    let mut stopping = spawn(&stack, &["stop", "-t", "2", "deaf"])?;
-    std::thread::sleep(wait::seconds(1) / 2);
+    let says = |text: &str| stack.gantry(&["logs", "deaf"]).ok().filter(|logs| logs.stdout == text);
+    wait::until("it runs", || says("up\n"))?;
+    let mut stopping = spawn(&stack, &["stop", "--time", "2", "deaf"])?;
+    wait::until("it is told to end", || says("up\ntold\n"))?;
     stopping.kill()?;
     stopping.wait()?;
     assert_eq!(stack.gantry(&["wait", "deaf"])?.ok()?.text(), "137");
