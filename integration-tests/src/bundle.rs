@@ -66,6 +66,30 @@ impl Bundle {
         self
     }
 
+    /// Gives the process a capability.
+    pub fn grant(&mut self, capability: &str) -> &mut Self {
+        for set in ["bounding", "effective", "permitted"] {
+            self.push(&format!("/process/capabilities/{set}"), capability);
+        }
+        self
+    }
+
+    /// Has the container share a kind of namespace (`pid`) with the host.
+    pub fn share(&mut self, kind: &str) -> &mut Self {
+        if let Some(namespaces) = self.config["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != kind);
+        }
+        self
+    }
+
+    /// Takes the mounts at and below a path out of the config: the image's own files are there.
+    pub fn unmount(&mut self, path: &str) -> &mut Self {
+        if let Some(mounts) = self.config["mounts"].as_array_mut() {
+            mounts.retain(|mount| !mount["destination"].as_str().is_some_and(|at| Path::new(at).starts_with(path)));
+        }
+        self
+    }
+
     /// Writes config.json; gives the bundle's path as text for a command line.
     pub fn write(&self) -> Result<&str> {
         let text = serde_json::to_vec_pretty(&self.config)?;
@@ -157,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_and_push_change_the_config() {
+    fn the_config_is_what_was_asked_for() {
         let mut bundle = Bundle { path: PathBuf::new(), config: config() };
         bundle.set("/process/user/uid", 7).set("/linux/resources/pids/limit", 9).set("/linux/namespaces/0/path", "/x");
         bundle.push("/mounts", json!({"destination": "/m"})).push("/linux/uidMappings", json!({"size": 1}));
@@ -166,5 +190,9 @@ mod tests {
         assert_eq!(bundle.config["linux"]["namespaces"][0], json!({"type": "pid", "path": "/x"}));
         assert_eq!(bundle.config["mounts"].as_array().unwrap().len(), 8);
         assert_eq!(bundle.config["linux"]["uidMappings"][0]["size"], 1);
+        bundle.grant("CAP_CHOWN").share("pid").unmount("/dev");
+        assert_eq!(bundle.config["process"]["capabilities"]["effective"][3], "CAP_CHOWN");
+        assert_ne!(bundle.config["linux"]["namespaces"][0]["type"], "pid");
+        assert_eq!(bundle.config["mounts"].as_array().unwrap().len(), 4);
     }
 }

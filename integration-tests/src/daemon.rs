@@ -8,9 +8,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, anyhow};
 use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
+use gantry_proto::namespace::NAMESPACE_HEADER;
 use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{Env, Ran, Result, output, wait};
@@ -84,6 +86,17 @@ impl Env {
             .spawn()
             .context("start gantryd")?;
         Ok(Daemon { env: self, child, socket, log })
+    }
+
+    /// A gRPC request in the test's namespace.
+    ///
+    /// # Panics
+    /// Never: a token is letters and digits.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let namespace = self.namespace().parse().expect("letters and digits are a header");
+        request.metadata_mut().insert(NAMESPACE_HEADER, namespace);
+        request
     }
 
     /// On a slow machine the daemon waits longer for its shims: by what is added to the configuration among `args`, or

@@ -1,11 +1,15 @@
 //! What one test has to itself: a token, a temporary directory, names, and the built programs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use serde_json::Value;
 
 use crate::{Ran, Result, output};
 
@@ -49,6 +53,21 @@ impl Env {
         let path = self.path(name);
         fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Writes a script that can be executed into the test's own directory.
+    pub fn script(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    /// Gives this process mounts of its own: what it mounts from now on goes with it, and nobody else sees it.
+    pub fn own_mounts(&self) -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("make the mounts private")
     }
 
     /// A container id that no other test uses.
@@ -95,6 +114,12 @@ impl Env {
     /// Runs `rung` with the test's own state directory to its end.
     pub fn run_rung(&self, args: &[&str]) -> Result<Ran> {
         output::run(self.rung(args)?)
+    }
+
+    /// What `rung state` says of a container.
+    pub fn state(&self, id: &str) -> Result<Value> {
+        let ran = self.run_rung(&["state", id])?.ok()?;
+        serde_json::from_str(ran.text()).with_context(|| format!("read the state of {id}"))
     }
 
     /// Runs a program of the machine (`ctr`, `nft`, `ip`, ...) to its end.

@@ -126,14 +126,18 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (code, letter)| text.replace(code, letter))
 }
 
+/// Where the hierarchies of cgroups are mounted: one on v2.
+pub fn hierarchies() -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter(|line| line.contains(" - cgroup")).filter_map(|line| line.split(' ').nth(4));
+    points.map(PathBuf::from).collect()
+}
+
 /// Cgroups named after the test, parents before children.
 fn cgroups(token: &str) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = Vec::new();
-    for line in table.lines().filter(|line| line.contains(" - cgroup")) {
-        if let Some(point) = line.split(' ').nth(4) {
-            search(Path::new(point), token, 8, true, &mut found);
-        }
+    for hierarchy in hierarchies() {
+        search(&hierarchy, token, 8, true, &mut found);
     }
     found
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod bundle;
+pub mod chance;
 pub mod changes;
 pub mod daemon;
 pub mod disk;
@@ -29,6 +30,7 @@ pub mod wait;
 
 pub use anyhow::Result;
 pub use bundle::Bundle;
+pub use chance::Chance;
 pub use daemon::Daemon;
 pub use env::Env;
 pub use image::Image;

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::Context as _;
 use gantry_proto::runtime::v1;
 use gantry_proto::runtime::v1::image_service_client::ImageServiceClient;
 use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use crate::{Daemon, Env, Result, daemon, wait};
+use crate::{Daemon, Env, Result, daemon, leaks, wait};
 
 /// Largest message that a kubelet takes.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -73,6 +76,13 @@ impl<'env> Pods<'env> {
         }
     }
 
+    /// A pod with a network of its own, for a daemon that has one ([`network`]).
+    pub fn networked_config(&self, name: &str) -> v1::PodSandboxConfig {
+        let mut config = self.pod_config(name);
+        config.linux.get_or_insert_default().security_context = None;
+        config
+    }
+
     /// Runs a pod and answers with its id.
     pub fn run(&mut self, config: &v1::PodSandboxConfig) -> Result<String> {
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
@@ -107,11 +117,38 @@ impl<'env> Pods<'env> {
         Ok(id)
     }
 
+    /// What is said of a container.
+    pub fn status(&mut self, container: &str) -> Result<v1::ContainerStatus> {
+        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        let answer = self.runtime.block_on(self.pods.container_status(request))?.into_inner();
+        answer.status.context("no status")
+    }
+
+    /// What is said of a container for people.
+    pub fn info(&mut self, container: &str) -> Result<Value> {
+        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
+        parsed(&self.runtime.block_on(self.pods.container_status(request))?.into_inner().info)
+    }
+
+    /// What is said of a pod for people.
+    pub fn pod_info(&mut self, pod: &str) -> Result<Value> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
+        parsed(&self.runtime.block_on(self.pods.pod_sandbox_status(request))?.into_inner().info)
+    }
+
+    /// A container's first process, and the shim that holds it.
+    pub fn processes(&mut self, container: &str) -> Result<(Pid, Pid)> {
+        let info = self.info(container)?;
+        let first = info["pid"].as_i64().with_context(|| format!("no pid in {info}"))?;
+        let status = std::fs::read_to_string(format!("/proc/{first}/status"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no parent")?;
+        Ok((Pid::from_raw(first.try_into()?), Pid::from_raw(parent.trim().parse()?)))
+    }
+
     /// Waits until a container has ended, and answers with its exit code.
     pub fn exit_code(&mut self, container: &str) -> Result<i32> {
         wait::until("the container ends", || {
-            let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
-            let status = self.runtime.block_on(self.pods.container_status(request)).ok()?.into_inner().status?;
+            let status = self.status(container).ok()?;
             (status.state() == v1::ContainerState::ContainerExited).then_some(status.exit_code)
         })
     }
@@ -135,12 +172,26 @@ impl Drop for Pods<'_> {
                 let _ = writeln!(std::io::stderr(), "pod {}: {error:#}", pod.id);
             }
         }
-        let parent = self.env.id("pods");
-        let mounts = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        for mount in mounts.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
-            let _ = std::fs::remove_dir(mount.join(&parent));
+        for hierarchy in leaks::hierarchies() {
+            let _ = std::fs::remove_dir(hierarchy.join(self.env.id("pods")));
         }
     }
+}
+
+/// The JSON in what a status says for people.
+fn parsed(info: &BTreeMap<String, String>) -> Result<Value> {
+    Ok(serde_json::from_str(info.get("info").context("no verbose information")?)?)
+}
+
+/// Puts a network of these plugins into `dir`; gives the lines of a daemon's configuration by which its pods have that one, and
+/// no other. Plugins are looked for in `programs` first.
+pub fn network(env: &Env, dir: &Path, plugins: &Value, programs: &[&Path]) -> Result<String> {
+    let network = json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": plugins});
+    std::fs::write(dir.join("10-test.conflist"), network.to_string())?;
+    let usual = ["/usr/lib/cni", "/opt/cni/bin"].map(Path::new);
+    let programs = [programs, &usual].concat();
+    let netns = env.path("netns");
+    Ok(format!("[cri.cni]\nconf_dir = {dir:?}\nbin_dirs = {programs:?}\nnetns_dir = {netns:?}\n"))
 }
 
 /// An image by name or id.

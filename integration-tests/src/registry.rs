@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::http::{self, Response};
 use crate::image::Blob;
-use crate::{Env, Result, wait};
+use crate::{Env, Image, Result, wait};
 
 /// A running registry, ended when dropped. Its storage stays until the test's directory goes.
 #[derive(Debug)]
@@ -40,6 +40,13 @@ impl Registry {
             }
         }
         Err(last.unwrap_or_else(|| anyhow::anyhow!("registry was never started")))
+    }
+
+    /// Starts a registry with busybox in it; gives the image's name too.
+    pub fn with_busybox(env: &Env) -> Result<(Self, String)> {
+        let registry = Self::start(env)?;
+        let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+        Ok((registry, image))
     }
 
     fn try_start(env: &Env, dir: &Path, extra: &str) -> Result<Self> {

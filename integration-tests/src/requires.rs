@@ -24,8 +24,6 @@ pub enum Need {
     Apparmor,
     /// The kernel can mount overlay file systems.
     Overlay,
-    /// The `nft` program is here and the kernel answers it.
-    Nftables,
     /// A process may make a user namespace.
     Userns,
     /// containerd and its `ctr` are installed.
@@ -71,7 +69,6 @@ impl Need {
         Self::Systemd,
         Self::Apparmor,
         Self::Overlay,
-        Self::Nftables,
         Self::Userns,
         Self::Containerd,
         Self::Podman,
@@ -100,8 +97,7 @@ impl Need {
             Self::CgroupV2 => (v2_controllers(), "/sys/fs/cgroup is not cgroup v2 with memory and pids controllers"),
             Self::Systemd => (Path::new("/run/systemd/system").is_dir(), "systemd is not process 1"),
             Self::Apparmor => (apparmor(), "AppArmor is not enforced by this kernel"),
-            Self::Overlay => (has_line("/proc/filesystems", "nodev\toverlay"), "the kernel has no overlay file system"),
-            Self::Nftables => (succeeds("nft", &["list", "tables"]), "nft is missing or the kernel refuses it"),
+            Self::Overlay => (overlay(), "the kernel has no overlay file system"),
             Self::Userns => (succeeds("unshare", &["--user", "true"]), "a user namespace cannot be made"),
             Self::Containerd => (
                 succeeds("containerd", &["--version"]) && succeeds("ctr", &["--version"]),
@@ -183,9 +179,10 @@ fn apparmor() -> bool {
         && (!is_root() || succeeds("apparmor_parser", &["--version"]))
 }
 
-fn has_line(path: &str, wanted: &str) -> bool {
-    // The module may not be loaded yet; asking for the type loads it.
-    let listed = || fs::read_to_string(path).unwrap_or_default().lines().any(|line| line == wanted);
+fn overlay() -> bool {
+    let listed =
+        || fs::read_to_string("/proc/filesystems").unwrap_or_default().lines().any(|it| it == "nodev\toverlay");
+    // The module may not be loaded yet.
     listed() || (succeeds("modprobe", &["overlay"]) && listed())
 }
 

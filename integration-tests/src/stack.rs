@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{Daemon, Env, Image, Ran, Registry, Result};
+use crate::{Daemon, Env, Ran, Registry, Result};
 
 /// A registry, an image in it, and a daemon. Containers of the test's namespace are removed when it is dropped.
 #[derive(Debug)]
@@ -23,8 +23,7 @@ impl<'env> Stack<'env> {
 
     /// The same with this configuration of the daemon.
     pub fn start_configured(env: &'env Env, config: &str) -> Result<Self> {
-        let registry = Registry::start(env)?;
-        let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+        let (registry, image) = Registry::with_busybox(env)?;
         let daemon = if config.is_empty() { env.daemon()? } else { env.daemon_configured(config)? };
         Ok(Self { daemon, registry, image })
     }

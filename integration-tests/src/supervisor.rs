@@ -132,14 +132,11 @@ impl Stdio {
     }
 }
 
-/// The runtime under the shim: `rung`, or what `GANTRY_TEST_RUNTIME` names.
-fn options() -> Options {
-    Options { binary_name: std::env::var("GANTRY_TEST_RUNTIME").unwrap_or_default(), ..Options::default() }
-}
-
-/// The options of every request here, and the runtime's state in the test's own directory.
+/// The options of every request: the runtime under the shim is `rung`, or what `GANTRY_TEST_RUNTIME` names, with its state
+/// in the test's own directory.
 fn options_in(env: &Env) -> Options {
-    Options { root: env.path("runtime").to_string_lossy().into_owned(), ..options() }
+    let binary_name = std::env::var("GANTRY_TEST_RUNTIME").unwrap_or_default();
+    Options { binary_name, root: env.path("runtime").to_string_lossy().into_owned(), ..Options::default() }
 }
 
 fn request(id: &str, bundle: &Path, stdio: &Stdio, options: &Options) -> CreateTaskRequest {
@@ -198,12 +195,7 @@ impl<'env> Supervisor<'env> {
 
     /// Creates the container of the bundle.
     pub async fn create(&self, stdio: &Stdio) -> Result<u32, Status> {
-        self.create_at(&self.id, &self.bundle, stdio).await
-    }
-
-    /// Creates a container of this shim's group.
-    pub async fn create_at(&self, id: &str, bundle: &Path, stdio: &Stdio) -> Result<u32, Status> {
-        let request = request(id, bundle, stdio, &options_in(self.env));
+        let request = request(&self.id, &self.bundle, stdio, &options_in(self.env));
         Ok(self.call::<_, CreateTaskResponse>("Create", &request).await?.pid)
     }
 

@@ -1,12 +1,10 @@
 //! Containers of pods as a kubelet sees them: what is said of them, what they are given, and what a restart finds.
 
-use std::os::unix::fs::PermissionsExt as _;
-
 use gantry_proto::runtime::v1;
 use integration_tests::image::Packing;
-use integration_tests::pods::{Pods, spec};
+use integration_tests::pods::{Pods, network, spec};
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Daemon, Env, Image, Registry, Result, Test, leaks, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     events_tell_how_a_container_is [Root, Overlay],
@@ -24,28 +22,10 @@ pub(crate) const TESTS: &[Test] = tests![
     a_container_that_ran_is_not_created_again [Root, Overlay],
 ];
 
-/// A daemon whose only network is that of `plugin`, found in `bin`.
-fn start<'env>(env: &'env Env, plugin: &serde_json::Value, bin: &str) -> Result<Daemon<'env>> {
-    let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
-    let network = serde_json::json!({ "cniVersion": "1.0.0", "name": env.token(), "plugins": [plugin] });
-    std::fs::write(conf.join("10-test.conflist"), network.to_string())?;
-    let netns = env.path("netns");
-    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}]\nnetns_dir = {netns:?}\n"))?;
-    env.daemon_with(&["--config", &config.to_string_lossy()])
-}
-
-fn own_network(pods: &Pods<'_>, name: &str) -> v1::PodSandboxConfig {
-    let mut config = pods.pod_config(name);
-    if let Some(context) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
-        context.namespace_options = None;
-    }
-    config
-}
-
-fn status(pods: &mut Pods<'_>, container: &str) -> Result<v1::ContainerStatus> {
-    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
-    let answer = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner();
-    answer.status.ok_or_else(|| anyhow::anyhow!("no status"))
+/// A daemon whose only network is that of `plugin`, which may be a script in `bin`.
+fn start<'env>(env: &'env Env, plugin: &serde_json::Value) -> Result<Daemon<'env>> {
+    let (conf, bin) = (env.dir("net.d")?, env.dir("bin")?);
+    env.daemon_configured(&network(env, &conf, &serde_json::json!([plugin]), &[&bin])?)
 }
 
 /// Runs a script in a container of its own to its end, and answers with its exit code and what it said.
@@ -69,8 +49,7 @@ fn script(
 
 fn events_tell_how_a_container_is(env: &Env) -> Result<()> {
     use v1::ContainerEventType::{ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent};
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     let image_id = pods.pull(&image)?;
@@ -78,7 +57,7 @@ fn events_tell_how_a_container_is(env: &Env) -> Result<()> {
     let pod = pods.run(&config)?;
     let mut events = pods.runtime.block_on(pods.pods.get_container_events(v1::GetEventsRequest {}))?.into_inner();
     let container = pods.start(&pod, &config, &image_id, &["sleep", "1000"], |_| {})?;
-    let seen = status(&mut pods, &container)?;
+    let seen = pods.status(&container)?;
     assert_eq!(seen.image.map(|image| image.image), Some(image.clone()), "the name people know");
     assert!(seen.image_ref.contains("@sha256:"), "{}", seen.image_ref);
     assert_eq!(seen.image_id, image_id);
@@ -103,8 +82,7 @@ fn events_tell_how_a_container_is(env: &Env) -> Result<()> {
 }
 
 fn what_a_container_is_given(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
@@ -139,8 +117,7 @@ fn what_a_container_is_given(env: &Env) -> Result<()> {
 }
 
 fn limits_ends_and_volumes_are_told_as_kubelets_expect(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
@@ -148,13 +125,13 @@ fn limits_ends_and_volumes_are_told_as_kubelets_expect(env: &Env) -> Result<()> 
     let pod = pods.run(&config)?;
     let free = pods.start(&pod, &config, &image, &["true"], |container| container.linux = None)?;
     let limits = |status: v1::ContainerStatus| status.resources.and_then(|resources| resources.linux);
-    assert_eq!(limits(status(&mut pods, &free)?), Some(v1::LinuxContainerResources::default()));
+    assert_eq!(limits(pods.status(&free)?), Some(v1::LinuxContainerResources::default()));
     let limited = pods.start(&pod, &config, &image, &["true"], |container| {
         container.metadata = Some(v1::ContainerMetadata { name: "limited".to_owned(), attempt: 0 });
         let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
         container.linux.get_or_insert_default().resources = Some(resources);
     })?;
-    let told = limits(status(&mut pods, &limited)?).expect("limits");
+    let told = limits(pods.status(&limited)?).expect("limits");
     assert_eq!((told.memory_limit_in_bytes, told.memory_swap_limit_in_bytes), (64 << 20, 64 << 20));
     // What an ended container wrote is still there, and it uses nothing else.
     pods.exit_code(&free)?;
@@ -175,13 +152,12 @@ fn limits_ends_and_volumes_are_told_as_kubelets_expect(env: &Env) -> Result<()> 
 }
 
 fn settings_of_an_interface_are_made_once_it_is_there(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.78.0/24"});
-    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}), "/usr/lib/cni")?;
+    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}))?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let mut config = own_network(&pods, "pod");
+    let mut config = pods.networked_config("pod");
     let sysctls = [("net.ipv4.conf.eth0.rp_filter", "2"), ("net/ipv4/conf/eth0/log_martians", "1")];
     let linux = config.linux.get_or_insert_default();
     linux.sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
@@ -194,10 +170,9 @@ fn settings_of_an_interface_are_made_once_it_is_there(env: &Env) -> Result<()> {
 }
 
 fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (registry, image) = Registry::with_busybox(env)?;
     let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.79.0/24"});
-    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}), "/usr/lib/cni")?;
+    let daemon = start(env, &serde_json::json!({"type": "ptp", "ipam": ipam}))?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
     let layer = |name: &str| Tar::new().dir("d").file(&format!("d/{name}"), name);
@@ -207,7 +182,7 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
     let mapping = || vec![v1::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
     let users = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() };
     let options = v1::NamespaceOption { userns_options: Some(users), ..Default::default() };
-    let mut config = own_network(&pods, "pod");
+    let mut config = pods.networked_config("pod");
     let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.namespace_options = Some(options.clone());
     context.privileged = true;
@@ -247,8 +222,7 @@ fn pods_have_users_of_their_own(env: &Env) -> Result<()> {
 }
 
 fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let config = env.path("config.toml");
     std::fs::write(&config, "[cri.runtimes.rung]\n[cri.runtimes.other]\nruntime = \"io.containerd.runc.v2\"\n")?;
     let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
@@ -286,14 +260,12 @@ fn users_of_their_own_and_the_hosts_network_go_together(env: &Env) -> Result<()>
 }
 
 fn a_pod_that_cannot_be_taken_down_is_kept(env: &Env) -> Result<()> {
-    let (bin, good) = (env.dir("bin")?, env.path("good"));
-    let plugin = bin.join("stubborn");
+    let (_, good) = (env.dir("bin")?, env.path("good"));
     let text = format!("#!/bin/sh\n[ $CNI_COMMAND = DEL ] && [ -e {} ] && exit 0\nexit 1\n", good.display());
-    std::fs::write(&plugin, text)?;
-    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
-    let daemon = start(env, &serde_json::json!({"type": "stubborn"}), &bin.to_string_lossy())?;
+    env.script("bin/stubborn", &text)?;
+    let daemon = start(env, &serde_json::json!({"type": "stubborn"}))?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let config = own_network(&pods, "pod");
+    let config = pods.networked_config("pod");
     pods.run(&config).expect_err("the plugin makes nothing");
     let all = v1::ListPodSandboxRequest::default();
     let left = pods.runtime.block_on(pods.pods.list_pod_sandbox(all.clone()))?.into_inner().items;
@@ -311,18 +283,16 @@ fn a_pod_that_cannot_be_taken_down_is_kept(env: &Env) -> Result<()> {
 
 fn a_pod_that_stops_at_the_second_try_is_told_of(env: &Env) -> Result<()> {
     use v1::ContainerEventType::{ContainerDeletedEvent, ContainerStoppedEvent};
-    let (bin, good) = (env.dir("bin")?, env.path("good"));
-    let plugin = bin.join("stubborn");
+    let (_, good) = (env.dir("bin")?, env.path("good"));
     let text = format!(
         "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && [ ! -e {} ] && exit 1\n\
          echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.0.2/24\"}}]}}'\n",
         good.display()
     );
-    std::fs::write(&plugin, text)?;
-    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
-    let daemon = start(env, &serde_json::json!({"type": "stubborn"}), &bin.to_string_lossy())?;
+    env.script("bin/stubborn", &text)?;
+    let daemon = start(env, &serde_json::json!({"type": "stubborn"}))?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let pod = pods.run(&own_network(&pods, "pod"))?;
+    let pod = pods.run(&pods.networked_config("pod"))?;
     let mut events = pods.runtime.block_on(pods.pods.get_container_events(v1::GetEventsRequest {}))?.into_inner();
     let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
     pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop.clone())).expect_err("the plugin fails");
@@ -366,13 +336,11 @@ fn why_a_pod_did_not_start_is_said_whatever_fails_after_it(env: &Env) -> Result<
 
 /// A daemon whose pods run under `rung` after `script`, which knows the verb.
 fn under<'env>(env: &'env Env, script: &str) -> Result<Daemon<'env>> {
-    let runtime = env.path("runtime.sh");
     let text = format!(
         "#!/bin/sh\nfor word; do case $word in start|delete|state) verb=$word;; esac; done\n{script}\nexec {} \"$@\"\n",
         env.program("rung")?.display()
     );
-    std::fs::write(&runtime, text)?;
-    std::fs::set_permissions(&runtime, std::fs::Permissions::from_mode(0o755))?;
+    let runtime = env.script("runtime.sh", &text)?;
     env.daemon_configured(&format!("[cri.runtimes.rung]\nbinary = {runtime:?}\n"))
 }
 
@@ -398,8 +366,7 @@ fn a_pod_with_a_process_runs_under_runc(env: &Env) -> Result<()> {
 }
 
 fn a_start_that_was_cut_short_was_none(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let mut daemon = env.daemon_dying_at("cri.noted")?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
@@ -420,15 +387,14 @@ fn a_start_that_was_cut_short_was_none(env: &Env) -> Result<()> {
 }
 
 fn a_container_that_ran_is_not_created_again(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
     let config = pods.pod_config("pod");
     let pod = pods.run(&config)?;
     let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
-    let started_at = status(&mut pods, &container)?.started_at;
+    let started_at = pods.status(&container)?.started_at;
     // Its record is written after that of the start.
     let other = v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: "other".to_owned(), attempt: 0 }),
@@ -442,30 +408,24 @@ fn a_container_that_ran_is_not_created_again(env: &Env) -> Result<()> {
         sandbox_config: Some(config.clone()),
     };
     pods.runtime.block_on(pods.pods.create_container(request))?;
-    let request = v1::ContainerStatusRequest { container_id: container.clone(), verbose: true };
-    let info = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
-    let pid = i32::try_from(info["pid"].as_i64().expect("pid"))?;
-    let about = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let shim = about.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().parse()?;
+    let (first, shim) = pods.processes(&container)?;
     std::mem::forget(pods);
     daemon.crash()?;
-    for pid in [shim, pid] {
+    for pid in [shim, first] {
         // One may have gone with the other.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         wait::until("the process is gone", || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(()))?;
     }
     let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(&container);
     let _ = nix::mount::umount2(&bundle.join("rootfs"), nix::mount::MntFlags::MNT_DETACH);
     std::fs::remove_dir_all(&bundle)?;
     // As after a boot, there is no cgroup of it either.
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([std::path::PathBuf::from("/sys/fs/cgroup")]) {
+    for hierarchy in leaks::hierarchies() {
         let _ = std::fs::remove_dir(hierarchy.join(env.id("pods")).join(&container));
     }
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let seen = status(&mut pods, &container)?;
+    let seen = pods.status(&container)?;
     assert_eq!(seen.state(), v1::ContainerState::ContainerExited);
     assert_eq!((seen.started_at, seen.exit_code, seen.reason.as_str()), (started_at, 255, "Unknown"));
     Ok(())

@@ -1,14 +1,12 @@
 //! Requests of a kubelet that are given up or repeated, and a node that was started anew.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use gantry_proto::runtime::v1;
-use integration_tests::pods::Pods;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::pods::{Pods, network};
+use integration_tests::{Daemon, Env, Registry, Result, Test, leaks, tests, wait};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
@@ -23,19 +21,11 @@ pub(crate) const TESTS: &[Test] = tests![
     one_that_cannot_be_killed_keeps_no_other_alive [Root, Overlay],
 ];
 
-/// A daemon whose plugin does what `script` says.
+/// A daemon whose plugin `scripted` does what `script` says.
 fn start<'env>(env: &'env Env, plugins: &serde_json::Value, script: &str) -> Result<Daemon<'env>> {
-    let (conf, bin, config) = (env.dir("net.d")?, env.dir("bin")?, env.path("config.toml"));
-    let plugin = bin.join("scripted");
-    fs::write(&plugin, format!("#!/bin/sh\n{script}\n"))?;
-    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755))?;
-    let network = serde_json::json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": plugins});
-    fs::write(conf.join("10-test.conflist"), network.to_string())?;
-    let netns = env.path("netns");
-    let text =
-        format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}, \"/usr/lib/cni\"]\nnetns_dir = {netns:?}\n");
-    fs::write(&config, text)?;
-    env.daemon_with(&["--config", &config.to_string_lossy()])
+    let (conf, bin) = (env.dir("net.d")?, env.dir("bin")?);
+    env.script("bin/scripted", &format!("#!/bin/sh\n{script}\n"))?;
+    env.daemon_configured(&network(env, &conf, plugins, &[&bin])?)
 }
 
 /// A plugin that says when it is called, and answers once there is a file.
@@ -62,12 +52,6 @@ fn until(pods: &Pods<'_>, what: &str, mut holds: impl FnMut() -> bool) -> Result
     })
 }
 
-fn own_network(pods: &Pods<'_>, name: &str) -> v1::PodSandboxConfig {
-    let mut config = pods.pod_config(name);
-    config.linux.get_or_insert_default().security_context = None;
-    config
-}
-
 fn names(dir: &Path) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
@@ -80,7 +64,7 @@ fn listed(pods: &mut Pods<'_>) -> Result<Vec<v1::PodSandbox>> {
 fn a_request_that_is_given_up_leaves_nothing(env: &Env) -> Result<()> {
     let daemon = start(env, &serde_json::json!([{"type": "scripted"}]), &slow(env))?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let config = own_network(&pods, "pod");
+    let config = pods.networked_config("pod");
     // One client says until when it waits, the other just goes.
     let request = || v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
     let mut limited = tonic::Request::new(request());
@@ -114,7 +98,7 @@ fn a_request_that_is_given_up_leaves_nothing(env: &Env) -> Result<()> {
 fn a_repeat_joins_what_is_under_way(env: &Env) -> Result<()> {
     let daemon = start(env, &serde_json::json!([{"type": "scripted"}]), &slow(env))?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let config = own_network(&pods, "pod");
+    let config = pods.networked_config("pod");
     let begin = |pods: &Pods<'_>, config: &v1::PodSandboxConfig| {
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let mut client = pods.pods.clone();
@@ -163,8 +147,7 @@ impl Drop for Unanswering {
 }
 
 fn a_volume_that_does_not_answer_is_named(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
@@ -188,10 +171,10 @@ fn a_volume_that_does_not_answer_is_named(env: &Env) -> Result<()> {
 }
 
 /// Everything of a run of the machine goes: processes, mounts, and what is kept in memory.
-fn start_anew(env: &Env, pids: &[i32]) -> Result<()> {
+fn start_anew(env: &Env, pids: &[Pid]) -> Result<()> {
     for pid in pids {
         // One may have gone with the other.
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        let _ = kill(*pid, Signal::SIGKILL);
         wait::until("the process is gone", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))?;
     }
     let mounts = fs::read_to_string("/proc/self/mounts")?;
@@ -209,9 +192,7 @@ fn start_anew(env: &Env, pids: &[i32]) -> Result<()> {
     for dir in volatile {
         fs::remove_dir_all(dir)?;
     }
-    for hierarchy in
-        fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()])
-    {
+    for hierarchy in leaks::hierarchies() {
         let parent = hierarchy.join(env.id("pods"));
         for group in fs::read_dir(&parent).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(group.path());
@@ -225,37 +206,28 @@ fn start_anew(env: &Env, pids: &[i32]) -> Result<()> {
 }
 
 /// The processes of a pod with one container: the shim, and all of its children.
-fn processes(pods: &mut Pods<'_>, container: &str) -> Result<Vec<i32>> {
-    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-    let info = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
-    let pid = i32::try_from(info["pid"].as_i64().expect("pid"))?;
-    let about = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let shim: i32 = about.lines().find_map(|line| line.strip_prefix("PPid:")).expect("a parent").trim().parse()?;
+fn processes(pods: &mut Pods<'_>, container: &str) -> Result<Vec<Pid>> {
+    let (_, shim) = pods.processes(container)?;
     let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"))?;
-    let children = children.split_whitespace().map(str::parse).collect::<Result<Vec<i32>, _>>()?;
+    let children =
+        children.split_whitespace().map(|pid| Ok(Pid::from_raw(pid.parse()?))).collect::<Result<Vec<_>>>()?;
     Ok([vec![shim], children].concat())
 }
 
 /// Whether a pod's network namespace is gone, as tools are told.
 fn network_is_closed(pods: &mut Pods<'_>, pod: &str) -> Result<bool> {
-    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: true };
-    let info = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
-    Ok(info["netNamespaceClosed"] == true)
+    Ok(pods.pod_info(pod)?["netNamespaceClosed"] == true)
 }
 
 fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    env.own_mounts()?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.82.0/24"});
     let plugins = serde_json::json!([{"type": "ptp", "ipam": ipam}]);
     let daemon = start(env, &plugins, "exit 1")?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let config = own_network(&pods, "pod");
+    let config = pods.networked_config("pod");
     let pod = pods.run(&config)?;
     let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
     assert!(!network_is_closed(&mut pods, &pod)?);
@@ -269,8 +241,7 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
     assert_eq!(all.len(), 1);
     assert_eq!((all[0].id.as_str(), all[0].state()), (pod.as_str(), v1::PodSandboxState::SandboxNotready));
     assert!(network_is_closed(&mut pods, &pod)?, "it went with the machine");
-    let request = v1::ContainerStatusRequest { container_id: container, verbose: false };
-    let seen = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
+    let seen = pods.status(&container)?;
     assert_eq!(seen.state(), v1::ContainerState::ContainerExited);
     assert_eq!((seen.exit_code, seen.reason.as_str()), (255, "Unknown"));
     assert!(pods.image(&image)?.is_some(), "images stay");
@@ -290,21 +261,18 @@ fn a_node_that_was_started_anew_knows_what_is_gone(env: &Env) -> Result<()> {
 
 /// A daemon whose containers run under `rung` behind `script`, which knows the verb.
 fn behind<'env>(env: &'env Env, script: &str, more: &str) -> Result<Daemon<'env>> {
-    let runtime = env.path("runtime.sh");
     let text = format!(
         "#!/bin/sh\nrung={}\nfor word; do case $word in create|kill|delete) verb=$word; esac; done\n{script}\n\
          exec $rung \"$@\"\n",
         env.program("rung")?.display(),
     );
-    fs::write(&runtime, text)?;
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755))?;
+    let runtime = env.script("runtime.sh", &text)?;
     env.daemon_configured(&format!("{more}[cri.runtimes.rung]\nbinary = {runtime:?}\n"))
 }
 
 /// An image that is here, whose registry is gone.
 fn pull(env: &Env, pods: &mut Pods<'_>) -> Result<String> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     pods.pull(&image)?;
     Ok(image)
 }

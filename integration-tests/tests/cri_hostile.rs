@@ -24,8 +24,7 @@ pub(crate) const TESTS: &[Test] = tests![
 
 /// A container that sees the directory of its logs puts a link to somewhere else there.
 fn links_among_the_logs_lead_nowhere(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
@@ -218,8 +217,7 @@ fn who_makes_the_users_of_a_pod_is_not_open_to_root(env: &Env) -> Result<()> {
 
 /// Root of a container that shares its pod's processes has the first one's root, and can make it do what it likes.
 fn the_process_of_a_pod_is_no_way_out(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let handlers = "[cri.runtimes.rung]\n[cri.runtimes.other]\nbinary = \"runc\"\n";
     let daemon = env.daemon_configured(&format!("[cri]\nrestrict_oom_score_adj = true\n{handlers}"))?;
     let mut pods = Pods::connect(env, &daemon)?;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Env, Registry, Result, Test, leaks, tests, wait};
+use nix::unistd::Pid;
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -16,21 +17,8 @@ pub(crate) const TESTS: &[Test] = tests![
     apparmor_confines_containers [Root, Overlay, Apparmor],
 ];
 
-/// A daemon whose cgroups systemd makes.
-fn under_systemd(env: &Env) -> Result<Daemon<'_>> {
-    let config = env.path("config.toml");
-    fs::write(&config, "[cri]\ncgroup_driver = \"systemd\"\n")?;
-    env.daemon_with(&["--config", &config.to_string_lossy()])
-}
-
-fn pushed(env: &Env) -> Result<(Registry, String)> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-    Ok((registry, image))
-}
-
 /// The cgroup of the container's first process that limits memory.
-fn cgroup_of(pid: i64) -> Result<PathBuf> {
+fn cgroup_of(pid: Pid) -> Result<PathBuf> {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let paths = table.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let root = |controllers: &str| match controllers {
@@ -49,14 +37,6 @@ fn memory_limit(dir: &Path) -> Result<String> {
     Ok(text?.trim().to_owned())
 }
 
-/// The first process of a container.
-fn pid_of(pods: &mut Pods<'_>, container: &str) -> Result<i64> {
-    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-    let info = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").context("verbose information")?)?;
-    info["pid"].as_i64().with_context(|| format!("no pid in {info}"))
-}
-
 /// The slices of a test's pods: a kubelet's to remove, so here the test's, whatever has become of the pods.
 struct Slices<'env>(&'env Env);
 
@@ -65,8 +45,8 @@ impl Drop for Slices<'_> {
         let name = format!("{}.slice", self.0.token());
         let _ = self.0.run("systemctl", &["stop", &name]);
         // On v1 systemd does not look after all hierarchies.
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let slice = hierarchy.path().join(&name);
+        for hierarchy in leaks::hierarchies() {
+            let slice = hierarchy.join(&name);
             let _ = fs::remove_dir(slice.join(format!("{}-pod1.slice", self.0.token())));
             let _ = fs::remove_dir(slice);
         }
@@ -75,9 +55,9 @@ impl Drop for Slices<'_> {
 
 fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
     const MIB: i64 = 1 << 20;
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let _slices = Slices(env);
-    let daemon = under_systemd(env)?;
+    let daemon = env.daemon_configured("[cri]\ncgroup_driver = \"systemd\"\n")?;
     let mut pods = Pods::connect(env, &daemon)?;
     let told = pods.runtime.block_on(pods.pods.runtime_config(v1::RuntimeConfigRequest {}))?.into_inner();
     assert_eq!(told.linux.context("linux")?.cgroup_driver(), v1::CgroupDriver::Systemd);
@@ -91,7 +71,7 @@ fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
     let container = pods.start(&pod, &config, &image, &["sleep", "600"], |container| {
         container.linux.get_or_insert_default().resources = Some(limits(64 * MIB));
     })?;
-    let cgroup = cgroup_of(pid_of(&mut pods, &container)?)?;
+    let cgroup = cgroup_of(pods.processes(&container)?.0)?;
     let unit = format!("cri-containerd-{container}.scope");
     ensure!(cgroup.ends_with(format!("{slice}/{unit}")), "{}", cgroup.display());
     assert_eq!(memory_limit(&cgroup)?, (64 * MIB).to_string());
@@ -127,7 +107,7 @@ fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
 
 fn apparmor_confines_containers(env: &Env) -> Result<()> {
     use v1::security_profile::ProfileType;
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;

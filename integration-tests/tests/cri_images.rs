@@ -152,13 +152,10 @@ fn what_others_do_to_images_is_seen_at_once(env: &Env) -> Result<()> {
 }
 
 fn verifiers_decide_about_pods_images_too(env: &Env) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let (registry, programs, config) = (Registry::start(env)?, env.dir("verifiers")?, env.path("config.toml"));
-    let program = programs.join("names");
-    std::fs::write(&program, "#!/bin/sh\ncase \"$*\" in *signed/*) exit 0 ;; esac\necho no signature\nexit 1\n")?;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::write(&config, format!("[image_verifier]\nbin_dir = {programs:?}\n"))?;
-    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    let (registry, programs) = (Registry::start(env)?, env.dir("verifiers")?);
+    let script = "#!/bin/sh\ncase \"$*\" in *signed/*) exit 0 ;; esac\necho no signature\nexit 1\n";
+    env.script("verifiers/names", script)?;
+    let daemon = env.daemon_configured(&format!("[image_verifier]\nbin_dir = {programs:?}\n"))?;
     let mut pods = Pods::connect(env, &daemon)?;
     let signed = Image::busybox()?.push(&registry, "signed/box", "latest")?;
     let other = Image::busybox()?.setting("User", "7").push(&registry, "other/box", "latest")?;
@@ -176,8 +173,7 @@ fn verifiers_decide_about_pods_images_too(env: &Env) -> Result<()> {
 
 /// As with containerd: the label and the record under the id, whatever client brought the image.
 fn images_of_other_clients_are_the_kubelets_to_remove(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon_configured(&format!("[cri]\npinned_images = [{image:?}]\n"))?;
     let mut pods = Pods::connect(env, &daemon)?;
     let ctr = |words: &[&str]| {

@@ -2,11 +2,10 @@
 
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use gantry_proto::runtime::v1;
-use integration_tests::pods::Pods;
+use integration_tests::pods::{Pods, network};
 use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
 use nix::sched::{CloneFlags, unshare};
 
@@ -29,8 +28,7 @@ fn said(address: IpAddr, port: u16) -> Result<String> {
 
 /// The address of a pod run by `handler`, and its id.
 fn address(pods: &mut Pods<'_>, name: &str, handler: &str) -> Result<(String, String)> {
-    let mut config = pods.pod_config(name);
-    config.linux.get_or_insert_default().security_context = None;
+    let config = pods.networked_config(name);
     let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
     let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
@@ -94,21 +92,15 @@ fn a_handler_has_networks_of_its_own(env: &Env) -> Result<()> {
 
 fn a_network_that_nobody_knows_of_is_taken_back_in_the_end(env: &Env) -> Result<()> {
     let (bin, conf, stuck, log) = (env.dir("bin")?, env.dir("net.d")?, env.path("stuck"), env.path("calls"));
-    let plugin = bin.join("stubborn");
     let text = format!(
         "#!/bin/sh\necho $CNI_COMMAND >> {log}\n[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && exit 1\n\
          echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.0.2/24\"}}]}}'\n",
         log = log.display(),
         stuck = stuck.display()
     );
-    std::fs::write(&plugin, text)?;
-    std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::write(
-        conf.join("10-test.conflist"),
-        r#"{"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "stubborn"}]}"#,
-    )?;
+    env.script("bin/stubborn", &text)?;
     let (config, netns) = (env.path("config.toml"), env.path("netns"));
-    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin:?}]\nnetns_dir = {netns:?}\n"))?;
+    std::fs::write(&config, network(env, &conf, &serde_json::json!([{"type": "stubborn"}]), &[&bin])?)?;
     let arguments = ["--config", &config.to_string_lossy()];
     let mut daemon = env.daemon_dying_with("cri.network", &arguments)?;
     let mut pods = Pods::connect(env, &daemon)?;
@@ -133,37 +125,30 @@ fn pods_have_addresses_of_both_families_and_ports_of_the_host(env: &Env) -> Resu
     // All of it, the bridge and the rules of ports, is in a network of the test's own.
     unshare(CloneFlags::CLONE_NEWNET)?;
     env.run("ip", &["link", "set", "lo", "up"])?.ok()?;
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-    let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
+    let (_registry, image) = Registry::with_busybox(env)?;
     let ranges = serde_json::json!([[{"subnet": "10.213.80.0/24"}], [{"subnet": "fd00:213:80::/64"}]]);
     let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "ranges": ranges,
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]});
-    let network = serde_json::json!({"cniVersion": "1.0.0", "name": env.token(), "plugins": [
+    let plugins = serde_json::json!([
         {"type": "bridge", "bridge": "pods0", "isGateway": true, "ipam": ipam},
         {"type": "portmap", "capabilities": {"portMappings": true}},
         {"type": "bandwidth", "capabilities": {"bandwidth": true}},
-    ]});
-    std::fs::write(conf.join("10-test.conflist"), network.to_string())?;
-    let netns = env.path("netns");
-    let bin = "\"/usr/lib/cni\", \"/opt/cni/bin\"";
-    std::fs::write(&config, format!("[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [{bin}]\nnetns_dir = {netns:?}\n"))?;
-    let daemon = env.daemon_with(&["--config", &config.to_string_lossy()])?;
+    ]);
+    let daemon = env.daemon_configured(&network(env, &env.dir("net.d")?, &plugins, &[])?)?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let mut config = pods.pod_config("pod");
-    config.linux.get_or_insert_default().security_context = None;
+    let mut config = pods.networked_config("pod");
     config.port_mappings.push(v1::PortMapping { container_port: 8080, host_port: 18080, ..Default::default() });
     config.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "8M".to_owned());
     let pod = pods.run(&config)?;
     pods.start(&pod, &config, &image, &["nc", "-ll", "-p", "8080", "-e", "echo", "hello"], |_| {})?;
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
     let status = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().status.expect("status");
-    let network = status.network.expect("network");
-    let others: Vec<&str> = network.additional_ips.iter().map(|address| address.ip.as_str()).collect();
-    assert!(network.ip.starts_with("10.213.80."), "{network:?}");
-    assert!(others.len() == 1 && others[0].starts_with("fd00:213:80::"), "{network:?}");
-    for address in [network.ip.as_str(), others[0]] {
+    let given = status.network.expect("network");
+    let others: Vec<&str> = given.additional_ips.iter().map(|address| address.ip.as_str()).collect();
+    assert!(given.ip.starts_with("10.213.80."), "{given:?}");
+    assert!(others.len() == 1 && others[0].starts_with("fd00:213:80::"), "{given:?}");
+    for address in [given.ip.as_str(), others[0]] {
         assert_eq!(said(address.parse()?, 8080)?, "hello", "{address}");
     }
     assert_eq!(said("10.213.80.1".parse()?, 18080)?, "hello", "by the port of the host");

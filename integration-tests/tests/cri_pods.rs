@@ -1,7 +1,7 @@
 //! Pods and their containers, with networks made by real plugins.
 
 use gantry_proto::runtime::v1;
-use integration_tests::pods::{Pods, spec};
+use integration_tests::pods::{Pods, network, spec};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 use tonic::Code;
 
@@ -13,28 +13,9 @@ pub(crate) const TESTS: &[Test] = tests![
 
 /// A daemon whose pods get addresses of a network of the test's own.
 fn start(env: &Env) -> Result<Daemon<'_>> {
-    let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
-    let network = serde_json::json!({
-        "cniVersion": "1.0.0", "name": env.token(),
-        "plugins": [{"type": "ptp", "ipam": {
-            "type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.77.0/24",
-        }}],
-    });
-    std::fs::write(conf.join("10-test.conflist"), network.to_string())?;
-    let text = format!(
-        "[cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [\"/usr/lib/cni\", \"/opt/cni/bin\"]\nnetns_dir = {:?}\n",
-        env.path("netns")
-    );
-    std::fs::write(&config, text)?;
-    env.daemon_with(&["--config", &config.to_string_lossy()])
-}
-
-fn own_network(pods: &Pods<'_>, name: &str) -> v1::PodSandboxConfig {
-    let mut config = pods.pod_config(name);
-    if let Some(context) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
-        context.namespace_options = None;
-    }
-    config
+    let ipam = serde_json::json!({"type": "host-local", "dataDir": env.path("ipam"), "subnet": "10.213.77.0/24"});
+    let plugins = serde_json::json!([{"type": "ptp", "ipam": ipam}]);
+    env.daemon_configured(&network(env, &env.dir("net.d")?, &plugins, &[])?)
 }
 
 fn addresses_taken(env: &Env) -> usize {
@@ -43,12 +24,11 @@ fn addresses_taken(env: &Env) -> usize {
 }
 
 fn a_pod_outlives_the_daemon_and_leaves_nothing(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     pods.pull(&image)?;
-    let mut config = own_network(&pods, "pod");
+    let mut config = pods.networked_config("pod");
     let linux = config.linux.get_or_insert_default();
     linux.sysctls.insert("kernel.domainname".to_owned(), "domain.test".to_owned());
     let pod = pods.run(&config)?;
@@ -71,9 +51,7 @@ fn a_pod_outlives_the_daemon_and_leaves_nothing(env: &Env) -> Result<()> {
     daemon.crash()?;
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let request = v1::ContainerStatusRequest { container_id: container.clone(), verbose: false };
-    let status = pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().status.expect("status");
-    assert_eq!(status.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(pods.status(&container)?.state(), v1::ContainerState::ContainerRunning);
     let stop = || v1::StopContainerRequest { container_id: container.clone(), timeout: 0 };
     pods.runtime.block_on(pods.pods.stop_container(stop()))?;
     pods.runtime.block_on(pods.pods.stop_container(stop()))?;
@@ -90,7 +68,7 @@ fn a_pod_outlives_the_daemon_and_leaves_nothing(env: &Env) -> Result<()> {
 fn names_belong_to_pods_and_repeats_find_them(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let config = own_network(&pods, "pod");
+    let config = pods.networked_config("pod");
     let pod = pods.run(&config)?;
     assert_eq!(pods.run(&config)?, pod, "a repeat finds what there is");
     let mut other = config.clone();
@@ -108,7 +86,7 @@ type Spoil = fn(&mut v1::PodSandboxConfig);
 fn what_is_wrong_is_named(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
-    let good = own_network(&pods, "pod");
+    let good = pods.networked_config("pod");
     let wrong: [(&str, Spoil); 7] = [
         ("hostname", |config| config.hostname = "a b".to_owned()),
         ("config.hostname", |config| {

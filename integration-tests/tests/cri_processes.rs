@@ -8,7 +8,6 @@ use integration_tests::image::CHILD_WANTS_MEMORY;
 use integration_tests::pods::Pods;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -33,11 +32,8 @@ struct Node<'env> {
 
 impl<'env> Node<'env> {
     fn start(env: &'env Env, settings: &str) -> Result<Self> {
-        let registry = Registry::start(env)?;
-        let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-        let file = env.path("config.toml");
-        std::fs::write(&file, settings)?;
-        let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
+        let (registry, image) = Registry::with_busybox(env)?;
+        let daemon = env.daemon_configured(settings)?;
         let mut pods = Pods::connect(env, &daemon)?;
         pods.pull(&image)?;
         let config = pods.pod_config("pod");
@@ -63,18 +59,6 @@ impl<'env> Node<'env> {
         let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
         let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout };
         Ok(self.pods.runtime.block_on(self.pods.pods.exec_sync(request))?.into_inner())
-    }
-
-    fn status(&mut self, container: &str) -> Result<v1::ContainerStatus> {
-        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
-        let answer = self.pods.runtime.block_on(self.pods.pods.container_status(request))?.into_inner();
-        answer.status.context("status")
-    }
-
-    fn info(&mut self, container: &str) -> Result<serde_json::Value> {
-        let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-        let mut answer = self.pods.runtime.block_on(self.pods.pods.container_status(request))?.into_inner();
-        Ok(serde_json::from_str(&answer.info.remove("info").context("info")?)?)
     }
 }
 
@@ -120,7 +104,7 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
         }
     };
     let kept = node.container("kept", SLEEP, |container| limited(64 << 20, container))?;
-    let info = node.info(&kept)?;
+    let info = node.pods.info(&kept)?;
     let annotations = info["runtimeSpec"]["annotations"].as_object().context("annotations")?;
     let foreign: Vec<_> = annotations.keys().filter(|key| !key.starts_with("io.kubernetes.cri.")).collect();
     ensure!(foreign.is_empty(), "{foreign:?}");
@@ -130,7 +114,7 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
     let script = "x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo \"$x$x\" >/dev/null; echo done";
     let ended = node.container("ended", &["sh", "-c", script], |container| limited(24 << 20, container))?;
     assert_eq!(node.pods.exit_code(&ended)?, 137);
-    let status = node.status(&ended)?;
+    let status = node.pods.status(&ended)?;
     assert_eq!(status.reason, "OOMKilled", "{status:?}");
     // Whichever word of the shim comes first, and however the first process ends: here a child of it is killed.
     for round in 0..4 {
@@ -138,9 +122,9 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
         let ended =
             node.container(&name, &["sh", "-c", CHILD_WANTS_MEMORY], |container| limited(24 << 20, container))?;
         assert_eq!(node.pods.exit_code(&ended)?, 0);
-        assert_eq!(node.status(&ended)?.reason, "OOMKilled", "{name}");
+        assert_eq!(node.pods.status(&ended)?.reason, "OOMKilled", "{name}");
     }
-    assert_eq!(node.status(&kept)?.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(node.pods.status(&kept)?.state(), v1::ContainerState::ContainerRunning);
     Ok(())
 }
 
@@ -175,7 +159,7 @@ fn groups_are_those_of_the_image_and_the_pod(env: &Env) -> Result<()> {
             said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         let held = format!("Groups: {groups}");
         assert_eq!(lines, [groups, &held, "0", &held, "0"], "{name}");
-        let user = node.status(&container)?.user.and_then(|user| user.linux).context("user")?;
+        let user = node.pods.status(&container)?.user.and_then(|user| user.linux).context("user")?;
         let told: Vec<String> = user.supplemental_groups.iter().map(ToString::to_string).collect();
         assert_eq!((user.uid, user.gid, told.join(" ")), (1000, 50, groups.to_owned()));
     }
@@ -189,9 +173,7 @@ fn a_shim_that_hangs_holds_up_nobody_else(env: &Env) -> Result<()> {
     let other = node.pods.pod_config("other");
     let pod = node.pods.run(&other)?;
     let well = node.pods.start(&pod, &other, &node.image.clone(), SLEEP, |_| {})?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", node.info(&stuck)?["pid"]))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("its parent, the shim")?;
-    let shim = Pid::from_raw(parent.trim().parse()?);
+    let (_, shim) = node.pods.processes(&stuck)?;
     kill(shim, Signal::SIGSTOP)?;
     let waiting = {
         let (mut client, cmd) = (node.pods.pods.clone(), vec!["true".to_owned()]);
@@ -244,7 +226,7 @@ fn a_stop_asks_once_and_finds_who_is_asked(env: &Env) -> Result<()> {
     for stop in stops {
         node.pods.runtime.block_on(stop)??;
     }
-    let status = node.status(&container)?;
+    let status = node.pods.status(&container)?;
     assert_eq!((status.state(), status.exit_code), (v1::ContainerState::ContainerExited, 137), "{status:?}");
     assert_eq!((status.reason.as_str(), status.stop_signal()), ("Error", v1::Signal::Sigusr1));
     assert_eq!((count("asked"), count("wrong")), (1, 0));

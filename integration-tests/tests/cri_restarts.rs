@@ -10,8 +10,8 @@ use gantry_proto::runtime::v1;
 use gantry_proto::runtime::v1::ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
 use gantry_proto::runtime::v1::image_service_client::ImageServiceClient;
 use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
-use integration_tests::pods::{Pods, spec};
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::pods::{Pods, network, spec};
+use integration_tests::{Daemon, Env, Registry, Result, Test, tests, wait};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -124,24 +124,17 @@ struct Machine<'env> {
 }
 
 impl<'env> Machine<'env> {
-    /// `network` is the third part of its pods' addresses.
-    fn new(env: &'env Env, network: u8) -> Result<Self> {
-        let (registry, runtime) = (Registry::start(env)?, stand_in(env)?);
-        let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-        let (conf, config) = (env.dir("net.d")?, env.path("config.toml"));
+    /// `third` is the third part of its pods' addresses.
+    fn new(env: &'env Env, third: u8) -> Result<Self> {
+        let (registry, image) = Registry::with_busybox(env)?;
+        let runtime = stand_in(env)?;
         let ipam = serde_json::json!({
-            "type": "host-local", "dataDir": env.path("ipam"), "subnet": format!("10.213.{network}.0/24"),
+            "type": "host-local", "dataDir": env.path("ipam"), "subnet": format!("10.213.{third}.0/24"),
         });
-        let network = serde_json::json!({
-            "cniVersion": "1.0.0", "name": env.token(), "plugins": [{"type": "ptp", "ipam": ipam}],
-        });
-        fs::write(conf.join("10-test.conflist"), network.to_string())?;
-        let text = format!(
-            "[cri.runtimes.rung]\nbinary = {runtime:?}\n\
-             [cri.cni]\nconf_dir = {conf:?}\nbin_dirs = [\"/usr/lib/cni\", \"/opt/cni/bin\"]\nnetns_dir = {:?}\n",
-            env.path("netns")
-        );
-        fs::write(&config, text)?;
+        let plugins = serde_json::json!([{"type": "ptp", "ipam": ipam}]);
+        let (dir, config) = (env.dir("net.d")?, env.path("config.toml"));
+        let network = network(env, &dir, &plugins, &[])?;
+        fs::write(&config, format!("[cri.runtimes.rung]\nbinary = {runtime:?}\n{network}"))?;
         Ok(Self { env, _registry: registry, image, config })
     }
 
@@ -172,8 +165,7 @@ impl Kubelet<'_> {
         let image = self.machine.image.clone();
         let pull = v1::PullImageRequest { image: Some(spec(&image)), ..Default::default() };
         self.image_call("PullImage", pull, async |mut images, request| images.pull_image(request).await)?;
-        let mut config = self.pods.pod_config("pod");
-        config.linux.get_or_insert_default().security_context = None;
+        let config = self.pods.networked_config("pod");
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let made =
             self.call("RunPodSandbox", request, async |mut pods, request| pods.run_pod_sandbox(request).await)?;
@@ -358,7 +350,7 @@ impl Kubelet<'_> {
         // What a pull had begun that was given up goes with the next collection.
         wait::until("no snapshot is left", || {
             let listed = self.daemon.ctr(&["--namespace", "k8s.io", "snapshots", "ls"]).ok()?.ok().ok()?.stdout;
-            (!listed.contains("Active")).then_some(())
+            (listed.lines().count() == 1).then_some(())
         })
     }
 

@@ -16,16 +16,6 @@ pub(crate) const TESTS: &[Test] = tests![
     what_a_node_and_a_pod_are_told_later_is_kept [Root, Overlay],
 ];
 
-/// What a status says for people.
-fn parsed(info: &std::collections::BTreeMap<String, String>) -> Result<Value> {
-    Ok(serde_json::from_str(info.get("info").context("verbose information")?)?)
-}
-
-fn info(pods: &mut Pods<'_>, container: &str) -> Result<Value> {
-    let request = v1::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-    parsed(&pods.runtime.block_on(pods.pods.container_status(request))?.into_inner().info)
-}
-
 fn exec(pods: &mut Pods<'_>, container: &str, script: &str) -> Result<String> {
     let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 60 };
@@ -107,7 +97,7 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
     let own: i64 = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", daemon.pid()))?.trim().parse()?;
     assert_eq!(exec(&mut pods, &container, "cat /proc/self/oom_score_adj")?.parse::<i64>()?, own);
     assert_eq!(exec(&mut pods, &container, "echo $FROM_BASE $(ulimit -c)")?, "yes 8");
-    let shown = info(&mut pods, &container)?;
+    let shown = pods.info(&container)?;
     assert_eq!(shown["runtimeSpec"]["annotations"]["example.org/a"], "1");
     assert_eq!(shown["runtimeSpec"]["annotations"]["other.org/b"], Value::Null);
 
@@ -115,7 +105,7 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
         container.metadata = Some(v1::ContainerMetadata { name: "privileged".to_owned(), attempt: 0 });
         container.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
     })?;
-    let linux = info(&mut pods, &privileged)?["runtimeSpec"]["linux"].take();
+    let linux = pods.info(&privileged)?["runtimeSpec"]["linux"].take();
     assert_eq!(linux["devices"], Value::Null, "devices of the host");
     let all = linux["resources"]["devices"].as_array().context("rules")?;
     ensure!(
@@ -124,9 +114,7 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
     );
 
     confinement_is_refused(&mut pods, &pod, &config, &image)?;
-    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
-    let answer = pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner();
-    let shown = parsed(&answer.info)?;
+    let shown = pods.pod_info(&pod)?;
     assert_eq!((&shown["runtimeHandler"], &shown["processStatus"]), (&json!("bare"), &json!("running")));
     assert_eq!(shown["sandboxMetadata"]["Metadata"]["ID"], json!(pod));
     // The pod shares its view of processes, so there is one that holds it, in the cgroup of the pod.
@@ -156,7 +144,7 @@ fn a_handler_has_a_snapshotter_of_its_own(env: &Env) -> Result<()> {
     let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "copies".to_owned() };
     let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
     let container = pods.start(&pod, &config, &image, &["/bin/sleep", "600"], |_| {})?;
-    assert_eq!(info(&mut pods, &container)?["snapshotter"], "native");
+    assert_eq!(pods.info(&container)?["snapshotter"], "native");
     let root = exec(&mut pods, &container, "echo new > /new; grep ' / ' /proc/mounts")?;
     ensure!(!root.contains("overlay"), "{root}");
     let snapshots =
@@ -186,8 +174,7 @@ fn a_handler_has_a_snapshotter_of_its_own(env: &Env) -> Result<()> {
 }
 
 fn classes_and_a_base_outlive_an_update(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let (config, base, classes) = (env.path("config.toml"), env.path("base.json"), env.path("classes.yaml"));
     let document = json!({
         "ociVersion": "1.0.2",
@@ -232,7 +219,7 @@ fn classes_and_a_base_outlive_an_update(env: &Env) -> Result<()> {
         ..Default::default()
     };
     pods.runtime.block_on(pods.pods.update_container_resources(request))?;
-    let shown = info(&mut pods, &container)?;
+    let shown = pods.info(&container)?;
     let limits = &shown["runtimeSpec"]["linux"]["resources"];
     assert_eq!((&limits["cpu"]["shares"], &limits["blockIO"]["weight"]), (&json!(512), &json!(20)), "{limits}");
     assert_eq!((&limits["pids"]["limit"], &limits["unified"]["memory.high"]), (&json!(77), &json!("max")), "{limits}");
@@ -285,8 +272,7 @@ fn what_a_node_and_a_pod_are_told_later_is_kept(env: &Env) -> Result<()> {
         update(&mut pods, &pod, limits(512), limits(64)).is_none()
             && update(&mut pods, &pod, limits(256), None).is_none()
     );
-    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: true };
-    let told = parsed(&pods.runtime.block_on(pods.pods.pod_sandbox_status(request))?.into_inner().info)?;
+    let told = pods.pod_info(&pod)?;
     let shares = |what: &str| told[what]["linux"]["cpu_shares"].as_i64();
     assert_eq!((shares("resources"), shares("overhead")), (Some(256), Some(64)), "{told}");
     assert_eq!(update(&mut pods, "none", limits(1), None), Some(Code::NotFound));

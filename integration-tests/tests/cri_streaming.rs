@@ -245,8 +245,7 @@ fn what_cannot_be_streamed_is_refused(env: &Env) -> Result<()> {
 }
 
 fn a_state_directory_may_lie_deeper_than_sockets_may(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let state = env.path(&"d".repeat(120));
     let daemon = env.daemon_with(&["--state", &state.to_string_lossy()])?;
     let mut pods = Pods::connect(env, &daemon)?;

@@ -11,8 +11,6 @@ use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use gantry_proto::runtime::v1::{ListContainersRequest, VersionRequest};
 use integration_tests::engines::{Dockerd, Engine};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use tonic::codec::CompressionEncoding;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -87,8 +85,7 @@ fn long_life<'env>(dockerd: &mut Dockerd<'env>, daemon: Daemon<'env>) -> Result<
 
 fn dockerd_keeps_its_containers_here(env: &Env) -> Result<()> {
     // With containers that are to live on, dockerd leaves mounts behind.
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    env.own_mounts()?;
     let daemon = env.daemon()?;
     let mut dockerd = Dockerd::start(env, daemon.socket(), "--live-restore")?;
     let outcome = dockerd.engine.import().and_then(|()| short_lives(&dockerd.engine)).and_then(|()| {

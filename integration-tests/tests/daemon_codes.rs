@@ -53,12 +53,6 @@ struct Asks<'env> {
 }
 
 impl Asks<'_> {
-    fn ask<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("containerd-namespace", self.env.namespace().parse().expect("a header"));
-        request
-    }
-
     async fn namespaces(&self) -> Result<Vec<Row>> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let name = self.env.id("fresh");
@@ -87,16 +81,16 @@ impl Asks<'_> {
 
     async fn leases_and_sandboxes(&self) -> Result<Vec<Row>> {
         let mut leases = LeasesClient::new(self.channel.clone());
-        let create = |id: &str| self.ask(CreateLease { id: id.to_owned(), ..CreateLease::default() });
+        let create = |id: &str| self.env.request(CreateLease { id: id.to_owned(), ..CreateLease::default() });
         let made = leases.create(create("")).await?.into_inner().lease.unwrap_or_default();
         assert!(!made.id.is_empty(), "a lease without a name gets one");
-        let end_lease = |id: &str| self.ask(DeleteLease { id: id.to_owned(), sync: false });
+        let end_lease = |id: &str| self.env.request(DeleteLease { id: id.to_owned(), sync: false });
         let delete = || end_lease(&made.id);
         // As long as clients make them.
         let (long, endless) = ("l".repeat(1000), "l".repeat(10_000));
         let hold = |kind: &str, id: &str| {
             let resource = Some(Resource { r#type: kind.to_owned(), id: id.to_owned() });
-            self.ask(AddResourceRequest { id: made.id.clone(), resource })
+            self.env.request(AddResourceRequest { id: made.id.clone(), resource })
         };
         let mut store = StoreClient::new(self.channel.clone());
         let pod = |runtime: &str| Sandbox {
@@ -106,10 +100,10 @@ impl Asks<'_> {
         };
         let update = |runtime: &str, fields: &[&str]| {
             let fields = fields.iter().map(|field| (*field).to_owned()).collect();
-            self.ask(StoreUpdateRequest { sandbox: Some(pod(runtime)), fields })
+            self.env.request(StoreUpdateRequest { sandbox: Some(pod(runtime)), fields })
         };
-        let new = || self.ask(StoreCreateRequest { sandbox: Some(pod("one")) });
-        let end = || self.ask(StoreDeleteRequest { sandbox_id: self.env.id("pod") });
+        let new = || self.env.request(StoreCreateRequest { sandbox: Some(pod("one")) });
+        let end = || self.env.request(StoreDeleteRequest { sandbox_id: self.env.id("pod") });
         Ok(vec![
             row("Leases/Create of one there is", leases.create(create(&made.id)).await, Code::AlreadyExists),
             row("Leases/Create of a long name", leases.create(create(&long)).await, Code::Ok),
@@ -142,17 +136,17 @@ impl Asks<'_> {
 
     async fn images_and_layers(&self) -> Vec<Row> {
         let digest = format!("sha256:{}", "0".repeat(64));
-        let info = |digest: &str| self.ask(InfoRequest { digest: digest.to_owned() });
+        let info = |digest: &str| self.env.request(InfoRequest { digest: digest.to_owned() });
         let stat = |snapshotter: &str| {
-            self.ask(StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: "none".to_owned() })
+            self.env.request(StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: "none".to_owned() })
         };
         let mut content = ContentClient::new(self.channel.clone());
         let mut snapshots = SnapshotsClient::new(self.channel.clone());
         let mut images = ImagesClient::new(self.channel.clone());
-        let image = images.get(self.ask(GetImageRequest { name: "none".into() })).await;
+        let image = images.get(self.env.request(GetImageRequest { name: "none".into() })).await;
         let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
         let target = Descriptor { media_type, digest: digest.clone(), size: 1, ..Descriptor::default() };
-        let mut create = self.ask(CreateImageRequest {
+        let mut create = self.env.request(CreateImageRequest {
             image: Some(Image { name: "one".into(), target: Some(target), ..Image::default() }),
             source_date_epoch: None,
         });
@@ -160,7 +154,7 @@ impl Asks<'_> {
         let create = images.create(create).await;
         let remove = |digest: &str| {
             let target = Some(Descriptor { digest: digest.to_owned(), ..Descriptor::default() });
-            self.ask(DeleteImageRequest { name: "one".into(), sync: false, target })
+            self.env.request(DeleteImageRequest { name: "one".into(), sync: false, target })
         };
         let other = format!("sha256:{}", "1".repeat(64));
         vec![
@@ -174,14 +168,6 @@ impl Asks<'_> {
             row("Snapshots/Stat by nobody", snapshots.stat(stat("nobody")).await, Code::InvalidArgument),
         ]
     }
-
-    fn exec(&self, id: &str, exec_id: &str) -> Request<ExecProcessRequest> {
-        let process =
-            json!({ "args": ["sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } });
-        let spec = Some(any::json(any::PROCESS, process.to_string().into_bytes()));
-        let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
-        self.ask(ExecProcessRequest { container_id, exec_id, spec, ..ExecProcessRequest::default() })
-    }
 }
 
 fn calls_about_records_have_their_codes(env: &Env) -> Result<()> {
@@ -194,6 +180,14 @@ fn calls_about_records_have_their_codes(env: &Env) -> Result<()> {
     })
 }
 
+fn exec(env: &Env, id: &str, exec_id: &str) -> Request<ExecProcessRequest> {
+    let process =
+        json!({ "args": ["sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } });
+    let spec = Some(any::json(any::PROCESS, process.to_string().into_bytes()));
+    let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
+    env.request(ExecProcessRequest { container_id, exec_id, spec, ..ExecProcessRequest::default() })
+}
+
 fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
     // A runtime whose program is nowhere, as the one that most clients ask for may be: ours stands in for it.
     let aliases = "[runtime.aliases]\n\"io.containerd.nowhere.v2\" = \"io.containerd.rung.v2\"\n\
@@ -204,9 +198,8 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
     assert!(daemon.log().contains(said), "{}", daemon.log());
     let bundle = Bundle::new(env, "task", &["sleep", "1000"])?;
     daemon::runtime()?.block_on(async {
-        let asks = Asks { env, channel: daemon.channel().await? };
-        let mut containers = ContainersClient::new(asks.channel.clone());
-        let mut tasks = TasksClient::new(asks.channel.clone());
+        let channel = daemon.channel().await?;
+        let (mut containers, mut tasks) = (ContainersClient::new(channel.clone()), TasksClient::new(channel));
         let id = env.id("task");
         let of = |runtime: &str| Container {
             id: id.clone(),
@@ -220,18 +213,18 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
         let rootfs = vec![Mount { r#type: "bind".to_owned(), source, options, ..Mount::default() }];
         let create = || {
             let (container_id, rootfs) = (id.clone(), rootfs.clone());
-            asks.ask(CreateTaskRequest { container_id, rootfs, ..CreateTaskRequest::default() })
+            env.request(CreateTaskRequest { container_id, rootfs, ..CreateTaskRequest::default() })
         };
-        let new = |container: Container| asks.ask(CreateContainerRequest { container: Some(container) });
-        let start = |exec_id: &str| asks.ask(StartRequest { container_id: id.clone(), exec_id: exec_id.to_owned() });
-        let delete = || asks.ask(DeleteTaskRequest { container_id: id.clone() });
-        let kill = || asks.ask(KillRequest { container_id: id.clone(), signal: 9, ..KillRequest::default() });
-        let resize = || asks.ask(ResizePtyRequest { container_id: id.clone(), ..ResizePtyRequest::default() });
-        let wait = |exec_id: &str| asks.ask(WaitRequest { container_id: id.clone(), exec_id: exec_id.to_owned() });
-        let get = || asks.ask(GetRequest { container_id: id.clone(), exec_id: String::new() });
-        let pause = || asks.ask(PauseTaskRequest { container_id: id.clone() });
-        let resume = || asks.ask(ResumeTaskRequest { container_id: id.clone() });
-        let end = || asks.ask(DeleteContainerRequest { id: id.clone() });
+        let new = |container: Container| env.request(CreateContainerRequest { container: Some(container) });
+        let start = |exec_id: &str| env.request(StartRequest { container_id: id.clone(), exec_id: exec_id.to_owned() });
+        let delete = || env.request(DeleteTaskRequest { container_id: id.clone() });
+        let kill = || env.request(KillRequest { container_id: id.clone(), signal: 9, ..KillRequest::default() });
+        let resize = || env.request(ResizePtyRequest { container_id: id.clone(), ..ResizePtyRequest::default() });
+        let wait = |exec_id: &str| env.request(WaitRequest { container_id: id.clone(), exec_id: exec_id.to_owned() });
+        let get = || env.request(GetRequest { container_id: id.clone(), exec_id: String::new() });
+        let pause = || env.request(PauseTaskRequest { container_id: id.clone() });
+        let resume = || env.request(ResumeTaskRequest { container_id: id.clone() });
+        let end = || env.request(DeleteContainerRequest { id: id.clone() });
         let mut rows = vec![
             row("Tasks/Create without a container", tasks.create(create()).await, Code::NotFound),
             row("Containers/Create without a runtime", containers.create(new(of(""))).await, Code::InvalidArgument),
@@ -245,18 +238,18 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
             row("Tasks/Create again", tasks.create(create()).await, Code::AlreadyExists),
             row("Tasks/Start", tasks.start(start("")).await, Code::Ok),
             row("Tasks/Delete of a running one", tasks.delete(delete()).await, Code::FailedPrecondition),
-            row("Tasks/Exec", tasks.exec(asks.exec(&id, "one")).await, Code::Ok),
-            row("Tasks/Exec again", tasks.exec(asks.exec(&id, "one")).await, Code::AlreadyExists),
+            row("Tasks/Exec", tasks.exec(exec(env, &id, "one")).await, Code::Ok),
+            row("Tasks/Exec again", tasks.exec(exec(env, &id, "one")).await, Code::AlreadyExists),
             row("Tasks/Start of no exec", tasks.start(start("none")).await, Code::NotFound),
             row("Tasks/Pause", tasks.pause(pause()).await, Code::Ok),
-            row("Tasks/Exec in a paused one", tasks.exec(asks.exec(&id, "two")).await, Code::Unknown),
+            row("Tasks/Exec in a paused one", tasks.exec(exec(env, &id, "two")).await, Code::Unknown),
             row("Tasks/Resume", tasks.resume(resume()).await, Code::Ok),
             row("Tasks/Kill", tasks.kill(kill()).await, Code::Ok),
             row("Tasks/Wait", tasks.wait(wait("")).await, Code::Ok),
         ];
         rows.extend([
             row("Tasks/Kill of a stopped one", tasks.kill(kill()).await, Code::NotFound),
-            row("Tasks/Exec in a stopped one", tasks.exec(asks.exec(&id, "late")).await, Code::Unknown),
+            row("Tasks/Exec in a stopped one", tasks.exec(exec(env, &id, "late")).await, Code::Unknown),
             row("Tasks/ResizePty of a stopped one", tasks.resize_pty(resize()).await, Code::Unknown),
             row("Tasks/Delete", tasks.delete(delete()).await, Code::Ok),
             row("Tasks/Delete again", tasks.delete(delete()).await, Code::NotFound),
@@ -272,17 +265,16 @@ fn calls_about_tasks_have_their_codes(env: &Env) -> Result<()> {
 fn containers_without_a_spec_have_no_tasks(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     daemon::runtime()?.block_on(async {
-        let asks = Asks { env, channel: daemon.channel().await? };
-        let mut containers = ContainersClient::new(asks.channel.clone());
-        let mut tasks = TasksClient::new(asks.channel.clone());
+        let channel = daemon.channel().await?;
+        let (mut containers, mut tasks) = (ContainersClient::new(channel.clone()), TasksClient::new(channel));
         let bare = |id: &str| {
             let runtime = Some(container::Runtime { name: "io.containerd.rung.v2".to_owned(), options: None });
             Some(Container { id: id.to_owned(), runtime, ..Container::default() })
         };
-        let new = asks.ask(CreateContainerRequest { container: bare("bare") });
-        let update = |id: &str| asks.ask(UpdateContainerRequest { container: bare(id), update_mask: None });
-        let create = asks.ask(CreateTaskRequest { container_id: "bare".to_owned(), ..CreateTaskRequest::default() });
-        let end = asks.ask(DeleteContainerRequest { id: "bare".to_owned() });
+        let new = env.request(CreateContainerRequest { container: bare("bare") });
+        let update = |id: &str| env.request(UpdateContainerRequest { container: bare(id), update_mask: None });
+        let create = env.request(CreateTaskRequest { container_id: "bare".to_owned(), ..CreateTaskRequest::default() });
+        let end = env.request(DeleteContainerRequest { id: "bare".to_owned() });
         check(&[
             row("Containers/Update of none", containers.update(update("no/id")).await, Code::NotFound),
             row("Containers/Update of no id", containers.update(update("")).await, Code::InvalidArgument),

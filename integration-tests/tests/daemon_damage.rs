@@ -12,8 +12,7 @@ use gantry_proto::runtime::v1;
 use integration_tests::image::Packing;
 use integration_tests::pods::Pods;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
-use tonic::Request;
+use integration_tests::{Chance, Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     random_damage_of_any_file_is_survived [Root, Overlay],
@@ -22,31 +21,21 @@ pub(crate) const TESTS: &[Test] = tests![
     an_older_copy_of_the_records_takes_nothing_from_who_runs [Root, Overlay],
 ];
 
-/// Numbers that are the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound.max(1)
-    }
-}
-
 /// Flips some bits of a file, or takes its end away, and says what was done.
-fn damage(path: &Path, dice: &mut Dice) -> Result<String> {
+fn damage(path: &Path, chance: &mut Chance) -> Result<String> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     let file = fs::File::options().read(true).write(true).open(path)?;
-    let length = file.metadata()?.len();
-    if dice.below(3) == 0 {
-        let left = dice.below(length);
-        file.set_len(left)?;
+    let length = usize::try_from(file.metadata()?.len())?;
+    if chance.below(3) == 0 {
+        let left = chance.below(length);
+        file.set_len(left as u64)?;
         return Ok(format!("{} has {left} of {length} bytes", path.display()));
     }
-    let count = 1 + dice.below(64);
+    let count = 1 + chance.below(64);
     for _ in 0..count {
-        let (at, mut byte) = (dice.below(length), [0]);
+        let (at, mut byte) = (chance.below(length) as u64, [0]);
         file.read_exact_at(&mut byte, at)?;
-        byte[0] ^= 1 << dice.below(8);
+        byte[0] ^= 1 << chance.below(8);
         file.write_all_at(&byte, at)?;
     }
     Ok(format!("{} has {count} flipped bits", path.display()))
@@ -72,8 +61,8 @@ fn random_damage_of_any_file_is_survived(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.layer(Tar::new().file("etc/more", "more"), Packing::Zstd)?;
     let name = image.push(&registry, "test/busybox", "1")?;
-    let seed = u64::from(std::process::id());
-    let mut dice = Dice(seed);
+    let mut chance = Chance::anew();
+    let seed = chance.seed;
     for round in 0..wait::rounds(8) {
         let daemon = env.daemon()?;
         daemon.gantry(&["pull", "-q", &name])?.ok()?;
@@ -82,11 +71,11 @@ fn random_damage_of_any_file_is_survived(env: &Env) -> Result<()> {
         daemon.crash()?;
         let all = files(&env.path("root"))?;
         // The database more often than any other.
-        let file = match dice.below(3) {
+        let file = match chance.below(3) {
             0 => env.path("root/meta.redb"),
-            _ => all[usize::try_from(dice.below(all.len() as u64))?].clone(),
+            _ => all[chance.below(all.len())].clone(),
         };
-        let what = format!("seed {seed}, round {round}: {}", damage(&file, &mut dice)?);
+        let what = format!("seed {seed}, round {round}: {}", damage(&file, &mut chance)?);
         survives(env, &name).context(what)?;
     }
     Ok(())
@@ -197,17 +186,12 @@ fn an_older_copy_of_the_records_takes_nothing_from_who_runs(env: &Env) -> Result
     // Nobody knows the container any more, but its task is there.
     daemon::runtime()?.block_on(async {
         let mut tasks = TasksClient::new(daemon.channel().await?);
-        let ask = |signal: u32| {
-            let mut request = Request::new(KillRequest { container_id: id.clone(), signal, ..KillRequest::default() });
-            request.metadata_mut().insert("containerd-namespace", env.namespace().parse()?);
-            anyhow::Ok(request)
-        };
-        tasks.kill(ask(9)?).await?;
-        let (metadata, extensions, _) = ask(0)?.into_parts();
-        let ended = WaitRequest { container_id: id.clone(), ..WaitRequest::default() };
-        tasks.wait(Request::from_parts(metadata.clone(), extensions.clone(), ended)).await?;
-        let gone = DeleteTaskRequest { container_id: id.clone() };
-        tasks.delete(Request::from_parts(metadata, extensions, gone)).await?;
+        let container_id = || id.clone();
+        let kill = KillRequest { container_id: container_id(), signal: 9, ..KillRequest::default() };
+        tasks.kill(env.request(kill)).await?;
+        let ended = WaitRequest { container_id: container_id(), ..WaitRequest::default() };
+        tasks.wait(env.request(ended)).await?;
+        tasks.delete(env.request(DeleteTaskRequest { container_id: container_id() })).await?;
         anyhow::Ok(())
     })?;
     let snapshots = env.path("root/io.containerd.snapshotter.v1.overlayfs/snapshots");

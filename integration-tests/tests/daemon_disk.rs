@@ -1,7 +1,6 @@
 //! A disk that fails: what the daemon says it has done is done, whatever else fails it does not panic, and when the disk works
 //! again nothing is lost but what the disk has lost.
 
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +10,7 @@ use gantry_proto::containerd::services::content::v1::{WriteAction, WriteContentR
 use integration_tests::disk::{Faults, NotedDisk, unmount};
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use integration_tests::{Chance, Daemon, Env, Image, Registry, Result, Test, daemon, tests, wait};
 use rung_spec::digest::Digest;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -40,7 +37,7 @@ impl<'env> Scene<'env> {
         let (disk, root) = own_disk(env)?;
         let registry = Registry::start(env)?;
         let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
-        let noise: Vec<u8> = (0..1 << 19).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        let noise = Chance::new(1).bytes(1 << 19);
         let image = Image::busybox()?
             .layer(Tar::new().dir("etc").file("etc/noise", noise), Packing::Gzip)?
             .layer(Tar::new().file("etc/more", "more"), Packing::Zstd)?
@@ -85,8 +82,7 @@ impl<'env> Scene<'env> {
 
 /// A disk for the daemon's root, in a mount namespace of this test's own.
 fn own_disk(env: &Env) -> Result<(NotedDisk, PathBuf)> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    env.own_mounts()?;
     let root = env.dir("root")?;
     Ok((NotedDisk::mount(env, SIZE, &root)?, root))
 }
@@ -99,24 +95,6 @@ fn does(daemon: &Daemon<'_>, args: &[&str]) -> Result<()> {
 fn has_ended(daemon: &Daemon<'_>) -> Result<()> {
     let listed = || daemon.ctr(&["tasks", "ls", "-q"]).ok()?.ok().ok();
     wait::until("the task was not deleted", || listed().filter(|listed| listed.text().is_empty())).map(drop)
-}
-
-/// Numbers without an order.
-struct Chance(Cell<u64>);
-
-impl Chance {
-    fn new() -> Result<Self> {
-        Ok(Self(Cell::new(u64::from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos()) | 1)))
-    }
-
-    fn below(&self, bound: usize) -> Result<usize> {
-        let mut number = self.0.get();
-        number ^= number << 13;
-        number ^= number >> 7;
-        number ^= number << 17;
-        self.0.set(number);
-        Ok(usize::try_from(number >> 20)? % bound.max(1))
-    }
 }
 
 /// What is done while the disk fails, what is true once that is acknowledged, and what makes it possible again.
@@ -159,7 +137,7 @@ fn writes_that_fail_are_never_acknowledged(env: &Env) -> Result<()> {
             undoes: vec!["system", "gc"],
         },
     ];
-    let chance = Chance::new()?;
+    let mut chance = Chance::anew();
     for act in &acts {
         let daemon = env.daemon()?;
         let begun = scene.disk.now();
@@ -170,7 +148,7 @@ fn writes_that_fail_are_never_acknowledged(env: &Env) -> Result<()> {
         daemon.stop()?;
         for round in 0..wait::amount(2, 2 * count) {
             // Once and for all, or a single time, after which it is tried again.
-            let (before, failing) = (chance.below(count)?, if round % 2 == 0 { usize::MAX } else { 1 });
+            let (before, failing) = (chance.below(count), if round % 2 == 0 { usize::MAX } else { 1 });
             let shown = || format!("{:?}, where {failing} of {count} writes fail after {before}", act.does);
             try_it(&scene, act, Faults { writes: Some((before, failing)), reads: None }).with_context(shown)?;
         }
@@ -203,10 +181,10 @@ fn try_it(scene: &Scene<'_>, act: &Act<'_>, faults: Faults) -> Result<()> {
 
 fn reads_that_fail_lose_nothing_else(env: &Env) -> Result<()> {
     let scene = Scene::new(env)?;
-    let chance = Chance::new()?;
+    let mut chance = Chance::anew();
     let (mut started, rounds) = (0, wait::amount(6, 200));
     for round in 0..rounds {
-        let (number, one_of) = (u64::try_from(chance.below(1 << 30)?)?, [200, 50, 12][round % 3]);
+        let (number, one_of) = (chance.number(), [200, 50, 12][round % 3]);
         unmount(env, &scene.root)?;
         scene.disk.fail(Faults { reads: Some((number, one_of)), writes: None });
         let shown = || format!("one of {one_of} pages cannot be read, by the number {number}");
@@ -267,7 +245,7 @@ fn read(path: &Path) -> Result<String> {
 /// What the kernel still shows of an ingest after it could not write it is not what a client is told to be there.
 fn an_ingest_is_resumed_from_the_disk(env: &Env) -> Result<()> {
     let (disk, root) = own_disk(env)?;
-    let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let bytes = Chance::new(1).bytes(1 << 20);
     let digest = Digest::of(&bytes).to_string();
     let message = |action: WriteAction, offset: i64, data: &[u8]| WriteContentRequest {
         action: action.into(),
@@ -305,8 +283,7 @@ fn an_ingest_is_resumed_from_the_disk(env: &Env) -> Result<()> {
 
 fn write(env: &Env, daemon: &Daemon<'_>, message: WriteContentRequest) -> Result<()> {
     daemon::runtime()?.block_on(async {
-        let mut request = tonic::Request::new(futures_util::stream::iter([message]));
-        request.metadata_mut().insert("containerd-namespace", env.namespace().parse()?);
+        let request = env.request(futures_util::stream::iter([message]));
         let mut answers = ContentClient::new(daemon.channel().await?).write(request).await?.into_inner();
         while answers.message().await?.is_some() {}
         Ok(())

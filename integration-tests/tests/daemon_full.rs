@@ -7,27 +7,26 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, tests, wait};
+use integration_tests::{Chance, Daemon, Env, Image, Ran, Registry, Result, Test, tests, wait};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 
 pub(crate) const TESTS: &[Test] = tests![
     what_needs_space_is_refused_at_any_step [Root, Overlay],
+    archives_and_commits_are_refused_at_any_step [Root, Overlay],
     a_full_daemon_starts_lists_and_frees [Root, Overlay],
     an_end_without_space_is_recorded [Root, Overlay],
 ];
 
 /// A small disk for the daemon's root. The mount is this process's alone and goes with it.
-fn small_disk(env: &Env) -> Result<PathBuf> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+pub(crate) fn small_disk(env: &Env) -> Result<PathBuf> {
+    env.own_mounts()?;
     let root = env.dir("root")?;
     mount(Some("small"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=64m"))?;
     Ok(root)
 }
 
 /// Takes all space but `left` bytes.
-fn fill(root: &Path, left: u64) -> Result<()> {
+pub(crate) fn fill(root: &Path, left: u64) -> Result<()> {
     use std::io::Write as _;
     let mut file = fs::File::create(root.join("filler"))?;
     let piece = vec![0; 64 << 10];
@@ -38,7 +37,7 @@ fn fill(root: &Path, left: u64) -> Result<()> {
     Ok(file.set_len(length.saturating_sub(left))?)
 }
 
-fn free(root: &Path) -> Result<()> {
+pub(crate) fn free(root: &Path) -> Result<()> {
     fs::remove_file(root.join("filler")).context("free the disk")
 }
 
@@ -54,6 +53,7 @@ type Act<'a> = &'a dyn Fn(&Daemon<'_>) -> Result<Ran>;
 /// Tries `act` with ever more space, until it has enough, and once more without any limit. `undo` makes it possible
 /// again.
 fn refused(root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>, undo: Act<'_>) -> Result<()> {
+    let mut refusals = 0;
     for left in amounts() {
         fill(root, left)?;
         let ran = act(daemon);
@@ -65,9 +65,11 @@ fn refused(root: &Path, daemon: &Daemon<'_>, what: &str, act: Act<'_>, undo: Act
             undo(daemon)?.ok().context(shown.clone())?;
         } else {
             ensure!(ran.stderr.contains("no space left") || ran.stderr.contains("locked"), "{shown}");
+            refusals += 1;
         }
         daemon.is_whole().context(shown)?;
     }
+    ensure!(refusals > 0, "{what} was never refused");
     act(daemon)?.ok().with_context(|| format!("{what} with space"))?;
     daemon.is_whole().with_context(|| format!("after {what}"))?;
     let images = daemon.gantry(&["images", "--format", "{{.Repository}}"])?.ok()?;
@@ -79,7 +81,7 @@ fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
     let root = small_disk(env)?;
     let registry = Registry::start(env)?;
     let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
-    let noise: Vec<u8> = (0..1 << 20).map(|at: u32| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let noise = Chance::new(1).bytes(1 << 20);
     let image = Image::empty()
         .layer(Tar::new().dir("etc").file("etc/noise", noise.clone()), Packing::Gzip)?
         .layer(Tar::new().file("etc/.wh.noise", "").file("more", noise), Packing::Zstd)?
@@ -114,6 +116,23 @@ fn what_needs_space_is_refused_at_any_step(env: &Env) -> Result<()> {
     try_it("commit", &|daemon| daemon.ctr(&["snapshots", "commit", "name", "key"]), &again)?;
     remove("name")(&daemon)?.ok()?;
     daemon.is_whole()
+}
+
+fn archives_and_commits_are_refused_at_any_step(env: &Env) -> Result<()> {
+    let root = small_disk(env)?;
+    let registry = Registry::start(env)?;
+    let kept = Image::busybox()?.push(&registry, "test/kept", "1")?;
+    let archive = env.path("archive.tar").to_string_lossy().into_owned();
+    let daemon = env.daemon()?;
+    // More than what is set aside for the metadata, and then given up.
+    let write = ["run", "--name", "web", &kept, "dd", "if=/dev/urandom", "of=/noise", "bs=1M", "count=12"];
+    daemon.gantry(&write)?.ok()?;
+    let forget = |daemon: &Daemon<'_>| daemon.gantry(&["rmi", "test/made:1"]);
+    refused(&root, &daemon, "commit", &|daemon| daemon.gantry(&["commit", "web", "test/made:1"]), &forget)?;
+    daemon.gantry(&["save", "-o", &archive, "test/made:1"])?.ok()?;
+    daemon.gantry(&["rm", "web"])?.ok()?;
+    forget(&daemon)?.ok()?;
+    refused(&root, &daemon, "load", &|daemon| daemon.gantry(&["load", "-i", &archive]), &forget)
 }
 
 /// What must be written down when a container ends is, sooner or later, and it is not taken for one that runs.

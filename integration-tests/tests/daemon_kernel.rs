@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
-use integration_tests::{Daemon, Env, Image, Registry, Result, Stack, Test, tests, wait};
+use integration_tests::{Daemon, Env, Registry, Result, Stack, Test, tests, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -41,7 +41,7 @@ impl Drop for Stopped {
 
 /// The first process of `name` was killed; that is known soon, and it can be removed without force.
 fn has_ended(daemon: &Daemon<'_>, name: &str) -> Result<()> {
-    wait::until_within(wait::seconds(5), &format!("the end of {name} is known"), || {
+    wait::until(&format!("the end of {name} is known"), || {
         (inspect(daemon, "State.Status", name).ok()? == "exited").then_some(())
     })?;
     assert_eq!(inspect(daemon, "State.ExitCode", name)?, "137");
@@ -83,8 +83,7 @@ fn an_end_that_nobody_saw_is_an_end(env: &Env) -> Result<()> {
 
 /// Processes that the container has put into cgroups below its own are its processes.
 fn a_container_in_cgroups_of_its_own_is_found_again(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let mut daemon = env.daemon()?;
     let script = "for dir in /sys/fs/cgroup /sys/fs/cgroup/*; do
             mkdir $dir/own && echo $$ > $dir/own/cgroup.procs

@@ -13,21 +13,15 @@ use gantry_proto::containerd::services::mounts::v1::mounts_client::MountsClient;
 use gantry_proto::containerd::services::tasks::v1 as tasks;
 use gantry_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use gantry_proto::containerd::types::Mount;
-use gantry_proto::namespace::{LEASE_HEADER, NAMESPACE_HEADER};
+use gantry_proto::namespace::LEASE_HEADER;
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
-use tonic::{Code, Request};
+use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
     mounts_are_made_for_whoever_asks[Root, Overlay],
     mounts_end_with_their_lease[Root, Overlay],
     a_root_is_put_together_by_the_daemon[Root, Overlay],
 ];
-
-fn request<T>(env: &Env, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(NAMESPACE_HEADER, env.namespace().parse().expect("a namespace is text"));
-    request
-}
 
 fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
     let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -60,7 +54,7 @@ fn mounts_are_made_for_whoever_asks(env: &Env) -> Result<()> {
         let mut client = MountsClient::new(daemon.channel().await?);
         let activate = |name: &str, mounts: Vec<Mount>, temporary| {
             let labels = [("none".to_owned(), String::new())].into();
-            request(env, mounts::ActivateRequest { name: name.into(), mounts, labels, temporary })
+            env.request(mounts::ActivateRequest { name: name.into(), mounts, labels, temporary })
         };
         let plain = client.activate(activate("plain", vec![mount("bind", "/", &[])], false)).await;
         assert_eq!(plain.expect_err("the caller can do that").code(), Code::Unimplemented);
@@ -71,11 +65,11 @@ fn mounts_are_made_for_whoever_asks(env: &Env) -> Result<()> {
         assert_eq!(fs::read_to_string(format!("{shown}/high"))?, "high");
         let again = client.activate(activate("a/b c", stacked(env)?, true)).await;
         assert_eq!(again.expect_err("it is there").code(), Code::AlreadyExists);
-        let known = client.info(request(env, mounts::InfoRequest { name: "a/b c".into() })).await?.into_inner().info;
+        let known = client.info(env.request(mounts::InfoRequest { name: "a/b c".into() })).await?.into_inner().info;
         assert_eq!(known.as_ref(), Some(&info));
-        let mut listed = client.list(request(env, mounts::ListRequest::default())).await?.into_inner();
+        let mut listed = client.list(env.request(mounts::ListRequest::default())).await?.into_inner();
         assert_eq!(listed.message().await?.and_then(|message| message.info), Some(info.clone()));
-        let end = || request(env, mounts::DeactivateRequest { name: "a/b c".into() });
+        let end = || env.request(mounts::DeactivateRequest { name: "a/b c".into() });
         client.deactivate(end()).await?;
         assert!(!Path::new(shown).exists());
         assert_eq!(client.deactivate(end()).await.expect_err("it is gone").code(), Code::NotFound);
@@ -89,9 +83,9 @@ fn mounts_end_with_their_lease(env: &Env) -> Result<()> {
         let channel = daemon.channel().await?;
         let id = "held".to_owned();
         let labels = Default::default();
-        LeasesClient::new(channel.clone()).create(request(env, leases::CreateRequest { id, labels })).await?;
+        LeasesClient::new(channel.clone()).create(env.request(leases::CreateRequest { id, labels })).await?;
         let wish = mounts::ActivateRequest { name: "m".into(), mounts: stacked(env)?, ..Default::default() };
-        let mut wish = request(env, wish);
+        let mut wish = env.request(wish);
         wish.metadata_mut().insert(LEASE_HEADER, "held".parse()?);
         let info = MountsClient::new(channel.clone()).activate(wish).await?.into_inner().info.expect("info");
         anyhow::Ok(info.active[0].mount_point.clone())
@@ -102,9 +96,9 @@ fn mounts_end_with_their_lease(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     daemon::runtime()?.block_on(async {
         let channel = daemon.channel().await?;
-        MountsClient::new(channel.clone()).info(request(env, mounts::InfoRequest { name: "m".into() })).await?;
+        MountsClient::new(channel.clone()).info(env.request(mounts::InfoRequest { name: "m".into() })).await?;
         let end = leases::DeleteRequest { id: "held".into(), sync: true };
-        LeasesClient::new(channel).delete(request(env, end)).await?;
+        LeasesClient::new(channel).delete(env.request(end)).await?;
         wait::until("the mounts to go with their lease", || (!Path::new(&place).exists()).then_some(()))
     })
 }
@@ -119,23 +113,23 @@ fn a_root_is_put_together_by_the_daemon(env: &Env) -> Result<()> {
         let runtime = Some(container::Runtime { name: "io.containerd.rung.v2".into(), options: None });
         let container = Some(Container { id: id.clone(), runtime, spec, ..Container::default() });
         let create = containers::CreateContainerRequest { container };
-        ContainersClient::new(channel.clone()).create(request(env, create)).await?;
+        ContainersClient::new(channel.clone()).create(env.request(create)).await?;
         let mut rootfs = stacked(env)?;
         // The lowest of all is the bundle's.
         rootfs[0].source = bundle.rootfs().to_string_lossy().into_owned();
         fs::write(bundle.rootfs().join("low"), "low")?;
         let mut client = TasksClient::new(channel.clone());
         let create = tasks::CreateTaskRequest { container_id: id.clone(), rootfs, ..Default::default() };
-        client.create(request(env, create)).await?;
+        client.create(env.request(create)).await?;
         let exec_id = String::new();
-        client.start(request(env, tasks::StartRequest { container_id: id.clone(), exec_id })).await?;
+        client.start(env.request(tasks::StartRequest { container_id: id.clone(), exec_id })).await?;
         let wait = tasks::WaitRequest { container_id: id.clone(), exec_id: String::new() };
-        assert_eq!(client.wait(request(env, wait)).await?.into_inner().exit_status, 7);
-        client.delete(request(env, tasks::DeleteTaskRequest { container_id: id.clone() })).await?;
+        assert_eq!(client.wait(env.request(wait)).await?.into_inner().exit_status, 7);
+        client.delete(env.request(tasks::DeleteTaskRequest { container_id: id.clone() })).await?;
         let mut listed = MountsClient::new(channel.clone());
-        let mut listed = listed.list(request(env, mounts::ListRequest::default())).await?.into_inner();
+        let mut listed = listed.list(env.request(mounts::ListRequest::default())).await?.into_inner();
         assert_eq!(listed.message().await?, None, "what was made for the task is gone with it");
-        ContainersClient::new(channel).delete(request(env, containers::DeleteContainerRequest { id })).await?;
+        ContainersClient::new(channel).delete(env.request(containers::DeleteContainerRequest { id })).await?;
         anyhow::Ok(())
     })
 }

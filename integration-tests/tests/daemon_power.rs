@@ -8,9 +8,7 @@ use anyhow::{Context as _, ensure};
 use integration_tests::disk::{NotedDisk, mount_image, unmount};
 use integration_tests::image::Packing;
 use integration_tests::tar::Tar;
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use integration_tests::{Chance, Daemon, Env, Image, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_power_failure_at_any_moment_loses_nothing_acknowledged [Root, Overlay, Fuse],
@@ -85,27 +83,13 @@ impl Story<'_> {
     }
 }
 
-/// Numbers without an order.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
-
 /// The daemon after a boot, on what is left of the disk.
 fn examine(env: &Env, moment: usize, promises: &[Promise], image: &str) -> Result<()> {
     fs::remove_dir_all(env.path("state"))
         .or_else(|error| if env.path("state").exists() { Err(error) } else { Ok(()) })?;
     let daemon = env.daemon()?;
     ensure!(!daemon.log().contains("panicked"), "{}", daemon.log());
-    let is_whole =
-        || daemon.gantry(&["system", "gc"])?.ok().and_then(|_| daemon.gantry(&["system", "fsck", "--deep"])?.ok());
-    is_whole()?;
+    daemon.is_whole()?;
     for promise in promises.iter().filter(|it| (it.from..it.until).contains(&moment)) {
         let asked: Vec<&str> = promise.asked.iter().map(String::as_str).collect();
         let ran = daemon.gantry(&asked)?;
@@ -116,14 +100,13 @@ fn examine(env: &Env, moment: usize, promises: &[Promise], image: &str) -> Resul
     }
     daemon.gantry(&["pull", "-q", image])?.ok()?;
     daemon.gantry(&["run", "--rm", image, "true"])?.ok()?;
-    is_whole()?;
+    daemon.is_whole()?;
     daemon.stop()?;
     Ok(())
 }
 
 fn a_power_failure_at_any_moment_loses_nothing_acknowledged(env: &Env) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    env.own_mounts()?;
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.push(&registry, "test/busybox", "1")?;
     let layer = Tar::new().dir("etc").file("etc/layer", "client's");
@@ -137,14 +120,14 @@ fn a_power_failure_at_any_moment_loses_nothing_acknowledged(env: &Env) -> Result
     daemon.crash()?;
     unmount(env, &root)?;
     let (promises, ended, cut) = (promises.into_inner(), disk.now(), env.path("cut"));
-    let mut chance = Chance(u64::from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos()) | 1);
+    let mut chance = Chance::anew();
     let rounds = wait::amount(3, 200);
     for round in 0..rounds {
         // Spread over the story, and now and then right after something was acknowledged.
         let span = (ended - begun) / rounds;
-        let aimed = begun + round * span + usize::try_from(chance.next() % (span as u64 + 1))?;
+        let aimed = begun + round * span + chance.below(span + 1);
         let moment = promises.iter().map(|it| it.from).find(|from| round % 2 == 1 && *from >= aimed).unwrap_or(aimed);
-        disk.cut(moment, &cut, || chance.next() & 64 != 0)?;
+        disk.cut(moment, &cut, || chance.below(2) == 0)?;
         mount_image(env, &cut, &root)?;
         let failed = || format!("the power failed at {moment} of {begun}..{ended}");
         examine(env, moment, &promises, &image).with_context(failed)?;

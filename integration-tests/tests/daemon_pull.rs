@@ -1,14 +1,12 @@
 //! What a pull makes of an image: the file tree its layers stand for, for the right platform, or nothing at all.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::fs;
 
 use integration_tests::image::{self, Packing};
 use integration_tests::tar::{Kind, Meta, Tar};
-use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Stack, Test, tests};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use integration_tests::{Chance, Daemon, Env, Image, Ran, Registry, Result, Stack, Test, tests, wait};
+
+use crate::daemon_full::{fill, free, small_disk};
 
 pub(crate) const TESTS: &[Test] = tests![
     layers_of_every_packing_make_one_tree [Root, Overlay],
@@ -146,12 +144,11 @@ fn images_of_two_platforms_come_and_go(env: &Env) -> Result<()> {
     let name = image::push_index(&[other, own], &stack.registry, "test/many", "v1")?;
     let archive = env.path("archive.tar").to_string_lossy().into_owned();
     let kinds = format!("{}, {}", image::media::INDEX, image::media::MANIFEST);
-    let seed = env.token().bytes().fold(1, |seed: u64, byte| seed * 31 % 1_000_003 + u64::from(byte));
-    let (mut dice, mut is_here, mut done) = (seed, false, Vec::new());
-    for round in 0..integration_tests::wait::amount(40, 1000) {
-        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    let (mut chance, mut is_here, mut done) = (Chance::anew(), false, Vec::new());
+    let seed = chance.seed;
+    for round in 0..wait::amount(40, 1000) {
         let pushed = format!("{}/test/pushed:{round}", stack.registry.host());
-        let act: &[&[&str]] = match (dice >> 33) % 8 {
+        let act: &[&[&str]] = match chance.below(8) {
             0 => &[&["pull", "-q", &name]],
             1 | 2 => &[&["pull", "-q", "--platform", "linux/s390x", &name]],
             3 if is_here => &[&["rmi", &name]],
@@ -174,8 +171,8 @@ fn images_of_two_platforms_come_and_go(env: &Env) -> Result<()> {
     Ok(())
 }
 
-/// What a failed pull must say, and that it left nothing, except parts to go on from where `resumable`.
-fn refused(daemon: &Daemon<'_>, pulled: Ran, named: &[&str], resumable: bool) -> Result<()> {
+/// What a failed pull must say, and that it left nothing but parts to go on from.
+fn refused(daemon: &Daemon<'_>, pulled: Ran, named: &[&str]) -> Result<()> {
     let shown = pulled.to_string();
     let said = pulled.fails()?;
     for part in named {
@@ -183,23 +180,20 @@ fn refused(daemon: &Daemon<'_>, pulled: Ran, named: &[&str], resumable: bool) ->
     }
     assert_eq!(said.lines().filter(|line| line.starts_with("gantry: ")).count(), 1, "not one line: {shown}");
     assert!(said.lines().count() <= 2, "more than a line and a hint: {shown}");
-    nothing_is_left(daemon, resumable)
+    nothing_is_left(daemon)
 }
 
-fn nothing_is_left(daemon: &Daemon<'_>, resumable: bool) -> Result<()> {
+fn nothing_is_left(daemon: &Daemon<'_>) -> Result<()> {
     let listed = |args: &[&str]| -> Result<Vec<String>> {
         let listed = daemon.ctr(args)?.ok()?;
-        let rows = listed.stdout.lines().filter(|line| !line.starts_with("KEY") && !line.starts_with("REF"));
+        let rows = listed.stdout.lines().filter(|line| !line.starts_with("KEY"));
         Ok(rows.filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
     };
-    let mut all: Vec<&[&str]> =
-        vec![&["images", "ls", "-q"], &["content", "ls", "-q"], &["snapshots", "ls"], &["leases", "ls", "-q"]];
-    if !resumable {
-        all.push(&["content", "active"]);
-    }
+    let all: [&[&str]; 4] =
+        [&["images", "ls", "-q"], &["content", "ls", "-q"], &["snapshots", "ls"], &["leases", "ls", "-q"]];
     for args in all {
         // The lease ends on a thread of its own, a moment after the answer.
-        let empty = integration_tests::wait::until("empty", || listed(args).ok().filter(Vec::is_empty));
+        let empty = wait::until("empty", || listed(args).ok().filter(Vec::is_empty));
         assert!(empty.is_ok(), "left in {args:?}: {:?}", listed(args)?);
     }
     Ok(())
@@ -215,11 +209,11 @@ fn a_broken_pull_leaves_nothing_and_is_made_good(env: &Env) -> Result<()> {
     let middle = wrong.len() / 2;
     wrong[middle] ^= 1;
     fs::write(&path, wrong)?;
-    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest], true)?;
+    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest])?;
     fs::write(&path, &layer.bytes[..layer.bytes.len() / 3])?;
-    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest], true)?;
+    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest])?;
     fs::remove_file(&path)?;
-    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest, "not found"], true)?;
+    refused(&stack.daemon, stack.gantry(&["pull", &name])?, &[&name, &layer.digest, "not found"])?;
     fs::write(&path, &layer.bytes)?;
     let ran = stack.gantry(&["run", "--rm", &name, "busybox", "sha256sum", "/noise"])?.ok()?;
     let wanted = image::digest(&noise(3 << 20));
@@ -229,44 +223,20 @@ fn a_broken_pull_leaves_nothing_and_is_made_good(env: &Env) -> Result<()> {
 
 /// Bytes that no compression makes fewer.
 fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// Fills the file system of `path` with that file, until about `left` bytes are free.
-fn fill(path: &Path, left: u64) -> Result<()> {
-    let mut file = File::create(path)?;
-    let block = [0xa5_u8; 4096];
-    while file.write_all(&block).is_ok() {}
-    let length = file.metadata()?.len().saturating_sub(left);
-    file.set_len(length)?;
-    Ok(())
+    Chance::new(1).bytes(length)
 }
 
 fn a_full_disk_leaves_nothing_and_is_gone_on_from(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;
     let image = Image::busybox()?.layer(Tar::new().file("noise", noise(8 << 20)), Packing::Gzip)?;
     let name = image.push(&registry, "test/large", "v1")?;
-    // The mount is this process's alone and goes with it.
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-    let root = env.dir("root")?;
-    mount(Some("small"), &root, Some("tmpfs"), MsFlags::empty(), Some("size=64m"))?;
+    let root = small_disk(env)?;
     let daemon = env.daemon()?;
-    let filler = root.join("filler");
     for left in [0, 64 << 10, 512 << 10, 3 << 20] {
-        fill(&filler, left)?;
+        fill(&root, left)?;
         let pulled = daemon.gantry(&["pull", &name])?;
-        fs::remove_file(&filler)?;
-        refused(&daemon, pulled, &[&name, "no space left", "gantry rmi"], true)?;
+        free(&root)?;
+        refused(&daemon, pulled, &[&name, "no space left", "gantry rmi"])?;
     }
     let ran = daemon.gantry(&["run", "--rm", &name, "busybox", "sha256sum", "/noise"])?.ok()?;
     let wanted = image::digest(&noise(8 << 20));

@@ -2,10 +2,10 @@
 //! happened meanwhile is lost.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use integration_tests::{Env, Image, Registry, Result, Test, output, tests, wait};
+use integration_tests::{Daemon, Env, Ran, Registry, Result, Test, output, tests, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -29,19 +29,23 @@ pub(crate) const TESTS: &[Test] = tests![
     a_crash_while_a_container_is_held_lets_it_go_on [Root, Overlay],
 ];
 
-fn pushed(env: &Env) -> Result<(Registry, String)> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
-    Ok((registry, image))
-}
-
 fn exits_while_no_daemon_runs_are_kept(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
-    daemon.gantry(&["run", "-d", "--name", "short", &image, "sh", "-c", "sleep 1; echo last; exit 7"])?.ok()?;
-    daemon.gantry(&["run", "-d", "--rm", "--name", "gone", &image, "sleep", "1"])?.ok()?;
+    let (place, go) = (env.dir("place")?, "until [ -e /place/go ]; do sleep 0.05; done");
+    let volume = format!("{}:/place", place.display());
+    let run = |kept: &[&str], name: &str, script: &str| -> Result<String> {
+        let words = ["--name", name, "-v", &volume, &image, "sh", "-c", script];
+        daemon.gantry(&[&["run", "-d"], kept, &words].concat())?.ok()?;
+        let pid = daemon.gantry(&["inspect", "-f", "{{.State.Pid}}", name])?.ok()?;
+        Ok(format!("/proc/{}", pid.text()))
+    };
+    let ends = [run(&[], "short", &format!("{go}; echo last; exit 7"))?, run(&["--rm"], "gone", go)?];
     daemon.crash()?;
-    std::thread::sleep(wait::seconds(2));
+    fs::write(place.join("go"), "")?;
+    for process in ends {
+        wait::until("both end", || (!Path::new(&process).exists()).then_some(()))?;
+    }
     let daemon = env.daemon()?;
     assert_eq!(daemon.gantry(&["wait", "short"])?.ok()?.text(), "7");
     assert_eq!(daemon.gantry(&["logs", "short"])?.ok()?.text(), "last");
@@ -64,7 +68,7 @@ fn shim_pids(env: &Env) -> Vec<Pid> {
 }
 
 fn a_dead_shim_takes_its_container_along(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
     for pid in shim_pids(env) {
@@ -78,7 +82,7 @@ fn a_dead_shim_takes_its_container_along(env: &Env) -> Result<()> {
 }
 
 fn a_shim_that_dies_unseen_is_cleaned_up_after(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
     daemon.crash()?;
@@ -107,7 +111,7 @@ const STEPS_OF_A_RUN: &[&str] = &[
 ];
 
 fn a_crash_at_any_step_of_a_run_leaves_nothing_behind(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     env.daemon()?.gantry(&["pull", &image])?.ok()?;
     // One that stays attached has its shim before its record.
     let attached = ["create.bundle", "create.shim", "create.connected", "engine.record", "create.done"];
@@ -131,7 +135,7 @@ fn a_crash_at_any_step_of_a_run_leaves_nothing_behind(env: &Env) -> Result<()> {
 }
 
 fn a_start_that_was_cut_short_is_undone(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     env.daemon()?.gantry(&["pull", &image])?.ok()?;
     for (policy, becomes) in [("no", "0 false 255"), ("always", "1 true 0")] {
         let mut daemon = env.daemon_dying_at("engine.created")?;
@@ -148,14 +152,14 @@ fn a_start_that_was_cut_short_is_undone(env: &Env) -> Result<()> {
 }
 
 fn policies_say_what_is_started_again(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let run = |policy: &str, name: &str, script: &str| {
         let args = ["run", "-d", "--restart", policy, "--name", name, &image, "sh", "-c", script];
         daemon.gantry(&args)?.ok()
     };
     run("on-failure:2", "fails", "echo once; exit 3")?;
-    let count = |daemon: &integration_tests::Daemon<'_>, name: &str| {
+    let count = |daemon: &Daemon<'_>, name: &str| {
         let ran = daemon.gantry(&["inspect", "--format", "{{.RestartCount}} {{.State.Running}}", name]).ok()?;
         Some(ran.text().to_owned())
     };
@@ -190,7 +194,7 @@ fn policies_say_what_is_started_again(env: &Env) -> Result<()> {
 
 /// Of a container that waits for its next start, and of one whose shim is found dead only later.
 fn restarts_go_on_after_a_restart_of_the_daemon(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let run = |policy: &str, name: &str, script: &str| {
         daemon.gantry(&["run", "-d", "--restart", policy, "--name", name, &image, "sh", "-c", script])?.ok()
@@ -198,13 +202,11 @@ fn restarts_go_on_after_a_restart_of_the_daemon(env: &Env) -> Result<()> {
     run("always", "web", "exec sleep 1000")?;
     let shims = shim_pids(env);
     run("on-failure:20", "fails", "exit 3")?;
-    let count = |daemon: &integration_tests::Daemon<'_>, name: &str| {
+    let count = |daemon: &Daemon<'_>, name: &str| {
         let ran = daemon.gantry(&["inspect", "--format", "{{.RestartCount}} {{.State.Running}}", name]).ok()?;
         Some(ran.text().to_owned())
     };
-    let restarts = |daemon: &integration_tests::Daemon<'_>| -> Option<u32> {
-        count(daemon, "fails")?.split(' ').next()?.parse().ok()
-    };
+    let restarts = |daemon: &Daemon<'_>| -> Option<u32> { count(daemon, "fails")?.split(' ').next()?.parse().ok() };
     // The pause before the next is more than a second by now.
     let before = wait::until("four restarts", || restarts(&daemon).filter(|restarts| *restarts >= 4))?;
     // A restart is counted before it is carried out.
@@ -221,12 +223,12 @@ fn restarts_go_on_after_a_restart_of_the_daemon(env: &Env) -> Result<()> {
 
 /// What the state directory does not say, the processes do.
 fn shims_are_found_without_their_bundles(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     for name in ["damaged", "lost"] {
         daemon.gantry(&["run", "-d", "--name", name, &image, "sleep", "1000"])?.ok()?;
     }
-    let inspect = |daemon: &integration_tests::Daemon<'_>, what: &str, name: &str| -> Result<String> {
+    let inspect = |daemon: &Daemon<'_>, what: &str, name: &str| -> Result<String> {
         Ok(daemon.gantry(&["inspect", "--format", what, name])?.ok()?.text().to_owned())
     };
     let pids = [inspect(&daemon, "{{.State.Pid}}", "damaged")?, inspect(&daemon, "{{.State.Pid}}", "lost")?];
@@ -253,7 +255,7 @@ fn shims_are_found_without_their_bundles(env: &Env) -> Result<()> {
 }
 
 fn a_crash_while_a_container_is_held_lets_it_go_on(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     for step in ["hold.noted", "hold.paused"] {
         let mut daemon = env.daemon_dying_at(step)?;
         daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
@@ -281,7 +283,7 @@ fn a_crash_while_a_container_is_held_lets_it_go_on(env: &Env) -> Result<()> {
 const STEPS_OF_AN_EXEC: &[&str] = &["exec.before", "exec.after", "start.before:2", "start.after:2"];
 
 fn a_crash_at_any_step_of_an_exec_harms_nothing(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     for step in STEPS_OF_AN_EXEC {
         let mut daemon = env.daemon_dying_at(step)?;
         daemon.gantry(&["run", "-d", "--name", "web", &image, "sleep", "1000"])?.ok()?;
@@ -301,7 +303,7 @@ fn a_crash_at_any_step_of_an_exec_harms_nothing(env: &Env) -> Result<()> {
 }
 
 fn a_followed_log_goes_on_after_a_restart(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let count = "i=0; while test $i -lt 40; do echo $i; i=$((i+1)); sleep 0.1; done";
     daemon.gantry(&["run", "-d", "--name", "web", &image, "sh", "-c", count])?.ok()?;
@@ -330,7 +332,7 @@ fn resident(pid: u32) -> Result<u64> {
 }
 
 fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;
     let names: Vec<String> = (0..wait::amount(6, 50)).map(|number| format!("c{number}")).collect();
     for name in &names {
@@ -356,10 +358,10 @@ fn stopped_shims_hold_up_nobody_else(env: &Env) -> Result<()> {
     let after = resident(daemon.pid())?;
     daemon.crash()?;
     let daemon = env.daemon()?;
-    let unknown = daemon.ctr(&["tasks", "ls"]).and_then(integration_tests::Ran::ok);
+    let unknown = daemon.ctr(&["tasks", "ls"]).and_then(Ran::ok);
     let silent = unknown.iter().flat_map(|it| it.stdout.lines()).find(|line| line.contains("UNKNOWN"));
     let silent = silent.and_then(|line| line.split_whitespace().next()).unwrap_or("nobody").to_owned();
-    let asked = daemon.ctr(&["tasks", "kill", &silent]).and_then(integration_tests::Ran::fails);
+    let asked = daemon.ctr(&["tasks", "kill", &silent]).and_then(Ran::fails);
     for pid in &stopped {
         kill(*pid, Signal::SIGCONT)?;
     }
@@ -382,7 +384,7 @@ const STEPS_OF_AN_END: &[&str] =
     &["kill.before", "kill.after", "engine.ended", "engine.recorded", "delete.process", "delete.shim", "delete.done"];
 
 fn a_crash_at_any_step_of_an_end_is_made_good(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     for step in STEPS_OF_AN_END {
         let mut daemon = env.daemon_dying_at(step)?;
         let script = "trap 'exit 3' TERM; echo ready; sleep 1000 & wait";
@@ -414,7 +416,7 @@ const STEPS_OF_A_REMOVAL: &[&str] = &[
 ];
 
 fn a_crash_at_any_step_of_a_removal_at_the_end_leaves_nothing(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     env.daemon()?.gantry(&["pull", &image])?.ok()?;
     let entries = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
     let snapshots = || entries(env.path("root/io.containerd.snapshotter.v1.overlayfs/snapshots"));
@@ -435,7 +437,7 @@ fn a_crash_at_any_step_of_a_removal_at_the_end_leaves_nothing(env: &Env) -> Resu
 }
 
 fn a_crash_in_a_removal_leaves_no_container_without_files(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let mut daemon = env.daemon_dying_at("snapshot.removing")?;
     daemon.gantry(&["create", "--name", "web", &image])?.ok()?;
     daemon.gantry(&["rm", "web"])?;
@@ -458,13 +460,13 @@ fn two_daemons_do_not_share_a_root(env: &Env) -> Result<()> {
 }
 
 fn many_containers_live_through_many_restarts(env: &Env) -> Result<()> {
-    let (_registry, image) = pushed(env)?;
+    let (_registry, image) = Registry::with_busybox(env)?;
     let mut daemon = env.daemon()?;
     let count = wait::amount(8, 200);
     for number in 0..count {
         daemon.gantry(&["run", "-d", "--name", &format!("c{number}"), &image, "sleep", "100000"])?.ok()?;
     }
-    let pids = |daemon: &integration_tests::Daemon<'_>| -> Result<Vec<String>> {
+    let pids = |daemon: &Daemon<'_>| -> Result<Vec<String>> {
         let format = ["inspect", "--format", "{{.State.Pid}}"];
         (0..count)
             .map(|number| Ok(daemon.gantry(&[&format[..], &[&format!("c{number}")]].concat())?.ok()?.stdout))

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
@@ -24,7 +23,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_pod_has_one_shim_and_needs_no_image [Root],
@@ -52,12 +51,6 @@ impl<'env> Pod<'env> {
         Ok(Self { env, channel, id, sandboxer: "shim", runtime, made: Cell::default() })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("containerd-namespace", self.env.namespace().parse().expect("a header"));
-        request
-    }
-
     fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone())
     }
@@ -66,7 +59,7 @@ impl<'env> Pod<'env> {
         let name = format!("made{}", self.made.replace(self.made.get() + 1));
         let mut config = Bundle::new(self.env, &name, &["/pause"]).map_err(failed)?.config;
         config["annotations"] = json!({ "io.kubernetes.cri.sandbox-id": self.id });
-        let request = self.request(ControllerCreateRequest {
+        let request = self.env.request(ControllerCreateRequest {
             sandbox_id: self.id.clone(),
             sandboxer: self.sandboxer.to_owned(),
             sandbox: Some(Sandbox {
@@ -82,31 +75,31 @@ impl<'env> Pod<'env> {
 
     async fn start(&self) -> Result<u32, Status> {
         let (sandbox_id, sandboxer) = (self.id.clone(), self.sandboxer.to_owned());
-        let request = self.request(ControllerStartRequest { sandbox_id, sandboxer });
+        let request = self.env.request(ControllerStartRequest { sandbox_id, sandboxer });
         Ok(self.controller().start(request).await?.into_inner().pid)
     }
 
     async fn status(&self) -> Result<ControllerStatusResponse, Status> {
         let (sandbox_id, sandboxer) = (self.id.clone(), self.sandboxer.to_owned());
-        let request = self.request(ControllerStatusRequest { sandbox_id, sandboxer, verbose: true });
+        let request = self.env.request(ControllerStatusRequest { sandbox_id, sandboxer, verbose: true });
         Ok(self.controller().status(request).await?.into_inner())
     }
 
     async fn stop(&self) -> Result<(), Status> {
         let (sandbox_id, sandboxer) = (self.id.clone(), self.sandboxer.to_owned());
-        let request = self.request(ControllerStopRequest { sandbox_id, sandboxer, timeout_secs: 5 });
+        let request = self.env.request(ControllerStopRequest { sandbox_id, sandboxer, timeout_secs: 5 });
         self.controller().stop(request).await.map(drop)
     }
 
     async fn wait(&self) -> Result<u32, Status> {
         let (sandbox_id, sandboxer) = (self.id.clone(), self.sandboxer.to_owned());
-        let request = self.request(ControllerWaitRequest { sandbox_id, sandboxer });
+        let request = self.env.request(ControllerWaitRequest { sandbox_id, sandboxer });
         Ok(self.controller().wait(request).await?.into_inner().exit_status)
     }
 
     async fn shutdown(&self) -> Result<(), Status> {
         let (sandbox_id, sandboxer) = (self.id.clone(), self.sandboxer.to_owned());
-        let request = self.request(ControllerShutdownRequest { sandbox_id, sandboxer });
+        let request = self.env.request(ControllerShutdownRequest { sandbox_id, sandboxer });
         self.controller().shutdown(request).await.map(drop)
     }
 
@@ -130,7 +123,7 @@ impl<'env> Pod<'env> {
             sandbox: self.id.clone(),
             ..Container::default()
         };
-        let request = self.request(CreateContainerRequest { container: Some(container) });
+        let request = self.env.request(CreateContainerRequest { container: Some(container) });
         ContainersClient::new(self.channel.clone()).create(request).await?;
         let rootfs = Mount {
             r#type: "bind".into(),
@@ -141,12 +134,12 @@ impl<'env> Pod<'env> {
         let request =
             CreateTaskRequest { container_id: id.clone(), rootfs: vec![rootfs], ..CreateTaskRequest::default() };
         let mut tasks = TasksClient::new(self.channel.clone());
-        tasks.create(self.request(request)).await?;
-        tasks.start(self.request(StartRequest { container_id: id, exec_id: String::new() })).await.map(drop)
+        tasks.create(self.env.request(request)).await?;
+        tasks.start(self.env.request(StartRequest { container_id: id, exec_id: String::new() })).await.map(drop)
     }
 
     async fn exit_of(&self, name: &str) -> Result<u32, Status> {
-        let request = self.request(WaitRequest { container_id: self.env.id(name), exec_id: String::new() });
+        let request = self.env.request(WaitRequest { container_id: self.env.id(name), exec_id: String::new() });
         Ok(TasksClient::new(self.channel.clone()).wait(request).await?.into_inner().exit_status)
     }
 
@@ -154,10 +147,13 @@ impl<'env> Pod<'env> {
         let id = self.env.id(name);
         let mut tasks = TasksClient::new(self.channel.clone());
         let request = KillRequest { container_id: id.clone(), signal: 9, ..KillRequest::default() };
-        let _ = tasks.kill(self.request(request)).await;
+        let _ = tasks.kill(self.env.request(request)).await;
         let _ = self.exit_of(name).await;
-        let _ = tasks.delete(self.request(DeleteTaskRequest { container_id: id.clone() })).await;
-        ContainersClient::new(self.channel.clone()).delete(self.request(DeleteContainerRequest { id })).await.map(drop)
+        let _ = tasks.delete(self.env.request(DeleteTaskRequest { container_id: id.clone() })).await;
+        ContainersClient::new(self.channel.clone())
+            .delete(self.env.request(DeleteContainerRequest { id }))
+            .await
+            .map(drop)
     }
 
     fn bundle(&self, id: &str) -> PathBuf {
@@ -207,7 +203,7 @@ fn a_pod_has_one_shim_and_needs_no_image(env: &Env) -> Result<()> {
         assert_eq!(address(&env.id("two"))?, address(&pod.id)?);
         pod.remove("one").await?;
         let metrics = ControllerMetricsRequest { sandbox_id: pod.id.clone(), sandboxer: "shim".into() };
-        let metrics = pod.controller().metrics(pod.request(metrics)).await?.into_inner().metrics.context("metrics")?;
+        let metrics = pod.controller().metrics(env.request(metrics)).await?.into_inner().metrics.context("metrics")?;
         assert!(metrics.data.is_some());
         let (stopped, waited) = tokio::join!(pod.stop(), pod.wait());
         stopped?;
@@ -279,15 +275,14 @@ fn the_death_of_a_pods_shim_is_told(env: &Env) -> Result<()> {
 
 fn what_comes_late_for_a_dead_pod_does_not_meet_the_next_of_its_name(env: &Env) -> Result<()> {
     // The first cleaning up after a dead shim takes its time.
-    let (program, begun) = (env.path("containerd-shim-slow-v2"), env.path("begun"));
+    let begun = env.path("begun");
     let text = format!(
         "#!/bin/sh\nfor word; do case $word in delete) [ -e {begun} ] || {{ : > {begun}; sleep 1; }};; esac; done\n\
          exec {} \"$@\"\n",
         env.program("containerd-shim-rung-v2")?.display(),
         begun = begun.display()
     );
-    fs::write(&program, text)?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let program = env.script("containerd-shim-slow-v2", &text)?;
     let daemon = env.daemon()?;
     daemon::runtime()?.block_on(async {
         let mut pod = Pod::new(env, &daemon).await?;

@@ -1,7 +1,6 @@
 //! Shims that go wrong in ways that ours does not: each is a program that names the socket of a service in this process.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +18,6 @@ use gantry_proto::ttrpc::{Context, Service, serve_connection};
 use integration_tests::{Env, Result, Stack, Test, daemon, tests, wait};
 use prost::Message as _;
 use tokio::sync::Notify;
-use tonic::Request;
 
 pub(crate) const TESTS: &[Test] = tests![
     an_end_that_nobody_knows_is_no_success [Root, Overlay],
@@ -94,7 +92,7 @@ struct Program {
 
 impl Program {
     fn make(env: &Env) -> Result<Self> {
-        let (path, socket) = (env.path("fake-shim"), env.path("fake.sock"));
+        let socket = env.path("fake.sock");
         let (deletes, broken) = (env.path("deletes"), env.path("broken"));
         let answer = format!(r#"{{"version":3,"address":"unix://{}","protocol":"ttrpc"}}"#, socket.display());
         let script = format!(
@@ -103,8 +101,7 @@ impl Program {
             deletes.display(),
             broken.display()
         );
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        let path = env.script("fake-shim", &script)?;
         let service = Arc::<Fake>::default();
         let listener = std::os::unix::net::UnixListener::bind(socket)?;
         listener.set_nonblocking(true)?;
@@ -152,10 +149,10 @@ fn an_end_that_nobody_knows_is_no_success(env: &Env) -> Result<()> {
     let status = daemon::runtime()?.block_on(async {
         let mut tasks = TasksClient::new(stack.daemon.channel().await?);
         let create = CreateTaskRequest { container_id: id.clone(), ..CreateTaskRequest::default() };
-        tasks.create(request(env, create)).await?;
+        tasks.create(env.request(create)).await?;
         let start = StartRequest { container_id: id.clone(), ..StartRequest::default() };
-        tasks.start(request(env, start)).await?;
-        let deleted = tasks.delete(request(env, DeleteTaskRequest { container_id: id.clone() })).await?;
+        tasks.start(env.request(start)).await?;
+        let deleted = tasks.delete(env.request(DeleteTaskRequest { container_id: id.clone() })).await?;
         anyhow::Ok(deleted.into_inner().exit_status)
     })?;
     assert_eq!(status, 255);
@@ -174,12 +171,6 @@ fn complaints_of_a_shim_are_the_daemons(env: &Env) -> Result<()> {
     })?;
     ensure!(!stack.daemon.log().contains("all is well"), "what is no complaint is told unasked");
     Ok(())
-}
-
-fn request<T>(env: &Env, message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", env.namespace().parse().expect("a header"));
-    request
 }
 
 /// What a shim was asked before it stopped answering it may yet do, so it is not forgotten.
@@ -236,7 +227,7 @@ fn a_sandbox_that_is_not_clean_is_found_again(env: &Env) -> Result<()> {
     };
     let created = daemon::runtime()?.block_on(async {
         let mut controller = ControllerClient::new(daemon.channel().await?);
-        anyhow::Ok(controller.create(request(env, create)).await)
+        anyhow::Ok(controller.create(env.request(create)).await)
     })?;
     ensure!(created.is_err(), "the sandbox has no shim");
     ensure!(program.deletes() > 1, "it is not tried again to clean up");
@@ -259,8 +250,7 @@ fn shims_have_the_variables_that_are_configured(env: &Env) -> Result<()> {
         return Ok(());
     }
     let id = stack.gantry(&["inspect", "-f", "{{.Id}}", "web"])?.ok()?;
-    let bundle = env.path("state/io.containerd.runtime.v2.task").join(env.namespace()).join(id.text());
-    let pid = fs::read_to_string(bundle.join("shim.pid"))?;
+    let pid = fs::read_to_string(bundle(env, id.text()).join("shim.pid"))?;
     let variables = fs::read(format!("/proc/{}/environ", pid.trim()))?;
     ensure!(variables.split(|byte| *byte == 0).any(|one| one == b"GANTRY_TEST=there"), "it is not there");
     Ok(())

@@ -215,15 +215,12 @@ fn limited(env: &Env, daemon: &Daemon<'_>, has_quotas: bool) -> Result<()> {
     let request = |size: &str| {
         let labels = [("containerd.io/snapshot/max-size".to_owned(), size.to_owned())].into();
         let (snapshotter, key) = ("overlayfs".into(), "limited".into());
-        let mut request =
-            tonic::Request::new(PrepareSnapshotRequest { snapshotter, key, labels, ..Default::default() });
-        request.metadata_mut().insert("containerd-namespace", env.namespace().parse()?);
-        anyhow::Ok(request)
+        env.request(PrepareSnapshotRequest { snapshotter, key, labels, ..Default::default() })
     };
     let (wrong, right) = integration_tests::daemon::runtime()?.block_on(async {
         let mut client = SnapshotsClient::new(daemon.channel().await?);
-        let wrong = client.prepare(request("much")?).await;
-        anyhow::Ok((wrong, client.prepare(request("8MiB")?).await))
+        let wrong = client.prepare(request("much")).await;
+        anyhow::Ok((wrong, client.prepare(request("8MiB")).await))
     })?;
     ensure!(wrong.as_ref().is_err_and(|status| status.code() == tonic::Code::InvalidArgument), "{wrong:?}");
     if !has_quotas {

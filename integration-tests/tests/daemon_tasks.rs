@@ -25,8 +25,7 @@ pub(crate) const TESTS: &[Test] = tests![
 const RUN: [&str; 3] = ["run", "--runtime", "io.containerd.rung.v2"];
 
 fn pulled(env: &Env, daemon: &Daemon<'_>) -> Result<(Registry, String)> {
-    let registry = Registry::start(env)?;
-    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let (registry, image) = Registry::with_busybox(env)?;
     daemon.ctr(&["images", "pull", "--plain-http", &image])?.ok()?;
     Ok((registry, image))
 }

@@ -11,7 +11,6 @@ use gantry_proto::containerd::services::transfer::v1::transfer_client::TransferC
 use gantry_proto::containerd::services::transfer::v1::{TransferOptions, TransferRequest};
 use gantry_proto::containerd::types::Platform;
 use gantry_proto::containerd::types::transfer as wire;
-use gantry_proto::namespace::NAMESPACE_HEADER;
 use integration_tests::image::{self, Packing};
 use integration_tests::tar::Tar;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Stack, Test, daemon, tests};
@@ -20,7 +19,7 @@ use prost_types::Any;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 pub(crate) const TESTS: &[Test] = tests![
     an_image_goes_round_and_comes_back_the_same [Root, Overlay],
@@ -30,9 +29,9 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 /// A client of the two services.
-struct Client {
+struct Client<'env> {
     channel: Channel,
-    namespace: String,
+    env: &'env Env,
 }
 
 /// A stream that a client has opened.
@@ -41,22 +40,15 @@ struct Opened {
     from: Streaming<Any>,
 }
 
-impl Client {
-    async fn new(env: &Env, daemon: &Daemon<'_>) -> Result<Self> {
-        Ok(Self { channel: daemon.channel().await?, namespace: env.namespace().to_owned() })
-    }
-
-    fn request<T>(&self, message: T) -> Result<Request<T>> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert(NAMESPACE_HEADER, self.namespace.parse()?);
-        Ok(request)
+impl<'env> Client<'env> {
+    async fn new(env: &'env Env, daemon: &Daemon<'_>) -> Result<Self> {
+        Ok(Self { channel: daemon.channel().await?, env })
     }
 
     async fn open(&self, id: &str) -> Result<Opened, Status> {
         let (to, messages) = mpsc::channel(64);
         to.send(any::pack(&StreamInit { id: id.to_owned() })).await.map_err(|_| Status::internal("closed"))?;
-        let request =
-            self.request(ReceiverStream::new(messages)).map_err(|error| Status::internal(error.to_string()))?;
+        let request = self.env.request(ReceiverStream::new(messages));
         let mut from = StreamingClient::new(self.channel.clone()).stream(request).await?.into_inner();
         let ack = from.message().await?.ok_or_else(|| Status::internal("no acknowledgement"))?;
         assert_eq!(ack.type_url, "google.protobuf.Empty");
@@ -66,7 +58,7 @@ impl Client {
     async fn transfer(&self, from: Any, to: Any, progress: &str) -> Result<(), Status> {
         let options = Some(TransferOptions { progress_stream: progress.to_owned() });
         let request = TransferRequest { source: Some(from), destination: Some(to), options };
-        let request = self.request(request).map_err(|error| Status::internal(error.to_string()))?;
+        let request = self.env.request(request);
         TransferClient::new(self.channel.clone()).transfer(request).await.map(drop)
     }
 
@@ -117,7 +109,7 @@ fn events<'a>(told: &'a [wire::Progress], name: &str) -> Vec<&'a str> {
 }
 
 /// Exports an image into an archive, giving room as a client in Go does.
-async fn export(client: &Client, name: &str) -> Result<Vec<u8>> {
+async fn export(client: &Client<'_>, name: &str) -> Result<Vec<u8>> {
     let mut stream = client.open("export").await?;
     let to = any::pack(&wire::ImageExportStream { stream: "export".into(), ..Default::default() });
     let named = wire::ImageReference { name: name.to_owned(), ..Default::default() };
@@ -143,7 +135,7 @@ async fn export(client: &Client, name: &str) -> Result<Vec<u8>> {
 }
 
 /// Imports an archive, sending only what there is room for.
-async fn import(client: &Client, archive: &[u8], store: wire::ImageStore) -> Result<()> {
+async fn import(client: &Client<'_>, archive: &[u8], store: wire::ImageStore) -> Result<()> {
     let mut stream = client.open("import").await?;
     let from = any::pack(&wire::ImageImportStream { stream: "import".into(), ..Default::default() });
     let sending = async {

@@ -101,7 +101,7 @@ fn limits_are_in_the_files(env: &Env) -> Result<()> {
 /// Also the one that is started later, and in every hierarchy that has a cgroup of the container.
 fn every_process_is_in_the_cgroup(env: &Env) -> Result<()> {
     let sleeper = Sleeper::start(env, "inside", json!({}))?;
-    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &sleeper.id])?.ok()?.text())?;
+    let state = env.state(&sleeper.id)?;
     let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
     let path = format!("/{}", sleeper.id);
     let inside = table.lines().filter(|line| line.ends_with(&path)).count();
@@ -187,9 +187,7 @@ fn devices_are_denied(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "devices", &["sh", "-c", script])?;
     bundle.set("/root/readonly", false);
     bundle.set("/linux/resources", json!({"devices": [{"allow": false, "access": "rwm"}]}));
-    for set in ["bounding", "effective", "permitted"] {
-        bundle.push(&format!("/process/capabilities/{set}"), "CAP_MKNOD");
-    }
+    bundle.grant("CAP_MKNOD");
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("devices")])?.ok()?;
     assert!(ran.text().contains("Operation not permitted"), "{} {}", ran.stdout, ran.stderr);
     assert!(ran.text().ends_with('2'), "{}", ran.stdout);
@@ -203,9 +201,7 @@ fn a_device_that_no_rule_allows_is_denied(env: &Env) -> Result<()> {
     bundle.set("/root/readonly", false);
     let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwm"});
     bundle.set("/linux/resources", json!({"devices": [rule]}));
-    for set in ["bounding", "effective", "permitted"] {
-        bundle.push(&format!("/process/capabilities/{set}"), "CAP_MKNOD");
-    }
+    bundle.grant("CAP_MKNOD");
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("exceptions")])?.ok()?;
     assert!(
         ran.text().contains("Operation not permitted") && ran.text().ends_with('2'),
@@ -238,9 +234,7 @@ fn a_writable_view_shows_nothing_of_the_runtimes(env: &Env) -> Result<()> {
     for mount in mounts.filter(|mount| mount["type"] == "cgroup") {
         mount["options"] = json!(["nosuid", "noexec", "nodev", "relatime"]);
     }
-    let mut namespaces = bundle.config["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
-    namespaces.retain(|namespace| namespace["type"] != "cgroup");
-    bundle.set("/linux/namespaces", namespaces);
+    bundle.share("cgroup");
     if !bundle.config["mounts"].as_array().into_iter().flatten().any(|mount| mount["type"] == "cgroup") {
         bundle.push("/mounts", json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}));
     }
@@ -288,8 +282,7 @@ fn occupied_cgroup_is_refused(env: &Env) -> Result<()> {
     let refused = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("second")])?.fails()?;
     assert!(refused.contains("cgroup is not empty"), "{refused}");
     // The first one is not hurt by the cleaning up after the second.
-    let state = env.run_rung(&["state", &first.id])?.ok()?;
-    assert!(state.text().contains("\"running\""), "{}", state.stdout);
+    assert_eq!(env.state(&first.id)?["status"], "running");
     Ok(())
 }
 
@@ -377,7 +370,7 @@ fn systemd_knows_the_limits(env: &Env) -> Result<()> {
     for line in ["ActiveState=active", "Delegate=yes", "TasksMax=1", "TimeoutStopUSec=7s", memory, quota] {
         assert!(shown.stdout.lines().any(|found| found == line), "{line} is missing:\n{}", shown.stdout);
     }
-    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let state = env.state(&id)?;
     let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
     assert!(table.contains(&format!("system.slice/{unit}")), "{table}");
     if unified() {
@@ -400,7 +393,7 @@ fn a_cgroup_below_the_units_is_the_containers_to_manage(env: &Env) -> Result<()>
     let said = env.run_rung(&["run", "--bundle", bundle.write()?, &id])?.fails()?;
     assert!(said.contains("run.oci.delegate-cgroup") && said.contains("--systemd-cgroup"), "{said}");
     env.run_rung(&["--systemd-cgroup", "run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    let state: serde_json::Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let state = env.state(&id)?;
     let table = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"]))?;
     let unit = format!("/system.slice/rung-{id}.scope");
     let limits =
@@ -461,10 +454,7 @@ fn statistics_are_in_the_known_form(env: &Env) -> Result<()> {
     assert!(data["cpuset"]["cpus"].as_array().is_some_and(|list| !list.is_empty()), "{data}");
     assert_eq!(data["network_interfaces"], serde_json::Value::Null);
     env.run_rung(&["kill", &sleeper.id, "KILL"])?.ok()?;
-    wait::until("the container to stop", || {
-        let state = env.run_rung(&["state", &sleeper.id]).ok()?;
-        state.stdout.contains("\"stopped\"").then_some(())
-    })?;
+    wait::until("the container stops", || (env.state(&sleeper.id).ok()?["status"] == "stopped").then_some(()))?;
     let refused = env.run_rung(&["events", "--stats", &sleeper.id])?.fails()?;
     assert!(refused.contains("is not running"), "{refused}");
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -55,11 +55,6 @@ fn quietly(env: &Env, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn status(env: &Env, id: &str) -> Result<String> {
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?;
-    Ok(state["status"].as_str().context("a status")?.to_owned())
-}
-
 fn wait_for_count(bundle: &Bundle, above: u64) -> Result<u64> {
     wait::until("it counts", || count(bundle).filter(|count| *count > above))
 }
@@ -81,7 +76,7 @@ fn a_container_goes_on_where_it_was(env: &Env) -> Result<()> {
     // The file may have been caught empty, between two counts.
     let before = count(&bundle).unwrap_or(3);
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
-    ensure!(status(env, &id)? == "running");
+    ensure!(env.state(&id)?["status"] == "running");
     let after = wait_for_count(&bundle, before)?;
     ensure!(after < before + 1000, "it began anew");
     // criu 3.17 does not bring this back by itself.
@@ -132,10 +127,10 @@ fn a_mount_point_that_criu_would_misread_is_refused(env: &Env) -> Result<()> {
     quietly(env, &["run", "--detach", "--bundle", bundle.write()?, &id])?;
     let images = env.path("images");
     let refused = env.run_rung(&["checkpoint", "--image-path", &images.to_string_lossy(), &id])?.fails();
-    let running = status(env, &id);
+    let state = env.state(&id);
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(refused?.contains("criu cannot express the mount point /a]:b"));
-    ensure!(running? == "running");
+    ensure!(state?["status"] == "running");
     Ok(())
 }
 
@@ -177,11 +172,11 @@ fn memory_is_written_in_steps(env: &Env) -> Result<()> {
         return Ok(());
     }
     dumped.ok()?;
-    ensure!(status(env, &id)? == "running");
+    ensure!(env.state(&id)?["status"] == "running");
     quietly(env, &["checkpoint", "--parent-path", "../first", "--image-path", second, &id])?;
     ensure!(Path::new(second).join("parent").exists(), "the second step does not refer to the first");
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", second, &id])?;
-    ensure!(status(env, &id)? == "running");
+    ensure!(env.state(&id)?["status"] == "running");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     Ok(())
 }
@@ -205,18 +200,14 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
 fn cgroups_can_be_left_to_the_caller(env: &Env) -> Result<()> {
     let (id, ignore) = (env.id("left"), ["--manage-cgroups-mode", "ignore"]);
     let mut bundle = counting(env, "left")?;
-    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut()
-        && !kinds.iter().any(|kind| kind["type"] == "cgroup")
-    {
-        kinds.push(json!({"type": "cgroup"}));
-    }
+    bundle.share("cgroup").push("/linux/namespaces", json!({"type": "cgroup"}));
     quietly(env, &["run", "--detach", "--bundle", bundle.write()?, &id])?;
     wait_for_count(&bundle, 3)?;
     let images = env.path("images").to_str().context("a path")?.to_owned();
     quietly(env, &[&["checkpoint", "--image-path", &images], &ignore[..], &[&id]].concat())?;
     let restore = ["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images];
     quietly(env, &[&restore[..], &ignore, &[&id]].concat())?;
-    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let state = env.state(&id)?;
     let pid = &state["pid"];
     let outside = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let seen = env.run_rung(&["exec", &id, "cat", "/proc/1/cgroup"])?;
@@ -234,7 +225,7 @@ fn a_restore_that_fails_leaves_others_alone(env: &Env) -> Result<()> {
     quietly(env, &["create", "--bundle", &path, &id])?;
     let (images, other) = (env.path("none").display().to_string(), env.id("other"));
     env.run_rung(&["restore", "--bundle", &path, "--image-path", &images, &other])?.fails()?;
-    assert_eq!(status(env, &id)?, "created");
+    assert_eq!(env.state(&id)?["status"], "created");
     env.run_rung(&["delete", &id])?.ok()?;
     Ok(())
 }
@@ -271,9 +262,7 @@ fn a_bundle_that_hides_more_refuses_the_images(env: &Env) -> Result<()> {
 fn a_bundle_that_allows_less_refuses_the_images(env: &Env) -> Result<()> {
     let id = env.id("less");
     let mut bundle = counting(env, "less")?;
-    for set in ["bounding", "effective", "permitted"] {
-        bundle.push(&format!("/process/capabilities/{set}"), json!("CAP_NET_ADMIN"));
-    }
+    bundle.grant("CAP_NET_ADMIN");
     let images = checkpointed(env, &bundle, &id)?;
     for set in ["bounding", "effective", "permitted"] {
         bundle.set(&format!("/process/capabilities/{set}"), json!(["CAP_KILL"]));
@@ -344,7 +333,7 @@ fn flags_are_checked(env: &Env) -> Result<()> {
             let said = env.run_rung(&args)?.fails()?;
             ensure!(said.contains(text), "{flags:?}: {said}");
         }
-        ensure!(status(env, &id)? == "running", "a refused checkpoint changed the container");
+        ensure!(env.state(&id)?["status"] == "running", "a refused checkpoint changed the container");
         Ok(())
     }();
     env.run_rung(&["delete", "--force", &id])?.ok()?;
@@ -367,15 +356,11 @@ fn without_criu_it_says_so(env: &Env) -> Result<()> {
 /// it restores stays, so they are the roots of a namespace there.
 fn criu_starts_where_the_container_will_be(env: &Env) -> Result<()> {
     let (programs, images, said) = (env.dir("programs")?, env.dir("images")?, env.path("said"));
-    let (id, script) = (env.id("where"), programs.join("criu"));
-    fs::write(&script, format!("#!/bin/sh\nexec cat /proc/self/cgroup > {}\n", said.display()))?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let id = env.id("where");
+    env.script("programs/criu", &format!("#!/bin/sh\nexec cat /proc/self/cgroup > {}\n", said.display()))?;
     fs::write(images.join("descriptors.json"), "[]")?;
     let mut bundle = counting(env, "where")?;
-    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "cgroup");
-        kinds.push(json!({"type": "cgroup"}));
-    }
+    bundle.share("cgroup").push("/linux/namespaces", json!({"type": "cgroup"}));
     let path = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&std::env::var("PATH")?)))?;
     for (mode, inside) in [("ignore", true), ("soft", false)] {
         let images = images.to_str().context("a path")?;

@@ -20,10 +20,6 @@ pub(crate) const TESTS: &[Test] = tests![
     groups_are_the_named_ones[Root],
 ];
 
-fn state(env: &Env, id: &str) -> Result<Value> {
-    Ok(serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?)
-}
-
 /// `rung` with no stream of ours in the container's hands.
 fn silently(env: &Env, args: &[&str]) -> Result<Command> {
     let mut command = env.rung(args)?;
@@ -74,9 +70,7 @@ fn slow_create(env: &Env, id: &str, go: &str) -> Result<Child> {
     let script = format!("while ! test -e {}; do sleep 0.01; done", env.path(go).display());
     bundle.set("/hooks/createRuntime", hook(&script));
     let child = silently(env, &["create", "--bundle", bundle.write()?, id])?.spawn()?;
-    wait::until("the container is being made", || {
-        env.run_rung(&["state", id]).ok()?.ok().ok().filter(|ran| ran.stdout.contains("creating"))
-    })?;
+    wait::until("the container is being made", || env.state(id).ok().filter(|state| state["status"] == "creating"))?;
     Ok(child)
 }
 
@@ -88,7 +82,7 @@ fn a_start_waits_for_a_create_on_its_way(env: &Env) -> Result<()> {
     ensure!(start.try_wait()?.is_none(), "it waits");
     fs::write(env.path("go"), "")?;
     ensure!(create.wait()?.success() && start.wait()?.success());
-    assert_eq!(state(env, &id)?["status"], "running");
+    assert_eq!(env.state(&id)?["status"], "running");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     Ok(())
 }
@@ -116,12 +110,12 @@ fn a_container_can_do_without_a_cgroup(env: &Env) -> Result<()> {
     let path = bundle.write()?.to_owned();
     let run = ["--cgroup-manager", "disabled", "run", "--detach", "--bundle", &path, &id];
     ensure!(silently(env, &run)?.status()?.success());
-    let pid = state(env, &id)?["pid"].as_i64().context("a pid")?;
+    let pid = env.state(&id)?["pid"].as_i64().context("a pid")?;
     let cgroups = |process: &str| fs::read_to_string(format!("/proc/{process}/cgroup"));
     assert_eq!(cgroups(&pid.to_string())?, cgroups("self")?);
     assert_eq!(env.run_rung(&["exec", &id, "echo", "here"])?.ok()?.text(), "here");
     env.run_rung(&["kill", &id, "KILL"])?.ok()?;
-    wait::until("it ends", || state(env, &id).ok().filter(|state| state["status"] == "stopped"))?;
+    wait::until("it ends", || env.state(&id).ok().filter(|state| state["status"] == "stopped"))?;
     env.run_rung(&["delete", &id])?.ok()?;
     bundle.set("/linux/namespaces", json!([{"type": "mount"}, {"type": "uts"}]));
     bundle.write()?;

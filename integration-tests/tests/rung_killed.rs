@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use integration_tests::{Bundle, Env, Result, Test, tests, wait};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_create_can_be_killed_anywhere[Root, Strace, Fast],
@@ -117,11 +117,6 @@ fn cgroups(id: &str) -> Result<Vec<PathBuf>> {
     Ok(below.filter(|entry| entry.file_name().to_string_lossy().contains(id)).map(|entry| entry.path()).collect())
 }
 
-fn status(env: &Env, id: &str) -> Result<String> {
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?;
-    Ok(state["status"].as_str().unwrap_or_default().to_owned())
-}
-
 /// What is made must be made anew for each instant.
 fn making(env: &Env, name: &str, verb: &[&str]) -> Result<()> {
     let id = env.id(name);
@@ -148,12 +143,7 @@ fn doing(env: &Env, name: &str, first: &[&str], verb: &[&str]) -> Result<()> {
     let id = env.id(name);
     let bundle = bundle(env, name)?;
     let path = bundle.write()?.to_owned();
-    let prepare = || -> Result<()> {
-        let mut command = env.rung(first)?;
-        command.args(["--bundle", &path, &id]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        ensure!(command.status()?.success(), "{first:?} failed");
-        Ok(())
-    };
+    let prepare = || -> Result<()> { env.run_rung(&[first, &["--bundle", &path, &id]].concat())?.ok().map(drop) };
     let args: Vec<&str> = verb.iter().map(|word| if *word == "ID" { id.as_str() } else { word }).collect();
     let killer = Killer::new(env, &args);
     prepare()?;
@@ -164,8 +154,11 @@ fn doing(env: &Env, name: &str, first: &[&str], verb: &[&str]) -> Result<()> {
         killer.kill_at(instant)?;
         // Whatever it is by now, it can be asked, unless it is gone.
         if env.path("rung").join(&id).join("state.json").exists() {
-            let found = status(env, &id)?;
-            ensure!(["created", "running", "paused", "stopped"].contains(&found.as_str()), "{instant:?}: {found:?}");
+            let found = env.state(&id)?["status"].take();
+            ensure!(
+                ["created", "running", "paused", "stopped"].iter().any(|one| found == *one),
+                "{instant:?}: {found}"
+            );
         }
         delete(env, &id, instant)?;
     }
@@ -227,7 +220,7 @@ fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> 
     let record = format!("{{\"id\":\"{id}\",\"init_process_pid\":0,\"init_process_start\":0,\"created\":\"\",
         \"config\":{{\"rootfs\":\"/r\",\"spec\":{{\"ociVersion\":\"1.0.2\",\"process\":{{\"args\":[\"x\"],\"cwd\":\"/\"}}}}}}}}");
     fs::write(root.join(&id).join("planned.json"), record)?;
-    assert!(env.run_rung(&["state", &id])?.ok()?.text().contains("creating"));
+    assert_eq!(env.state(&id)?["status"], "creating");
     assert!(env.run_rung(&["exec", &id, "x"])?.fails()?.contains("cannot exec in a stopped container"));
     assert!(env.run_rung(&["kill", &id, "KILL"])?.fails()?.contains("container not running"));
     delete(env, &id, &("planned".to_owned(), 0))?;
@@ -246,11 +239,10 @@ fn force_is_enough_for_anything_in_the_state_directory(env: &Env) -> Result<()> 
 /// whose it is.
 fn force_finds_what_has_lost_its_records(env: &Env) -> Result<()> {
     let root = env.dir("rung")?;
-    for (name, lost) in [("half", "half"), ("both", "both"), ("all", "all")] {
-        let id = env.id(name);
-        let run = env.run_rung(&["run", "--detach", "--bundle", bundle(env, name)?.write()?, &id])?;
-        run.ok()?;
-        let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    for lost in ["half", "both", "all"] {
+        let id = env.id(lost);
+        env.run_rung(&["run", "--detach", "--bundle", bundle(env, lost)?.write()?, &id])?.ok()?;
+        let state = env.state(&id)?;
         let entry = root.join(&id);
         match lost {
             "all" => fs::remove_dir_all(&entry)?,

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use integration_tests::output::{self, Ran};
-use integration_tests::{Bundle, Env, Pty, Result, Test, tests};
+use integration_tests::{Bundle, Env, Pty, Result, Test, tests, wait};
 use serde_json::{Value, json};
 
 use crate::rung_cgroups::Sleeper;
@@ -25,7 +25,6 @@ pub(crate) const TESTS: &[Test] = tests![
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_lost_record_does_not_hide_what_runs[Root],
     force_ends_a_container_in_any_state[Root],
-    a_failed_start_spares_the_cgroup_of_another[Root],
     the_log_tells_the_kind[Root],
     debug_messages_tell_the_phases[Root],
     a_program_that_cannot_run_is_told_in_one_line[Root],
@@ -33,19 +32,12 @@ pub(crate) const TESTS: &[Test] = tests![
     the_program_has_the_name_it_is_called_by[],
 ];
 
-fn status(env: &Env, id: &str) -> Result<String> {
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", id])?.ok()?.stdout)?;
-    Ok(state["status"].as_str().context("a status")?.to_owned())
+fn create(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
+    env.run_rung(&["create", "--bundle", bundle.write()?, id])?.ok().map(drop)
 }
 
-/// `create` in a way that leaves no pipe of ours in the container's hands.
-fn create(env: &Env, bundle: &Bundle, id: &str) -> Result<()> {
-    let path = bundle.write()?;
-    let mut command = env.rung(&["create", "--bundle", path, id])?;
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let code = command.status()?;
-    ensure!(code.success(), "create: {code}");
-    Ok(())
+fn has_stopped(env: &Env, id: &str) -> Result<()> {
+    wait::until(&format!("{id} stops"), || (env.state(id).ok()?["status"] == "stopped").then_some(()))
 }
 
 fn create_start_kill_delete(env: &Env) -> Result<()> {
@@ -54,14 +46,14 @@ fn create_start_kill_delete(env: &Env) -> Result<()> {
     // A name that the record has for something else.
     bundle.set("/annotations", json!({"bundle": "elsewhere"}));
     create(env, &bundle, &id)?;
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+    let state = env.state(&id)?;
     ensure!(state["status"] == "created" && state["bundle"] == json!(bundle.path), "{state}");
     env.run_rung(&["start", &id])?.ok()?;
-    ensure!(status(env, &id)? == "running");
+    ensure!(env.state(&id)?["status"] == "running");
     ensure!(env.run_rung(&["start", &id])?.fails()?.contains("cannot start an already running container"));
     ensure!(env.run_rung(&["delete", &id])?.fails()?.contains("that is not stopped: running"));
     env.run_rung(&["kill", &id, "KILL"])?.ok()?;
-    integration_tests::wait::until("it stops", || (status(env, &id).ok()? == "stopped").then_some(()))?;
+    has_stopped(env, &id)?;
     ensure!(env.run_rung(&["kill", &id])?.fails()?.contains("container not running"));
     env.run_rung(&["delete", &id])?.ok()?;
     ensure!(env.run_rung(&["delete", &id])?.fails()?.contains("does not exist"));
@@ -74,9 +66,7 @@ fn a_created_container_can_be_told_to_end(env: &Env) -> Result<()> {
     let id = env.id("told");
     create(env, &Bundle::new(env, "told", &["sleep", "100"])?, &id)?;
     env.run_rung(&["kill", &id, "TERM"])?.ok()?;
-    let ended = integration_tests::wait::until("the container to end", || {
-        status(env, &id).ok().filter(|status| status == "stopped").map(drop)
-    });
+    let ended = has_stopped(env, &id);
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ended
 }
@@ -101,7 +91,7 @@ fn a_name_is_taken_once(env: &Env) -> Result<()> {
     create(env, &bundle, &id)?;
     let told = env.run_rung(&["create", "--bundle", bundle.write()?, &id])?.fails()?;
     ensure!(told.contains("container with given ID already exists"), "{told}");
-    ensure!(status(env, &id)? == "created", "the first one is untouched");
+    ensure!(env.state(&id)?["status"] == "created", "the first one is untouched");
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     Ok(())
 }
@@ -112,7 +102,7 @@ fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
         let id = env.id(name);
         let bundle = Bundle::new(env, name, &["sleep", "100"])?;
         env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-        let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+        let state = env.state(&id)?;
         let record = env.path("rung").join(&id).join("state.json");
         match damage {
             None => fs::remove_file(&record)?,
@@ -120,7 +110,7 @@ fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
         }
         env.run_rung(&["delete", "--force", &id])?.ok()?;
         let process = std::path::PathBuf::from(format!("/proc/{}", state["pid"]));
-        integration_tests::wait::until("the program to end", || (!process.exists()).then_some(()))?;
+        wait::until("the program to end", || (!process.exists()).then_some(()))?;
         ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
     }
     Ok(())
@@ -130,8 +120,9 @@ fn a_lost_record_does_not_hide_what_runs(env: &Env) -> Result<()> {
 fn force_ends_a_container_in_any_state(env: &Env) -> Result<()> {
     for shared in [false, true] {
         let mut bundle = Bundle::new(env, &format!("force{shared}"), &["sh", "-c", "sleep 600 & exec sleep 601"])?;
-        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-        namespaces.retain(|namespace| !shared || namespace["type"] != "pid");
+        if shared {
+            bundle.share("pid");
+        }
         let path = bundle.write()?;
         for state in ["running", "paused", "dead", "lost", "paused-lost"] {
             let name = format!("{state}-{shared}");
@@ -141,7 +132,7 @@ fn force_ends_a_container_in_any_state(env: &Env) -> Result<()> {
                 let listed = env.run_rung(&["ps", "--format", "json", &id]).ok()?;
                 serde_json::from_str(listed.text()).ok().filter(|pids: &Vec<i32>| pids.len() == 2)
             };
-            let pids = integration_tests::wait::until("both processes", processes)?;
+            let pids = wait::until("both processes", processes)?;
             if state.contains("paused") {
                 env.run_rung(&["pause", &id])?.ok()?;
             }
@@ -149,14 +140,12 @@ fn force_ends_a_container_in_any_state(env: &Env) -> Result<()> {
                 fs::remove_file(env.path("rung").join(&id).join("state.json"))?;
             }
             if state == "dead" {
-                let init =
-                    serde_json::from_str::<Value>(&env.run_rung(&["state", &id])?.ok()?.stdout)?["pid"].to_string();
-                env.run("kill", &["-KILL", &init])?.ok()?;
-                integration_tests::wait::until("its end", || (status(env, &id).ok()? == "stopped").then_some(()))?;
+                env.run("kill", &["-KILL", &env.state(&id)?["pid"].to_string()])?.ok()?;
+                has_stopped(env, &id)?;
             }
             env.run_rung(&["delete", "--force", &id])?.ok().with_context(|| format!("{name}: delete"))?;
             let gone = || pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(());
-            integration_tests::wait::until(&format!("{name}: the end of its processes"), gone)?;
+            wait::until(&format!("{name}: the end of its processes"), gone)?;
             ensure!(env.run_rung(&["list", "-q"])?.ok()?.stdout.is_empty());
         }
     }
@@ -305,17 +294,6 @@ fn a_killed_runtime_leaves_what_delete_removes(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn a_failed_start_spares_the_cgroup_of_another(env: &Env) -> Result<()> {
-    let (first, second) = (env.id("first"), env.id("second"));
-    let bundle = Bundle::new(env, "first", &["sleep", "100"])?;
-    create(env, &bundle, &first)?;
-    let told = env.run_rung(&["run", "--bundle", bundle.write()?, &second])?.fails()?;
-    ensure!(told.contains("not empty"), "{told}");
-    ensure!(status(env, &first)? == "created", "the first one lives on");
-    env.run_rung(&["delete", "--force", &first])?.ok()?;
-    Ok(())
-}
-
 fn the_log_tells_the_kind(env: &Env) -> Result<()> {
     let log = env.path("log.json");
     let log = log.to_str().context("UTF-8")?;
@@ -353,9 +331,7 @@ fn debug_messages_tell_the_phases(env: &Env) -> Result<()> {
 fn a_program_that_cannot_run_is_told_in_one_line(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "script", &["/script"])?;
     bundle.set("/process/capabilities/ambient", json!([]));
-    let script = bundle.rootfs().join("script");
-    fs::write(&script, "#!/nowhere\n")?;
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    env.script("script/rootfs/script", "#!/nowhere\n")?;
     let path = bundle.write()?;
     let told = env.run_rung(&["run", "--bundle", path, &env.id("script")])?.exits(1)?;
     assert_eq!(told.stderr.trim_end(), "exec /script: no such file or directory");
@@ -372,8 +348,7 @@ fn a_program_that_cannot_run_is_told_in_one_line(env: &Env) -> Result<()> {
 fn an_exec_has_the_root_of_its_mount_namespace(env: &Env) -> Result<()> {
     let id = env.id("mounts");
     let mut bundle = Bundle::new(env, "mounts", &["sleep", "100"])?;
-    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-    namespaces.retain(|namespace| namespace["type"] != "mount");
+    bundle.share("mount");
     for list in ["/mounts", "/linux/maskedPaths", "/linux/readonlyPaths"] {
         bundle.set(list, json!([]));
     }
@@ -381,7 +356,7 @@ fn an_exec_has_the_root_of_its_mount_namespace(env: &Env) -> Result<()> {
     create(env, &bundle, &id)?;
     let file = env.path("canary");
     fs::write(&file, "seen")?;
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", &id])?.ok()?.stdout)?;
+    let state = env.state(&id)?;
     let root = fs::read_link(format!("/proc/{}/root", state["pid"]));
     let seen = env.run_rung(&["exec", &id, "/bin/cat", file.to_str().context("a path")?]);
     env.run_rung(&["delete", "--force", &id])?.ok()?;

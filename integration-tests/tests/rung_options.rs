@@ -8,7 +8,6 @@ use std::os::unix::net::UnixListener;
 
 use anyhow::Context as _;
 use integration_tests::{Bundle, Env, Result, Test, tests, wait};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
@@ -197,9 +196,7 @@ fn the_session_keyring_is_the_containers(env: &Env) -> Result<()> {
 
 fn a_shared_process_namespace_is_killed_whole(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "shared", &["sh", "-c", "sleep 611 & sleep 611 & wait"])?;
-    let namespaces = bundle.config["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
-    let others = namespaces.into_iter().filter(|namespace| namespace["type"] != "pid").collect::<Value>();
-    bundle.set("/linux/namespaces", others);
+    bundle.share("pid");
     let id = env.id("shared");
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
     let pids = || env.run_rung(&["ps", "--format", "json", &id]).map(|ran| ran.text().to_owned());
@@ -312,7 +309,7 @@ fn a_joined_user_namespace_has_the_stated_maps(env: &Env) -> Result<()> {
     bundle.push("/linux/namespaces", json!({"type": "user"}));
     let id = env.id("owner");
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let state = env.state(&id)?;
     let join = |outside: u32| -> Result<_> {
         let name = format!("joins{outside}");
         let mut bundle = Bundle::new(env, &name, &["cat", "/proc/self/uid_map"])?;
@@ -339,7 +336,7 @@ fn sockets_get_the_terminal_and_the_process(env: &Env) -> Result<()> {
     let (console, process) = (console.to_string_lossy(), process.to_string_lossy());
     let flags = ["run", "--detach", "--console-socket", &console, "--pidfd-socket", &process, "--bundle"];
     env.run_rung(&[&flags[..], &[bundle.write()?, &id]].concat())?.ok()?;
-    let state: Value = serde_json::from_str(env.run_rung(&["state", &id])?.ok()?.text())?;
+    let state = env.state(&id)?;
     let looked = (|| {
         let (_, terminal) = receive(&listeners[0])?;
         let (name, pidfd) = receive(&listeners[1])?;
@@ -391,10 +388,9 @@ fn huge_pages_are_limited(env: &Env) -> Result<()> {
 
 /// `ridmap` reaches the mounts below, `idmap` does not.
 fn ids_of_mounts_below_are_mapped_too(env: &Env) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
+    env.own_mounts()?;
     let outer = env.dir("outer")?;
     let path = outer.to_string_lossy().into_owned();
-    env.run("mount", &["--make-rprivate", "/"])?.ok()?;
     env.run("mount", &["-t", "tmpfs", "tmpfs", &path])?.ok()?;
     fs::create_dir(outer.join("inner"))?;
     env.run("mount", &["-t", "tmpfs", "tmpfs", &format!("{path}/inner")])?.ok()?;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::rung_cgroups::{Sleeper, unified};
 use crate::rung_mounts::add_user_namespace;
@@ -116,9 +116,7 @@ fn a_swapped_way_into_proc_sets_what_was_asked(env: &Env) -> Result<()> {
         "mkdir -p /tmp/proc && mount -t proc proc /tmp/proc && cat /tmp/proc/sys/net/ipv4/ip_unprivileged_port_start";
     let mut bundle = Bundle::new(env, "setting", &["sh", "-c", script])?;
     bundle.set("/root/readonly", false).set("/linux/sysctl/net.ipv4.ip_unprivileged_port_start", "77");
-    for set in ["bounding", "effective", "permitted"] {
-        bundle.push(&format!("/process/capabilities/{set}"), json!("CAP_SYS_ADMIN"));
-    }
+    bundle.grant("CAP_SYS_ADMIN");
     bundle.push("/mounts", json!({"destination": "/volume", "source": volume, "options": ["bind"]}));
     bundle.push("/mounts", json!({"destination": "/volume/dir/ipv4", "type": "tmpfs", "source": "tmpfs"}));
     let path = bundle.write()?;
@@ -145,11 +143,7 @@ fn a_swapped_null_device_masks_nothing(env: &Env) -> Result<()> {
     symlink("/proc/sys/kernel/core_pattern", dev.join("link"))?;
     let script = "grep -q x /proc/timer_list && echo seen; echo '|/attack' > /proc/timer_list; exit 0";
     let mut bundle = Bundle::new(env, "null", &["sh", "-c", script])?;
-    let mounts = bundle.config["mounts"].as_array().context("mounts")?.clone();
-    let other = |mount: &Value| !mount["destination"].as_str().is_some_and(|path| path.starts_with("/dev"));
-    let mut kept: Vec<Value> = mounts.into_iter().filter(other).collect();
-    kept.push(json!({"destination": "/dev", "source": dev, "options": ["bind"]}));
-    bundle.set("/mounts", kept);
+    bundle.unmount("/dev").push("/mounts", json!({"destination": "/dev", "source": dev, "options": ["bind"]}));
     let path = bundle.write()?;
     let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern")?;
     let swapper = Swapper::start(null, dev.join("link"));
@@ -223,9 +217,7 @@ fn an_exec_shows_no_descriptor_of_the_host(env: &Env) -> Result<()> {
                    done; done; done";
     let mut bundle = Bundle::new(env, "spy", &["sh", "-c", watcher])?;
     bundle.push("/process/env", json!(format!("ID={id}")));
-    bundle.set("/root/readonly", false).push("/process/capabilities/bounding", json!("CAP_SYS_PTRACE"));
-    bundle.push("/process/capabilities/effective", json!("CAP_SYS_PTRACE"));
-    bundle.push("/process/capabilities/permitted", json!("CAP_SYS_PTRACE"));
+    bundle.set("/root/readonly", false).grant("CAP_SYS_PTRACE");
     let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     ensure!(command.status()?.success());
@@ -243,7 +235,7 @@ fn an_exec_shows_no_descriptor_of_the_host(env: &Env) -> Result<()> {
 /// where the process is born in its cgroup, the container does not see it yet.
 fn an_exec_on_its_way_is_nothing_of_the_host(env: &Env) -> Result<()> {
     let sleeper = Sleeper::start(env, "stopped", json!({}))?;
-    let state: Value = serde_json::from_str(&env.run_rung(&["state", &sleeper.id])?.ok()?.stdout)?;
+    let state = env.state(&sleeper.id)?;
     let root = |pid: &str| fs::metadata(format!("/proc/{pid}/root")).map(|root| (root.dev(), root.ino()));
     let own_root = root(&state["pid"].to_string())?;
     env.run_rung(&["pause", &sleeper.id])?.ok()?;
@@ -284,6 +276,8 @@ pub(crate) struct Watcher<'a> {
     env: &'a Env,
     id: String,
     seen: PathBuf,
+    /// The beginning of the lines about what was shown to it.
+    shown: String,
 }
 
 impl<'a> Watcher<'a> {
@@ -299,19 +293,32 @@ impl<'a> Watcher<'a> {
             mark.display(),
         );
         let mut bundle = Bundle::new(env, "watcher", &["sh", "-c", &script])?;
-        bundle.set("/root/readonly", false).set("/process/capabilities", json!({}));
-        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-        namespaces.retain(|namespace| namespace["type"] != "pid");
-        let mut command = env.rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?;
-        ensure!(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success());
-        let seen = bundle.rootfs().join("seen");
-        wait::until("the watcher", || seen.exists().then_some(()))?;
-        Ok(Self { env, id, seen })
+        bundle.set("/root/readonly", false).set("/process/capabilities", json!({})).share("pid");
+        env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
+        let mut watcher = Self { env, id, seen: bundle.rootfs().join("seen"), shown: String::new() };
+        wait::until("the watcher", || watcher.seen.exists().then_some(()))?;
+        watcher.proves_itself()?;
+        Ok(watcher)
+    }
+
+    /// Finds what it looks for where that is shown to it: a process of a user namespace in the root of the host.
+    fn proves_itself(&mut self) -> Result<()> {
+        let mut shown = Command::new("unshare");
+        shown.args(["--user", "tail", "-f"]).arg(self.env.path("mark"));
+        let mut shown = shown.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        self.shown = format!("/proc/{} ", shown.id());
+        let found = wait::until("it sees what it is shown", || {
+            fs::read_to_string(&self.seen).is_ok_and(|seen| seen.contains(&self.shown)).then_some(())
+        });
+        shown.kill()?;
+        shown.wait()?;
+        found
     }
 
     /// What it has found, and its end.
     pub(crate) fn seen(self) -> Result<String> {
-        Ok(fs::read_to_string(&self.seen)?)
+        let seen = fs::read_to_string(&self.seen)?;
+        Ok(seen.lines().filter(|line| !line.starts_with(&self.shown)).collect::<Vec<_>>().join("\n"))
     }
 }
 

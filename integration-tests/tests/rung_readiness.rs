@@ -5,7 +5,6 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 use integration_tests::{Bundle, Env, Ran, Result, Test, output, tests, wait};
-use serde_json::Value;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_detached_run_waits_until_the_program_is_ready[Root],
@@ -60,9 +59,8 @@ fn bundle(env: &Env, name: &str) -> Result<Bundle> {
 
 fn pid(env: &Env, id: &str) -> Result<String> {
     wait::until("the container runs", || {
-        let state: Value = serde_json::from_str(&env.run_rung(&["state", id]).ok()?.ok().ok()?.stdout).ok()?;
-        let running = state["status"] == "running";
-        running.then(|| state["pid"].to_string())
+        let state = env.state(id).ok()?;
+        (state["status"] == "running").then(|| state["pid"].to_string())
     })
 }
 

@@ -36,14 +36,11 @@ fn rootless(bundle: &mut Bundle, uids: Value, gids: Value) {
     let linux = &mut bundle.config["linux"];
     linux["uidMappings"] = uids;
     linux["gidMappings"] = gids;
-    if let Some(kinds) = linux["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "network");
-        kinds.push(json!({"type": "user"}));
-    }
     // By default it has no cgroup of its own.
     if let Some(linux) = linux.as_object_mut() {
         linux.remove("cgroupsPath");
     }
+    bundle.share("network").push("/linux/namespaces", json!({"type": "user"}));
     for mount in bundle.config["mounts"].as_array_mut().into_iter().flatten() {
         if mount["destination"] == "/sys" {
             let options = ["rbind", "nosuid", "noexec", "nodev", "ro"];
@@ -123,13 +120,9 @@ impl Drop for Deleted<'_> {
     }
 }
 
-fn state(env: &Env, id: &str) -> Result<Value> {
-    Ok(serde_json::from_str(env.run_rung(&["state", id])?.ok()?.text())?)
-}
-
 /// Whether the container has a cgroup of its own: that of a user whom nobody has given one stays where the user is.
 fn own_cgroup(env: &Env, id: &str) -> Result<bool> {
-    let table = fs::read_to_string(format!("/proc/{}/cgroup", state(env, id)?["pid"]))?;
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", env.state(id)?["pid"]))?;
     Ok(table.lines().any(|line| line.ends_with(id)))
 }
 
@@ -166,13 +159,13 @@ fn a_container_lives_its_life(env: &Env) -> Result<()> {
     let id = env.id("life");
     let _deleted = Deleted(env, id.clone());
     env.run_rung(&["create", "--bundle", bundle.write()?, &id])?.ok()?;
-    assert_eq!(state(env, &id)?["status"], "created");
+    assert_eq!(env.state(&id)?["status"], "created");
     // A runtime that the user may change hides what waits from the container, and so from an exec.
     if fs::metadata(env.program("rung")?)?.uid() != nix::unistd::geteuid().as_raw() {
         env.run_rung(&["exec", &id, "true"])?.ok()?;
     }
     env.run_rung(&["start", &id])?.ok()?;
-    assert_eq!(state(env, &id)?["status"], "running");
+    assert_eq!(env.state(&id)?["status"], "running");
     let inside = env.run_rung(&["exec", &id, "sh", "-c", "id -u; hostname; cat /proc/1/cmdline"])?.ok()?;
     assert_eq!(inside.text(), "0\nrunc\nsleep\u{0}600\u{0}");
     env.run_rung(&["exec", &id, "sh", "-c", "exit 9"])?.exits(9)?;
@@ -184,7 +177,7 @@ fn a_container_lives_its_life(env: &Env) -> Result<()> {
     }
     ensure!(env.run_rung(&["list", "--quiet"])?.ok()?.text() == id);
     env.run_rung(&["kill", &id, "KILL"])?.ok()?;
-    wait::until("the container stops", || (state(env, &id).ok()?["status"] == "stopped").then_some(()))?;
+    wait::until("the container stops", || (env.state(&id).ok()?["status"] == "stopped").then_some(()))?;
     env.run_rung(&["delete", &id])?.ok()?;
     env.run_rung(&["state", &id])?.fails().map(drop)
 }
@@ -231,9 +224,7 @@ fn ids_of_others_are_refused(env: &Env) -> Result<()> {
 
 /// Leaves the host's process ids, and their procfs.
 fn share_process_ids(bundle: &mut Bundle) {
-    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "pid");
-    }
+    bundle.share("pid");
     for mount in bundle.config["mounts"].as_array_mut().into_iter().flatten() {
         if mount["destination"] == "/proc" {
             let options = ["rbind", "nosuid", "noexec", "nodev"];
@@ -250,7 +241,7 @@ fn what_shares_process_ids_is_killed(env: &Env) -> Result<()> {
     let _deleted = Deleted(env, id.clone());
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
     env.run_rung(&["kill", &id, "KILL"])?.ok()?;
-    wait::until("the container to stop", || (state(env, &id).ok()?["status"] == "stopped").then_some(()))
+    wait::until("the container to stop", || (env.state(&id).ok()?["status"] == "stopped").then_some(()))
 }
 
 /// As podman starts it, which has made a user namespace with all ids of the user before.
@@ -280,9 +271,7 @@ fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
     // `--pid host`: a procfs of those ids is the host's to make.
     let mut bundle = Bundle::new(env, "pids", &["cat", "/proc/sys/kernel/msgmax"])?;
     rootless(&mut bundle, Value::Null, Value::Null);
-    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "user");
-    }
+    bundle.share("user");
     share_process_ids(&mut bundle);
     bundle.set("/linux/sysctl", json!({"kernel.msgmax": "1234"}));
     assert_eq!(run(&mut bundle, "pids")?.text(), "1234");
@@ -291,10 +280,7 @@ fn inside_a_user_namespace_of_somebody_elses(env: &Env) -> Result<()> {
     let path = env.path("pid").to_string_lossy().into_owned();
     let mut bundle = Bundle::new(env, "joined", &["cat", "/proc/1/comm"])?;
     rootless(&mut bundle, Value::Null, Value::Null);
-    if let Some(kinds) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        kinds.retain(|kind| kind["type"] != "pid" && kind["type"] != "user");
-        kinds.push(json!({"type": "pid", "path": path}));
-    }
+    bundle.share("pid").share("user").push("/linux/namespaces", json!({"type": "pid", "path": path}));
     let beside = r#"own=$(readlink /proc/self/ns/pid); unshare --pid --fork --kill-child sleep 60 & other=$!
         until there=$(readlink /proc/$other/ns/pid_for_children) && [ "$there" != "$own" ]; do sleep 0.01; done
         ln -s /proc/$other/ns/pid_for_children "$0"; "$@"; code=$?; kill -9 $other; exit $code"#;
@@ -324,7 +310,7 @@ fn limits_in_the_delegated_cgroup(env: &Env) -> Result<()> {
     let id = env.id("direct");
     let _deleted = Deleted(env, id.clone());
     env.run_rung(&["run", "--detach", "--bundle", bundle.write()?, &id])?.ok()?;
-    let cgroup = cgroup_of(&state(env, &id)?["pid"])?;
+    let cgroup = cgroup_of(&env.state(&id)?["pid"])?;
     ensure!(cgroup.ends_with(&id), "{}", cgroup.display());
     assert_eq!(read(&cgroup, "memory.max")?, "50331648");
     assert_eq!(read(&cgroup, "pids.max")?, "40");
@@ -339,9 +325,9 @@ fn limits_in_the_delegated_cgroup(env: &Env) -> Result<()> {
 
 fn paused_and_resumed(env: &Env, id: &str) -> Result<()> {
     env.run_rung(&["pause", id])?.ok()?;
-    assert_eq!(state(env, id)?["status"], "paused");
+    assert_eq!(env.state(id)?["status"], "paused");
     env.run_rung(&["resume", id])?.ok()?;
-    assert_eq!(state(env, id)?["status"], "running");
+    assert_eq!(env.state(id)?["status"], "running");
     Ok(())
 }
 
@@ -357,7 +343,7 @@ fn limits_through_the_users_systemd(env: &Env) -> Result<()> {
     for line in ["ActiveState=active", "Delegate=yes", "TasksMax=40", "MemoryMax=50331648"] {
         ensure!(shown.stdout.lines().any(|found| found == line), "{line} is missing:\n{}", shown.stdout);
     }
-    let cgroup = cgroup_of(&state(env, &id)?["pid"])?;
+    let cgroup = cgroup_of(&env.state(&id)?["pid"])?;
     let own = format!("user@{}.service", own_ids().0);
     ensure!(cgroup.iter().any(|part| part == own.as_str()), "{}", cgroup.display());
     ensure!(cgroup.ends_with(format!("user.slice/{unit}")), "{}", cgroup.display());
@@ -374,7 +360,7 @@ fn limits_through_the_users_systemd(env: &Env) -> Result<()> {
     let stats: Value = serde_json::from_str(env.run_rung(&["events", "--stats", &id])?.ok()?.text())?;
     assert_eq!(stats["data"]["pids"], json!({"current": 1, "limit": 40}));
     env.run_rung(&["kill", &id, "KILL"])?.ok()?;
-    wait::until("the container stops", || (state(env, &id).ok()?["status"] == "stopped").then_some(()))?;
+    wait::until("the container stops", || (env.state(&id).ok()?["status"] == "stopped").then_some(()))?;
     env.run_rung(&["delete", &id])?.ok()?;
     let gone = env.run("systemctl", &["--user", "show", "--property=ActiveState", &unit])?.ok()?;
     assert_eq!(gone.text(), "ActiveState=inactive");
@@ -394,7 +380,7 @@ fn systemd_puts_in_who_is_out_of_reach(env: &Env) -> Result<()> {
     let enter = || -> Result<PathBuf> {
         env.run_rung(&run)?.ok()?;
         env.run_rung(&["exec", "--detach", &id, "sleep", "500"])?.ok()?;
-        let cgroup = cgroup_of(&state(env, &id)?["pid"])?;
+        let cgroup = cgroup_of(&env.state(&id)?["pid"])?;
         fs::create_dir(cgroup.join("below"))?;
         env.run_rung(&["exec", "--detach", "--cgroup", "below", &id, "sleep", "500"])?.ok()?;
         Ok(cgroup)
@@ -426,7 +412,6 @@ fn memory_limit_kills(env: &Env) -> Result<()> {
     env.run_rung(&run)?.exits(137).map(drop)
 }
 
-/// With podman's own choices for such a user: his service manager, his ranges of ids.
 /// CVE-2023-25809: the cgroups that the host gave to the user, seen without a cgroup namespace.
 fn cgroups_of_the_host_stay_read_only(env: &Env) -> Result<()> {
     let own = cgroup_of(&json!("self"))?;
@@ -434,14 +419,14 @@ fn cgroups_of_the_host_stay_read_only(env: &Env) -> Result<()> {
     let attack = format!("mkdir $d/{canary} && echo made; echo 0 > $d/cgroup.procs && echo moved");
     let script = format!("for d in {} /sys/fs/cgroup; do {attack}; done; echo tried", own.display());
     let mut bundle = alone(env, "cgroups", &["sh", "-c", &script])?;
-    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")?;
-    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    bundle.share("cgroup");
     let ran = env.run_rung(&["run", "--bundle", bundle.write()?, &env.id("cgroups")])?.ok()?;
     ensure!(ran.text() == "tried", "{}", ran.stdout);
     ensure!(!own.join(&canary).exists(), "a cgroup was made outside");
     Ok(())
 }
 
+/// With podman's own choices for such a user: his service manager, his ranges of ids.
 fn podman_runs_as_an_ordinary_user(env: &Env) -> Result<()> {
     let (root, runtime) = (env.root().display(), env.program("rung")?);
     let global = format!(

@@ -1,5 +1,6 @@
 //! What the shim announces, and in which order, when processes end in every awkward moment.
 
+use futures_util::future::join_all;
 use gantry_proto::containerd::events::{TaskExecStarted, TaskExit, TaskOom, TaskStart};
 use gantry_proto::status::Code;
 use integration_tests::supervisor::{Stdio, Supervisor};
@@ -46,8 +47,7 @@ fn execs_racing_the_end_without_a_namespace_all_end(env: &Env) -> Result<()> {
 fn race(env: &Env, private_pids: bool) -> Result<()> {
     let mut bundle = Bundle::new(env, "race", &["sleep", "60"])?;
     if !private_pids {
-        let namespaces = bundle.config.pointer_mut("/linux/namespaces").and_then(|list| list.as_array_mut());
-        namespaces.expect("namespaces").retain(|namespace| namespace["type"] != "pid");
+        bundle.share("pid");
     }
     for _ in 0..wait::amount(wait::rounds(1), 1000) {
         race_once(env, &bundle)?;
@@ -102,25 +102,6 @@ fn race_once(env: &Env, bundle: &Bundle) -> Result<()> {
         shim.shutdown().await?;
         shim.forget_events()
     })
-}
-
-/// Runs futures side by side.
-async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut pinned: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut all = true;
-        for (future, output) in &mut pinned {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *output = Some(value),
-                    std::task::Poll::Pending => all = false,
-                }
-            }
-        }
-        if all { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    pinned.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 fn many_short_execs_leave_no_zombie(env: &Env) -> Result<()> {

@@ -1,7 +1,6 @@
 //! Shims when something around them fails: a runtime that hangs, memory that runs out everywhere at once.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -20,22 +19,20 @@ pub(crate) const TESTS: &[Test] = tests![
     clients_that_have_left_leave_room[Root],
 ];
 
-/// A runtime that never finishes an exec, and like others that stand before one reads the bundle where it is started.
+/// A runtime that never finishes an exec, says so by the file `hangs`, and like others that stand before one reads the bundle
+/// where it is started.
 fn hanging_runtime(env: &Env) -> Result<PathBuf> {
-    let path = env.path("hanging");
-    let rung = env.program("rung")?;
     let script = format!(
         "#!/bin/sh\ntest -e config.json || exit 1\n\
-         for word; do case $word in exec) exec sleep 1000;; esac; done\nexec {} \"$@\"\n",
-        rung.display()
+         for word; do case $word in exec) : >{}; exec sleep 1000;; esac; done\nexec {} \"$@\"\n",
+        env.path("hangs").display(),
+        env.program("rung")?.display()
     );
-    fs::write(&path, script)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
+    env.script("hanging", &script)
 }
 
 fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
-    let bundle = Bundle::new(env, "hangs", &["sleep", "60"])?;
+    let bundle = Bundle::new(env, "held", &["sleep", "60"])?;
     let runtime = hanging_runtime(env)?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
@@ -45,7 +42,9 @@ fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
         shim.exec("e1", &["true"], &Stdio::default()).await?;
         shim.exec("e2", &["true"], &Stdio::default()).await?;
         let others = async {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            while !env.path("hangs").exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
             shim.state("").await?;
             shim.state("e1").await?;
             let id = shim.id.clone();
@@ -69,16 +68,13 @@ fn a_runtime_that_hangs_holds_up_nothing_else(env: &Env) -> Result<()> {
 
 /// A runtime whose create never returns although the process is there, and whose delete fails until `good` is there.
 fn stubborn_runtime(env: &Env, good: &std::path::Path) -> Result<PathBuf> {
-    let path = env.path("stubborn");
     let script = format!(
         "#!/bin/sh\nfor word; do case $word in create) {rung} \"$@\"; exec sleep 1000;; \
          delete) [ -e {good} ] || exit 1;; esac; done\nexec {rung} \"$@\"\n",
         rung = env.program("rung")?.display(),
         good = good.display(),
     );
-    fs::write(&path, script)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
+    env.script("stubborn", &script)
 }
 
 fn a_create_that_cannot_be_undone_is_not_forgotten(env: &Env) -> Result<()> {

@@ -394,14 +394,12 @@ fn full_disk(env: &Env, name: &str, disk: &Path, policy: LogPolicy) -> Result<()
 
 /// A program that keeps what a logger gets in `got.*`, and its address.
 fn logger(env: &Env) -> Result<String> {
-    let program = env.path("logger.sh");
     let directory = env.root().display();
     let script = format!(
         "#!/bin/sh\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\" >{directory}/got.args\nexec 5>&-\n\
          cat <&3 >{directory}/got.out & cat <&4 >{directory}/got.err &\nexec 3<&- 4<&-\nwait\n"
     );
-    fs::write(&program, script)?;
-    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let program = env.script("logger.sh", &script)?;
     Ok(format!("binary://{}?key=some+value", program.display()))
 }
 
@@ -461,14 +459,13 @@ fn output_held_open_does_not_hold_delete_for_ever(env: &Env) -> Result<()> {
 }
 
 fn what_a_runtime_complains_of_is_not_the_containers_output(env: &Env) -> Result<()> {
-    let (program, failing) = (env.path("runtime.sh"), env.path("failing"));
+    let failing = env.path("failing");
     let script = format!(
         "#!/bin/sh\nfor word; do case $word in $(cat {})) echo no luck >&2; exit 4;; esac; done\nexec {} \"$@\"\n",
         failing.display(),
         env.program("rung")?.display()
     );
-    fs::write(&program, script)?;
-    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let program = env.script("runtime.sh", &script)?;
     let bundle = Bundle::new(env, "complains", &["sleep", "60"])?;
     let output = env.path("output");
     let uri = format!("file://{}", output.display());

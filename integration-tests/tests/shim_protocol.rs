@@ -261,9 +261,7 @@ fn a_failed_create_leaves_nothing(env: &Env) -> Result<()> {
 
 fn a_create_nobody_waits_for_is_undone(env: &Env) -> Result<()> {
     let bundle = Bundle::new(env, "stuck", &["sleep", "60"])?;
-    let stuck = env.path("stuck-runtime");
-    std::fs::write(&stuck, "#!/bin/sh\ncase \"$*\" in *create*) exec sleep 1000;; esac\n")?;
-    std::fs::set_permissions(&stuck, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let stuck = env.script("stuck-runtime", "#!/bin/sh\ncase \"$*\" in *create*) exec sleep 1000;; esac\n")?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
         let request = shim.request_of(&stuck, &Stdio::default());

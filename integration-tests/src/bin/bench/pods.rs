@@ -11,7 +11,7 @@ use gantry_proto::runtime::v1;
 use gantry_proto::runtime::v1::image_service_client::ImageServiceClient;
 use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use integration_tests::pods::spec;
-use integration_tests::{Daemon, Env, Image, Registry, Result, daemon, output};
+use integration_tests::{Daemon, Env, Image, Registry, Result, daemon, leaks, output};
 use tokio::runtime::Runtime;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
@@ -302,9 +302,8 @@ impl Node {
         for some in pods.chunks(AT_ONCE) {
             runtime.block_on(try_join_all(some.iter().map(|pod| self.remove(&pod.id))))?;
         }
-        let mounts = fs::read_dir("/sys/fs/cgroup")?.flatten().map(|entry| entry.path());
-        for mount in mounts.chain(["/sys/fs/cgroup".into()]) {
-            let _ = fs::remove_dir(mount.join(self.parent.trim_start_matches('/')));
+        for hierarchy in leaks::hierarchies() {
+            let _ = fs::remove_dir(hierarchy.join(self.parent.trim_start_matches('/')));
         }
         Ok(())
     }

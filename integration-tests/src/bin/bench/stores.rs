@@ -15,7 +15,6 @@ use gantry_proto::containerd::services::snapshots::v1::{
 use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
 use gantry_proto::containerd::types::Descriptor;
 use integration_tests::{Env, Result, daemon};
-use tonic::Request;
 use tonic::transport::Channel;
 
 use crate::table::{self, Subject, interleave_without_rest, millis};
@@ -30,7 +29,7 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     let daemon = own.daemon()?;
     let runtime = daemon::runtime()?;
     let channel = runtime.block_on(daemon.channel())?;
-    let calls = Calls { channel, namespace: env.namespace().to_owned() };
+    let calls = Calls { channel, env };
     for (count, title) in [(1, "with 1 snapshot and 1 image"), (MANY, "with 10,000 snapshots and 10,000 images")] {
         let from = if count == 1 { 0 } else { 1 };
         runtime.block_on(calls.fill(from, count)).with_context(|| format!("make records {title}"))?;
@@ -67,18 +66,12 @@ fn timed(call: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(millis(begun.elapsed()))
 }
 
-struct Calls {
+struct Calls<'env> {
     channel: Channel,
-    namespace: String,
+    env: &'env Env,
 }
 
-impl Calls {
-    fn request<T>(&self, message: T) -> Result<Request<T>> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("containerd-namespace", self.namespace.parse().context("namespace")?);
-        Ok(request)
-    }
-
+impl Calls<'_> {
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone())
     }
@@ -99,7 +92,7 @@ impl Calls {
             let name = format!("registry.test/image-{number}:1");
             let image = Some(Image { name, target: Some(target), ..Image::default() });
             let request = CreateImageRequest { image, ..CreateImageRequest::default() };
-            self.images_client().create(self.request(request)?).await?;
+            self.images_client().create(self.env.request(request)).await?;
             anyhow::Ok(())
         };
         stream::iter(from..to).map(one).buffer_unordered(AT_ONCE).try_collect().await
@@ -110,24 +103,24 @@ impl Calls {
         // A client's own labels say that it is not to be collected.
         let labels = [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into();
         let request = PrepareSnapshotRequest { snapshotter, key, labels, ..PrepareSnapshotRequest::default() };
-        self.snapshots().prepare(self.request(request)?).await?;
+        self.snapshots().prepare(self.env.request(request)).await?;
         Ok(())
     }
 
     async fn remove(&self, key: &str) -> Result<()> {
         let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
-        self.snapshots().remove(self.request(request)?).await?;
+        self.snapshots().remove(self.env.request(request)).await?;
         Ok(())
     }
 
     async fn stat(&self, key: &str) -> Result<()> {
         let request = StatSnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
-        self.snapshots().stat(self.request(request)?).await?;
+        self.snapshots().stat(self.env.request(request)).await?;
         Ok(())
     }
 
     async fn image(&self, name: &str) -> Result<()> {
-        self.images_client().get(self.request(GetImageRequest { name: name.into() })?).await?;
+        self.images_client().get(self.env.request(GetImageRequest { name: name.into() })).await?;
         Ok(())
     }
 
@@ -136,7 +129,7 @@ impl Calls {
         let image = Some(Image { name: name.into(), labels, ..Image::default() });
         let update_mask = Some(prost_types::FieldMask { paths: vec!["labels.note".into()] });
         let request = UpdateImageRequest { image, update_mask, ..UpdateImageRequest::default() };
-        self.images_client().update(self.request(request)?).await?;
+        self.images_client().update(self.env.request(request)).await?;
         Ok(())
     }
 
@@ -147,7 +140,7 @@ impl Calls {
     }
 
     async fn images(&self) -> Result<()> {
-        self.images_client().list(self.request(ListImagesRequest::default())?).await?;
+        self.images_client().list(self.env.request(ListImagesRequest::default())).await?;
         Ok(())
     }
 }

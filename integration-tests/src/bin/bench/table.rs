@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use integration_tests::Result;
+use integration_tests::{Chance, Result};
 
 /// One thing that is measured, in rounds.
 pub(crate) struct Subject<'a> {
@@ -42,10 +42,11 @@ pub(crate) fn interleave_warm(subjects: &mut [Subject<'_>], rounds: usize) -> Re
 
 fn take_turns(subjects: &mut [Subject<'_>], rounds: usize, rest: Duration) -> Result<()> {
     let mut order: Vec<usize> = (0..subjects.len()).collect();
-    let mut dice = 1;
+    // The same in every run.
+    let mut chance = Chance::new(1);
     for _ in 0..rounds {
         for last in (1..order.len()).rev() {
-            order.swap(last, draw(&mut dice, last + 1));
+            order.swap(last, chance.below(last + 1));
         }
         for &at in &order {
             let subject = &mut subjects[at];
@@ -59,12 +60,6 @@ fn take_turns(subjects: &mut [Subject<'_>], rounds: usize, rest: Duration) -> Re
 
 /// Time for the kernel to take down the namespaces of the sample before.
 const REST: Duration = Duration::from_millis(20);
-
-/// A number below `bound`, the same sequence in every run.
-fn draw(state: &mut usize, bound: usize) -> usize {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 33) % bound
-}
 
 /// Prints medians and how they compare with the first subject and with `against`.
 pub(crate) fn print(title: &str, unit: &str, subjects: &mut [Subject<'_>], against: &str) {
