@@ -9,13 +9,13 @@ use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     events_tell_what_has_happened [Root, Overlay],
-    a_policys_pause_is_a_state [Root, Overlay],
+    a_container_between_restarts_is_restarting [Root, Overlay],
     an_init_looks_after_what_others_leave [Root, Overlay],
     an_init_has_a_terminal [Root, Overlay],
-    containers_are_made_as_wished [Root, Overlay],
-    lists_show_what_is_asked [Root, Overlay],
+    options_of_run_are_in_force [Root, Overlay],
+    lists_have_the_columns_that_are_asked_for [Root, Overlay],
     no_option_is_taken_and_ignored [Root, Overlay],
-    what_is_seldom_asked_is_answered [Root, Overlay],
+    rare_options_work [Root, Overlay],
 ];
 
 fn events_tell_what_has_happened(env: &Env) -> Result<()> {
@@ -48,7 +48,7 @@ fn events_tell_what_has_happened(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn a_policys_pause_is_a_state(env: &Env) -> Result<()> {
+fn a_container_between_restarts_is_restarting(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     stack.gantry(&["run", "-d", "--restart", "always", "--name", "again", "IMAGE", "sh", "-c", "exit 3"])?.ok()?;
     let is_paused = || {
@@ -102,7 +102,7 @@ fn an_init_has_a_terminal(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn containers_are_made_as_wished(env: &Env) -> Result<()> {
+fn options_of_run_are_in_force(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let dns = ["--dns", "192.0.2.1", "--dns-search", "example.org", "--dns-option", "ndots:2"];
     let resolv = stack.script(&dns, "cat /etc/resolv.conf")?.ok()?;
@@ -174,7 +174,7 @@ fn no_option_is_taken_and_ignored(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn what_is_seldom_asked_is_answered(env: &Env) -> Result<()> {
+fn rare_options_work(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     stack.gantry(&["run", "--name", "web", "IMAGE", "sh", "-c", "head -c 5000 /dev/zero > /five; echo hi"])?.ok()?;
     let sizes = stack.gantry(&["inspect", "-s", "-f", "{{.SizeRw}} {{gt .SizeRootFs .SizeRw}}", "web"])?.ok()?;
@@ -201,7 +201,7 @@ fn what_is_seldom_asked_is_answered(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn lists_show_what_is_asked(env: &Env) -> Result<()> {
+fn lists_have_the_columns_that_are_asked_for(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let script = "dd if=/dev/zero of=/file bs=1000 count=300 2>/dev/null; exec sleep 1000";
     stack.gantry(&["run", "-d", "--name", "web", "-l", "kind=a,b", "IMAGE", "sh", "-c", script])?.ok()?;

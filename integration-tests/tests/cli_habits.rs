@@ -8,12 +8,12 @@ use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_restart_keeps_what_is_removed_at_its_end [Root, Overlay],
-    a_reload_is_no_stop [Root, Overlay],
+    a_program_that_dies_of_a_reload_is_restarted [Root, Overlay],
     names_are_found_by_expressions [Root, Overlay],
     mounts_are_written_in_every_way [Root, Overlay],
     containers_know_their_names [Root, Overlay],
-    what_is_here_needs_no_account [Root, Overlay],
-    errors_need_no_reader [Root],
+    a_local_image_needs_no_account [Root, Overlay],
+    the_code_is_right_where_the_error_cannot_be_written [Root],
     inspect_says_what_was_written [Root, Overlay],
     a_start_that_fails_early_is_remembered [Root, Overlay],
     a_name_goes_with_its_container [Root, Overlay],
@@ -42,7 +42,7 @@ fn a_restart_keeps_what_is_removed_at_its_end(env: &Env) -> Result<()> {
 }
 
 /// A program that is told to read its configuration again, and falls over it, is started again.
-fn a_reload_is_no_stop(env: &Env) -> Result<()> {
+fn a_program_that_dies_of_a_reload_is_restarted(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let script = "trap 'exit 1' HUP; echo up; while :; do sleep 0.1; done";
     let run = |name: &str| -> Result<()> {
@@ -133,7 +133,7 @@ fn containers_know_their_names(env: &Env) -> Result<()> {
 }
 
 /// An account is asked for only where something is pulled: whoever keeps them may be broken.
-fn what_is_here_needs_no_account(env: &Env) -> Result<()> {
+fn a_local_image_needs_no_account(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     stack.gantry(&["pull", "-q", "IMAGE"])?.ok()?;
     let config = env.dir("docker")?;
@@ -150,7 +150,7 @@ fn what_is_here_needs_no_account(env: &Env) -> Result<()> {
 }
 
 /// Where nobody can read an error, the code says it all the same.
-fn errors_need_no_reader(env: &Env) -> Result<()> {
+fn the_code_is_right_where_the_error_cannot_be_written(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     for (args, code) in [(&["inspect", "nobody"][..], 1), (&["run", "--no-such-option", "x"], 125)] {
         let mut command = daemon.gantry_command(args)?;

@@ -9,7 +9,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pull_says_what_it_does [Root, Overlay],
     images_are_listed_and_inspected [Root, Overlay],
     images_are_removed_by_name_and_id [Root, Overlay],
-    the_wrong_image_is_explained [Root, Overlay],
+    a_failed_pull_names_what_is_wrong [Root, Overlay],
     daemon_and_client_say_who_they_are [Root],
 ];
 
@@ -82,7 +82,7 @@ fn images_are_removed_by_name_and_id(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn the_wrong_image_is_explained(env: &Env) -> Result<()> {
+fn a_failed_pull_names_what_is_wrong(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let host = stack.registry.host().to_owned();
     for (name, word) in [

@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 pub(crate) const TESTS: &[Test] = tests![
     output_is_exact_and_streams_are_apart [Root, Overlay],
     exit_codes_are_dockers [Root, Overlay],
-    surroundings_are_set_from_outside [Root, Overlay],
-    what_few_wish_for_reaches_the_container [Root, Overlay],
-    what_does_not_run_is_pruned [Root, Overlay],
+    variables_directory_and_host_name_are_set [Root, Overlay],
+    rare_options_reach_the_container [Root, Overlay],
+    stopped_containers_are_pruned [Root, Overlay],
     users_are_looked_up_in_the_image [Root, Overlay],
     groups_that_deny_count_for_the_primary_one [Root, Overlay],
     standard_input_reaches_the_program [Root, Overlay],
@@ -62,7 +62,7 @@ fn exit_codes_are_dockers(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn surroundings_are_set_from_outside(env: &Env) -> Result<()> {
+fn variables_directory_and_host_name_are_set(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let file = env.path("variables");
     fs::write(&file, "# note\nFROM_FILE=file\nBOTH=file\nHERE\n")?;
@@ -96,7 +96,7 @@ fn surroundings_are_set_from_outside(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn what_few_wish_for_reaches_the_container(env: &Env) -> Result<()> {
+fn rare_options_reach_the_container(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let says = |options: &[&str], script: &str, wanted: &str| -> Result<()> {
         let ran = stack.script(options, script)?.ok()?;
@@ -149,7 +149,7 @@ fn what_few_wish_for_reaches_the_container(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn what_does_not_run_is_pruned(env: &Env) -> Result<()> {
+fn stopped_containers_are_pruned(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let names = |stack: &Stack<'_>| -> Result<String> {
         Ok(stack.gantry(&["ps", "-a", "--format", "{{.Names}}"])?.ok()?.text().replace('\n', " "))

@@ -10,10 +10,10 @@ use nix::unistd::Pid;
 pub(crate) const TESTS: &[Test] = tests![
     limits_are_in_force [Root, Overlay, EveryHost],
     limits_change_while_it_runs [Root, Overlay],
-    want_of_memory_is_told_however_it_ends [Root, Overlay],
+    out_of_memory_is_reported_whichever_event_comes_first [Root, Overlay],
     a_container_gets_another_name [Root, Overlay],
-    what_was_wished_is_shown [Root, Overlay],
-    health_is_looked_at [Root, Overlay],
+    inspect_shows_the_options [Root, Overlay],
+    health_checks_set_the_status [Root, Overlay],
     slow_probes_leave_nothing_in_the_shim [Root, Overlay],
 ];
 
@@ -57,7 +57,7 @@ fn limits_change_while_it_runs(env: &Env) -> Result<()> {
 }
 
 /// Whichever word of the shim comes first.
-fn want_of_memory_is_told_however_it_ends(env: &Env) -> Result<()> {
+fn out_of_memory_is_reported_whichever_event_comes_first(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     for round in ["a1", "a2", "a3", "a4"] {
         stack.gantry(&["run", "--name", round, "-m", "24m", "IMAGE", "sh", "-c", CHILD_WANTS_MEMORY])?.ok()?;
@@ -104,7 +104,7 @@ fn limits_are_in_force(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn what_was_wished_is_shown(env: &Env) -> Result<()> {
+fn inspect_shows_the_options(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let wishes = [
         &["--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN", "--pid", "host", "--shm-size", "1m"][..],
@@ -173,7 +173,7 @@ fn slow_probes_leave_nothing_in_the_shim(env: &Env) -> Result<()> {
     wait::until("nothing is left of probes", || (sockets() <= 2).then_some(()))
 }
 
-fn health_is_looked_at(env: &Env) -> Result<()> {
+fn health_checks_set_the_status(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let ask = |stack: &Stack<'_>, path: &str| -> Option<String> {
         let format = format!("{{{{json .{path}}}}}");

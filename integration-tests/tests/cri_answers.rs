@@ -6,7 +6,7 @@ use integration_tests::{Env, Result, Stack, Test, tests, wait};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
-    what_makes_no_sense_is_named [Root, Overlay],
+    a_contradictory_configuration_names_its_field [Root, Overlay],
     a_limit_can_be_taken_back [Root, Overlay],
     described_devices_are_for_whom_the_container_runs_as [Root, Overlay],
 ];
@@ -17,7 +17,7 @@ fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurity
     config.linux.get_or_insert_default().security_context.get_or_insert_default()
 }
 
-fn what_makes_no_sense_is_named(env: &Env) -> Result<()> {
+fn a_contradictory_configuration_names_its_field(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let mut pods = Pods::connect(env, &stack.daemon)?;
     pods.pull(&stack.image)?;

@@ -7,7 +7,7 @@ use integration_tests::tar::Tar;
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, leaks, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
-    events_tell_how_a_container_is [Root, Overlay],
+    events_carry_the_containers_status [Root, Overlay],
     what_a_container_is_given [Root, Overlay],
     limits_ends_and_volumes_are_told_as_kubelets_expect [Root, Overlay],
     settings_of_an_interface_are_made_once_it_is_there [Root, Overlay],
@@ -47,7 +47,7 @@ fn script(
     Ok((code, std::fs::read_to_string(env.path("logs").join(log))?))
 }
 
-fn events_tell_how_a_container_is(env: &Env) -> Result<()> {
+fn events_carry_the_containers_status(env: &Env) -> Result<()> {
     use v1::ContainerEventType::{ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent};
     let (_registry, image) = Registry::with_busybox(env)?;
     let daemon = env.daemon()?;

@@ -16,7 +16,7 @@ use crate::rung_races::Watcher;
 pub(crate) const TESTS: &[Test] = tests![
     links_among_the_logs_lead_nowhere [Root, Overlay],
     what_an_image_says_stays_with_its_containers [Root, Overlay],
-    users_that_are_none_are_refused [Root, Overlay],
+    invalid_users_are_refused [Root, Overlay],
     what_a_pod_says_reaches_no_further_than_the_pod [Root, Overlay],
     who_makes_the_users_of_a_pod_is_not_open_to_root [Root, Overlay, Userns],
     the_process_of_a_pod_is_no_way_out [Root, Overlay, Containerd],
@@ -118,7 +118,7 @@ fn what_an_image_says_stays_with_its_containers(env: &Env) -> Result<()> {
 }
 
 /// A number that is too large for an id is not one, nor a name that the image may give to root.
-fn users_that_are_none_are_refused(env: &Env) -> Result<()> {
+fn invalid_users_are_refused(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;
     let users = ["4294967296", "4294967295", "-1", "18446744073709551616", "0x0", "1000:4294967296"];
     let passwd: String = users.iter().map(|name| format!("{name}:x:0:0::/:/bin/sh\n")).collect();

@@ -9,7 +9,7 @@ pub(crate) const TESTS: &[Test] = tests![
     every_kind_of_name_finds_the_image [Root, Overlay],
     one_name_removed_removes_the_image [Root, Overlay],
     the_user_is_a_number_or_a_name [Root, Overlay],
-    a_pull_that_cannot_be_says_why [Root, Overlay],
+    a_failed_pull_has_the_code_of_its_reason [Root, Overlay],
     the_file_system_is_a_real_one [Root, Overlay],
     what_others_do_to_images_is_seen_at_once [Root, Overlay, Containerd],
     images_of_other_clients_are_the_kubelets_to_remove [Root, Overlay, Containerd],
@@ -90,7 +90,7 @@ fn the_user_is_a_number_or_a_name(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn a_pull_that_cannot_be_says_why(env: &Env) -> Result<()> {
+fn a_failed_pull_has_the_code_of_its_reason(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
     let mut pods = Pods::connect(env, &stack.daemon)?;
     let mut pull = |image: &str, auth| {

@@ -8,7 +8,7 @@ use tonic::Code;
 pub(crate) const TESTS: &[Test] = tests![
     a_pod_outlives_the_daemon_and_leaves_nothing [Root, Overlay, EveryHost],
     names_belong_to_pods_and_repeats_find_them [Root, Overlay],
-    what_is_wrong_is_named [Root, Overlay],
+    a_wrong_pod_configuration_names_its_field [Root, Overlay],
 ];
 
 /// A daemon whose pods get addresses of a network of the test's own.
@@ -83,7 +83,7 @@ fn names_belong_to_pods_and_repeats_find_them(env: &Env) -> Result<()> {
 
 type Spoil = fn(&mut v1::PodSandboxConfig);
 
-fn what_is_wrong_is_named(env: &Env) -> Result<()> {
+fn a_wrong_pod_configuration_names_its_field(env: &Env) -> Result<()> {
     let daemon = start(env)?;
     let mut pods = Pods::connect(env, &daemon)?;
     let good = pods.networked_config("pod");

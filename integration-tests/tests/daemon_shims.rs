@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 pub(crate) const TESTS: &[Test] = tests![
     an_end_that_nobody_knows_is_no_success [Root, Overlay],
-    complaints_of_a_shim_are_the_daemons [Root, Overlay],
+    warnings_of_a_shim_are_in_the_daemons_log [Root, Overlay],
     a_slow_shim_keeps_its_bundle_and_its_name [Root, Overlay],
     a_failed_creation_is_cleaned_up_until_it_is_clean [Root, Overlay],
     a_sandbox_that_is_not_clean_is_found_again [Root],
@@ -160,7 +160,7 @@ fn an_end_that_nobody_knows_is_no_success(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn complaints_of_a_shim_are_the_daemons(env: &Env) -> Result<()> {
+fn warnings_of_a_shim_are_in_the_daemons_log(env: &Env) -> Result<()> {
     let program = Program::make(env)?;
     let (stack, _) = stack(env, &program)?;
     stack.gantry(&["start", "web"])?.ok()?;

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_user_namespace_comes_back[Root, Criu],
     cgroups_can_be_left_to_the_caller[Root, Criu],
     a_restore_that_fails_leaves_others_alone[Root],
-    the_dead_do_not_hinder[Root, Criu],
+    zombies_do_not_hinder_a_checkpoint[Root, Criu],
     a_bundle_that_hides_more_refuses_the_images[Root, Criu],
     a_bundle_that_allows_less_refuses_the_images[Root, Criu],
     archives_with_links_are_refused[Root],
@@ -231,7 +231,7 @@ fn a_restore_that_fails_leaves_others_alone(env: &Env) -> Result<()> {
 }
 
 /// A process that has ended and is not waited for has neither namespaces nor rights that could be wrong.
-fn the_dead_do_not_hinder(env: &Env) -> Result<()> {
+fn zombies_do_not_hinder_a_checkpoint(env: &Env) -> Result<()> {
     let id = env.id("dead");
     let mut bundle = counting(env, "dead")?;
     let dead = "(until grep -q sleep /proc/1/comm; do :; done) & dead=$!; \

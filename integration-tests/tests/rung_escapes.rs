@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_console_that_is_a_link_is_refused[Root],
     a_null_device_that_is_a_link_gives_nothing_away[Root],
     a_false_proc_does_not_keep_the_root_writable[Root],
-    long_texts_are_no_messages[Root],
+    long_texts_forge_no_messages[Root],
     nothing_is_mounted_over_proc[Root],
 ];
 
@@ -325,7 +325,7 @@ fn a_false_proc_does_not_keep_the_root_writable(env: &Env) -> Result<()> {
 }
 
 /// CVE-2021-43784: a text as long as a narrow length field wraps at.
-fn long_texts_are_no_messages(env: &Env) -> Result<()> {
+fn long_texts_forge_no_messages(env: &Env) -> Result<()> {
     let mut bundle = Bundle::new(env, "long", &["true"])?;
     bundle.push("/mounts", json!({"destination": "/x", "source": "", "options": ["bind"]}));
     let last = bundle.config["mounts"].as_array().map_or(0, Vec::len) - 1;

@@ -25,7 +25,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_killed_runtime_leaves_what_delete_removes[Root],
     a_lost_record_does_not_hide_what_runs[Root],
     force_ends_a_container_in_any_state[Root],
-    the_log_tells_the_kind[Root],
+    an_error_in_the_log_has_its_kind[Root],
     debug_messages_tell_the_phases[Root],
     a_program_that_cannot_run_is_told_in_one_line[Root],
     an_exec_has_the_root_of_its_mount_namespace[Root],
@@ -294,7 +294,7 @@ fn a_killed_runtime_leaves_what_delete_removes(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn the_log_tells_the_kind(env: &Env) -> Result<()> {
+fn an_error_in_the_log_has_its_kind(env: &Env) -> Result<()> {
     let log = env.path("log.json");
     let log = log.to_str().context("UTF-8")?;
     let said = env.run_rung(&["--log", log, "--log-format", "json", "state", "nobody"])?.exits(1)?.stderr;

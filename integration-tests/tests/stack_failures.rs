@@ -10,7 +10,7 @@ use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     socket_is_not_for_everyone [Root],
-    container_is_unknown [Root],
+    an_unknown_container_is_named [Root],
     errors_say_a_thing_once [Root, Overlay],
     start_and_rm_take_turns [Root, Overlay],
     a_delete_that_fails_is_tried_again [Root, Overlay],
@@ -30,7 +30,7 @@ fn socket_is_not_for_everyone(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn container_is_unknown(env: &Env) -> Result<()> {
+fn an_unknown_container_is_named(env: &Env) -> Result<()> {
     let daemon = env.daemon()?;
     for verb in ["exec", "logs", "stop", "kill", "rm", "inspect"] {
         let tail: &[&str] = if verb == "exec" { &["no-such", "true"] } else { &["no-such"] };
