@@ -29,7 +29,7 @@ pub(crate) const TESTS: &[Test] = tests![
 ];
 
 const STAND_IN: &str = r#"#!/bin/sh
-# rung, but for two verbs.
+# rung, but for two verbs. Of some containers it makes no checkpoint.
 rung=RUNG
 verb=; images=; root=; n=$#
 while [ $n -gt 0 ]; do
@@ -47,7 +47,7 @@ while [ $n -gt 0 ]; do
     set -- "$@" "$word"
 done
 case $verb in
-checkpoint) mkdir -p "$images/sub" && echo pages | tee "$images/pages-1.img" > "$images/sub/pages-1.img" ;;
+checkpoint) [ ! -e "$0-refuses-$word" ] && mkdir -p "$images/sub" && echo pages | tee "$images/pages-1.img" > "$images/sub/pages-1.img" ;;
 restore)
     [ "$(cat "$images/pages-1.img")" = pages ] || exit 1
     "$rung" "$@" && "$rung" --root "$root" start "$word" ;;

@@ -25,8 +25,8 @@ pub struct Cri {
     pub unprivileged_ports: bool,
     /// Pods with a network of their own may ping without privilege.
     pub unprivileged_icmp: bool,
-    /// Containers may be made from checkpoints, which come back with whatever privileges those say: only for nodes whose
-    /// users are trusted with the node.
+    /// Containers and pods may be made from checkpoints, which come back with whatever privileges those say: only for nodes
+    /// whose users are trusted with the node.
     pub restore_checkpoints: bool,
     /// SELinux labels are set, where the kernel has SELinux.
     pub selinux: bool,

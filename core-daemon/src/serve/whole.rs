@@ -19,8 +19,17 @@ use tower::{Layer, Service};
 /// Ends of the paths of calls that are dropped when their client goes away. They wait for what a container does in its
 /// own time (`Wait`, `ExecSync`), can be given up at any point and begun again (pulls, transfers), or notice that the
 /// client is gone and undo what they have made (creations).
-const END_WITH_CLIENT: &[&str] =
-    &["/Wait", "/Transfer", "/PullImage", "/ExecSync", ".Engine/Create", "/RunPodSandbox", "/CreateContainer"];
+const END_WITH_CLIENT: &[&str] = &[
+    "/Wait",
+    "/Transfer",
+    "/PullImage",
+    "/ExecSync",
+    ".Engine/Create",
+    "/RunPodSandbox",
+    "/CreateContainer",
+    "/CheckpointPod",
+    "/RestorePod",
+];
 
 /// Makes calls whole.
 #[derive(Debug, Clone, Copy)]

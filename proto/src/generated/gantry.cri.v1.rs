@@ -155,3 +155,57 @@ impl ::prost::Name for End {
         "/gantry.cri.v1.End".into()
     }
 }
+/// What is in a checkpoint of a pod beside an archive for each container: its file `pod.checkpoint`, which is written last.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodCheckpoint {
+    /// 1; another is another daemon's.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// What the archives were made by: the runtime, and its program where that is not the usual one.
+    #[prost(string, tag = "2")]
+    pub runtime: ::prost::alloc::string::String,
+    /// As the kubelet gave it.
+    #[prost(message, optional, tag = "3")]
+    pub config: ::core::option::Option<
+        super::super::super::runtime::v1::PodSandboxConfig,
+    >,
+    #[prost(message, repeated, tag = "4")]
+    pub containers: ::prost::alloc::vec::Vec<CheckpointedContainer>,
+}
+impl ::prost::Name for PodCheckpoint {
+    const NAME: &'static str = "PodCheckpoint";
+    const PACKAGE: &'static str = "gantry.cri.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.cri.v1.PodCheckpoint".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.cri.v1.PodCheckpoint".into()
+    }
+}
+/// A container in a checkpoint of a pod.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckpointedContainer {
+    /// As the kubelet gave it.
+    #[prost(message, optional, tag = "1")]
+    pub config: ::core::option::Option<
+        super::super::super::runtime::v1::ContainerConfig,
+    >,
+    /// Digest of the image's configuration.
+    #[prost(string, tag = "2")]
+    pub image_id: ::prost::alloc::string::String,
+    /// Name of its archive, in the same directory, and the digest of that.
+    #[prost(string, tag = "3")]
+    pub archive: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub digest: ::prost::alloc::string::String,
+}
+impl ::prost::Name for CheckpointedContainer {
+    const NAME: &'static str = "CheckpointedContainer";
+    const PACKAGE: &'static str = "gantry.cri.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "gantry.cri.v1.CheckpointedContainer".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/gantry.cri.v1.CheckpointedContainer".into()
+    }
+}

@@ -84,9 +84,7 @@ impl Cri {
     ) -> Result<NamedTempFile> {
         // One after the other: each would thaw what the other has frozen.
         let _turn = container.checkpoints.lock().await;
-        // On the disk: it is as large as the container's memory.
-        let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(task.bundle().work());
-        let dir = dir.doing(|| "make a directory")?;
+        let dir = checkpoint_work(task)?;
         // Memory and files are to be of the same moment.
         let held = task.hold().await?;
         failpoint::hit("cri.frozen");
@@ -109,7 +107,13 @@ impl Cri {
         }
     }
 
-    async fn collect(&self, container: &Arc<Container>, task: &Arc<Task>, dir: &TempDir) -> Result<()> {
+    /// Writes the processes of a container that is frozen, and what belongs to them, into a directory.
+    pub(in crate::cri) async fn collect(
+        &self,
+        container: &Arc<Container>,
+        task: &Arc<Task>,
+        dir: &TempDir,
+    ) -> Result<()> {
         let (images, work) = (dir.path().join(IMAGES), dir.path().join("criu"));
         std::fs::create_dir(&images).doing(|| "make a directory")?;
         let options = CheckpointOptions {
@@ -148,6 +152,12 @@ impl Cri {
         let root = self.store().sandbox(&record.sandbox_id)?.log_directory();
         copy_log(Path::new(&root), Path::new(&record.log_path), &dir.join("container.log"))
     }
+}
+
+/// A directory for a checkpoint that is being made. On the disk: it is as large as the container's memory.
+pub(in crate::cri) fn checkpoint_work(task: &Task) -> Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(task.bundle().work());
+    dir.doing(|| "make a directory")
 }
 
 fn config(container: &Container, status: &v1::ContainerStatus, runtime: &str) -> Value {
@@ -239,14 +249,14 @@ fn archive(dir: &TempDir, target: &Path) -> Result<NamedTempFile> {
     let beside = target.parent().unwrap_or(Path::new("/"));
     let doing = || format!("write an archive in {}", beside.display());
     let file = tempfile::Builder::new().prefix(".checkpoint-").tempfile_in(beside).doing(doing)?;
-    let root = Root::open(dir.path()).doing(doing)?;
-    let mut to = diff::create(
-        &Changes::All(&root),
-        diff::Wanted::default(),
-        BufWriter::with_capacity(256 << 10, file.as_file()),
-    )?;
-    to.flush().doing(doing)?;
-    drop(to);
-    file.as_file().sync_all().doing(doing)?;
+    pack(dir, file.as_file()).doing(doing)?;
     Ok(file)
+}
+
+/// Packs the directory into a file, and has that on the disk.
+pub(in crate::cri) fn pack(dir: &TempDir, file: &File) -> Result<()> {
+    let root = Root::open(dir.path())?;
+    let to = BufWriter::with_capacity(256 << 10, file);
+    diff::create(&Changes::All(&root), diff::Wanted::default(), to)?.flush()?;
+    Ok(file.sync_all()?)
 }

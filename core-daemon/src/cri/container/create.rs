@@ -12,6 +12,7 @@ use gantry_proto::runtime::v1;
 use prost::Message as _;
 use rung_sys::idmap::Range;
 
+use super::restored::Source;
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
 use crate::cri::flights::Stage;
@@ -58,15 +59,9 @@ impl Cri {
         request: v1::CreateContainerRequest,
     ) -> Result<v1::CreateContainerResponse> {
         let config = request.config.clone().ok_or_else(|| Error::invalid("config: is required"))?;
-        let metadata = config.metadata.clone().ok_or_else(|| Error::invalid("config.metadata: is required"))?;
-        check::part("config.metadata.name", &metadata.name, true)?;
-        check::line("config.log_path", &config.log_path)?;
-        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let options = context.and_then(|context| context.selinux_options.as_ref());
-        selinux::check("config.linux.security_context.selinux_options", options)?;
+        let metadata = check_config("config", &config)?.clone();
         let sandbox = self.store().sandbox(&request.pod_sandbox_id)?;
-        let pod = sandbox.record().name.clone();
-        let name = format!("{}_{}_{pod}", metadata.name, metadata.attempt);
+        let name = container_name(&metadata, &sandbox);
         let (cri, asked, reserved) = (self.clone(), request.encode_to_vec(), name.clone());
         let work = |stage| async move { cri.create_named(reserved, sandbox, config, stage).await };
         let container_id = self.shared.flights.join(&format!("container/{name}"), &asked, work).await?;
@@ -89,9 +84,21 @@ impl Cri {
             }
             return Err(Error::precondition(format!("name {name}: is the container {}", there.id())));
         }
+        self.make_named(name, sandbox, config, None, &stage).await
+    }
+
+    /// Makes a container whose name nobody else has, from a checkpoint where there is one.
+    pub(in crate::cri) async fn make_named(
+        &self,
+        name: String,
+        sandbox: Arc<Sandbox>,
+        config: v1::ContainerConfig,
+        from: Option<Source>,
+        stage: &Stage,
+    ) -> Result<String> {
         let shown = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
         let (id, pod) = (id::random::<32>()?, sandbox.id().clone());
-        let made = self.make_container(id.clone(), name, sandbox, config, &stage).await;
+        let made = self.make_container(id.clone(), name, sandbox, config, from, stage).await;
         if let Err(error) = made {
             let (cri, left) = (self.clone(), id.clone());
             if let Err(error) = blocking(move || cri.remove_container_dir(&left)).await {
@@ -109,6 +116,7 @@ impl Cri {
         name: String,
         sandbox: Arc<Sandbox>,
         config: v1::ContainerConfig,
+        from: Option<Source>,
         stage: &Stage,
     ) -> Result<()> {
         let record = sandbox.record();
@@ -119,7 +127,10 @@ impl Cri {
             return Err(Error::invalid("config.image: is required"));
         }
         let (cri, text) = (self.clone(), wanted.clone());
-        let found = blocking(move || cri.image_or_checkpoint(&text)).await?;
+        let found = match from {
+            Some(source) => Err(source),
+            None => blocking(move || cri.image_or_checkpoint(&text)).await?,
+        };
         let (image, restored) = match found {
             Ok(image) => (image, false),
             Err(source) => {
@@ -127,7 +138,7 @@ impl Cri {
                     return Err(Error::unimplemented("restore a checkpoint in a pod with users of its own"));
                 }
                 let (cri, id) = (self.clone(), id.clone());
-                let unpacked = blocking(move || cri.unpack_checkpoint(&id, &source)).await;
+                let unpacked = blocking(move || cri.unpack_checkpoint(&id, source)).await;
                 (unpacked.doing(|| format!("image {wanted:?}"))?, true)
             }
         };
@@ -369,8 +380,27 @@ impl Cri {
     }
 }
 
+/// Refuses what no container can be made of, whatever its pod, and answers with its metadata.
+pub(in crate::cri) fn check_config<'config>(
+    field: &str,
+    config: &'config v1::ContainerConfig,
+) -> Result<&'config v1::ContainerMetadata> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid(format!("{field}.metadata: is required")))?;
+    check::part(&format!("{field}.metadata.name"), &metadata.name, true)?;
+    check::line(&format!("{field}.log_path"), &config.log_path)?;
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let options = context.and_then(|context| context.selinux_options.as_ref());
+    selinux::check(&format!("{field}.linux.security_context.selinux_options"), options)?;
+    Ok(metadata)
+}
+
+/// What a container's name is reserved under.
+pub(in crate::cri) fn container_name(metadata: &v1::ContainerMetadata, sandbox: &Sandbox) -> String {
+    format!("{}_{}_{}", metadata.name, metadata.attempt, sandbox.record().name)
+}
+
 /// A pod in which containers can be made.
-pub(super) fn ready(sandbox: &Sandbox) -> Result<()> {
+pub(in crate::cri) fn ready(sandbox: &Sandbox) -> Result<()> {
     match sandbox.state() {
         v1::PodSandboxState::SandboxReady => Ok(()),
         v1::PodSandboxState::SandboxNotready => {

@@ -16,6 +16,8 @@ mod tree;
 mod update;
 mod volumes;
 
-pub(super) use create::OURS;
+pub(super) use checkpoint::{checkpoint_work, pack};
+pub(super) use create::{OURS, check_config, container_name, ready};
+pub(super) use restored::Source;
 pub(super) use start::{lost, unseen};
 pub(super) use status::status_of;

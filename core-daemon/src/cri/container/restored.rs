@@ -1,4 +1,5 @@
-//! Containers that go on from a checkpoint: an archive on this machine, or an image that has one for its layer.
+//! Containers that go on from a checkpoint: an archive on this machine, an image that has one for its layer, or a part of
+//! a pod's checkpoint.
 //!
 //! The archive gives memory and changed files, and names the image that those are changes of. Everything else, such as
 //! mounts, devices and annotations, is the request's. The processes come back as criu's images have them, with whatever
@@ -34,12 +35,14 @@ const MAX_DOCUMENT: u64 = 4 << 20;
 const MAX_FILES: usize = 100_000;
 
 /// Where a checkpoint is.
-#[derive(Debug, Clone)]
-pub(super) enum Source {
+#[derive(Debug)]
+pub(in crate::cri) enum Source {
     /// A file of this machine.
     Archive(PathBuf),
     /// A layer.
     Layer(Digest),
+    /// An open file, which is to be of this image.
+    Opened { file: File, image_id: String },
 }
 
 /// What an archive says of the container that this one goes on from.
@@ -73,12 +76,13 @@ impl Cri {
     }
 
     /// Unpacks a checkpoint for a container, and answers with the image that it is of.
-    pub(super) fn unpack_checkpoint(&self, id: &str, source: &Source) -> Result<Resolved> {
+    pub(super) fn unpack_checkpoint(&self, id: &str, source: Source) -> Result<Resolved> {
         let dir = self.checkpoint_dir(id);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(IMAGES)).doing(|| "make a directory")?;
-        let file = match source {
-            Source::Archive(path) => File::open(path)?,
-            Source::Layer(digest) => self.parts().images.content.reader(self.context(), digest)?.file,
+        let (file, image_id) = match source {
+            Source::Archive(path) => (File::open(path)?, None),
+            Source::Layer(digest) => (self.parts().images.content.reader(self.context(), &digest)?.file, None),
+            Source::Opened { file, image_id } => (file, Some(image_id)),
         };
         let limit = unpacked_limit(file.metadata()?.len());
         let (plain, _) = diff::decompress(BufReader::with_capacity(256 << 10, file))?;
@@ -89,6 +93,9 @@ impl Cri {
         for name in names.iter().filter(|name| !name.is_empty()) {
             match self.find_image(name) {
                 Err(error) if matches!(error.kind(), Kind::NotFound | Kind::InvalidArgument) => {}
+                Ok(image) if image_id.as_ref().is_some_and(|id| id != image.config_digest.as_str()) => {
+                    return Err(Error::invalid(format!("is a checkpoint of a container of another image, {name}")));
+                }
                 found => return found,
             }
         }
@@ -118,7 +125,7 @@ impl Cri {
     }
 
     /// criu's images for a container that is to go on from them.
-    pub(super) fn checkpoint_images(&self, id: &str) -> Option<PathBuf> {
+    pub(in crate::cri) fn checkpoint_images(&self, id: &str) -> Option<PathBuf> {
         Some(self.checkpoint_dir(id).join(IMAGES)).filter(|images| images.exists())
     }
 

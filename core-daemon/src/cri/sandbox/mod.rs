@@ -4,11 +4,13 @@
 //! containers share one view of processes is there a first process. One shim holds all containers of a pod.
 
 pub(super) mod check;
+mod checkpoint;
 mod list;
 mod network;
 pub(super) mod places;
 mod process;
 mod resources;
+mod restore;
 pub(super) mod run;
 pub(super) mod status;
 mod stop;

@@ -1,4 +1,4 @@
-//! Changing what a pod may use, and pods in checkpoints.
+//! Changing what a pod may use.
 
 use gantry_proto::runtime::v1;
 
@@ -25,18 +25,5 @@ impl Cri {
         })
         .await?;
         Ok(v1::UpdatePodSandboxResourcesResponse {})
-    }
-
-    pub(in crate::cri) async fn checkpoint_pod(
-        &self,
-        request: v1::CheckpointPodRequest,
-    ) -> Result<v1::CheckpointPodResponse> {
-        let id = self.store().sandbox(&request.pod_sandbox_id)?.id().to_string();
-        Err(Error::unimplemented(format!("checkpoint pod {id}: only single containers can be checkpointed")))
-    }
-
-    pub(in crate::cri) async fn restore_pod(&self, request: v1::RestorePodRequest) -> Result<v1::RestorePodResponse> {
-        let path = request.checkpoint_path;
-        Err(Error::unimplemented(format!("restore pod from {path}: only single containers can be restored")))
     }
 }

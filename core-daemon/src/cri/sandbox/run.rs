@@ -37,7 +37,7 @@ impl Cri {
         Ok(v1::RunPodSandboxResponse { pod_sandbox_id })
     }
 
-    async fn run_named(
+    pub(super) async fn run_named(
         &self,
         name: String,
         request: v1::RunPodSandboxRequest,

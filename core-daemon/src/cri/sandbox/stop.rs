@@ -87,7 +87,7 @@ impl Cri {
         Ok(())
     }
 
-    async fn remove_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
+    pub(super) async fn remove_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
         let _turn = sandbox.turn.lock().await;
         let doing = || format!("remove pod sandbox {}", sandbox.id());
         self.stop_sandbox_now(sandbox).await.doing(doing)?;
