@@ -6,11 +6,12 @@ use std::process::{Child, Command};
 
 use anyhow::Context;
 use integration_tests::bundle::busybox_root;
-use integration_tests::{Env, Ran, Result, Test, output, tests, wait};
+use integration_tests::{Env, Image, Ran, Registry, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_container_runs_under_stock_containerd [Root, Containerd, EveryHost],
     tasks_survive_a_restart_of_stock_containerd [Root, Containerd],
+    a_container_goes_on_under_stock_containerd [Root, Containerd, Overlay, Criu],
 ];
 
 const RUNTIME: &str = "io.containerd.rung.v2";
@@ -67,11 +68,15 @@ impl<'env> Stock<'env> {
         self.ready()
     }
 
-    fn ctr(&self, args: &[&str]) -> Result<Ran> {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ctr");
         self.env.prepare(&mut command);
         command.arg("--address").arg(self.env.path("c.sock")).args(["--namespace", self.env.namespace()]).args(args);
-        output::run(command)
+        command
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<Ran> {
+        output::run(self.command(args))
     }
 
     fn run(&self, flags: &[&str], id: &str, args: &[&str]) -> Result<Ran> {
@@ -80,6 +85,18 @@ impl<'env> Stock<'env> {
         let fixed = ["run", "--rootfs", "--runtime", RUNTIME, "--cgroup", &cgroup];
         let id = self.env.id(id);
         self.ctr(&[&fixed[..], flags, &[&rootfs, &id], args].concat())
+    }
+}
+
+impl Stock<'_> {
+    /// Ends a task, and removes it and its container.
+    fn end(&self, id: &str) -> Result<()> {
+        self.ctr(&["task", "kill", "-s", "9", id])?.ok()?;
+        // Whoever is attached to it removes it as well.
+        let gone = || (!self.ctr(&["task", "ls"]).ok()?.text().contains("RUNNING")).then_some(());
+        wait::until("the task to end", gone)?;
+        self.ctr(&["task", "rm", id])?;
+        self.ctr(&["container", "rm", id]).map(drop)
     }
 }
 
@@ -140,4 +157,43 @@ fn tasks_survive_a_restart_of_stock_containerd(env: &Env) -> Result<()> {
     stock.ctr(&["task", "rm", &id])?;
     stock.ctr(&["container", "rm", &id])?.ok()?;
     Ok(())
+}
+
+/// With ctr's own commands: a checkpoint is an image, of which another container is made that goes on.
+fn a_container_goes_on_under_stock_containerd(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let image = Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let stock = Stock::start(env)?;
+    stock.ctr(&["image", "pull", "--plain-http", &image])?.ok()?;
+    let (first, second, checkpoint) = (env.id("first"), env.id("second"), env.id("checkpoint"));
+    let log = |name: &str| env.path(name);
+    let said = |name: &str| fs::read_to_string(log(name)).unwrap_or_default();
+    let uri = format!("file://{}", log("first").display());
+    let cgroup = format!("/{first}");
+    let flags = ["run", "-d", "--runtime", RUNTIME, "--cgroup", &cgroup, "--log-uri", &uri, &image, &first];
+    let script = "echo changed > /file; i=0; while true; do i=$((i+1)); echo count $i; sleep 0.05; done";
+    stock.ctr(&[&flags[..], &["/bin/sh", "-c", script]].concat())?.ok()?;
+    wait::until("it counts", || said("first").contains("count 30\n").then_some(()))?;
+    stock.ctr(&["container", "checkpoint", "--rw", "--image", "--task", &first, &checkpoint])?.ok()?;
+    let then = said("first").lines().count();
+    wait::until("it goes on", || (said("first").lines().count() > then).then_some(()))?;
+    stock.end(&first)?;
+    // Its standard output is that of the container.
+    let mut restore = stock.command(&["container", "restore", "--rw", "--live", &second, &checkpoint]);
+    let output = fs::File::create(log("second"))?;
+    let mut restore = restore.stdout(output.try_clone()?).stderr(output).spawn()?;
+    let counted = wait::until("the second counts", || said("second").contains('\n').then_some(()));
+    let counted = counted.and_then(|()| {
+        let line = said("second").lines().next().unwrap_or_default().to_owned();
+        let count = line.strip_prefix("count ").and_then(|count| count.parse::<u64>().ok());
+        assert!(count.with_context(|| line.clone())? >= 30, "it began anew: {line}");
+        assert_eq!(stock.ctr(&["task", "exec", "--exec-id", "file", &second, "cat", "/file"])?.ok()?.text(), "changed");
+        stock.end(&second)
+    });
+    // It leaves with the task.
+    if counted.is_err() {
+        let _ = restore.kill();
+    }
+    restore.wait()?;
+    counted
 }
