@@ -226,7 +226,7 @@ impl Answer {
         let cause = match (self.text.as_str(), self.errno) {
             ("", 0) => "see its log".to_owned(),
             ("", errno) => rung_sys::error::describe(errno),
-            (text, _) => text.to_owned(),
+            (text, _) => text.trim_end().to_owned(),
         };
         // The words that callers of runc look for.
         format!("criu failed: type {} errno {}: {cause}", verb.name(), self.errno)
@@ -323,7 +323,7 @@ mod tests {
         let bytes = Message::default().number(1, 6).number(2, 1).message(5, &notify);
         let answer = Answer::read(bytes.encoded()).unwrap();
         assert_eq!((answer.success, answer.notification), (true, Some(("post-restore".to_owned(), 42))));
-        let bytes = Message::default().number(1, 1).number(2, 0).number(7, 1).text(9, "no room");
+        let bytes = Message::default().number(1, 1).number(2, 0).number(7, 1).text(9, "no room\n");
         let answer = Answer::read(bytes.encoded()).unwrap();
         assert_eq!(answer.failure(Verb::Dump), "criu failed: type DUMP errno 1: no room");
         assert!(Answer::read(&[0x2a, 9]).is_none());
