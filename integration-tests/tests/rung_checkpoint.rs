@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = tests![
     pipes_are_connected_again[Root, Criu],
     memory_is_written_in_steps[Root, Criu],
     a_user_namespace_comes_back[Root, Criu],
+    namespaces_of_the_host_by_path_come_back[Root, Criu],
     cgroups_can_be_left_to_the_caller[Root, Criu],
     a_restore_that_fails_leaves_others_alone[Root],
     zombies_do_not_hinder_a_checkpoint[Root, Criu],
@@ -193,6 +194,26 @@ fn a_user_namespace_comes_back(env: &Env) -> Result<()> {
     let user = env.run_rung(&["exec", &id, "cat", "/proc/1/uid_map"])?.ok()?.stdout;
     env.run_rung(&["delete", "--force", &id])?.ok()?;
     ensure!(user.contains("100000"), "{user}");
+    Ok(())
+}
+
+/// A path may lead to what the host has. That was taken for an escape.
+fn namespaces_of_the_host_by_path_come_back(env: &Env) -> Result<()> {
+    let id = env.id("joined");
+    let mut bundle = counting(env, "joined")?;
+    for namespace in bundle.config["linux"]["namespaces"].as_array_mut().context("namespaces")? {
+        let file = match namespace["type"].as_str().context("a type")? {
+            "network" => "net",
+            kind @ ("ipc" | "uts") => kind,
+            _ => continue,
+        };
+        namespace["path"] = json!(format!("/proc/{}/ns/{file}", std::process::id()));
+    }
+    let images = checkpointed(env, &bundle, &id)?;
+    quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
+    let running = status(env, &id);
+    env.run_rung(&["delete", "--force", &id])?.ok()?;
+    ensure!(running? == "running");
     Ok(())
 }
 

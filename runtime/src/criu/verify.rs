@@ -101,8 +101,10 @@ fn process(plan: &InitPlan, spec: &Spec, init: Pid, pid: Pid) -> Result<()> {
         if status.is_dead() {
             continue;
         }
+        // The first one is where it is to be; what it joined by a path may be the host's.
         for kind in [Namespace::Pid, Namespace::Mount, Namespace::User, Namespace::Network, Namespace::Ipc] {
-            if plan.namespaces.has(kind) && identity("self", kind)? == identity(&number, kind)? {
+            let of_the_host = identity("self", kind)?;
+            if of_the_host == identity(&number, kind)? && of_the_host != identity(&init.to_string(), kind)? {
                 return Err(mismatch(format!("process {pid} is in the {} namespace of the host", kind.proc_name())));
             }
         }
