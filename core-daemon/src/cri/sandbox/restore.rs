@@ -272,7 +272,7 @@ mod tests {
         same.labels.insert("new".into(), "label".into());
         same.log_path = "elsewhere.log".into();
         check_process("c", &same, &config()).expect("only the environment's order differs");
-        let mut others = vec![config(), config(), config(), config()];
+        let mut others = [config(), config(), config(), config()];
         others[0].command.push("-c".into());
         others[1].envs.pop();
         others[2].tty = true;
