@@ -16,6 +16,7 @@ use integration_tests::{Daemon, Env, Image, Ran, Registry, Result, Test, output,
 pub(crate) const TESTS: &[Test] = tests![
     a_configured_authority_is_trusted [Root, Overlay, Openssl],
     an_unknown_authority_is_refused_unless_told [Root, Overlay, Openssl],
+    of_our_certificates_a_registry_gets_the_one_it_asks_for [Root, Overlay, Openssl],
     an_account_comes_from_dockers_configuration [Root, Overlay, Openssl],
     a_mirror_stands_in_for_a_registry_that_is_down [Root, Overlay],
     a_proxy_is_used_but_not_to_this_machine [Root, Overlay],
@@ -42,19 +43,26 @@ fn openssl(env: &Env, args: &str) -> Result<()> {
 /// An authority and a certificate of its for 127.0.0.1; gives the directory of `ca.pem`, `server.pem`, `server.key`.
 fn certificates(env: &Env) -> Result<PathBuf> {
     let dir = env.dir("tls")?;
-    let at = dir.display();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    authority(env, &dir, "ca")?;
     fs::write(dir.join("extensions"), "subjectAltName=IP:127.0.0.1\n")?;
-    openssl(env, &format!("req -x509 {key} -keyout {at}/ca.key -out {at}/ca.pem -subj /CN=authority -days 2"))?;
-    openssl(env, &format!("req {key} -keyout {at}/server.key -out {at}/server.csr -subj /CN=registry"))?;
-    openssl(
-        env,
-        &format!(
-            "x509 -req -in {at}/server.csr -CA {at}/ca.pem -CAkey {at}/ca.key -CAcreateserial -out {at}/server.pem \
-             -days 2 -extfile {at}/extensions"
-        ),
-    )?;
+    signed(env, &dir, "server", "ca", &format!(" -extfile {}/extensions", dir.display()))?;
     Ok(dir)
+}
+
+const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+
+/// `NAME.pem` and `NAME.key` of an authority.
+fn authority(env: &Env, dir: &Path, name: &str) -> Result<()> {
+    let at = dir.display();
+    openssl(env, &format!("req -x509 {KEY} -keyout {at}/{name}.key -out {at}/{name}.pem -subj /CN={name} -days 2"))
+}
+
+/// `NAME.pem` and `NAME.key` of somebody whom an authority has signed.
+fn signed(env: &Env, dir: &Path, name: &str, by: &str, options: &str) -> Result<()> {
+    let at = dir.display();
+    openssl(env, &format!("req {KEY} -keyout {at}/{name}.key -out {at}/{name}.csr -subj /CN={name}"))?;
+    let of = format!("-CA {at}/{by}.pem -CAkey {at}/{by}.key -CAcreateserial");
+    openssl(env, &format!("x509 -req -in {at}/{name}.csr {of} -out {at}/{name}.pem -days 2{options}"))
 }
 
 fn tls(dir: &Path) -> String {
@@ -118,6 +126,40 @@ fn a_configured_authority_is_trusted(env: &Env) -> Result<()> {
     hosts_toml(env, &host, &format!("server = \"https://{host}\"\nca = \"missing.pem\"\n"))?;
     let said = refusal(daemon.gantry(&["pull", &format!("{host}/test/busybox:latest")])?)?;
     assert!(said.contains("missing.pem"), "{said}");
+    Ok(())
+}
+
+fn of_our_certificates_a_registry_gets_the_one_it_asks_for(env: &Env) -> Result<()> {
+    let dir = certificates(env)?;
+    for (authority_of, client) in [("first", "ann"), ("second", "bob")] {
+        authority(env, &dir, authority_of)?;
+        signed(env, &dir, client, authority_of, "")?;
+    }
+    let at = dir.display();
+    let (_plain, secure) = registries(env, &format!("{}\n    clientcas:\n      - {at}/second.pem", tls(&dir)))?;
+    let daemon = daemon(env)?;
+    let host = secure.host();
+    let image = format!("{host}/test/busybox:latest");
+    let configure = |trust: &str, pairs: &str| {
+        hosts_toml(env, &host, &format!("server = \"https://{host}\"\n{trust}\nclient = [{pairs}]\n"))
+    };
+    let trust = format!("ca = \"{at}/ca.pem\"");
+    let pair = |name: &str| format!("[\"{at}/{name}.pem\", \"{at}/{name}.key\"]");
+    configure(&trust, &pair("ann"))?;
+    let said = refusal(daemon.gantry(&["pull", &image])?)?;
+    assert!(said.contains("certificate"), "{said}");
+    configure(&trust, &format!("{}, {}", pair("ann"), pair("bob")))?;
+    prints_hi(&daemon, &[], &image)?;
+    // In one file, and with the registry's own certificate left unchecked.
+    fs::write(dir.join("both.pem"), [fs::read(dir.join("bob.pem"))?, fs::read(dir.join("bob.key"))?].concat())?;
+    configure("skip_verify = true", &format!("{}, \"{at}/both.pem\"", pair("ann")))?;
+    daemon.gantry(&["pull", "-q", &image])?.ok()?;
+    configure("", &pair("bob"))?;
+    let said = refusal(daemon.gantry(&["pull", &image])?)?;
+    assert!(said.contains("not trusted"), "{said}");
+    configure(&trust, &format!("[\"{at}/bob.pem\", \"{at}/ann.key\"]"))?;
+    let said = refusal(daemon.gantry(&["pull", &image])?)?;
+    assert!(said.contains("ann.key: is another certificate's"), "{said}");
     Ok(())
 }
 

@@ -80,7 +80,7 @@ impl Host {
         if url.host_str() == self.base.host_str() {
             return self.tls.clone();
         }
-        Tls { skip_verify: self.skip_verify, identity: None, ..self.tls.clone() }
+        Tls { skip_verify: self.skip_verify, identities: Vec::new(), ..self.tls.clone() }
     }
 
     /// Whether it may send us to `to`.
@@ -232,7 +232,7 @@ mod tests {
         std::fs::write(dir.path().join("r.io/hosts.toml"), text).expect("file");
         let host = |access: &Access| {
             let mut host = of(&Arc::default(), dir.path(), "r.io", access).expect("hosts").remove(0);
-            host.tls.identity = Some(("c".into(), "k".into()));
+            host.tls.identities = vec![("c".into(), "k".into())];
             host.tls.authorities = vec!["a".into()];
             host
         };
@@ -241,7 +241,7 @@ mod tests {
             let (tls, service) = (host.tls_for(&url(at)), host.service_at(url(at)).tls);
             assert_eq!(tls, service, "{at}");
             assert_eq!(tls.authorities, host.tls.authorities, "{at}");
-            (tls.skip_verify, tls.identity.is_some())
+            (tls.skip_verify, !tls.identities.is_empty())
         };
         let configured = host(&Access::default());
         assert_eq!(is_lax(&configured, "https://r.io:5001/token"), (true, true));

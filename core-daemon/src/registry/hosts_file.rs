@@ -92,14 +92,12 @@ fn certificates(base: &Path) -> Result<Hosts> {
     let of_type =
         |wanted: &'static str| files.iter().filter(move |path| path.extension().is_some_and(|is| is == wanted));
     let authorities = of_type("crt").cloned().collect();
-    let identity = of_type("cert").next().map(|certificate| {
+    let with_key = |certificate: &PathBuf| {
         let key = certificate.with_extension("key");
         (certificate.clone(), if key.is_file() { key } else { certificate.clone() })
-    });
-    if of_type("cert").count() > 1 {
-        return Err(Error::invalid("more than one client certificate (*.cert); name the one in hosts.toml (client)"));
-    }
-    let server = Configured { tls: Tls { authorities, identity, ..Tls::default() }, ..Configured::default() };
+    };
+    let identities = of_type("cert").map(with_key).collect();
+    let server = Configured { tls: Tls { authorities, identities, ..Tls::default() }, ..Configured::default() };
     Ok(Hosts { mirrors: Vec::new(), server })
 }
 
@@ -148,7 +146,7 @@ fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
         None => Vec::new(),
     };
     let connect = block.dial_timeout.as_deref().map(duration).transpose()?;
-    let tls = Tls { skip_verify: block.skip_verify, authorities, identity: identity(block.client, base)?, connect };
+    let tls = Tls { skip_verify: block.skip_verify, authorities, identities: identities(block.client, base)?, connect };
     let mut headers = Vec::new();
     for (name, value) in block.header {
         match value {
@@ -163,30 +161,28 @@ fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
     Ok(Configured { url, override_path: block.override_path, resolves, pulls, pushes, headers, tls })
 }
 
-/// A certificate, with the key in the same file or in another.
-fn identity(client: Option<toml::Value>, base: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
-    let invalid = || Error::invalid("client must be a file, or a list of one pair of certificate and key");
-    let pair = match client {
-        None => return Ok(None),
-        Some(toml::Value::String(both)) => return Ok(Some((base.join(&both), base.join(&both)))),
-        Some(toml::Value::Array(list)) => {
-            if list.len() > 1 {
-                tracing::warn!(base = %base.display(), "hosts.toml: of several client certificates the first is used");
-            }
-            list.into_iter().next().ok_or_else(invalid)?
-        }
-        Some(_) => return Err(invalid()),
-    };
-    match pair {
-        toml::Value::String(both) => Ok(Some((base.join(&both), base.join(&both)))),
+/// Certificates, each with its key in the same file or in another.
+fn identities(client: Option<toml::Value>, base: &Path) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let one = |value: toml::Value| match value {
+        toml::Value::String(both) => Ok((base.join(&both), base.join(&both))),
         toml::Value::Array(pair) => match &pair[..] {
             [toml::Value::String(certificate), toml::Value::String(key)] => {
-                Ok(Some((base.join(certificate), base.join(key))))
+                Ok((base.join(certificate), base.join(key)))
             }
-            _ => Err(invalid()),
+            _ => Err(not_client()),
         },
-        _ => Err(invalid()),
+        _ => Err(not_client()),
+    };
+    match client {
+        None => Ok(Vec::new()),
+        Some(toml::Value::Array(list)) => list.into_iter().map(one).collect(),
+        Some(text @ toml::Value::String(_)) => Ok(vec![one(text)?]),
+        Some(_) => Err(not_client()),
     }
+}
+
+fn not_client() -> Error {
+    Error::invalid("client must be a file, or a list of files and of pairs of certificate and key")
 }
 
 /// `500ms`, `30s`, `1m30s`.
@@ -207,7 +203,7 @@ mod tests {
             [host."https://z.example"]
               capabilities = ["pull"]
               ca = ["a.pem", "/b.pem"]
-              client = [["c.cert", "c.key"]]
+              client = [["c.cert", "c.key"], "/both.pem"]
               dial_timeout = "500ms"
               [host."https://z.example".header]
                 x-a = ["1", "2"]
@@ -225,12 +221,16 @@ mod tests {
         assert_eq!(parse("ca = \"a.pem\"", Path::new("/h")).expect("parse").server.tls.authorities.len(), 1);
         assert!(all[0].pulls && !all[0].resolves);
         assert_eq!(all[0].tls.authorities, [PathBuf::from("/etc/h/a.pem"), PathBuf::from("/b.pem")]);
-        assert_eq!(all[0].tls.identity, Some(("/etc/h/c.cert".into(), "/etc/h/c.key".into())));
+        let two = [("/etc/h/c.cert", "/etc/h/c.key"), ("/both.pem", "/both.pem")];
+        assert_eq!(all[0].tls.identities, two.map(|(certificate, key)| (certificate.into(), key.into())));
         assert_eq!(all[0].tls.connect, Some(Duration::from_millis(500)));
         assert_eq!(all[0].headers.len(), 2);
         assert!(all[1].override_path && all[1].tls.skip_verify && all[1].resolves && all[1].pushes);
         assert_eq!(all[1].tls.connect, Some(Duration::from_millis(61_500)));
         for bad in ["server = 1", "host = 1", "[host.\"x\"]\ndial_timeout = \"x\"", "[host.\"x\"]\nclient = 1", "]"] {
+            assert!(parse(bad, Path::new("/")).is_err(), "{bad}");
+        }
+        for bad in ["client = [1]", "client = [[\"a\"]]", "client = [[\"a\", \"b\", \"c\"]]"] {
             assert!(parse(bad, Path::new("/")).is_err(), "{bad}");
         }
     }
@@ -257,8 +257,11 @@ mod tests {
         let Hosts { mirrors, server } = read(dir.path(), "h.io").expect("read");
         assert!(mirrors.is_empty() && server.url.is_empty());
         assert_eq!(server.tls.authorities, [base.join("a.crt"), base.join("b.crt")]);
-        assert_eq!(server.tls.identity, Some((base.join("c.cert"), base.join("c.key"))));
+        let first = (base.join("c.cert"), base.join("c.key"));
+        assert_eq!(server.tls.identities, [first.clone()]);
+        // The key may be in the file itself.
         std::fs::write(base.join("d.cert"), "").expect("file");
-        assert!(read(dir.path(), "h.io").is_err(), "two certificates of ours");
+        let both = (base.join("d.cert"), base.join("d.cert"));
+        assert_eq!(read(dir.path(), "h.io").expect("read").server.tls.identities, [first, both]);
     }
 }

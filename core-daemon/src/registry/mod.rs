@@ -18,6 +18,7 @@ mod explain;
 mod fetch;
 mod hosts;
 mod hosts_file;
+mod identity;
 mod pace;
 mod proxies;
 mod push;

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Client, Method, Response, StatusCode, Url};
+use rustls::crypto::CryptoProvider;
 
 use super::body::Body;
 use super::error::{is_broken_off, of_answer, of_transport, root_cause};
 use super::hosts::Host;
+use super::identity;
 use super::proxies::Proxies;
 use super::reach::{Reach, Resolver, is_private_address, same_origin};
 use super::renewed::Renewed;
@@ -36,15 +38,15 @@ const MAX_ERROR: usize = 64 << 10;
 pub(super) struct Tls {
     pub(super) skip_verify: bool,
     pub(super) authorities: Vec<PathBuf>,
-    /// Certificate and key files.
-    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    /// Files of our own certificates and their keys.
+    pub(super) identities: Vec<(PathBuf, PathBuf)>,
     pub(super) connect: Option<Duration>,
 }
 
 impl Tls {
     fn files(&self) -> Vec<&Path> {
-        let identity = self.identity.iter().flat_map(|(certificate, key)| [certificate, key]);
-        self.authorities.iter().chain(identity).map(PathBuf::as_path).collect()
+        let identities = self.identities.iter().flat_map(|(certificate, key)| [certificate, key]);
+        self.authorities.iter().chain(identities).map(PathBuf::as_path).collect()
     }
 }
 
@@ -94,14 +96,16 @@ pub fn client(patience: Duration) -> Result<Client> {
     Client::builder().user_agent(USER_AGENT).timeout(patience).build().map_err(failed)
 }
 
-fn provide() {
-    static PROVIDER: Once = Once::new();
+fn provide() -> Arc<CryptoProvider> {
     // Fails only where somebody else installed one, which serves as well.
+    static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    let installed = CryptoProvider::get_default().cloned();
+    installed.unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()))
 }
 
 fn build(tls: &Tls, reach: Reach, way: Way) -> Result<Client> {
-    provide();
+    let provider = provide();
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
     let read = |path: &PathBuf| {
         std::fs::read(path).map_err(|error| Error::from(error).context(format!("read {}", path.display())))
@@ -109,11 +113,6 @@ fn build(tls: &Tls, reach: Reach, way: Way) -> Result<Client> {
     let mut authorities = Vec::new();
     for path in &tls.authorities {
         authorities.extend(reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|error| failed(&error))?);
-    }
-    let mut identity = None;
-    if let Some((certificate, key)) = &tls.identity {
-        let pem = [read(certificate)?, b"\n".to_vec(), read(key)?].concat();
-        identity = Some(reqwest::Identity::from_pem(&pem).map_err(|error| failed(&error))?);
     }
     let configured = || {
         let builder = Client::builder()
@@ -124,13 +123,13 @@ fn build(tls: &Tls, reach: Reach, way: Way) -> Result<Client> {
             .http1_only()
             .connect_timeout(tls.connect.unwrap_or(CONNECT))
             .tls_danger_accept_invalid_certs(tls.skip_verify);
-        let builder = match &identity {
-            Some(identity) => builder.identity(identity.clone()),
-            None => builder,
-        };
         let builder = if way == Way::Direct { builder.no_proxy() } else { builder };
         builder.dns_resolver(Resolver::new(reach))
     };
+    if !tls.identities.is_empty() {
+        let client = configured().tls_backend_preconfigured(identity::config(tls, &provider)?);
+        return client.build().map_err(|error| failed(&error));
+    }
     let usual = match authorities.is_empty() {
         true => configured(),
         false => configured().tls_certs_merge(authorities.clone()),
