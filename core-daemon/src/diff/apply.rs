@@ -61,12 +61,36 @@ pub struct Applied {
 pub struct Deferred {
     /// Directories that were made because something is in them, without an entry of their own.
     pub(super) implicit: BTreeSet<PathBuf>,
-    /// Hard links to files that are not in this layer: target by name.
-    pub(super) links: BTreeMap<PathBuf, PathBuf>,
+    /// Hard links to files that are not in this layer, by name.
+    pub(super) links: BTreeMap<PathBuf, Link>,
     /// Directories with removed names, which may have nothing below them.
     pub(super) hiding: BTreeSet<PathBuf>,
     /// Times of directories, which `settle` disturbs.
     pub(super) times: Times,
+}
+
+/// A hard link that waits for the layers below.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    /// Where the file is.
+    pub(super) target: PathBuf,
+    /// What the link says of the file, without its names.
+    pub(super) entry: Entry,
+    /// Which of the layer's entries it is: the last that is about a file counts.
+    pub(super) number: u64,
+}
+
+impl Link {
+    pub(super) fn new(target: PathBuf, entry: &Entry, number: u64) -> Self {
+        let (path, link, pieces) = Default::default();
+        Self { target, entry: Entry { path, link, pieces, xattrs: entry.xattrs.clone(), ..*entry }, number }
+    }
+
+    /// How much memory it takes.
+    fn size(&self) -> usize {
+        let xattrs: usize = self.entry.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        size_of::<Self>() + self.target.as_os_str().len() + xattrs
+    }
 }
 
 /// Times of directories.
@@ -200,7 +224,7 @@ impl Layer {
             Kind::Fifo => make_node(entry, parent, name, SFlag::S_IFIFO)?,
             Kind::Other => return Ok(true),
         }
-        // A link's attributes are those of the file, which has had its own entry.
+        // A link's were given to the file that it is.
         if !matches!(entry.kind, Kind::HardLink | Kind::File) {
             attributes::set(parent, name, entry)?;
         }
@@ -256,13 +280,15 @@ impl Layer {
                 Err(Error::invalid("hard link to a directory"))
             }
             Some((directory, stat)) if self.mode != Mode::Overlay || !whiteout::is_whiteout(&stat) => {
-                Ok(linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(io::Error::from)?)
+                linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(io::Error::from)?;
+                Ok(attributes::set_of_link(parent, name, &stat, entry)?)
             }
             None if self.mode == Mode::Overlay => {
                 // What it links to may be such a link itself.
-                let target = self.deferred.links.get(&target).cloned().unwrap_or(target);
-                self.text += path.as_os_str().len() + target.as_os_str().len();
-                self.deferred.links.insert(path.to_owned(), target);
+                let target = self.deferred.links.get(&target).map_or(target, |link| link.target.clone());
+                let link = Link::new(target, entry, self.entries);
+                self.text += path.as_os_str().len() + link.size();
+                self.deferred.links.insert(path.to_owned(), link);
                 Ok(())
             }
             _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat};
-use rung_sys::xattr;
+use rung_sys::{beneath, xattr};
 
 use super::tar::{Entry, Kind};
 
@@ -44,6 +44,27 @@ pub(super) fn set_of_file(directory: BorrowedFd<'_>, name: &OsStr, file: &File, 
     let (seconds, nanoseconds) = within_range(entry.mtime);
     let time = TimeSpec::new(seconds, i64::from(nanoseconds));
     Ok(futimens(file, &time, &time)?)
+}
+
+/// Gives a file what an entry says that is but another name of it: the last entry counts. What `stat` has already is left
+/// alone, because to give a file to its owner takes its capabilities away.
+pub(super) fn set_of_link(directory: BorrowedFd<'_>, name: &OsStr, stat: &FileStat, entry: &Entry) -> io::Result<()> {
+    let is_owners = (stat.st_uid, stat.st_gid) == (entry.uid, entry.gid);
+    if !is_owners {
+        own(directory, name, entry.uid, entry.gid)?;
+    }
+    for (key, value) in &entry.xattrs {
+        set_xattr(directory, name, key, value, entry.kind)?;
+    }
+    let is_permitted = is_owners && stat.st_mode & 0o7777 == entry.mode;
+    if !is_permitted && beneath::file_type(stat) != SFlag::S_IFLNK {
+        permit(directory, name, entry.mode)?;
+    }
+    let (seconds, nanoseconds) = within_range(entry.mtime);
+    if (stat.st_mtime, stat.st_mtime_nsec) != (seconds, i64::from(nanoseconds)) {
+        set_mtime(directory, name, entry.mtime)?;
+    }
+    Ok(())
 }
 
 pub(super) fn own(directory: BorrowedFd<'_>, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{SFlag, makedev};
 use rung_sys::beneath;
 
-use super::apply::{Applied, Deferred, MAX_PATH, Mode};
+use super::apply::{Applied, Deferred, Link, MAX_PATH, Mode};
 use super::attributes;
 use super::lowers::{Lowers, MAX_LINKS, parts};
 use super::tar::{Entry, Kind, Reader};
@@ -43,6 +43,7 @@ pub fn convert(path: &Path, tar: impl BufRead, mode: Mode, limit: u64) -> Result
         moved_to: BTreeSet::new(),
         parent: None,
         text: 0,
+        entries: 0,
     };
     while let Some(entry) = reader.next_entry()? {
         layer.entry(&mut reader, &entry).doing(|| format!("apply {:?}", String::from_utf8_lossy(&entry.path)))?;
@@ -62,8 +63,8 @@ struct Layer {
     mode: Mode,
     /// Directories that were made because something is in them, without an entry of their own.
     implicit: BTreeSet<Id>,
-    /// Hard links to files that are not in this layer: target by directory and name.
-    links: BTreeMap<(Id, Vec<u8>), PathBuf>,
+    /// Hard links to files that are not in this layer, by directory and name.
+    links: BTreeMap<(Id, Vec<u8>), Link>,
     /// Whether names are marked as removed.
     hides: bool,
     /// Where directories were moved to because a link below leads there.
@@ -71,6 +72,7 @@ struct Layer {
     /// The directory of the entry before, which is most often that of the next.
     parent: Option<(PathBuf, Id)>,
     text: usize,
+    entries: u64,
 }
 
 impl Layer {
@@ -80,6 +82,7 @@ impl Layer {
         }
         let xattrs: usize = entry.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum();
         self.text += entry.path.len() + entry.link.len() + xattrs;
+        self.entries += 1;
         if self.tree.count() > MAX_FILES || self.text > MAX_TEXT {
             let text = format!("layer of more than {MAX_FILES} files, or {MAX_TEXT} bytes of names and attributes");
             return Err(Error::new(error::Kind::ResourceExhausted, format!("{text}: use another snapshotter")));
@@ -197,13 +200,16 @@ impl Layer {
             Some(id) if self.tree.node(id).is_directory() => Err(Error::invalid("hard link to a directory")),
             Some(id) if !is_whiteout(&id) => {
                 self.tree.insert(directory, name, id);
+                describe(self.tree.node_mut(id), entry);
                 Ok(())
             }
             None if self.mode == Mode::Overlay => {
                 // What it links to may be such a link itself.
                 let link = within.and_then(|within| self.links.get(&(within, target_name.as_bytes().to_vec())));
-                let target = link.cloned().unwrap_or(target);
-                self.links.insert((directory, name.to_vec()), target);
+                let target = link.map_or(target, |link| link.target.clone());
+                let link = Link::new(target, entry, self.entries);
+                self.text += size_of::<Link>();
+                self.links.insert((directory, name.to_vec()), link);
                 Ok(())
             }
             _ => Err(Error::invalid(format!("hard link to {target:?}, which is not there"))),
@@ -286,15 +292,17 @@ impl Layer {
     }
 }
 
-/// Gives a file the attributes of its entry; its type stays.
+/// Gives a file the attributes of its entry, or of one that is another name of it; its type stays.
 fn describe(node: &mut Node, entry: &Entry) {
-    node.mode = (node.mode & SFlag::S_IFMT.bits()) | (entry.mode & 0o7777);
-    if entry.kind == Kind::Symlink {
-        node.mode |= 0o777;
+    let kind = SFlag::from_bits_truncate(node.mode & SFlag::S_IFMT.bits());
+    node.mode = kind.bits() | if kind == SFlag::S_IFLNK { 0o777 } else { entry.mode & 0o7777 };
+    // As the kernel does when it gives a file to somebody else.
+    if (node.uid, node.gid) != (entry.uid, entry.gid) && kind == SFlag::S_IFREG {
+        node.xattrs.retain(|(key, _)| key != b"security.capability");
     }
     (node.uid, node.gid, node.mtime) = (entry.uid, entry.gid, attributes::within_range(entry.mtime));
     for (key, value) in &entry.xattrs {
-        let is_misplaced = key.starts_with(b"user.") && !matches!(entry.kind, Kind::File | Kind::Directory);
+        let is_misplaced = key.starts_with(b"user.") && !matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR);
         // What overlayfs itself keeps in attributes is not for a layer to say.
         if !attributes::is_overlay(key) && !is_misplaced && erofs::has_place(key) {
             node.set_xattr(key, value);
@@ -327,10 +335,14 @@ impl Unfinished {
             let lowers = Lowers::open(lowers).doing(|| "open the layers below")?;
             layer.settle_directories(&lowers, Tree::ROOT, Path::new(""))?;
             let mut copies = BTreeMap::new();
-            for ((directory, name), target) in layer.links.clone() {
-                let linked = layer.copy_up(&lowers, (directory, &name), &target, &mut copies);
-                linked.doing(|| format!("settle link to {target:?}"))?;
+            let mut made = Vec::new();
+            for ((directory, name), link) in layer.links.clone() {
+                let linked = layer.copy_up(&lowers, (directory, &name), &link.target, &mut copies);
+                let linked = linked.doing(|| format!("settle link to {:?}", link.target))?;
+                made.extend(linked.map(|id| (link.number, id, link.entry)));
             }
+            made.sort_unstable_by_key(|(number, ..)| *number);
+            made.iter().for_each(|(_, id, entry)| describe(layer.tree.node_mut(*id), entry));
             if layer.hides {
                 layer.uncover(&lowers, Tree::ROOT, Path::new(""), false)?;
             }

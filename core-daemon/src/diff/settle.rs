@@ -14,9 +14,10 @@ use nix::unistd::{linkat, symlinkat};
 use rung_sys::beneath::{self, Root};
 use rung_sys::{holes, xattr};
 
-use super::apply::{Deferred, Times, plain_directory, real_path, set_times};
+use super::apply::{Deferred, Link, Times, plain_directory, real_path, set_times};
 use super::attributes;
 use super::lowers::{Found, Lowers};
+use super::tar::Entry;
 use super::whiteout;
 use crate::error::{Doing, Error, Result};
 use crate::id;
@@ -37,13 +38,19 @@ pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()>
         let path = after(&moved, &path);
         directory(root, &lowers, &path, &mut moved, &mut times).doing(|| format!("settle directory {path:?}"))?;
     }
-    let links: BTreeMap<PathBuf, PathBuf> =
-        links.into_iter().map(|(link, target)| (after(&moved, &link), target)).collect();
+    let links: BTreeMap<PathBuf, Link> = links.into_iter().map(|(path, link)| (after(&moved, &path), link)).collect();
     let moved_to = moved.values().cloned().collect();
     let mut making =
         Links { root, lowers: &lowers, links: &links, moved_to, copies: BTreeMap::new(), times: &mut times };
-    for (link, target) in &links {
-        making.link(link, target).doing(|| format!("settle link {link:?}"))?;
+    let mut made = Vec::new();
+    for (path, link) in &links {
+        if making.link(path, &link.target).doing(|| format!("settle link {path:?}"))? {
+            made.push((link.number, path, &link.entry));
+        }
+    }
+    made.sort_unstable_by_key(|(number, ..)| *number);
+    for (_, path, entry) in made {
+        describe(root, path, entry).doing(|| format!("settle link {path:?}"))?;
     }
     for path in hiding {
         let path = after(&moved, &path);
@@ -51,6 +58,14 @@ pub fn settle(root: &Root, lowers: &[PathBuf], deferred: Deferred) -> Result<()>
     }
     let times = times.into_iter().map(|(path, time)| (after(&moved, &path), time)).collect();
     set_times(root, &times)
+}
+
+/// Gives the file that a link is what the link's entry says.
+fn describe(root: &Root, link: &Path, entry: &Entry) -> Result<()> {
+    let (Some(within), Some(name)) = (link.parent(), link.file_name()) else { return Ok(()) };
+    let within = root.directory(within)?;
+    let Some(stat) = beneath::stat(within.as_fd(), name)? else { return Ok(()) };
+    Ok(attributes::set_of_link(within.as_fd(), name, &stat, entry)?)
 }
 
 fn missing(link: &Path, target: &Path) -> Error {
@@ -205,8 +220,8 @@ fn merge(from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
 struct Links<'a> {
     root: &'a Root,
     lowers: &'a Lowers,
-    /// All of them: target by name.
-    links: &'a BTreeMap<PathBuf, PathBuf>,
+    /// All of them, by name.
+    links: &'a BTreeMap<PathBuf, Link>,
     /// Where directories were moved to.
     moved_to: BTreeSet<PathBuf>,
     /// Where the one copy of each file is, by the file's path below.
@@ -215,16 +230,16 @@ struct Links<'a> {
 }
 
 impl Links<'_> {
-    fn link(&mut self, link: &Path, target: &Path) -> Result<()> {
+    /// Makes one; false where a later entry of the layer took the name.
+    fn link(&mut self, link: &Path, target: &Path) -> Result<bool> {
         let real = self.lowers.real(target)?;
         // What it links to may be such a link itself.
-        let target = self.links.get(&real).map_or(target, PathBuf::as_path);
+        let target = self.links.get(&real).map_or(target, |link| &link.target);
         let found = self.lowers.find(target, false)?;
-        let (Some(within), Some(name)) = (link.parent(), link.file_name()) else { return Ok(()) };
+        let (Some(within), Some(name)) = (link.parent(), link.file_name()) else { return Ok(false) };
         let to = make_like_below(self.root, self.lowers, within, self.times)?;
         if beneath::stat(to.as_fd(), name)?.is_some() {
-            // A later entry of the layer took the name.
-            return Ok(());
+            return Ok(false);
         }
         let path = found.as_ref().map_or(&real, |found| &found.path);
         let copy = match (self.copies.get(path), &found) {
@@ -234,12 +249,12 @@ impl Links<'_> {
             (None, None) => return Err(missing(link, target)),
         };
         if copy != link {
-            let (Some(within), Some(copied)) = (copy.parent(), copy.file_name()) else { return Ok(()) };
+            let (Some(within), Some(copied)) = (copy.parent(), copy.file_name()) else { return Ok(false) };
             let from = self.root.directory(within)?;
             linkat(&from, copied, &to, name, AtFlags::empty()).map_err(io::Error::from)?;
         }
         self.copies.insert(path.clone(), copy);
-        Ok(())
+        Ok(true)
     }
 
     /// Copies a file up under its own name, so that both names are one file; where the layer removes or replaces that

@@ -94,8 +94,8 @@ impl Layer {
         let links: Vec<Vec<u8>> =
             self.links.range((from, Vec::new())..(from + 1, Vec::new())).map(|((_, name), _)| name.clone()).collect();
         for name in links {
-            if let Some(target) = self.links.remove(&(from, name.clone())) {
-                self.links.insert((to, name), target);
+            if let Some(link) = self.links.remove(&(from, name.clone())) {
+                self.links.insert((to, name), link);
             }
         }
         let moved: Vec<(Vec<u8>, Id)> = self.tree.children(from).map(|(name, id)| (name.to_vec(), id)).collect();
@@ -108,21 +108,21 @@ impl Layer {
         }
     }
 
-    /// A file that only a hard link mentions: it comes up from below, once, under both names.
+    /// A file that only a hard link mentions: it comes up from below, once, under both names. None where a later entry of
+    /// the layer took the name.
     pub(super) fn copy_up(
         &mut self,
         lowers: &Lowers,
         (directory, name): (Id, &[u8]),
         target: &Path,
         copies: &mut BTreeMap<PathBuf, Id>,
-    ) -> Result<()> {
+    ) -> Result<Option<Id>> {
         let real = lowers.real(target)?;
         // What it links to may be such a link itself.
         let target = self.link_at(&real).unwrap_or_else(|| target.to_owned());
         let found = lowers.find(&target, false)?;
-        // A later entry of the layer may have taken the name.
         if self.tree.child(directory, name).is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let path = found.as_ref().map_or(&real, |found| &found.path);
         let id = match (copies.get(path).copied().or_else(|| self.own_file(path, &target)), &found) {
@@ -141,13 +141,13 @@ impl Layer {
         };
         self.tree.insert(directory, name, id);
         copies.insert(path.clone(), id);
-        Ok(())
+        Ok(Some(id))
     }
 
     /// The target of the hard link at a path without links, where that is to a file that is not in this layer.
     fn link_at(&self, path: &Path) -> Option<PathBuf> {
         let within = self.at(path.parent()?)?;
-        self.links.get(&(within, path.file_name()?.as_bytes().to_vec())).cloned()
+        self.links.get(&(within, path.file_name()?.as_bytes().to_vec())).map(|link| link.target.clone())
     }
 
     /// What the layer itself has at a path without links.

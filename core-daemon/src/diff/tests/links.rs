@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use rung_sys::xattr;
+
 use super::*;
 
 /// One file below, and one in a directory that a link leads to.
@@ -77,7 +79,11 @@ fn a_link_to_what_is_no_file_is_another_name_of_it() {
         .with(b'2', "s", b"", With { mode: 0o777, owner: (5, 6), mtime: 1000, link: "nowhere", ..PLAIN })
         .with(b'3', "null", b"", With { mode: 0o620, owner: (7, 8), mtime: 2000, device: (1, 3), ..PLAIN })
         .with(b'6', "pipe", b"", With { mode: 0o4600, ..PLAIN });
-    let top = Tar::default().link("d/s", "s").link("d/null", "null").link("d/pipe", "pipe").file(".wh.pipe", "");
+    let top = Tar::default()
+        .with(b'1', "d/s", b"", With { owner: (5, 6), mtime: 1000, link: "s", ..PLAIN })
+        .with(b'1', "d/null", b"", With { mode: 0o620, owner: (7, 8), mtime: 2000, link: "null", ..PLAIN })
+        .with(b'1', "d/pipe", b"", With { mode: 0o4600, link: "pipe", ..PLAIN })
+        .file(".wh.pipe", "");
     each(&[below, top], |dir, way| {
         assert_eq!((names(dir).as_str(), names(&dir.join("d")).as_str()), ("d null s", "null pipe s"), "{way:?}");
         let (link, device, pipe) = (stat(&dir.join("d/s")), stat(&dir.join("d/null")), stat(&dir.join("d/pipe")));
@@ -135,4 +141,49 @@ fn holes_stay_holes_when_a_file_is_copied_up() {
         assert!(std::fs::read(dir.join("b")).expect("copy").ends_with(b"\0x"), "{way:?}");
         assert_eq!(stat(&dir.join("b")).len(), length, "{way:?}");
     });
+}
+
+/// As containerd has it: chown, chmod and utimes go to the file, by whichever name.
+#[test]
+fn the_last_entry_of_a_file_says_whose_it_is() {
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let capable = |tar: Tar, name: &str| {
+        tar.pax(b'x', &[("SCHILY.xattr.security.capability", &capability)]).with(
+            b'0',
+            name,
+            b"",
+            With { mode: 0o755, owner: (3, 4), mtime: 100, ..PLAIN },
+        )
+    };
+    let alike = |link| With { mode: 0o755, owner: (3, 4), mtime: 100, link, ..PLAIN };
+    let below = Tar::default().file("a", "old").file("c", "old").symlink("s", "a");
+    let below = capable(capable(below, "kept"), "given");
+    let top = Tar::default()
+        .with(b'1', "z", b"", With { mode: 0o4711, owner: (5, 6), mtime: 200, link: "a", ..PLAIN })
+        .with(b'1', "b", b"", With { mode: 0o4640, owner: (7, 8), mtime: 300, link: "z", ..PLAIN })
+        .with(b'1', "y", b"", With { mode: 0o600, owner: (9, 9), mtime: 400, link: "c", ..PLAIN })
+        .file("y", "of its own")
+        .with(b'1', "x", b"", With { mode: 0o620, owner: (1, 2), mtime: 500, link: "c", ..PLAIN })
+        .pax(b'x', &[("SCHILY.xattr.user.note", b"said")])
+        .with(b'1', "t", b"", With { mode: 0o600, owner: (5, 6), mtime: 600, link: "s", ..PLAIN })
+        .with(b'1', "kept2", b"", alike("kept"))
+        .with(b'1', "given2", b"", With { owner: (5, 6), ..alike("given") });
+    let same = Tar([&below.0[..], &top.0].concat());
+    // In a layer above, and in the very same.
+    for layers in [vec![below, top], vec![same]] {
+        each(&layers, |dir, way| {
+            let has = |name: &str| {
+                let stat = stat(&dir.join(name));
+                (stat.mode() & 0o7777, stat.uid(), stat.gid(), stat.mtime())
+            };
+            assert_eq!((has("a"), has("b")), ((0o4640, 7, 8, 300), (0o4640, 7, 8, 300)), "{way:?}");
+            assert_eq!((has("c"), has("x")), ((0o620, 1, 2, 500), (0o620, 1, 2, 500)), "{way:?}");
+            assert_eq!((has("y"), text(dir.join("y")).as_str()), ((0o644, 0, 0, 0), "of its own"), "{way:?}");
+            assert_eq!((has("s"), has("t")), ((0o777, 5, 6, 600), (0o777, 5, 6, 600)), "{way:?}");
+            let fd = std::fs::File::open(dir).expect("open");
+            let get = |name: &str| xattr::get(fd.as_fd(), name.as_ref(), b"security.capability").expect("attribute");
+            assert_eq!(get("kept").as_deref(), Some(&capability[..]), "{way:?}");
+            assert_eq!((get("given"), has("given")), (None, (0o755, 5, 6, 100)), "{way:?}");
+        });
+    }
 }

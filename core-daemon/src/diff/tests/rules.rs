@@ -117,7 +117,12 @@ fn hard_links_reach_lower_layers() {
         .pax(b'x', &[("SCHILY.xattr.user.note", b"kept")])
         .with(b'0', "usr/lib/f", b"data", With { mode: 0o4755, owner: (3, 4), mtime: 1_000_000, ..PLAIN })
         .symlink("sym", "usr/lib/f");
-    let top = Tar::default().link("same", "usr/lib/f").link("usr/also", "lib/f").file("own", "x").link("own2", "./own");
+    let alike = |link| With { mode: 0o4755, owner: (3, 4), mtime: 1_000_000, link, ..PLAIN };
+    let top = Tar::default()
+        .with(b'1', "same", b"", alike("usr/lib/f"))
+        .with(b'1', "usr/also", b"", alike("lib/f"))
+        .file("own", "x")
+        .link("own2", "./own");
     each(&[low, top], |dir, way| {
         let (same, original) = (stat(&dir.join("same")), stat(&dir.join("usr/lib/f")));
         assert_eq!((same.ino(), same.nlink()), (original.ino(), 3), "{way:?}");
