@@ -12,6 +12,8 @@ pub struct Choice {
     pub all: bool,
     /// Of entries that are not wanted the documents nevertheless, so that the index is complete.
     pub documents: bool,
+    /// Of entries that are for no platform, such as artifacts, the documents.
+    pub unplaced: bool,
     /// At most so many images; 0 for no limit.
     pub limit: usize,
 }
@@ -57,7 +59,8 @@ impl Choice {
         let is_whole = |entry: &Descriptor| whole.iter().any(|wanted| std::ptr::eq(*wanted, entry));
         let want = |entry: &'i Descriptor| match is_whole(entry) {
             true => Some((entry, Want::Whole)),
-            false => self.documents.then_some((entry, Want::Documents)),
+            false if self.documents || (self.unplaced && entry.platform.is_none()) => Some((entry, Want::Documents)),
+            false => None,
         };
         index.manifests.iter().filter(is_document).filter_map(want).collect()
     }
@@ -102,6 +105,11 @@ mod tests {
         let rest = |name: &str| (name.to_owned(), Want::Documents);
         assert_eq!(chosen(&limited), [rest("linux/s390x"), arm, rest("unknown/unknown")]);
         assert_eq!(chosen(&Choice::everything()).len(), 3);
+        let mut with_artifact = index();
+        with_artifact.manifests.push(Descriptor::new(media_types::OCI_MANIFEST, Digest::of("artifact"), 1));
+        let unplaced = Choice { limit: 0, unplaced: true, ..choice.clone() };
+        let wants: Vec<_> = unplaced.of(&with_artifact).into_iter().map(|(_, want)| want).collect();
+        assert_eq!(wants, [Want::Whole, Want::Whole, Want::Documents]);
         let none = Choice { platforms: vec![Platform::new("plan9", "mips", None)], documents: true, ..choice };
         assert!(chosen(&none).is_empty());
     }

@@ -186,6 +186,7 @@ impl TransferService {
             choice: Choice {
                 platforms: message.platforms.iter().map(platform).collect(),
                 all: message.all_platforms,
+                unplaced: true,
                 ..Choice::default()
             },
             skip_docker: message.skip_compatibility_manifest,

@@ -132,6 +132,7 @@ pub(super) fn choice(store: &wire::ImageStore) -> Choice {
         platforms: store.platforms.iter().map(platform).collect(),
         all: store.platforms.is_empty(),
         documents: store.all_metadata,
+        unplaced: false,
         limit: usize::try_from(store.manifest_limit).unwrap_or(usize::MAX),
     }
 }

@@ -78,10 +78,14 @@ struct Plan {
 impl Plan {
     async fn add(&mut self, images: &Images, ctx: &Context, image: &Exported, options: &ExportOptions) -> Result<()> {
         let stored = Stored { content: &images.content, ctx, progress: &Quiet };
-        let tree = match options.what_is_here && image.target.kind() == MediaKind::Index {
-            true => self.here(&stored, images, ctx, &image.target).await?,
+        let is_index = image.target.kind() == MediaKind::Index;
+        let mut tree = match options.what_is_here && is_index {
+            true => Tree::read_present(&stored, &image.target).await?,
             false => Tree::read(&stored, &image.target, None, &options.choice).await?,
         };
+        if is_index {
+            tree = complete(images, ctx, tree).await?;
+        }
         if let Some(alone) = tree.images.iter().find(|found| found.descriptor.digest == image.target.digest) {
             check_platform(images, ctx, alone, &options.choice)?;
         }
@@ -101,26 +105,6 @@ impl Plan {
             self.docker(&best.descriptor.digest, &best.manifest, image.name.as_deref());
         }
         Ok(())
-    }
-
-    /// Of an index, the images that are here whole; of the others the manifests, as far as they are here.
-    async fn here(&self, stored: &Stored<'_>, images: &Images, ctx: &Context, target: &Descriptor) -> Result<Tree> {
-        let mut tree = Tree::read_present(stored, target).await?;
-        let (content, ctx) = (images.content.clone(), ctx.clone());
-        blocking(move || {
-            for found in &mut tree.images {
-                let mut complete = true;
-                for child in manifest_children(&found.manifest) {
-                    complete &= content.has(&ctx, &child.digest)?;
-                }
-                found.want = if complete { Want::Whole } else { Want::Documents };
-            }
-            if !tree.images.iter().any(|found| found.want == Want::Whole) {
-                return Err(Error::not_found("none of its images is here whole; pull it again"));
-            }
-            Ok(tree)
-        })
-        .await
     }
 
     fn blob(&mut self, descriptor: &Descriptor) {
@@ -180,6 +164,25 @@ impl Plan {
         document(&mut tar, LAYOUT_FILE, 0o444, &layout)?;
         tar.finish().and_then(|mut to| to.flush()).doing(doing)
     }
+}
+
+/// Of what is not wanted for its platform: what is here whole is put in whole, of the rest the manifests.
+async fn complete(images: &Images, ctx: &Context, mut tree: Tree) -> Result<Tree> {
+    let (content, ctx) = (images.content.clone(), ctx.clone());
+    blocking(move || {
+        for found in tree.images.iter_mut().filter(|found| found.want == Want::Documents) {
+            let mut complete = true;
+            for child in manifest_children(&found.manifest) {
+                complete &= content.has(&ctx, &child.digest)?;
+            }
+            found.want = if complete { Want::Whole } else { Want::Documents };
+        }
+        if !tree.images.iter().any(|found| found.want == Want::Whole) {
+            return Err(Error::not_found("none of its images is here whole; pull it again"));
+        }
+        Ok(tree)
+    })
+    .await
 }
 
 /// Refuses an image without an index that is for another platform than is asked for. Many images for ARM do not say of
