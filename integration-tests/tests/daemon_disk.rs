@@ -199,9 +199,11 @@ fn reads_that_fail_lose_nothing_else(env: &Env) -> Result<()> {
         let daemon = env.daemon().with_context(shown)?;
         let listed = daemon.gantry(&["ps", "-a", "--format", "{{.Names}}"])?.ok()?;
         ensure!(listed.text() == "web", "{}: {listed}", shown());
-        // What could not be read may have been put aside, to be fetched again.
+        // What could not be read may have been put aside, to be fetched again: only a pull can mend that.
         let mended = daemon.gantry(&["system", "fsck", "--repair"])?;
-        ensure!(mended.code() <= 1, "{}: {mended}", shown());
+        let mut left = mended.text().lines().filter(|line| line.contains(" left "));
+        let waits = mended.code() == 4 && left.all(|line| line.starts_with("blob-missing "));
+        ensure!(mended.code() <= 1 || waits, "{}: {mended}", shown());
         does(&daemon, &["pull", "-q", &scene.kept]).with_context(shown)?;
         scene.examine(&daemon).with_context(shown)?;
         daemon.stop()?;
