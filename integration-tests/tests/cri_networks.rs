@@ -6,7 +6,7 @@ use std::path::Path;
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, network};
-use integration_tests::{Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Env, Registry, Result, Test, tests, wait};
 use nix::sched::{CloneFlags, unshare};
 
 pub(crate) const TESTS: &[Test] = tests![

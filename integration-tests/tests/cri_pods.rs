@@ -2,7 +2,7 @@
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, network, spec};
-use integration_tests::{Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Daemon, Env, Registry, Result, Test, tests, wait};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![

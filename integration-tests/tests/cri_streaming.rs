@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
-use integration_tests::{Env, Image, Registry, Result, Stack, Test, tests, wait};
+use integration_tests::{Env, Registry, Result, Stack, Test, tests, wait};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use anyhow::Context;
 use integration_tests::daemon::WITHOUT_ALIASES;
 use integration_tests::pty::Pty;
-use integration_tests::{Bundle, Daemon, Env, Image, Registry, Result, Test, tests, wait};
+use integration_tests::{Bundle, Daemon, Env, Registry, Result, Test, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_task_from_start_to_delete [Root, Overlay, EveryHost],

@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_container_goes_on_where_it_was[Root, Criu],
