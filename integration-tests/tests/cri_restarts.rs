@@ -348,9 +348,9 @@ impl Kubelet<'_> {
         let shims = || names(env.path("state/io.containerd.runtime.v2.task/k8s.io"));
         wait::until("no shim is left", || shims().is_empty().then_some(()))?;
         // What a pull had begun that was given up goes with the next collection.
-        wait::until("no snapshot is left", || {
+        wait::until("no active snapshot is left", || {
             let listed = self.daemon.ctr(&["--namespace", "k8s.io", "snapshots", "ls"]).ok()?.ok().ok()?.stdout;
-            (listed.lines().count() == 1).then_some(())
+            (!listed.contains("Active")).then_some(())
         })
     }
 
