@@ -211,9 +211,9 @@ fn namespaces_of_the_host_by_path_come_back(env: &Env) -> Result<()> {
     }
     let images = checkpointed(env, &bundle, &id)?;
     quietly(env, &["restore", "--detach", "--bundle", bundle.write()?, "--image-path", &images, &id])?;
-    let running = status(env, &id);
+    let state = env.state(&id);
     env.run_rung(&["delete", "--force", &id])?.ok()?;
-    ensure!(running? == "running");
+    ensure!(state?["status"] == "running");
     Ok(())
 }
 

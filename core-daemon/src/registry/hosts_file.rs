@@ -258,7 +258,7 @@ mod tests {
         assert!(mirrors.is_empty() && server.url.is_empty());
         assert_eq!(server.tls.authorities, [base.join("a.crt"), base.join("b.crt")]);
         let first = (base.join("c.cert"), base.join("c.key"));
-        assert_eq!(server.tls.identities, [first.clone()]);
+        assert_eq!(server.tls.identities, std::slice::from_ref(&first));
         // The key may be in the file itself.
         std::fs::write(base.join("d.cert"), "").expect("file");
         let both = (base.join("d.cert"), base.join("d.cert"));

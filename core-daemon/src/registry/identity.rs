@@ -1,6 +1,6 @@
 //! Our own certificates for registries that ask for one: of several that which the registry accepts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::ResolvesClientCert;
@@ -68,7 +68,7 @@ struct Offer {
 }
 
 impl Offer {
-    fn read(certificate: &PathBuf, key: &PathBuf, provider: &CryptoProvider) -> Result<Self> {
+    fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Self> {
         let chain = certificates(certificate)?;
         if chain.is_empty() {
             return Err(Error::invalid("there is no certificate in it"));
