@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use integration_tests::output::{self, Ran};
 use integration_tests::{Bundle, Env, Pty, Result, Test, tests, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::rung_cgroups::Sleeper;
@@ -17,6 +20,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_bad_program_fails_create[Root],
     a_name_is_taken_once[Root],
     exec_has_its_own_exit_code[Root],
+    exec_says_that_the_container_has_ended_meanwhile[Root, Fast],
     children_count_whatever_the_caller_ignores[Root],
     exec_works_in_a_user_namespace_that_the_container_shares[Root],
     hooks_see_the_states_of_the_specification[Root],
@@ -173,6 +177,24 @@ fn exec_has_its_own_exit_code(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// At whatever moment of the exec it ends.
+fn exec_says_that_the_container_has_ended_meanwhile(env: &Env) -> Result<()> {
+    for moment in 0..24 {
+        let sleeper = Sleeper::start(env, &format!("ends{moment}"), json!({}))?;
+        let pid = env.state(&sleeper.id)?["pid"].as_i64().context("a process")?;
+        let mut exec = env.rung(&["exec", &sleeper.id, "true"])?;
+        let exec = exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        std::thread::sleep(Duration::from_micros(moment * 250));
+        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+        let ended = exec.wait_with_output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        // None of a process that was there, and was killed with the others.
+        let mut errors = said.lines().filter(|line| line.contains("level=error"));
+        ensure!(errors.all(|line| line.contains("cannot exec in a stopped container")), "moment {moment}: {said}");
+    }
+    Ok(())
+}
+
 /// The kernel tells a program nothing of its children whose caller ignores SIGCHLD.
 fn children_count_whatever_the_caller_ignores(env: &Env) -> Result<()> {
     let ignoring = |args: &[&str]| -> Result<Ran> {
@@ -283,7 +305,7 @@ fn a_killed_runtime_leaves_what_delete_removes(env: &Env) -> Result<()> {
         let mut command = env.rung(&["create", "--bundle", path, &id])?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn()?;
-        std::thread::sleep(std::time::Duration::from_micros(step * 500));
+        std::thread::sleep(Duration::from_micros(step * 500));
         // It may have finished already, which is one of the instants.
         child.kill().ok();
         child.wait()?;

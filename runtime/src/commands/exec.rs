@@ -40,7 +40,8 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
         ignore_paused: args.ignore_paused,
         cgroups: args.cgroup.clone(),
     };
-    let mut started = exec::start(&container, &spec, process, &options)?;
+    let cause = |error| exec::cause(&container, error);
+    let mut started = exec::start(&container, &spec, process, &options).map_err(cause)?;
     let mut finish = || -> Result<()> {
         if let (Some(socket), Some(console)) = (&args.console_socket, &started.console) {
             sockets::send_console(socket, console)?;
@@ -59,7 +60,7 @@ fn run_inner(settings: &Settings, args: ExecArgs) -> Result<u8> {
     };
     if let Err(error) = finish() {
         started.abort();
-        return Err(error);
+        return Err(cause(error));
     }
     match foreground {
         None => Ok(0),

@@ -49,9 +49,7 @@ pub fn base_process(container: &Container, recorded: &Spec) -> Result<Process> {
 /// Makes the process and takes it to the point where only the exec is left.
 pub fn start(container: &Container, spec: &Spec, process: Process, options: &Options) -> Result<Started> {
     match container.status() {
-        Status::Creating | Status::Stopped => {
-            return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container"));
-        }
+        Status::Creating | Status::Stopped => return Err(stopped()),
         Status::Paused if !options.ignore_paused => {
             return Err(Error::new(
                 Kind::Paused,
@@ -94,6 +92,15 @@ pub fn start(container: &Container, spec: &Spec, process: Process, options: &Opt
         joined.doing(|| NOT_STARTED).inspect_err(|_| started.abort())?;
     }
     Ok(started)
+}
+
+/// Why an exec failed: a container that has ended meanwhile took along what the error names.
+pub fn cause(container: &Container, error: Error) -> Error {
+    if container.is_ending() { stopped() } else { error }
+}
+
+fn stopped() -> Error {
+    Error::new(Kind::NotRunning, "cannot exec in a stopped container")
 }
 
 /// The cgroup that only systemd may put the process in: the container's, or where the first process is now.
@@ -139,7 +146,7 @@ fn namespaces(container: &Container, spec: &Spec) -> Result<Vec<(Namespace, Owne
     clone::sort(&mut list);
     // Opened by number: were the process gone and its number given away, these would be another container's.
     if !container.is_alive() {
-        return Err(Error::new(Kind::NotRunning, "cannot exec in a stopped container"));
+        return Err(stopped());
     }
     debug_assert!(list.iter().all(|(_, fd)| Namespace::of(fd.as_fd()).is_ok()));
     Ok(list)

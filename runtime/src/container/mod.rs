@@ -62,6 +62,11 @@ impl Container {
         alive::is_alive(self.pid(), self.record.init_process_start)
     }
 
+    /// Whether that process has ended, or is about to and cannot be joined any more.
+    pub fn is_ending(&self) -> bool {
+        alive::is_ending(self.pid(), self.record.init_process_start)
+    }
+
     /// Where it is in its life; nothing of this is stored, all of it is looked at.
     pub fn status(&self) -> Status {
         if self.record.init_process_pid == 0 {
