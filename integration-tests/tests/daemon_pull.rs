@@ -69,7 +69,7 @@ fn special_files_arrive_as_they_are(env: &Env) -> Result<()> {
     let tar = Tar::new()
         .dir("srv")
         .entry("srv/owned", Kind::File(b"owned".to_vec()), &owned)
-        .entry("srv/other", Kind::Hardlink("srv/owned".into()), &Meta::default())
+        .entry("srv/other", Kind::Hardlink("srv/owned".into()), &owned)
         .entry("srv/zero", Kind::Character(1, 5), &Meta { mode: 0o666, ..Meta::default() })
         .entry("srv/pipe", Kind::Fifo, &Meta { mode: 0o640, ..Meta::default() })
         .symlink("srv/way", "/nowhere/at all")
