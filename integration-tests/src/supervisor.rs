@@ -162,6 +162,11 @@ impl<'env> Supervisor<'env> {
 
     /// As [`Supervisor::start`], by identifier and directory.
     pub async fn start_at(env: &'env Env, id: &str, bundle: &Path) -> Result<Self> {
+        Self::start_among(env, id, bundle, &[]).await
+    }
+
+    /// As [`Supervisor::start_at`], with variables that the daemon's own environment has.
+    pub async fn start_among(env: &'env Env, id: &str, bundle: &Path, variables: &[(&str, &str)]) -> Result<Self> {
         let socket = events_socket(env, id);
         let events = Events::serve(&socket)?;
         let params = BootstrapParams {
@@ -172,7 +177,7 @@ impl<'env> Supervisor<'env> {
             socket_dir: Some(env.path("s").to_string_lossy().into_owned()),
             ..BootstrapParams::default()
         };
-        let answer = run_start(env, id, bundle, &params.encode_to_vec(), &[])?;
+        let answer = run_start(env, id, bundle, &params.encode_to_vec(), variables)?;
         let result = BootstrapResult::decode(answer.as_slice()).context("decode the answer")?;
         assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
         Self::connect(env, id, bundle, &result.address, events).await

@@ -1,5 +1,7 @@
 //! The shim's start, its Task and Sandbox services, and its end, without a daemon.
 
+use std::os::unix::net::UnixDatagram;
+
 use gantry_proto::any;
 use gantry_proto::containerd::events::TaskExecAdded;
 use gantry_proto::containerd::runtime::sandbox::v1 as sandbox;
@@ -14,6 +16,7 @@ use prost::Message;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_container_lives_its_life [Root],
+    nobody_waits_for_containers_of_a_daemon_under_systemd [Root],
     older_daemons_get_the_answer_they_read [Root],
     a_group_shares_one_shim [Root],
     refusals_have_their_codes [Root],
@@ -46,6 +49,22 @@ fn a_container_lives_its_life(env: &Env) -> Result<()> {
         assert!(!std::path::Path::new(path).exists(), "the socket stays");
         shim.client.closed().await;
         Ok(())
+    })
+}
+
+/// `Type=notify` gives the daemon, and so the shim, a socket to say when it is ready. It is not the containers'.
+fn nobody_waits_for_containers_of_a_daemon_under_systemd(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "told", &["sh", "-c", "exit ${NOTIFY_SOCKET:+1}"])?;
+    bundle.write()?;
+    let path = env.path("notify");
+    let _manager = UnixDatagram::bind(&path)?;
+    let variables = [("NOTIFY_SOCKET", &*path.to_string_lossy())];
+    daemon::runtime()?.block_on(async {
+        let shim = Supervisor::start_among(env, &env.id("told"), &bundle.path, &variables).await?;
+        shim.create(&Stdio::default()).await?;
+        shim.start_process("").await?;
+        assert_eq!(shim.wait("").await?, 0);
+        shim.finish().await
     })
 }
 

@@ -100,6 +100,8 @@ impl Runtime {
             command.current_dir(&self.bundle);
         }
         command.args(&self.global_flags).args(arguments);
+        // A service manager's, from which the daemon inherited it: the runtime would wait for the container to be ready.
+        command.env_remove("NOTIFY_SOCKET");
         command.stdin(ends.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(ends.stdout.map_or_else(Stdio::null, Stdio::from));
         if ends.stderr.is_some() {
