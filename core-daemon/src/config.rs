@@ -30,9 +30,9 @@ pub const DEFAULT_FILE: &str = "/etc/gantry/config.toml";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What outlives a reboot.
+    /// Directory of what outlives a reboot: content, snapshots, metadata.
     pub root: PathBuf,
-    /// What does not.
+    /// Directory of what does not: bundles and sockets.
     pub state: PathBuf,
     /// The API's socket.
     pub grpc: Grpc,
@@ -95,7 +95,7 @@ pub struct Ttrpc {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// A level, or an expression of `tracing`.
+    /// `error`, `warn`, `info`, `debug` or `trace`, or an expression such as `gantryd::tasks=debug`.
     pub level: String,
     /// How lines are written.
     pub format: LogFormat,
