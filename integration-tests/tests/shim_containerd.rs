@@ -178,10 +178,11 @@ fn a_container_goes_on_under_stock_containerd(env: &Env) -> Result<()> {
     let then = said("first").lines().count();
     wait::until("it goes on", || (said("first").lines().count() > then).then_some(()))?;
     stock.end(&first)?;
-    // Its standard output is that of the container.
-    let mut restore = stock.command(&["container", "restore", "--rw", "--live", &second, &checkpoint]);
+    // ctr leaves as soon as it goes on; whoever attaches has its output.
+    stock.ctr(&["container", "restore", "--rw", "--live", &second, &checkpoint])?.ok()?;
+    let mut attached = stock.command(&["task", "attach", &second]);
     let output = fs::File::create(log("second"))?;
-    let mut restore = restore.stdout(output.try_clone()?).stderr(output).spawn()?;
+    let mut attached = attached.stdout(output.try_clone()?).stderr(output).spawn()?;
     let counted = wait::until("the second counts", || said("second").contains('\n').then_some(()));
     let counted = counted.and_then(|()| {
         let line = said("second").lines().next().unwrap_or_default().to_owned();
@@ -192,8 +193,8 @@ fn a_container_goes_on_under_stock_containerd(env: &Env) -> Result<()> {
     });
     // It leaves with the task.
     if counted.is_err() {
-        let _ = restore.kill();
+        let _ = attached.kill();
     }
-    restore.wait()?;
+    attached.wait()?;
     counted
 }
