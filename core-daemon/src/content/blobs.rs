@@ -155,8 +155,8 @@ impl std::io::Write for HashWriter<'_> {
 
 fn recorded(db: &Db, digest: &Digest) -> Result<bool> {
     db.read(|tx| {
-        for namespace in crate::metadata::namespaces::list(tx)? {
-            if tx.get(CONTENT, &namespace.name, digest.as_str())?.is_some() {
+        for namespace in crate::metadata::namespaces::names(tx)? {
+            if tx.get(CONTENT, &namespace, digest.as_str())?.is_some() {
                 return Ok(true);
             }
         }

@@ -193,6 +193,26 @@ fn only_unrecorded_blobs_are_reclaimed() {
 }
 
 #[test]
+fn what_cannot_be_read_is_somebodys_all_the_same() {
+    use crate::metadata::schema::{CONTENT, NAMESPACES};
+    let it = fixture();
+    let put =
+        |namespace: &str, bytes: &[u8]| it.content.put(&ctx(namespace), bytes, labels::Labels::new()).expect("put");
+    let (kept, whole) = (put("a", b"hello"), put("b", b"hello there"));
+    it.db.write(|tx| tx.put(NAMESPACES, "", "a", &[0xff])).expect("damage");
+    assert_eq!(it.content.reclaim(&kept).expect("recorded"), None, "its namespace cannot be read");
+    it.db.write(|tx| tx.put(CONTENT, "b", kept.as_str(), &[0xff])).expect("damage");
+    it.content.delete(&ctx("a"), &kept).expect("delete");
+    assert_eq!(it.content.reclaim(&kept).expect("recorded"), None, "its record cannot be read");
+    assert!(it.content.orphans().expect("orphans").is_empty());
+    let listed = it.content.list(&ctx("b")).expect("the others");
+    assert_eq!(listed.into_iter().map(|info| info.digest).collect::<Vec<_>>(), [whole.to_string()]);
+    // Nor does it keep anybody from writing, and what a label of its would grant is not granted.
+    let content = it.content.clone().isolated(true);
+    assert_eq!(content.writer(&ctx("c"), "r", 5, Some(&kept)).expect("writer").offset(), 0);
+}
+
+#[test]
 fn damage_is_noticed_and_mended_by_writing_again() {
     let it = fixture();
     let digest = it.content.put(&ctx("a"), b"hello", labels::Labels::new()).expect("put");

@@ -14,12 +14,12 @@ pub fn get(tx: &impl Tx, namespace: &str, digest: &str) -> Result<Option<Info>> 
     tx.message(CONTENT, namespace, digest)
 }
 
-/// All blobs of a namespace, by digest.
+/// All blobs of a namespace, by digest. One whose record cannot be read is left out: nobody removes what is not in this list.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str) -> Result<Vec<Info>> {
-    tx.messages(CONTENT, namespace)
+    tx.readable_messages(CONTENT, namespace)
 }
 
 /// Writes a blob's record under its digest.

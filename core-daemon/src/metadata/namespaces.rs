@@ -16,12 +16,27 @@ pub fn get(tx: &impl Tx, name: &str) -> Result<Option<Namespace>> {
     tx.message(NAMESPACES, "", name)
 }
 
-/// All namespaces, by name.
+/// All namespaces with their labels, by name. One whose record cannot be read is left out: to show them, or to grant what a
+/// label grants. What is in a namespace is there whatever its labels are, so whoever looks for that asks for [`names`].
 ///
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx) -> Result<Vec<Namespace>> {
-    tx.messages(NAMESPACES, "")
+    tx.readable_messages(NAMESPACES, "")
+}
+
+/// The names of all namespaces, also of those whose records cannot be read: a blob of theirs that were taken for nobody's
+/// would be removed.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn names(tx: &impl Tx) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    tx.scan(NAMESPACES, "", "", &mut |name, _| {
+        names.push(name.to_owned());
+        Ok(true)
+    })?;
+    Ok(names)
 }
 
 /// Writes a namespace under its own name.

@@ -31,20 +31,24 @@ pub fn get(tx: &impl Tx, namespace: &str, snapshotter: &str, name: &str) -> Resu
     tx.message(SNAPSHOTS, namespace, &join(&[snapshotter, name]))
 }
 
-/// All snapshots of a namespace in a snapshotter, by name.
+/// All snapshots of a namespace in a snapshotter, by name. One whose record cannot be read is left out: nobody removes what
+/// is not in this list.
 ///
 /// # Errors
 /// When the database cannot be read.
 pub fn list(tx: &impl Tx, namespace: &str, snapshotter: &str) -> Result<Vec<Record>> {
     let mut all = Vec::new();
     tx.scan(SNAPSHOTS, namespace, &join(&[snapshotter, ""]), &mut |key, bytes| {
-        all.push(decode(key, bytes)?);
+        match decode(key, bytes) {
+            Ok(record) => all.push(record),
+            Err(error) => tracing::error!(namespace, %error, "a record is left out"),
+        }
         Ok(true)
     })?;
     Ok(all)
 }
 
-/// All snapshots of a snapshotter with their namespaces.
+/// All snapshots of a snapshotter with their namespaces, and none left out: files that no record names are removed.
 ///
 /// # Errors
 /// When the database cannot be read.
@@ -57,6 +61,25 @@ pub fn list_all(tx: &impl Tx, snapshotter: &str) -> Result<Vec<(String, Record)>
         Ok(())
     })?;
     Ok(all)
+}
+
+/// The highest number of a snapshotter's snapshots, 0 without any. One whose record cannot be read keeps nobody from the
+/// others: its number is taken as long as its files are there.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn highest(tx: &impl Tx, snapshotter: &str) -> Result<u64> {
+    let mut highest = 0;
+    tx.scan_all(SNAPSHOTS, &mut |_, key, bytes| {
+        if key.split('\0').next() == Some(snapshotter) {
+            match decode(key, bytes) {
+                Ok(record) => highest = highest.max(record.number),
+                Err(error) => tracing::error!(%error, "a record is left out"),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(highest)
 }
 
 /// Writes a snapshot under its own name, and its place among its parent's children.

@@ -46,22 +46,6 @@ pub trait Tx {
         self.get(table, namespace, key)?.map(|bytes| decode(&bytes, key)).transpose()
     }
 
-    /// All messages of a namespace, in key order.
-    ///
-    /// # Errors
-    /// As [`Tx::message`].
-    fn messages<M: Message + Default>(&self, table: Table, namespace: &str) -> Result<Vec<M>>
-    where
-        Self: Sized,
-    {
-        let mut all = Vec::new();
-        self.scan(table, namespace, "", &mut |key, bytes| {
-            all.push(decode(bytes, key)?);
-            Ok(true)
-        })?;
-        Ok(all)
-    }
-
     /// All messages of a namespace that can be read, in key order. The others are told of in the log.
     ///
     /// # Errors

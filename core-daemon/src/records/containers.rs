@@ -55,8 +55,8 @@ impl Containers {
     /// # Errors
     /// When the database cannot be read.
     pub fn namespaces(&self) -> Result<Vec<Namespace>> {
-        let records = self.db.read(metadata::namespaces::list)?;
-        Ok(records.iter().filter_map(|record| Namespace::parse(&record.name).ok()).collect())
+        let names = self.db.read(metadata::namespaces::names)?;
+        Ok(names.iter().filter_map(|name| Namespace::parse(name).ok()).collect())
     }
 
     /// Stores a new container and announces it.

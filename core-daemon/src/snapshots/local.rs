@@ -59,8 +59,8 @@ impl<D: Driver> Local<D> {
     /// # Errors
     /// When records or directories cannot be read.
     pub fn open(name: &str, driver: D, db: Db, events: Events) -> Result<Self> {
-        let records = db.read(|tx| table::list_all(tx, name))?;
-        let highest = records.iter().map(|(_, record)| record.number).chain(numbers(&driver)?).max().unwrap_or(0);
+        let recorded = db.read(|tx| table::highest(tx, name))?;
+        let highest = numbers(&driver)?.into_iter().fold(recorded, u64::max);
         let (driver, name, next) = (Arc::new(driver), name.to_owned(), AtomicU64::new(highest + 1));
         Ok(Self {
             name,

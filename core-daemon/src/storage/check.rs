@@ -10,6 +10,7 @@ use gantry_proto::containerd::services::containers::v1::Container;
 use gantry_proto::containerd::services::content::v1::Info;
 use gantry_proto::containerd::services::images::v1::Image;
 use gantry_proto::containerd::services::leases::v1::Lease;
+use gantry_proto::containerd::services::namespaces::v1::Namespace;
 use gantry_proto::containerd::types::Sandbox;
 use prost::Message;
 use rung_spec::digest::Digest;
@@ -17,7 +18,7 @@ use rung_spec::digest::Digest;
 use super::{Parts, references, snapshots};
 use crate::content::Damage;
 use crate::error::Result;
-use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASES, SANDBOXES, Table};
+use crate::metadata::schema::{CONTAINERS, CONTENT, IMAGES, LEASES, NAMESPACES, SANDBOXES, Table};
 use crate::metadata::{Tx as _, content as table, namespaces};
 
 /// What a check found.
@@ -135,7 +136,7 @@ impl Check<'_> {
                     Ok(())
                 })?;
             }
-            let known: BTreeSet<String> = namespaces::list(tx)?.into_iter().map(|it| it.name).collect();
+            let known = BTreeSet::from_iter(namespaces::names(tx)?);
             Ok(used.difference(&known).cloned().collect::<Vec<_>>())
         })?;
         for name in missing {
@@ -151,10 +152,31 @@ impl Check<'_> {
         self.readable::<Image>(IMAGES, "image")?;
         self.readable::<Lease>(LEASES, "lease")?;
         self.readable::<Container>(CONTAINERS, "container")?;
-        self.readable::<Sandbox>(SANDBOXES, "sandbox")
+        self.readable::<Sandbox>(SANDBOXES, "sandbox")?;
+        for (_, name) in self.wrong::<Namespace>(NAMESPACES)? {
+            let (object, problem) = (format!("namespace {name}"), "its record cannot be read".to_owned());
+            // What is in it must not be without a namespace.
+            self.mend(
+                Problem { kind: "record", namespace: &name, object, problem },
+                "record it without labels",
+                |parts| {
+                    let record = Namespace { name: name.clone(), ..Namespace::default() };
+                    parts.db.write(|tx| namespaces::put(tx, &record)).map(|()| None)
+                },
+            );
+        }
+        Ok(())
     }
 
     fn readable<M: Message + Default>(&mut self, table: Table, what: &str) -> Result<()> {
+        for (namespace, key) in self.wrong::<M>(table)? {
+            self.unreadable(table, &namespace, &key, format!("{what} {key}"));
+        }
+        Ok(())
+    }
+
+    /// The records of a table that cannot be read: namespace and key.
+    fn wrong<M: Message + Default>(&mut self, table: Table) -> Result<Vec<(String, String)>> {
         let (mut count, mut wrong) = (0, Vec::new());
         self.parts.db.read(|tx| {
             tx.scan_all(table, &mut |namespace, key, bytes| {
@@ -166,10 +188,7 @@ impl Check<'_> {
             })
         })?;
         self.looked(count);
-        for (namespace, key) in wrong {
-            self.unreadable(table, &namespace, &key, format!("{what} {key}"));
-        }
-        Ok(())
+        Ok(wrong)
     }
 
     /// Reports a record that cannot be read, which is removed: it says nothing to anybody.

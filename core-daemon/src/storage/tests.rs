@@ -14,7 +14,7 @@ use crate::labels::{GC_REF_CONTENT, GC_REF_SNAPSHOT, Labels};
 use crate::metadata::schema::{
     CONTAINERS, CONTENT, IMAGES, LEASE_RESOURCES, LEASES, NAMESPACES, SANDBOXES, SNAPSHOT_CHILDREN, SNAPSHOTS, join,
 };
-use crate::metadata::{containers, images, leases, snapshots as table};
+use crate::metadata::{containers, images, leases, namespaces, snapshots as table};
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::{Local, Snapshotter};
 
@@ -137,6 +137,8 @@ fn records_that_disagree_are_corrected() {
     let write = |change: &dyn Fn(&crate::metadata::WriteTx) -> Result<()>| it.db.write(change).expect("write");
     write(&|tx| tx.delete(NAMESPACES, "", "n").map(drop));
     it.is_mended("namespace-missing");
+    write(&|tx| tx.put(NAMESPACES, "", "n", &[0xff]));
+    it.is_mended("record");
     let all = [(CONTENT, "sha256:0"), (SNAPSHOTS, "overlayfs\0wrong")];
     let all = all.into_iter().chain([IMAGES, LEASES, CONTAINERS, SANDBOXES].map(|table| (table, "wrong")));
     for (table, key) in all {
@@ -154,6 +156,30 @@ fn records_that_disagree_are_corrected() {
         write(&|tx| leases::hold(tx, "n", "l", kind, "gone"));
         it.is_mended("lease-resource");
     }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_hides_no_other() {
+    let (it, _) = Fixture::filled();
+    let broken = join(&["overlayfs", "broken"]);
+    let damaged = it.db.write(|tx| {
+        tx.put(SNAPSHOTS, "n", &broken, &[0xff])?;
+        tx.put(NAMESPACES, "", "n", &[0xff])?;
+        namespaces::touch(tx, "other")
+    });
+    damaged.expect("damage");
+    let names: Vec<_> = it.snapshots.list(&it.ctx).expect("the others").into_iter().map(|info| info.name).collect();
+    assert_eq!(names, ["base", "rw"]);
+    let namespaces = crate::records::namespaces::Namespaces::new(it.db.clone(), Events::new());
+    assert_eq!(namespaces.list().expect("the others").len(), 1);
+    let containers = crate::records::containers::Containers::new(it.db.clone(), Events::new());
+    assert_eq!(containers.namespaces().expect("all").len(), 2, "nobody takes on what runs in one that is not seen");
+    assert!(it.storage.usage().expect("usage").iter().any(|it| it.name == "overlayfs/rw"));
+    // A daemon starts with it.
+    let overlay = Overlay::open(&it.dir.path().join("overlay")).expect("overlay");
+    let again = Local::open("overlayfs", overlay, it.db.clone(), Events::new()).expect("open again");
+    again.prepare(&it.ctx, "next", "base", Labels::new()).expect("a number of its own");
+    assert!(again.orphans().is_err(), "whose files are whose is not known");
 }
 
 #[test]

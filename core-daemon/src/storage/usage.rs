@@ -125,14 +125,14 @@ impl Names {
 /// All snapshots, and what they take.
 fn snapshots(parts: &Parts, sizes: &mut HashMap<Node, u64>) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
-    for namespace in parts.db.read(namespaces::list)? {
-        let Ok(name) = Namespace::parse(&namespace.name) else { continue };
+    for namespace in parts.db.read(namespaces::names)? {
+        let Ok(name) = Namespace::parse(&namespace) else { continue };
         let context = Context::new(name);
         for (snapshotter, files) in parts.snapshotters.iter() {
             for info in files.list(&context)? {
                 // One that went meanwhile takes nothing.
                 let size = files.usage(&context, &info.name).map_or(0, |usage| usage.size);
-                let node = Node::Snapshot(namespace.name.clone(), snapshotter.to_owned(), info.name);
+                let node = Node::Snapshot(namespace.clone(), snapshotter.to_owned(), info.name);
                 sizes.insert(node.clone(), size);
                 nodes.push(node);
             }
