@@ -66,6 +66,47 @@ fn what_is_packed_is_unpacked() {
     assert_eq!(fs::read(copy.join("run")).expect("read"), vec![7; 5000]);
 }
 
+/// A directory with another in it, and so on, and a file in the last; beside each a file that comes after it.
+fn deep(dir: &Path, levels: usize, name: &str) {
+    use nix::fcntl::{OFlag, openat};
+    use nix::sys::stat::{Mode, mkdirat};
+    let mut within = open(dir);
+    for _ in 0..levels {
+        mkdirat(&within, name, Mode::S_IRWXU).expect("directory");
+        openat(&within, "e", OFlag::O_CREAT | OFlag::O_WRONLY, Mode::S_IRWXU).expect("file");
+        within = openat(&within, name, OFlag::O_DIRECTORY | OFlag::O_RDONLY, Mode::empty()).expect("directory");
+    }
+}
+
+#[test]
+fn a_deep_tree_takes_neither_the_stack_nor_all_files() {
+    let dir = tempfile::tempdir().expect("directory");
+    // More levels than a process may usually have files open, and more than a path can have.
+    for (name, levels, each) in [("deep", 1100, "d"), ("deeper", 5000, "directory")] {
+        fs::create_dir(dir.path().join(name)).expect("directory");
+        deep(&dir.path().join(name), levels, each);
+    }
+    let packed = |name: &str| {
+        let source = Source { within: open(dir.path()), name: name.into(), called: "t".into(), owners: false };
+        let mut bytes = Vec::new();
+        let packed = pack(&source, &mut bytes).map(|_| bytes);
+        packed.map_err(|error| error.to_string())
+    };
+    let (deep, deeper) = (packed("deep"), packed("deeper"));
+    // What walks with a file for each level cannot remove them.
+    let removed = std::process::Command::new("rm").arg("-rf").arg(dir.path()).status().expect("rm");
+    assert!(removed.success());
+    assert_eq!(deeper.expect_err("too deep"), "holds a path that is longer than 4095 bytes");
+    let (deep, mut paths) = (deep.expect("pack"), Vec::new());
+    let mut from = deep.as_slice();
+    while let Some(entry) = Entry::read(&mut from).expect("read") {
+        paths.push(String::from_utf8(entry.path).expect("text"));
+    }
+    assert_eq!(paths.len(), 2201);
+    assert_eq!(paths[..3], ["t/", "t/d/", "t/d/d/"]);
+    assert_eq!(paths[2199..], ["t/d/e", "t/e"]);
+}
+
 #[test]
 fn no_entry_leads_elsewhere() {
     let dir = tempfile::tempdir().expect("directory");
