@@ -5,12 +5,10 @@
 //! `/proc/self/cgroup`, each mounted where every distribution mounts it. Only where one is not found there the mount
 //! table is asked.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{self, Version};
+use rung_sys::cgroupfs::{self, Version, memberships};
 use rung_sys::mountinfo::{self, Mounted};
 
 use super::error::{Error, Result};
@@ -78,18 +76,6 @@ pub(super) fn read_proc(path: &str) -> Result<Vec<u8>> {
     rung_sys::file::read(Path::new(path)).map_err(|e| Error::Host(format!("read {path}: {e}")))
 }
 
-/// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path, which is any bytes: a container names the
-/// cgroups that it makes.
-pub(super) fn memberships(table: &[u8]) -> impl Iterator<Item = (Vec<String>, PathBuf)> {
-    table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.splitn(3, |byte| *byte == b':');
-        let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let names = std::str::from_utf8(names).ok()?.split(',');
-        let controllers = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
-        Some((controllers, PathBuf::from(OsStr::from_bytes(path))))
-    })
-}
-
 /// The mount point that every distribution uses for these controllers, when such a hierarchy is mounted there.
 fn usual_mount(root: &Path, controllers: &[String]) -> Option<PathBuf> {
     let (candidates, wanted) = match controllers {
@@ -147,15 +133,6 @@ mod tests {
         assert_eq!(at(Some(Path::new("/gantry/web"))), Path::new("/sys/fs/cgroup/pids/gantry/web"));
         assert_eq!(at(Some(Path::new("/../web"))), Path::new("/sys/fs/cgroup/pids/web"));
         assert!(container_dir(&pids, Some(Path::new("/")), "web").is_err());
-    }
-
-    #[test]
-    fn membership_lines() {
-        let table = b"12:cpu,cpuacct:/a:b\n1:name=systemd:/\xff\n0::/unified\n";
-        let found: Vec<_> = memberships(table).collect();
-        assert_eq!(found[0], (vec!["cpu".to_owned(), "cpuacct".to_owned()], PathBuf::from("/a:b")));
-        assert_eq!(found[1], (vec!["name=systemd".to_owned()], PathBuf::from(OsStr::from_bytes(b"/\xff"))));
-        assert_eq!(found[2], (vec![], PathBuf::from("/unified")));
     }
 
     #[test]

@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use rung_sys::beneath::lexical;
-use rung_sys::cgroupfs::{CgroupDir, is_missing};
+use rung_sys::cgroupfs::{CgroupDir, is_missing, memberships};
 
 pub use error::{Error, Result};
 pub use locate::is_unified;
@@ -191,7 +191,7 @@ impl Cgroup {
     /// When the process is gone.
     pub fn of(pid: Pid) -> Result<Self> {
         let table = locate::read_proc(&format!("/proc/{pid}/cgroup"))?;
-        let memberships: Vec<_> = locate::memberships(&table).collect();
+        let memberships: Vec<_> = memberships(&table).collect();
         let mut places = Vec::new();
         for hierarchy in locate::hierarchies()? {
             if let Some((_, path)) = memberships.iter().find(|(names, _)| *names == hierarchy.controllers) {

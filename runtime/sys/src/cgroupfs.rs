@@ -355,6 +355,18 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// The lines of a `/proc/<pid>/cgroup`: controllers (none for v2) and path, which is any bytes: a container names the
+/// cgroups that it makes, and whoever starts a program those that it is in.
+pub fn memberships(table: &[u8]) -> impl Iterator<Item = (Vec<String>, PathBuf)> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':');
+        let (_, names, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let names = std::str::from_utf8(names).ok()?.split(',');
+        let controllers = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Some((controllers, PathBuf::from(OsStr::from_bytes(path))))
+    })
+}
+
 /// The number in a file of one value; `max` is `u64::MAX`.
 #[must_use]
 pub fn single(text: &str) -> Option<u64> {
@@ -390,6 +402,15 @@ pub fn nested_keyed(text: &str) -> impl Iterator<Item = (&str, impl Iterator<Ite
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn membership_lines() {
+        let table = b"12:cpu,cpuacct:/a:b\n1:name=systemd:/\xff\n0::/unified\n";
+        let found: Vec<_> = memberships(table).collect();
+        assert_eq!(found[0], (vec!["cpu".to_owned(), "cpuacct".to_owned()], PathBuf::from("/a:b")));
+        assert_eq!(found[1], (vec!["name=systemd".to_owned()], PathBuf::from(OsStr::from_bytes(b"/\xff"))));
+        assert_eq!(found[2], (vec![], PathBuf::from("/unified")));
+    }
 
     #[test]
     fn formats() {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use rung_sys::cgroupfs::{CgroupDir, is_missing};
+use rung_sys::cgroupfs::{CgroupDir, is_missing, memberships};
 
 use crate::{Doing, Error, Result};
 
@@ -25,26 +25,26 @@ pub enum Cgroup {
 impl Cgroup {
     /// The cgroup of process `pid`, as far as it is not the shim's own: a runtime may have left it where it was.
     pub fn of(pid: i32) -> Option<Self> {
-        let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-        let ours = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let own: Vec<&str> = ours.lines().collect();
-        let lines = theirs.lines().filter(|line| !own.contains(line)).filter_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            Some((fields.next()?, fields.next()?.trim_start_matches('/')))
-        });
-        if is_unified() {
-            let (_, path) = lines.into_iter().find(|(controllers, _)| controllers.is_empty())?;
-            return Some(Self::Unified(Path::new(MOUNT).join(path)));
-        }
+        let theirs = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        Self::beside(&theirs, &fs::read("/proc/self/cgroup").unwrap_or_default(), is_unified())
+    }
+
+    /// The cgroup that `theirs` says, as far as it is not what `own` says. Both are whatever bytes people name cgroups with.
+    fn beside(theirs: &[u8], own: &[u8], unified: bool) -> Option<Self> {
+        let own: Vec<_> = memberships(own).collect();
         let mut directories = BTreeMap::new();
-        for (controllers, path) in lines.filter(|(controllers, _)| !controllers.is_empty()) {
-            for controller in controllers.split(',') {
+        for (controllers, path) in memberships(theirs).filter(|line| !own.contains(line)) {
+            let path = path.strip_prefix("/").unwrap_or(&path);
+            if unified && controllers.is_empty() {
+                return Some(Self::Unified(Path::new(MOUNT).join(path)));
+            }
+            for controller in controllers {
                 // `cpu` is a link to `cpu,cpuacct` where the two are mounted together.
-                let name = controller.strip_prefix("name=").unwrap_or(controller);
+                let name = controller.strip_prefix("name=").unwrap_or(&controller);
                 directories.insert(name.to_owned(), Path::new(MOUNT).join(name).join(path));
             }
         }
-        (!directories.is_empty()).then_some(Self::Legacy(directories))
+        (!unified && !directories.is_empty()).then_some(Self::Legacy(directories))
     }
 
     /// The directory of `controller`.
@@ -139,4 +139,29 @@ pub(super) fn between(dir: &Path, prefix: &str, suffix: &str) -> Vec<String> {
     let names =
         fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter_map(|name| Some(name.strip_prefix(prefix)?.strip_suffix(suffix)?.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    use super::*;
+
+    #[test]
+    fn cgroups_may_have_any_name() {
+        let own = b"3:cpu,cpuacct:/s\xe9rvice\n2:memory:/shim\n1:name=systemd:/s\xe9rvice\n0::/\n";
+        let theirs = b"3:cpu,cpuacct:/s\xe9rvice/c\n2:memory:/c\n1:name=systemd:/s\xe9rvice\n0::/\n";
+        let Some(Cgroup::Legacy(found)) = Cgroup::beside(theirs, own, false) else { panic!("no cgroup") };
+        let at = |path: &[u8]| PathBuf::from(OsStr::from_bytes(path));
+        let cpu =
+            [("cpu", &b"/sys/fs/cgroup/cpu/s\xe9rvice/c"[..]), ("cpuacct", b"/sys/fs/cgroup/cpuacct/s\xe9rvice/c")];
+        let expected = cpu.into_iter().chain([("memory", &b"/sys/fs/cgroup/memory/c"[..])]);
+        assert_eq!(found, expected.map(|(name, path)| (name.to_owned(), at(path))).collect());
+        assert!(Cgroup::beside(own, own, false).is_none(), "a cgroup of its own");
+        let Some(Cgroup::Unified(found)) = Cgroup::beside(b"0::/s\xe9\n", b"0::/s\n", true) else {
+            panic!("no cgroup")
+        };
+        assert_eq!(found, at(b"/sys/fs/cgroup/s\xe9"));
+    }
 }

@@ -3,9 +3,9 @@
 //! What a kernel does not count stays absent. The parsers take text; [`Cgroup::read`] reads the files.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rung_sys::cgroupfs::{CgroupDir, Version, version_at};
+use rung_sys::cgroupfs::{CgroupDir, Version, memberships, version_at};
 
 use crate::error::{Error, Result};
 
@@ -127,8 +127,8 @@ impl Cgroup {
     /// # Errors
     /// `NotFound` when the process has ended.
     pub(super) fn of(pid: u32) -> Result<Self> {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(Error::from)?;
-        Self::open(|controller| path_of(&text, controller))
+        let table = std::fs::read(format!("/proc/{pid}/cgroup")).map_err(Error::from)?;
+        Self::open(|controller| path_of(&table, controller))
     }
 
     /// The cgroup at one path in every hierarchy.
@@ -136,12 +136,12 @@ impl Cgroup {
     /// # Errors
     /// `NotFound` without such a cgroup.
     pub(super) fn at(path: &str) -> Result<Self> {
-        Self::open(|_| Some(path.to_owned()))
+        Self::open(|_| Some(path.into()))
     }
 
-    fn open(path: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    fn open(path: impl Fn(&str) -> Option<PathBuf>) -> Result<Self> {
         let missing = || Error::not_found("cgroup: not found");
-        let join = |mount: &Path, path: &str| mount.join(path.trim_start_matches('/'));
+        let join = |mount: &Path, path: &Path| mount.join(path.strip_prefix("/").unwrap_or(path));
         let mount = Path::new(MOUNT);
         if version_at(mount) == Some(Version::V2) {
             let path = path("").ok_or_else(missing)?;
@@ -187,13 +187,12 @@ impl Counters {
 }
 
 /// The path of a controller's hierarchy in `/proc/PID/cgroup`; version 2's for an empty name.
-fn path_of(text: &str, controller: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let controllers = fields.next()?;
-        let path = fields.next()?;
-        controllers.split(',').any(|known| known == controller).then(|| path.to_owned())
-    })
+fn path_of(table: &[u8], controller: &str) -> Option<PathBuf> {
+    let is_it = |names: &[String]| match controller {
+        "" => names.is_empty(),
+        controller => names.iter().any(|name| name == controller),
+    };
+    memberships(table).find_map(|(names, path)| is_it(&names).then_some(path))
 }
 
 fn gone(_: rung_sys::Error) -> Error {
@@ -399,9 +398,10 @@ mod tests {
 
     #[test]
     fn files_of_both_versions_are_understood() {
-        let proc = "12:cpu,cpuacct:/pod/a\n4:memory:/pod/a\n0::/unified/a\n";
-        assert_eq!(path_of(proc, "cpuacct").as_deref(), Some("/pod/a"));
-        assert_eq!(path_of(proc, "").as_deref(), Some("/unified/a"));
+        // Of the others, somebody's name may be no text.
+        let proc = b"12:cpu,cpuacct:/pod/a\n4:memory:/pod/a\n1:name=systemd:/s\xe9rvice\n0::/unified/a\n";
+        assert_eq!(path_of(proc, "cpuacct").as_deref(), Some(Path::new("/pod/a")));
+        assert_eq!(path_of(proc, "").as_deref(), Some(Path::new("/unified/a")));
         assert_eq!(path_of(proc, "pids"), None);
         let stat = keyed("usage_usec 12\nuser_usec 3\nbroken\n");
         assert_eq!((get(&stat, "usage_usec"), get(&stat, "none")), (12, 0));
