@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use nix::unistd::Pid;
+use rung_spec::validate::Parameter;
 use rung_sys::idmap::{self, Range};
 use rung_sys::namespace::{self, Namespace};
 use rung_sys::procfs::Procfs;
@@ -171,22 +172,11 @@ fn write_sysctls(sysctls: &[(String, String)]) -> Result<()> {
     }
     let proc = Procfs::open().map_err(std::io::Error::from).doing(|| "open /proc")?;
     for (name, value) in sysctls {
-        let path = format!("sys/{}", sysctl_path(name));
-        let written = proc.write(&path, value).map_err(std::io::Error::from);
+        let parameter = Parameter::named(name).map_err(|why| Error::invalid(format!("sysctl {name}: {why}")))?;
+        let written = proc.write(&format!("sys/{}", parameter.path), value).map_err(std::io::Error::from);
         written.map_err(|error| Error::invalid(format!("sysctl {name}={value}: {error}")))?;
     }
     Ok(())
-}
-
-/// Where a setting lies: its first separator, a dot or a slash, is the one, and the other stands for a dot in a name.
-fn sysctl_path(name: &str) -> String {
-    let dotted = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('.'));
-    let swapped = |letter| match letter {
-        '.' => '/',
-        '/' => '.',
-        other => other,
-    };
-    if dotted { name.chars().map(swapped).collect() } else { name.to_owned() }
 }
 
 fn bind(source: &Path, target: &Path) -> Result<()> {
@@ -229,17 +219,5 @@ impl Holder {
         idmap::write_uids(pid, users).map_err(std::io::Error::from).doing(|| "map user ids")?;
         idmap::write_gids(pid, groups).map_err(std::io::Error::from).doing(|| "map group ids")?;
         Ok(Self { pid, child })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_of_interfaces_with_dots_in_their_names() {
-        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
-        assert_eq!(sysctl_path("net/ipv4/conf/eth0.100/forwarding"), "net/ipv4/conf/eth0.100/forwarding");
-        assert_eq!(sysctl_path("net.ipv4.conf.eth0/100.forwarding"), "net/ipv4/conf/eth0.100/forwarding");
     }
 }

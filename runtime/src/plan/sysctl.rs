@@ -1,10 +1,10 @@
 //! Kernel settings a container may have: only those that belong to a namespace of its own.
 
-use oci_spec::runtime::Linux;
-use rung_spec::validate::IPC_SYSCTLS;
+use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use rung_spec::validate::Parameter;
 use rung_sys::namespace::Namespace;
 
-use super::namespaces::NamespacePlan;
+use super::namespaces::{NamespacePlan, kind};
 use crate::error::{Error, Result};
 
 /// The settings as paths below `/proc/sys`, sorted.
@@ -12,59 +12,17 @@ pub fn plan(linux: Option<&Linux>, namespaces: &NamespacePlan) -> Result<Vec<(St
     let settings = linux.and_then(|linux| linux.sysctl().as_ref());
     let mut planned = Vec::new();
     for (key, value) in settings.into_iter().flatten() {
-        let path = path_of(key);
-        allowed(key, &path, namespaces)?;
-        planned.push((path, value.clone()));
+        let refuse = |why: &str| Error::invalid(format!("linux.sysctl: sysctl {key:?} {why}"));
+        let parameter = Parameter::named(key).map_err(refuse)?;
+        let is_its = namespaces.has(kind(parameter.namespace))
+            && !(parameter.namespace == LinuxNamespaceType::Network && is_hosts(namespaces));
+        if !is_its {
+            return Err(refuse(&format!("is not allowed in the host's {} namespace", parameter.namespace)));
+        }
+        planned.push((parameter.path, value.clone()));
     }
     planned.sort();
     Ok(planned)
-}
-
-/// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` name the same file; whichever separator comes first is the one.
-fn path_of(key: &str) -> String {
-    match key.find(['.', '/']) {
-        Some(at) if key.as_bytes()[at] == b'.' => key
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-        _ => key.to_owned(),
-    }
-}
-
-fn allowed(key: &str, path: &str, namespaces: &NamespacePlan) -> Result<()> {
-    let refuse = |why: &str| Err(Error::invalid(format!("linux.sysctl: sysctl {key:?} {why}")));
-    if path.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
-        return refuse("is no setting's name");
-    }
-    let needs = |kind: Namespace, name: &str| {
-        if namespaces.has(kind) {
-            return Ok(());
-        }
-        refuse(&format!("is not allowed in the hosts {name} namespace"))
-    };
-    if IPC_SYSCTLS.iter().any(|name| name.split('.').eq(path.split('/'))) || path.starts_with("fs/mqueue/") {
-        return needs(Namespace::Ipc, "ipc");
-    }
-    if path.starts_with("net/") {
-        needs(Namespace::Network, "network")?;
-        return if is_hosts(namespaces) { refuse("is not allowed in the hosts network namespace") } else { Ok(()) };
-    }
-    if path.starts_with("user/") {
-        return needs(Namespace::User, "user");
-    }
-    match path {
-        "kernel/domainname" => needs(Namespace::Uts, "uts"),
-        "kernel/hostname" => refuse("conflicts with the hostname of the configuration: set hostname instead"),
-        _ => refuse("is not in a separate kernel namespace"),
-    }
 }
 
 /// Whether the network namespace that is joined by path is the runtime's own. One that cannot be looked at is refused
@@ -82,29 +40,23 @@ fn is_hosts(namespaces: &NamespacePlan) -> bool {
 mod tests {
     use super::*;
 
-    fn namespaces(make: &[Namespace]) -> NamespacePlan {
-        NamespacePlan { make: make.to_vec(), ..NamespacePlan::default() }
-    }
-
-    #[test]
-    fn both_spellings_are_one_setting() {
-        assert_eq!(path_of("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
-        assert_eq!(path_of("net/ipv4/conf/eth0.1/forwarding"), "net/ipv4/conf/eth0.1/forwarding");
+    fn planned(key: &str, namespaces: &NamespacePlan) -> Result<Vec<(String, String)>> {
+        let mut linux = Linux::default();
+        linux.set_sysctl(Some([(key.to_owned(), "1".to_owned())].into()));
+        plan(Some(&linux), namespaces)
     }
 
     #[test]
     fn only_own_namespaces() {
-        let own = namespaces(&[Namespace::Ipc, Namespace::Network]);
-        for good in ["kernel.msgmax", "fs.mqueue.msg_max", "net.core.somaxconn"] {
-            assert!(allowed(good, &path_of(good), &own).is_ok(), "{good}");
-            assert!(allowed(good, &path_of(good), &namespaces(&[])).is_err(), "{good}");
-        }
+        let own = NamespacePlan { make: vec![Namespace::Ipc, Namespace::Network], ..NamespacePlan::default() };
         let hosts =
             NamespacePlan { join: vec![(Namespace::Network, "/proc/self/ns/net".into())], ..NamespacePlan::default() };
-        assert!(allowed("net.core.somaxconn", &path_of("net.core.somaxconn"), &hosts).is_err());
-        let smuggled = "kernel.shm_rmid_forced=1+kernel.core_pattern";
-        for bad in ["kernel.core_pattern", "kernel.hostname", "net/../kernel/core_pattern", "vm.swappiness", smuggled] {
-            assert!(allowed(bad, &path_of(bad), &own).is_err(), "{bad}");
+        for (key, path) in [("kernel.msgmax", "kernel/msgmax"), ("net/core/somaxconn", "net/core/somaxconn")] {
+            assert_eq!(planned(key, &own).expect(key), [(path.to_owned(), "1".to_owned())]);
+            assert!(planned(key, &NamespacePlan::default()).is_err() && planned(key, &hosts).is_err(), "{key}");
+        }
+        for bad in ["user.max_user_namespaces", "kernel.core_pattern", "net/../kernel/core_pattern"] {
+            assert!(planned(bad, &own).is_err(), "{bad}");
         }
     }
 }

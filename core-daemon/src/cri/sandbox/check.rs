@@ -1,6 +1,8 @@
 //! What a pod's configuration may say. Nothing is done before all of it is known to make sense.
 
 use gantry_proto::runtime::v1;
+use rung_spec::config::LinuxNamespaceType;
+use rung_spec::validate::Parameter;
 use rung_sys::idmap::Range;
 
 use crate::cri::{selinux, spec};
@@ -203,34 +205,29 @@ fn mapping(field: &str, ranges: &[v1::IdMapping]) -> Result<Vec<Range>> {
 
 /// Whether a setting is of a network namespace.
 pub(super) fn is_of_network(name: &str) -> bool {
-    name.starts_with("net.") || name.starts_with("net/")
+    Parameter::named(name).is_ok_and(|it| it.namespace == LinuxNamespaceType::Network)
 }
 
 /// Settings of the kernel that a pod has for itself.
 fn sysctl(name: &str, value: &str, namespaces: &Namespaces) -> Result<()> {
     let invalid = |what: &str| Err(Error::invalid(format!("config.linux.sysctls: {name}: {what}")));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'/');
-    if name.is_empty() || !name.bytes().all(plain) || name.split(['.', '/']).any(|part| part.is_empty()) {
+    if !name.bytes().all(plain) {
         return invalid("is not a setting's name");
     }
     if value.contains('\0') {
         return invalid("value contains a NUL byte");
     }
-    let dotted = name.replace('/', ".");
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem"].contains(&dotted.as_str())
-        || dotted.starts_with("kernel.shm")
-        || dotted.starts_with("fs.mqueue.");
-    if is_of_network(name) {
-        return if namespaces.host_network { invalid("cannot be set with the host's network") } else { Ok(()) };
+    match Parameter::named(name).map(|it| it.namespace) {
+        // The domain's name goes with the network, as the host's name does.
+        Ok(LinuxNamespaceType::Network | LinuxNamespaceType::Uts) if namespaces.host_network => {
+            invalid("cannot be set with the host's network")
+        }
+        Ok(LinuxNamespaceType::Ipc) if namespaces.host_ipc => invalid("cannot be set with the host's IPC"),
+        Ok(LinuxNamespaceType::Network | LinuxNamespaceType::Uts | LinuxNamespaceType::Ipc) => Ok(()),
+        Ok(_) => invalid("is not a setting that a pod has for itself"),
+        Err(reason) => invalid(reason),
     }
-    if ipc {
-        return if namespaces.host_ipc { invalid("cannot be set with the host's IPC") } else { Ok(()) };
-    }
-    if dotted == "kernel.domainname" {
-        // The name goes with the network, as the host's name does.
-        return if namespaces.host_network { invalid("cannot be set with the host's network") } else { Ok(()) };
-    }
-    invalid("is not a setting that a pod has for itself")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
 
 use super::{InvalidOptions, Network};
 use crate::defaults::mounts::mount;
-use crate::validate::IPC_SYSCTLS;
+use crate::validate::Parameter;
 
 /// Wishes beyond the usual ones. `Default` wishes nothing.
 #[derive(Debug, Clone, Default)]
@@ -118,17 +118,15 @@ impl Extras {
     /// Whether a setting would change the container alone.
     fn check_sysctls(&self, network: &Network) -> Result<(), InvalidOptions> {
         for key in self.sysctls.keys() {
-            let (is_network, is_ipc) =
-                (key.starts_with("net."), IPC_SYSCTLS.contains(&key.as_str()) || key.starts_with("fs.mqueue."));
-            if !is_network && !is_ipc {
-                return Err(invalid(format!("sysctl {key}: is not one that a container can have for itself")));
-            }
-            if is_network && *network == Network::Host {
-                return Err(invalid(format!("sysctl {key}: is the host's, because the network is")));
-            }
-            if is_ipc && self.host_namespaces.contains(&LinuxNamespaceType::Ipc) {
-                return Err(invalid(format!("sysctl {key}: is the host's, because the ipc namespace is")));
-            }
+            let whose = match Parameter::named(key).map(|it| it.namespace) {
+                Ok(LinuxNamespaceType::Network) if *network == Network::Host => "the network",
+                Ok(LinuxNamespaceType::Ipc) if self.host_namespaces.contains(&LinuxNamespaceType::Ipc) => {
+                    "the ipc namespace"
+                }
+                Ok(LinuxNamespaceType::Network | LinuxNamespaceType::Ipc) => continue,
+                _ => return Err(invalid(format!("sysctl {key}: is not one that a container can have for itself"))),
+            };
+            return Err(invalid(format!("sysctl {key}: is the host's, because {whose} is")));
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ mod sysctl;
 use std::fmt;
 
 pub use process::wrong_variable;
-pub use sysctl::IPC_SYSCTLS;
+pub use sysctl::Parameter;
 
 use crate::config::{Hook, LinuxResources, Process, Spec};
 
