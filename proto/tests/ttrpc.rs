@@ -87,7 +87,7 @@ async fn a_call_ends_at_its_timeout() {
     let started = Instant::now();
     let context = Context::new().with_timeout(Duration::from_millis(50));
     assert_eq!(call(&client, "sleep", "", &context).await.expect_err("timeout").code, Code::DeadlineExceeded);
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(20));
     call(&client, "echo", "", &Context::new()).await.expect("the connection lives on");
 }
 

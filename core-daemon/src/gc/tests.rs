@@ -213,7 +213,7 @@ async fn what_expires_is_collected_when_it_does() {
     let gone = async |id: &str| {
         let begun = std::time::Instant::now();
         while has(id) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "{id} is still there");
+            assert!(begun.elapsed() < Duration::from_secs(60), "{id} is still there");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

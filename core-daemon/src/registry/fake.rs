@@ -1,8 +1,10 @@
 //! A registry in this process, for tests, that can misbehave.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -49,9 +51,11 @@ impl Answer {
 
 type Handler = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
 
-/// The server; it ends with the test's runtime.
+/// The server; it ends with the test's runtime. What a handler asserts of a request fails the test, whatever the client
+/// makes of the broken connection: it may well go on to another server.
 pub(crate) struct Fake {
     pub(crate) address: String,
+    refused: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<Asked>>>,
     /// How many connections there were.
     pub(crate) connections: Arc<AtomicUsize>,
@@ -63,15 +67,20 @@ impl Fake {
         let address = listener.local_addr().expect("address").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (handler, seen): (Handler, _) = (Arc::new(handler), asked.clone());
-        let connections = Arc::new(AtomicUsize::new(0));
-        let counted = connections.clone();
+        let (connections, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (counted, refuses) = (connections.clone(), refused.clone());
+        let answered = move |asked: &Asked| {
+            let answered = catch_unwind(AssertUnwindSafe(|| handler(asked)));
+            refuses.fetch_or(answered.is_err(), Ordering::Relaxed);
+            answered.ok()
+        };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream, handler.clone(), seen.clone()));
+                tokio::spawn(serve(stream, answered.clone(), seen.clone()));
             }
         });
-        Self { address, asked, connections }
+        Self { address, refused, asked, connections }
     }
 
     /// Every request so far, as `METHOD path`.
@@ -84,10 +93,29 @@ impl Fake {
     }
 }
 
-async fn serve(stream: TcpStream, handler: Handler, seen: Arc<Mutex<Vec<Asked>>>) {
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let refused = self.refused.load(Ordering::Relaxed);
+        assert!(!refused || std::thread::panicking(), "a request was not as it should be; see above");
+    }
+}
+
+/// Runs `attempt` with more and more patience, until it does as it should: on a busy machine nobody answers in a moment.
+pub(crate) async fn patiently(attempt: impl AsyncFn(Duration) -> Result<(), String>) {
+    let mut outcome = Ok(());
+    for milliseconds in [300, 1500, 6000] {
+        outcome = attempt(Duration::from_millis(milliseconds)).await;
+        if outcome.is_ok() {
+            return;
+        }
+    }
+    outcome.expect("with all patience");
+}
+
+async fn serve(stream: TcpStream, handler: impl Fn(&Asked) -> Option<Answer>, seen: Arc<Mutex<Vec<Asked>>>) {
     let mut stream = BufReader::new(stream);
     while let Some(asked) = read(&mut stream).await {
-        let answer = handler(&asked);
+        let Some(answer) = handler(&asked) else { return };
         seen.lock().expect("lock").push(asked.clone());
         let mut text = format!("HTTP/1.1 {} x\r\n", answer.status);
         let has_length = answer.headers.iter().any(|(name, _)| name == "content-length");

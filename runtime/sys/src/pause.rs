@@ -113,13 +113,25 @@ mod tests {
         install(dir.path()).expect("install");
         install(dir.path()).expect("install again");
         let mut child = Command::new(dir.path().join("pause")).spawn().expect("spawn");
-        std::thread::sleep(Duration::from_millis(50));
+        let until = |what: &str, is_so: &mut dyn FnMut() -> bool| {
+            let begun = Instant::now();
+            while !is_so() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        // Before it waits for signals, they end it as they end anybody.
+        let status = format!("/proc/{}/status", child.id());
+        until("it waits", &mut || std::fs::read_to_string(&status).expect("it runs").contains("State:\tS"));
         assert_eq!(child.try_wait().expect("wait"), None, "it ended by itself");
         let pid = crate::process::Pid::from_raw(i32::try_from(child.id()).expect("a process number"));
         crate::signal::send(pid, libc::SIGCHLD).expect("signal");
         crate::signal::send(pid, libc::SIGTERM).expect("signal");
-        let begun = Instant::now();
-        let status = child.wait().expect("wait");
-        assert!(status.success() && begun.elapsed() < Duration::from_secs(10), "{status}");
+        let mut ended = None;
+        until("it ends", &mut || {
+            ended = child.try_wait().expect("wait");
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
     }
 }

@@ -1,8 +1,7 @@
 //! Mirrors that have a layer, and do not send it.
 
-use std::time::Duration;
-
 use super::*;
+use crate::registry::fake::patiently;
 
 /// What makes `mirror` stand in for `upstream`.
 fn mirrored(dir: &Path, upstream: &Fake, mirror: &Fake) -> Access {
@@ -62,18 +61,25 @@ async fn trickling(store: &Store) -> Fake {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_sends_a_byte_now_and_then_is_not_waited_for_for_ever() {
-    let store = two_layers();
-    let slow = trickling(&store).await;
-    let registry = || Registry::new(PathBuf::from("/nonexistent")).with_patience(Duration::from_millis(300));
-    let pull = async |it: &Fixture, from: &Fake, access: Access| {
-        let pulling = it.pull_with(from, access);
-        tokio::time::timeout(Duration::from_secs(20), pulling).await.expect("it is given up")
-    };
-    let error = pull(&fixture_with(registry()), &slow, Access::default()).await.expect_err("too slow");
-    assert!(error.to_string().contains("sends too slowly"), "{error}");
-    let upstream = Fake::start(move |asked| store.answer(asked)).await;
-    let dir = tempfile::tempdir().expect("directory");
-    let it = fixture_with(registry());
-    let pulled = pull(&it, &upstream, mirrored(dir.path(), &upstream, &slow)).await.expect("from the registry");
-    assert_eq!(it.directories(&pulled).len(), 2);
+    patiently(async |patience| {
+        let store = two_layers();
+        let slow = trickling(&store).await;
+        let registry = || Registry::new(PathBuf::from("/nonexistent")).with_patience(patience);
+        let pull = async |it: &Fixture, from: &Fake, access: Access| {
+            let pulling = it.pull_with(from, access);
+            tokio::time::timeout(patience * 60, pulling).await.map_err(|_| "it is not given up".to_owned())
+        };
+        let error = pull(&fixture_with(registry()), &slow, Access::default()).await?.err().ok_or("it was pulled")?;
+        if !error.to_string().contains("sends too slowly") {
+            return Err(error.to_string());
+        }
+        let upstream = Fake::start(move |asked| store.answer(asked)).await;
+        let dir = tempfile::tempdir().expect("directory");
+        let it = fixture_with(registry());
+        let pulled = pull(&it, &upstream, mirrored(dir.path(), &upstream, &slow)).await?;
+        let pulled = pulled.map_err(|error| format!("from the registry: {error}"))?;
+        assert_eq!(it.directories(&pulled).len(), 2);
+        Ok(())
+    })
+    .await;
 }

@@ -1,9 +1,10 @@
 //! What a mirror's answers lead to, and who gets which account.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use super::*;
+use crate::error::Error;
+use crate::registry::fake::patiently;
 
 /// A reference at a registry that `mirror` stands in for, as hosts.toml says.
 fn mirrored(dir: &std::path::Path, mirror: &str, upstream: &Fake, access: &Access) -> Repository {
@@ -110,27 +111,35 @@ async fn a_page_in_place_of_a_manifest_leads_on() {
 
 #[tokio::test]
 async fn a_mirror_that_hangs_is_waited_for_once() {
-    let (_open, gate) = tokio::sync::watch::channel(false);
-    let mirror = Fake::start(move |asked| {
-        let held = (asked.method == "GET").then(|| (0, gate.clone()));
-        Answer { held, ..Answer::new(200, "document") }
+    patiently(async |patience| {
+        let (_open, gate) = tokio::sync::watch::channel(false);
+        let mirror = Fake::start(move |asked| {
+            let held = (asked.method == "GET").then(|| (0, gate.clone()));
+            Answer { held, ..Answer::new(200, "document") }
+        })
+        .await;
+        let document = || Answer::new(200, "document").with("content-type", media_types::OCI_MANIFEST);
+        let upstream = Fake::start(move |_| document()).await;
+        let dir = tempfile::tempdir().expect("directory");
+        mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &plain());
+        let reference = Reference::parse(&format!("{}/a/b:1", upstream.address)).expect("reference");
+        let registry = Registry::new(dir.path().to_owned()).with_patience(patience);
+        let repository = registry.repository(&reference, &plain()).expect("repository");
+        let asked = async |most: usize, pull: &Repository, descriptor: &Descriptor| -> Result<(), String> {
+            let said = |error: Error| error.to_string();
+            for _ in 0..5 {
+                pull.document(descriptor).await.map_err(said)?;
+                read(pull.blob(descriptor, 0, 0).await.map_err(said)?).await;
+            }
+            let seen = mirror.seen();
+            if seen.len() == most { Ok(()) } else { Err(format!("{seen:?} instead of {most}")) }
+        };
+        let descriptor = repository.resolve("1").await.map_err(|error| error.to_string())?.descriptor;
+        asked(2, &repository, &descriptor).await?;
+        // Another pull asks it anew.
+        asked(3, &registry.repository(&reference, &plain()).expect("repository"), &descriptor).await
     })
     .await;
-    let upstream = Fake::start(|_| Answer::new(200, "document").with("content-type", media_types::OCI_MANIFEST)).await;
-    let dir = tempfile::tempdir().expect("directory");
-    mirrored(dir.path(), &format!("http://{}", mirror.address), &upstream, &plain());
-    let reference = Reference::parse(&format!("{}/a/b:1", upstream.address)).expect("reference");
-    let registry = Registry::new(dir.path().to_owned()).with_patience(Duration::from_millis(200));
-    let repository = registry.repository(&reference, &plain()).expect("repository");
-    let descriptor = repository.resolve("1").await.expect("the registry has it").descriptor;
-    for _ in 0..5 {
-        repository.document(&descriptor).await.expect("document");
-        read(repository.blob(&descriptor, 0, 0).await.expect("blob")).await;
-    }
-    assert_eq!(mirror.seen().len(), 2, "{:?}", mirror.seen());
-    // Another pull asks it anew.
-    registry.repository(&reference, &plain()).expect("repository").document(&descriptor).await.expect("document");
-    assert_eq!(mirror.seen().len(), 3, "{:?}", mirror.seen());
 }
 
 #[tokio::test]
