@@ -165,16 +165,21 @@ impl Daemon<'_> {
         self.gantry(&["system", "fsck", "--deep"])?.ok().map(drop)
     }
 
-    /// Ends it as an operator does (SIGTERM) and waits; fails if it takes more than ten seconds.
+    /// Ends it as an operator does (SIGTERM) and waits; fails if it does not end.
     pub fn stop(mut self) -> Result<ExitStatus> {
         kill(self.raw_pid(), Signal::SIGTERM).context("send SIGTERM to gantryd")?;
         let ended = wait::until("gantryd ends after SIGTERM", || self.child.try_wait().transpose());
         ended.and_then(|status| Ok(status?)).map_err(|error| anyhow!("{error:#}\n--- its log\n{}", self.log()))
     }
 
-    /// Waits until it has died by itself, at a failpoint. False if it did not within two seconds.
+    /// Waits until it has died by itself, at a failpoint. False if it does not.
     pub fn died(&mut self) -> bool {
-        wait::until_within(wait::seconds(2), "gantryd dies", || self.child.try_wait().ok().flatten()).is_ok()
+        self.died_within(10)
+    }
+
+    /// As [`Daemon::died`], where it need not die.
+    pub fn died_within(&mut self, seconds: u64) -> bool {
+        wait::until_within(wait::seconds(seconds), "gantryd dies", || self.child.try_wait().ok().flatten()).is_ok()
     }
 
     /// Ends it as a crash does (SIGKILL).

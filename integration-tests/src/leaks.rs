@@ -18,7 +18,7 @@ use crate::wait;
 /// Waits a moment for what is on its way out, then removes and reports the rest.
 pub fn settle_and_clear(token: &str) -> Vec<String> {
     remove_empty_parents(token);
-    let limit = Instant::now() + Duration::from_secs(2) + Duration::from_secs(1) * wait::patience();
+    let limit = Instant::now() + Duration::from_secs(4) + Duration::from_secs(2) * wait::patience();
     let mut left = find(token);
     while !left.is_empty() && Instant::now() < limit {
         std::thread::sleep(Duration::from_millis(20));

@@ -35,9 +35,10 @@ pub fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * patience()
 }
 
-/// Asks until `probe` gives a value; fails with `what` after ten (patient) seconds.
+/// Asks until `probe` gives a value; fails with `what` after twenty (patient) seconds: so long a machine may do something
+/// else. Nobody waits that long for what is so.
 pub fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> Result<T> {
-    until_within(seconds(10), what, probe)
+    until_within(seconds(20), what, probe)
 }
 
 /// Asks until `probe` gives a value; fails with `what` once `limit` has passed.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use integration_tests::image::{self, Packing};
 use integration_tests::tar::{Kind, Meta, Tar};
-use integration_tests::{Env, Image, Ran, Registry, Result, Stack, Test, output, tests};
+use integration_tests::{Env, Image, Pty, Ran, Registry, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     a_pushed_image_is_the_same_byte_for_byte [Root, Overlay],
@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_container_becomes_an_image [Root, Overlay],
     files_become_an_image_and_come_out_again [Root, Overlay],
     accounts_are_kept_where_docker_keeps_them [Root],
+    an_interrupted_login_leaves_the_terminal_as_it_was [Root],
 ];
 
 fn a_pushed_image_is_the_same_byte_for_byte(env: &Env) -> Result<()> {
@@ -242,7 +243,7 @@ fn a_container_becomes_an_image(env: &Env) -> Result<()> {
     let script =
         "echo new > /etc/new; echo more >> /etc/passwd; rm /etc/group; mkdir /made; echo 1 > /made/one; sleep 100";
     stack.gantry(&["run", "-d", "--name", "source", "-e", "KEPT=yes", "IMAGE", "sh", "-c", script])?.ok()?;
-    integration_tests::wait::until("the script is done", || {
+    wait::until("the script is done", || {
         stack.gantry(&["exec", "source", "cat", "/made/one"]).ok().filter(|ran| ran.text() == "1")
     })?;
     let changes = stack.gantry(&["diff", "source"])?.ok()?;
@@ -387,5 +388,19 @@ fn accounts_are_kept_where_docker_keeps_them(env: &Env) -> Result<()> {
         let said = output::run(command)?.fails()?;
         assert!(said.contains("not found in the registry"), "{said}");
     }
+    Ok(())
+}
+
+/// Who is asked for a password, and goes, sees what is typed again.
+fn an_interrupted_login_leaves_the_terminal_as_it_was(env: &Env) -> Result<()> {
+    let daemon = env.daemon()?;
+    let mut command = daemon.gantry_command(&["login", "-u", "ali", "127.0.0.1:1"])?;
+    command.env("DOCKER_CONFIG", env.dir("docker")?);
+    let mut terminal = Pty::start(&command)?;
+    terminal.expect("Password: ")?;
+    wait::until("nothing is shown", || (!terminal.is_cooked().ok()?).then_some(()))?;
+    terminal.types("\u{3}")?;
+    assert_eq!(terminal.end()?.code(), Some(130), "{}", terminal.shown());
+    assert!(terminal.is_cooked()?, "what is typed stays hidden");
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use integration_tests::pty::Pty;
 use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
@@ -76,9 +75,8 @@ fn an_init_looks_after_what_others_leave(env: &Env) -> Result<()> {
     stack.gantry(&["exec", "web", "sh", "-c", "(sleep 0.2 &)"])?.ok()?;
     let processes = || stack.gantry(&["exec", "web", "ps", "-o", "comm"]).ok();
     wait::until("the orphan is collected", || processes().filter(|ran| ran.stdout.matches("sleep").count() == 1))?;
-    let begun = Instant::now();
+    // One that did not hear of it would be killed in the end, with 137.
     stack.gantry(&["stop", "-t", "60", "web"])?.ok()?;
-    assert!(begun.elapsed() < Duration::from_secs(50));
     let shown = stack.gantry(&["inspect", "-f", "{{.State.ExitCode}} {{.Path}} {{.HostConfig.Init}}", "web"])?.ok()?;
     assert_eq!(shown.text(), "143 sleep true");
     assert_eq!(stack.gantry(&["diff", "web"])?.ok()?.text(), "");
@@ -182,7 +180,7 @@ fn rare_options_work(env: &Env) -> Result<()> {
     assert!(written.parse::<u64>()? >= 5000 && more == "true", "{sizes}");
     assert_eq!(stack.gantry(&["logs", "--details", "web"])?.ok()?.stdout, " hi\n");
     let size = stack.gantry(&["history", "--human=false", "--format", "{{.Size}}", "IMAGE"])?.ok()?;
-    assert!(size.text().lines().all(|line| line.parse::<u64>().is_ok()), "{size}");
+    assert!(!size.text().is_empty() && size.text().lines().all(|line| line.parse::<u64>().is_ok()), "{size}");
     let change = r#"HEALTHCHECK --interval=7s CMD ["true"]"#;
     stack.gantry(&["commit", "--change", change, "web", "checked:1"])?.ok()?;
     let shown = "{{json .Config.Healthcheck.Test}} {{.Config.Healthcheck.Interval}}";

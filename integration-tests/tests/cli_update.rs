@@ -151,7 +151,7 @@ fn inspect_shows_the_options(env: &Env) -> Result<()> {
 /// A probe whose start takes longer than it may itself is somebody's all the same.
 fn slow_probes_leave_nothing_in_the_shim(env: &Env) -> Result<()> {
     let stack = Stack::start(env)?;
-    let check = ["--health-cmd", "true", "--health-interval", "50ms", "--health-timeout", "100ms"];
+    let check = ["--health-cmd", "true", "--health-interval", "50ms", "--health-timeout", "500ms"];
     stack.gantry(&[&["run", "-d", "--name", "web"], &check[..], &["IMAGE", "sleep", "1000"]].concat())?.ok()?;
     let is_healthy = || {
         let status = stack.gantry(&["inspect", "-f", "{{.State.Health.Status}}", "web"]).ok()?;
@@ -163,7 +163,7 @@ fn slow_probes_leave_nothing_in_the_shim(env: &Env) -> Result<()> {
     let shim = Pid::from_raw(std::fs::read_to_string(bundle.join("shim.pid"))?.trim().parse()?);
     for _ in 0..3 {
         kill(shim, Signal::SIGSTOP)?;
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::thread::sleep(std::time::Duration::from_millis(800));
         kill(shim, Signal::SIGCONT)?;
         std::thread::sleep(std::time::Duration::from_millis(200));
     }

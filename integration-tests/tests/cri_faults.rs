@@ -1,7 +1,11 @@
 //! Requests of a kubelet that are given up or repeated, and a node that was started anew.
 
 use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, network};
@@ -19,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_create_that_cannot_be_undone_is_undone_in_the_end [Root, Overlay],
     what_an_end_leaves_goes_before_the_record [Root, Overlay],
     one_that_cannot_be_killed_keeps_no_other_alive [Root, Overlay],
+    a_container_is_taken_over_however_late_its_shim_answers [Root, Overlay],
 ];
 
 /// A daemon whose plugin `scripted` does what `script` says.
@@ -372,5 +377,61 @@ fn one_that_cannot_be_killed_keeps_no_other_alive(env: &Env) -> Result<()> {
         assert_eq!((seen.state(), seen.exit_code), (v1::ContainerState::ContainerExited, 137));
     }
     fs::remove_file(&bad)?;
+    pods.remove(&pod)
+}
+
+/// Puts somebody before a shim that passes on what is said, but a second look at a process, and what comes after it, only once
+/// `go` is there.
+fn hold_looks_back(env: &Env, bundle: &Path, go: PathBuf) -> Result<()> {
+    let (file, between) = (bundle.join("bootstrap.json"), env.path("between.sock"));
+    let mut bootstrap: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let shim = bootstrap["address"].as_str().unwrap_or_default().trim_start_matches("unix://").to_owned();
+    bootstrap["address"] = format!("unix://{}", between.display()).into();
+    fs::write(file, bootstrap.to_string())?;
+    let (listener, looks) = (UnixListener::bind(between)?, Arc::new(AtomicUsize::new(0)));
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let Ok(server) = UnixStream::connect(&shim) else { return };
+            let (Ok(mut answers), Ok(mut answered)) = (server.try_clone(), client.try_clone()) else { return };
+            std::thread::spawn(move || io::copy(&mut answers, &mut answered));
+            let (mut client, mut server, mut bytes) = (client, server, vec![0; 64 << 10]);
+            let (looks, go) = (looks.clone(), go.clone());
+            std::thread::spawn(move || {
+                while let Ok(length @ 1..) = client.read(&mut bytes) {
+                    let is_look = bytes[..length].windows(5).any(|word| word == b"State");
+                    let is_held = is_look && looks.fetch_add(1, Ordering::Relaxed) > 0;
+                    while is_held && !go.exists() {
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                    }
+                    if server.write_all(&bytes[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// The daemon finds it, and then has to wait for what it says longer than a start may take.
+fn a_container_is_taken_over_however_late_its_shim_answers(env: &Env) -> Result<()> {
+    let patient = "[timeouts]\nshim_state = 100\n";
+    let daemon = env.daemon_configured(patient)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    let image = pull(env, &mut pods)?;
+    let config = without_process(&pods);
+    let pod = pods.run(&config)?;
+    let container = start_in(&mut pods, &pod, &config, &image, "late")?;
+    let (first, _) = pods.processes(&container)?;
+    std::mem::forget(pods);
+    daemon.crash()?;
+    let bundle = env.path("state/io.containerd.runtime.v2.task/k8s.io").join(&container);
+    hold_looks_back(env, &bundle, env.path("go"))?;
+    let daemon = env.daemon_configured(patient)?;
+    assert!(daemon.log().contains("container is not settled yet"), "{}", daemon.log());
+    let mut pods = Pods::connect(env, &daemon)?;
+    fs::write(env.path("go"), "")?;
+    kill(first, Signal::SIGKILL)?;
+    assert_eq!(pods.exit_code(&container)?, 137, "nobody waits for its end");
     pods.remove(&pod)
 }

@@ -64,12 +64,12 @@ impl<'env> Node<'env> {
 
 /// CVE-2022-23471 and its kin: whatever a probe leaves behind or says, its call ends, and holds no more than it may.
 fn probes_end_with_their_process_their_time_or_their_output(env: &Env) -> Result<()> {
-    let mut node = Node::start(env, "[cri]\nexec_drain = 1\n")?;
+    let mut node = Node::start(env, "[cri]\nexec_drain = 3\n")?;
     let container = node.container("c", SLEEP, |_| {})?;
     let answer = node.exec(&container, "echo out; echo err >&2; exit 42", 60)?;
     assert_eq!((answer.exit_code, &answer.stdout[..], &answer.stderr[..]), (42, &b"out\n"[..], &b"err\n"[..]));
-    // A child that keeps the stream open is not waited for, and is not what the time is for.
-    let answer = node.exec(&container, "sleep 500 & echo begun", 1)?;
+    // A child that keeps the stream open is not waited for, and is not what the time is for, which is over when it is left.
+    let answer = node.exec(&container, "sleep 500 & echo begun", 3)?;
     assert_eq!((answer.exit_code, &answer.stdout[..]), (0, &b"begun\n"[..]));
     // One whose time is over is killed.
     let late = node.exec(&container, "exec sleep 777", 1).expect_err("its time is over");

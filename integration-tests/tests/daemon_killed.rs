@@ -238,7 +238,7 @@ fn a_start_that_mends_can_be_killed_anywhere(env: &Env) -> Result<()> {
         let mut daemon = scene.daemon_begun()?;
         let changes = scene.watch(&daemon, Some((&kind, nth)))?;
         if daemon.wait_ready().is_ok() {
-            daemon.died();
+            daemon.died_within(2);
         }
         drop((changes, daemon));
         let daemon = scene.daemon().with_context(|| format!("start after {kind} {nth}"))?;

@@ -245,8 +245,6 @@ fn an_exec_on_its_way_is_nothing_of_the_host(env: &Env) -> Result<()> {
     let children = || fs::read_to_string(format!("/proc/{0}/task/{0}/children", exec.id())).unwrap_or_default();
     let entered =
         wait::until("the process that enters the container", || Some(()).filter(|()| !children().trim().is_empty()));
-    // A moment after it is there it is stopped.
-    std::thread::sleep(Duration::from_millis(200));
     let look = |pid: &str| -> Result<()> {
         let open = fs::read_dir(format!("/proc/{pid}/fd"))?.collect::<Result<Vec<_>, _>>()?;
         let of_the_host = |path: &Path| path.is_dir() || fs::read_link(path).is_ok_and(|target| target == log);
@@ -261,7 +259,21 @@ fn an_exec_on_its_way_is_nothing_of_the_host(env: &Env) -> Result<()> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         status.lines().any(|line| line.strip_prefix("NSpid:").is_some_and(|ids| ids.split_whitespace().count() > 1))
     };
-    let seen = entered.map(|()| children().split_whitespace().filter(in_sight).map(look).collect::<Vec<_>>());
+    // On v1 it is stopped once it is there; on v2 nothing comes in sight, for which there is no sign to wait.
+    let is_stopped = |pid: &&str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" D"))
+    };
+    let stopped = if unified() {
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    } else {
+        wait::until("it is stopped in sight of the container", || {
+            children().split_whitespace().any(|pid| in_sight(&pid) && is_stopped(&pid)).then_some(())
+        })
+    };
+    let seen =
+        entered.and(stopped).map(|()| children().split_whitespace().filter(in_sight).map(look).collect::<Vec<_>>());
     env.run_rung(&["resume", &sleeper.id])?.ok()?;
     ensure!(exec.wait()?.success());
     let seen = seen?;

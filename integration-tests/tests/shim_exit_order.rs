@@ -126,8 +126,9 @@ fn many_short_execs_leave_no_zombie(env: &Env) -> Result<()> {
             (count == 1).then_some(())
         };
         wait::until("the shim to have one child", zombies)?;
+        shim.events.until("exit", 20).await?;
         let exits = shim.events.of::<TaskExit>();
-        assert!(exits.iter().all(|exit| exit.id.starts_with('e')));
+        assert!(exits.len() == 20 && exits.iter().all(|exit| exit.id.starts_with('e')), "{exits:?}");
         shim.finish().await
     })
 }

@@ -441,18 +441,17 @@ fn a_logger_program_gets_what_a_terminal_shows(env: &Env) -> Result<()> {
 }
 
 fn output_held_open_does_not_hold_delete_for_ever(env: &Env) -> Result<()> {
-    let bundle = Bundle::new(env, "held", &["sleep", "60"])?;
+    let bundle = Bundle::new(env, "held", &["sleep", "1000"])?;
     daemon::runtime()?.block_on(async {
         let shim = Supervisor::start(env, &bundle).await?;
         shim.create(&Stdio::default()).await?;
         shim.start_process("").await?;
         let stdio = Stdio::file(&env.path("output"));
-        shim.exec("one", &["sh", "-c", "echo said; sleep 50 &"], &stdio).await?;
+        shim.exec("one", &["sh", "-c", "echo said; sleep 1000 &"], &stdio).await?;
         shim.start_process("one").await?;
         assert_eq!(shim.wait("one").await?, 0);
-        let started = std::time::Instant::now();
+        // Whoever waited for the end of it would wait longer than a test may.
         shim.delete("one").await?;
-        assert!(started.elapsed() < wait::seconds(20));
         assert_eq!(fs::read_to_string(env.path("output"))?, "said\n");
         shim.finish().await
     })
