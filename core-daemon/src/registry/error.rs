@@ -1,9 +1,11 @@
 //! What a registry's failure means to a person.
 
 use reqwest::StatusCode;
+use rustls::CertificateError;
 use serde::Deserialize;
 
-use crate::error::{Error, Kind};
+use super::reach::Unresolved;
+use crate::error::{Error, Kind, plain};
 
 /// Most of a registry's own words that are shown.
 const MAX_SHOWN: usize = 300;
@@ -58,15 +60,26 @@ fn said(body: &[u8]) -> String {
 
 /// The error of a request that got no answer.
 pub(super) fn of_transport(host: &str, error: &reqwest::Error) -> Error {
-    let cause = root_cause(error);
+    if let Some(unresolved) = cause::<Unresolved>(error) {
+        let remedy = "check the name, this machine's network, and the name servers in /etc/resolv.conf";
+        return Error::unavailable(format!("registry {host}: {unresolved}; {remedy}"));
+    }
     if error.is_timeout() {
+        let cause = root_cause(error);
         return Error::new(Kind::DeadlineExceeded, format!("registry {host}: no answer in time ({cause}); try again"));
     }
-    if is_certificate(error) {
+    match cause::<rustls::Error>(error) {
         // Not `Unavailable`: trying again does not help, and HTTP in its place would be less safe still.
-        let remedy = "name its authority in hosts.toml (ca), or do not check it with --insecure";
-        return Error::precondition(format!("registry {host}: its certificate is not trusted ({cause}); {remedy}"));
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            return Error::precondition(format!("registry {host}: its certificate is {}", untrusted(why)));
+        }
+        Some(rustls::Error::InvalidMessage(_)) if error.is_connect() => {
+            let remedy = "if it is to be reached over HTTP, say --plain-http, or http:// in hosts.toml";
+            return Error::unavailable(format!("registry {host}: what answers there speaks no TLS; {remedy}"));
+        }
+        _ => {}
     }
+    let cause = root_cause(error);
     if error.is_connect() {
         let remedy = "check that it is running and that the address and port are right";
         return Error::unavailable(format!("registry {host}: cannot connect: {cause}; {remedy}"));
@@ -74,23 +87,69 @@ pub(super) fn of_transport(host: &str, error: &reqwest::Error) -> Error {
     Error::unavailable(format!("registry {host}: {cause}"))
 }
 
+/// What is wrong with a certificate, and what to do.
+fn untrusted(why: &CertificateError) -> String {
+    const TRUST: &str = "name its authority in hosts.toml (ca), or do not check it with --insecure";
+    match why {
+        CertificateError::UnknownIssuer => format!("not trusted: nobody whom this machine trusts has signed it; {TRUST}"),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "not valid any more; have it renewed, and check this machine's clock".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "not valid yet; check this machine's clock".to_owned()
+        }
+        CertificateError::NotValidForNameContext { presented, .. } if !presented.is_empty() => {
+            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+            format!("another host's: {}; use a name that it is for, or do not check it with --insecure", names.join(", "))
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "for no host; make one with subjectAltName, or do not check it with --insecure".to_owned()
+        }
+        CertificateError::Other(other) if matches!(other.0.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)) => {
+            "an authority's own, which is no server's; make one with basicConstraints CA:FALSE, or do not check it with \
+             --insecure"
+                .to_owned()
+        }
+        CertificateError::Other(other) => format!("not trusted ({}); {TRUST}", words(&other.0.to_string())),
+        other => format!("not trusted ({}); {TRUST}", words(&other.to_string())),
+    }
+}
+
+/// `BadSignature` as people write it.
+fn words(name: &str) -> String {
+    let mut words = String::new();
+    for letter in name.chars() {
+        if letter.is_uppercase() && words.ends_with(char::is_lowercase) {
+            words.push(' ');
+        }
+        words.extend(letter.to_lowercase());
+    }
+    words
+}
+
+/// The name or address in `DnsName("a.example")` and its like.
+fn bare(name: &str) -> &str {
+    let inside = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inside.unwrap_or(name).trim_matches('"')
+}
+
 /// Whether the connection was there and broke: the same request may well succeed on another.
 pub(super) fn is_broken_off(error: &reqwest::Error) -> bool {
     !error.is_timeout() && !error.is_connect() && !error.is_builder()
 }
 
-/// Whether it is for the server's certificate that there is no connection.
-fn is_certificate(error: &reqwest::Error) -> bool {
+/// The cause of a type, however deep it is.
+fn cause<T: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-            return true;
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
         }
         // What an error of the system's kind holds is not its source, but itself.
         let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         next = held.map(|held| held as &(dyn std::error::Error + 'static)).or_else(|| error.source());
     }
-    false
+    None
 }
 
 /// The innermost cause, which is the one that says something.
@@ -99,13 +158,28 @@ pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     while let Some(next) = last.source() {
         last = next;
     }
-    let text = last.to_string();
-    let text = text.split(" (os error").next().unwrap_or(&text);
-    let mut characters = text.chars();
-    match characters.next() {
-        Some(first) if !text.chars().nth(1).is_some_and(char::is_uppercase) => {
-            first.to_lowercase().collect::<String>() + characters.as_str()
+    plain(&last.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_refused_says_what_to_do() {
+        let for_others = CertificateError::NotValidForNameContext {
+            expected: rustls::pki_types::ServerName::try_from("a.io").expect("name"),
+            presented: vec!["DnsName(\"b.io\")".to_owned(), "IpAddress(10.0.0.1)".to_owned()],
+        };
+        let own = rustls::OtherError(std::sync::Arc::new(webpki::Error::CaUsedAsEndEntity));
+        for (why, says) in [
+            (CertificateError::UnknownIssuer, "not trusted: nobody whom this machine trusts has signed it; name its"),
+            (CertificateError::Expired, "not valid any more; have it renewed"),
+            (for_others, "another host's: b.io, 10.0.0.1; use"),
+            (CertificateError::Other(own), "an authority's own, which is no server's; make one with"),
+            (CertificateError::BadSignature, "not trusted (bad signature); "),
+        ] {
+            assert!(untrusted(&why).starts_with(says), "{}", untrusted(&why));
         }
-        _ => text.to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 
 use reqwest::{Method, StatusCode};
 
+use super::hosts::Host;
 use super::transport::{Ask, failure};
 use super::{Access, Registry, Repository};
 use crate::error::{Error, Kind, Result};
@@ -39,7 +40,11 @@ impl Registry {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| Error::not_found(format!("registry {name}: no host is configured"))))
+        Err(last.unwrap_or_else(|| {
+            let others: Vec<String> = repository.hosts.iter().map(Host::name).collect();
+            let others = others.join(", ");
+            Error::not_found(format!("registry {name}: hosts.toml names {others} in its place; log in there"))
+        }))
     }
 }
 

@@ -56,6 +56,9 @@ struct Block {
     header: toml::Table,
     override_path: bool,
     dial_timeout: Option<String>,
+    /// What we know nothing of. containerd ignores it too, but it may be a typo.
+    #[serde(flatten)]
+    others: toml::Table,
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,6 +139,9 @@ fn parse(text: &str, base: &Path) -> Result<Hosts> {
 
 fn configured(url: String, block: Block, base: &Path) -> Result<Configured> {
     let url = if url.is_empty() || url.contains("://") { url } else { format!("https://{url}") };
+    for key in block.others.keys() {
+        tracing::warn!(key, host = url, directory = %base.display(), "hosts.toml has a key that is not known, and is ignored");
+    }
     // An empty list says as little as none.
     let said = block.capabilities.filter(|all| !all.is_empty());
     let can = |what: &str| said.as_ref().is_none_or(|all| all.iter().any(|one| one == what));
@@ -227,6 +233,11 @@ mod tests {
         assert_eq!(all[0].headers.len(), 2);
         assert!(all[1].override_path && all[1].tls.skip_verify && all[1].resolves && all[1].pushes);
         assert_eq!(all[1].tls.connect, Some(Duration::from_millis(61_500)));
+        // containerd ignores what it does not know.
+        assert_eq!(
+            parse("serve = \"https://a\"", Path::new("/h")).expect("parse"),
+            parse("", Path::new("/h")).expect("parse")
+        );
         for bad in ["server = 1", "host = 1", "[host.\"x\"]\ndial_timeout = \"x\"", "[host.\"x\"]\nclient = 1", "]"] {
             assert!(parse(bad, Path::new("/")).is_err(), "{bad}");
         }

@@ -51,9 +51,11 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).doing(|| format!("read {}", path.display()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in a file, of which there is at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    all.map_err(|error| Error::invalid(error.to_string()))
+    let all = all.map_err(|error| Error::invalid(error.to_string()))?;
+    if all.is_empty() { Err(Error::invalid("there is no certificate in it")) } else { Ok(all) }
 }
 
 /// The certificates that we have, in the order of the configuration.
@@ -70,9 +72,6 @@ struct Offer {
 impl Offer {
     fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<Self> {
         let chain = certificates(certificate)?;
-        if chain.is_empty() {
-            return Err(Error::invalid("there is no certificate in it"));
-        }
         let invalid = |problem: &dyn std::fmt::Display| Error::invalid(format!("key {}: {problem}", key.display()));
         let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| invalid(&error))?;
         let secret = provider.key_provider.load_private_key(secret).map_err(|error| invalid(&error))?;

@@ -3,15 +3,18 @@
 //! A public registry has no business with this machine's own network, and none at all has any with link-local addresses,
 //! where clouds answer with the machine's secrets.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, ResolverConfig};
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
 use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
@@ -19,6 +22,9 @@ use super::renewed::Renewed;
 
 /// What says how names are looked up.
 const NAME_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+/// How long a name is looked up: less than a connection may take, of which we would hear only that it took too long.
+const LOOK_UP: Duration = Duration::from_secs(12);
 
 /// What addresses a name may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,12 +138,47 @@ impl Resolve for Resolver {
         let (reach, names) = (self.reach, self.names.clone());
         Box::pin(async move {
             let resolver = names.get(&NAME_FILES.map(Path::new), look_up)?;
-            let found: Vec<IpAddr> = resolver.lookup_ip(name.as_str()).await?.iter().collect();
+            let found = tokio::time::timeout(LOOK_UP, resolver.lookup_ip(name.as_str())).await;
+            let found =
+                found.unwrap_or(Err(NetError::Timeout)).map_err(|error| Unresolved::new(name.as_str(), &error))?;
+            let found: Vec<IpAddr> = found.iter().collect();
             let allowed = allowed(reach, name.as_str(), &found)?;
             Ok(Box::new(allowed.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
         })
     }
 }
+
+/// A name that could not be looked up. What looks it up says why in records and queries; this says it to people.
+#[derive(Debug)]
+pub(super) struct Unresolved {
+    name: String,
+    why: String,
+}
+
+impl Unresolved {
+    fn new(name: &str, error: &NetError) -> Self {
+        let why = match error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) if none.response_code == ResponseCode::NXDomain => {
+                "there is no such name".to_owned()
+            }
+            NetError::Dns(DnsError::NoRecordsFound(_)) => "the name has no address".to_owned(),
+            NetError::Dns(DnsError::ResponseCode(code)) => format!("the name server answers {:?}", code.to_str()),
+            NetError::Timeout | NetError::NoConnections | NetError::Busy | NetError::Io(_) => {
+                "no name server answers".to_owned()
+            }
+            other => other.to_string(),
+        };
+        Self { name: name.to_owned(), why }
+    }
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot look up {}: {}", self.name, self.why)
+    }
+}
+
+impl std::error::Error for Unresolved {}
 
 /// Looks names up as this machine is configured to. Where it is not, it may still know some itself.
 fn look_up() -> Result<TokioResolver, NetError> {
@@ -170,6 +211,9 @@ fn is_proxy(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::net::NoRecords;
+    use hickory_resolver::proto::op::Query;
+
     use super::*;
 
     #[test]
@@ -189,6 +233,22 @@ mod tests {
             assert!(allowed(Reach::Public, "x.io", &[private]).is_err(), "{text}");
             assert_eq!(allowed(Reach::NotLinkLocal, "x.io", &[private]).is_ok(), near, "{text}");
             assert!(allowed(Reach::Anywhere, "x.io", &[private]).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_is_told_in_words() {
+        let none = |code| NetError::from(DnsError::NoRecordsFound(NoRecords::new(Query::default(), code)));
+        for (error, says) in [
+            (none(ResponseCode::NXDomain), "cannot look up x.io: there is no such name"),
+            (none(ResponseCode::NoError), "cannot look up x.io: the name has no address"),
+            (
+                DnsError::ResponseCode(ResponseCode::Refused).into(),
+                "cannot look up x.io: the name server answers \"Query Refused\"",
+            ),
+            (NetError::NoConnections, "cannot look up x.io: no name server answers"),
+        ] {
+            assert_eq!(Unresolved::new("x.io", &error).to_string(), says);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::identity;
 use super::proxies::Proxies;
 use super::reach::{Reach, Resolver, is_private_address, same_origin};
 use super::renewed::Renewed;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Doing, Error, Kind, Result};
 
 /// How we introduce ourselves.
 pub const USER_AGENT: &str = concat!("gantry/", env!("CARGO_PKG_VERSION"));
@@ -107,12 +107,12 @@ fn provide() -> Arc<CryptoProvider> {
 fn build(tls: &Tls, reach: Reach, way: Way) -> Result<Client> {
     let provider = provide();
     let failed = |error: &dyn std::error::Error| Error::internal(format!("registry client: {}", root_cause(error)));
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|error| Error::from(error).context(format!("read {}", path.display())))
-    };
     let mut authorities = Vec::new();
     for path in &tls.authorities {
-        authorities.extend(reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(|error| failed(&error))?);
+        let certificates = identity::certificates(path).doing(|| format!("authority {}", path.display()))?;
+        for one in certificates {
+            authorities.push(reqwest::Certificate::from_der(&one).map_err(|error| failed(&error))?);
+        }
     }
     let configured = || {
         let builder = Client::builder()
