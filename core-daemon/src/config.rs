@@ -179,19 +179,19 @@ pub enum LogPolicy {
 /// Flags that take precedence over the configuration file.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
-    /// Configuration file; the default one may be absent
+    /// Configuration file [default: /etc/gantry/config.toml, which may be absent]
     #[arg(long, short, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Socket of the API
+    /// Socket of the API [default: gantryd.sock in the state directory]
     #[arg(long, short, value_name = "PATH", global = true)]
     pub address: Option<PathBuf>,
-    /// Directory of what outlives a reboot: content, snapshots, metadata
+    /// Directory of what outlives a reboot: content, snapshots, metadata [default: /var/lib/gantry]
     #[arg(long, value_name = "DIR", global = true)]
     pub root: Option<PathBuf>,
-    /// Directory of what does not: bundles and sockets
+    /// Directory of what does not: bundles and sockets [default: /run/gantry]
     #[arg(long, value_name = "DIR", global = true)]
     pub state: Option<PathBuf>,
-    /// error, warn, info, debug or trace, or an expression such as "gantryd::tasks=debug"
+    /// error, warn, info, debug or trace, or an expression such as "gantryd::tasks=debug" [default: info]
     #[arg(long, short, value_name = "LEVEL", global = true)]
     pub log_level: Option<String>,
 }

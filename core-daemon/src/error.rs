@@ -135,7 +135,19 @@ impl From<std::io::Error> for Error {
             let remedy = "free some, for example with `gantry rmi` of an image that nothing uses, and try again";
             return Self::new(kind, format!("no space left on device: {remedy}"));
         }
-        Self::new(kind, error.to_string())
+        Self::new(kind, plain(&error.to_string()))
+    }
+}
+
+/// A cause as a part of a sentence: without Rust's "(os error 2)", and without a capital unless it is a name's.
+pub fn plain(text: &str) -> String {
+    let text = text.split(" (os error").next().unwrap_or(text);
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) if !text.chars().nth(1).is_some_and(char::is_uppercase) => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => text.to_owned(),
     }
 }
 
@@ -203,5 +215,17 @@ impl From<Error> for tonic::Status {
             status.metadata_mut().insert(gantry_proto::exit::EXIT_CODE_HEADER, u64::from(exit_code).into());
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_says_becomes_a_part_of_a_sentence() {
+        let error = std::io::Error::from_raw_os_error(nix::libc::ENOENT);
+        assert_eq!(Error::from(error).context("read a").to_string(), "read a: no such file or directory");
+        assert_eq!(plain("TLS is wanted"), "TLS is wanted");
     }
 }

@@ -63,7 +63,7 @@ pub fn run(args: Args) -> ExitCode {
     match command {
         None => {
             keep_others_out();
-            configured(&daemon, |config| runtime()?.block_on(app::run(config)))
+            configured(&daemon, |config| runtime()?.block_on(app::run(config)).map_err(wants_root))
         }
         Some(Command::Publish { topic, namespace }) => {
             configured(&daemon, |config| runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic)))
@@ -94,13 +94,23 @@ fn configured(overrides: &Overrides, act: impl FnOnce(Config) -> Result<()>) -> 
     let config = Config::load(overrides);
     let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
     let note = |config: &Config| config.notes.iter().for_each(|note| tracing::warn!("configuration: {note}"));
-    match start_log(&log).and(config).inspect(note).and_then(act) {
+    // A log that cannot be as it should be still has to say so.
+    let started = start_log(&log).inspect_err(|_| drop(start_log(&Log::default())));
+    match started.and(config).inspect(note).and_then(act) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("gantryd: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What an ordinary user lacks is root's rights, whatever it was that was refused.
+fn wants_root(error: Error) -> Error {
+    if error.kind() != error::Kind::PermissionDenied || nix::unistd::geteuid().is_root() {
+        return error;
+    }
+    Error::new(error.kind(), format!("{error}; gantryd must be started as root"))
 }
 
 /// The end of a command without a log: whoever ran it reads the error from standard error.
@@ -134,12 +144,39 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn start_log(log: &Log) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.level)
-        .map_err(|error| Error::invalid(format!("log level {:?}: {error}", log.level)))?;
+    let filter = filter(&log.level).doing(|| format!("log level {:?}", log.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match log.format {
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| Error::internal(format!("start log: {error}")))
+}
+
+/// What is logged. A word alone would be a part of the program, of which everything were logged and of all others nothing:
+/// it is far more likely a level with a typo.
+fn filter(level: &str) -> Result<tracing_subscriber::EnvFilter> {
+    let parts = level.split(',').map(str::trim).filter(|part| !part.is_empty() && !part.contains(['=', '[']));
+    for part in parts {
+        if part.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+            let levels = "error, warn, info, debug, trace or off, or a part's such as gantryd::tasks=debug";
+            return Err(Error::invalid(format!("{part:?} is no level; write {levels}")));
+        }
+    }
+    tracing_subscriber::EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_with_a_typo_is_no_level() {
+        for good in ["info", "off", "warn,gantryd::tasks=debug", "gantryd[call]=debug", ""] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "warn, gantryd", "gantryd=inof"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
 }

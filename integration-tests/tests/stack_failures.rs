@@ -10,6 +10,7 @@ use integration_tests::{Env, Result, Stack, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     socket_is_not_for_everyone [Root],
+    what_keeps_the_daemon_from_starting_is_said [Root],
     an_unknown_container_is_named [Root],
     errors_say_a_thing_once [Root, Overlay],
     start_and_rm_take_turns [Root, Overlay],
@@ -27,6 +28,26 @@ fn socket_is_not_for_everyone(env: &Env) -> Result<()> {
     let shown = ran.to_string();
     let said = ran.fails()?.to_lowercase();
     assert!(said.contains("permission denied") && said.contains("gantryd.sock"), "{shown}");
+    Ok(())
+}
+
+fn what_keeps_the_daemon_from_starting_is_said(env: &Env) -> Result<()> {
+    let program = env.path("gantryd");
+    fs::copy(env.program("gantryd")?, &program)?;
+    let start = |user: u32, args: &[&str]| -> Result<String> {
+        let mut command = Command::new(&program);
+        command.arg("--root").arg(env.path("root")).arg("--state").arg(env.path("state")).args(args);
+        Ok(output::run(command.uid(user).gid(user))?.fails()?)
+    };
+    let missing = env.path("missing.toml").display().to_string();
+    for (user, args, says) in [
+        (1000, &[][..], "permission denied; gantryd must be started as root"),
+        (0, &["--log-level", "inof"], "\"inof\" is no level"),
+        (0, &["--config", &missing], "missing.toml: no such file or directory"),
+    ] {
+        let said = start(user, args)?;
+        assert!(said.contains(says) && !said.contains("os error"), "{args:?}: {said}");
+    }
     Ok(())
 }
 

@@ -176,7 +176,7 @@ impl Engine {
             false if names.len() > 1 && !request.force => {
                 let names = names.join(", ");
                 return Err(Error::precondition(format!(
-                    "image {}: has the names {names}; remove those, or all of them by force",
+                    "image {}: has the names {names}; remove those, or all of them with --force",
                     request.image
                 )));
             }
@@ -222,7 +222,7 @@ impl Engine {
                 && record.image_id == id
             {
                 return Err(Error::precondition(format!(
-                    "image {text}: container {} is made of it; remove that first, or the image by force",
+                    "image {text}: container {} is made of it; remove that first, or the image with --force",
                     record.name
                 )));
             }

@@ -33,7 +33,7 @@ impl Engine {
             if !request.force {
                 let name = &known.record.name;
                 return Err(Error::precondition(format!(
-                    "container {name}: is running; stop it first, or remove it by force"
+                    "container {name}: is running; stop it first, or remove it with --force"
                 )));
             }
             self.mark_stopped(&context.namespace, &known).await?;

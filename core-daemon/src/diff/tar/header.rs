@@ -10,7 +10,8 @@ pub(super) struct Header {
 impl Header {
     pub(super) fn parse(block: [u8; BLOCK]) -> Result<Self> {
         let header = Self { block };
-        let stored = header.number(148, 8)?;
+        let damaged = || Error::invalid("tar: header with a wrong checksum; this is no tar, or it is damaged");
+        let stored = header.number(148, 8).map_err(|_| damaged())?;
         let sum = |value: fn(u8) -> i64| -> i64 {
             let at = |(place, byte): (usize, &u8)| if (148..156).contains(&place) { 32 } else { value(*byte) };
             header.block.iter().enumerate().map(at).sum()
@@ -19,7 +20,7 @@ impl Header {
         if sum(i64::from) == stored || sum(|byte| i64::from(byte.cast_signed())) == stored {
             Ok(header)
         } else {
-            Err(Error::invalid("tar: header with a wrong checksum; the layer is no tar, or damaged"))
+            Err(damaged())
         }
     }
 
