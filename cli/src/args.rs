@@ -105,8 +105,9 @@ pub fn parse(args: &[OsString]) -> Result<Gantry, Stop> {
     }
     let stop = |mut error: clap::Error| {
         let hint = hints::of(&error, args);
-        if hint.is_some() {
-            // Our hint replaces clap's suggestion.
+        if hint.is_some() || error.kind() == ErrorKind::UnknownArgument {
+            // Our hint replaces clap's suggestion. Of an option it has only that it may be meant as a value, which it is
+            // not in any command of ours.
             error.remove(ContextKind::Suggested);
         }
         Stop { hint, error }

@@ -157,6 +157,8 @@ fn mistakes_have_hints() {
         let stop = parsed(&line.split(' ').collect::<Vec<_>>()).expect_err(line);
         assert_eq!(stop.code(), Code(code), "{line}");
     }
+    let unknown = parsed(&["run", "--nope", "alpine"]).expect_err("no such option").error.to_string();
+    assert!(!unknown.contains("as a value"), "{unknown}");
     assert_eq!(parsed(&[]).expect_err("nothing").code(), Code::SUCCESS);
     for line in ["run -m x alpine", "run --cpus=-1 alpine", "run --platform x alpine", "ps --filter x", "nope"] {
         assert!(parsed(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");

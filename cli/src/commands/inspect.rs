@@ -44,7 +44,7 @@ pub struct ImageArgs {
 /// What is looked at, and how it is shown.
 #[derive(Debug, clap::Args)]
 struct View {
-    /// json, or a template such as '{{.State.Running}}'
+    /// json, or a template such as '{{.Id}}'
     #[arg(long, short, value_name = "FORMAT")]
     format: Option<String>,
     /// Names or ids
