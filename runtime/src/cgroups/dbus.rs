@@ -226,7 +226,10 @@ impl Connection {
     /// Connects to `address` and authenticates as `uid`. Everything on the connection ends within `limit`. On a bus
     /// (not at systemd's own socket) the connection introduces itself.
     pub(super) fn open(address: &str, uid: u32, is_bus: bool, limit: Duration) -> Result<Self> {
-        let failed = |e: std::io::Error| Error::Systemd(format!("connect to {address}: {e}"));
+        let failed = |e: std::io::Error| {
+            let cause = e.raw_os_error().map_or_else(|| e.to_string(), rung_sys::error::describe);
+            Error::Systemd(format!("connect to {address}: {cause}; does systemd run here?"))
+        };
         let deadline = Instant::now() + limit;
         let stream = fd_pass::connect(Path::new(address), limit).map_err(failed)?;
         let mut connection = Self { stream, serial: 0, deadline, is_bus };

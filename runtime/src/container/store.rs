@@ -65,7 +65,7 @@ impl Store {
                     .recursive(true)
                     .mode(0o711)
                     .create(&self.root)
-                    .doing(|| format!("make state directory {}", self.root.display()))?;
+                    .doing(|| format!("make state directory {} (--root names another)", self.root.display()))?;
                 builder.create(&path)
             }
             other => other,
