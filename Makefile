@@ -1,6 +1,6 @@
 # Entry points only; each is a script of its own.
 
-.PHONY: all demo test test-vm bench soak fuzz install lint fmt
+.PHONY: all demo test test-vm bench soak fuzz install uninstall lint fmt
 
 all:
 	scripts/build.sh
@@ -25,6 +25,9 @@ fuzz:
 
 install:
 	scripts/install.sh
+
+uninstall:
+	scripts/uninstall.sh
 
 lint:
 	scripts/lint.sh

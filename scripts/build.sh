@@ -4,6 +4,7 @@
 set -euo pipefail
 . "$(dirname "$0")/toolchain.sh"
 
+[[ -e $(built release)/gantryd ]] || echo "building; the first time takes some ten minutes on two processors" >&2
 cargo build --release --locked --quiet --bins -p gantryd
 musl=${TRIPLE%-gnu}-musl
 if has_target "$musl" &&

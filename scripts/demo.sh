@@ -39,8 +39,11 @@ finish() {
     local code=$?
     trap - EXIT INT TERM
     if [[ $code -ne 0 ]]; then
-        echo "demo: FAILED; the end of the daemon's log:" >&2
-        tail -n 20 "$work/gantryd.log" >&2 || true
+        echo "demo: FAILED" >&2
+        if [[ -s $work/gantryd.log ]]; then
+            echo "the end of the daemon's log:" >&2
+            tail -n 20 "$work/gantryd.log" >&2
+        fi
     fi
     for name in hello web; do "$programs/gantry" rm --force "$name" >/dev/null 2>&1 || true; done
     for pid in $daemon $registry; do kill "$pid" 2>/dev/null || true; done
