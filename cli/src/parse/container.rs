@@ -64,7 +64,7 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
 pub fn tmpfs(text: &str) -> Result<Tmpfs, String> {
     let (path, options) = text.split_once(':').unwrap_or((text, ""));
     if !path.starts_with('/') {
-        return Err(format!("{text:?}: {path:?} is not an absolute path"));
+        return Err(format!("{path:?} is not an absolute path"));
     }
     let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
     Ok(Tmpfs { destination: path.to_owned(), options })

@@ -33,6 +33,36 @@ pub(super) fn check_processors(nano_cpus: i64) -> Result<()> {
     }
 }
 
+/// Refuses processors and memory nodes that the machine does not have: what the kernel says of them is that a result is out
+/// of range.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(super) fn check_cpuset(cpus: &str, mems: &str) -> Result<()> {
+    for (what, wanted, kind) in [("cpus", cpus, "cpu"), ("mems", mems, "node")] {
+        // Without the file the kernel has the last word, as it has in what is no list.
+        let Ok(there) = std::fs::read_to_string(format!("/sys/devices/system/{kind}/online")) else { continue };
+        let there = there.trim();
+        if !is_part(wanted, there) {
+            return Err(Error::invalid(format!("cpuset {what}: {wanted} are wanted, and {there} are there")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether all numbers of a list such as `0-2,5` are in another.
+fn is_part(list: &str, of: &str) -> bool {
+    let ranges = |text: &str| -> Vec<(u32, u32)> {
+        let range = |text: &str| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            Some((first.parse().ok()?, last.parse().ok()?))
+        };
+        text.split(',').filter_map(range).collect()
+    };
+    let of = ranges(of);
+    ranges(list).iter().all(|(first, last)| of.iter().any(|(from, to)| from <= first && last <= to))
+}
+
 /// All of these options but devices.
 ///
 /// # Errors
@@ -41,6 +71,7 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
     let security = request.security.clone().unwrap_or_default();
     let limits = request.limits.unwrap_or_default();
     check_processors(limits.nano_cpus)?;
+    check_cpuset(&request.cpuset_cpus, &request.cpuset_mems)?;
     let seccomp = match security.seccomp.as_str() {
         "" => None,
         "unconfined" => Some(None),
@@ -201,6 +232,16 @@ fn look(host: &Path, inside: &Path, depth: usize, found: &mut Vec<LinuxDevice>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_that_are_not_there_are_refused() {
+        for (list, of, is) in [("0-1", "0-3", true), ("0,3", "0-3", true), ("", "0", true), ("77", "0-1", false)] {
+            assert_eq!(is_part(list, of), is, "{list} of {of}");
+        }
+        assert!(!is_part("1-5", "0-2,4-6") && is_part("4,0-2", "0-2,4-6"));
+        let said = check_cpuset("0,99999", "").map_err(|error| error.to_string());
+        assert!(said.is_err_and(|said| said.starts_with("cpuset cpus: 0,99999 are wanted, and 0")));
+    }
 
     #[test]
     fn rules_of_devices() {

@@ -105,6 +105,7 @@ fn resources(
     let wanted = request.limits.unwrap_or_default();
     let wrong = |error: Error| InvalidOptions::Extra(error.to_string());
     extras::check_processors(wanted.nano_cpus).map_err(wrong)?;
+    extras::check_cpuset(&request.cpuset_cpus, &request.cpuset_mems).map_err(wrong)?;
     let weight = extras::blkio_weight(wanted.blkio_weight).map_err(wrong)?;
     let mut resources = beside(builder::limited(limits.into())?, old);
     builder::reserve(&mut resources, wanted.memory_reservation, wanted.cpu_shares)?;
