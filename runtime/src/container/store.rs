@@ -61,11 +61,9 @@ impl Store {
         let made = match builder.create(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut parents = std::fs::DirBuilder::new();
-                parents
-                    .recursive(true)
-                    .mode(0o711)
-                    .create(&self.root)
-                    .doing(|| format!("make state directory {} (--root names another)", self.root.display()))?;
+                parents.recursive(true).mode(0o711).create(&self.root).doing(|| {
+                    format!("make state directory {} (--root names another directory)", self.root.display())
+                })?;
                 builder.create(&path)
             }
             other => other,
@@ -75,7 +73,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 Err(Error::new(Kind::AlreadyExists, format!("container with given ID already exists: {id}")))
             }
-            Err(error) => Err(error).doing(|| format!("make {}", path.display())),
+            Err(error) => Err(error).doing(|| format!("make {} (--root names another directory)", path.display())),
         }
     }
 
