@@ -4,6 +4,8 @@
 //! shims hold them.
 
 mod authority;
+mod clients;
+mod gather;
 mod quiet;
 mod size;
 mod whole;
@@ -15,14 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream;
 use gantry_proto::ttrpc::{Service, serve_connection};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
+use tower::ServiceBuilder;
 
 use crate::config::{Config, Grpc, Timeouts};
 use crate::error::{Doing, Error, Result};
@@ -30,10 +31,6 @@ use crate::observe::Observer;
 
 /// Connections of shims that are served at once.
 const MAX_SHIM_CONNECTIONS: usize = 4096;
-/// Bytes that a client may send in one call, and in all calls of a connection, before the daemon has taken them.
-/// HTTP/2's own 64 KiB would make uploads of content wait for an answer that often.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -144,29 +141,22 @@ pub async fn grpc(
     stopping: CancellationToken,
     config: &Config,
 ) -> Result<()> {
-    let incoming = stream::unfold(socket.listener()?, |listener| async move {
-        let accepted = accept(&listener, "a client").await;
-        Some((authority::Connection::new(accepted), listener))
-    });
-    let server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+    let listener = socket.listener()?;
+    let service = ServiceBuilder::new()
         .layer(observer.clone())
         .layer(whole::Whole)
         .layer(size::MaxMessage(config.grpc.max_message))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
+        .service(routes.prepare());
+    let served = clients::serve(listener, service, stopping.clone());
     let drained = async {
         stopping.cancelled().await;
         tokio::time::sleep(Timeouts::of(config.timeouts.drain)).await;
     };
     tokio::select! {
-        served = server => served.map_err(|error| Error::internal(format!("serve gRPC: {error}"))),
-        () = drained => {
-            tracing::warn!("calls were still under way; ending them");
-            Ok(())
-        }
+        () = served => {}
+        () = drained => tracing::warn!("calls were still under way; ending them"),
     }
+    Ok(())
 }
 
 /// Serves ttrpc on `socket` until `stopping`.

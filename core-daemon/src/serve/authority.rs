@@ -9,10 +9,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
-use tonic::transport::server::Connected;
-
-use super::quiet::Quiet;
 
 /// Bytes that a client sends before its first frame (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -34,22 +30,21 @@ const CHUNK: usize = 16 << 10;
 
 /// A client's connection.
 #[derive(Debug)]
-pub(super) struct Connection {
-    inner: Quiet,
+pub(super) struct Connection<S> {
+    inner: S,
     rewriter: Rewriter,
     /// Rewritten and not taken yet, from `taken` on.
     ready: Vec<u8>,
     taken: usize,
 }
 
-impl Connection {
-    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
-        let inner = Quiet::new(socket)?;
-        Ok(Self { inner, rewriter: Rewriter::Pass(PREFACE), ready: Vec::new(), taken: 0 })
+impl<S> Connection<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Self { inner, rewriter: Rewriter::Pass(PREFACE), ready: Vec::new(), taken: 0 }
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.taken == this.ready.len() {
@@ -70,7 +65,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }
@@ -94,13 +89,6 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(context)
     }
-}
-
-impl Connected for Connection {
-    /// Nobody asks who is at the other end.
-    type ConnectInfo = ();
-
-    fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
 /// Where in the stream of frames the next byte is.
