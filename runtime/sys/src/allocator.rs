@@ -5,7 +5,7 @@
 //! few pages that belong to the program's image, and keeps what is freed for the next piece of that size.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,25 +21,27 @@ const UNIT: usize = 16;
 const CLASSES: usize = 48;
 
 /// The allocator. One program has one, as its `#[global_allocator]`.
+#[repr(C)]
 #[derive(Debug)]
 pub struct Allocator {
-    first: UnsafeCell<First>,
-    /// Some thread cuts its pieces from `first`.
+    /// Some thread cuts its pieces from `first`, on whose first page this is too.
     taken: AtomicBool,
+    first: UnsafeCell<First>,
 }
 
 thread_local! {
     // Each thread has its own, so that nothing has to be locked: a locked instruction for each piece was a tenth of the
     // time a start spends in the program. A piece belongs to the thread that frees it. What a thread has left when it ends
-    // is not used again: the programs it is for have one.
-    static STATE: UnsafeCell<State> =
-        const { UnsafeCell::new(State { next: null_mut(), end: null_mut(), free: [null_mut(); CLASSES] }) };
+    // is not used again: the programs it is for have one. Only the address is here: musl has room for little more than
+    // that in the program's image, and maps pages for what is larger.
+    static STATE: Cell<*mut State> = const { Cell::new(null_mut()) };
 }
 
-#[repr(C, align(4096))]
+#[repr(C, align(16))]
 #[derive(Debug)]
 struct First([u8; FIRST]);
 
+/// At the beginning of a thread's first region.
 #[derive(Debug)]
 struct State {
     /// The rest of the region that new pieces are cut from.
@@ -49,6 +51,8 @@ struct State {
     free: [*mut u8; CLASSES],
 }
 
+const _: () = assert!(align_of::<First>() == UNIT && size_of::<State>().is_multiple_of(UNIT));
+
 // SAFETY: `first` is touched only by the one thread that has set `taken`, through pieces that are handed out once.
 unsafe impl Sync for Allocator {}
 
@@ -56,33 +60,56 @@ impl Allocator {
     /// With nothing handed out yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { first: UnsafeCell::new(First([0; FIRST])), taken: AtomicBool::new(false) }
+        Self { taken: AtomicBool::new(false), first: UnsafeCell::new(First([0; FIRST])) }
     }
 
-    fn with<T>(work: impl FnOnce(&mut State) -> T) -> T {
-        // SAFETY: no other thread comes here, and `work` does not come back here.
-        STATE.with(|state| work(unsafe { &mut *state.get() }))
+    /// The state of this thread, or nothing where there is no memory for it.
+    fn state(&self) -> *mut State {
+        let state = STATE.get();
+        if state.is_null() { self.begin() } else { state }
     }
 
+    #[cold]
+    fn begin(&self) -> *mut State {
+        let (region, length) = if self.taken.swap(true, Ordering::Relaxed) {
+            (new_region(), REGION)
+        } else {
+            (self.first.get().cast::<u8>(), FIRST)
+        };
+        if region.is_null() {
+            return null_mut();
+        }
+        let state = region.cast::<State>();
+        // SAFETY: the region has `length` bytes, which nobody else uses, and begins at a multiple of UNIT.
+        unsafe {
+            let (next, end) = (region.add(size_of::<State>()), region.add(length));
+            state.write(State { next, end, free: [null_mut(); CLASSES] });
+        }
+        STATE.set(state);
+        state
+    }
+}
+
+fn new_region() -> *mut u8 {
+    // SAFETY: the layout has a size, and its alignment is a power of two.
+    unsafe { System.alloc(Layout::from_size_align_unchecked(REGION, UNIT)) }
+}
+
+impl State {
     /// Cuts a new piece of `size` bytes, a multiple of [`UNIT`].
-    fn cut(&self, state: &mut State, size: usize) -> *mut u8 {
-        if state.end.addr() - state.next.addr() < size {
-            let (region, length) = if !self.taken.swap(true, Ordering::Relaxed) {
-                (self.first.get().cast::<u8>(), FIRST)
-            } else {
-                // SAFETY: the layout has a size, and its alignment is a power of two.
-                (unsafe { System.alloc(Layout::from_size_align_unchecked(REGION, UNIT)) }, REGION)
-            };
+    fn cut(&mut self, size: usize) -> *mut u8 {
+        if self.end.addr() - self.next.addr() < size {
+            let region = new_region();
             if region.is_null() {
                 return null_mut();
             }
-            state.next = region;
-            // SAFETY: the region has `length` bytes.
-            state.end = unsafe { region.add(length) };
+            self.next = region;
+            // SAFETY: the region has `REGION` bytes.
+            self.end = unsafe { region.add(REGION) };
         }
-        let piece = state.next;
+        let piece = self.next;
         // SAFETY: at least `size` bytes are left before `end`.
-        state.next = unsafe { piece.add(size) };
+        self.next = unsafe { piece.add(size) };
         piece
     }
 }
@@ -121,15 +148,15 @@ unsafe impl GlobalAlloc for Allocator {
             return unsafe { System.alloc(layout) };
         }
         let (class, size) = class(layout.size());
-        Self::with(|state| {
-            let piece = state.free[class];
-            if piece.is_null() {
-                return self.cut(state, size);
-            }
-            // SAFETY: a freed piece holds the address of the next one, see `dealloc`.
-            state.free[class] = unsafe { piece.cast::<*mut u8>().read() };
-            piece
-        })
+        // SAFETY: no other thread has this state, and nothing below comes back here.
+        let Some(state) = (unsafe { self.state().as_mut() }) else { return null_mut() };
+        let piece = state.free[class];
+        if piece.is_null() {
+            return state.cut(size);
+        }
+        // SAFETY: a freed piece holds the address of the next one, see `dealloc`.
+        state.free[class] = unsafe { piece.cast::<*mut u8>().read() };
+        piece
     }
 
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
@@ -138,16 +165,16 @@ unsafe impl GlobalAlloc for Allocator {
             return unsafe { System.dealloc(piece, layout) };
         }
         let (class, size) = class(layout.size());
-        Self::with(|state| {
-            // SAFETY: the piece has `size` bytes, so its end is at most one past its region.
-            if unsafe { piece.add(size) } == state.next {
-                state.next = piece;
-                return;
-            }
-            // SAFETY: nobody owns the piece any more, and it has room for an address at a multiple of UNIT.
-            unsafe { piece.cast::<*mut u8>().write(state.free[class]) };
-            state.free[class] = piece;
-        });
+        // SAFETY: as in `alloc`. Without a state there is nowhere to keep the piece.
+        let Some(state) = (unsafe { self.state().as_mut() }) else { return };
+        // SAFETY: the piece has `size` bytes, so its end is at most one past its region.
+        if unsafe { piece.add(size) } == state.next {
+            state.next = piece;
+            return;
+        }
+        // SAFETY: nobody owns the piece any more, and it has room for an address at a multiple of UNIT.
+        unsafe { piece.cast::<*mut u8>().write(state.free[class]) };
+        state.free[class] = piece;
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -173,17 +200,16 @@ unsafe impl GlobalAlloc for Allocator {
             (false, false) => return unsafe { System.realloc(piece, layout, wanted) },
             (true, true) => {
                 let ((_, before), (_, after)) = (class(layout.size()), class(wanted));
-                let grown = Self::with(|state| {
-                    // SAFETY: the piece has `before` bytes; it may grow where it is the last one and there is room.
-                    let is_last = unsafe { piece.add(before) } == state.next;
-                    let fits = is_last && state.end.addr() - piece.addr() >= after;
-                    if fits {
-                        // SAFETY: there is room for `after` bytes.
-                        state.next = unsafe { piece.add(after) };
-                    }
-                    fits
-                });
-                if grown || before == after {
+                // SAFETY: as in `alloc`.
+                let Some(state) = (unsafe { self.state().as_mut() }) else { return null_mut() };
+                // SAFETY: the piece has `before` bytes; it may grow where it is the last one and there is room.
+                let is_last = unsafe { piece.add(before) } == state.next;
+                if is_last && state.end.addr() - piece.addr() >= after {
+                    // SAFETY: there is room for `after` bytes.
+                    state.next = unsafe { piece.add(after) };
+                    return piece;
+                }
+                if before == after {
                     return piece;
                 }
             }
