@@ -21,6 +21,7 @@ mod dbus;
 mod delegate;
 mod devices;
 mod error;
+mod gvariant;
 mod legacy;
 mod locate;
 mod make;

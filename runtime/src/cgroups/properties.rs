@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::dbus::Value;
 use super::error::{Error, Result};
+use super::gvariant;
 use super::settings::{DEFAULT_PERIOD, io_weight, is_idle, is_weight, swap_of, weight_of_shares};
 
 type List = Vec<(String, Value)>;
@@ -167,8 +168,11 @@ pub(super) fn annotated(name: &str, text: &str) -> Result<(String, Value)> {
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(Error::invalid(&path, "is not the name of a property"));
     }
-    let mut rest = text.trim();
-    let value = parse(&mut rest, 0).filter(|_| rest.trim().is_empty()).ok_or_else(|| wrong("is not a GVariant"))?;
+    if let "Slice" | "PIDs" = name {
+        // The container would be where its limits are not.
+        return Err(Error::invalid(&path, "is what linux.cgroupsPath and the process say"));
+    }
+    let value = gvariant::read(text).ok_or_else(|| wrong("is not a GVariant"))?;
     let Some(bare) = name.strip_suffix("Sec").filter(|bare| !bare.ends_with('U')) else {
         return Ok((name.to_owned(), value));
     };
@@ -182,88 +186,6 @@ pub(super) fn annotated(name: &str, text: &str) -> Result<(String, Value)> {
         _ => None,
     };
     Ok((format!("{bare}USec"), Value::U64(micros.ok_or_else(|| wrong("is not a number of seconds"))?)))
-}
-
-/// Reads one value off the front of `rest`.
-fn parse(rest: &mut &str, depth: usize) -> Option<Value> {
-    if depth > 8 {
-        return None;
-    }
-    *rest = rest.trim_start();
-    let first = rest.chars().next()?;
-    match first {
-        '\'' | '"' => quoted(rest, first),
-        '[' => {
-            let items = listed(rest, ']', depth)?;
-            let of = items.first().map_or_else(|| "s".to_owned(), Value::signature);
-            items.iter().all(|item| item.signature() == of).then_some(Value::Array(of, items))
-        }
-        '(' => listed(rest, ')', depth).map(Value::Tuple),
-        _ => {
-            let end = rest.find([' ', ',', ']', ')']).unwrap_or(rest.len());
-            let (word, after) = rest.split_at(end);
-            *rest = after;
-            scalar(word, rest, depth)
-        }
-    }
-}
-
-fn scalar(word: &str, rest: &mut &str, depth: usize) -> Option<Value> {
-    let number = |rest: &mut &str| {
-        *rest = rest.trim_start();
-        let end = rest.find([' ', ',', ']', ')']).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(end);
-        *rest = after;
-        word.to_owned()
-    };
-    Some(match word {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        "byte" => Value::Byte(number(rest).parse().ok()?),
-        "int32" => Value::I32(number(rest).parse().ok()?),
-        "uint32" => Value::U32(number(rest).parse().ok()?),
-        "int64" => Value::I64(number(rest).parse().ok()?),
-        "uint64" => Value::U64(number(rest).parse().ok()?),
-        "double" => Value::Double(number(rest).parse().ok()?),
-        "string" => parse(rest, depth + 1).filter(|value| matches!(value, Value::Text(_)))?,
-        word if word.contains('.') => Value::Double(word.parse().ok()?),
-        word => Value::I32(word.parse().ok()?),
-    })
-}
-
-fn quoted(rest: &mut &str, quote: char) -> Option<Value> {
-    let mut text = String::new();
-    let mut letters = rest.char_indices().skip(1);
-    while let Some((at, letter)) = letters.next() {
-        match letter {
-            '\\' => text.push(letters.next()?.1),
-            letter if letter == quote => {
-                *rest = &rest[at + 1..];
-                return Some(Value::Text(text));
-            }
-            letter => text.push(letter),
-        }
-    }
-    None
-}
-
-fn listed(rest: &mut &str, close: char, depth: usize) -> Option<Vec<Value>> {
-    *rest = &rest[1..];
-    let mut items = Vec::new();
-    loop {
-        *rest = rest.trim_start();
-        if let Some(after) = rest.strip_prefix(close) {
-            *rest = after;
-            return Some(items);
-        }
-        if !items.is_empty() {
-            *rest = rest.strip_prefix(',')?.trim_start();
-            if rest.starts_with(close) {
-                continue;
-            }
-        }
-        items.push(parse(rest, depth + 1)?);
-    }
 }
 
 #[cfg(test)]
@@ -338,7 +260,15 @@ mod tests {
         assert_eq!(after, Value::Array("s".into(), vec![Value::text("a.service"), Value::text("b\"c")]));
         let tuple = read("X", "[('/dev/a', uint64 5)]").1;
         assert_eq!(tuple.signature(), "a(st)");
-        for (name, text) in [("X", "'open"), ("X", "[1, 'a']"), ("TimeoutSec", "'x'"), ("a/b", "1"), ("X", "1 2")] {
+        for (name, text) in [
+            ("X", "'open"),
+            ("X", "[1, 'a']"),
+            ("TimeoutSec", "'x'"),
+            ("a/b", "1"),
+            ("X", "1 2"),
+            ("Slice", "'user.slice'"),
+            ("PIDs", "[uint32 1]"),
+        ] {
             assert!(annotated(name, text).is_err(), "{name} {text}");
         }
     }
