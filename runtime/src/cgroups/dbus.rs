@@ -236,6 +236,8 @@ impl Connection {
         connection.authenticate(uid)?;
         if is_bus {
             connection.call(BUS, "Hello", Body::default())?;
+        } else {
+            connection.wait_until_read()?;
         }
         Ok(connection)
     }
@@ -271,6 +273,16 @@ impl Connection {
             return Err(Error::Systemd(format!("the bus refuses user {uid}: {answer}")));
         }
         self.send(b"BEGIN\r\n")
+    }
+
+    /// Waits until the other side has read everything. Systemd does not look at a message that it reads together with the
+    /// end of the authentication until the next one comes; buses do.
+    fn wait_until_read(&self) -> Result<()> {
+        let failed = |e: rung_sys::Error| Error::Systemd(format!("look at what is unread: {e}"));
+        while fd_pass::unread(&self.stream).map_err(failed)? > 0 {
+            std::thread::sleep(Duration::from_millis(1).min(self.left()?));
+        }
+        Ok(())
     }
 
     fn left(&self) -> Result<Duration> {
@@ -445,5 +457,27 @@ mod tests {
         let opened = Connection::open(address, 0, true, Duration::from_millis(50));
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(opened, Err(Error::Silent)), "{opened:?}");
+    }
+
+    #[test]
+    fn the_first_call_does_not_arrive_with_the_authentication() {
+        let path = std::env::temp_dir().join(format!("rung-direct-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let systemd = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = [0; 256];
+            assert!(stream.read(&mut bytes).unwrap() > 0);
+            stream.write_all(b"OK 00\r\n").unwrap();
+            // As where it has other things to do.
+            std::thread::sleep(Duration::from_millis(50));
+            let got = stream.read(&mut bytes).unwrap();
+            (bytes[..got].to_vec(), stream)
+        });
+        let opened = Connection::open(path.to_str().unwrap(), 0, false, Duration::from_secs(20));
+        let posted = opened.and_then(|mut opened| opened.post(BUS, "Ping", Body::default()));
+        std::fs::remove_file(&path).unwrap();
+        let (got, _stream) = systemd.join().unwrap();
+        assert_eq!(String::from_utf8(got).unwrap(), "BEGIN\r\n");
+        posted.unwrap();
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket, socketpair,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check};
 use crate::socket_path::SocketPath;
 
 /// At most this many descriptors are taken from one message.
@@ -43,6 +43,15 @@ pub fn connect(address: &Path, limit: Duration) -> io::Result<UnixStream> {
         Err(nix::errno::Errno::EAGAIN) => Err(nix::errno::Errno::ETIMEDOUT.into()),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// How many of the sent bytes the other side has not read, with what the kernel adds to each message.
+pub fn unread(stream: &UnixStream) -> Result<libc::c_int> {
+    let mut left = 0;
+    // SAFETY: the descriptor is open, and the kernel writes one number.
+    let returned = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut left) };
+    check(returned, "ioctl", || format!("{}, TIOCOUTQ", stream.as_raw_fd()))?;
+    Ok(left)
 }
 
 /// Sends one message with descriptors.
