@@ -45,6 +45,11 @@ choose_accelerator() {
         # Code is translated anew for every address it is seen at, which takes most of the time where these differ each
         # time.
         tuning="no_timer_check tsc=reliable norandmaps no5lvl"
+        # The counter is the host's. On a busy host the kernel measures it wrongly, and its clock then runs many times too
+        # fast: every wait in the machine would be shorter than it says. Where the host's processors change their clock,
+        # /proc says that instead.
+        [[ -d /sys/devices/system/cpu/cpu0/cpufreq ]] ||
+            tuning+=$(awk '/^cpu MHz/ { printf " tsc_early_khz=%.0f", $4 * 1000; exit }' /proc/cpuinfo)
         patience=8
     fi
 }
