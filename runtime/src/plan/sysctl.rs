@@ -17,7 +17,7 @@ pub fn plan(linux: Option<&Linux>, namespaces: &NamespacePlan) -> Result<Vec<(St
         let is_its = namespaces.has(kind(parameter.namespace))
             && !(parameter.namespace == LinuxNamespaceType::Network && is_hosts(namespaces));
         if !is_its {
-            return Err(refuse(&format!("is not allowed in the host's {} namespace", parameter.namespace)));
+            return Err(refuse(parameter.refusal()));
         }
         planned.push((parameter.path, value.clone()));
     }
@@ -54,6 +54,13 @@ mod tests {
         for (key, path) in [("kernel.msgmax", "kernel/msgmax"), ("net/core/somaxconn", "net/core/somaxconn")] {
             assert_eq!(planned(key, &own).expect(key), [(path.to_owned(), "1".to_owned())]);
             assert!(planned(key, &NamespacePlan::default()).is_err() && planned(key, &hosts).is_err(), "{key}");
+        }
+        for (key, says) in [
+            ("kernel.msgmax", "\"kernel.msgmax\" is not allowed in the hosts ipc namespace"),
+            ("net.core.somaxconn", "\"net.core.somaxconn\" not allowed in host network namespace"),
+        ] {
+            let said = planned(key, &NamespacePlan::default()).expect_err(key).to_string();
+            assert!(said.ends_with(says), "{said}");
         }
         for bad in ["user.max_user_namespaces", "kernel.core_pattern", "net/../kernel/core_pattern"] {
             assert!(planned(bad, &own).is_err(), "{bad}");

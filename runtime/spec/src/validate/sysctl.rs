@@ -46,6 +46,16 @@ impl Parameter {
         };
         Ok(Self { path, namespace })
     }
+
+    /// What is said of it where the namespace is the host's: runc's words, which callers may look for.
+    #[must_use]
+    pub fn refusal(&self) -> &'static str {
+        match self.namespace {
+            Type::Ipc => "is not allowed in the hosts ipc namespace",
+            Type::Network => "not allowed in host network namespace",
+            _ => "is not in a separate kernel namespace",
+        }
+    }
 }
 
 /// `net/ipv4/conf/eth0.1/x` and `net.ipv4.conf.eth0/1.x` name the same file: the first separator says which form it is, and
@@ -66,9 +76,9 @@ pub(super) fn check(spec: &Spec, found: &mut Found) {
     names.sort();
     for name in names {
         let reason = match Parameter::named(name) {
-            Err(reason) => reason.to_owned(),
+            Err(reason) => reason,
             Ok(it) if of(spec, it.namespace).is_some() => continue,
-            Ok(it) => format!("is not allowed in the host's {} namespace", it.namespace),
+            Ok(it) => it.refusal(),
         };
         found.push(Violation::new(format!("linux.sysctl[{name:?}]"), format!("sysctl {name:?} {reason}")));
     }
