@@ -39,7 +39,8 @@ pub(super) fn check_processors(nano_cpus: i64) -> Result<()> {
 /// # Errors
 /// `InvalidArgument`.
 pub(super) fn check_cpuset(cpus: &str, mems: &str) -> Result<()> {
-    for (what, wanted, kind) in [("cpus", cpus, "cpu"), ("mems", mems, "node")] {
+    let all = [("cpus", cpus, "cpu"), ("mems", mems, "node")];
+    for (what, wanted, kind) in all.into_iter().filter(|(_, wanted, _)| !wanted.is_empty()) {
         // Without the file the kernel has the last word, as it has in what is no list.
         let Ok(there) = std::fs::read_to_string(format!("/sys/devices/system/{kind}/online")) else { continue };
         let there = there.trim();
