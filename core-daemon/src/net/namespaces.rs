@@ -189,11 +189,11 @@ fn bind(source: &Path, target: &Path) -> Result<()> {
     mount::mount(Some(source), target, None, flags, None).map_err(std::io::Error::from).doing(doing)
 }
 
-/// The process that keeps namespaces until they are bound. It ends when this is dropped.
+/// The process that keeps namespaces until they are bound.
 struct Holder {
     pid: Pid,
-    #[allow(dead_code, reason = "what it does is to be dropped: the process reads the end of its input, or is killed")]
-    child: Child,
+    /// Dropped with this, the process reads the end of its input, or is killed.
+    _child: Child,
 }
 
 impl Holder {
@@ -218,6 +218,6 @@ impl Holder {
         let pid = pid.ok_or_else(|| Error::internal("make a user namespace: the process is gone"))?;
         idmap::write_uids(pid, users).map_err(std::io::Error::from).doing(|| "map user ids")?;
         idmap::write_gids(pid, groups).map_err(std::io::Error::from).doing(|| "map group ids")?;
-        Ok(Self { pid, child })
+        Ok(Self { pid, _child: child })
     }
 }
