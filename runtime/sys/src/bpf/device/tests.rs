@@ -3,8 +3,8 @@
 use super::*;
 
 /// Runs `program` as the kernel would for one access.
-fn run(program: &[Instruction], kind: i32, access: Access, major: u32, minor: u32) -> bool {
-    let context = [u64::from(u32::from(access.0) << 16 | kind.unsigned_abs()), major.into(), minor.into()];
+fn run(program: &[Instruction], kind: u32, access: Access, major: u32, minor: u32) -> bool {
+    let context = [u64::from(u32::from(access.0) << 16 | kind), major.into(), minor.into()];
     let mut registers = [0_u64; 11];
     let mut at = 0_usize;
     loop {
@@ -25,6 +25,7 @@ fn run(program: &[Instruction], kind: i32, access: Access, major: u32, minor: u3
             JUMP_SET_K => {}
             JUMP_EQUAL_K if registers[to] & 0xffff_ffff == k & 0xffff_ffff => jump(),
             JUMP_EQUAL_K => {}
+            JUMP => jump(),
             EXIT => return registers[0] == 1,
             other => panic!("unknown instruction {other:#x}"),
         }
@@ -48,43 +49,77 @@ fn rule(allow: bool, kind: Kind, major: Option<u32>, minor: Option<u32>, access:
     Rule { allow, kind, major, minor, access: Access(access) }
 }
 
+/// Every sequence of up to three of these rules, and what a container has.
 fn samples() -> Vec<Vec<Rule>> {
-    let deny_all = rule(false, Kind::All, None, None, 7);
-    let allow_all = rule(true, Kind::All, None, None, 7);
-    let null = rule(true, Kind::Char, Some(1), Some(3), 7);
-    let disks = rule(true, Kind::Block, Some(8), None, 6);
-    let no_write = rule(false, Kind::Block, Some(8), Some(1), 4);
-    let nodes = rule(true, Kind::Char, None, None, 1);
-    let huge = rule(true, Kind::Char, Some(u32::MAX), Some(0x8000_0000), 2);
-    vec![
-        vec![],
-        vec![deny_all],
-        vec![allow_all],
-        vec![deny_all, null, nodes],
-        vec![null, deny_all],
-        vec![allow_all, no_write],
-        vec![deny_all, disks, no_write, nodes, huge],
-        vec![rule(false, Kind::All, Some(5), None, 2), allow_all, rule(false, Kind::All, Some(5), None, 2)],
-    ]
+    let some = [
+        rule(false, Kind::All, None, None, 7),
+        rule(true, Kind::All, None, None, 7),
+        rule(true, Kind::Char, None, None, 7),
+        rule(true, Kind::Char, None, None, 1),
+        rule(true, Kind::Char, Some(1), Some(3), 7),
+        rule(true, Kind::Char, Some(1), Some(5), 7),
+        rule(true, Kind::Char, None, Some(3), 7),
+        rule(false, Kind::Char, Some(1), Some(3), 7),
+        rule(true, Kind::Char, Some(u32::MAX), Some(0x8000_0000), 2),
+        rule(false, Kind::All, Some(5), None, 2),
+        rule(true, Kind::Block, Some(1), None, 7),
+        rule(true, Kind::Block, Some(1), Some(3), 6),
+        rule(false, Kind::Block, Some(1), Some(3), 4),
+    ];
+    let mut samples = vec![vec![], default_rules()];
+    for first in some {
+        samples.push(vec![first]);
+        for second in some {
+            samples.push(vec![first, second]);
+            samples.extend(some.map(|third| vec![first, second, third]));
+        }
+    }
+    samples
+}
+
+/// What a container has that asks for nothing.
+fn default_rules() -> Vec<Rule> {
+    let all = |major, minor| rule(true, Kind::Char, Some(major), minor, 7);
+    let mut rules = vec![
+        rule(false, Kind::All, None, None, 7),
+        rule(true, Kind::Char, None, None, 1),
+        rule(true, Kind::Block, None, None, 1),
+    ];
+    rules.extend([(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200)].map(|(a, b)| all(a, Some(b))));
+    rules.push(all(136, None));
+    rules
 }
 
 #[test]
 fn decides_as_the_rules_say() {
-    let numbers = [0, 1, 3, 5, 8, 0x8000_0000, u32::MAX];
+    let numbers = [0, 1, 3, 5, 136, 0x8000_0000, u32::MAX];
     for rules in samples() {
         let program = program(&rules);
-        for (kind, number) in [(Kind::Block, TYPE_BLOCK), (Kind::Char, TYPE_CHAR)] {
+        for kind in [Kind::Block, Kind::Char] {
             for access in 1..=7 {
-                for major in numbers {
-                    for minor in numbers {
-                        let found = run(&program, number, Access(access), major, minor);
-                        let wanted = expected(&rules, kind, Access(access), major, minor);
-                        assert_eq!(found, wanted, "{rules:?}: {kind:?} {access} {major}:{minor}");
-                    }
+                for (major, minor) in numbers.iter().flat_map(|major| numbers.map(|minor| (*major, minor))) {
+                    let found = run(&program, kind.number().unwrap(), Access(access), major, minor);
+                    let wanted = expected(&rules, kind, Access(access), major, minor);
+                    assert_eq!(found, wanted, "{rules:?}: {kind:?} {access} {major}:{minor}");
                 }
             }
         }
     }
+}
+
+#[test]
+fn more_rules_than_a_jump_can_pass() {
+    let rules: Vec<Rule> = (0..20_000).map(|minor| rule(true, Kind::Char, Some(1), Some(minor), 7)).collect();
+    let program = program(&rules);
+    for (minor, allowed) in [(0, true), (4095, true), (4096, true), (19_999, true), (20_000, false)] {
+        assert_eq!(run(&program, 2, Access::READ, 1, minor), allowed, "{minor}");
+        assert!(!run(&program, 2, Access::READ, 2, minor), "{minor}");
+    }
+}
+
+#[test]
+fn what_a_container_has_is_a_short_program() {
+    assert!(program(&default_rules()).len() <= 40, "{:#?}", program(&default_rules()));
 }
 
 #[test]
