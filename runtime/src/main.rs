@@ -7,12 +7,18 @@ use rung::cli::Cli;
 use rung::error::Result;
 use rung::{commands, exe, log};
 use rung_sys::allocator::Allocator;
-use rung_sys::signal;
+use rung_sys::{footprint, signal};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator::new();
 
+/// What a start uses of the heap and of the stack, in bytes (docs/decisions/0019-hot-functions.md).
+const HEAP: usize = 64 << 10;
+const STACK: usize = 80 << 10;
+
 fn main() -> ExitCode {
+    ALLOCATOR.expect(HEAP);
+    footprint::expect_stack(STACK);
     signal::keep_children();
     let arguments: Vec<_> = std::env::args_os().collect();
     if arguments.iter().skip(1).any(|argument| argument == "exec") {

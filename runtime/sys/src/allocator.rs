@@ -63,6 +63,11 @@ impl Allocator {
         Self { taken: AtomicBool::new(false), first: UnsafeCell::new(First([0; FIRST])) }
     }
 
+    /// Has the kernel provide the first `bytes` in one call, for a program that will use as much.
+    pub fn expect(&self, bytes: usize) {
+        crate::footprint::provide(self.first.get().expose_provenance(), bytes.min(FIRST));
+    }
+
     /// The state of this thread, or nothing where there is no memory for it.
     fn state(&self) -> *mut State {
         let state = STATE.get();

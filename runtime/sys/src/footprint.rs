@@ -1,6 +1,28 @@
-//! What a program that lives long holds of memory without need.
+//! What a program holds of memory: without need, where it lives long, and from the first moment, where it ends soon.
 
 use std::path::Path;
+
+/// Has the kernel provide the next `bytes` of the stack in one call. A program that will use them anyway is spared an
+/// exception for each page.
+pub fn expect_stack(bytes: usize) {
+    let here = 0_u8;
+    let top = std::ptr::from_ref(&here).addr();
+    provide(top.saturating_sub(bytes), bytes);
+}
+
+/// Has the kernel provide the pages of what is writable here. Only spares time, so nobody minds where it cannot: kernels
+/// before 5.14 do not know it.
+pub(crate) fn provide(start: usize, bytes: usize) {
+    let aligned = start & !(PAGE - 1);
+    let address = std::ptr::with_exposed_provenance_mut::<libc::c_void>(aligned);
+    // SAFETY: this changes no byte of what is mapped there, only when its pages come.
+    unsafe {
+        libc::madvise(address, bytes + (start - aligned), libc::MADV_POPULATE_WRITE);
+    }
+}
+
+/// The least size of a page. Where pages are larger, the call above is refused.
+const PAGE: usize = 4096;
 
 /// At most so many heaps for all threads together: what one thread has freed, another uses. Before the first thread.
 pub fn limit_heaps(count: u8) {
