@@ -14,6 +14,7 @@ mod pulls;
 mod runtimes;
 mod stores;
 mod table;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;

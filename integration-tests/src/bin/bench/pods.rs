@@ -1,6 +1,7 @@
 //! Pods as a kubelet makes them, on `gantryd` beside containerd, and beside CRI-O where there is one: each of them whole,
 //! one at a time and many at once, a command in one, and what many idle ones cost.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
@@ -13,19 +14,20 @@ use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use integration_tests::pods::spec;
 use integration_tests::{Daemon, Env, Image, Registry, Result, daemon, leaks, output};
 use tokio::runtime::Runtime;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic_prost::ProstCodec;
 
 use crate::crio::Crio;
 use crate::crowds::Use;
 use crate::daemons::Containerd;
 use crate::table::{self, Subject, interleave, interleave_without_rest, millis, note};
+use crate::wire::Wire;
 
 /// Pods that are made at once.
 const AT_ONCE: usize = 20;
 /// Plugins of the container network interface, as Debian installs them.
 const PLUGINS: &str = "/usr/lib/cni";
+/// What a kubelet asks every second.
+const LISTS: [&str; 2] = ["ListPodSandbox", "ListContainers"];
 const AGAINST: &str = "containerd, runc";
 
 /// A daemon that makes pods.
@@ -36,7 +38,7 @@ struct Node {
     shim: &'static str,
     /// What is in the command lines of its shims and of nobody else.
     mark: String,
-    channel: Channel,
+    wire: RefCell<Wire>,
     pods: RuntimeServiceClient<Channel>,
     image: v1::ImageSpec,
     parent: String,
@@ -122,13 +124,13 @@ fn many_idle(runtime: &Runtime, nodes: &[Node], rounds: usize, count: usize) -> 
     }
     nodes.iter().try_for_each(|node| runtime.block_on(node.count(count)))?;
     let mut subjects: Vec<Subject<'_>> =
-        nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.list()))).collect();
+        nodes.iter().map(|node| Subject::new(node.name, || node.answers(&LISTS))).collect();
     interleave_without_rest(&mut subjects, rounds)?;
     table::print(&format!("ListPodSandbox and ListContainers of {count} pods"), "ms", &mut subjects, AGAINST);
     let mut subjects: Vec<Subject<'_>> =
-        nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.bytes("Version")))).collect();
+        nodes.iter().map(|node| Subject::new(node.name, || node.answers(&["Version"]))).collect();
     interleave_without_rest(&mut subjects, rounds)?;
-    table::print("a call of the same client that asks for next to nothing (Version)", "ms", &mut subjects, AGAINST);
+    table::print("a call that asks for next to nothing (Version)", "ms", &mut subjects, AGAINST);
     let mut subjects: Vec<Subject<'_>> =
         nodes.iter().map(|node| Subject::new(node.name, || timed(runtime, node.stats(count)))).collect();
     interleave(&mut subjects, rounds)?;
@@ -164,8 +166,8 @@ impl Node {
             pid,
             shim: "containerd-shim",
             mark: socket.to_string_lossy().into_owned(),
-            pods: RuntimeServiceClient::new(channel.clone()),
-            channel,
+            wire: RefCell::new(Wire::connect(socket, None)?),
+            pods: RuntimeServiceClient::new(channel),
             image: v1::ImageSpec { user_specified_image: image.to_owned(), ..spec(&pulled.image_ref) },
             parent: format!("/{}", env.id("pods")),
         })
@@ -254,19 +256,14 @@ impl Node {
         Ok(())
     }
 
-    /// Both lists, without a look at what is in them: reading them takes any client as long, whoever made them.
-    async fn list(&self) -> Result<()> {
-        self.bytes("ListPodSandbox").await?;
-        self.bytes("ListContainers").await
-    }
-
-    /// A call with an empty request, up to the last byte of its answer.
-    async fn bytes(&self, method: &'static str) -> Result<()> {
-        let path: PathAndQuery = format!("/runtime.v1.RuntimeService/{method}").parse()?;
-        let mut client = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(usize::MAX);
-        client.ready().await?;
-        client.unary(tonic::Request::new(()), path, ProstCodec::<(), ()>::default()).await?;
-        Ok(())
+    /// Milliseconds until the last byte of the answers is there.
+    fn answers(&self, methods: &[&str]) -> Result<f64> {
+        let mut wire = self.wire.borrow_mut();
+        let begun = Instant::now();
+        for method in methods {
+            wire.call(&format!("/runtime.v1.RuntimeService/{method}"), &())?;
+        }
+        Ok(millis(begun.elapsed()))
     }
 
     async fn stats(&self, count: usize) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What the daemon answers from its records, with one and with ten thousand of them.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -12,12 +13,13 @@ use gantry_proto::containerd::services::snapshots::v1::snapshots_client::Snapsho
 use gantry_proto::containerd::services::snapshots::v1::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
-use gantry_proto::containerd::services::version::v1::version_client::VersionClient;
 use gantry_proto::containerd::types::Descriptor;
 use integration_tests::{Env, Result, daemon};
+use prost::Message;
 use tonic::transport::Channel;
 
 use crate::table::{self, Subject, interleave_without_rest, millis};
+use crate::wire::Wire;
 
 const MANY: usize = 10_000;
 /// Calls at once while the records are made.
@@ -29,25 +31,25 @@ pub(crate) fn measure(env: &Env, rounds: usize) -> Result<()> {
     let daemon = own.daemon()?;
     let runtime = daemon::runtime()?;
     let channel = runtime.block_on(daemon.channel())?;
-    let calls = Calls { channel, env };
+    let calls = Calls { wire: RefCell::new(Wire::connect(daemon.socket(), Some(env.namespace()))?) };
     for (count, title) in [(1, "with 1 snapshot and 1 image"), (MANY, "with 10,000 snapshots and 10,000 images")] {
         let from = if count == 1 { 0 } else { 1 };
-        runtime.block_on(calls.fill(from, count)).with_context(|| format!("make records {title}"))?;
+        runtime.block_on(fill(env, &channel, from, count)).with_context(|| format!("make records {title}"))?;
         let mut subjects = [
-            subject("an empty call", || runtime.block_on(calls.version())),
-            subject("stat of a snapshot", || runtime.block_on(calls.stat("key-0"))),
+            subject("an empty call", || calls.version()),
+            subject("stat of a snapshot", || calls.stat("key-0")),
             Subject::new("prepare of a snapshot", || {
-                let took = timed(|| runtime.block_on(calls.prepare("another")))?;
-                runtime.block_on(calls.remove("another"))?;
+                let took = timed(|| calls.prepare("another"))?;
+                calls.remove("another")?;
                 Ok(took)
             }),
             Subject::new("remove of a snapshot", || {
-                runtime.block_on(calls.prepare("another"))?;
-                timed(|| runtime.block_on(calls.remove("another")))
+                calls.prepare("another")?;
+                timed(|| calls.remove("another"))
             }),
-            subject("get of an image", || runtime.block_on(calls.image("registry.test/image-0:1"))),
-            subject("update of an image", || runtime.block_on(calls.update("registry.test/image-0:1"))),
-            subject("list of all images", || runtime.block_on(calls.images())),
+            subject("get of an image", || calls.image("registry.test/image-0:1")),
+            subject("update of an image", || calls.update("registry.test/image-0:1")),
+            subject("list of all images", || calls.images()),
         ];
         interleave_without_rest(&mut subjects, rounds)?;
         table::print(title, "ms", &mut subjects, "");
@@ -66,81 +68,77 @@ fn timed(call: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(millis(begun.elapsed()))
 }
 
-struct Calls<'env> {
-    channel: Channel,
-    env: &'env Env,
+/// Makes these images and snapshots.
+async fn fill(env: &Env, channel: &Channel, from: usize, to: usize) -> Result<()> {
+    let one = |number: usize| async move {
+        let snapshot = snapshot(&format!("key-{number}"));
+        SnapshotsClient::new(channel.clone()).prepare(env.request(snapshot)).await?;
+        let target = Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            digest: format!("sha256:{number:064x}"),
+            size: 1,
+            ..Descriptor::default()
+        };
+        let name = format!("registry.test/image-{number}:1");
+        let image = Some(Image { name, target: Some(target), ..Image::default() });
+        let request = CreateImageRequest { image, ..CreateImageRequest::default() };
+        ImagesClient::new(channel.clone()).create(env.request(request)).await?;
+        anyhow::Ok(())
+    };
+    stream::iter(from..to).map(one).buffer_unordered(AT_ONCE).try_collect().await
 }
 
-impl Calls<'_> {
-    fn snapshots(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::new(self.channel.clone())
+fn snapshot(key: &str) -> PrepareSnapshotRequest {
+    let (snapshotter, key) = ("overlayfs".into(), key.into());
+    // A client's own labels say that it is not to be collected.
+    let labels = [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into();
+    PrepareSnapshotRequest { snapshotter, key, labels, ..PrepareSnapshotRequest::default() }
+}
+
+/// The calls that are measured.
+struct Calls {
+    wire: RefCell<Wire>,
+}
+
+impl Calls {
+    fn call(&self, method: &str, request: &impl Message) -> Result<()> {
+        self.wire.borrow_mut().call(&format!("/containerd.services.{method}"), request)
     }
 
-    fn images_client(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    fn prepare(&self, key: &str) -> Result<()> {
+        self.call("snapshots.v1.Snapshots/Prepare", &snapshot(key))
     }
 
-    async fn fill(&self, from: usize, to: usize) -> Result<()> {
-        let one = |number: usize| async move {
-            self.prepare(&format!("key-{number}")).await?;
-            let target = Descriptor {
-                media_type: "application/vnd.oci.image.manifest.v1+json".into(),
-                digest: format!("sha256:{number:064x}"),
-                size: 1,
-                ..Descriptor::default()
-            };
-            let name = format!("registry.test/image-{number}:1");
-            let image = Some(Image { name, target: Some(target), ..Image::default() });
-            let request = CreateImageRequest { image, ..CreateImageRequest::default() };
-            self.images_client().create(self.env.request(request)).await?;
-            anyhow::Ok(())
-        };
-        stream::iter(from..to).map(one).buffer_unordered(AT_ONCE).try_collect().await
-    }
-
-    async fn prepare(&self, key: &str) -> Result<()> {
-        let (snapshotter, key) = ("overlayfs".into(), key.into());
-        // A client's own labels say that it is not to be collected.
-        let labels = [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into();
-        let request = PrepareSnapshotRequest { snapshotter, key, labels, ..PrepareSnapshotRequest::default() };
-        self.snapshots().prepare(self.env.request(request)).await?;
-        Ok(())
-    }
-
-    async fn remove(&self, key: &str) -> Result<()> {
+    fn remove(&self, key: &str) -> Result<()> {
         let request = RemoveSnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
-        self.snapshots().remove(self.env.request(request)).await?;
-        Ok(())
+        self.call("snapshots.v1.Snapshots/Remove", &request)
     }
 
-    async fn stat(&self, key: &str) -> Result<()> {
+    fn stat(&self, key: &str) -> Result<()> {
         let request = StatSnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
-        self.snapshots().stat(self.env.request(request)).await?;
-        Ok(())
+        self.call("snapshots.v1.Snapshots/Stat", &request)
     }
 
-    async fn image(&self, name: &str) -> Result<()> {
-        self.images_client().get(self.env.request(GetImageRequest { name: name.into() })).await?;
-        Ok(())
+    fn image(&self, name: &str) -> Result<()> {
+        self.call("images.v1.Images/Get", &GetImageRequest { name: name.into() })
     }
 
-    async fn update(&self, name: &str) -> Result<()> {
+    fn update(&self, name: &str) -> Result<()> {
         let labels = [("note".to_owned(), "bench".to_owned())].into();
         let image = Some(Image { name: name.into(), labels, ..Image::default() });
         let update_mask = Some(prost_types::FieldMask { paths: vec!["labels.note".into()] });
-        let request = UpdateImageRequest { image, update_mask, ..UpdateImageRequest::default() };
-        self.images_client().update(self.env.request(request)).await?;
-        Ok(())
+        self.call(
+            "images.v1.Images/Update",
+            &UpdateImageRequest { image, update_mask, ..UpdateImageRequest::default() },
+        )
     }
 
     /// What any call takes that asks for nothing.
-    async fn version(&self) -> Result<()> {
-        VersionClient::new(self.channel.clone()).version(()).await?;
-        Ok(())
+    fn version(&self) -> Result<()> {
+        self.call("version.v1.Version/Version", &())
     }
 
-    async fn images(&self) -> Result<()> {
-        self.images_client().list(self.env.request(ListImagesRequest::default())).await?;
-        Ok(())
+    fn images(&self) -> Result<()> {
+        self.call("images.v1.Images/List", &ListImagesRequest::default())
     }
 }
