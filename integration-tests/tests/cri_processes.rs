@@ -1,5 +1,6 @@
 //! Processes of pods: those that a kubelet runs for probes, how they end, and what one that hangs does to the others.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -116,6 +117,7 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
     assert_eq!(node.pods.exit_code(&ended)?, 137);
     let status = node.pods.status(&ended)?;
     assert_eq!(status.reason, "OOMKilled", "{status:?}");
+    assert_eq!(status.message, format!("the container reached its memory limit of {} bytes", 24 << 20));
     // Whichever word of the shim comes first, and however the first process ends: here a child of it is killed.
     for round in 0..4 {
         let name = format!("child{round}");
@@ -124,6 +126,16 @@ fn limits_hold_and_what_they_end_says_so(env: &Env) -> Result<()> {
         assert_eq!(node.pods.exit_code(&ended)?, 0);
         assert_eq!(node.pods.status(&ended)?.reason, "OOMKilled", "{name}");
     }
+    // Where it is the pods' limit that is too low, that is said.
+    let (pods, limit) = (env.id("pods"), 32 << 20);
+    let files = [format!("memory/{pods}/memory.limit_in_bytes"), format!("{pods}/memory.max")];
+    let file = files.iter().map(|file| Path::new("/sys/fs/cgroup").join(file)).find(|file| file.exists());
+    std::fs::write(file.context("a limit of the pods")?, limit.to_string())?;
+    let ended = node.container("others", &["sh", "-c", script], |_| {})?;
+    assert_eq!(node.pods.exit_code(&ended)?, 137);
+    let status = node.pods.status(&ended)?;
+    let wanted = format!("cgroup /{pods}, which the container is in, reached its memory limit of {limit} bytes");
+    assert_eq!((&status.reason[..], status.message), ("OOMKilled", wanted));
     assert_eq!(node.pods.status(&kept)?.state(), v1::ContainerState::ContainerRunning);
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod create;
+mod limits;
 mod list;
 mod log;
 mod remove;

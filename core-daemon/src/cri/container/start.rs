@@ -8,6 +8,7 @@ use gantry_proto::runtime::v1;
 use gantry_proto::stdio::{LogFormat, LogUri};
 
 use super::create::ready;
+use super::limits;
 use crate::blocking::blocking;
 use crate::cri::store::{Run, nanos, now};
 use crate::cri::{Container, Cri, Sandbox, spec};
@@ -133,15 +134,24 @@ impl Cri {
             // The shim reports memory kills and then the exit, both on another connection than the one waited on. Whatever
             // the exit says: the kernel may have ended a child of the process that ends well.
             let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
+            let killed = task.oom_killed();
             let end = End {
                 started_at,
                 finished_at: nanos(exit.at),
                 exit_code: i32::try_from(exit.status).unwrap_or(UNKNOWN),
-                reason: reason(exit.status, task.oom_killed()).to_owned(),
-                message: String::new(),
+                reason: reason(exit.status, killed).to_owned(),
+                message: if killed { cri.limit_reached(&container).await } else { String::new() },
             };
             cri.settle(&container, Some(&task), end).await;
         });
+    }
+
+    /// Why the kernel killed a process of a container whose cgroup is still there.
+    async fn limit_reached(&self, container: &Container) -> String {
+        let Ok(sandbox) = self.store().sandbox(&container.record().sandbox_id) else { return String::new() };
+        let pod = sandbox.record().config.clone().unwrap_or_default();
+        let cgroup = limits::path_of(&spec::cgroup_of(self.config().cgroup_driver, &pod, container.id().as_str()));
+        blocking(move || Ok(limits::reached(&cgroup))).await.unwrap_or_default()
     }
 
     /// Writes down how a container ended and takes down what held it. The shim goes last: until the end is on disk, it is

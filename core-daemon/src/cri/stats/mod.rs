@@ -277,7 +277,7 @@ fn unsigned(nanoseconds: i64) -> u64 {
 }
 
 /// The directory of a slice of systemd, whose name spells its parents; other paths are what they say.
-fn slice_path(parent: &str) -> String {
+pub(in crate::cri) fn slice_path(parent: &str) -> String {
     let Some(name) = parent.strip_suffix(".slice").filter(|name| !name.contains('/')) else {
         return parent.to_owned();
     };
