@@ -67,4 +67,34 @@ mod tests {
         assert!(!matches(&[r#"name~="(""#]) && matches(&[r#"name~="(""#, "name==web-1"]));
         assert!(matches(&[r#"name~="^web-\\d$""#]));
     }
+
+    /// That of docker's containerd store for all tags of a repository, as `docker save NAME` looks for them.
+    #[test]
+    fn long_repetitions_of_a_class_are_expressions() {
+        assert!(matches(&[r#"topic~="^/tasks/[\\w][\\w.-]{0,127}$""#]));
+        assert!(!matches(&[r#"topic~="^/task/[\\w][\\w.-]{0,127}$""#]));
+    }
+
+    #[test]
+    fn classes_are_of_ascii() {
+        let one = |expression: &str, text: &str| {
+            let filter = Filter::parse(&[format!("x~=|{}|", expression.replace('\\', r"\\"))]).expect("filter");
+            filter.matches(|_| Some(text.to_owned()))
+        };
+        for (class, within, without) in [
+            (r"\w", "a_9", "-\u{e9}"),
+            (r"[\w.-]", "a.-", "/\u{e9}"),
+            (r"[^\w]", "-\u{e9}", "a_9"),
+            (r"\W", "-\u{e9}", "a_9"),
+            (r"\d", "09", "a\u{663}"),
+            (r"[\D]", "a\u{663}", "09"),
+            (r"\s", "\t ", "\u{b}\u{a0}"),
+            (r"\S", "\u{b}\u{a0}", "\t "),
+        ] {
+            assert!(one(&format!("^{class}+$"), within), "{class} {within:?}");
+            assert!(!one(class, without), "{class} {without:?}");
+        }
+        assert!(one(r"x\b\\w", "x\\w") && !one(r"\B\\w", "x\\w"), "an escaped backslash is none of a class");
+        assert!(one(r"a\b", "a\u{e9}") && !one(r"a\B", "a\u{e9}"));
+    }
 }

@@ -65,7 +65,7 @@ impl Parser<'_> {
     /// Reads an expression; `None` for one that is malformed or too large, which matches nothing, as in containerd.
     fn expression(&mut self) -> Result<Option<regex::Regex>> {
         let text = self.value(true)?;
-        let built = regex::RegexBuilder::new(&text).size_limit(MAX_EXPRESSION).build();
+        let built = regex::RegexBuilder::new(&with_ascii_classes(&text)).size_limit(MAX_EXPRESSION).build();
         Ok(built.inspect_err(|error| tracing::debug!(expression = text, %error, "filter matches nothing")).ok())
     }
 
@@ -171,6 +171,30 @@ impl Parser<'_> {
         let (before, after) = self.text.split_at(self.at);
         Error::invalid(format!("filter {before:?} >> {after:?}: {problem}"))
     }
+}
+
+/// Spells out what Go's expressions mean by a word, a digit and a space, which are of ASCII only. Those of Unicode are
+/// larger by so much that docker's expression for the tags of a repository, 128 characters of words, would be too large.
+fn with_ascii_classes(expression: &str) -> String {
+    let mut out = String::with_capacity(expression.len());
+    let mut chars = expression.chars();
+    while let Some(c) = chars.next() {
+        match (c, if c == '\\' { chars.next() } else { None }) {
+            ('\\', Some('w')) => out.push_str("[0-9A-Za-z_]"),
+            ('\\', Some('W')) => out.push_str("[^0-9A-Za-z_]"),
+            ('\\', Some('d')) => out.push_str("[0-9]"),
+            ('\\', Some('D')) => out.push_str("[^0-9]"),
+            ('\\', Some('s')) => out.push_str(r"[\t\n\f\r ]"),
+            ('\\', Some('S')) => out.push_str(r"[^\t\n\f\r ]"),
+            ('\\', Some('b')) => out.push_str(r"(?-u:\b)"),
+            ('\\', Some('B')) => out.push_str(r"(?-u:\B)"),
+            (_, escaped) => {
+                out.push(c);
+                out.extend(escaped);
+            }
+        }
+    }
+    out
 }
 
 fn push(out: &mut Vec<u8>, c: char) {
