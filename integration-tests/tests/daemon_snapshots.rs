@@ -4,8 +4,11 @@ use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
+use gantry_proto::containerd::services::diff::v1::DiffRequest;
+use gantry_proto::containerd::services::diff::v1::diff_client::DiffClient;
 use gantry_proto::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use gantry_proto::containerd::types::Mount;
 use integration_tests::changes::Changes;
 use integration_tests::image::Packing;
 use integration_tests::tar::{Kind, Meta, Tar};
@@ -18,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     layers_that_another_program_has_are_not_fetched [Root, Containerd],
     a_short_run_flushes_nothing_but_records [Root, Overlay, Fast],
     plugins_say_what_they_can_do [Root, Containerd],
+    no_mounts_are_an_empty_directory [Root],
     a_writable_layer_has_its_size [Root, Overlay],
 ];
 
@@ -194,6 +198,31 @@ fn plugins_say_what_they_can_do(env: &Env) -> Result<()> {
     let none = it.ctr(&["snapshots", "ls"])?.ok()?;
     let one = it.ctr(&["snapshots", "--snapshotter", "native", "ls"])?.ok()?;
     ensure!(!none.stdout.contains("key") && one.stdout.contains("key"), "{none} {one}");
+    Ok(())
+}
+
+/// A client such as BuildKit that compares with nothing, or nothing with something, has no mounts for nothing.
+fn no_mounts_are_an_empty_directory(env: &Env) -> Result<()> {
+    let it = daemon(env, "native", "")?;
+    let dir = env.dir("low")?;
+    fs::write(dir.join("old"), "1")?;
+    let source = dir.display().to_string();
+    let some = vec![Mount { r#type: "bind".into(), source, options: vec!["rbind".into()], ..Default::default() }];
+    let layer = |left: &[Mount], right: &[Mount]| -> Result<String> {
+        let media_type = "application/vnd.oci.image.layer.v1.tar".into();
+        let labels = [("containerd.io/gc.root".to_owned(), "now".to_owned())].into();
+        let (left, right) = (left.to_vec(), right.to_vec());
+        let request = env.request(DiffRequest { left, right, media_type, labels, ..Default::default() });
+        let made = integration_tests::daemon::runtime()?.block_on(async {
+            anyhow::Ok(DiffClient::new(it.channel().await?).diff(request).await?.into_inner().diff)
+        })?;
+        let digest = made.context("no layer")?.digest.replace(':', "/");
+        let blob = fs::read(env.path("root/io.containerd.content.v1.content/blobs").join(digest))?;
+        Ok(String::from_utf8_lossy(&blob).replace('\0', ""))
+    };
+    ensure!(layer(&[], &some)?.starts_with("old"), "{}", layer(&[], &some)?);
+    ensure!(layer(&some, &[])?.starts_with(".wh.old"), "{}", layer(&some, &[])?);
+    ensure!(layer(&[], &[])?.is_empty(), "{}", layer(&[], &[])?);
     Ok(())
 }
 

@@ -52,12 +52,16 @@ impl Target {
         }
     }
 
-    /// The place that `mounts` show, for reading.
+    /// The place that `mounts` show, for reading; no mounts show an empty directory, as in containerd.
     ///
     /// # Errors
     /// When they cannot be mounted.
     pub fn to_read(mounts: &[Mount]) -> Result<Self> {
         match mounts {
+            [] => {
+                let (kind, options) = ("tmpfs".to_owned(), vec!["ro".to_owned()]);
+                Self::mounted(&[Mount { source: kind.clone(), kind, target: String::new(), options }])
+            }
             [mount] if is_bind(mount) && mount.target.is_empty() => {
                 let path = PathBuf::from(&mount.source);
                 Ok(Self { path, mode: Mode::Direct, lowers: Vec::new(), _mounted: Vec::new() })
