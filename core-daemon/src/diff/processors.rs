@@ -61,15 +61,22 @@ impl Processors {
     /// Whether a layer is not unpacked as it is.
     ///
     /// # Errors
-    /// `FailedPrecondition` where it would have to be, because it is encrypted.
+    /// `FailedPrecondition` where it would have to be, because it is encrypted; `Unimplemented` where it is an image.
     pub fn take(&self, layer: &Descriptor) -> Result<bool> {
         let media_type = bare(&layer.media_type);
-        let is_taken = self.taker(media_type).is_some();
-        if !is_taken && layer.kind() == MediaKind::Encrypted {
-            let remedy = "name a program that decrypts it in [stream_processors] of the daemon's configuration";
-            return Err(Error::precondition(format!("layer of type {media_type}: is encrypted; {remedy}")));
+        if self.taker(media_type).is_some() {
+            return Ok(true);
         }
-        Ok(is_taken)
+        let place = "in [stream_processors] of the daemon's configuration";
+        match layer.kind() {
+            MediaKind::Encrypted => Err(Error::precondition(format!(
+                "layer of type {media_type}: is encrypted; name a program that decrypts it {place}"
+            ))),
+            MediaKind::Erofs => Err(Error::unimplemented(format!(
+                "layer of type {media_type}: is a file system and no archive; name a program that makes a tar of it {place}"
+            ))),
+            _ => Ok(false),
+        }
     }
 
     fn taker(&self, media_type: &str) -> Option<(&String, &StreamProcessor)> {

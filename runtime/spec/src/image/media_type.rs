@@ -26,6 +26,8 @@ pub mod media_types {
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     /// Docker layer, zstd.
     pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+    /// Layer that is an EROFS image and no archive.
+    pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
     /// Docker layer that registries may not hand on.
     pub const DOCKER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
     /// The same, gzip.
@@ -85,6 +87,8 @@ pub enum Kind {
     Layer(Layer),
     /// An encrypted layer, which needs a key we have no way to be given.
     Encrypted,
+    /// A layer that is an EROFS image, which reads like an archive that ends at once.
+    Erofs,
     /// Anything else.
     Other,
 }
@@ -108,6 +112,7 @@ impl Kind {
                 Some("+gzip") => layer(Compression::Gzip, true),
                 Some("+zstd") => layer(Compression::Zstd, true),
                 _ if media_type.ends_with("+encrypted") => Self::Encrypted,
+                _ if media_type.split('+').next() == Some(m::EROFS_LAYER) => Self::Erofs,
                 _ => Self::Other,
             },
         }

@@ -100,6 +100,7 @@ fn media_types_classify() {
         (media_types::DOCKER_FOREIGN_GZIP, layer(Compression::Gzip, true)),
         ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", layer(Compression::Gzip, true)),
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Kind::Encrypted),
+        ("application/vnd.erofs.layer.v1+zstd", Kind::Erofs),
         (media_types::DOCKER_CONFIG, Kind::Config),
         ("application/vnd.in-toto+json", Kind::Other),
         (media_types::DOCKER_LIST, Kind::Index),
