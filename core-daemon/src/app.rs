@@ -82,7 +82,7 @@ pub async fn run(config: Config) -> Result<()> {
     let observer = Observer::new(&config)?;
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
-    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer).await? {
+    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, &daemon.gc).await? {
         tokio::spawn(metrics.run(stopping.clone()));
     }
     tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));

@@ -198,6 +198,11 @@ fn every_call_of_a_kubelet_is_counted_and_traced(env: &Env) -> Result<()> {
         // What answers that it is not implemented could be anything that a client makes up.
         methods.iter().all(|(name, streams)| counted(name, *streams) || name.ends_with("/RestorePod")).then_some(())
     })?;
+    let text = http::request(metrics, "GET", "/metrics", &[], &[])?.expect(200)?.body;
+    assert!(
+        String::from_utf8_lossy(&text).contains("\ngantryd_gc_uncollectable 0\n"),
+        "what cannot be collected is seen"
+    );
     http::request(metrics, "GET", "/secrets", &[], &[])?.expect(404)?;
     drop(runtime);
     daemon.stop()?;

@@ -16,6 +16,7 @@ mod mark;
 mod mounts;
 mod schedule;
 mod sweep;
+mod totals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use expiry::Expiry;
 pub use kept::{Kept, Reason};
 pub use mark::Node;
 pub use sweep::Swept;
+use totals::Totals;
 
 use crate::content::Content;
 use crate::error::{Error, Result};
@@ -62,6 +64,7 @@ struct Parts {
     mounts: Mounts,
     events: Events,
     expiry: Expiry,
+    totals: Totals,
     /// One at a time.
     running: Arc<tokio::sync::Mutex<()>>,
 }
@@ -69,8 +72,8 @@ struct Parts {
 impl Gc {
     /// The collection of these stores. It runs when asked; see [`Gc::run`] for the schedule.
     pub fn new(db: Db, content: Content, snapshotters: Snapshotters, mounts: Mounts, events: Events) -> Self {
-        let (expiry, running) = (Expiry::default(), Arc::default());
-        let parts = Parts { db, content, snapshotters, mounts, events, expiry, running };
+        let (expiry, totals, running) = (Expiry::default(), Totals::default(), Arc::default());
+        let parts = Parts { db, content, snapshotters, mounts, events, expiry, totals, running };
         Self { parts: Arc::new(parts), wake: Arc::default() }
     }
 
@@ -101,9 +104,14 @@ impl Gc {
         let running = self.parts.running.clone().lock_owned().await;
         let sweep = move || {
             let _running = running;
-            sweep::sweep(&parts)
+            sweep::sweep(&parts).inspect(|swept| parts.totals.add(swept)).inspect_err(|_| parts.totals.failed())
         };
         tokio::task::spawn_blocking(sweep).await.map_err(|error| Error::internal(format!("collection: {error}")))?
+    }
+
+    /// What collections have done since the daemon began, as Prometheus reads it.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.parts.totals.write(out);
     }
 
     /// What keeps what, now.

@@ -51,10 +51,10 @@ pub(super) fn sweep(parts: &Parts) -> Result<Swept> {
         announce(parts, &gone);
     }
     for (name, snapshotter) in parts.snapshotters.iter() {
-        if let Err(error) = snapshotter.cleanup() {
+        swept.failed += snapshotter.cleanup().unwrap_or_else(|error| {
             tracing::warn!(snapshotter = name, %error, "cleanup failed");
-            swept.failed += 1;
-        }
+            1
+        });
     }
     swept.failed += super::mounts::sweep(parts)?;
     reclaim(parts, &mut swept)?;

@@ -173,6 +173,11 @@ async fn a_lease_keeps_what_is_made_under_it_until_it_ends() {
     let swept = it.collect().await;
     assert_eq!((swept.blobs, swept.snapshots), (2, 1));
     assert!(!it.content.has(&it.ctx, &parent).expect("has"));
+    let mut metrics = String::new();
+    it.gc.write_metrics(&mut metrics);
+    for line in ["collections_total 2", "collected_blobs_total 2", "collected_bytes_total 11", "uncollectable 0"] {
+        assert!(metrics.lines().any(|found| found == format!("gantryd_gc_{line}")), "{line}: {metrics}");
+    }
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Observer;
 use super::metrics::Metrics;
 use crate::error::{Doing, Result};
+use crate::gc::Gc;
 
 /// Collectors that are answered at once.
 const MAX_CONNECTIONS: usize = 32;
@@ -27,6 +28,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub struct Listener {
     listener: TcpListener,
     metrics: Arc<Metrics>,
+    gc: Gc,
 }
 
 impl Listener {
@@ -34,10 +36,10 @@ impl Listener {
     ///
     /// # Errors
     /// Names the address that is taken.
-    pub async fn bind(address: &str, observer: &Observer) -> Result<Option<Self>> {
+    pub async fn bind(address: &str, observer: &Observer, gc: &Gc) -> Result<Option<Self>> {
         let Some(metrics) = observer.metrics.clone() else { return Ok(None) };
         let listener = TcpListener::bind(address).await.doing(|| format!("listen for metrics at {address}"))?;
-        Ok(Some(Self { listener, metrics }))
+        Ok(Some(Self { listener, metrics, gc: gc.clone() }))
     }
 
     /// Answers until the daemon stops.
@@ -53,11 +55,11 @@ impl Listener {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (metrics, stopping) = (self.metrics.clone(), stopping.clone());
+            let (metrics, gc, stopping) = (self.metrics.clone(), self.gc.clone(), stopping.clone());
             tokio::spawn(async move {
                 let _slot = slot;
                 let service = service_fn(|request| {
-                    let answer = answer(&metrics, &request);
+                    let answer = answer(&metrics, &gc, &request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
@@ -73,9 +75,12 @@ impl Listener {
     }
 }
 
-fn answer(metrics: &Metrics, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(metrics: &Metrics, gc: &Gc, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
     let known = matches!(request.uri().path(), "/v1/metrics" | "/metrics") && *request.method() == Method::GET;
-    let text = if known { metrics.text() } else { "not found\n".to_owned() };
+    let mut text = if known { metrics.text() } else { "not found\n".to_owned() };
+    if known {
+        gc.write_metrics(&mut text);
+    }
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     if known {
         let kind = http::HeaderValue::from_static("text/plain; version=0.0.4");

@@ -212,8 +212,8 @@ impl<D: Driver> Local<D> {
     }
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
-    fn discard(&self, number: u64) {
-        discard(self.driver.as_ref(), &self.name, number);
+    fn discard(&self, number: u64) -> bool {
+        discard(self.driver.as_ref(), &self.name, number)
     }
 
     /// Removes the files of a number beside what its caller does next, where that is possible and there are not too many.
@@ -222,7 +222,7 @@ impl<D: Driver> Local<D> {
         let (db, driver, name) = (self.db.clone(), self.driver.clone(), self.name.clone());
         let number = busy.number;
         let work = move || match soon.map_or(Ok(()), |before| db.flush(before)) {
-            Ok(()) => discard(driver.as_ref(), &name, number),
+            Ok(()) => drop(discard(driver.as_ref(), &name, number)),
             Err(error) => warn_left(&name, number, &error),
         };
         let place = self.removals.clone().try_acquire_owned();
@@ -387,15 +387,16 @@ impl<D: Driver> Snapshotter for Local<D> {
         })
     }
 
-    fn cleanup(&self) -> Result<()> {
+    fn cleanup(&self) -> Result<usize> {
         let orphans = self.orphans()?;
         let mounted = if orphans.is_empty() { HashSet::new() } else { mounted::numbers(self.driver.root()) };
         let (running, gone): (Vec<u64>, Vec<u64>) = orphans.into_iter().partition(|number| mounted.contains(number));
-        gone.into_iter().for_each(|number| self.discard(number));
+        let left = gone.into_iter().filter(|number| !self.discard(*number)).count();
         if !running.is_empty() {
             tracing::warn!(snapshotter = self.name, ?running, "snapshots without a record are mounted, and are left");
         }
-        self.driver.cleanup()
+        self.driver.cleanup()?;
+        Ok(left)
     }
 
     fn orphans(&self) -> Result<Vec<u64>> {
@@ -460,10 +461,9 @@ fn check_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-fn discard(driver: &impl Driver, name: &str, number: u64) {
-    if let Err(error) = driver.remove(number) {
-        warn_left(name, number, &error);
-    }
+/// Whether the files of a number are gone.
+fn discard(driver: &impl Driver, name: &str, number: u64) -> bool {
+    driver.remove(number).inspect_err(|error| warn_left(name, number, error)).is_ok()
 }
 
 fn warn_left(snapshotter: &str, number: u64, error: &Error) {

@@ -225,11 +225,12 @@ pub trait Snapshotter: Send + Sync {
     /// `NotFound`; `InvalidArgument` for a field that cannot change.
     fn update(&self, ctx: &Context, info: Info, mask: &[String]) -> Result<Info>;
 
-    /// Frees the space of what is removed and of what no record names, such as after a crash.
+    /// Frees the space of what is removed and of what no record names, such as after a crash. Answers with how many of them
+    /// could not be removed, which does not keep the others.
     ///
     /// # Errors
-    /// When the files cannot be listed. One that cannot be removed does not keep the others.
-    fn cleanup(&self) -> Result<()>;
+    /// When the files cannot be listed.
+    fn cleanup(&self) -> Result<usize>;
 
     /// The numbers whose files no record names and nobody is at.
     ///

@@ -132,7 +132,7 @@ impl Records {
                         // It may have gone with one below it.
                         let left: Vec<&Name> = above.iter().filter(|at| gone.insert((*at).clone())).collect();
                         self.forget(parts, &left)?;
-                        files.cleanup().map(|()| None)
+                        files.cleanup().map(|_| None)
                     });
                 }
             }

@@ -108,7 +108,7 @@ fn what_cannot_be_removed_keeps_nothing_else() {
     (1..=3).for_each(|number| std::fs::create_dir_all(driver.dir(number)).expect("orphan"));
     let it = Local::open("it", driver, db, Events::new()).expect("open");
     for _ in 0..2 {
-        it.cleanup().expect("cleanup");
+        assert_eq!(it.cleanup().expect("cleanup"), 1);
         assert_eq!(it.orphans().expect("orphans"), [2]);
     }
 }
