@@ -100,7 +100,9 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters, opt: &Path) -> 
         ("io.containerd.event.v1", "exchange"),
         ("io.containerd.metadata.v1", "bolt"),
         ("io.containerd.gc.v1", "scheduler"),
+        ("io.containerd.image-verifier.v1", "bindir"),
         ("io.containerd.internal.v1", "restart"),
+        ("io.containerd.internal.v1", "tracing"),
         ("io.containerd.lease.v1", "manager"),
         ("io.containerd.monitor.container.v1", "restart"),
         ("io.containerd.mount-manager.v1", "bolt"),
@@ -133,7 +135,10 @@ pub fn plugins(platform: &Platform, snapshotters: &Snapshotters, opt: &Path) -> 
         ("io.containerd.grpc.v1", "transfer"),
         ("io.containerd.grpc.v1", "version"),
         ("io.containerd.server.v1", "grpc"),
+        ("io.containerd.server.v1", "grpc-tcp"),
+        ("io.containerd.server.v1", "metrics"),
         ("io.containerd.server.v1", "ttrpc"),
+        ("io.containerd.tracing.processor.v1", "otlp"),
         // The same services under the names by which clients inside containerd know them.
         (SERVICE, "containers-service"),
         (SERVICE, "content-service"),
@@ -273,6 +278,8 @@ mod tests {
         assert_eq!(find("type==io.containerd.snapshotter.v1,id==overlayfs"), 1);
         assert_eq!(find("type==io.containerd.runtime.v2,platforms==linux/amd64"), 1);
         assert_eq!(find("type==io.containerd.grpc.v1,id==tasks"), 1);
+        assert_eq!(find("type==io.containerd.image-verifier.v1,id==bindir"), 1);
+        assert_eq!(find("type==io.containerd.tracing.processor.v1"), 1);
         let failed =
             plugins.iter().find(|plugin| plugin.r#type == SNAPSHOTTER && plugin.id == "erofs").expect("listed");
         assert_eq!(failed.init_err.as_ref().map(|status| status.message.as_str()), Some("needs a kernel"));
