@@ -109,6 +109,11 @@ impl Host {
         wanted.max(self.own_oom_score)
     }
 
+    /// The score of a container of which nothing is said. It would inherit the daemon's, and be spared before everything else.
+    pub(super) fn usual_oom_score(&self) -> Option<i32> {
+        (self.own_oom_score < 0).then_some(0)
+    }
+
     /// All capabilities that a container can get.
     pub(super) fn capabilities(&self) -> Capabilities {
         let all = rung_spec::defaults::capabilities::ALL.iter().copied().zip(0_u32..);

@@ -121,7 +121,9 @@ fn means_all(name: &str) -> bool {
 
 fn oom_score(making: &Making<'_>) -> Result<Option<i32>> {
     let resources = making.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-    let Some(score) = resources.map(|resources| resources.oom_score_adj) else { return Ok(None) };
+    let Some(score) = resources.map(|resources| resources.oom_score_adj) else {
+        return Ok(making.host.usual_oom_score());
+    };
     match i32::try_from(score) {
         Ok(small) if OOM_SCORES.contains(&score) => Ok(Some(match making.settings.restrict_oom_score_adj {
             true => making.host.restricted_oom_score(small),
