@@ -68,6 +68,8 @@ pub async fn run(config: Config) -> Result<()> {
     // First of all: until the signals are watched they kill, and a client that gets an answer may already send one.
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
+    // Before anything is started that inherits it.
+    serve::set_oom_score(config.oom_score)?;
     shims::raise_open_files();
     rung_sys::spawn::without_copying();
     let stopping = CancellationToken::new();
@@ -78,6 +80,7 @@ pub async fn run(config: Config) -> Result<()> {
     daemon.restore().await?;
     daemon.cri.listen().await?;
     let grpc = Socket::bind(&config.grpc.address, &config.grpc)?;
+    let remote = serve::Remote::bind(&config.grpc.remote).await?;
     let routes = daemon.routes(&config, &stopping)?;
     let observer = Observer::new(&config)?;
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
@@ -93,7 +96,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
     tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
-    let grpc = serve::grpc(grpc, routes, &observer, stopping.clone(), &config);
+    let grpc = serve::grpc(grpc, remote, routes, &observer, stopping.clone(), &config);
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
     let stop = async {

@@ -34,6 +34,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Directory of what does not: bundles and sockets.
     pub state: PathBuf,
+    /// How ready the kernel is to end the daemon when memory runs out, from -1000 to 1000; 0: as whoever starts it has set it.
+    pub oom_score: i32,
     /// The API's socket.
     pub grpc: Grpc,
     /// The shims' socket.
@@ -81,6 +83,22 @@ pub struct Grpc {
     pub gid: u32,
     /// Largest message accepted and sent, in bytes.
     pub max_message: usize,
+    /// The API for other machines, whose clients are as good as root here.
+    pub remote: Remote,
+}
+
+/// Where clients on other machines find the API, by TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remote {
+    /// Address and port; empty: nowhere.
+    pub address: String,
+    /// The daemon's certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Certificates of those who may sign clients' certificates. A client without one is refused.
+    pub client_authority: PathBuf,
 }
 
 /// The socket on which shims report events.
@@ -201,6 +219,7 @@ impl Default for Config {
         Self {
             root: "/var/lib/gantry".into(),
             state: "/run/gantry".into(),
+            oom_score: 0,
             grpc: Grpc::default(),
             ttrpc: Ttrpc::default(),
             log: Log::default(),
@@ -223,7 +242,13 @@ impl Default for Config {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Self { address: "/run/gantry/gantryd.sock".into(), uid: 0, gid: 0, max_message: 16 << 20 }
+        Self {
+            address: "/run/gantry/gantryd.sock".into(),
+            uid: 0,
+            gid: 0,
+            max_message: 16 << 20,
+            remote: Remote::default(),
+        }
     }
 }
 
@@ -356,6 +381,17 @@ impl Config {
         }
         if self.grpc.max_message < 4 << 20 {
             return Err(Error::invalid("grpc.max_message: clients need at least 4 MiB"));
+        }
+        let remote = &self.grpc.remote;
+        for (key, path) in
+            [("certificate", &remote.certificate), ("key", &remote.key), ("client_authority", &remote.client_authority)]
+        {
+            if !remote.address.is_empty() && !path.is_absolute() {
+                return Err(Error::invalid(format!("grpc.remote.{key}: a file is needed, by its absolute path")));
+            }
+        }
+        if !(-1000..=1000).contains(&self.oom_score) {
+            return Err(Error::invalid("oom_score: must be between -1000 and 1000"));
         }
         if self.runtime.shim_calls == 0 {
             return Err(Error::invalid("runtime.shim_calls: must be at least 1"));

@@ -7,6 +7,7 @@ mod authority;
 mod clients;
 mod gather;
 mod quiet;
+mod remote;
 mod size;
 mod whole;
 
@@ -28,6 +29,7 @@ use tower::ServiceBuilder;
 use crate::config::{Config, Grpc, Timeouts};
 use crate::error::{Doing, Error, Result};
 use crate::observe::Observer;
+pub use remote::Remote;
 
 /// Connections of shims that are served at once.
 const MAX_SHIM_CONNECTIONS: usize = 4096;
@@ -130,12 +132,14 @@ fn remove_stale(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Serves gRPC on `socket` until `stopping`, and then for as long as calls under way take, within bounds.
+/// Serves gRPC on `socket`, and at the address of `remote`, until `stopping`, and then for as long as calls under way take,
+/// within bounds.
 ///
 /// # Errors
 /// When the socket fails.
 pub async fn grpc(
     mut socket: Socket,
+    remote: Option<Remote>,
     routes: Routes,
     observer: &Observer,
     stopping: CancellationToken,
@@ -147,13 +151,20 @@ pub async fn grpc(
         .layer(whole::Whole)
         .layer(size::MaxMessage(config.grpc.max_message))
         .service(routes.prepare());
-    let served = clients::serve(listener, service, stopping.clone());
+    let others = remote.map(|remote| remote.serve(service.clone(), stopping.clone()));
+    let served = async {
+        tokio::join!(clients::serve(listener, service, stopping.clone()), async {
+            if let Some(others) = others {
+                others.await;
+            }
+        })
+    };
     let drained = async {
         stopping.cancelled().await;
         tokio::time::sleep(Timeouts::of(config.timeouts.drain)).await;
     };
     tokio::select! {
-        () = served => {}
+        _ = served => {}
         () = drained => tracing::warn!("calls were still under way; ending them"),
     }
     Ok(())
@@ -200,6 +211,19 @@ async fn accept(listener: &UnixListener, whose: &str) -> UnixStream {
         }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
+}
+
+/// Sets how ready the kernel is to end the daemon when memory runs out; 0 leaves it as it is.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn set_oom_score(score: i32) -> Result<()> {
+    use std::io::Write as _;
+    if score == 0 {
+        return Ok(());
+    }
+    let file = fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
+    file.and_then(|mut file| file.write_all(score.to_string().as_bytes())).doing(|| format!("set oom_score to {score}"))
 }
 
 /// Watches for SIGTERM and SIGINT from now on. The future resolves at the first of them.

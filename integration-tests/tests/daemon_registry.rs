@@ -52,13 +52,13 @@ fn certificates(env: &Env) -> Result<PathBuf> {
 const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
 
 /// `NAME.pem` and `NAME.key` of an authority.
-fn authority(env: &Env, dir: &Path, name: &str) -> Result<()> {
+pub(crate) fn authority(env: &Env, dir: &Path, name: &str) -> Result<()> {
     let at = dir.display();
     openssl(env, &format!("req -x509 {KEY} -keyout {at}/{name}.key -out {at}/{name}.pem -subj /CN={name} -days 2"))
 }
 
 /// `NAME.pem` and `NAME.key` of somebody whom an authority has signed.
-fn signed(env: &Env, dir: &Path, name: &str, by: &str, options: &str) -> Result<()> {
+pub(crate) fn signed(env: &Env, dir: &Path, name: &str, by: &str, options: &str) -> Result<()> {
     let at = dir.display();
     openssl(env, &format!("req {KEY} -keyout {at}/{name}.key -out {at}/{name}.csr -subj /CN={name}"))?;
     let of = format!("-CA {at}/{by}.pem -CAkey {at}/{by}.key -CAcreateserial");

@@ -39,6 +39,7 @@ mod daemon_power;
 mod daemon_processors;
 mod daemon_pull;
 mod daemon_registry;
+mod daemon_remote;
 mod daemon_restart;
 mod daemon_sandboxes;
 mod daemon_shims;
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         daemon_processors::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,
+        daemon_remote::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_shims::TESTS,

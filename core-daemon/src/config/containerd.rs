@@ -2,6 +2,7 @@
 //! named once. Nothing of it is an error: the file was written for another program.
 
 mod imports;
+mod server;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use gantry_proto::stdio::MIN_LINE;
 use toml::{Table, Value};
 
-use super::{CgroupDriver, Config, IpPreference, LogFormat, ProxyPlugin, RuntimeHandler, SharingPolicy};
+use super::{CgroupDriver, Config, IpPreference, ProxyPlugin, RuntimeHandler, SharingPolicy};
 use crate::error::Result;
 
 /// Keys that a file of ours never has, one of which a file of containerd has.
@@ -120,37 +121,6 @@ impl Theirs {
             at = at.and_then(|table| table.get(*part)?.as_table());
         }
         at.map(|table| table.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    fn sockets(&mut self, config: &mut Config) {
-        let server = |name| ["plugins", name];
-        let (grpc, ttrpc) = (server("io.containerd.server.v1.grpc"), server("io.containerd.server.v1.ttrpc"));
-        for section in [&["grpc"][..], &grpc] {
-            let key = |name| [section, &[name]].concat();
-            set(&mut config.grpc.address, self.path(&key("address")));
-            set(&mut config.grpc.uid, self.number(&key("uid")));
-            set(&mut config.grpc.gid, self.number(&key("gid")));
-            for size in ["max_recv_message_size", "max_send_message_size"] {
-                let size: usize = self.number(&key(size)).unwrap_or(0);
-                config.grpc.max_message = config.grpc.max_message.max(size);
-            }
-        }
-        for section in [&["ttrpc"][..], &ttrpc] {
-            set(&mut config.ttrpc.address, self.path(&[section, &["address"]].concat()));
-        }
-        set(&mut config.root, self.path(&["root"]));
-        set(&mut config.state, self.path(&["state"]));
-        let level = self.text(&["debug", "level"]);
-        set(
-            &mut config.log.level,
-            level.map(|level| if level == "fatal" || level == "panic" { "error".into() } else { level }),
-        );
-        if self.text(&["debug", "format"]).is_some_and(|format| format == "json") {
-            config.log.format = LogFormat::Json;
-        }
-        for section in [&["metrics"][..], &server("io.containerd.server.v1.metrics")] {
-            set(&mut config.metrics.address, self.text(&[section, &["address"]].concat()));
-        }
     }
 
     fn stores(&mut self, config: &mut Config) {
@@ -409,7 +379,7 @@ mod tests {
             "#,
         );
         assert_eq!(config.stream_processors["io.containerd.ocicrypt.decoder.v1.tar"].path, Path::new("ctd-decoder"));
-        assert_eq!((config.root, config.grpc.gid), ("/var/lib/other".into(), 42));
+        assert_eq!((config.root, config.grpc.gid, config.oom_score), ("/var/lib/other".into(), 42, -999));
         assert_eq!((config.log.level.as_str(), config.runtime.restart_interval), ("debug", 90));
         assert_eq!((config.timeouts.shim_load, config.timeouts.shim_cleanup), (7, 35));
         assert_eq!(config.runtime.shim_env, ["SCHED_CORE=1"]);
@@ -421,7 +391,7 @@ mod tests {
         assert!(config.proxy_plugins.contains_key("stargz"));
         assert_eq!(config.runtime.snapshotter, "native");
         let [note] = config.notes.as_slice() else { panic!("{:?}", config.notes) };
-        assert!(note.contains("oom_score") && !note.contains("sandbox_image"), "{note}");
+        assert!(note.contains("disable_tcp_service") && !note.contains("sandbox_image"), "{note}");
         assert_eq!(config.cri.pinned_images, ["registry.k8s.io/pause:3.6"]);
         assert!(!note.contains("enable_selinux") && !note.contains("restart"), "{note}");
     }

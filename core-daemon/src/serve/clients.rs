@@ -47,6 +47,18 @@ where
     connections.wait().await;
 }
 
+/// HTTP/2 as it is spoken with clients.
+pub(super) fn protocol() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // A client may wait for as many containers as it has.
+        .max_concurrent_streams(None);
+    builder
+}
+
 async fn connection<S>(
     socket: UnixStream,
     service: S,
@@ -59,15 +71,7 @@ where
     let gather = Gather::new(Quiet::new(socket)?);
     let calls =
         hyper::service::service_fn(|request: Request<Incoming>| service.clone().oneshot(request.map(Body::new)));
-    let mut connection = pin!(
-        Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            // A client may wait for as many containers as it has.
-            .max_concurrent_streams(None)
-            .serve_connection(TokioIo::new(Connection::new(gather.clone())), calls)
-    );
+    let mut connection = pin!(protocol().serve_connection(TokioIo::new(Connection::new(gather.clone())), calls));
     let mut stop = pin!(stopping.cancelled());
     let mut is_stopping = false;
     let ended = std::future::poll_fn(|context| {
