@@ -1,6 +1,7 @@
 //! Exec, attach and port forwarding over the connections that their URLs lead to.
 
 use anyhow::Context as _;
+use futures_util::stream::SplitStream;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
@@ -14,6 +15,7 @@ use tonic::Code;
 pub(crate) const TESTS: &[Test] = tests![
     exec_passes_everything_on_and_ends_with_the_code [Root, Overlay],
     exec_on_a_terminal_has_its_size [Root, Overlay],
+    exec_loses_nothing_of_much [Root, Overlay],
     a_client_that_leaves_has_said_all_it_said [Root, Overlay],
     attach_shares_the_streams_with_the_log [Root, Overlay],
     ports_are_forwarded [Root, Overlay],
@@ -117,6 +119,70 @@ fn exec_passes_everything_on_and_ends_with_the_code(env: &Env) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     })?;
     pods.remove(&pod)
+}
+
+/// As many bytes as are wanted both ways, to a reader who takes its time, and all that was written by a process that ends at once.
+fn exec_loses_nothing_of_much(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let (mut pods, pod, container) = running(env, &stack, false, SLEEP)?;
+    let piece: Vec<u8> = (0..30_000_u32).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let most = wait::amount(4 << 20, 500 << 20);
+    let pieces = most / piece.len();
+    let mut client = pods.pods.clone();
+    pods.runtime.block_on(async {
+        let request = exec(&container, &["sh", "-c", "cat; exit 7"]);
+        let (mut to, mut from) =
+            connect(&client.exec(request).await?.into_inner().url, "v5.channel.k8s.io").await?.split();
+        let write = async {
+            for _ in 0..pieces {
+                to.send(Message::Binary([&[0][..], &piece].concat().into())).await?;
+            }
+            to.send(Message::Binary(vec![255, 0].into())).await?;
+            anyhow::Ok(())
+        };
+        let (written, read) = tokio::join!(write, compare(&mut from, &piece));
+        written?;
+        assert_eq!(read?, (pieces * piece.len(), "7".to_owned()));
+        let script = format!("stty raw; yes 0123456789abcde | head -c {most}; exit 9");
+        let request = v1::ExecRequest { tty: true, stderr: false, ..exec(&container, &["sh", "-c", &script]) };
+        let (_to, mut from) =
+            connect(&client.exec(request).await?.into_inner().url, "v4.channel.k8s.io").await?.split();
+        assert_eq!(compare(&mut from, b"0123456789abcde\n").await?, (most, "9".to_owned()));
+        anyhow::Ok(())
+    })?;
+    pods.remove(&pod)
+}
+
+/// How much comes of `piece` over and over, and the exit code.
+async fn compare(from: &mut SplitStream<Socket>, piece: &[u8]) -> Result<(usize, String)> {
+    let (mut count, mut code) = (0, String::new());
+    while let Some(message) = tokio::time::timeout(wait::seconds(30), from.next()).await.context("nothing comes")? {
+        let message = message?;
+        if !message.is_binary() {
+            continue;
+        }
+        let bytes = message.into_data();
+        match bytes[0] {
+            1 => {
+                let wanted = piece.iter().cycle().skip(count % piece.len());
+                anyhow::ensure!(
+                    bytes[1..].iter().zip(wanted).all(|(is, should)| is == should),
+                    "other bytes after {count}"
+                );
+                let before = count >> 18;
+                count += bytes.len() - 1;
+                if count >> 18 != before {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            }
+            3 if bytes.len() > 1 => {
+                let status: serde_json::Value = serde_json::from_slice(&bytes[1..])?;
+                code = status["details"]["causes"][0]["message"].as_str().unwrap_or_default().to_owned();
+            }
+            _ => {}
+        }
+    }
+    Ok((count, code))
 }
 
 fn exec_on_a_terminal_has_its_size(env: &Env) -> Result<()> {

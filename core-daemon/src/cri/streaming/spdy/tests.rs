@@ -176,3 +176,40 @@ async fn garbage_and_silence_end_the_connection() {
     assert!(connection.accept().await.is_none());
     drop(client);
 }
+
+/// Numbers that are the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(self.0 >> 33).expect("31 bits") % end
+    }
+}
+
+#[tokio::test]
+async fn whatever_comes_is_survived_and_ends() {
+    let mut numbers = Numbers(7);
+    for round in 0..2000 {
+        let mut bytes = forwarding(80, Some("7"));
+        for _ in 0..=numbers.below(4) {
+            let (at, end) = (numbers.below(bytes.len()), numbers.below(bytes.len()));
+            match numbers.below(4) {
+                0 => bytes[at] ^= 1 << numbers.below(8),
+                1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][numbers.below(5)],
+                2 => bytes.splice(at.., []).for_each(drop),
+                _ => bytes.splice(at..at, bytes[at.min(end)..at.max(end)].to_vec()).for_each(drop),
+            }
+            bytes.resize(bytes.len().max(1), 0);
+        }
+        let (mut wire, theirs) = tokio::io::duplex(1 << 20);
+        let mut connection = Connection::serve(theirs, LONG, &CancellationToken::new());
+        let client = async {
+            wire.write_all(&bytes).await.expect("write");
+            drop(wire);
+        };
+        let server = async { while connection.accept().await.is_some() {} };
+        let both = tokio::time::timeout(Duration::from_secs(30), futures_util::future::join(client, server));
+        both.await.unwrap_or_else(|_| panic!("round {round} goes on for ever: {bytes:?}"));
+    }
+}
