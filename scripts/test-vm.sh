@@ -4,6 +4,7 @@
 #   GANTRY_TEST_FILTER=a,b         the tests with one of these in their names (integration-tests/README.md says which
 #                                  others run here; "::" chooses all)
 #   GANTRY_TEST_MACHINES=vm-v2     not both machines
+#   GANTRY_TEST_FULL=10            how much of all faults is tried, in percent (integration-tests/README.md)
 #   GANTRY_TEST_VM_SECONDS=1800    how long all of this may take: then a machine is ended, its console shown, and this fails
 # It gives 75 and runs nothing if making the machines' image leaves too little of that time.
 set -euo pipefail
@@ -65,7 +66,8 @@ declare -A parameters=(
 )
 places=(${GANTRY_TEST_MACHINES:-vm-v2 vm-v1})
 for place in "${places[@]}"; do
-    boot "$work/$place" $((limit - SECONDS)) "gantry.place=$place gantry.patience=$patience ${parameters[$place]}" &
+    boot "$work/$place" $((limit - SECONDS)) \
+        "gantry.place=$place gantry.patience=$patience gantry.full=${GANTRY_TEST_FULL:-} ${parameters[$place]}" &
     machines+=($!)
 done
 if [[ -z ${GANTRY_TEST_MACHINES:-}$filter ]]; then

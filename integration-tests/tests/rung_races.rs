@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use integration_tests::{Bundle, Env, Result, Test, output, tests, wait};
+use integration_tests::tar::Tar;
+use integration_tests::{Bundle, Env, Result, Stack, Test, output, tests, wait};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::json;
 
@@ -27,6 +28,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_exec_shows_no_descriptor_of_the_host[Root, Fast],
     an_exec_on_its_way_is_nothing_of_the_host[Root],
     who_makes_a_user_namespace_is_not_open_to_root[Root, Userns, Fast],
+    a_swapped_directory_leads_no_copy_outside[Root, Overlay, Fast],
 ];
 
 /// Starts of a container that one race is tried with; 10,000 where all is tried.
@@ -361,5 +363,35 @@ fn who_makes_a_user_namespace_is_not_open_to_root(env: &Env) -> Result<()> {
     }
     let seen = watcher.seen()?;
     ensure!(seen.is_empty(), "a container saw the root of the host:\n{seen}");
+    Ok(())
+}
+
+/// CVE-2018-15664: what a copy out of a container, or into it, goes through is exchanged for a link to the host.
+fn a_swapped_directory_leads_no_copy_outside(env: &Env) -> Result<()> {
+    let stack = Stack::start(env)?;
+    let host = env.dir("host")?;
+    fs::write(host.join("file"), "the host's")?;
+    let script = "mkdir /tmp/dir; echo own >/tmp/dir/file; exec sleep 100000";
+    stack.gantry(&["run", "-d", "--name", "web", "IMAGE", "sh", "-c", script])?.ok()?;
+    let pid = stack.gantry(&["inspect", "-f", "{{.State.Pid}}", "web"])?.ok()?.text().to_owned();
+    let inside = PathBuf::from(format!("/proc/{pid}/root/tmp"));
+    wait::until("the directory", || fs::read(inside.join("dir/file")).ok().filter(|bytes| !bytes.is_empty()))?;
+    symlink(&host, inside.join("link"))?;
+    let (archive, before) = (env.path("in.tar"), picture(&host)?);
+    fs::write(&archive, Tar::new().file("new", "new").finish())?;
+    let swapper = Swapper::start(inside.join("dir"), inside.join("link"));
+    let mut copied = 0;
+    // Each is two starts of a client.
+    for _ in 0..wait::amount(wait::rounds(10), 2000) {
+        let out = stack.gantry(&["cp", "web:/tmp/dir/file", "-"])?;
+        ensure!(!out.stdout.contains("the host's"), "a file of the host came out");
+        copied += usize::from(out.stdout.contains("own"));
+        let mut into = stack.command(&["cp", "-", "web:/tmp/dir"])?;
+        into.stdin(fs::File::open(&archive)?);
+        into.output()?;
+    }
+    drop(swapper);
+    ensure!(copied > 0, "the directory was never there");
+    assert_eq!(picture(&host)?, before, "something was made on the host");
     Ok(())
 }

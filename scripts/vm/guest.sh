@@ -12,6 +12,8 @@ parameter() { sed -n "s/.*\bgantry\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 place=$(parameter place)
 results=$(mktemp -d)
 variables=(GANTRY_BIN_DIR=/gantry/bin GANTRY_TEST_PATIENCE="$(parameter patience)")
+full=$(parameter full)
+[[ -z $full ]] || variables+=(GANTRY_TEST_FULL="$full")
 # Words to choose tests by, with commas between.
 IFS=, read -ra arguments <<<"$(parameter arguments)"
 
