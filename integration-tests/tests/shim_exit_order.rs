@@ -9,7 +9,7 @@ use serde_json::json;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_process_that_ends_at_once_was_started_first[Root],
-    execs_racing_the_end_all_end[Root],
+    execs_racing_the_end_all_end[Root, EveryHost],
     execs_racing_the_end_without_a_namespace_all_end[Root],
     many_short_execs_leave_no_zombie[Root],
     a_process_killed_for_memory_is_announced_before_its_exit[Root, EveryHost],
