@@ -247,6 +247,12 @@ impl<'env> Supervisor<'env> {
         self.call("CloseIO", &request).await
     }
 
+    /// Sends a signal to all of the container's processes.
+    pub async fn kill_all(&self, signal: u32) -> Result<(), Status> {
+        let request = KillRequest { id: self.id.clone(), exec_id: String::new(), signal, all: true };
+        self.call::<_, ()>("Kill", &request).await
+    }
+
     /// Sends a signal.
     pub async fn kill(&self, exec_id: &str, signal: u32) -> Result<(), Status> {
         let request = KillRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), signal, all: false };

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use gantry_proto::containerd::events::{TaskExecStarted, TaskExit, TaskOom, TaskStart};
-use gantry_proto::status::Code;
+use gantry_proto::status::{Code, Status};
 use integration_tests::supervisor::{Stdio, Supervisor};
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
 use serde_json::json;
@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = tests![
     many_short_execs_leave_no_zombie[Root],
     a_process_killed_for_memory_is_announced_before_its_exit[Root, EveryHost],
     everybody_who_waits_is_answered[Root],
+    who_kills_what_another_killed_is_told[Root],
 ];
 
 fn a_process_that_ends_at_once_was_started_first(env: &Env) -> Result<()> {
@@ -169,5 +170,25 @@ fn everybody_who_waits_is_answered(env: &Env) -> Result<()> {
         assert_eq!(shim.wait("").await?, 137);
         assert_eq!(shim.events.of::<TaskStart>().len(), 1);
         shim.finish().await
+    })
+}
+
+/// The runtime may find the container dead before the shim has collected its process.
+fn who_kills_what_another_killed_is_told(env: &Env) -> Result<()> {
+    let bundle = Bundle::new(env, "kills", &["sh", "-c", "while :; do sleep 0.01; done"])?;
+    daemon::runtime()?.block_on(async {
+        for _ in 0..wait::amount(8, 100) {
+            let shim = Supervisor::start(env, &bundle).await?;
+            shim.create(&Stdio::default()).await?;
+            shim.start_process("").await?;
+            let kills = join_all((0..8).map(|_| shim.kill_all(9))).await;
+            let told =
+                |kill: &Result<(), Status>| kill.as_ref().map_or_else(|said| said.code == Code::NotFound, |()| true);
+            assert!(kills.iter().any(Result::is_ok) && kills.iter().all(told), "{kills:?}");
+            assert_eq!(shim.wait("").await?, 137);
+            shim.finish().await?;
+            shim.forget_events()?;
+        }
+        Ok(())
     })
 }

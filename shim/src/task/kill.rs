@@ -100,9 +100,10 @@ impl Container {
         }
     }
 
+    /// Whether there is somebody to signal. The end of the first process may be known to the runtime before it is known here.
     fn exists(&self) -> bool {
         let left = self.cgroup.as_ref().and_then(|cgroup| cgroup.processes().ok());
-        left.is_some_and(|left| !left.is_empty()) || self.init.is_alive()
+        left.is_some_and(|left| !left.is_empty()) || (self.init.is_alive() && !self.init_has_ended())
     }
 }
 
