@@ -9,6 +9,8 @@ use crate::cri::stats::slice_path;
 
 /// Where the hierarchies are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
+/// What the kernel asks for at once, in bytes: usage that is less than this below a limit has reached it.
+const PIECE: u64 = 256 << 10;
 
 /// What to say of a container in `cgroup`, a path in its hierarchy, that still is there.
 pub(super) fn reached(cgroup: &Path) -> String {
@@ -41,10 +43,14 @@ fn unified(dir: &Path, is_container: bool) -> Option<u64> {
     single(&read(dir, "memory.max")?)
 }
 
-/// The limit that was reached, on v1, which does not say what for: the nearest one.
+/// The limit that was reached, on v1, which does not say what for: the nearest one. Kernels differ in whether they count its
+/// failures, and whether those of memory and swap together come first.
 fn legacy(dir: &Path, _: bool) -> Option<u64> {
-    single(&read(dir, "memory.failcnt")?).filter(|count| *count > 0)?;
-    single(&read(dir, "memory.limit_in_bytes")?)
+    let number = |file: &str| single(&read(dir, file)?);
+    let failed = |file: &&str| number(file).is_some_and(|count| count > 0);
+    let (limit, most) = (number("memory.limit_in_bytes")?, number("memory.max_usage_in_bytes").unwrap_or(0));
+    let is_reached = most.saturating_add(PIECE) > limit;
+    (is_reached || ["memory.failcnt", "memory.memsw.failcnt"].iter().any(failed)).then_some(limit)
 }
 
 fn read(dir: &Path, file: &str) -> Option<String> {
@@ -93,11 +99,18 @@ mod tests {
     #[test]
     fn the_nearest_counts_on_v1() {
         let (root, container) = (tempfile::tempdir().unwrap(), Path::new("/pods/c"));
-        cgroup(root.path(), "pods", &[("memory.failcnt", "7\n"), ("memory.limit_in_bytes", "900\n")]);
-        cgroup(root.path(), "pods/c", &[("memory.failcnt", "0\n"), ("memory.limit_in_bytes", "800\n")]);
-        assert!(told(root.path(), container, legacy).starts_with("cgroup /pods, "));
-        cgroup(root.path(), "pods/c", &[("memory.failcnt", "1\n")]);
-        assert_eq!(told(root.path(), container, legacy), "the container reached its memory limit of 800 bytes");
+        let used = |dir: &str, most: &str, limit: &str| {
+            cgroup(root.path(), dir, &[("memory.max_usage_in_bytes", most), ("memory.limit_in_bytes", limit)]);
+        };
+        let told = || told(root.path(), container, legacy);
+        used("pods", "8000000", "9000000");
+        used("pods/c", "1000000", "9223372036854771712");
+        assert!(told().contains("the machine had no memory left"), "{}", told());
+        used("pods", "8999999", "9000000");
+        assert!(told().starts_with("cgroup /pods, "), "{}", told());
+        used("pods/c", "1000000", "2000000");
+        cgroup(root.path(), "pods/c", &[("memory.memsw.failcnt", "1\n")]);
+        assert_eq!(told(), "the container reached its memory limit of 2000000 bytes");
     }
 
     #[test]
