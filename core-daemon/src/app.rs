@@ -43,6 +43,7 @@ use crate::image::{self, AtOnce, Images, Verifiers};
 use crate::metadata::Db;
 use crate::mounts::Mounts;
 use crate::observe::{self, Observer};
+use crate::oom_score;
 use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
@@ -69,7 +70,7 @@ pub async fn run(config: Config) -> Result<()> {
     let signals = serve::stop_signals()?;
     let _claim = serve::claim(&config)?;
     // Before anything is started that inherits it.
-    serve::set_oom_score(config.oom_score)?;
+    oom_score::set(config.oom_score)?;
     shims::raise_open_files();
     rung_sys::spawn::without_copying();
     let stopping = CancellationToken::new();

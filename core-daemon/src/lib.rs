@@ -34,6 +34,7 @@ pub mod metadata;
 pub mod mounts;
 pub mod net;
 pub mod observe;
+pub mod oom_score;
 pub mod program;
 pub mod records;
 pub mod registry;

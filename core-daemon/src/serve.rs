@@ -213,19 +213,6 @@ async fn accept(listener: &UnixListener, whose: &str) -> UnixStream {
     }
 }
 
-/// Sets how ready the kernel is to end the daemon when memory runs out; 0 leaves it as it is.
-///
-/// # Errors
-/// When the kernel refuses it.
-pub fn set_oom_score(score: i32) -> Result<()> {
-    use std::io::Write as _;
-    if score == 0 {
-        return Ok(());
-    }
-    let file = fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
-    file.and_then(|mut file| file.write_all(score.to_string().as_bytes())).doing(|| format!("set oom_score to {score}"))
-}
-
 /// Watches for SIGTERM and SIGINT from now on. The future resolves at the first of them.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use tokio::process::Command;
 
 use crate::blocking::blocking;
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::oom_score;
 
 /// Name of the command whose body is [`look_at_path`].
 pub const LOOK: &str = "look-at-path";
@@ -72,21 +73,15 @@ impl Host {
         let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
         let mask = |text: Option<&str>| text.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
         let effective = mask(status.lines().find_map(|line| line.strip_prefix("CapEff:")));
-        let own = std::fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse().ok());
+        let own_oom_score = oom_score::own();
         // Shims are one above the daemon, and without this capability nobody gets below where he is.
         let lowest_oom_score = match effective.is_none_or(|bits| bits >> SYS_RESOURCE & 1 == 1) {
             true => -1000,
-            false => own.unwrap_or(0) + 1,
+            false => own_oom_score + 1,
         };
         let maps_ids = dirs.iter().all(|dir| maps_ids(dir).is_ok());
         let recursive_read_only = mount::check_read_only_below().is_ok();
-        Self {
-            bounding: mask(bounding),
-            lowest_oom_score,
-            own_oom_score: own.unwrap_or(0),
-            recursive_read_only,
-            maps_ids,
-        }
+        Self { bounding: mask(bounding), lowest_oom_score, own_oom_score, recursive_read_only, maps_ids }
     }
 
     /// Whether mounts can be read-only with everything below them.
@@ -109,9 +104,9 @@ impl Host {
         wanted.max(self.own_oom_score)
     }
 
-    /// The score of a container of which nothing is said. It would inherit the daemon's, and be spared before everything else.
+    /// The score of a container of which nothing is said.
     pub(super) fn usual_oom_score(&self) -> Option<i32> {
-        (self.own_oom_score < 0).then_some(0)
+        oom_score::usual(self.own_oom_score)
     }
 
     /// All capabilities that a container can get.

@@ -11,6 +11,7 @@ use rung_spec::defaults::{capabilities, devices};
 use rung_spec::platform::Platform;
 
 use crate::error::{Error, Result};
+use crate::oom_score;
 
 /// Levels of directories that are searched for devices.
 const MAX_DEPTH: usize = 8;
@@ -108,7 +109,7 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
             .iter()
             .map(|one| Tmpfs { destination: one.destination.clone(), options: one.options.clone() })
             .collect(),
-        oom_score_adj: request.oom_score_adj.or_else(|| usual_oom_score(own_oom_score())),
+        oom_score_adj: request.oom_score_adj.or_else(|| oom_score::usual(oom_score::own())),
         memory_reservation: limits.memory_reservation,
         cpu_shares: limits.cpu_shares,
         blkio_weight: blkio_weight(limits.blkio_weight)?,
@@ -117,19 +118,6 @@ pub(super) fn extras(request: &api::CreateRequest, available: Option<&Capabiliti
         cpuset_mems: request.cpuset_mems.clone(),
         device_rules: Vec::new(),
     })
-}
-
-/// The score of a container that wants none. It would inherit the daemon's, which is kept from being ended for want of memory:
-/// the kernel would end everything else first.
-fn usual_oom_score(own: i32) -> Option<i32> {
-    (own < 0).then_some(0)
-}
-
-/// How ready the kernel is to end the daemon; whoever starts it says so, and it does not change.
-fn own_oom_score() -> i32 {
-    static OWN: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
-    let read = || std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok();
-    *OWN.get_or_init(|| read().unwrap_or(0))
 }
 
 /// The weight of block I/O; 0 leaves it at the default.
@@ -255,11 +243,6 @@ mod tests {
         assert!(!is_part("1-5", "0-2,4-6") && is_part("4,0-2", "0-2,4-6"));
         let said = check_cpuset("0,99999", "").map_err(|error| error.to_string());
         assert!(said.is_err_and(|said| said.starts_with("cpuset cpus: 0,99999 are wanted, and 0")));
-    }
-
-    #[test]
-    fn containers_are_not_spared_as_the_daemon_is() {
-        assert_eq!([usual_oom_score(-999), usual_oom_score(0), usual_oom_score(7)], [Some(0), None, None]);
     }
 
     #[test]

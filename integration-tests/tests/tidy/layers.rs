@@ -8,7 +8,20 @@ use crate::{assert_none, sources};
 
 /// Top-level modules of `core-daemon/src` from the ground up.
 const LAYERS: &[&[&str]] = &[
-    &["error", "context", "labels", "id", "signals", "filter", "config", "blocking", "failpoint", "init", "program"],
+    &[
+        "error",
+        "context",
+        "labels",
+        "id",
+        "signals",
+        "filter",
+        "config",
+        "blocking",
+        "failpoint",
+        "init",
+        "oom_score",
+        "program",
+    ],
     &["metadata", "events", "erofs"],
     &["registry", "diff", "snapshots", "mounts", "content"],
     &["records", "image", "tasks", "shims", "net", "gc", "storage"],
