@@ -9,6 +9,7 @@ pub(crate) const TESTS: &[Test] = tests![
     a_contradictory_configuration_names_its_field [Root, Overlay],
     a_limit_can_be_taken_back [Root, Overlay],
     described_devices_are_for_whom_the_container_runs_as [Root, Overlay],
+    an_administrators_hooks_run_for_containers_of_their_kind [Root, Overlay],
 ];
 
 type Spoil = fn(&mut v1::ContainerConfig);
@@ -165,5 +166,42 @@ fn described_devices_are_for_whom_the_container_runs_as(env: &Env) -> Result<()>
     for part in ["annotations.cdi.k8s.io/test", "two.json", "three.json"] {
         assert!(refused.message().contains(part), "{refused}");
     }
+    Ok(())
+}
+
+/// A file of hooks counts without a restart; one that cannot be understood keeps containers from being made.
+fn an_administrators_hooks_run_for_containers_of_their_kind(env: &Env) -> Result<()> {
+    let (hooks, file, seen) = (env.dir("hooks")?, env.path("config.toml"), env.path("seen"));
+    std::fs::write(&file, format!("[cri]\nhooks_dirs = [{hooks:?}]\n"))?;
+    let registry = integration_tests::Registry::start(env)?;
+    let image = integration_tests::Image::busybox()?.push(&registry, "test/busybox", "latest")?;
+    let daemon = env.daemon_with(&["--config", &file.to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let script = format!("cat > {}; echo \"$KIND\" >> {}", seen.display(), seen.display());
+    let hook = serde_json::json!({
+        "version": "1.0.0", "stages": ["createRuntime"],
+        "hook": {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["KIND=wanted", "PATH=/bin:/usr/bin"]},
+        "when": {"annotations": {"^example\\.org/kind$": "^hooked$"}, "commands": ["true$"]},
+    });
+    std::fs::write(hooks.join("10-seen.json"), hook.to_string())?;
+    let mut run = |pods: &mut Pods<'_>, name: &str, kind: &str| {
+        pods.start(&pod, &config, &image, &["true"], |container| {
+            container.metadata = Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 });
+            container.annotations.insert("example.org/kind".to_owned(), kind.to_owned());
+        })
+    };
+    let other = run(&mut pods, "other", "plain")?;
+    assert_eq!((pods.exit_code(&other)?, seen.exists()), (0, false));
+    let hooked = run(&mut pods, "one", "hooked")?;
+    assert_eq!(pods.exit_code(&hooked)?, 0);
+    let told = std::fs::read_to_string(&seen)?;
+    assert!(told.contains(&hooked) && told.ends_with("wanted\n"), "{told}");
+    std::fs::write(hooks.join("20-wrong.json"), hook.to_string().replace("createRuntime", "whenever"))?;
+    let refused = run(&mut pods, "two", "plain").expect_err("a stage that nobody knows").downcast::<tonic::Status>()?;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("20-wrong.json") && refused.message().contains("whenever"), "{refused}");
     Ok(())
 }

@@ -51,6 +51,9 @@ pub struct Cri {
     pub exec_drain: u64,
     /// Directories with descriptions of CDI devices.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Directories with hooks for containers, as oci-hooks(5) describes them; a file in a later one hides that of the same
+    /// name in an earlier one.
+    pub hooks_dirs: Vec<PathBuf>,
     /// Pods' networks.
     pub cni: Cni,
     /// The server of exec, attach and port forwarding.
@@ -193,6 +196,7 @@ impl Default for Cri {
             max_log_line: 16 << 10,
             exec_drain: 5,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            hooks_dirs: Vec::new(),
             cni: Cni::default(),
             streaming: Streaming::default(),
             nri: Nri::default(),
@@ -249,6 +253,9 @@ impl Cri {
                     return Err(Error::invalid(format!("cri.runtimes.{name}.{key}: {path}: path must be absolute")));
                 }
             }
+        }
+        if let Some(dir) = self.hooks_dirs.iter().find(|dir| !dir.is_absolute()) {
+            return Err(Error::invalid(format!("cri.hooks_dirs: {}: path must be absolute", dir.display())));
         }
         let cni = &self.cni;
         let mut dirs = vec![("conf_dir", &cni.conf_dir), ("netns_dir", &cni.netns_dir)];

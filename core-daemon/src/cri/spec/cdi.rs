@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use oci_spec::runtime::{Hook, Hooks, Linux, LinuxDevice, LinuxDeviceType, LinuxIntelRdt, LinuxNetDevice, Spec};
+use oci_spec::runtime::{Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxIntelRdt, LinuxNetDevice, Spec};
 use rung_spec::builder::merge_environment;
 use rung_spec::defaults::mounts::mount;
 use serde::Deserialize;
 
 use super::mounts::push_option;
-use super::{Making, devices, invalid};
+use super::{Making, devices, hooks, invalid};
 use crate::error::{Error, Result};
 
 /// Annotations that name devices, for kubelets that do not send the field.
@@ -305,25 +305,8 @@ fn add_hook(wanted: &WantedHook, spec: &mut Spec) -> Result<()> {
         .set_args((!wanted.args.is_empty()).then(|| wanted.args.clone()))
         .set_env((!wanted.env.is_empty()).then(|| wanted.env.clone()))
         .set_timeout(wanted.timeout);
-    let mut hooks: Hooks = spec.hooks().clone().unwrap_or_default();
-    let with = |old: &Option<Vec<Hook>>| Some(old.iter().flatten().chain([&hook]).cloned().collect());
-    match wanted.hook_name.as_str() {
-        "prestart" => prestart(&mut hooks, &hook),
-        "createRuntime" => drop(hooks.set_create_runtime(with(&hooks.create_runtime().clone()))),
-        "createContainer" => drop(hooks.set_create_container(with(&hooks.create_container().clone()))),
-        "startContainer" => drop(hooks.set_start_container(with(&hooks.start_container().clone()))),
-        "poststart" => drop(hooks.set_poststart(with(&hooks.poststart().clone()))),
-        "poststop" => drop(hooks.set_poststop(with(&hooks.poststop().clone()))),
-        other => return Err(invalid("CDI_devices", format!("hook {other:?} is unknown"))),
-    }
-    spec.set_hooks(Some(hooks));
-    Ok(())
-}
-
-#[allow(deprecated, reason = "descriptions may still name it")]
-fn prestart(hooks: &mut Hooks, hook: &Hook) {
-    let with = hooks.prestart().iter().flatten().chain([hook]).cloned().collect();
-    hooks.set_prestart(Some(with));
+    hooks::add(&wanted.hook_name, &hook, spec)
+        .ok_or_else(|| invalid("CDI_devices", format!("hook {:?} is unknown", wanted.hook_name)))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod base;
 mod cdi;
 mod classes;
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod process;
@@ -149,6 +150,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
     }
     classes::apply(making, &mut spec)?;
     cdi::apply(making, &mut spec)?;
+    hooks::apply(making, &mut spec)?;
     Ok(Made { spec, user })
 }
 
