@@ -71,6 +71,7 @@ mod shim_exit_order;
 mod shim_faults;
 mod shim_io;
 mod shim_protocol;
+mod shim_streams;
 mod stack_failures;
 
 fn main() -> ExitCode {
@@ -141,6 +142,7 @@ fn main() -> ExitCode {
         shim_faults::TESTS,
         shim_io::TESTS,
         shim_protocol::TESTS,
+        shim_streams::TESTS,
         stack_failures::TESTS,
     ])
 }
