@@ -34,6 +34,7 @@ mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
 mod daemon_killed;
+mod daemon_logs;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_processors;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         daemon_full::TESTS,
         daemon_kernel::TESTS,
         daemon_killed::TESTS,
+        daemon_logs::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_processors::TESTS,
