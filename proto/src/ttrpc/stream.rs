@@ -99,7 +99,9 @@ impl Inlet {
 
     /// The client sends nothing more.
     pub(super) fn end(&mut self) {
+        if !self.ended {
+            let _ = self.messages.send(None);
+        }
         self.ended = true;
-        let _ = self.messages.send(None);
     }
 }

@@ -193,7 +193,7 @@ impl Seated {
         loop {
             let is_known = input.is_some();
             let turn = tokio::select! {
-                message = stream.receive::<Any>(), if !has_ended => Turn::Message(message?),
+                message = stream.receive::<Any>() => Turn::Message(message?),
                 turn = self.turn(is_known) => turn,
             };
             match turn {
@@ -203,7 +203,7 @@ impl Seated {
                 }
                 Turn::Input(taken) => {
                     input = Some(taken);
-                    self.make_room().await?;
+                    self.make_room().await;
                 }
                 Turn::Message(Some(message)) if any::is::<WindowUpdate>(&message) => self.grant(&message)?,
                 Turn::Message(Some(message)) => match &input {
@@ -213,7 +213,7 @@ impl Seated {
                             return self.over();
                         }
                         self.granted = self.granted.saturating_sub(i32::try_from(data.data.len()).unwrap_or(i32::MAX));
-                        self.make_room().await?;
+                        self.make_room().await;
                     }
                     None => return Err(self.broken("bytes came before there was room for any, or for an output")),
                 },
@@ -266,18 +266,17 @@ impl Seated {
     }
 
     /// Gives the client of an input room for more.
-    async fn make_room(&mut self) -> Result<(), Status> {
+    async fn make_room(&mut self) {
         if self.granted > WINDOW / 2 {
-            return Ok(());
+            return;
         }
         let update = WINDOW - self.granted.max(0);
         self.granted += update;
         let outlet =
             self.seat.state.borrow().client.as_ref().filter(|it| it.number == self.number).map(|it| it.outlet.clone());
-        match outlet {
-            Some(outlet) => outlet.send(&any::pack(&WindowUpdate { update })).await,
-            // Somebody else sits here, which is seen next.
-            None => Ok(()),
+        // One that is gone, or that somebody else has followed, has no use for it; what it has sent is passed on all the same.
+        if let Some(outlet) = outlet {
+            let _ = outlet.send(&any::pack(&WindowUpdate { update })).await;
         }
     }
 

@@ -370,7 +370,7 @@ mod tests {
         for _ in 0..2 {
             std::fs::write(directory.join("log.json"), "line").expect("write");
             tokio::time::timeout(LOOK / 2, cap.told(told.as_ref())).await.expect("told by the kernel");
-            assert_eq!(cap.take_words(told.as_ref()), [key.clone()]);
+            assert_eq!(cap.take_words(told.as_ref()), std::slice::from_ref(&key));
             std::fs::write(directory.join("log.json"), "more").expect("write");
             assert!(cap.take_words(told.as_ref()).is_empty(), "it is not watched");
             cap.begun(&key);
@@ -378,7 +378,7 @@ mod tests {
         assert!(cap.state().unwatched.is_empty());
         std::fs::remove_dir_all(directory).expect("remove");
         cap.begun(&key);
-        assert_eq!(cap.take_words(told.as_ref()), [key.clone()], "what cannot be watched is looked at");
+        assert_eq!(cap.take_words(told.as_ref()), std::slice::from_ref(&key), "what cannot be watched is looked at");
     }
 
     #[test]

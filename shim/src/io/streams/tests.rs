@@ -221,11 +221,13 @@ async fn a_client_that_is_gone_ends_no_input_before_it_is_to_be_closed() {
     let (input, process) = input();
     let claim = streams.input("c-stdin", input).expect("claim");
     let mut peer = Peer::open(&streams, "c-stdin").await;
-    // What it sent before it went is passed on.
-    peer.data(b"one").await;
+    // What it sent before it went is passed on, also where it had to be made room for meanwhile.
+    let piece = [b'1'; PIECE];
+    peer.data(&piece).await;
+    peer.data(&piece).await;
     drop(peer);
-    let (process, bytes) = read(process, 3).await;
-    assert_eq!(bytes, b"one");
+    let (process, bytes) = read(process, 2 * PIECE).await;
+    assert_eq!(bytes, [piece, piece].concat());
     let mut peer = Peer::open(&streams, "c-stdin").await;
     peer.data(b"two").await;
     let (process, bytes) = read(process, 3).await;
@@ -252,6 +254,17 @@ async fn a_last_word_may_come_before_the_process() {
     is_at_its_end(process).await;
     // The process may have come first: then there was room for more.
     while peer.hear().await != Heard::End {}
+    // Without a process the name is free once the client is gone, whatever its last words were.
+    let mut peer = Peer::open(&streams, "d-stdin").await;
+    peer.last_word().await;
+    peer.last_word().await;
+    drop(peer);
+    let is_forgotten = async {
+        while streams.lock().contains_key("d-stdin") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), is_forgotten).await.expect("forgotten");
 }
 
 #[tokio::test]
