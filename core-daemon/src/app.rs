@@ -1,6 +1,7 @@
 //! The composition root: every part of the daemon is made here, from those below it, in order.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ use crate::snapshots::native::Native;
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::proxy::Proxy;
 use crate::snapshots::{Driver, Local, Snapshotter, Snapshotters};
-use crate::storage::{self, Storage};
+use crate::storage::{self, Logs, Storage};
 use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
@@ -86,10 +87,12 @@ pub async fn run(config: Config) -> Result<()> {
     let observer = Observer::new(&config)?;
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
-    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, &daemon.gc).await? {
+    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, &daemon.gc, &daemon.logs).await?
+    {
         tokio::spawn(metrics.run(stopping.clone()));
     }
     tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));
+    tokio::spawn(daemon.engine.clone().keep_logs_small());
     tokio::spawn(daemon.cri.clone().adopt_images());
     let pace = Pace {
         rate: config.content.verify_rate.saturating_mul(1 << 20),
@@ -118,6 +121,7 @@ struct Daemon {
     namespaces: Namespaces,
     storage: Storage,
     gc: Gc,
+    logs: Logs,
     events: Events,
     sandboxes: Sandboxes,
     containers: Containers,
@@ -130,19 +134,19 @@ impl Daemon {
     fn build(config: &Config, stopping: &CancellationToken) -> Result<Self> {
         let events = Events::new();
         let content = config.root.join("io.containerd.content.v1.content");
-        let overlay = config.root.join("io.containerd.snapshotter.v1.overlayfs");
-        let described = [content.join("blobs/sha256"), overlay.join("snapshots")];
-        let db = Db::open_beside(&config.root.join("meta.redb"), &described, &verify::in_process)?;
+        let db = metadata(config, &content)?;
         let snapshots = snapshotters(config, &db, &events)?;
         let content = Content::open(&content, db.clone(), events.clone())?;
         let content = content.isolated(config.content.sharing_policy == SharingPolicy::Isolated);
         let mounts = Mounts::open(&config.state, &config.root)?;
         let gc = Gc::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), events.clone());
+        let logs = Logs::new(config.root.join(engine::DIRECTORY), config.container_log.max_total);
         let storage = Storage::new(storage::Parts {
             db: db.clone(),
             content: content.clone(),
             snapshotters: snapshots.clone(),
             gc: gc.clone(),
+            logs: logs.clone(),
         });
         let images = Images::new(image::Parts {
             records: ImageRecords::new(db.clone(), events.clone()),
@@ -155,8 +159,7 @@ impl Daemon {
             processors: Processors::new(&config.stream_processors),
             wake: gc.waker(),
         });
-        let namespaces = Namespaces::new(db.clone(), events.clone());
-        let sandboxes = Sandboxes::new(db.clone());
+        let (namespaces, sandboxes) = (Namespaces::new(db.clone(), events.clone()), Sandboxes::new(db.clone()));
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
             containers: containers.clone(),
@@ -177,6 +180,7 @@ impl Daemon {
             images: images.clone(),
             snapshotters: snapshots.clone(),
             gc: gc.clone(),
+            logs: logs.clone(),
             events: events.clone(),
             stopping: stopping.clone(),
         })?;
@@ -198,6 +202,7 @@ impl Daemon {
             namespaces,
             storage,
             gc,
+            logs,
             events,
             sandboxes,
             containers,
@@ -281,6 +286,13 @@ impl Daemon {
         routes.add_service(health);
         Ok(routes.routes())
     }
+}
+
+/// The records, with the directories by which damaged ones are rebuilt.
+fn metadata(config: &Config, content: &Path) -> Result<Db> {
+    let overlay = config.root.join("io.containerd.snapshotter.v1.overlayfs");
+    let described = [content.join("blobs/sha256"), overlay.join("snapshots")];
+    Db::open_beside(&config.root.join("meta.redb"), &described, &verify::in_process)
 }
 
 /// Every snapshotter that this machine can have. One that it cannot have is listed with the reason, and is an error only

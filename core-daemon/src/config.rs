@@ -178,6 +178,9 @@ pub struct ContainerLog {
     pub max_size: u64,
     /// Files kept of one container, the current one included.
     pub max_files: u32,
+    /// Bytes that the logs of all containers may take together; 0: any number. Close to that the oldest rotated files are
+    /// dropped, those of containers that do not run too. Pods' logs are the kubelet's and do not count.
+    pub max_total: u64,
     /// Rotated files are packed with gzip.
     pub compress: bool,
     /// What happens to output that cannot be written as fast as it comes.
@@ -290,7 +293,7 @@ impl Default for Timeouts {
 
 impl Default for ContainerLog {
     fn default() -> Self {
-        Self { max_size: 16 << 20, max_files: 5, compress: true, policy: LogPolicy::Block }
+        Self { max_size: 16 << 20, max_files: 5, max_total: 4 << 30, compress: true, policy: LogPolicy::Block }
     }
 }
 
@@ -415,6 +418,9 @@ impl Config {
         }
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));
+        }
+        if (1..1 << 20).contains(&self.container_log.max_total) {
+            return Err(Error::invalid("container_log.max_total: must be 0 or at least 1 MiB (1048576)"));
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
 mod daemon_killed;
+mod daemon_logs;
 mod daemon_mounts;
 mod daemon_power;
 mod daemon_processors;
@@ -71,6 +72,7 @@ mod shim_exit_order;
 mod shim_faults;
 mod shim_io;
 mod shim_protocol;
+mod shim_streams;
 mod stack_failures;
 
 fn main() -> ExitCode {
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         daemon_full::TESTS,
         daemon_kernel::TESTS,
         daemon_killed::TESTS,
+        daemon_logs::TESTS,
         daemon_mounts::TESTS,
         daemon_power::TESTS,
         daemon_processors::TESTS,
@@ -141,6 +144,7 @@ fn main() -> ExitCode {
         shim_faults::TESTS,
         shim_io::TESTS,
         shim_protocol::TESTS,
+        shim_streams::TESTS,
         stack_failures::TESTS,
     ])
 }

@@ -10,6 +10,9 @@
 //! process writes from then on and may send input. Both directions carry frames: one byte of [`FrameKind`], a big-endian
 //! `u32` length of at most [`MAX_FRAME`], and that many bytes. Connections made before Start see every byte. The shim
 //! closes the connections after the last output of the process.
+//!
+//! containerd's CRI may send [`StreamUri`]s instead: it opens a stream of containerd's `Streaming` service for each of the three,
+//! at the shim itself, which carries bytes in messages that the receiving end makes room for.
 
 /// Largest payload of an attach frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
@@ -185,6 +188,44 @@ impl std::fmt::Display for LogUri {
     }
 }
 
+/// A stream that the process's client opens to the shim itself: `ttrpc+unix://SOCKET?streaming_id=ID`, which containerd's CRI
+/// gives where its `io_type` is `streaming`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamUri {
+    /// Path of the socket on which the stream is opened.
+    pub socket: String,
+    /// The name under which it is opened.
+    pub id: String,
+}
+
+impl StreamUri {
+    const SCHEME: &str = "ttrpc+unix://";
+    /// Bytes of a stream's name at most.
+    pub const MAX_ID: usize = 256;
+
+    /// Parses it; `None` where the text has another scheme.
+    ///
+    /// # Errors
+    /// Says what of it is missing or malformed.
+    pub fn parse(text: &str) -> Option<Result<Self, String>> {
+        text.strip_prefix(Self::SCHEME).map(Self::parse_rest)
+    }
+
+    fn parse_rest(rest: &str) -> Result<Self, String> {
+        let (socket, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (socket, mut id) = (decode(socket)?, None);
+        for pair in query.split('&') {
+            match pair.split_once('=') {
+                Some(("streaming_id", value)) if id.is_none() => id = Some(decode(value)?),
+                _ => return Err(format!("stream parameter {pair:?}: expected one streaming_id=ID and nothing else")),
+            }
+        }
+        let id = id.filter(|id| !id.is_empty() && id.len() <= Self::MAX_ID);
+        let id = id.ok_or_else(|| format!("stream parameter streaming_id: must have 1 to {} bytes", Self::MAX_ID))?;
+        Ok(Self { socket, id })
+    }
+}
+
 fn encode(text: &str) -> String {
     text.replace('%', "%25").replace('?', "%3F").replace('&', "%26")
 }
@@ -227,5 +268,18 @@ mod tests {
         assert_eq!(LogUri::parse("/run/fifo"), None);
         assert!(LogUri::parse("log:///x?format=xml").is_some_and(|parsed| parsed.is_err()));
         assert!(LogUri::parse("log:///x%4").is_some_and(|parsed| parsed.is_err()));
+    }
+
+    #[test]
+    fn stream_uris() {
+        let parsed = StreamUri::parse("ttrpc+unix:///run/s/a%20b?streaming_id=web-stdout").expect("a stream");
+        assert_eq!(parsed, Ok(StreamUri { socket: "/run/s/a b".into(), id: "web-stdout".into() }));
+        assert_eq!(StreamUri::parse("grpc+vsock://3:10?streaming_id=x"), None);
+        for wrong in ["", "?", "?streaming_id=", "?id=x", "?streaming_id=x&streaming_id=y", "?streaming_id=%zz"] {
+            let parsed = StreamUri::parse(&format!("ttrpc+unix:///s{wrong}")).expect("a stream");
+            assert!(parsed.is_err(), "{wrong}: {parsed:?}");
+        }
+        let long = format!("ttrpc+unix:///s?streaming_id={}", "x".repeat(StreamUri::MAX_ID + 1));
+        assert!(StreamUri::parse(&long).is_some_and(|parsed| parsed.is_err()));
     }
 }

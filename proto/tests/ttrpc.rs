@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use gantry_proto::namespace::Namespace;
 use gantry_proto::status::{Code, Status};
+use gantry_proto::ttrpc::frame::{self, Header, Incoming};
 use gantry_proto::ttrpc::server::{decode, unknown};
-use gantry_proto::ttrpc::{Client, Context, KeyValue, Service, serve_connection};
+use gantry_proto::ttrpc::{Client, Context, KeyValue, Request, Response, Service, Stream, serve_connection};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -29,6 +30,20 @@ impl Service for Echo {
             "fail" => Err(Status::not_found("no such thing")),
             _ => Err(unknown(service, method)),
         }
+    }
+
+    async fn stream(&self, service: &str, method: &str, mut stream: Stream) -> Result<(), Status> {
+        if method != "echoes" {
+            return Err(unknown(service, method));
+        }
+        while let Some(message) = stream.receive::<KeyValue>().await? {
+            match message.key.as_str() {
+                "fail" => return Err(Status::not_found("no such thing")),
+                "sleep" => tokio::time::sleep(Duration::from_secs(30)).await,
+                _ => stream.outlet().send(&message).await?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -146,4 +161,99 @@ async fn streaming_calls_are_refused() {
         raw.read_exact(&mut body).await.expect("body");
         assert!(String::from_utf8_lossy(&body).contains("no method"), "{body:?}");
     }
+}
+
+/// A connection on which streams are opened frame by frame.
+struct Raw(UnixStream);
+
+impl Raw {
+    fn connect() -> Self {
+        let (ours, theirs) = UnixStream::pair().expect("socket pair");
+        tokio::spawn(serve_connection(theirs, Arc::new(Echo)));
+        Self(ours)
+    }
+
+    async fn write(&mut self, stream: u32, kind: u8, flags: u8, message: &impl Message) {
+        let frame = frame::encode(stream, kind, flags, message).expect("small");
+        self.0.write_all(&frame).await.expect("write");
+    }
+
+    async fn open(&mut self, stream: u32, payload: Vec<u8>) {
+        let request = Request { service: "test".into(), method: "echoes".into(), payload, ..Request::default() };
+        self.write(stream, frame::REQUEST, frame::REMOTE_OPEN, &request).await;
+    }
+
+    async fn end(&mut self, stream: u32) {
+        self.write(stream, frame::DATA, frame::REMOTE_CLOSED | frame::NO_DATA, &()).await;
+    }
+
+    async fn read(&mut self) -> (Header, Vec<u8>) {
+        match frame::read(&mut self.0).await.expect("read").expect("a frame") {
+            Incoming::Frame(header, message) => (header, message),
+            Incoming::Oversize(header) => panic!("{header:?}"),
+        }
+    }
+
+    async fn refused(&mut self, stream: u32) -> Code {
+        let (header, message) = self.read().await;
+        assert_eq!((header.stream, header.kind), (stream, frame::RESPONSE));
+        Status::from(Response::decode(message.as_slice()).expect("response").status.expect("status")).code
+    }
+}
+
+#[tokio::test]
+async fn streams_carry_messages_both_ways_until_both_ends_have_said_their_last_word() {
+    let mut raw = Raw::connect();
+    // The first message may come with the request, and an empty one is a message too.
+    raw.open(1, pair("first").encode_to_vec()).await;
+    raw.open(3, Vec::new()).await;
+    for (stream, message) in [(3, pair("other")), (1, KeyValue::default()), (1, pair("last"))] {
+        raw.write(stream, frame::DATA, 0, &message).await;
+    }
+    raw.end(1).await;
+    let (mut heard, mut has_ended) = (Vec::new(), false);
+    while !has_ended || heard.len() < 4 {
+        let (header, message) = raw.read().await;
+        if header.flags & frame::REMOTE_CLOSED != 0 {
+            assert_eq!(header, Header { length: 0, stream: 1, kind: frame::DATA, flags: 5 });
+            has_ended = true;
+            continue;
+        }
+        assert_eq!((header.kind, header.flags), (frame::DATA, 0));
+        heard.push((header.stream, KeyValue::decode(message.as_slice()).expect("message").value));
+    }
+    let of = |stream: u32| heard.iter().filter(|it| it.0 == stream).map(|it| it.1.as_str()).collect::<Vec<_>>();
+    assert_eq!((of(1), of(3)), (vec!["first", "", "last"], vec!["other"]));
+    // What comes for a stream that has ended is not answered; the other goes on, and fails.
+    raw.write(1, frame::DATA, 0, &pair("late")).await;
+    raw.write(3, frame::DATA, 0, &KeyValue { key: "fail".into(), value: String::new() }).await;
+    assert_eq!(raw.refused(3).await, Code::NotFound);
+    raw.open(5, vec![0xff]).await;
+    assert_eq!(raw.refused(5).await, Code::InvalidArgument);
+    raw.open(7, Vec::new()).await;
+    raw.end(7).await;
+    assert_eq!(raw.read().await.0.flags, 5);
+}
+
+#[tokio::test]
+async fn what_a_service_does_not_take_is_bounded_and_holds_up_nobody() {
+    let mut raw = Raw::connect();
+    raw.open(1, KeyValue { key: "sleep".into(), value: String::new() }.encode_to_vec()).await;
+    let large = pair(&"x".repeat(100_000));
+    for _ in 0..20 {
+        raw.write(1, frame::DATA, 0, &large).await;
+    }
+    assert_eq!(raw.refused(1).await, Code::ResourceExhausted);
+    raw.open(3, Vec::new()).await;
+    raw.end(3).await;
+    raw.write(3, frame::DATA, 0, &pair("after the last word")).await;
+    let request = Request { method: "echo".into(), payload: pair("here").encode_to_vec(), ..Request::default() };
+    raw.write(5, frame::REQUEST, 0, &request).await;
+    let answer = loop {
+        let (header, message) = raw.read().await;
+        if header.stream == 5 {
+            break Response::decode(message.as_slice()).expect("response");
+        }
+    };
+    assert!(answer.status.is_none_or(|status| status.code == 0), "the connection lives on");
 }

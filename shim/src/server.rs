@@ -19,8 +19,8 @@ use crate::{Doing, Result, log};
 /// How long the shim tries to deliver its last events before it ends. A daemon that is away learns the same when it
 /// comes back and finds no shim.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
-/// Connections served at once.
-const MAX_CLIENTS: usize = 256;
+/// Connections served at once; containerd's CRI makes one for each stream of each process.
+const MAX_CLIENTS: usize = 512;
 /// Pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -12,13 +12,14 @@ use gantry_proto::namespace::check_identifier;
 use gantry_proto::status::Status;
 use gantry_proto::time::timestamp;
 use gantry_proto::ttrpc::server::{decode, unknown};
-use gantry_proto::ttrpc::{Context, Service};
+use gantry_proto::ttrpc::{Context, Service, Stream};
 use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::bootstrap::Setting;
 use crate::containers::Containers;
 use crate::events::Events;
+use crate::io::streams::Streams;
 use crate::lifetime::Lifetime;
 use crate::options::Options;
 use crate::reaper::Reaper;
@@ -46,6 +47,7 @@ impl Services {
             events: Events::start(&setting, reaper.clone()),
             reaper,
             containers: Containers::default(),
+            streams: Streams::default(),
             lifetime: Lifetime::default(),
             has_left: AtomicBool::default(),
             setting,
@@ -318,5 +320,15 @@ impl Service for Services {
                 Err(status)
             }
         }
+    }
+
+    async fn stream(&self, service: &str, method: &str, stream: Stream) -> Result<(), Status> {
+        if (service, method) != ("containerd.services.streaming.v1.Streaming", "Stream") {
+            return Err(unknown(service, method));
+        }
+        let streams = self.shim.streams.clone();
+        // What a client has sent before it went is passed on all the same.
+        let served = tokio::spawn(async move { streams.serve(stream).await });
+        served.await.unwrap_or_else(|error| Err(Error::internal(format!("stream: {error}")).into()))
     }
 }

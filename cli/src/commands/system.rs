@@ -128,6 +128,7 @@ fn word(kind: api::Kind) -> &'static str {
         api::Kind::Blob => "blob",
         api::Kind::Snapshot => "snapshot",
         api::Kind::Ingest => "ingest",
+        api::Kind::Log => "log",
         api::Kind::Unspecified => "unknown",
     }
 }
@@ -150,6 +151,7 @@ fn totals(items: &[api::Item]) -> Listing {
         (api::Kind::Blob, "Blobs"),
         (api::Kind::Snapshot, "Snapshots"),
         (api::Kind::Ingest, "Ingests"),
+        (api::Kind::Log, "Logs"),
     ];
     for (kind, name) in kinds {
         let of_it: Vec<&api::Item> = items.iter().filter(|item| item.kind() == kind).collect();

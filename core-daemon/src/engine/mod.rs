@@ -60,6 +60,7 @@ use crate::id::ContainerId;
 use crate::image::Images;
 use crate::records::Containers;
 use crate::snapshots::Snapshotters;
+use crate::storage::logs::{self as stored, Logs};
 use crate::tasks::{Task, Tasks};
 
 /// The engine; clones are the same.
@@ -67,6 +68,9 @@ use crate::tasks::{Task, Tasks};
 pub struct Engine {
     shared: Arc<Shared>,
 }
+
+/// Where the engine keeps what outlives a reboot, below the daemon's root.
+pub const DIRECTORY: &str = "engine";
 
 /// What the engine is made of.
 pub struct Parts {
@@ -82,6 +86,8 @@ pub struct Parts {
     pub snapshotters: Snapshotters,
     /// Frees what nothing refers to any more.
     pub gc: Gc,
+    /// Where logs are, and what they may take together.
+    pub logs: Logs,
     /// Where it is told what happens.
     pub events: Events,
     /// Cancelled when the daemon stops; sessions end then, containers do not.
@@ -94,6 +100,7 @@ struct Shared {
     live: Mutex<HashMap<Key, Arc<Live>>>,
     turns: turns::Turns,
     journal: Arc<events::Journal>,
+    cap: logs::Cap,
     host: create::Host,
 }
 
@@ -132,7 +139,8 @@ impl Engine {
         let journal = Arc::new(events::Journal::default());
         let seen = journal.clone();
         parts.events.observe(move |envelope| seen.observe(envelope));
-        let engine = Self { shared: Arc::new(Shared { parts, names, live, turns, journal, host }) };
+        let cap = logs::Cap::new(parts.logs.clone());
+        let engine = Self { shared: Arc::new(Shared { parts, names, live, turns, journal, cap, host }) };
         engine.make_directories()?;
         Ok(engine)
     }
@@ -163,7 +171,7 @@ impl Engine {
 
     /// Where what outlives a reboot is kept of containers, such as logs.
     fn root(&self) -> PathBuf {
-        self.parts().config.root.join("engine")
+        self.parts().config.root.join(DIRECTORY)
     }
 
     fn directory(&self, namespace: &Namespace, id: &ContainerId) -> PathBuf {
@@ -172,7 +180,7 @@ impl Engine {
 
     /// The container's log.
     fn log_path(&self, namespace: &Namespace, id: &ContainerId) -> PathBuf {
-        self.directory(namespace, id).join("log.json")
+        self.directory(namespace, id).join(stored::NAME)
     }
 
     /// Where the sockets are on which shims let clients attach. The names are short, because a socket's path must be.

@@ -138,5 +138,6 @@ impl Engine {
         {
             tracing::warn!(directory = %directory.display(), %error, "left the directory of a removed container");
         }
+        self.shared.cap.ended(&(namespace.clone(), id.clone()));
     }
 }

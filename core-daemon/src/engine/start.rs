@@ -201,7 +201,11 @@ impl Engine {
             settled: watch::Sender::new(false),
         });
         let key = (task.namespace().clone(), task.id().clone());
-        self.live().insert(key, live.clone());
+        self.live().insert(key.clone(), live.clone());
+        if self.shared.cap.begun(&key) {
+            let engine = self.clone();
+            tokio::spawn(async move { engine.end_earlier_cut(&key).await });
+        }
         let (engine, watched) = (self.clone(), live.clone());
         tokio::spawn(async move {
             let exit = end_of(&watched.task).await;
@@ -320,6 +324,8 @@ impl Engine {
         let mut table = self.live();
         if table.get(&key).is_some_and(|other| Arc::ptr_eq(other, live)) {
             table.remove(&key);
+            drop(table);
+            self.shared.cap.ended(&key);
         }
     }
 }

@@ -87,6 +87,7 @@ fn item(it: Item) -> api::Item {
         Kind::Blob => api::Kind::Blob,
         Kind::Snapshot => api::Kind::Snapshot,
         Kind::Ingest => api::Kind::Ingest,
+        Kind::Log => api::Kind::Log,
     };
     let kind = kind.into();
     api::Item { kind, namespace: it.namespace, name: it.name, size: it.size, kept_by: it.kept_by }

@@ -18,6 +18,7 @@ use super::Observer;
 use super::metrics::Metrics;
 use crate::error::{Doing, Result};
 use crate::gc::Gc;
+use crate::storage::Logs;
 
 /// Collectors that are answered at once.
 const MAX_CONNECTIONS: usize = 32;
@@ -29,6 +30,7 @@ pub struct Listener {
     listener: TcpListener,
     metrics: Arc<Metrics>,
     gc: Gc,
+    logs: Logs,
 }
 
 impl Listener {
@@ -36,10 +38,10 @@ impl Listener {
     ///
     /// # Errors
     /// Names the address that is taken.
-    pub async fn bind(address: &str, observer: &Observer, gc: &Gc) -> Result<Option<Self>> {
+    pub async fn bind(address: &str, observer: &Observer, gc: &Gc, logs: &Logs) -> Result<Option<Self>> {
         let Some(metrics) = observer.metrics.clone() else { return Ok(None) };
         let listener = TcpListener::bind(address).await.doing(|| format!("listen for metrics at {address}"))?;
-        Ok(Some(Self { listener, metrics, gc: gc.clone() }))
+        Ok(Some(Self { listener, metrics, gc: gc.clone(), logs: logs.clone() }))
     }
 
     /// Answers until the daemon stops.
@@ -55,11 +57,12 @@ impl Listener {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (metrics, gc, stopping) = (self.metrics.clone(), self.gc.clone(), stopping.clone());
+            let (metrics, gc, logs) = (self.metrics.clone(), self.gc.clone(), self.logs.clone());
+            let stopping = stopping.clone();
             tokio::spawn(async move {
                 let _slot = slot;
                 let service = service_fn(|request| {
-                    let answer = answer(&metrics, &gc, &request);
+                    let answer = answer(&metrics, &gc, &logs, &request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
@@ -75,11 +78,12 @@ impl Listener {
     }
 }
 
-fn answer(metrics: &Metrics, gc: &Gc, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(metrics: &Metrics, gc: &Gc, logs: &Logs, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
     let known = matches!(request.uri().path(), "/v1/metrics" | "/metrics") && *request.method() == Method::GET;
     let mut text = if known { metrics.text() } else { "not found\n".to_owned() };
     if known {
         gc.write_metrics(&mut text);
+        logs.write_metrics(&mut text);
     }
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     if known {

@@ -1,6 +1,7 @@
 //! Whether what is stored is whole, what takes space, and why it is kept.
 
 mod check;
+pub mod logs;
 mod references;
 mod snapshots;
 mod usage;
@@ -8,6 +9,7 @@ mod usage;
 use std::sync::Arc;
 
 pub use check::{Finding, Outcome, Report};
+pub use logs::Logs;
 pub use usage::{Item, Kind};
 
 use crate::content::Content;
@@ -33,6 +35,8 @@ pub struct Parts {
     pub snapshotters: Snapshotters,
     /// What knows why a thing is kept.
     pub gc: Gc,
+    /// Containers' logs.
+    pub logs: Logs,
 }
 
 impl Storage {

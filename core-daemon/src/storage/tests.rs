@@ -39,7 +39,8 @@ fn fixture() -> Fixture {
     let snapshotters = Snapshotters::new(all, "overlayfs").expect("snapshotters");
     let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     let gc = Gc::new(db.clone(), content.clone(), snapshotters.clone(), mounts, events);
-    let storage = Storage::new(Parts { db: db.clone(), content: content.clone(), snapshotters, gc });
+    let logs = Logs::new(dir.path().join("engine"), 0);
+    let storage = Storage::new(Parts { db: db.clone(), content: content.clone(), snapshotters, gc, logs });
     let ctx = Context::new(gantry_proto::namespace::Namespace::parse("n").expect("namespace"));
     Fixture { dir, db, content, snapshots, storage, ctx }
 }

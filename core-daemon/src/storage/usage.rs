@@ -27,6 +27,8 @@ pub enum Kind {
     Snapshot,
     /// What is or was being fetched.
     Ingest,
+    /// A container's log, with what was rotated.
+    Log,
 }
 
 /// One thing that takes space.
@@ -73,6 +75,14 @@ pub(super) fn usage(parts: &Parts) -> Result<Vec<Item>> {
     for (namespace, status) in parts.content.ingests()? {
         let (name, size) = (status.reference, status.offset);
         items.push(Item { kind: Kind::Ingest, namespace, name, size, kept_by: "its time".to_owned() });
+    }
+    for ((namespace, id), log) in parts.logs.all()? {
+        if log.size() > 0 {
+            let node = Node::Container(namespace.to_string(), id.to_string());
+            let kept_by = kept.root(&node).map_or_else(String::new, |_| node.to_string());
+            let (namespace, name, size) = (namespace.to_string(), id.to_string(), log.size());
+            items.push(Item { kind: Kind::Log, namespace, name, size, kept_by });
+        }
     }
     Ok(items)
 }

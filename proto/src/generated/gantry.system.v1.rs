@@ -97,7 +97,7 @@ pub struct Item {
     /// Empty for a blob without a record.
     #[prost(string, tag = "2")]
     pub namespace: ::prost::alloc::string::String,
-    /// A digest for a blob, `snapshotter/name` for a snapshot, a reference for an ingest.
+    /// A digest for a blob, `snapshotter/name` for a snapshot, a reference for an ingest, the container's id for a log.
     #[prost(string, tag = "3")]
     pub name: ::prost::alloc::string::String,
     /// Bytes on disk.
@@ -267,6 +267,8 @@ pub enum Kind {
     Snapshot = 4,
     /// What was begun to be fetched.
     Ingest = 5,
+    /// What a container of the engine has printed, as far as it is kept.
+    Log = 6,
 }
 impl Kind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -281,6 +283,7 @@ impl Kind {
             Self::Blob => "KIND_BLOB",
             Self::Snapshot => "KIND_SNAPSHOT",
             Self::Ingest => "KIND_INGEST",
+            Self::Log => "KIND_LOG",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -292,6 +295,7 @@ impl Kind {
             "KIND_BLOB" => Some(Self::Blob),
             "KIND_SNAPSHOT" => Some(Self::Snapshot),
             "KIND_INGEST" => Some(Self::Ingest),
+            "KIND_LOG" => Some(Self::Log),
             _ => None,
         }
     }

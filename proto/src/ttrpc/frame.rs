@@ -23,6 +23,8 @@ pub const DATA: u8 = 3;
 pub const REMOTE_CLOSED: u8 = 1;
 /// Flag: the sender sends more on this stream.
 pub const REMOTE_OPEN: u8 = 2;
+/// Flag: this frame carries no message, not even an empty one.
+pub const NO_DATA: u8 = 4;
 
 /// The first ten bytes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +35,7 @@ pub struct Header {
     pub stream: u32,
     /// [`REQUEST`], [`RESPONSE`] or [`DATA`]; others are to be ignored.
     pub kind: u8,
-    /// [`REMOTE_CLOSED`], [`REMOTE_OPEN`].
+    /// [`REMOTE_CLOSED`], [`REMOTE_OPEN`], [`NO_DATA`].
     pub flags: u8,
 }
 

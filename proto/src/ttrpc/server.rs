@@ -1,17 +1,19 @@
 //! The answering end of a connection.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::status::{Code, Status};
 use crate::ttrpc::client::{Item, write_frames};
 use crate::ttrpc::frame::{self, Header, Incoming};
-use crate::ttrpc::{Context, Request, Response};
+use crate::ttrpc::stream::Inlet;
+use crate::ttrpc::{Context, Request, Response, Stream};
 
 /// Calls of one connection that may run at once; each waiting client of a container is one.
 const MAX_CALLS: usize = 4096;
@@ -31,6 +33,13 @@ pub trait Service: Send + Sync + 'static {
         payload: &[u8],
         context: &Context,
     ) -> impl Future<Output = Result<Vec<u8>, Status>> + Send;
+
+    /// Serves a call whose client sends any number of messages and gets any number; the stream ends with the future, which is
+    /// dropped like that of [`Service::call`]. A service without such calls leaves it as it is.
+    fn stream(&self, service: &str, method: &str, _stream: Stream) -> impl Future<Output = Result<(), Status>> + Send {
+        let refused = unknown(service, method);
+        async move { Err(refused) }
+    }
 }
 
 /// The answer to a call of something that does not exist.
@@ -54,7 +63,7 @@ pub fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
 pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -> io::Result<()> {
     let (mut read, write) = socket.into_split();
     let (writer, frames) = mpsc::channel(QUEUE);
-    let mut connection = Connection { service, writer, calls: JoinSet::new(), last: 0 };
+    let mut connection = Connection { service, writer, calls: JoinSet::new(), open: Open::default(), last: 0 };
     connection.calls.spawn(write_frames(write, frames));
     loop {
         // Finished calls are collected as new ones come; between calls at most MAX_CALLS results of no size wait here.
@@ -71,11 +80,7 @@ pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -
                     connection.refuse(header.stream, Status::invalid(text)).await;
                 }
                 frame::REQUEST => connection.request(header, &message).await,
-                // The last word of a stream that was refused needs no answer.
-                frame::DATA if header.flags & frame::REMOTE_CLOSED == 0 => {
-                    let text = format!("ttrpc: stream {} is not open", header.stream);
-                    connection.refuse(header.stream, Status::invalid(text)).await;
-                }
+                frame::DATA => connection.data(header, message).await,
                 // Types of the future are to be ignored.
                 _ => {}
             },
@@ -87,8 +92,12 @@ struct Connection<S> {
     service: Arc<S>,
     writer: mpsc::Sender<Vec<u8>>,
     calls: JoinSet<()>,
+    open: Open,
     last: u32,
 }
+
+/// The streaming calls that go on, by their numbers.
+type Open = Arc<Mutex<HashMap<u32, (Inlet, Option<AbortHandle>)>>>;
 
 impl<S: Service> Connection<S> {
     async fn refuse(&self, stream: u32, status: Status) {
@@ -110,7 +119,11 @@ impl<S: Service> Connection<S> {
             let text = format!("ttrpc: {MAX_CALLS} calls of this connection are running already");
             return self.refuse(stream, Status::new(Code::ResourceExhausted, text)).await;
         }
-        if header.flags & (frame::REMOTE_OPEN | frame::REMOTE_CLOSED) != 0 {
+        if header.flags & frame::REMOTE_OPEN != 0 {
+            return self.open(stream, request);
+        }
+        // One message, and then many answers, is a kind of call that no service here has.
+        if header.flags & frame::REMOTE_CLOSED != 0 {
             return self.refuse(stream, unknown(&request.service, &request.method)).await;
         }
         let (service, writer) = (self.service.clone(), self.writer.clone());
@@ -119,6 +132,64 @@ impl<S: Service> Connection<S> {
             respond(&writer, stream, answer).await;
         });
     }
+
+    /// Begins a streaming call.
+    fn open(&mut self, number: u32, request: Request) {
+        let (service, writer, open) = (self.service.clone(), self.writer.clone(), self.open.clone());
+        let (stream, inlet) = Stream::new(number, writer.clone());
+        if !request.payload.is_empty() {
+            // The first message may come with the request; there is room for one.
+            let _ = inlet.push(request.payload);
+        }
+        lock(&open).insert(number, (inlet, None));
+        let task = self.calls.spawn(async move {
+            let ended = service.stream(&request.service, &request.method, stream).await;
+            // Whoever still sends to it is not told that it is gone: the end is under way.
+            lock(&open).remove(&number);
+            match ended {
+                Ok(()) => finish(&writer, number).await,
+                Err(status) => respond(&writer, number, Err(status)).await,
+            }
+        });
+        if let Some((_, abort)) = lock(&self.open).get_mut(&number) {
+            *abort = Some(task);
+        }
+    }
+
+    /// A message of a stream, or its client's last word.
+    async fn data(&mut self, header: Header, message: Vec<u8>) {
+        let pushed = match lock(&self.open).get_mut(&header.stream) {
+            Some((inlet, _)) => {
+                let pushed = if header.flags & frame::NO_DATA == 0 { inlet.push(message) } else { Ok(()) };
+                if header.flags & frame::REMOTE_CLOSED != 0 {
+                    inlet.end();
+                }
+                pushed
+            }
+            // The last words of one that has ended, or was refused, need no answer.
+            None if header.stream <= self.last || header.flags & frame::REMOTE_CLOSED != 0 => Ok(()),
+            None => Err(Status::invalid(format!("ttrpc: stream {} is not open", header.stream))),
+        };
+        if let Err(status) = pushed {
+            let ended = lock(&self.open).remove(&header.stream);
+            if let Some((_, Some(task))) = ended {
+                task.abort();
+            }
+            self.refuse(header.stream, status).await;
+        }
+    }
+}
+
+/// Ends a stream well, after everything that was sent on it.
+async fn finish(writer: &mpsc::Sender<Vec<u8>>, stream: u32) {
+    if let Ok(frame) = frame::encode(stream, frame::DATA, frame::REMOTE_CLOSED | frame::NO_DATA, &()) {
+        // Fails only where the connection is gone, and its client with it.
+        let _ = writer.send(frame).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn answer<S: Service>(service: &S, request: &Request) -> Item {

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::io::input::Input;
 use crate::io::output::{Output, Stream};
+use crate::io::streams::Claim;
 
 /// Bytes moved at once: a pipe's whole buffer.
 const CHUNK: usize = 64 << 10;
@@ -33,6 +34,8 @@ pub enum Sink {
     File(File),
     /// The process's log and attached clients.
     Log(Arc<Output>, Stream),
+    /// A stream that a client has opened, or will open.
+    Stream(Arc<Claim>),
 }
 
 /// Copies until every writer of `source` is gone, or the sink fails for good.
@@ -42,6 +45,13 @@ pub async fn output(source: AsyncFd<OwnedFd>, sink: Sink) {
     {
         return;
     }
+    copy_all(&source, &sink).await;
+    if let Sink::Stream(claim) = &sink {
+        claim.end();
+    }
+}
+
+async fn copy_all(source: &AsyncFd<OwnedFd>, sink: &Sink) {
     loop {
         // Waiting for what is ready already does not yield, and a process that never stops writing would then keep this
         // thread from every request, the one to kill it included.
@@ -49,7 +59,7 @@ pub async fn output(source: AsyncFd<OwnedFd>, sink: Sink) {
         let Ok(mut ready) = source.readable().await else { return };
         let step = SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(CHUNK, 0);
-            match nix::unistd::read(&source, scratch) {
+            match nix::unistd::read(source, scratch) {
                 // EIO: the last process left the terminal.
                 Ok(0) | Err(Errno::EIO) => Step::End,
                 Ok(count) => sink.take(&scratch[..count]),
@@ -113,6 +123,7 @@ impl Sink {
                     Step::Rest(Vec::new())
                 }
             }
+            Self::Stream(_) => Step::Rest(chunk.to_vec()),
         }
     }
 
@@ -122,6 +133,10 @@ impl Sink {
             Self::Null | Self::File(_) => true,
             Self::Log(output, _) => {
                 output.settle().await;
+                true
+            }
+            Self::Stream(claim) => {
+                claim.send(rest).await;
                 true
             }
             Self::Fifo(fifo) => {

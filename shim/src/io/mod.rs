@@ -6,6 +6,7 @@
 //! | path, `fifo://` | [`fifo`]: named pipes the client made |
 //! | `file://` | appended to a file |
 //! | `binary://`, `binary-v2://` | [`log_binary`]: a logger program reads the pipes itself |
+//! | `ttrpc+unix://…?streaming_id=…` | [`streams`]: a stream that the client opens at our own socket |
 //! | `log://` | [`log_file`] and [`attach`]: the shim writes the log and serves attached clients |
 
 pub mod attach;
@@ -16,6 +17,7 @@ pub mod log_binary;
 pub mod log_file;
 pub mod output;
 pub mod rotate;
+pub mod streams;
 pub mod terminal;
 
 use std::fs::{DirBuilder, OpenOptions};
@@ -24,7 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use gantry_proto::stdio::LogUri;
+use gantry_proto::stdio::{LogUri, StreamUri};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid, pipe2};
 use rung_sys::tty::WindowSize;
@@ -40,6 +42,7 @@ use copy::Sink;
 use input::Input;
 use log_binary::Logger;
 use output::{Output, Stream};
+use streams::{Claim, Streams};
 use terminal::Console;
 
 /// The stdio part of a Create or Exec request.
@@ -70,6 +73,23 @@ pub struct Owner<'a> {
     pub gid: u32,
     /// Collects helpers.
     pub reaper: &'a Reaper,
+    /// What clients have opened.
+    pub streams: &'a Streams,
+    /// Where they open it.
+    pub socket: &'a Path,
+}
+
+impl Owner<'_> {
+    /// The name of the stream that `text` means; `None` where it means something else.
+    fn stream(&self, text: &str) -> Result<Option<String>> {
+        let Some(uri) = StreamUri::parse(text) else { return Ok(None) };
+        let uri = uri.map_err(|error| Error::invalid(format!("{text:?}: {error}")))?;
+        if Path::new(&uri.socket) != self.socket {
+            let (theirs, ours) = (uri.socket, self.socket.display());
+            return Err(Error::invalid(format!("{theirs}: streams are opened at the shim's own socket, {ours}")));
+        }
+        Ok(Some(uri.id))
+    }
 }
 
 /// What the runtime gets for a process, and what the shim keeps.
@@ -89,6 +109,10 @@ pub struct Io {
     input: Option<Arc<Input>>,
     /// A writer of the client's FIFO, so that the input does not end when the client closes it. Dropped by CloseIO.
     held_open: Option<OwnedFd>,
+    /// The client's stream for the input, where it is one.
+    stream: Option<Arc<Claim>>,
+    /// All streams of the process.
+    claims: Vec<Arc<Claim>>,
     output: Option<Arc<Output>>,
     terminal: Option<OwnedFd>,
     /// Where a terminal's output will go, until the terminal is there.
@@ -109,6 +133,8 @@ impl Io {
         Self {
             input: None,
             held_open: None,
+            stream: None,
+            claims: Vec::new(),
             output: None,
             terminal: None,
             waiting: None,
@@ -132,6 +158,11 @@ impl Io {
             let input = (!stdio.stdin.is_empty()).then(Arc::<Input>::default);
             io.output = Some(Output::open(uri, input.clone(), owner.reaper).doing(|| "stdout")?);
             io.input = input;
+        } else if let Some(id) = owner.stream(&stdio.stdin).doing(|| "stdin")? {
+            let input = Arc::<Input>::default();
+            let claim = owner.streams.input(&id, input.clone()).doing(|| "stdin")?;
+            (io.input, io.stream) = (Some(input), Some(claim.clone()));
+            io.claims.push(claim);
         } else if !stdio.stdin.is_empty() {
             let path = stdio.stdin.strip_prefix("fifo://").unwrap_or(&stdio.stdin);
             let (source, writer) = fifo::open_input(Path::new(path)).doing(|| "stdin")?;
@@ -144,7 +175,7 @@ impl Io {
             io.waiting = Some(if stdio.stdout.starts_with("binary") {
                 io.terminal_logger(&stdio.stdout, owner)?
             } else {
-                io.sink(&stdio.stdout, Stream::Stdout).doing(|| "stdout")?
+                io.sink(&stdio.stdout, Stream::Stdout, owner).doing(|| "stdout")?
             });
             let console = Some(Console::listen(owner.bundle)?);
             return Ok(Opened { ends, console, io });
@@ -190,7 +221,7 @@ impl Io {
             if text.is_empty() && !both {
                 continue;
             }
-            let sink = self.sink(text, stream).doing(|| stream.name())?;
+            let sink = self.sink(text, stream, owner).doing(|| stream.name())?;
             let (read, write) = pipe(owner)?;
             match stream {
                 Stream::Stdout => ends.stdout = Some(write),
@@ -204,12 +235,17 @@ impl Io {
         Ok(())
     }
 
-    fn sink(&self, text: &str, stream: Stream) -> Result<Sink> {
+    fn sink(&mut self, text: &str, stream: Stream, owner: &Owner<'_>) -> Result<Sink> {
         if let Some(output) = &self.output {
             return Ok(Sink::Log(output.clone(), stream));
         }
         if text.is_empty() {
             return Ok(Sink::Null);
+        }
+        if let Some(id) = owner.stream(text)? {
+            let claim = owner.streams.output(&id)?;
+            self.claims.push(claim.clone());
+            return Ok(Sink::Stream(claim));
         }
         if let Some(path) = text.strip_prefix("file://") {
             return open_file(Path::new(path)).map(Sink::File);
@@ -301,11 +337,11 @@ impl Io {
 
     /// Ends the process's standard input, after what clients have written; nothing where it has none.
     pub fn close_stdin(&mut self) {
-        // With a FIFO, what is in it is copied first, and then the copy closes the input.
-        if self.held_open.take().is_none()
-            && let Some(input) = &self.input
-        {
-            input.close();
+        // With a FIFO or a stream, what is in it is copied first, and then the copy closes the input.
+        match (&self.stream, self.held_open.take(), &self.input) {
+            (Some(stream), _, _) => stream.close_input(),
+            (None, None, Some(input)) => input.close(),
+            _ => {}
         }
     }
 
@@ -336,6 +372,7 @@ impl Drop for Io {
         if let Some(output) = &self.output {
             output.close();
         }
+        self.claims.iter().for_each(|claim| claim.release());
         if let Some(logger) = self.logger.take() {
             logger.stop();
         }

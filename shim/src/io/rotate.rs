@@ -2,9 +2,11 @@
 //!
 //! The helper is this program again (`compress`), reading one descriptor and writing another: a compressor's memory is
 //! gone when it ends, and the supervisor goes on meanwhile. Names are given by the supervisor alone, so that a rotation
-//! during a compression only changes the name that the result will get.
+//! during a compression only changes the name that the result will get. The daemon may remove the oldest files, where the logs
+//! of all containers have become too large: each holds a lock on the directory while it changes names. The supervisor waits
+//! for nobody: what it cannot do now is done with a later record.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -53,6 +55,11 @@ impl Rotation {
         if files.keep == 0 {
             return current.set_len(0).doing(|| "empty the log");
         }
+        // Where there is no directory any more, there is nothing to lock either.
+        let _names = match files.names() {
+            Ok(None) => return Ok(()),
+            names => names,
+        };
         files.shift()?;
         drop(files);
         self.compress_next();
@@ -92,6 +99,18 @@ impl Files {
         let mut name = self.path.as_os_str().to_owned();
         name.push(ending);
         name.into()
+    }
+
+    /// The lock under which names are changed; `None` while somebody else has it.
+    fn names(&self) -> Result<Option<File>> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let doing = || format!("lock {}", directory.display());
+        let opened = File::open(directory).doing(doing)?;
+        match opened.try_lock() {
+            Ok(()) => Ok(Some(opened)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).doing(doing),
+        }
     }
 
     fn plain(&self, number: u32) -> PathBuf {
@@ -142,13 +161,22 @@ impl Files {
 
     fn compressed(&mut self, well: bool) {
         let Some(number) = self.compressing.take() else { return };
-        let temporary = self.temporary();
-        if !well || number > self.keep || fs::rename(&temporary, self.packed(number)).is_err() {
+        let (temporary, plain) = (self.temporary(), self.plain(number));
+        let names = self.names().ok().flatten().filter(|_| well && number <= self.keep);
+        // One that was removed meanwhile does not come back.
+        let taken = names.is_some() && keep_time(&plain, &temporary).is_ok();
+        if !taken || fs::rename(&temporary, self.packed(number)).is_err() {
             let _ = fs::remove_file(temporary);
             return;
         }
-        let _ = fs::remove_file(self.plain(number));
+        let _ = fs::remove_file(plain);
     }
+}
+
+/// Gives the compressed file the time of the other: that says which logs are the oldest.
+fn keep_time(plain: &Path, packed: &Path) -> std::io::Result<()> {
+    let written = fs::symlink_metadata(plain)?.modified()?;
+    OpenOptions::new().write(true).open(packed)?.set_modified(written)
 }
 
 fn start(from: &Path, to: &Path) -> Result<i32> {

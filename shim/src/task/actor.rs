@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::bootstrap::Setting;
 use crate::containers::Containers;
 use crate::events::Events;
+use crate::io::streams::Streams;
 use crate::lifetime::{Hold, Lifetime};
 use crate::oom;
 use crate::options::Options;
@@ -42,6 +43,8 @@ pub struct Shim {
     pub events: Events,
     /// All mailboxes.
     pub containers: Containers,
+    /// What clients have opened for standard streams.
+    pub streams: Streams,
     /// Keeps the shim alive.
     pub lifetime: Lifetime,
     /// Set once the socket's file has been removed: another shim may listen at that path since.

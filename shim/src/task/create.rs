@@ -187,6 +187,8 @@ impl Container {
             uid: self.options.io_uid,
             gid: self.options.io_gid,
             reaper: &self.shim.reaper,
+            streams: &self.shim.streams,
+            socket: &self.shim.setting.socket,
         };
         Io::open(stdio, &owner)
     }

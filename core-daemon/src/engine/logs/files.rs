@@ -30,6 +30,8 @@ pub(super) struct Reader {
     partial: Vec<u8>,
     /// The inode of the last file, to notice a rotation by.
     last: Option<u64>,
+    /// Lines were left out at the beginning.
+    skipped: bool,
 }
 
 struct Segment {
@@ -69,7 +71,8 @@ impl Reader {
     /// Opens the log at `path`, to be read from its beginning or from its last `tail` lines. A log that is not there yet
     /// is empty.
     pub(super) fn open(path: &Path, tail: Option<u64>) -> Result<Self> {
-        let mut reader = Self { path: path.to_owned(), files: VecDeque::new(), partial: Vec::new(), last: None };
+        let mut reader =
+            Self { path: path.to_owned(), files: VecDeque::new(), partial: Vec::new(), last: None, skipped: false };
         reader.files = reader.segments()?;
         reader.last = reader.files.back().map(|segment| segment.inode);
         if let Some(tail) = tail {
@@ -113,7 +116,14 @@ impl Reader {
             }
         }
         self.files = kept;
+        // Where there are fewer than wanted, all are shown.
+        self.skipped = wanted == 0;
         Ok(())
+    }
+
+    /// Whether everything that is there is shown.
+    pub(super) fn is_from_the_beginning(&self) -> bool {
+        !self.skipped
     }
 
     /// Reads on.

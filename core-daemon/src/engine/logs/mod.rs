@@ -1,5 +1,6 @@
 //! A container's log: what its shim wrote, across rotated files, and what it goes on writing.
 
+mod cap;
 mod files;
 mod watch;
 
@@ -15,6 +16,8 @@ use super::{Engine, Live};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::storage::logs::Dropped;
+pub(super) use cap::Cap;
 use files::{Batch, Reader};
 use watch::Watch;
 
@@ -46,8 +49,13 @@ impl Engine {
             (Some(_), true) => Some(Watch::directory(path.parent().unwrap_or(Path::new("/")))?),
             _ => None,
         };
-        let tail = request.tail;
-        let reader = blocking(move || Reader::open(&path, tail)).await?;
+        let (tail, logs, of) = (request.tail, self.parts().logs.clone(), (context.namespace.clone(), known.id.clone()));
+        // What is dropped between the two is said, and shown all the same.
+        let opened = blocking(move || Ok((Reader::open(&path, tail)?, logs.dropped(&of))));
+        let (reader, dropped) = opened.await?;
+        if let Some(dropped) = dropped.filter(|_| reader.is_from_the_beginning()) {
+            send_what_is_missing(dropped, &wanted, &lines).await;
+        }
         let follow = Follow { reader: Some(reader), wanted, lines };
         tokio::select! {
             result = follow.run(watch, live) => result,
@@ -56,6 +64,20 @@ impl Engine {
             }
         }
     }
+}
+
+/// Says, where a log that was dropped would be, that it was.
+async fn send_what_is_missing(dropped: Dropped, wanted: &Wanted, lines: &Lines) {
+    let Dropped { until, bytes, .. } = dropped;
+    if !matches!(wanted.judge(until), Judgement::Wanted) {
+        return;
+    }
+    let line = format!(
+        "gantry: what was written before was dropped, {bytes} bytes on disk: the logs of all containers together had \
+         reached container_log.max_total\n"
+    );
+    // Whoever has gone wants no lines either.
+    let _ = lines.send(Ok(api::LogRecord { at: Some(time::timestamp(until)), stderr: true, line: line.into() })).await;
 }
 
 struct Follow {
