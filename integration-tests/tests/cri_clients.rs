@@ -118,8 +118,8 @@ fn a_pod_is_a_container_and_a_task(env: &Env) -> Result<()> {
     let mut client = Client::of(&pods, &daemon)?;
     let (container, task) = pods.runtime.block_on(async {
         let container = client.container(&pod).await?;
-        assert_eq!(client.listed("labels.\"io.cri-containerd.kind\"==sandbox").await?, [pod.clone()]);
-        assert_eq!(client.listed("labels.\"io.cri-containerd.kind\"==container").await?, [member.clone()]);
+        assert_eq!(client.listed("labels.\"io.cri-containerd.kind\"==sandbox").await?, [pod.as_str()]);
+        assert_eq!(client.listed("labels.\"io.cri-containerd.kind\"==container").await?, [member.as_str()]);
         let mut both = [pod.clone(), member.clone()];
         both.sort();
         assert_eq!(client.listed("").await?, both);

@@ -10,6 +10,9 @@ use crate::id::ContainerId;
 
 /// Those who know the pods.
 pub trait Pods: Send + Sync {
+    /// Whether pods are in this namespace, if there are any.
+    fn are_in(&self, namespace: &Namespace) -> bool;
+
     /// Whether a pod has this id.
     fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool;
 

@@ -13,6 +13,10 @@ use crate::id::ContainerId;
 use crate::records::Pods;
 
 impl Pods for Cri {
+    fn are_in(&self, namespace: &Namespace) -> bool {
+        *namespace == self.context().namespace
+    }
+
     fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.pod_with(namespace, id).is_some()
     }
@@ -23,7 +27,7 @@ impl Pods for Cri {
     }
 
     fn containers(&self, namespace: &Namespace, wanted: &dyn Fn(&Wire) -> bool) -> Result<Vec<Wire>> {
-        if *namespace != self.context().namespace {
+        if !self.are_in(namespace) {
             return Ok(Vec::new());
         }
         let all = self.store().sandboxes().into_iter().map(|sandbox| (self.bare_container(&sandbox), sandbox));
@@ -37,7 +41,7 @@ impl Pods for Cri {
     }
 
     fn pids(&self, namespace: &Namespace) -> Vec<(ContainerId, u32)> {
-        if *namespace != self.context().namespace {
+        if !self.are_in(namespace) {
             return Vec::new();
         }
         let pods = self.store().sandboxes();
@@ -47,7 +51,7 @@ impl Pods for Cri {
 
 impl Cri {
     fn pod_with(&self, namespace: &Namespace, id: &ContainerId) -> Option<std::sync::Arc<Sandbox>> {
-        if *namespace != self.context().namespace {
+        if !self.are_in(namespace) {
             return None;
         }
         // A part of an id names a pod only to clients of the container runtime interface.
