@@ -21,10 +21,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 pub(crate) const TESTS: &[Test] = tests![
-    a_pod_is_a_container_and_a_task [Root, Overlay, EveryHost],
+    a_pod_is_a_container_and_a_task [Root, Overlay],
     a_pod_with_a_process_or_the_machines_network_is_a_task [Root],
     who_knows_pods_as_tasks_cannot_harm_them [Root, Overlay],
-    nothing_shows_a_pod_whose_shim_is_gone [Root],
+    nothing_shows_a_pod_whose_shim_is_gone [Root, EveryHost],
 ];
 
 /// A client of containerd in Kubernetes' namespace.
