@@ -45,7 +45,7 @@ use crate::metadata::Db;
 use crate::mounts::Mounts;
 use crate::observe::{self, Observer};
 use crate::oom_score;
-use crate::records::{Containers, ImageRecords, Leases, Namespaces, Sandboxes};
+use crate::records::{Containers, ImageRecords, Leases, Namespaces, Pods, Sandboxes};
 use crate::registry::Registry;
 use crate::serve::{self, Socket};
 use crate::shims::{self, Launcher};
@@ -249,11 +249,16 @@ impl Daemon {
                 );)*
             };
         }
+        let pods: Arc<dyn Pods> = Arc::new(self.cri.clone());
         let (tasks, gc, streams) = (self.tasks.clone(), &self.gc, grpc::streams::Streams::default());
         let plugins =
             grpc::introspection::plugins(&platform(), &self.snapshots, &grpc::introspection::opt(&config.root)?);
         serve!(
-            ContainersServer(grpc::containers::ContainersService::new(self.containers.clone(), gc.clone())),
+            ContainersServer(grpc::containers::ContainersService::new(
+                self.containers.clone(),
+                pods.clone(),
+                gc.clone()
+            )),
             ContentServer(grpc::content::ContentService::new(self.images.content.clone(), gc.clone())),
             ControllerServer(grpc::sandbox_controller::SandboxControllerService::new(
                 tasks::Sandboxes::new(tasks.clone()),
@@ -277,7 +282,7 @@ impl Daemon {
                 gc.clone(),
                 self.engine.clone()
             )),
-            TasksServer(grpc::tasks::TasksService::new(tasks, stopping.clone())),
+            TasksServer(grpc::tasks::TasksService::new(tasks, pods, stopping.clone())),
             TransferServer(grpc::transfer::TransferService::new(self.images.clone(), streams)),
             VersionServer(grpc::version::VersionService),
         );

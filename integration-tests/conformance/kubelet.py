@@ -246,6 +246,12 @@ bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 netns_dir = "{path('netns')}"
 timeout = {60 * PATIENCE}
 """)
+    write_kubelet({"EventedPLEG": True})
+    os.makedirs(path("manifests"))
+
+
+def write_kubelet(gates):
+    driver = "systemd" if SYSTEMD else "cgroupfs"
     write("kubelet.json", {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": "unix://" + path("gantryd.sock"), "staticPodPath": path("manifests"),
@@ -255,17 +261,36 @@ timeout = {60 * PATIENCE}
         "authorization": {"mode": "AlwaysAllow"}, "enforceNodeAllocatable": [], "makeIPTablesUtilChains": False,
         "evictionHard": {"memory.available": "1Mi"}, "imageGCHighThresholdPercent": 100,
         "fileCheckFrequency": "1s", "syncFrequency": "5s", "runtimeRequestTimeout": f"{30 * PATIENCE}s",
-        "featureGates": {"PodAndContainerStatsFromCRI": True, "EventedPLEG": True},
+        "featureGates": gates,
     })
-    os.makedirs(path("manifests"))
+
+
+def start_kubelet():
+    # Its cAdvisor asks containerd's services for what it finds in cgroups.
+    start("kubelet", KUBELET, "--config", path("kubelet.json"), "--root-dir", path("kubelet"), "--cert-dir",
+          path("certificates"), "--hostname-override", NODE, "--containerd", path("gantryd.sock"), "--v", "2")
+    until("the kubelet is healthy", lambda: urllib.request.urlopen("http://127.0.0.1:10248/healthz").read() == b"ok")
+
+
+def has_statistics():
+    pods = json.loads(get("/stats/summary"))["pods"]
+    one = next(one for one in pods if one["podRef"]["name"] == POD)
+    used = {one["name"]: one["memory"]["workingSetBytes"] for one in one["containers"]}
+    counted = [face["name"] for face in one["network"]["interfaces"]]
+    return used["web"] > 0 and used["side"] > 0 and one["network"]["rxBytes"] > 0 and counted == ["eth0"] and one["cpu"]
+
+
+def has_metrics():
+    lines = get("/metrics/cadvisor").splitlines()
+    network = [line for line in lines if line.startswith("container_network_receive_bytes_total{")
+               and f'pod="{POD}"' in line and 'interface="eth0"' in line]
+    return network and any(line.startswith('container_memory_working_set_bytes{container="web"') for line in lines)
 
 
 def checks():
     start_daemon()
     make_image()
-    start("kubelet", KUBELET, "--config", path("kubelet.json"), "--root-dir", path("kubelet"), "--cert-dir",
-          path("certificates"), "--hostname-override", NODE, "--v", "2")
-    until("the kubelet is healthy", lambda: urllib.request.urlopen("http://127.0.0.1:10248/healthz").read() == b"ok")
+    start_kubelet()
     write("manifests/web.json", manifest())
 
     @check("a static pod gets ready by its probes")
@@ -306,15 +331,10 @@ def checks():
             answer += data
         assert urllib.request.urlopen("http://10.214.0.1:18080/").read() == b"hello\n"
 
-    @check("the kubelet has statistics of the pod")
+    @check("the kubelet has statistics of the pod and of its network, which it gathers itself")
     def _():
-        def summary():
-            pods = json.loads(get("/stats/summary"))["pods"]
-            one = next(one for one in pods if one["podRef"]["name"] == POD)
-            used = {one["name"]: one["memory"]["workingSetBytes"] for one in one["containers"]}
-            return used["web"] > 0 and used["side"] > 0 and one["network"]["rxBytes"] > 0 and one["cpu"]
-        until("numbers", summary)
-        assert f'container_memory_working_set_bytes{{container="web"' in get("/metrics/cadvisor")
+        until("numbers", has_statistics, 90)
+        until("metrics", has_metrics)
 
     @check("a restart of gantryd disturbs nothing")
     def _():
@@ -326,6 +346,17 @@ def checks():
         time.sleep(8 * PATIENCE)
         assert {name: status(name)["containerID"] for name in ["web", "side"]} == before
         assert status("web")["restartCount"] == 0 and status("web")["ready"], status("web")
+        assert has_statistics() and has_metrics()
+
+    @check("a kubelet that is started anew gathers them again, and has them from gantryd if it is to ask for them")
+    def _():
+        for gates in [{"EventedPLEG": True}, {"EventedPLEG": True, "PodAndContainerStatsFromCRI": True}]:
+            end("kubelet")
+            write_kubelet(gates)
+            start_kubelet()
+            until("the pod is ready", lambda: all(one["ready"] for one in pod()["status"]["containerStatuses"]), 90)
+            until("numbers", has_statistics, 90)
+            until("metrics", has_metrics)
 
     @check("a container whose liveness probe fails is started again, and the former log is kept")
     def _():
@@ -352,6 +383,9 @@ def checks():
         gone = lambda: not os.listdir(path("netns")) and not [
             name for name in os.listdir(path("ipam", "kubelet")) if name[0].isdigit()]
         until("nothing is left of its network", gone, 120)
+        shown = lambda: [name for top, dirs, _ in os.walk("/sys/fs/cgroup") for name in dirs
+                         if "kubepods" in top and len(name.removeprefix("cri-containerd-").removesuffix(".scope")) == 64]
+        until("nothing is left of its cgroups", lambda: not shown(), 60)
 
 
 def clean():

@@ -65,8 +65,20 @@ fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
     // As a kubelet names it: a dash is a level.
     let slice = format!("{0}.slice/{0}-pod1.slice", env.token());
     let mut config = pods.pod_config("pod");
-    config.linux.as_mut().context("linux")?.cgroup_parent = format!("/{slice}");
+    let linux = config.linux.as_mut().context("linux")?;
+    linux.cgroup_parent = format!("/{slice}");
+    let namespaces = &mut linux.security_context.as_mut().context("security")?.namespace_options;
+    namespaces.get_or_insert_default().pid = v1::NamespaceMode::Container.into();
+    // Which it has made before, with a time of its own.
+    let is_of_time = |dir: &&str| Path::new(dir).join("cgroup.procs").exists();
+    let hierarchy = ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu"].into_iter().find(is_of_time).context("a hierarchy")?;
+    fs::create_dir_all(Path::new(hierarchy).join(&slice))?;
     let pod = pods.run(&config)?;
+    let scopes = || {
+        let scope = format!("{slice}/cri-containerd-{pod}.scope");
+        leaks::hierarchies().into_iter().filter(|dir| dir.join(&scope).is_dir()).count()
+    };
+    assert_eq!(scopes(), 1, "cgroups by which the pod is found");
     let limits = |memory| v1::LinuxContainerResources { memory_limit_in_bytes: memory, ..Default::default() };
     let container = pods.start(&pod, &config, &image, &["sleep", "600"], |container| {
         container.linux.get_or_insert_default().resources = Some(limits(64 * MIB));
@@ -91,6 +103,7 @@ fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
     // A reload makes systemd write everything anew that it knows.
     env.run("systemctl", &["daemon-reload"])?.ok()?;
     assert_eq!(memory_limit(&cgroup)?, (96 * MIB).to_string());
+    assert_eq!(scopes(), 1, "cgroups by which the pod is found");
     let request = v1::PodSandboxStatsRequest { pod_sandbox_id: pod.clone() };
     let stats =
         pods.runtime.block_on(pods.pods.pod_sandbox_stats(request))?.into_inner().stats.context("statistics")?;
@@ -98,7 +111,7 @@ fn systemd_makes_the_cgroups_of_pods(env: &Env) -> Result<()> {
     ensure!(linux.memory.and_then(|memory| memory.usage_bytes).is_some_and(|used| used.value > 0), "the pod's memory");
     ensure!(linux.containers.len() == 1);
     pods.remove(&pod)?;
-    ensure!(!cgroup.exists(), "the scope is left");
+    ensure!(!cgroup.exists() && scopes() == 0, "a scope is left");
     wait::until("systemd forgets the scope", || {
         let shown = env.run("systemctl", &["show", &unit, "--property=ActiveState"]).ok()?;
         (shown.text() == "ActiveState=inactive").then_some(())

@@ -11,7 +11,7 @@ use gantry_proto::runtime::v1::ContainerState::{ContainerCreated, ContainerExite
 use gantry_proto::runtime::v1::image_service_client::ImageServiceClient;
 use gantry_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use integration_tests::pods::{Pods, network, spec};
-use integration_tests::{Daemon, Env, Registry, Result, Test, tests, wait};
+use integration_tests::{Daemon, Env, Registry, Result, Test, leaks, tests, wait};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
@@ -94,8 +94,9 @@ fn a_crash_in_taking_down_is_made_good(env: &Env) -> Result<()> {
 
 fn crash_at(env: &Env, network: u8, steps: &[Step]) -> Result<()> {
     let machine = Machine::new(env, network)?;
-    for (step, call) in steps {
+    for (index, (step, call)) in steps.iter().enumerate() {
         let mut kubelet = machine.kubelet(Some(step), &[])?;
+        kubelet.has_process = index % 2 == 1;
         kubelet.life().and_then(|()| kubelet.nothing_is_left()).with_context(|| format!("daemon dies at {step}"))?;
         assert_eq!(kubelet.died_in, Some(*call), "the daemon was to die at {step}");
         kubelet.end();
@@ -147,7 +148,11 @@ impl<'env> Machine<'env> {
             None => self.env.daemon_with(&args)?,
         };
         let pods = Pods::connect(self.env, &daemon)?;
-        Ok(Kubelet { machine: self, daemon, pods, deadlines: deadlines.to_vec(), died_in: None })
+        // A kubelet makes the cgroup of a pod before the pod.
+        for hierarchy in leaks::hierarchies() {
+            fs::create_dir_all(hierarchy.join(self.env.id("pods")))?;
+        }
+        Ok(Kubelet { machine: self, daemon, pods, deadlines: deadlines.to_vec(), has_process: true, died_in: None })
     }
 }
 
@@ -156,6 +161,8 @@ struct Kubelet<'env> {
     daemon: Daemon<'env>,
     pods: Pods<'env>,
     deadlines: Vec<Duration>,
+    /// Its pods have a process.
+    has_process: bool,
     died_in: Option<&'static str>,
 }
 
@@ -165,7 +172,11 @@ impl Kubelet<'_> {
         let image = self.machine.image.clone();
         let pull = v1::PullImageRequest { image: Some(spec(&image)), ..Default::default() };
         self.image_call("PullImage", pull, async |mut images, request| images.pull_image(request).await)?;
-        let config = self.pods.networked_config("pod");
+        let mut config = self.pods.networked_config("pod");
+        if !self.has_process {
+            let linux = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            linux.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Container.into();
+        }
         let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let made =
             self.call("RunPodSandbox", request, async |mut pods, request| pods.run_pod_sandbox(request).await)?;
@@ -177,6 +188,8 @@ impl Kubelet<'_> {
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
         self.call("StopPodSandbox", request, async |mut pods, request| pods.stop_pod_sandbox(request).await)?;
         ensure!(self.listed()? == [(pod.clone(), false)], "{:?}", self.listed()?);
+        let cgroups = || leaks::hierarchies().into_iter().map(|dir| dir.join(self.machine.env.id("pods")).join(&pod));
+        ensure!(!cgroups().any(|dir| dir.exists()), "the cgroup by which the pod is found is left");
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: pod };
         self.call("RemovePodSandbox", request, async |mut pods, request| pods.remove_pod_sandbox(request).await)?;
         ensure!(self.listed()?.is_empty(), "{:?}", self.listed()?);

@@ -14,6 +14,7 @@ mod cli_run;
 mod cli_update;
 mod cri_answers;
 mod cri_checkpoints;
+mod cri_clients;
 mod cri_containers;
 mod cri_faults;
 mod cri_hostile;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         cli_update::TESTS,
         cri_answers::TESTS,
         cri_checkpoints::TESTS,
+        cri_clients::TESTS,
         cri_containers::TESTS,
         cri_faults::TESTS,
         cri_hostile::TESTS,

@@ -1,6 +1,9 @@
 //! The shim's start, its Task and Sandbox services, and its end, without a daemon.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::sync::mpsc;
 
 use gantry_proto::any;
 use gantry_proto::containerd::events::TaskExecAdded;
@@ -12,6 +15,7 @@ use gantry_proto::status::{Code, Status};
 use gantry_proto::ttrpc::Context;
 use integration_tests::supervisor::{Events, Stdio, Supervisor, annotate, run_start, start_options};
 use integration_tests::{Bundle, Env, Result, Test, daemon, tests, wait};
+use nix::sched::{CloneFlags, unshare};
 use prost::Message;
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -22,6 +26,7 @@ pub(crate) const TESTS: &[Test] = tests![
     refusals_have_their_codes [Root],
     pause_and_update_and_stats [Root],
     a_sandbox_is_a_process_or_the_shim [Root],
+    a_sandbox_without_a_process_shows_its_network [Root],
     a_killed_shim_is_cleaned_up_after [Root],
     a_failed_create_leaves_nothing [Root],
     a_create_nobody_waits_for_is_undone [Root],
@@ -199,8 +204,67 @@ fn pause_and_update_and_stats(env: &Env) -> Result<()> {
     })
 }
 
+const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
+
+fn a_sandbox_without_a_process_shows_its_network(env: &Env) -> Result<()> {
+    let (tell, told) = mpsc::channel();
+    let (keep, kept) = mpsc::channel::<()>();
+    let network = std::thread::spawn(move || {
+        tell.send(unshare(CloneFlags::CLONE_NEWNET).map(|()| nix::unistd::gettid())).expect("tell");
+        kept.recv().expect_err("the test ends");
+    });
+    let path = format!("/proc/{}/ns/net", told.recv()??);
+    let mut bundle = Bundle::new(env, "member", &["sh", "-c", "echo out"])?;
+    annotate(&mut bundle, "io.kubernetes.cri.sandbox-id", &env.id("bare"));
+    let script = format!("#!/bin/sh\nexec 5>&-\nexec cat <&3 >{}\n", env.path("got").display());
+    let logger = format!("binary://{}", env.script("logger.sh", &script)?.display());
+    daemon::runtime()?.block_on(async {
+        let context = Context::new().with_timeout(wait::seconds(30));
+        let shim = Supervisor::start_at(env, &env.id("bare"), &env.dir("bare")?).await?;
+        let sandbox_id = shim.id.clone();
+        let create = |netns_path: &str| sandbox::CreateSandboxRequest {
+            sandbox_id: sandbox_id.clone(),
+            bundle_path: shim.bundle.to_string_lossy().into_owned(),
+            netns_path: netns_path.to_owned(),
+            ..sandbox::CreateSandboxRequest::default()
+        };
+        let _: sandbox::CreateSandboxResponse =
+            shim.client.call(SANDBOX, "CreateSandbox", &create(&path), &context).await?;
+        let start = sandbox::StartSandboxRequest { sandbox_id: sandbox_id.clone() };
+        let started: sandbox::StartSandboxResponse =
+            shim.client.call(SANDBOX, "StartSandbox", &start, &context).await?;
+        let (pid, shim_pid) = (started.pid, shim.shim_pid().await?);
+        let inode = |path: &str| fs::metadata(path).map(|found| found.ino());
+        assert_eq!(inode(&format!("/proc/{pid}/ns/net"))?, inode(&path)?);
+        assert_eq!(inode(&format!("/proc/{shim_pid}/ns/net"))?, inode("/proc/self/ns/net")?, "the shim stays outside");
+        assert!(fs::read_to_string(format!("/proc/{pid}/status"))?.contains(&format!("Tgid:\t{shim_pid}\n")));
+        let status = sandbox::SandboxStatusRequest { sandbox_id: sandbox_id.clone(), verbose: true };
+        let status: sandbox::SandboxStatusResponse =
+            shim.client.call(SANDBOX, "SandboxStatus", &status, &context).await?;
+        assert_eq!((status.pid, status.state.as_str()), (pid, "SANDBOX_READY"));
+        // A program for logs is started by a fork, which is possible only where no thread has to do with memory.
+        let member = Supervisor::start(env, &bundle).await?;
+        member.create(&Stdio { stdout: logger, ..Stdio::default() }).await?;
+        member.start_process("").await?;
+        assert_eq!(member.wait("").await?, 0);
+        member.delete("").await?;
+        assert_eq!(fs::read_to_string(env.path("got"))?, "out\n");
+        let stop = sandbox::StopSandboxRequest { sandbox_id: sandbox_id.clone(), timeout_secs: 1 };
+        let _: sandbox::StopSandboxResponse = shim.client.call(SANDBOX, "StopSandbox", &stop, &context).await?;
+        let tasks = fs::read_dir(format!("/proc/{shim_pid}/task"))?.count();
+        assert_eq!(tasks, 1, "the network is let go of before the shim ends");
+        let shutdown = sandbox::ShutdownSandboxRequest { sandbox_id: sandbox_id.clone() };
+        let _: sandbox::ShutdownSandboxResponse =
+            shim.client.call(SANDBOX, "ShutdownSandbox", &shutdown, &context).await?;
+        tokio::time::timeout(wait::seconds(10), shim.client.closed()).await?;
+        Ok::<_, anyhow::Error>(())
+    })?;
+    drop(keep);
+    network.join().expect("thread");
+    Ok(())
+}
+
 fn a_sandbox_is_a_process_or_the_shim(env: &Env) -> Result<()> {
-    const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
     let bundle = Bundle::new(env, "box", &["sleep", "60"])?;
     let empty = env.dir("bare")?;
     daemon::runtime()?.block_on(async {
@@ -253,7 +317,7 @@ fn a_killed_shim_is_cleaned_up_after(env: &Env) -> Result<()> {
         let deleted = shim.delete_dead()?;
         assert_eq!((deleted.pid, deleted.exit_status), (pid, 137));
         let gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             (stat.is_empty() || stat.contains(") Z ")).then_some(())
         };
         wait::until("the container's process to end", gone)?;

@@ -2,8 +2,10 @@
 //!
 //! A sandbox whose bundle has a configuration has a process of its own (the pod's pause container), run like every other
 //! container under the sandbox's identifier; where no root file system comes with it, its own is the pause program alone.
-//! A sandbox without a configuration is the shim itself: it runs until it is stopped.
+//! A sandbox without a configuration is the shim itself: it runs until it is stopped. Its number is that of a thread in the
+//! sandbox's network, where it has one, so that whoever looks there in `/proc` sees that network.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,6 +20,8 @@ use gantry_proto::time::{now, timestamp};
 use gantry_proto::ttrpc::server::decode;
 use nix::libc;
 use prost::Message;
+use rung_sys::namespace::Namespace;
+use rung_sys::parked::Parked;
 use tokio::sync::watch;
 
 use crate::error::Kind;
@@ -47,6 +51,8 @@ struct Sandbox {
     request: sandbox::CreateSandboxRequest,
     created_at: SystemTime,
     started: bool,
+    /// The thread in its network.
+    parked: Option<Parked>,
     /// Set when it has ended.
     exit: watch::Sender<Option<Exited>>,
     /// Keeps the shim alive until the sandbox is dropped.
@@ -60,6 +66,30 @@ impl Sandbox {
 
     fn has_process(&self) -> bool {
         self.bundle().join("config.json").exists()
+    }
+
+    /// What stands for it where it has no process.
+    fn number(&self) -> u32 {
+        let thread = self.parked.as_ref().map(|parked| parked.tid().as_raw().unsigned_abs());
+        thread.unwrap_or_else(std::process::id)
+    }
+
+    /// Has a thread be in the sandbox's network, where that is one of its own. Answers with the number that stands for the
+    /// sandbox.
+    fn enter_network(&mut self) -> Result<u32> {
+        let path = &self.request.netns_path;
+        if !path.is_empty() {
+            let doing = || format!("netns_path: {path}");
+            let network = std::fs::File::open(path).doing(doing)?;
+            self.parked = match Parked::inside(network.as_fd(), Namespace::Network) {
+                Err(error) if error.is(&[libc::ENOSYS]) => {
+                    tracing::debug!(%error, "have a thread in the sandbox's network");
+                    None
+                }
+                parked => Some(parked.map_err(std::io::Error::from).doing(doing)?),
+            };
+        }
+        Ok(self.number())
     }
 }
 
@@ -117,6 +147,7 @@ impl Sandboxes {
             request,
             created_at: SystemTime::now(),
             started: false,
+            parked: None,
             exit: watch::Sender::default(),
             _hold: self.shim.lifetime.container(),
         });
@@ -133,12 +164,13 @@ impl Sandboxes {
             return Err(Error::precondition(format!("sandbox {id} has been started already")));
         }
         let spec = std::fs::read(Path::new(&request.bundle_path).join("config.json")).ok();
-        let mut pid = std::process::id();
-        if has_process {
-            pid = self.start_process(request).await.inspect_err(|_| {
-                let _ = self.with(&id, |sandbox| sandbox.started = false);
-            })?;
-        }
+        let pid = match has_process {
+            true => self.start_process(request).await,
+            false => self.with(&id, Sandbox::enter_network).flatten(),
+        };
+        let pid = pid.inspect_err(|_| {
+            let _ = self.with(&id, |sandbox| sandbox.started = false);
+        })?;
         Ok(sandbox::StartSandboxResponse {
             pid,
             created_at: Some(timestamp(created_at)),
@@ -199,7 +231,11 @@ impl Sandboxes {
 
     /// Ends the sandbox's process: asked first, then forced. One without a process just ends.
     async fn end(&self, id: &str, grace: Duration) -> Result<()> {
-        let (exit, started) = self.with(id, |sandbox| (sandbox.exit.clone(), sandbox.started))?;
+        let (exit, started) = self.with(id, |sandbox| {
+            // Else the network would be there for as long as the shim.
+            sandbox.parked = None;
+            (sandbox.exit.clone(), sandbox.started)
+        })?;
         let Ok(mailbox) = self.shim.containers.get(id) else {
             exit.send_if_modified(|exited| {
                 let first = exited.is_none();
@@ -234,9 +270,9 @@ impl Sandboxes {
 
     async fn status(&self, payload: &[u8]) -> Result<sandbox::SandboxStatusResponse> {
         let sandbox::SandboxStatusRequest { sandbox_id: id, verbose } = decode(payload)?;
-        let (created_at, exited, started, netns) = self.with(&id, |sandbox| {
+        let (created_at, exited, started, netns, number) = self.with(&id, |sandbox| {
             let exited = *sandbox.exit.borrow();
-            (sandbox.created_at, exited, sandbox.started, sandbox.request.netns_path.clone())
+            (sandbox.created_at, exited, sandbox.started, sandbox.request.netns_path.clone(), sandbox.number())
         })?;
         let process = service::status(&self.shim, &id).await.ok();
         let runs =
@@ -249,7 +285,7 @@ impl Sandboxes {
         }
         Ok(sandbox::SandboxStatusResponse {
             sandbox_id: id,
-            pid: process.map_or_else(std::process::id, |(_, state)| state.pid),
+            pid: process.map_or(number, |(_, state)| state.pid),
             state: if ready { READY } else { NOT_READY }.to_owned(),
             info,
             created_at: Some(timestamp(created_at)),

@@ -22,6 +22,10 @@ pub(super) const CONTAINER: &str = "container";
 pub(super) const METADATA: &str = "io.cri-containerd.container.metadata";
 const METADATA_TYPE: &str = "github.com/containerd/cri/pkg/store/container/Metadata";
 
+/// Extension of the container that is a pod.
+pub(super) const SANDBOX_METADATA: &str = "io.cri-containerd.sandbox.metadata";
+pub(super) const SANDBOX_METADATA_TYPE: &str = "github.com/containerd/cri/pkg/store/sandbox/Metadata";
+
 /// What that extension says of a container.
 pub(super) fn metadata(id: &str, record: &ContainerRecord) -> Result<Any> {
     let document = json!({

@@ -55,8 +55,10 @@ pub struct Sandbox {
     record: Mutex<Arc<SandboxRecord>>,
     /// Held while the record changes on disk; whoever reads meanwhile finds the one before.
     editing: Mutex<()>,
-    /// Its first process, or the shim where it has none, while that is there.
+    /// Its first process, or what of the shim stands for it where it has none, while that is there.
     pid: Mutex<Option<u32>>,
+    /// What `/proc` says of the network of that number is the pod's.
+    shows_network: AtomicBool,
     created_at: i64,
     changes: Changes,
     pub(super) unchanging: Unchanging,
@@ -282,6 +284,7 @@ impl Sandbox {
             record: Mutex::new(Arc::new(record)),
             editing: Mutex::default(),
             pid: Mutex::default(),
+            shows_network: AtomicBool::default(),
             changes,
             unchanging: Unchanging::default(),
             turn: tokio::sync::Mutex::default(),
@@ -318,9 +321,18 @@ impl Sandbox {
         }
     }
 
-    /// Pid of its first process, or of the shim where it has none, while that is there.
+    /// Pid of its first process; where it has none, the number of a thread of its shim, or the shim's. Only while that is there.
     pub fn pid(&self) -> Option<u32> {
         *lock(&self.pid)
+    }
+
+    /// That pid, where the network of its process, or thread, is the pod's.
+    pub(super) fn pid_in_network(&self) -> Option<u32> {
+        self.pid().filter(|_| self.shows_network.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn set_shows_network(&self, does: bool) {
+        self.shows_network.store(does, Ordering::SeqCst);
     }
 
     pub(super) fn set_pid(&self, pid: Option<u32>) {

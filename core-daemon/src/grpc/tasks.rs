@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use gantry_proto::any;
 use gantry_proto::containerd::runc::v1::CheckpointOptions;
 use gantry_proto::containerd::services::tasks::v1::tasks_server::Tasks;
@@ -13,6 +14,8 @@ use gantry_proto::containerd::services::tasks::v1::{
     WaitResponse,
 };
 use gantry_proto::containerd::types::Metric;
+use gantry_proto::containerd::v1::types::ProcessInfo;
+use gantry_proto::namespace::Namespace;
 use gantry_proto::time;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
@@ -23,26 +26,53 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::id::{ContainerId, ExecId};
-use crate::tasks::{self, Task};
+use crate::records::Pods;
+use crate::records::pods::refusal;
+use crate::tasks::{self, ProcessState, Task};
 
 /// The service.
 pub struct TasksService {
     tasks: tasks::Tasks,
+    pods: Arc<dyn Pods>,
     stopping: CancellationToken,
 }
 
 impl TasksService {
-    /// The service over these tasks. Waits end when the daemon stops.
-    pub fn new(tasks: tasks::Tasks, stopping: CancellationToken) -> Self {
-        Self { tasks, stopping }
+    /// The service over these tasks, and over what follows from pods. Waits end when the daemon stops.
+    pub fn new(tasks: tasks::Tasks, pods: Arc<dyn Pods>, stopping: CancellationToken) -> Self {
+        Self { tasks, pods, stopping }
     }
 
     /// The task a call is about.
     fn task(&self, headers: &MetadataMap, id: &str) -> Result<Arc<Task>> {
         let context = Context::of(headers)?;
         let id = ContainerId::known(id)?;
+        self.own(&context, &id)?;
         self.tasks.get(&context.namespace, &id)
     }
+
+    /// An error where the task is a pod.
+    fn own(&self, context: &Context, id: &ContainerId) -> Result<()> {
+        if self.pods.has(&context.namespace, id) { Err(refusal(id)) } else { Ok(()) }
+    }
+
+    /// The process that a pod is, where the call is about one.
+    fn pod(&self, headers: &MetadataMap, id: &str, exec: &str) -> Result<Option<Pod>> {
+        let (context, id) = (Context::of(headers)?, ContainerId::known(id)?);
+        if !self.pods.has(&context.namespace, &id) {
+            return Ok(None);
+        }
+        let missing = || Error::not_found(format!("task {id}: not found"));
+        let pid = self.pods.pid(&context.namespace, &id).filter(|_| exec.is_empty()).ok_or_else(missing)?;
+        Ok(Some(Pod { namespace: context.namespace, id, pid }))
+    }
+}
+
+/// A pod, as a task.
+struct Pod {
+    namespace: Namespace,
+    id: ContainerId,
+    pid: u32,
 }
 
 #[tonic::async_trait]
@@ -51,6 +81,7 @@ impl Tasks for TasksService {
         let context = Context::of(request.metadata())?;
         let request = request.into_inner();
         let id = ContainerId::parse(&request.container_id)?;
+        self.own(&context, &id)?;
         let task = self.tasks.create(&context, &id, convert::create(request)?).await?;
         Ok(Response::new(CreateTaskResponse { container_id: id.to_string(), pid: task.pid() }))
     }
@@ -64,6 +95,7 @@ impl Tasks for TasksService {
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Result<Response<DeleteResponse>, Status> {
         let context = Context::of(request.metadata())?;
         let id = ContainerId::known(&request.get_ref().container_id)?;
+        self.own(&context, &id)?;
         let exit = self.tasks.delete(&context.namespace, &id).await?;
         Ok(Response::new(convert::deleted(None, exit)))
     }
@@ -71,14 +103,20 @@ impl Tasks for TasksService {
     async fn delete_process(&self, request: Request<DeleteProcessRequest>) -> Result<Response<DeleteResponse>, Status> {
         let context = Context::of(request.metadata())?;
         let id = ContainerId::known(&request.get_ref().container_id)?;
+        self.own(&context, &id)?;
         let exec = ExecId::known(&request.get_ref().exec_id)?;
         let exit = self.tasks.delete_exec(&context.namespace, &id, &exec).await?;
         Ok(Response::new(convert::deleted(Some(&exec), exit)))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let task = self.task(request.metadata(), &request.get_ref().container_id)?;
-        let exec = ExecId::optional(&request.get_ref().exec_id)?;
+        let GetRequest { container_id, exec_id } = request.get_ref();
+        if let Some(pod) = self.pod(request.metadata(), container_id, exec_id)? {
+            let process = convert::process(&pod.id, None, ProcessState::running(pod.pid));
+            return Ok(Response::new(GetResponse { process: Some(process) }));
+        }
+        let task = self.task(request.metadata(), container_id)?;
+        let exec = ExecId::optional(exec_id)?;
         let state = task.state(exec.as_ref()).await?;
         Ok(Response::new(GetResponse { process: Some(convert::process(task.id(), exec.as_ref(), state)) }))
     }
@@ -86,7 +124,9 @@ impl Tasks for TasksService {
     async fn list(&self, request: Request<ListTasksRequest>) -> Result<Response<ListTasksResponse>, Status> {
         let context = Context::of(request.metadata())?;
         let states = self.tasks.states(&context.namespace).await;
-        let tasks = states.into_iter().map(|(id, state)| convert::process(&id, None, state)).collect();
+        let pods = self.pods.pids(&context.namespace).into_iter().map(|(id, pid)| (id, ProcessState::running(pid)));
+        let states = states.into_iter().chain(pods);
+        let tasks = states.map(|(id, state)| convert::process(&id, None, state)).collect();
         Ok(Response::new(ListTasksResponse { tasks }))
     }
 
@@ -131,7 +171,11 @@ impl Tasks for TasksService {
     }
 
     async fn list_pids(&self, request: Request<ListPidsRequest>) -> Result<Response<ListPidsResponse>, Status> {
-        let processes = self.task(request.metadata(), &request.get_ref().container_id)?.pids().await?;
+        let id = &request.get_ref().container_id;
+        let processes = match self.pod(request.metadata(), id, "")? {
+            Some(pod) => vec![ProcessInfo { pid: pod.pid, info: None }],
+            None => self.task(request.metadata(), id)?.pids().await?,
+        };
         Ok(Response::new(ListPidsResponse { processes }))
     }
 
@@ -183,10 +227,20 @@ impl Tasks for TasksService {
     }
 
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
-        let task = self.task(request.metadata(), &request.get_ref().container_id)?;
-        let exec = ExecId::optional(&request.get_ref().exec_id)?;
+        let WaitRequest { container_id, exec_id } = request.get_ref();
+        let ended = match self.pod(request.metadata(), container_id, exec_id)? {
+            Some(pod) => {
+                let sandboxes = tasks::Sandboxes::new(self.tasks.clone());
+                async move { sandboxes.wait(&pod.namespace, &pod.id).await }.boxed()
+            }
+            None => {
+                let task = self.task(request.metadata(), container_id)?;
+                let exec = ExecId::optional(exec_id)?;
+                async move { task.wait(exec.as_ref()).await }.boxed()
+            }
+        };
         let exit = tokio::select! {
-            exit = task.wait(exec.as_ref()) => exit?,
+            exit = ended => exit?,
             () = self.stopping.cancelled() => return Err(Status::unavailable("the daemon is stopping")),
         };
         Ok(Response::new(convert::waited(exit)))

@@ -6,7 +6,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -71,6 +71,12 @@ pub async fn make(wishes: Wishes, daemon: &Path) -> Result<()> {
 /// Whether a namespace is bound to a file.
 pub fn is_bound(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Whether two paths lead to the same namespace.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    place(one).is_some_and(|found| place(other) == Some(found))
 }
 
 /// Ends the namespace that is bound to a file. One that is gone is no error.

@@ -41,7 +41,7 @@ impl Containers {
     /// When the database cannot be read.
     pub fn list(&self, namespace: &Namespace, filter: &Filter) -> Result<Vec<Container>> {
         let mut containers = self.db.read(|tx| metadata::containers::list(tx, namespace.as_str()))?;
-        containers.retain(|container| filter.matches(|path| field(container, path)));
+        containers.retain(|container| passes(container, filter));
         Ok(containers)
     }
 
@@ -166,6 +166,11 @@ impl Containers {
 
 fn missing(id: &ContainerId) -> Error {
     Error::not_found(format!("container {id}: not found"))
+}
+
+/// Whether a container passes a filter.
+pub fn passes(container: &Container, filter: &Filter) -> bool {
+    filter.matches(|path| field(container, path))
 }
 
 /// A container's fields as filters call them.

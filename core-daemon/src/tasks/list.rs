@@ -69,9 +69,18 @@ fn known(task: &Task, state: Result<ProcessState>) -> Option<ProcessState> {
 impl ProcessState {
     /// The state of a process whose shim does not answer.
     fn unknown(pid: u32) -> Self {
+        Self::of(pid, Status::Unknown)
+    }
+
+    /// That of a process without streams of which no more is known than that it is there.
+    pub fn running(pid: u32) -> Self {
+        Self::of(pid, Status::Running)
+    }
+
+    fn of(pid: u32, status: Status) -> Self {
         Self {
             pid,
-            status: Status::Unknown,
+            status,
             stdin: String::new(),
             stdout: String::new(),
             stderr: String::new(),

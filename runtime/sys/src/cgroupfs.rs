@@ -221,6 +221,17 @@ impl CgroupDir {
         }
     }
 
+    /// Makes the cgroup `name` directly below; one that is there already is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn make_child(&self, name: &OsStr) -> Result<()> {
+        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(failed("mkdir", self.path.join(name), errno)),
+        }
+    }
+
     /// Removes the empty cgroup `name` directly below; one that is already gone is fine.
     ///
     /// # Errors

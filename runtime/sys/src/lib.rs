@@ -30,6 +30,7 @@ pub mod mountinfo;
 pub mod namespace;
 pub mod netlink;
 pub mod network;
+pub mod parked;
 pub mod pause;
 pub mod personality;
 pub mod pidfd;

@@ -1,7 +1,7 @@
 //! Making, waiting for and marking processes.
 //!
 //! Gantry's runtime is single-threaded, which is what makes forking with an allocator in use sound; [`clone`] refuses
-//! to fork while a second thread exists.
+//! to fork while a second thread exists that is not [`crate::parked`].
 
 use std::ffi::{CString, c_int, c_long};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -36,7 +36,8 @@ pub enum Forked {
 /// Forks with clone3.
 pub fn clone(request: &CloneRequest<'_>) -> Result<Forked> {
     // Changes nothing for a process of one thread, and is refused to any other.
-    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL) {
+    let refused = nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD) == Err(nix::errno::Errno::EINVAL);
+    if refused && !crate::parked::only_others() {
         return Err(Error::new("clone3", "from a process with threads", libc::EBUSY));
     }
     let mut pidfd: c_int = -1;
@@ -52,8 +53,8 @@ pub fn clone(request: &CloneRequest<'_>) -> Result<Forked> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    // SAFETY: the process is single-threaded (checked above), so the child owns a whole copy of the address space with
-    // no lock held by a thread that does not exist in it; `args` and `pidfd` outlive the call; CLONE_VM is not set.
+    // SAFETY: no other thread of this process has to do with its memory (checked above), so the child owns a whole copy of
+    // the address space with no lock held by a thread that does not exist in it; `args` and `pidfd` outlive the call; CLONE_VM is not set.
     let returned = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     let pid = check(returned, "clone3", || format!("flags {:#x}", args.flags))?;
     if pid == 0 {

@@ -11,6 +11,7 @@ use rung_spec::defaults::{self, mounts::mount};
 use rung_sys::namespace::Namespace;
 
 use super::check::Namespaces;
+use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::selinux::Labels;
 use crate::cri::{Cri, Sandbox, spec};
@@ -30,8 +31,8 @@ impl Cri {
         Sandboxes::new(self.parts().tasks.clone())
     }
 
-    /// Starts the pod's shim, and its process where it needs one. Answers with the pid of either; none where the shim is of
-    /// a kind that knows no pods, and one is started for each container.
+    /// Starts the pod's shim, and its process where it needs one. Answers with the pid of that, or of what of the shim stands
+    /// for it; none where the shim is of a kind that knows no pods, and one is started for each container.
     pub(super) async fn start_pod(
         &self,
         id: &str,
@@ -59,6 +60,10 @@ impl Cri {
             runtime_options: runtime.options,
             as_task: needs_process,
             spec,
+            netns_path: match namespaces.host_network {
+                true => String::new(),
+                false => self.places(id).namespace(Namespace::Network).to_string_lossy().into_owned(),
+            },
             ..CreateSandbox::default()
         };
         match self.pods().create(self.context(), &key, request).await {
@@ -86,6 +91,9 @@ impl Cri {
         tokio::spawn(async move {
             let _ = cri.pods().wait(&cri.context().namespace, sandbox.id()).await;
             sandbox.set_pid(None);
+            // Its number may soon be somebody else's.
+            let (hiding, gone) = (cri.clone(), sandbox.clone());
+            let _ = blocking(move || Ok(hiding.hide_pod(&gone))).await;
             if !sandbox.record().stopped {
                 tracing::warn!(id = %sandbox.id(), "pod's shim or process ended");
                 cri.announce_pod(&sandbox, v1::ContainerEventType::ContainerStoppedEvent);
@@ -98,7 +106,12 @@ impl Cri {
         let (pods, namespace) = (self.pods(), &self.context().namespace);
         while pods.holds(namespace, sandbox.id()) {
             match pods.status(namespace, sandbox.id(), false).await {
-                Ok(status) if status.ready => return self.watch_pod(sandbox, status.pid),
+                Ok(status) if status.ready => {
+                    sandbox.set_pid(Some(status.pid));
+                    let (cri, found) = (self.clone(), sandbox.clone());
+                    let _ = blocking(move || Ok(cri.show_pod(&found, status.pid))).await;
+                    return self.watch_pod(sandbox, status.pid);
+                }
                 Ok(_) => return,
                 Err(error) => tracing::debug!(id = %sandbox.id(), %error, "look for a pod's shim"),
             }

@@ -127,7 +127,16 @@ impl Cri {
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);
         let cri = self.clone();
-        let sandbox = blocking(move || cri.store().add_sandbox(stored, record)).await?;
+        let added = move || {
+            let sandbox = cri.store().add_sandbox(stored, record)?;
+            sandbox.set_pid(pid);
+            // Who finds the cgroup looks for the rest.
+            if let Some(pid) = pid {
+                cri.show_pod(&sandbox, pid);
+            }
+            Ok(sandbox)
+        };
+        let sandbox = blocking(added).await?;
         if let Some(pid) = pid {
             self.watch_pod(&sandbox, pid);
         }

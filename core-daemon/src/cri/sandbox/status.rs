@@ -54,8 +54,6 @@ impl Cri {
             limits.as_ref().map(|limits| json!({"linux": shown(limits)}))
         };
         let config = record.config.as_ref().map(shown);
-        let addresses = record.network.iter().flat_map(|network| &network.addresses);
-        let network = namespace(Namespace::Network).unwrap_or_default();
         let result = self.shared.cni.describe_container(id)?;
         Ok(json!({
             "pid": sandbox.pid().unwrap_or(0),
@@ -67,21 +65,7 @@ impl Cri {
             "config": config,
             "runtimeSpec": handler.map(|handler| self.sandbox_spec(id, &record, handler)).transpose()?,
             "cniResult": result,
-            // As containerd keeps it, and its tools read it.
-            "sandboxMetadata": {
-                "Version": "v1",
-                "Metadata": {
-                    "ID": id,
-                    "Name": record.name,
-                    "Config": config,
-                    "RuntimeHandler": record.runtime_handler,
-                    "NetNSPath": network,
-                    "IP": addresses.clone().next(),
-                    "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
-                    "CNIResult": result,
-                    "ProcessLabel": record.process_label,
-                },
-            },
+            "sandboxMetadata": self.sandbox_metadata(id, &record, &result),
             "overhead": limits(&record.overhead),
             "resources": limits(&record.resources),
             "directory": places.dir(),
@@ -92,24 +76,61 @@ impl Cri {
         .to_string())
     }
 
+    /// What is known of a pod as containerd keeps it, and its tools read it. `result` is what the network's plugins said.
+    pub(super) fn sandbox_metadata(&self, id: &str, record: &SandboxRecord, result: &Value) -> Value {
+        let addresses = record.network.iter().flat_map(|network| &network.addresses);
+        let network = self.places(id).namespace(Namespace::Network);
+        json!({
+            "Version": "v1",
+            "Metadata": {
+                "ID": id,
+                "Name": record.name,
+                "Config": record.config.as_ref().map(shown),
+                "RuntimeHandler": record.runtime_handler,
+                "NetNSPath": network.exists().then(|| network.display().to_string()).unwrap_or_default(),
+                "IP": addresses.clone().next(),
+                "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
+                "CNIResult": result,
+                "ProcessLabel": record.process_label,
+            },
+        })
+    }
+
     /// The configuration of the pod's process. A pod without one has its namespaces all the same.
     fn sandbox_spec(&self, id: &str, record: &SandboxRecord, handler: &RuntimeHandler) -> Result<Spec> {
+        let (mut spec, has_process) = self.spec_of_pod(id, record, handler)?;
+        if !has_process {
+            spec.set_process(None).set_mounts(None).set_root(None);
+            if let Some(linux) = spec.linux_mut() {
+                linux.set_cgroups_path(None);
+            }
+        }
+        Ok(spec)
+    }
+
+    /// The same with the process that there would be, and whether there is one.
+    pub(super) fn spec_of_pod(
+        &self,
+        id: &str,
+        record: &SandboxRecord,
+        handler: &RuntimeHandler,
+    ) -> Result<(Spec, bool)> {
         let config = record.config.clone().unwrap_or_default();
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let namespaces = check::namespaces(context.and_then(|context| context.namespace_options.as_ref()))?;
         let labels = Labels { process: record.process_label.clone(), mount: record.mount_label.clone() };
         let mut spec = self.pause(id, &config, handler, &namespaces, &labels);
-        if namespaces.pid != v1::NamespaceMode::Pod {
-            spec.set_process(None).set_mounts(None).set_root(None);
+        let has_process = namespaces.pid == v1::NamespaceMode::Pod;
+        if !has_process {
             if let Some(linux) = spec.linux_mut() {
                 let bound = linux.namespaces().iter().flatten().filter(|one| one.path().is_some()).cloned().collect();
-                linux.set_namespaces(Some(bound)).set_cgroups_path(None);
+                linux.set_namespaces(Some(bound));
             }
         } else if let Err(error) = self.confine(&mut spec, &config) {
             // A file of a profile may be gone by now.
             tracing::debug!(id, %error, "read the filter of a pod's process");
         }
-        Ok(spec)
+        Ok((spec, has_process))
     }
 }
 

@@ -69,8 +69,13 @@ impl Cri {
         }
         failpoint::hit("cri.disconnected");
         let places = self.places(sandbox.id().as_str());
-        let (cri, id, handler) = (self.clone(), sandbox.id().to_string(), record.runtime_handler.clone());
-        blocking(move || places.unmake().and_then(|()| cri.release_images(&id, &handler))).await?;
+        let (cri, hidden, handler) = (self.clone(), sandbox.clone(), record.runtime_handler.clone());
+        let unmake = move || {
+            cri.hide_pod(&hidden);
+            places.unmake()?;
+            cri.release_images(hidden.id().as_str(), &handler)
+        };
+        blocking(unmake).await?;
         failpoint::hit("cri.unmade");
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.edit_sandbox(sandbox, |record| {

@@ -46,6 +46,14 @@ pub(in crate::cri) fn cgroup_of(driver: CgroupDriver, pod: &v1::PodSandboxConfig
     }
 }
 
+/// The name of the directory of that cgroup.
+pub(in crate::cri) fn cgroup_name(driver: CgroupDriver, id: &str) -> String {
+    match driver {
+        CgroupDriver::Systemd => format!("{SCOPE}-{id}.scope"),
+        CgroupDriver::Cgroupfs => id.to_owned(),
+    }
+}
+
 pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
     let wanted = making.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     validate("config.linux.resources", &wanted)?;
