@@ -8,10 +8,12 @@
 pub mod client;
 pub mod context;
 pub mod frame;
+pub mod mux;
 pub mod server;
 
 pub use client::Client;
 pub use context::Context;
+pub use mux::multiplex;
 pub use server::{Service, serve_connection};
 
 pub use crate::generated::ttrpc::*;
