@@ -126,8 +126,17 @@ impl Cri {
             ..SandboxRecord::default()
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);
-        let cri = self.clone();
-        let sandbox = blocking(move || cri.store().add_sandbox(stored, record)).await?;
+        let window = self.nri_window().await;
+        self.nri_run_pod(&window, id, &record, pid).await?;
+        let (cri, added) = (self.clone(), record.clone());
+        let sandbox = match blocking(move || cri.store().add_sandbox(stored, added)).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                self.nri_forget_pod(&window, id, &record, pid).await;
+                return Err(error);
+            }
+        };
+        drop(window);
         if let Some(pid) = pid {
             self.watch_pod(&sandbox, pid);
         }
