@@ -81,6 +81,8 @@ pub async fn run(config: Config) -> Result<()> {
     let ttrpc = tokio::spawn(serve::ttrpc(ttrpc, ForwardService::new(daemon.tasks.clone()), stopping.clone()));
     daemon.restore().await?;
     daemon.cri.listen().await?;
+    // Before anybody can ask for a pod: they may have to have their say.
+    daemon.cri.start_nri().await;
     let grpc = Socket::bind(&config.grpc.address, &config.grpc)?;
     let remote = serve::Remote::bind(&config.grpc.remote).await?;
     let routes = daemon.routes(&config, &stopping)?;
@@ -108,7 +110,7 @@ pub async fn run(config: Config) -> Result<()> {
         stopping.cancel();
     };
     let (served, ()) = tokio::join!(grpc, stop);
-    let _ = tokio::join!(ttrpc, gc, observer.flush());
+    let _ = tokio::join!(ttrpc, gc, observer.flush(), daemon.cri.stop_nri());
     daemon.snapshots.iter().for_each(|(_, snapshotter)| snapshotter.close());
     served
 }

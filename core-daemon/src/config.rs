@@ -6,6 +6,7 @@
 mod containerd;
 mod cri;
 mod images;
+mod nri;
 mod observe;
 mod print;
 mod snapshotters;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
+pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Metrics, Tracing};
 pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
@@ -462,8 +464,8 @@ mod tests {
         assert!(error.to_string().contains("adress"), "{error}");
         let config = Config { root: "data".into(), ..Config::default() };
         assert!(config.check().expect_err("relative").to_string().contains("root"));
-        let mut config = Config::parse("[cri.nri]\nenable = true\n").expect("well formed");
+        let mut config = Config::parse("[cri.nri]\nrequest_timeout = 0\n").expect("well formed");
         config.put_over(&Overrides::default());
-        assert!(config.check().expect_err("no such plugins").to_string().contains("cri.nri.enable"));
+        assert!(config.check().expect_err("no time at all").to_string().contains("cri.nri.request_timeout"));
     }
 }

@@ -46,6 +46,8 @@ address = "$state/t"
 config_path = "$work/hosts"
 [cri]
 cgroup_driver = "$driver"
+[cri.nri]
+socket = "$state/n"
 [cri.cni]
 conf_dir = "$work/net.d"
 bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
@@ -60,6 +62,8 @@ root = "$work/root"
 state = "$state"
 [grpc]
 address = "$state/s"
+[plugins."io.containerd.nri.v1.nri"]
+socket_path = "$state/n"
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
 [plugins."io.containerd.cri.v1.images".registry]
@@ -83,6 +87,8 @@ cd "$work"
 : "${focus:=.}"
 chosen=(--ginkgo.focus "$focus")
 [[ -z $skip ]] || chosen+=(--ginkgo.skip "$skip")
+# Its plugins connect here; older versions have none.
+! "$critest" --help 2>&1 | grep -q nri-socket || chosen+=(--nri-socket "$state/n")
 code=0
 "$critest" --config "$work/crictl.yaml" --runtime-endpoint "unix://$state/s" --image-endpoint "unix://$state/s" \
     --runtime-service-timeout $((120 * ${PATIENCE:-1}))s --image-service-timeout $((120 * ${PATIENCE:-1}))s --ginkgo.timeout 3h --ginkgo.v --ginkgo.no-color "${chosen[@]}" >"$results/critest" 2>&1 || code=$?

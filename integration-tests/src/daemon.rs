@@ -67,7 +67,7 @@ impl Env {
     pub fn daemon_begun(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
-        let patient = self.patient_config(args)?;
+        let completed = self.completed_config(args)?;
         let state = self.path("state");
         let state = [OsStr::new("--state"), state.as_os_str()];
         let child = self
@@ -77,7 +77,7 @@ impl Env {
             .arg("--root")
             .arg(self.path("root"))
             .args(state.iter().filter(|_| !args.contains(&"--state")))
-            .args(patient.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]))
+            .args(completed.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]))
             .args(args)
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
@@ -99,20 +99,30 @@ impl Env {
         request
     }
 
-    /// On a slow machine the daemon waits longer for its shims: by what is added to the configuration among `args`, or
-    /// by the one that this gives.
-    fn patient_config(&self, args: &[&str]) -> Result<Option<PathBuf>> {
-        if wait::patience() == 1 {
+    /// Adds to the configuration among `args`, or gives one of its own: plugins of the node resource interface connect in the
+    /// test's directory, and on a slow machine the daemon waits longer for its shims.
+    fn completed_config(&self, args: &[&str]) -> Result<Option<PathBuf>> {
+        let own = args.iter().skip_while(|arg| **arg != "--config").nth(1).map(PathBuf::from);
+        if own.as_ref().is_some_and(|path| !path.starts_with(self.root()) || !path.is_file()) {
             return Ok(None);
         }
-        let waits = [("shim_start", 30), ("shim_load", 5), ("shim_call", 120), ("shim_state", 2), ("shim_cleanup", 10)];
-        let lines = waits.map(|(name, seconds)| format!("{name} = {}\n", seconds * wait::patience()));
-        let section = format!("\n[timeouts]\n{}", lines.concat());
-        let own = args.iter().skip_while(|arg| **arg != "--config").nth(1).map(PathBuf::from);
-        let path = own.clone().unwrap_or_else(|| self.path("patient.toml"));
+        let path = own.clone().unwrap_or_else(|| self.path("harness.toml"));
         let text = fs::read_to_string(&path).unwrap_or_default();
-        if !text.contains("[timeouts]") {
-            fs::write(&path, text + &section).context("write the daemon's configuration")?;
+        let mut more = String::new();
+        if !text.contains("nri") {
+            match text.lines().any(|line| line.starts_with("version = ")) {
+                true => more.push_str("\n[plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n"),
+                false => more.push_str(&format!("\n[cri.nri]\nsocket = {:?}\n", self.path("nri.sock"))),
+            }
+        }
+        if wait::patience() > 1 && !text.contains("[timeouts]") {
+            let waits =
+                [("shim_start", 30), ("shim_load", 5), ("shim_call", 120), ("shim_state", 2), ("shim_cleanup", 10)];
+            let lines = waits.map(|(name, seconds)| format!("{name} = {}\n", seconds * wait::patience()));
+            more.push_str(&format!("\n[timeouts]\n{}", lines.concat()));
+        }
+        if !more.is_empty() {
+            fs::write(&path, text + &more).context("write the daemon's configuration")?;
         }
         Ok(own.is_none().then_some(path))
     }

@@ -16,6 +16,7 @@ pub mod env;
 pub mod http;
 pub mod image;
 pub mod leaks;
+pub mod nri;
 pub mod output;
 pub mod pods;
 pub mod pty;

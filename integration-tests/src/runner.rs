@@ -6,6 +6,7 @@
 //! main summary FILE...         merges results files, see `summary`
 //! main sweep                   removes and reports what the tests of a run have left, see `GANTRY_TEST_RUN`
 //! main changes PID DIR ...     tells what a process changes, see `changes`
+//! main nri-plugin FILE         is a plugin that a daemon has started, see `nri`
 //! ```
 //!
 //! `GANTRY_TEST_RESULTS` names a file to which each result is added, `GANTRY_TEST_PLACE` the machine in it (`host`),
@@ -24,7 +25,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::output::say;
 use crate::summary::{Outcome, Record};
-use crate::{Env, Need, Result, Test, changes, env, leaks, requires, summary, wait};
+use crate::{Env, Need, Result, Test, changes, env, leaks, nri, requires, summary, wait};
 
 /// Set for the process that runs a single test: the token it is to use.
 const TOKEN: &str = "GANTRY_TEST_TOKEN";
@@ -47,6 +48,7 @@ pub fn main(modules: &[&[Test]]) -> ExitCode {
         Some((first, files)) if first == "summary" => summary::report(files),
         Some((first, _)) if first == "sweep" => sweep(),
         Some((first, rest)) if first == "changes" => changes::main(rest),
+        Some((first, rest)) if first == "nri-plugin" => nri::main(rest),
         _ => Options::parse(&args).and_then(|options| match std::env::var(TOKEN) {
             Ok(token) => run_here(&tests, &options, &token).map(|()| true),
             Err(_) if options.list => {

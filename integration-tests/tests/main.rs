@@ -21,6 +21,8 @@ mod cri_hostile;
 mod cri_hosts;
 mod cri_images;
 mod cri_networks;
+mod cri_nri;
+mod cri_nri_plugins;
 mod cri_pods;
 mod cri_processes;
 mod cri_restarts;
@@ -94,6 +96,8 @@ fn main() -> ExitCode {
         cri_hosts::TESTS,
         cri_images::TESTS,
         cri_networks::TESTS,
+        cri_nri::TESTS,
+        cri_nri_plugins::TESTS,
         cri_pods::TESTS,
         cri_processes::TESTS,
         cri_restarts::TESTS,

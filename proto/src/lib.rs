@@ -26,7 +26,7 @@ pub fn kind_of_method(path: &str) -> &'static str {
     STREAMING.binary_search_by_key(&path, |(path, _)| path).map_or("unary", |found| STREAMING[found].1)
 }
 
-pub use generated::{containerd, gantry, google, io, runtime, runtimeoptions};
+pub use generated::{containerd, gantry, google, io, nri, runtime, runtimeoptions};
 
 #[cfg(test)]
 mod tests {

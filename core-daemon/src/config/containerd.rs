@@ -2,6 +2,7 @@
 //! named once. Nothing of it is an error: the file was written for another program.
 
 mod imports;
+mod nri;
 mod server;
 
 use std::fmt::Write as _;
@@ -43,6 +44,7 @@ pub(super) fn read(file: Table, path: &Path) -> Result<Config> {
     theirs.pods(&mut config);
     theirs.runtimes(&mut config);
     theirs.networks(&mut config);
+    theirs.node_resources(&mut config);
     theirs.registries(&mut config);
     theirs.left.remove("version");
     let mut left = Vec::new();

@@ -7,6 +7,7 @@ use gantry_proto::stdio::MIN_LINE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Nri;
 use crate::error::{Error, Result};
 
 /// How pods and their containers are run.
@@ -60,14 +61,6 @@ pub struct Cri {
     pub streaming: Streaming,
     /// Plugins of the node resource interface.
     pub nri: Nri,
-}
-
-/// Plugins of the node resource interface, which are not spoken to: whoever relies on one is told before any pod runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Nri {
-    /// Must be false.
-    pub enable: bool,
 }
 
 /// A way to run pods.
@@ -232,9 +225,7 @@ impl Cri {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        if self.nri.enable {
-            return Err(Error::invalid("cri.nri.enable: plugins of the node resource interface are not supported"));
-        }
+        self.nri.check()?;
         if !(2..=1024).contains(&self.selinux_category_range) {
             return Err(Error::invalid("cri.selinux_category_range: must be between 2 and 1024"));
         }

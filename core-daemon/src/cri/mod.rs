@@ -16,6 +16,7 @@ mod inside;
 mod labels;
 mod lists;
 mod metrics;
+mod nri;
 mod process;
 mod quantity;
 mod restore;
@@ -100,6 +101,7 @@ struct Shared {
     streaming: OnceLock<streaming::Streaming>,
     host: host::Host,
     selinux: selinux::Selinux,
+    nri: nri::Nri,
 }
 
 impl Cri {
@@ -122,6 +124,7 @@ impl Cri {
         let host = host::Host::look(&[&parts.config.root, &parts.config.state]);
         let labels = selinux::Selinux::look(parts.config.cri.selinux, parts.config.cri.selinux_category_range);
         let images = image::Known::new(&parts.config.cri.pinned_images);
+        let plugins = nri::Nri::new(parts.config.cri.nri.clone());
         let shared = Shared {
             parts,
             context: Context::new(namespace),
@@ -130,6 +133,7 @@ impl Cri {
             cni: Cni::new(cni, others),
             host,
             selinux: labels,
+            nri: plugins,
             images,
             lists: lists::Answers::default(),
             stats: stats::Stats::default(),

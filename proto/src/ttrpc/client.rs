@@ -6,9 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -65,9 +65,14 @@ impl Client {
     pub fn new(socket: UnixStream) -> Self {
         let (read, write) = socket.into_split();
         let (writer, frames) = mpsc::channel(QUEUE);
+        tokio::spawn(write_frames(write, frames));
+        Self::over(read, writer)
+    }
+
+    /// A client whose frames somebody else sends.
+    pub(super) fn over<R: AsyncRead + Unpin + Send + 'static>(read: R, writer: mpsc::Sender<Vec<u8>>) -> Self {
         let (closing, closed) = watch::channel(false);
         let calls = Arc::<Mutex<Calls>>::default();
-        tokio::spawn(write_frames(write, frames));
         let reader = tokio::spawn(receive(read, calls.clone(), closing));
         Self { shared: Arc::new(Shared { calls, closed, reader }), writer }
     }
@@ -176,7 +181,7 @@ pub(super) async fn write_frames(mut socket: OwnedWriteHalf, mut frames: mpsc::R
     }
 }
 
-async fn receive(mut socket: OwnedReadHalf, calls: Arc<Mutex<Calls>>, closing: watch::Sender<bool>) {
+async fn receive<R: AsyncRead + Unpin>(mut socket: R, calls: Arc<Mutex<Calls>>, closing: watch::Sender<bool>) {
     // Any error ends the connection: the position in the byte stream is lost.
     while let Ok(Some(incoming)) = frame::read(&mut socket).await {
         let (header, item) = match incoming {

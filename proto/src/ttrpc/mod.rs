@@ -8,11 +8,13 @@
 pub mod client;
 pub mod context;
 pub mod frame;
+pub mod mux;
 pub mod server;
 pub mod stream;
 
 pub use client::Client;
 pub use context::Context;
+pub use mux::multiplex;
 pub use server::{Service, serve_connection};
 pub use stream::{Outlet, Stream};
 

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prost::Message;
+use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -61,10 +62,21 @@ pub fn decode<M: Message + Default>(payload: &[u8]) -> Result<M, Status> {
 /// # Errors
 /// Those of the socket.
 pub async fn serve_connection<S: Service>(socket: UnixStream, service: Arc<S>) -> io::Result<()> {
-    let (mut read, write) = socket.into_split();
+    let (read, write) = socket.into_split();
     let (writer, frames) = mpsc::channel(QUEUE);
-    let mut connection = Connection { service, writer, calls: JoinSet::new(), open: Open::default(), last: 0 };
-    connection.calls.spawn(write_frames(write, frames));
+    let mut calls = JoinSet::new();
+    calls.spawn(write_frames(write, frames));
+    serve(read, writer, service, calls).await
+}
+
+/// The same where somebody else sends the frames; `calls` may have work that is to end with the connection.
+pub(super) async fn serve<R: AsyncRead + Unpin, S: Service>(
+    mut read: R,
+    writer: mpsc::Sender<Vec<u8>>,
+    service: Arc<S>,
+    calls: JoinSet<()>,
+) -> io::Result<()> {
+    let mut connection = Connection { service, writer, calls, open: Open::default(), last: 0 };
     loop {
         // Finished calls are collected as new ones come; between calls at most MAX_CALLS results of no size wait here.
         while connection.calls.try_join_next().is_some() {}

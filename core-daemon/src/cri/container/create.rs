@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use gantry_proto::any;
 use gantry_proto::containerd::runc::v1::Options as RuncOptions;
-use gantry_proto::containerd::services::containers::v1::{Container as Stored, container};
+use gantry_proto::containerd::services::containers::v1::container;
 use gantry_proto::gantry::cri::v1::{ContainerRecord, SandboxRecord};
 use gantry_proto::runtime::v1;
 use prost::Message as _;
@@ -20,7 +20,7 @@ use crate::cri::host::MountTable;
 use crate::cri::sandbox::check::{self, Namespaces};
 use crate::cri::spec::{self, Making, Volume};
 use crate::cri::store::now;
-use crate::cri::{Cri, Sandbox, host, labels, selinux};
+use crate::cri::{Cri, Sandbox, host, selinux};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::failpoint;
 use crate::id;
@@ -38,14 +38,14 @@ const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
 const TERM: u32 = 15;
 
 /// A container that is about to be made.
-struct Draft {
-    id: String,
-    name: String,
-    sandbox: Arc<Sandbox>,
-    record: Arc<SandboxRecord>,
-    config: v1::ContainerConfig,
-    namespaces: Namespaces,
-    image: Resolved,
+pub(super) struct Draft {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) record: Arc<SandboxRecord>,
+    pub(super) config: v1::ContainerConfig,
+    pub(super) namespaces: Namespaces,
+    pub(super) image: Resolved,
     /// It goes on from a checkpoint, which is unpacked.
     restored: bool,
     sources: Vec<Option<PathBuf>>,
@@ -214,8 +214,6 @@ impl Cri {
             host: &self.shared.host,
         })?;
         self.label_files(draft, &labels.mount, &volumes)?;
-        let document = serde_json::to_vec(&made.spec)
-            .map_err(|error| Error::internal(format!("encode the configuration: {error}")))?;
         let user = v1::LinuxContainerUser {
             uid: made.user.uid.into(),
             gid: made.user.gid.into(),
@@ -234,23 +232,7 @@ impl Cri {
             resources: draft.config.linux.as_ref().and_then(|linux| linux.resources.clone()),
             ..ContainerRecord::default()
         };
-        let stored = Stored {
-            id: draft.id.clone(),
-            labels: labels::of(&draft.config.labels, labels::CONTAINER),
-            image: draft.image.name.clone(),
-            runtime: Some(self.runtime(handler, draft.namespaces.user.as_ref())),
-            spec: Some(any::json(any::SPEC, document)),
-            snapshotter: match handler.snapshotter.as_str() {
-                "" => self.parts().snapshotters.default_name().to_owned(),
-                name => name.to_owned(),
-            },
-            snapshot_key: draft.id.clone(),
-            sandbox: draft.sandbox.id().to_string(),
-            ..Stored::default()
-        };
-        self.store().add_container(stored, record).map(drop)?;
-        failpoint::hit("cri.container");
-        Ok(())
+        tokio::runtime::Handle::current().block_on(self.store_made(draft, made.spec, record))
     }
 
     /// Gives what the container sees of the host, and is to have for itself, its label.

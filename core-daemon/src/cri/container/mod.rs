@@ -8,6 +8,7 @@ mod create;
 mod limits;
 mod list;
 mod log;
+mod record;
 mod remove;
 mod restored;
 mod start;

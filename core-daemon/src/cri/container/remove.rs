@@ -28,8 +28,11 @@ impl Cri {
         self.stop_now(container, 0).await?;
         let doing = || format!("remove container {}", container.id());
         self.parts().tasks.delete_left(&self.context().namespace, container.id()).await.doing(doing)?;
+        let window = self.nri_window().await;
+        self.nri_remove(&window, container).await;
         let (cri, gone) = (self.clone(), container.clone());
         blocking(move || cri.remove_files(&gone)).await.doing(doing)?;
+        drop(window);
         self.announce_container(container, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }

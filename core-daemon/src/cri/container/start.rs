@@ -63,8 +63,10 @@ impl Cri {
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");
+        let window = self.nri_window().await;
         let started_at = SystemTime::now();
         let started = async {
+            self.nri_start(&window, container).await?;
             task.bundle().note_started(started_at)?;
             failpoint::hit("cri.noted");
             task.start(None).await
@@ -81,6 +83,8 @@ impl Cri {
         if self.checkpoint_images(container.id().as_str()).is_some() {
             self.forget_checkpoint(container.id().as_str());
         }
+        // Before they hear of its end.
+        self.nri_started(window, container).await;
         self.supervise(container, task, nanos(started_at));
         Ok(())
     }
@@ -186,6 +190,7 @@ impl Cri {
         container.set_run(Run::None);
         container.set_ended();
         self.announce_container(container, v1::ContainerEventType::ContainerStoppedEvent);
+        self.nri_stopped(container).await;
     }
 
     pub(super) fn announce_container(&self, container: &Container, kind: v1::ContainerEventType) {

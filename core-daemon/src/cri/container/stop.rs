@@ -31,6 +31,15 @@ impl Cri {
     /// Asks a container to stop and kills it if it does not within `timeout` seconds; at once for 0. One that has ended
     /// is stopped already.
     pub(in crate::cri) async fn stop_now(&self, container: &Arc<Container>, timeout: i64) -> Result<()> {
+        self.stop_process(container, timeout).await?;
+        if container.state() == v1::ContainerState::ContainerExited {
+            // Whoever sees its end may be about to tell them.
+            self.nri_stopped(container).await;
+        }
+        Ok(())
+    }
+
+    async fn stop_process(&self, container: &Arc<Container>, timeout: i64) -> Result<()> {
         let doing = || format!("stop container {}", container.id());
         let task = match container.state() {
             v1::ContainerState::ContainerCreated | v1::ContainerState::ContainerExited => return Ok(()),

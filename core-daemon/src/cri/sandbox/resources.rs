@@ -15,6 +15,8 @@ impl Cri {
         if sandbox.state() != v1::PodSandboxState::SandboxReady {
             return Err(Error::precondition(format!("pod sandbox {}: is not ready", sandbox.id())));
         }
+        let window = self.nri_window().await;
+        self.nri_update_pod(&window, &sandbox, &request).await?;
         self.edit_sandbox(&sandbox, move |record| {
             if request.overhead.is_some() {
                 record.overhead = request.overhead;
@@ -24,6 +26,7 @@ impl Cri {
             }
         })
         .await?;
+        self.nri_pod_updated(&window, &sandbox).await;
         Ok(v1::UpdatePodSandboxResourcesResponse {})
     }
 }

@@ -126,9 +126,11 @@ impl Cri {
             ..SandboxRecord::default()
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);
-        let cri = self.clone();
-        let added = move || {
-            let sandbox = cri.store().add_sandbox(stored, record)?;
+        let window = self.nri_window().await;
+        self.nri_run_pod(&window, id, &record, pid).await?;
+        let (cri, added) = (self.clone(), record.clone());
+        let add = move || {
+            let sandbox = cri.store().add_sandbox(stored, added)?;
             sandbox.set_pid(pid);
             // Who finds the cgroup looks for the rest.
             if let Some(pid) = pid {
@@ -136,7 +138,14 @@ impl Cri {
             }
             Ok(sandbox)
         };
-        let sandbox = blocking(added).await?;
+        let sandbox = match blocking(add).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                self.nri_forget_pod(&window, id, &record, pid).await;
+                return Err(error);
+            }
+        };
+        drop(window);
         if let Some(pid) = pid {
             self.watch_pod(&sandbox, pid);
         }

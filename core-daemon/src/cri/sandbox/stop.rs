@@ -64,6 +64,8 @@ impl Cri {
         if record.has_shim {
             self.end_pod(sandbox.id().as_str()).await?;
         }
+        // Its network is there still.
+        self.nri_stop_pod(sandbox).await;
         if record.network.as_ref().is_some_and(|network| !network.removed) {
             self.shared.cni.disconnect(sandbox.id().as_str()).await?;
         }
@@ -102,8 +104,11 @@ impl Cri {
         let places = self.places(sandbox.id().as_str());
         blocking(move || places.remove()).await.doing(doing)?;
         failpoint::hit("cri.removed");
+        let window = self.nri_window().await;
+        self.nri_remove_pod(&window, sandbox).await;
         let (cri, gone) = (self.clone(), sandbox.clone());
         blocking(move || cri.store().remove_sandbox(&gone)).await.doing(doing)?;
+        drop(window);
         self.stats().forget(sandbox.id().as_str());
         self.announce_pod(sandbox, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())

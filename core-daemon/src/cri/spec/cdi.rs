@@ -99,13 +99,20 @@ struct WantedHook {
 
 /// Adds what the devices need that the kubelet names.
 pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
-    let names = names(making);
+    add(&names(making), &making.settings.cdi_dirs, spec)
+}
+
+/// Adds what the devices need whose names are given, each with the field that names it.
+///
+/// # Errors
+/// `InvalidArgument` naming the field where the directories do not say what the device is.
+pub(in crate::cri) fn add(names: &[(String, String)], dirs: &[PathBuf], spec: &mut Spec) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let known = read_all(&making.settings.cdi_dirs);
+    let known = read_all(dirs);
     let mut begun: Vec<&str> = Vec::new();
-    for (field, name) in &names {
+    for (field, name) in names {
         let unknown = || invalid(field, format!("{name}: no such device"));
         let (kind, device) =
             name.split_once('=').ok_or_else(|| invalid(field, format!("{name:?} is not vendor/class=name")))?;

@@ -74,7 +74,7 @@ pub(super) fn apply(making: &Making<'_>, spec: &mut Spec) -> Result<()> {
         }
     }
     if let Some(class) = wanted(making, "rdt") {
-        let group = group(Path::new(RESCTRL), class).map_err(|error| unfit("rdt", class, &error))?;
+        let group = cache_group(class).map_err(|error| unfit("rdt", class, &error))?;
         let mut rdt = LinuxIntelRdt::default();
         rdt.set_clos_id(Some(group));
         linux.set_intel_rdt(Some(rdt));
@@ -95,6 +95,14 @@ fn wanted<'a>(making: &'a Making<'_>, kind: &str) -> Option<&'a str> {
     class.map(String::as_str).filter(|class| !class.is_empty())
 }
 
+/// The group of a class of cache use on this machine.
+///
+/// # Errors
+/// `NotFound` where there is none.
+pub(in crate::cri) fn cache_group(class: &str) -> Result<String> {
+    group(Path::new(RESCTRL), class)
+}
+
 /// The group of a class of cache use.
 fn group(root: &Path, class: &str) -> Result<String> {
     if class == EVERYBODY {
@@ -107,8 +115,11 @@ fn group(root: &Path, class: &str) -> Result<String> {
     }
 }
 
-/// What a class of disk use means on this machine.
-fn block_io(file: &Path, class: &str) -> Result<LinuxBlockIo> {
+/// What a class of disk use means on this machine, by the file.
+///
+/// # Errors
+/// `NotFound` without such a class, `InvalidArgument` where the file cannot be read.
+pub(in crate::cri) fn block_io(file: &Path, class: &str) -> Result<LinuxBlockIo> {
     use std::io::Read as _;
     if file.as_os_str().is_empty() {
         return Err(Error::not_found("no classes are configured (cri.blockio_config)"));

@@ -22,8 +22,12 @@ use rung_spec::defaults;
 use rung_spec::user::User;
 
 pub(super) use annotations::sandbox as sandbox_annotations;
+pub(super) use cdi::add as add_vendor_devices;
+pub(super) use classes::{block_io, cache_group};
 pub(super) use namespaces::ranges;
-pub(super) use resources::{cgroup_name, cgroup_of, update as updated_resources, validate as check_resources};
+pub(super) use resources::{
+    cgroup_name, cgroup_of, counts_swap, update as updated_resources, validate as check_resources,
+};
 pub(super) use security::{
     DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, check as check_security, is_loaded as apparmor_is_loaded,
     seccomp_of_pod, wants_default_apparmor,

@@ -160,7 +160,7 @@ fn memory(wanted: &v1::LinuxContainerResources) -> Option<LinuxMemory> {
 }
 
 /// Whether the kernel can limit swap.
-fn counts_swap() -> bool {
+pub(in crate::cri) fn counts_swap() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
         || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
 }
