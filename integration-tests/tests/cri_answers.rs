@@ -187,7 +187,7 @@ fn an_administrators_hooks_run_for_containers_of_their_kind(env: &Env) -> Result
         "when": {"annotations": {"^example\\.org/kind$": "^hooked$"}, "commands": ["true$"]},
     });
     std::fs::write(hooks.join("10-seen.json"), hook.to_string())?;
-    let mut run = |pods: &mut Pods<'_>, name: &str, kind: &str| {
+    let run = |pods: &mut Pods<'_>, name: &str, kind: &str| {
         pods.start(&pod, &config, &image, &["true"], |container| {
             container.metadata = Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 });
             container.annotations.insert("example.org/kind".to_owned(), kind.to_owned());
