@@ -9,9 +9,9 @@ use gantry_proto::runtime::v1;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Mount, Process, Root, Spec};
 use rung_spec::defaults::{self, mounts::mount};
 use rung_sys::namespace::Namespace;
+use tokio::task::spawn_blocking;
 
 use super::check::Namespaces;
-use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::selinux::Labels;
 use crate::cri::{Cri, Sandbox, spec};
@@ -93,7 +93,7 @@ impl Cri {
             sandbox.set_pid(None);
             // Its number may soon be somebody else's.
             let (hiding, gone) = (cri.clone(), sandbox.clone());
-            let _ = blocking(move || Ok(hiding.hide_pod(&gone))).await;
+            let _ = spawn_blocking(move || hiding.hide_pod(&gone)).await;
             if !sandbox.record().stopped {
                 tracing::warn!(id = %sandbox.id(), "pod's shim or process ended");
                 cri.announce_pod(&sandbox, v1::ContainerEventType::ContainerStoppedEvent);
@@ -109,7 +109,7 @@ impl Cri {
                 Ok(status) if status.ready => {
                     sandbox.set_pid(Some(status.pid));
                     let (cri, found) = (self.clone(), sandbox.clone());
-                    let _ = blocking(move || Ok(cri.show_pod(&found, status.pid))).await;
+                    let _ = spawn_blocking(move || cri.show_pod(&found, status.pid)).await;
                     return self.watch_pod(sandbox, status.pid);
                 }
                 Ok(_) => return,

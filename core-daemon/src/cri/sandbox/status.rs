@@ -80,6 +80,7 @@ impl Cri {
     pub(super) fn sandbox_metadata(&self, id: &str, record: &SandboxRecord, result: &Value) -> Value {
         let addresses = record.network.iter().flat_map(|network| &network.addresses);
         let network = self.places(id).namespace(Namespace::Network);
+        let network = if network.exists() { network.display().to_string() } else { String::new() };
         json!({
             "Version": "v1",
             "Metadata": {
@@ -87,7 +88,7 @@ impl Cri {
                 "Name": record.name,
                 "Config": record.config.as_ref().map(shown),
                 "RuntimeHandler": record.runtime_handler,
-                "NetNSPath": network.exists().then(|| network.display().to_string()).unwrap_or_default(),
+                "NetNSPath": network,
                 "IP": addresses.clone().next(),
                 "AdditionalIPs": addresses.skip(1).collect::<Vec<_>>(),
                 "CNIResult": result,
