@@ -280,6 +280,6 @@ pub(super) fn to_wanted(resources: &api::LinuxResources, wanted: &mut v1::LinuxC
     wanted.unified.extend(resources.unified.clone());
 }
 
-pub(super) fn text(path: &std::path::PathBuf) -> String {
-    path.to_string_lossy().into_owned()
+pub(super) fn text(path: impl AsRef<std::path::Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 
 /// Everything that `wanted` names is the plugin's from now on.
 pub(super) fn claim(owners: &mut Owners, container: &str, wanted: &api::LinuxResources, plugin: &str) -> Result<()> {
-    let memory = wanted.memory.clone().unwrap_or_default();
+    let memory = wanted.memory.unwrap_or_default();
     let cpu = wanted.cpu.clone().unwrap_or_default();
     for (said, field) in [
         (memory.limit.is_some(), Field::MemLimit),
