@@ -410,8 +410,10 @@ impl Config {
                 return Err(Error::invalid(format!("proxy_plugins.{name}.address: path must be absolute")));
             }
         }
-        if self.registry.max_downloads == 0 || self.registry.max_uploads == 0 {
-            return Err(Error::invalid("registry.max_downloads, registry.max_uploads: must be at least 1"));
+        let Registry { max_downloads, max_layer_connections, max_uploads, .. } = &self.registry;
+        if [max_downloads, max_layer_connections, max_uploads].contains(&&0) {
+            let keys = "registry.max_downloads, registry.max_layer_connections, registry.max_uploads";
+            return Err(Error::invalid(format!("{keys}: must be at least 1")));
         }
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));

@@ -48,7 +48,7 @@ fn fixture_with(registry: Registry) -> Fixture {
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
         registry,
-        at_once: AtOnce { downloads: 6, uploads: 4 },
+        at_once: AtOnce { downloads: 6, uploads: 4, slices: 4, large: 32 << 20 },
         verifiers: Verifiers::default(),
         processors: Processors::default(),
         wake: gc.waker(),
@@ -124,13 +124,16 @@ impl Store {
         let path = asked.path.split('?').next().unwrap_or_default();
         let object = path.rsplit('/').next().unwrap_or_default();
         let Some((media_type, bytes)) = self.0.get(object) else { return Answer::new(404, "") };
-        let range = asked.header("range").strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
-        let from: usize = range.and_then(|from| from.parse().ok()).unwrap_or(0);
-        let answer = Answer::new(if from > 0 { 206 } else { 200 }, &bytes[from..])
+        let range = asked.header("range").strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+        let (from, to) = range.unwrap_or_default();
+        let from: usize = from.parse().unwrap_or(0);
+        let end = to.parse().map_or(bytes.len(), |last: usize| last + 1);
+        let digest = if object.contains(':') { object.to_owned() } else { Digest::of(bytes).to_string() };
+        let answer = Answer::new(if range.is_some() { 206 } else { 200 }, &bytes[from..end])
             .with("content-type", media_type)
-            .with("docker-content-digest", Digest::of(bytes).to_string());
-        if from > 0 {
-            answer.with("content-range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()))
+            .with("docker-content-digest", digest);
+        if range.is_some() {
+            answer.with("content-range", format!("bytes {from}-{}/{}", end - 1, bytes.len()))
         } else {
             answer
         }
@@ -479,3 +482,4 @@ mod archives;
 mod damage;
 mod mirrors;
 mod others;
+mod slices;
