@@ -1,13 +1,14 @@
 //! Making a snapshot: its directories, then its record. Its caller is told once both are on the disk.
 //!
-//! The one is flushed while the other is: two flushes in a row would take twice as long. So a power failure can leave a
+//! The one is flushed while the other is: two flushes in a row would take longer. So a power failure can leave a
 //! record without its directories, of a snapshot that nobody was told of. The next start makes them again, which is why
 //! this goes only for what is empty (see [`Driver::is_renewable`]). Which snapshots these can be the records say:
 //! each has the lowest number whose directories were not flushed yet when it was written, itself among them. What is lost
 //! of any other snapshot is damage, and nobody makes it look whole.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gantry_proto::containerd::events::SnapshotPrepare;
 use gantry_proto::namespace::Namespace;
@@ -71,6 +72,31 @@ struct Fresh<'a> {
 impl Drop for Fresh<'_> {
     fn drop(&mut self) {
         self.all.0.lock().unwrap_or_else(PoisonError::into_inner).fresh.remove(&self.number);
+    }
+}
+
+/// A thread that flushes beside whoever makes a snapshot. It waits for that: on a busy machine one that is only started
+/// would be the last to have its turn.
+pub(super) struct Flusher(SyncSender<(u64, SyncSender<Result<()>>)>);
+
+impl Flusher {
+    /// Starts it for what `driver` keeps. It ends with this.
+    pub(super) fn start<D: Driver>(driver: &Arc<D>) -> Result<Self> {
+        let (to, from) = sync_channel::<(u64, SyncSender<Result<()>>)>(0);
+        let driver = driver.clone();
+        std::thread::Builder::new().name("gantryd-flush".to_owned()).spawn(move || {
+            for (number, tell) in from {
+                // Who does not wait for it any more does not miss it.
+                drop(tell.send(driver.keep(number)));
+            }
+        })?;
+        Ok(Self(to))
+    }
+
+    /// Begins to flush a number, and tells when it is done; none where it is at another, which is not waited for.
+    fn begin(&self, number: u64) -> Option<Receiver<Result<()>>> {
+        let (tell, told) = sync_channel(1);
+        self.0.try_send((number, tell)).ok().map(|()| told)
     }
 }
 
@@ -158,13 +184,13 @@ impl<D: Driver> Local<D> {
     /// Flushes what was made for a number while `record` writes what is recorded of it. An error of the flush comes inside:
     /// the record is there then.
     fn keep_beside(&self, number: u64, record: impl FnOnce() -> Result<()>) -> Result<Result<()>> {
-        std::thread::scope(|scope| {
-            let kept = std::thread::Builder::new().name("gantryd-flush".to_owned());
-            let kept = kept.spawn_scoped(scope, || self.driver.keep(number))?;
-            let recorded = record();
-            let kept = kept.join().unwrap_or_else(|_| Err(Error::internal("the flush of a snapshot ended")));
-            recorded.map(|()| kept)
-        })
+        let Some(told) = self.flusher.as_ref().and_then(|flusher| flusher.begin(number)) else {
+            self.driver.keep(number)?;
+            return record().map(Ok);
+        };
+        let recorded = record();
+        let kept = told.recv().unwrap_or_else(|_| Err(Error::internal("the flush of a snapshot ended")));
+        recorded.map(|()| kept)
     }
 
     /// Takes back the record of a snapshot whose directories cannot be flushed.

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
 use super::commit::chosen_parent;
-use super::create::{New, Numbering};
+use super::create::{Flusher, New, Numbering};
 use super::{Driver, Info, Kind, Layer, Mount, Snapshotter, Unpacking, Usage, mounted};
 use crate::blocking::each;
 use crate::context::Context;
@@ -38,6 +38,7 @@ pub struct Local<D> {
     pub(super) db: Db,
     pub(super) events: Events,
     pub(super) numbering: Numbering,
+    pub(super) flusher: Option<Flusher>,
     busy: Numbers,
     /// How many may be removed beside what goes on.
     removals: Arc<Semaphore>,
@@ -53,7 +54,8 @@ impl<D: Driver> Local<D> {
         let highest = numbers(&driver)?.into_iter().fold(recorded, u64::max);
         let (driver, name, numbering) = (Arc::new(driver), name.to_owned(), Numbering::after(highest));
         let (busy, removals) = (Numbers::default(), Arc::new(Semaphore::new(REMOVALS)));
-        let it = Self { name, driver, db, events, numbering, busy, removals };
+        let flusher = driver.is_renewable().then(|| Flusher::start(&driver)).transpose()?;
+        let it = Self { name, driver, db, events, numbering, flusher, busy, removals };
         if let Err(error) = it.renew() {
             tracing::error!(snapshotter = it.name, %error, "what a power failure took of new snapshots is not made again");
         }
