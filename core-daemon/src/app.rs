@@ -152,7 +152,7 @@ impl Daemon {
             registry: registry(config),
             at_once: at_once(&config.registry),
             verifiers: Verifiers::new(&config.image_verifier),
-            processors: Processors::new(&config.stream_processors),
+            processors: processors(config),
             wake: gc.waker(),
         });
         let namespaces = Namespaces::new(db.clone(), events.clone());
@@ -314,6 +314,10 @@ fn snapshotters(config: &Config, db: &Db, events: &Events) -> Result<Snapshotter
 
 fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &Events) -> Result<Arc<dyn Snapshotter>> {
     Ok(Arc::new(Local::open(name, driver?, db.clone(), events.clone())?))
+}
+
+fn processors(config: &Config) -> Processors {
+    Processors::new(&config.stream_processors).taking_images(config.snapshotters.erofs.trust_images)
 }
 
 fn at_once(registry: &config::Registry) -> AtOnce {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::observe::{Metrics, Tracing};
-pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
+pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.

@@ -22,7 +22,7 @@ use rung_spec::image::Descriptor;
 use rung_sys::beneath;
 use tokio::sync::mpsc;
 
-use super::layers::{apply_checked, apply_file, apply_stored};
+use super::layers::{apply_checked, apply_file, apply_stored, is_image};
 use super::receive::Way;
 use super::room::Room;
 use super::{Progress, Step};
@@ -135,6 +135,9 @@ impl Fetcher {
     /// Fetches a layer, and applies it as it comes.
     pub(super) async fn layer(&self, mut job: Job) -> Result<Fetched> {
         let digest = job.layer.digest.clone();
+        if let Some(place) = &job.apply {
+            is_image(&self.processors, &job.layer, place)?;
+        }
         self.progress.layer(&digest, Step::Waiting, 0, job.layer.size);
         let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
         if blocking(move || content.hold(&ctx, &wanted)).await? {

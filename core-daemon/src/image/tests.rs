@@ -18,7 +18,7 @@ use crate::labels::Labels;
 use crate::metadata::Db;
 use crate::registry::fake::{Answer, Asked, Fake};
 use crate::snapshots::overlay::Overlay;
-use crate::snapshots::{Local, Snapshotter};
+use crate::snapshots::{Driver, Local, Snapshotter};
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -32,14 +32,18 @@ fn fixture() -> Fixture {
 }
 
 fn fixture_with(registry: Registry) -> Fixture {
+    let open = |dir: &Path| Overlay::open(&dir.join("overlay")).expect("overlay");
+    fixture_on("overlayfs", open, registry)
+}
+
+fn fixture_on<D: Driver>(name: &str, driver: impl FnOnce(&Path) -> D, registry: Registry) -> Fixture {
     let dir = tempfile::tempdir().expect("temporary directory");
     let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
     let events = Events::new();
     let content = Content::open(&dir.path().join("content"), db.clone(), events.clone()).expect("content");
-    let overlay = Overlay::open(&dir.path().join("overlay")).expect("overlay");
     let local: Arc<dyn Snapshotter> =
-        Arc::new(Local::open("overlayfs", overlay, db.clone(), events.clone()).expect("snapshotter"));
-    let snapshotters = Snapshotters::new(BTreeMap::from([("overlayfs".into(), local)]), "overlayfs").expect("all");
+        Arc::new(Local::open(name, driver(dir.path()), db.clone(), events.clone()).expect("snapshotter"));
+    let snapshotters = Snapshotters::new(BTreeMap::from([(name.to_owned(), local)]), name).expect("all");
     let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     let gc = Gc::new(db.clone(), content.clone(), snapshotters.clone(), mounts, events.clone());
     let images = Images::new(Parts {
@@ -481,5 +485,6 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
 mod archives;
 mod damage;
 mod mirrors;
+mod natives;
 mod others;
 mod slices;

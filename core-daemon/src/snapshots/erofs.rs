@@ -65,7 +65,8 @@ impl Erofs {
         if is_mounted(&dir, &fs)? {
             return Ok(fs);
         }
-        let options = MountOptions::parse(["ro"]);
+        // Its devices are for containers, by way of an overlay, and not for who looks at it here.
+        let options = MountOptions::parse(["ro", "nodev"]);
         let tree = mount_words::make("erofs", &image.to_string_lossy(), &options).map_err(std::io::Error::from);
         let (tree, target) = (tree.doing(doing)?, std::fs::File::open(&fs).doing(doing)?);
         mount::attach(tree.as_fd(), target.as_fd()).map_err(std::io::Error::from).doing(doing)?;
