@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::{Routes, RoutesBuilder};
 
-use crate::config::{Config, SharingPolicy, Timeouts};
+use crate::config::{self, Config, SharingPolicy, Timeouts};
 use crate::content::{Content, Pace};
 use crate::cri::{self, Cri};
 use crate::diff::Processors;
@@ -156,9 +156,9 @@ impl Daemon {
             snapshotters: snapshots.clone(),
             leases: Leases::new(db.clone(), snapshots.clone()),
             registry: registry(config),
-            at_once: AtOnce { downloads: config.registry.max_downloads, uploads: config.registry.max_uploads },
+            at_once: at_once(&config.registry),
             verifiers: Verifiers::new(&config.image_verifier),
-            processors: Processors::new(&config.stream_processors),
+            processors: processors(config),
             wake: gc.waker(),
         });
         let (namespaces, sandboxes) = (Namespaces::new(db.clone(), events.clone()), Sandboxes::new(db.clone()));
@@ -333,6 +333,19 @@ fn snapshotters(config: &Config, db: &Db, events: &Events) -> Result<Snapshotter
 
 fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &Events) -> Result<Arc<dyn Snapshotter>> {
     Ok(Arc::new(Local::open(name, driver?, db.clone(), events.clone())?))
+}
+
+fn processors(config: &Config) -> Processors {
+    Processors::new(&config.stream_processors).taking_images(config.snapshotters.erofs.trust_images)
+}
+
+fn at_once(registry: &config::Registry) -> AtOnce {
+    AtOnce {
+        downloads: registry.max_downloads,
+        uploads: registry.max_uploads,
+        slices: registry.max_layer_connections,
+        large: registry.large_layer.saturating_mul(1 << 20),
+    }
 }
 
 fn registry(config: &Config) -> Registry {

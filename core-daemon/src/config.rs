@@ -22,7 +22,7 @@ pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Stream
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Metrics, Tracing};
-pub use self::snapshotters::{Overlayfs, ProxyPlugin, Snapshotters, Volatile};
+pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.
@@ -415,8 +415,10 @@ impl Config {
                 return Err(Error::invalid(format!("proxy_plugins.{name}.address: path must be absolute")));
             }
         }
-        if self.registry.max_downloads == 0 || self.registry.max_uploads == 0 {
-            return Err(Error::invalid("registry.max_downloads, registry.max_uploads: must be at least 1"));
+        let Registry { max_downloads, max_layer_connections, max_uploads, .. } = &self.registry;
+        if [max_downloads, max_layer_connections, max_uploads].contains(&&0) {
+            let keys = "registry.max_downloads, registry.max_layer_connections, registry.max_uploads";
+            return Err(Error::invalid(format!("{keys}: must be at least 1")));
         }
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));

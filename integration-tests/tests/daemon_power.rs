@@ -12,6 +12,7 @@ use integration_tests::{Chance, Daemon, Env, Image, Registry, Result, Test, test
 
 pub(crate) const TESTS: &[Test] = tests![
     a_power_failure_at_any_moment_loses_nothing_acknowledged [Root, Overlay, Fuse],
+    a_power_failure_while_snapshots_are_made_leaves_whole_ones [Root, Overlay, Fuse],
 ];
 
 /// Size of the disk.
@@ -131,6 +132,59 @@ fn a_power_failure_at_any_moment_loses_nothing_acknowledged(env: &Env) -> Result
         mount_image(env, &cut, &root)?;
         let failed = || format!("the power failed at {moment} of {begun}..{ended}");
         examine(env, moment, &promises, &image).with_context(failed)?;
+        unmount(env, &root)?;
+    }
+    Ok(())
+}
+
+/// To whoever starts from now on, the machine has been started anew.
+fn boot_anew(env: &Env, round: usize) -> Result<()> {
+    let boot = env.path(&format!("boot-{round}"));
+    fs::write(&boot, format!("00000000-0000-0000-0000-{round:012}\n"))?;
+    env.run("mount", &["--bind", &boot.to_string_lossy(), "/proc/sys/kernel/random/boot_id"])?.ok()?;
+    Ok(())
+}
+
+/// Their directories and their records are flushed at the same time: what came first is not what was lost.
+fn a_power_failure_while_snapshots_are_made_leaves_whole_ones(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let root = env.dir("root")?;
+    let disk = NotedDisk::mount(env, SIZE, &root)?;
+    let daemon = env.daemon()?;
+    daemon.ctr(&["snapshots", "prepare", "below"])?.ok()?;
+    daemon.ctr(&["snapshots", "commit", "layer", "below"])?.ok()?;
+    let begun = disk.now();
+    let mut told = Vec::new();
+    for number in 0..8 {
+        let key = format!("key-{number}");
+        daemon.ctr(&["snapshots", "prepare", &key, "layer"])?.ok()?;
+        told.push((disk.now(), key));
+    }
+    daemon.crash()?;
+    unmount(env, &root)?;
+    let (ended, cut, mut chance) = (disk.now(), env.path("cut"), Chance::anew());
+    for round in 0..wait::amount(4, 300) {
+        let moment = begun + chance.below(ended - begun + 1);
+        disk.cut(moment, &cut, || chance.below(2) == 0)?;
+        mount_image(env, &cut, &root)?;
+        boot_anew(env, round)?;
+        let failed = || format!("the power failed at {moment} of {begun}..{ended}");
+        fs::remove_dir_all(env.path("state"))
+            .or_else(|error| if env.path("state").exists() { Err(error) } else { Ok(()) })?;
+        let daemon = env.daemon()?;
+        daemon.is_whole().with_context(failed)?;
+        for (_, key) in told.iter().filter(|(since, _)| *since <= moment) {
+            daemon.ctr(&["snapshots", "info", key])?.ok().with_context(failed)?;
+        }
+        // One that nobody was told of is there or not, and can be used or made.
+        let next = told.iter().find(|(since, _)| *since > moment).map_or("another", |(_, key)| key);
+        if daemon.ctr(&["snapshots", "info", next])?.code() != 0 {
+            daemon.ctr(&["snapshots", "prepare", next, "layer"])?.ok().with_context(failed)?;
+        }
+        daemon.ctr(&["snapshots", "mounts", "/mnt", next])?.ok().with_context(failed)?;
+        daemon.is_whole().with_context(failed)?;
+        daemon.stop()?;
+        env.run("umount", &["/proc/sys/kernel/random/boot_id"])?.ok()?;
         unmount(env, &root)?;
     }
     Ok(())

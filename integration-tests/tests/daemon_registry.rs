@@ -292,7 +292,7 @@ fn a_proxy_is_used_but_not_to_this_machine(env: &Env) -> Result<()> {
 }
 
 /// Passes on what is said to a registry, and what it says piece by piece, with pauses, until so many bytes have come.
-fn slowed(registry: &Registry, piece: usize, pause: Duration, until: usize) -> Result<String> {
+pub(crate) fn slowed(registry: &Registry, piece: usize, pause: Duration, until: usize) -> Result<String> {
     let (listener, to) = (TcpListener::bind("127.0.0.1:0")?, registry.host());
     let (address, come) = (listener.local_addr()?.to_string(), Arc::new(AtomicUsize::new(0)));
     std::thread::spawn(move || {

@@ -16,6 +16,7 @@ use integration_tests::{Daemon, Env, Image, Registry, Result, Test, output, test
 
 pub(crate) const TESTS: &[Test] = tests![
     layers_run_as_erofs_images [Root, Overlay, EveryHost],
+    a_layer_that_is_an_erofs_image_runs_where_it_is_trusted [Root, Overlay],
     containers_run_on_copies [Root],
     another_program_keeps_the_snapshots [Root, Containerd],
     layers_that_another_program_has_are_not_fetched [Root, Containerd],
@@ -50,6 +51,32 @@ fn image(registry: &Registry) -> Result<String> {
 const LOOK: &str = "ls app; ls gone 2>/dev/null; cat kept same; echo; stat -c '%h' same; stat -c '%a %u:%g %Y' tool; \
                     touch app/x && rm app/new && ls app";
 const SEEN: &str = "new\nlowlow\n2\n4755 5:6 1000000000\nx\n";
+
+fn a_layer_that_is_an_erofs_image_runs_where_it_is_trusted(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let tar = Image::busybox()?.push(&registry, "test/tar", "1")?;
+    let it = daemon(env, "erofs", "")?;
+    it.gantry(&["pull", "-q", &tar])?.ok()?;
+    let snapshots = fs::read_dir(env.path("root/io.containerd.snapshotter.v1.erofs/snapshots"))?.flatten();
+    let images: Vec<_> = snapshots.map(|dir| dir.path().join("layer.erofs")).filter(|path| path.is_file()).collect();
+    let bytes = fs::read(images.first().context("no image was made of the layer")?)?;
+    let native = Image::empty().sealed_layer(&bytes, "application/vnd.erofs.layer.v1", bytes.clone());
+    let native = native.layer(Tar::new().file("above", "a tar"), Packing::Gzip)?.push(&registry, "test/native", "1")?;
+    let said = it.gantry(&["pull", &native])?.fails()?;
+    assert!(said.contains("snapshotters.erofs.trust_images"), "{said}");
+    it.gantry(&["rmi", &tar])?.ok()?;
+    it.stop()?;
+    let it = daemon(env, "erofs", "[snapshotters.erofs]\ntrust_images = true\n")?;
+    let script = "cat /above; echo written > /bin/new; cat /bin/new";
+    assert_eq!(it.gantry(&["run", "--rm", &native, "sh", "-c", script])?.ok()?.text(), "a tarwritten");
+    it.is_whole()?;
+    it.stop()?;
+    // It is there, and runs, whatever is trusted by now.
+    let it = daemon(env, "erofs", "")?;
+    assert_eq!(it.gantry(&["run", "--rm", &native, "cat", "/above"])?.ok()?.text(), "a tar");
+    it.stop()?;
+    Ok(())
+}
 
 fn layers_run_as_erofs_images(env: &Env) -> Result<()> {
     let registry = Registry::start(env)?;

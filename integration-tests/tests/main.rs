@@ -47,6 +47,7 @@ mod daemon_remote;
 mod daemon_restart;
 mod daemon_sandboxes;
 mod daemon_shims;
+mod daemon_slices;
 mod daemon_snapshots;
 mod daemon_storage;
 mod daemon_tasks;
@@ -122,6 +123,7 @@ fn main() -> ExitCode {
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
         daemon_shims::TESTS,
+        daemon_slices::TESTS,
         daemon_snapshots::TESTS,
         daemon_storage::TESTS,
         daemon_tasks::TESTS,

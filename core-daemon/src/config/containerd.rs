@@ -295,6 +295,7 @@ impl Theirs {
     fn registries(&mut self, config: &mut Config) {
         let registry = &mut config.registry;
         let transfer = "io.containerd.transfer.v1.local";
+        let mut slice = 0;
         let at_most: fn(Option<usize>) -> Option<usize> = |number| number.filter(|number| *number > 0);
         for images in IMAGES {
             set(&mut registry.max_downloads, at_most(self.number(&["plugins", images, "max_concurrent_downloads"])));
@@ -306,6 +307,18 @@ impl Theirs {
             set(&mut registry.config_path, chosen.filter(|dir| dir.is_absolute()));
         }
         set(&mut registry.max_downloads, at_most(self.number(&["plugins", transfer, "max_concurrent_downloads"])));
+        for plugin in IMAGES.into_iter().chain([transfer]) {
+            slice = slice.max(self.number(&["plugins", plugin, "concurrent_layer_fetch_buffer"]).unwrap_or(0));
+        }
+        // The bytes of a slice, of which there are as many at once as layers; 0 is what a file says that lists everything.
+        match slice {
+            0 => {}
+            1..512 => registry.max_layer_connections = 1,
+            bytes => {
+                let connections = registry.max_downloads;
+                (registry.max_layer_connections, registry.large_layer) = (connections, u64::div_ceil(bytes, 1 << 20));
+            }
+        }
         set(&mut registry.max_uploads, at_most(self.number(&["plugins", transfer, "max_concurrent_uploaded_layers"])));
     }
 }
@@ -420,6 +433,7 @@ mod tests {
             [plugins."io.containerd.cri.v1.images"]
               snapshotter = "devmapper"
               max_concurrent_downloads = 3
+              concurrent_layer_fetch_buffer = 8388608
               image_pull_progress_timeout = "2m"
               pinned_images = { sandbox = "registry.k8s.io/pause:3.10" }
             [plugins."io.containerd.cri.v1.runtime".cni]
@@ -442,6 +456,7 @@ mod tests {
             "#,
         );
         assert_eq!((config.registry.max_downloads, config.registry.timeout), (3, 120));
+        assert_eq!((config.registry.max_layer_connections, config.registry.large_layer), (3, 8));
         assert_eq!(config.cri.cni.bin_dirs.len(), 2);
         assert_eq!(config.cri.pinned_images, ["registry.k8s.io/pause:3.10"]);
         let networks = |name: &str| {

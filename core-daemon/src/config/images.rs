@@ -44,8 +44,12 @@ pub struct Registry {
     pub config_path: PathBuf,
     /// The daemon's own accounts, as docker's `config.json` has them; empty: none.
     pub auth_file: PathBuf,
-    /// Layers of one image that come in at once.
+    /// Layers of one image that come in at once, and connections that they come over.
     pub max_downloads: usize,
+    /// Connections that one large layer comes over while its registry is slower than this machine; 1: only one.
+    pub max_layer_connections: usize,
+    /// MiB from which on a layer is large.
+    pub large_layer: u64,
     /// Blobs of one image that go out at once.
     pub max_uploads: usize,
     /// Seconds for which a registry may send nothing; then it is asked again, and in the end given up.
@@ -55,7 +59,8 @@ pub struct Registry {
 impl Default for Registry {
     fn default() -> Self {
         let (config_path, auth_file) = (PathBuf::from("/etc/gantry/certs.d"), PathBuf::new());
-        Self { config_path, auth_file, max_downloads: 6, max_uploads: 4, timeout: 60 }
+        let (max_downloads, max_layer_connections, large_layer) = (6, 4, 32);
+        Self { config_path, auth_file, max_downloads, max_layer_connections, large_layer, max_uploads: 4, timeout: 60 }
     }
 }
 

@@ -12,6 +12,17 @@ use serde::{Deserialize, Serialize};
 pub struct Snapshotters {
     /// The one that stacks directories.
     pub overlayfs: Overlayfs,
+    /// The one that stacks EROFS images.
+    pub erofs: Erofs,
+}
+
+/// The EROFS snapshotter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Erofs {
+    /// Take layers that are EROFS images as they are. The kernel reads them as file systems, which it does not expect a
+    /// stranger to have made: only where who makes the images is trusted like who is root here.
+    pub trust_images: bool,
 }
 
 /// The overlay snapshotter.

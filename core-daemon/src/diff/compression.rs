@@ -37,7 +37,18 @@ pub fn decompress<'a>(mut stored: impl BufRead + Send + 'a) -> Result<(Box<dyn R
             "packed with {name}, which is not supported for layers; use gzip, zstd or no packing"
         )));
     }
-    let plain: Box<dyn Read + Send + 'a> = match compression {
+    Ok((decompress_as(stored, compression)?, compression))
+}
+
+/// As [`decompress`], whatever the first bytes show.
+///
+/// # Errors
+/// When the first bytes cannot be read.
+pub fn decompress_as<'a>(
+    stored: impl BufRead + Send + 'a,
+    compression: Compression,
+) -> Result<Box<dyn Read + Send + 'a>> {
+    Ok(match compression {
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stored)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).doing(|| "read layer")?;
@@ -46,8 +57,7 @@ pub fn decompress<'a>(mut stored: impl BufRead + Send + 'a) -> Result<(Box<dyn R
             Box::new(decoder)
         }
         Compression::None => Box::new(stored),
-    };
-    Ok((plain, compression))
+    })
 }
 
 /// As [`decompress`], of a whole archive, which may also be packed with xz or bzip2.

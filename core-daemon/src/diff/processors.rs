@@ -40,6 +40,8 @@ const DECRYPTERS: [&str; 2] = ["io.containerd.ocicrypt.decoder.v1.tar", "io.cont
 const DECRYPTION: &str = "io.containerd.ocicrypt.v1.Payload";
 /// Where a program is told what it reads.
 const MEDIA_TYPE: &str = "STREAM_PROCESSOR_MEDIATYPE";
+/// Of a layer that is a file system, for another snapshotter.
+pub const ONLY_EROFS: &str = "is a file system and no archive, which only the snapshotter erofs takes";
 /// Most programs in a row.
 const MAX_STEPS: usize = 8;
 /// How long nothing may come, and how long a program may go on after its output has ended.
@@ -50,18 +52,29 @@ const MAX_SAID: usize = 4 << 10;
 
 /// The programs. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Processors(Arc<BTreeMap<String, StreamProcessor>>);
+pub struct Processors {
+    programs: Arc<BTreeMap<String, StreamProcessor>>,
+    /// Layers that are EROFS images are taken as they are.
+    takes_images: bool,
+}
 
 impl Processors {
     /// As they are configured, by name.
     pub fn new(configured: &BTreeMap<String, StreamProcessor>) -> Self {
-        Self(Arc::new(configured.clone()))
+        Self { programs: Arc::new(configured.clone()), takes_images: false }
+    }
+
+    /// With this for whether layers that are EROFS images are taken as they are.
+    #[must_use]
+    pub fn taking_images(self, takes_images: bool) -> Self {
+        Self { takes_images, ..self }
     }
 
     /// Whether a layer is not unpacked as it is.
     ///
     /// # Errors
-    /// `FailedPrecondition` where it would have to be, because it is encrypted; `Unimplemented` where it is an image.
+    /// `FailedPrecondition` where it would have to be, because it is encrypted; `Unimplemented` where it is an image that is
+    /// not taken as it is.
     pub fn take(&self, layer: &Descriptor) -> Result<bool> {
         let media_type = bare(&layer.media_type);
         if self.taker(media_type).is_some() {
@@ -72,15 +85,16 @@ impl Processors {
             MediaKind::Encrypted => Err(Error::precondition(format!(
                 "layer of type {media_type}: is encrypted; name a program that decrypts it {place}"
             ))),
-            MediaKind::Erofs => Err(Error::unimplemented(format!(
-                "layer of type {media_type}: is a file system and no archive; name a program that makes a tar of it {place}"
+            MediaKind::Erofs(_) if !self.takes_images => Err(Error::unimplemented(format!(
+                "layer of type {media_type}: is a file system and no archive; set snapshotters.erofs.trust_images where who \
+                 makes the images is trusted, or name a program that makes a tar of it {place}"
             ))),
             _ => Ok(false),
         }
     }
 
     fn taker(&self, media_type: &str) -> Option<(&String, &StreamProcessor)> {
-        self.0.iter().find(|(_, processor)| processor.accepts.iter().any(|accepted| accepted == media_type))
+        self.programs.iter().find(|(_, processor)| processor.accepts.iter().any(|accepted| accepted == media_type))
     }
 
     /// The plain tar of a stored layer, whose file is at its start.
@@ -90,6 +104,9 @@ impl Processors {
     pub fn plain(&self, layer: &Descriptor, stored: File, payloads: &Payloads) -> Result<Box<dyn Read + Send>> {
         let mut media_type = bare(&layer.media_type);
         if !self.take(layer)? {
+            if matches!(layer.kind(), MediaKind::Erofs(_)) {
+                return Err(Error::unimplemented(format!("layer of type {media_type}: {ONLY_EROFS}")));
+            }
             return Ok(decompress(BufReader::with_capacity(256 << 10, stored))?.0);
         }
         let mut programs = Programs(Vec::new());

@@ -7,8 +7,6 @@ use crate::error::{Error, Result};
 const MAGIC: u32 = 0xe0f5_e1e2;
 /// Bytes of the superblock.
 pub(super) const SUPERBLOCK: usize = 128;
-/// Where in it the number of blocks is.
-const BLOCKS_AT: usize = 36;
 /// Inodes lie in slots of this size, and are called by the slot that they begin in.
 const SLOT: u64 = 32;
 /// Bytes of an inode, in its long form.
@@ -193,11 +191,45 @@ impl Layout {
     }
 }
 
-/// How long an image is by its superblock, if that is one.
-pub(super) fn length(superblock: &[u8; SUPERBLOCK]) -> Option<u64> {
-    let number = |at: usize| superblock[at..].first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-    let blocks = number(0).filter(|magic| *magic == MAGIC).and_then(|_| number(BLOCKS_AT))?;
-    Some(u64::from(blocks) * BLOCK)
+/// What a superblock says, ours or another's.
+pub(super) struct Superblock {
+    /// A block has two to the power of this bytes.
+    pub(super) block_bits: u8,
+    /// The same of how many blocks one of a directory has.
+    pub(super) directory_bits: u8,
+    /// The slot of the root's inode.
+    pub(super) root: u16,
+    /// Blocks of the image, and in which inodes and attributes that inodes share begin.
+    pub(super) blocks: u32,
+    pub(super) inodes: u32,
+    pub(super) attributes: u32,
+    /// What a reader must know.
+    pub(super) features: u32,
+    /// Other devices that parts of it are on.
+    pub(super) devices: u16,
+}
+
+impl Superblock {
+    /// What these bytes say, if they are a superblock.
+    pub(super) fn parse(bytes: &[u8; SUPERBLOCK]) -> Option<Self> {
+        let number = |at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let short = |at: usize| bytes[at..].first_chunk().map_or(0, |bytes| u16::from_le_bytes(*bytes));
+        (number(0) == MAGIC).then(|| Self {
+            block_bits: bytes[12],
+            directory_bits: bytes[90],
+            root: short(14),
+            blocks: number(36),
+            inodes: number(40),
+            attributes: number(44),
+            features: number(80),
+            devices: short(86),
+        })
+    }
+
+    /// Bytes of so many blocks; more than there can be where a block is larger than any may be.
+    pub(super) fn bytes(&self, blocks: u32) -> u64 {
+        if self.block_bits > 31 { u64::MAX } else { u64::from(blocks) << self.block_bits }
+    }
 }
 
 fn block_of(offset: u64) -> Result<u32> {

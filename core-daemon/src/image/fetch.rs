@@ -14,7 +14,6 @@ use std::io::{self, BufRead, Read, Take};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -23,20 +22,20 @@ use rung_spec::image::Descriptor;
 use rung_sys::beneath;
 use tokio::sync::mpsc;
 
-use super::layers::{apply_checked, apply_file, apply_stored};
+use super::layers::{apply_checked, apply_file, apply_stored, is_image};
+use super::receive::Way;
+use super::room::Room;
 use super::{Progress, Step};
 use crate::blocking::{apart, blocking};
 use crate::content::{Content, Ingest, Sealed};
 use crate::context::Context;
 use crate::diff::{Applied, Mode, Processors};
 use crate::error::{Doing, Error, Kind, Result};
-use crate::registry::{Pace, Repository};
+use crate::registry::Repository;
 
 /// Pieces between the network and the thread that stores them, and bytes of one that comes from the disk.
 const QUEUE: usize = 8;
-const PIECE: usize = 256 << 10;
-/// Tries without any progress between them.
-const TRIES: usize = 5;
+pub(super) const PIECE: usize = 256 << 10;
 /// Bytes between two reports.
 const REPORT: u64 = 1 << 18;
 
@@ -113,6 +112,7 @@ pub(super) struct Fetcher {
     pub(super) ctx: Context,
     pub(super) progress: Arc<dyn Progress>,
     pub(super) processors: Processors,
+    pub(super) room: Room,
 }
 
 impl Fetcher {
@@ -135,6 +135,9 @@ impl Fetcher {
     /// Fetches a layer, and applies it as it comes.
     pub(super) async fn layer(&self, mut job: Job) -> Result<Fetched> {
         let digest = job.layer.digest.clone();
+        if let Some(place) = &job.apply {
+            is_image(&self.processors, &job.layer, place)?;
+        }
         self.progress.layer(&digest, Step::Waiting, 0, job.layer.size);
         let (content, ctx, wanted) = (self.content.clone(), self.ctx.clone(), digest.clone());
         if blocking(move || content.hold(&ctx, &wanted)).await? {
@@ -188,10 +191,15 @@ impl Fetcher {
 
     /// Streams the layer, from the beginning once more where that may help.
     async fn stream_again(&self, job: &Job) -> Result<Fetched, Failure> {
-        let (mut bad, mut anew) = (0, false);
+        let (mut bad, mut anew, mut way) = (0, false, Way::default());
         loop {
-            let result = self.stream(job, bad).await;
+            let result = self.stream(job, bad, &mut way).await;
             match &result {
+                // Whoever puts slices together wrongly may well send the whole as it is.
+                Err(failure) if failure.is_of_bytes() && way.is_of_slices() => {
+                    tracing::debug!(digest = %job.layer.digest, "slices make a wrong layer");
+                    way = Way::in_order();
+                }
                 // Bytes kept from an earlier pull were bad, and anybody's.
                 Err(Failure::Stale) if !anew => anew = true,
                 // What a mirror has is not always what the registry has.
@@ -206,78 +214,17 @@ impl Fetcher {
     }
 
     /// Streams the layer, asking the first `bad` mirrors last.
-    async fn stream(&self, job: &Job, bad: usize) -> Result<Fetched, Failure> {
+    async fn stream(&self, job: &Job, bad: usize, way: &mut Way) -> Result<Fetched, Failure> {
         let (content, ctx, layer) = (self.content.clone(), self.ctx.clone(), job.layer.clone());
         let ingest = blocking(move || open(&content, &ctx, &layer)).await.map_err(Failure::Other)?;
         let offset = ingest.offset();
         let (to, from) = mpsc::channel(QUEUE);
         let (taken, progress) = (job.clone(), self.progress.clone());
         let taking = apart(move || Ok(take(ingest, &taken, from, progress)));
-        let network = self.receive(&job.layer, offset, to, bad).await;
+        let network = self.receive(&job.layer, offset, to, bad, way).await;
         let taken = taking.await.map_err(Failure::Other)?;
         // Of several failures the first cause counts, and that is the network's.
         network.map_err(Failure::Other).and(taken)
-    }
-
-    /// Receives the blob from `offset` on, again where the connection breaks, as long as that gets further: from a mirror
-    /// less with each try that does not.
-    async fn receive(&self, layer: &Descriptor, mut offset: u64, to: mpsc::Sender<Bytes>, bad: usize) -> Result<()> {
-        let (mut failed, mut pace): (usize, _) = (0, self.repository.pace());
-        while offset < layer.size {
-            let before = offset;
-            match self.receive_some(layer, &mut offset, &mut pace, &to, bad.saturating_add(failed)).await {
-                Ok(true) if offset == layer.size => break,
-                Ok(true) => {}
-                // The store gave up, and says why.
-                Ok(false) => return Ok(()),
-                Err(error) if !matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => return Err(error),
-                Err(error) if failed + 1 >= TRIES && offset == before || pace.is_hopeless() => return Err(error),
-                Err(error) => tracing::debug!(digest = %layer.digest, offset, %error, "layer is resumed"),
-            }
-            failed = if offset > before { 0 } else { failed + 1 };
-            if failed >= TRIES {
-                let text = format!("registry {}: sends {} incompletely", self.repository.host(), layer.digest);
-                return Err(Error::unavailable(text));
-            }
-            tokio::time::sleep(Duration::from_millis(100) * (1 << failed)).await;
-        }
-        Ok(())
-    }
-
-    /// Receives one answer; false where nobody takes it any more.
-    async fn receive_some(
-        &self,
-        layer: &Descriptor,
-        offset: &mut u64,
-        pace: &mut Pace,
-        to: &mpsc::Sender<Bytes>,
-        bad: usize,
-    ) -> Result<bool> {
-        let mut blob = self.repository.blob(layer, *offset, bad).await?;
-        // A registry that cannot give a part gives the whole again.
-        let mut known = offset.saturating_sub(blob.offset);
-        while let Some(mut piece) = blob.next().await? {
-            if !pace.came(piece.len() as u64) {
-                return Err(blob.give_up());
-            }
-            let skipped = known.min(piece.len() as u64);
-            piece.advance(usize::try_from(skipped).unwrap_or(0));
-            known -= skipped;
-            if piece.is_empty() {
-                continue;
-            }
-            *offset += piece.len() as u64;
-            if *offset > layer.size {
-                let text = format!("registry {}: sends more than {} bytes", self.repository.host(), layer.size);
-                return Err(Error::new(Kind::DataLoss, format!("{text} of {}", layer.digest)));
-            }
-            if to.send(piece).await.is_err() {
-                return Ok(false);
-            }
-            // For a slow disk the registry was not waited for.
-            pace.goes_on();
-        }
-        Ok(true)
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{ImageConfig, Manifest};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::disks::Disks;
@@ -44,34 +43,8 @@ pub(super) struct Gear<'a> {
     pub(super) flights: &'a Flights,
     /// The label that says where blobs come from.
     pub(super) source: (String, String),
-    /// How many of one image come in at once.
-    pub(super) at_once: usize,
-    /// Room for the layers of all images.
-    pub(super) room: Arc<Semaphore>,
     /// What another program has as snapshots need not come.
     pub(super) spares: bool,
-}
-
-impl Gear<'_> {
-    /// Room for the layers of one image.
-    fn room(&self) -> Room {
-        Room { own: Arc::new(Semaphore::new(self.at_once)), all: self.room.clone() }
-    }
-}
-
-/// Where layers that come in have their places. Who has one waits for nobody else's.
-#[derive(Clone)]
-struct Room {
-    own: Arc<Semaphore>,
-    all: Arc<Semaphore>,
-}
-
-impl Room {
-    /// A place, until it is dropped.
-    async fn place(self) -> (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>) {
-        let own = self.own.acquire_owned().await.ok();
-        (own, self.all.acquire_owned().await.ok())
-    }
 }
 
 impl Haul {
@@ -104,7 +77,7 @@ impl Haul {
         manifest: &Manifest,
         stack: Option<&Stack>,
     ) -> Result<Vec<Digest>> {
-        let room = gear.room();
+        let room = &gear.fetcher.room;
         let mut all: Vec<Option<Fetched>> = manifest.layers.iter().map(|_| None).collect();
         let (mut ours, mut theirs) = (JoinSet::new(), Vec::new());
         let job = |index: usize| Job {

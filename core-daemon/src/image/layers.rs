@@ -1,7 +1,7 @@
 //! One layer between the content store and a snapshot's mounts, as the diff service has it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 
 use rung_spec::digest::{Algorithm, Digest, Hasher};
 use rung_spec::image::{Compression, Descriptor, Kind as MediaKind, media_types};
@@ -10,14 +10,19 @@ use rung_sys::writeback::FileSystems;
 
 use super::Images;
 use super::fetch::{Form, Place};
+use super::unpack::image_mount;
 use crate::content::{Content, Ingest, IngestWriter};
 use crate::context::Context;
-use crate::diff::{self, Applied, Changes, Payloads, Processors, Target, Wanted};
+use crate::diff::{self, Applied, Changes, Deferred, Payloads, Processors, Target, Wanted};
+use crate::erofs;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::id;
 use crate::labels::{self, Labels};
 use crate::snapshots::{Mount, Snapshotter};
 
+/// On a layer that is an EROFS image: what it is for, and the one thing that it can be for here, which goes without saying.
+const ROLE: &str = "org.erofs.role";
+const LOWER: &str = "overlay-lower";
 /// How much larger than its stored form a layer may be: more than gzip can compress anything.
 const MAX_RATIO: u64 = 1100;
 /// What any layer may unpack to, however small it is stored.
@@ -44,15 +49,60 @@ pub(super) fn apply_stored(
 
 /// Applies a layer from its file, as [`apply_checked`].
 pub(super) fn apply_file(processors: &Processors, layer: &Descriptor, place: &Place, stored: File) -> Result<Applied> {
+    if is_image(processors, layer, place)? {
+        return apply_image(layer, place, BufReader::with_capacity(256 << 10, stored));
+    }
     let plain = processors.plain(layer, stored, &diff::own_payloads(layer));
     apply_plain(layer, place, plain.doing(|| format!("unpack layer {}", layer.digest))?)
 }
 
 /// Applies a stored layer and checks that its plain tar is what the configuration says.
 pub(super) fn apply_checked(layer: &Descriptor, place: &Place, stored: impl BufRead + Send) -> Result<Applied> {
+    if let MediaKind::Erofs(_) = layer.kind() {
+        return apply_image(layer, place, stored);
+    }
     let doing = || format!("unpack layer {}", layer.digest);
     let (plain, _) = diff::decompress(stored).doing(doing)?;
     apply_plain(layer, place, plain)
+}
+
+/// Whether a layer is an EROFS image that is taken as it is.
+///
+/// # Errors
+/// `Unimplemented` where it is one that cannot be.
+pub(super) fn is_image(processors: &Processors, layer: &Descriptor, place: &Place) -> Result<bool> {
+    let MediaKind::Erofs(packing) = layer.kind() else { return Ok(false) };
+    if processors.take(layer)? {
+        return Ok(false);
+    }
+    let role = layer.annotations.get(ROLE).map(String::as_str);
+    let problem = match (&place.form, packing, role) {
+        (Form::Directory(_), ..) => diff::ONLY_EROFS.to_owned(),
+        (_, None, _) => "is packed in a way that is not known".to_owned(),
+        (.., Some(role)) if role != LOWER => format!("has the role {role:?}; only {LOWER:?} is supported"),
+        _ => return Ok(true),
+    };
+    Err(Error::unimplemented(format!("layer {} of type {}: {problem}", layer.digest, layer.media_type)))
+}
+
+/// Keeps a layer that is an EROFS image as it is. The kernel sees it once it is known to be the one that the image's
+/// configuration names, and only then a pull goes on with it.
+fn apply_image(layer: &Descriptor, place: &Place, stored: impl BufRead + Send) -> Result<Applied> {
+    let doing = || format!("layer {}", layer.digest);
+    let (MediaKind::Erofs(Some(packing)), Form::Image(path)) = (layer.kind(), &place.form) else {
+        return Err(Error::unimplemented(format!("{}: {}", doing(), diff::ONLY_EROFS)));
+    };
+    let plain = diff::decompress_as(stored, packing).doing(doing)?;
+    let taken = diff::read_ahead(plain, |plain| {
+        // What a broken connection left of it was to be thrown away.
+        rung_sys::beneath::remove(path)?;
+        let size = erofs::store(path, plain, unpacked_limit(layer.size))?;
+        Ok::<_, Error>((size, plain.digest()?))
+    });
+    let (size, is) = taken.doing(doing)?;
+    check_plain(layer, place, &is)?;
+    Target::to_read(&[image_mount(path)]).map_err(|error| Error::invalid(error.to_string())).doing(doing)?;
+    Ok(Applied { size, deferred: Deferred::default(), image: None })
 }
 
 fn apply_plain(layer: &Descriptor, place: &Place, plain: impl Read + Send) -> Result<Applied> {
@@ -70,12 +120,18 @@ fn apply_plain(layer: &Descriptor, place: &Place, plain: impl Read + Send) -> Re
         Ok::<_, Error>((applied?, plain.digest()?))
     });
     let (applied, is) = applied.doing(doing)?;
-    if is != place.diff_id {
-        let should = &place.diff_id;
-        let text = format!("layer {} unpacks to {is}, but the image's configuration says {should}", layer.digest);
-        return Err(Error::new(Kind::DataLoss, format!("{text}; the image was built or pushed wrongly")));
-    }
+    check_plain(layer, place, &is)?;
     Ok(applied)
+}
+
+/// Checks that what a layer is without its packing is what the configuration says.
+fn check_plain(layer: &Descriptor, place: &Place, is: &Digest) -> Result<()> {
+    let should = &place.diff_id;
+    if is == should {
+        return Ok(());
+    }
+    let text = format!("layer {} unpacks to {is}, but the image's configuration says {should}", layer.digest);
+    Err(Error::new(Kind::DataLoss, format!("{text}; the image was built or pushed wrongly")))
 }
 
 impl Images {

@@ -14,7 +14,9 @@ pub mod naming;
 mod origin;
 mod pull;
 mod push;
+mod receive;
 mod referrers;
+mod room;
 mod tree;
 mod unpack;
 pub mod users;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
 use rung_spec::platform::Platform;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::content::Content;
 use crate::context::Context;
@@ -40,6 +42,7 @@ pub use choice::Choice;
 use flights::Flights;
 pub use naming::Names;
 pub use push::{PushOptions, Pushed};
+use room::{House, Room};
 pub use tree::manifest_labels;
 pub use verify::Verifiers;
 
@@ -62,12 +65,9 @@ pub struct Images {
     wake: Arc<Notify>,
     /// What is being pulled.
     flights: Flights,
-    /// Room for layers that come in, of all images together.
-    room: Arc<Semaphore>,
+    /// Room for what comes in, of all images together.
+    house: House,
 }
-
-/// Most layers that come in at once, whatever is pulled: each takes threads and memory.
-const LAYERS: usize = 32;
 
 /// What [`Images`] is made of.
 pub struct Parts {
@@ -94,10 +94,14 @@ pub struct Parts {
 /// How much goes to and from a registry at once, for one image.
 #[derive(Debug, Clone, Copy)]
 pub struct AtOnce {
-    /// Layers that come in.
+    /// Layers that come in, and connections that they come over.
     pub downloads: usize,
     /// Blobs that go out.
     pub uploads: usize,
+    /// Connections that one layer comes over.
+    pub slices: usize,
+    /// Bytes from which on a layer comes over more than one.
+    pub large: u64,
 }
 
 /// How to pull.
@@ -207,8 +211,13 @@ impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
         let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake } = parts;
-        let (flights, room) = (Flights::default(), Arc::new(Semaphore::new(LAYERS)));
-        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights, room }
+        let (flights, house) = (Flights::default(), House::default());
+        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights, house }
+    }
+
+    /// Room for what one image's pull brings.
+    fn room(&self) -> Room {
+        Room::new(&self.house, self.at_once)
     }
 
     /// Looks an image up by its exact record name, for a platform or for this machine.

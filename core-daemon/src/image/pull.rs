@@ -171,13 +171,12 @@ impl Pull<'_> {
             ctx: self.ctx.clone(),
             progress: self.progress.clone(),
             processors: self.images.processors.clone(),
+            room: self.images.room(),
         };
         let gear = Gear {
             fetcher: &fetcher,
             flights: &self.images.flights,
             source: self.source(),
-            at_once: self.images.at_once.downloads,
-            room: self.images.room.clone(),
             // Another snapshotter needs them.
             spares: haul.later.is_empty(),
         };

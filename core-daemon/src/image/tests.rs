@@ -18,7 +18,7 @@ use crate::labels::Labels;
 use crate::metadata::Db;
 use crate::registry::fake::{Answer, Asked, Fake};
 use crate::snapshots::overlay::Overlay;
-use crate::snapshots::{Local, Snapshotter};
+use crate::snapshots::{Driver, Local, Snapshotter};
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -32,14 +32,18 @@ fn fixture() -> Fixture {
 }
 
 fn fixture_with(registry: Registry) -> Fixture {
+    let open = |dir: &Path| Overlay::open(&dir.join("overlay")).expect("overlay");
+    fixture_on("overlayfs", open, registry)
+}
+
+fn fixture_on<D: Driver>(name: &str, driver: impl FnOnce(&Path) -> D, registry: Registry) -> Fixture {
     let dir = tempfile::tempdir().expect("temporary directory");
     let db = Db::open(&dir.path().join("meta.redb")).expect("metadata");
     let events = Events::new();
     let content = Content::open(&dir.path().join("content"), db.clone(), events.clone()).expect("content");
-    let overlay = Overlay::open(&dir.path().join("overlay")).expect("overlay");
     let local: Arc<dyn Snapshotter> =
-        Arc::new(Local::open("overlayfs", overlay, db.clone(), events.clone()).expect("snapshotter"));
-    let snapshotters = Snapshotters::new(BTreeMap::from([("overlayfs".into(), local)]), "overlayfs").expect("all");
+        Arc::new(Local::open(name, driver(dir.path()), db.clone(), events.clone()).expect("snapshotter"));
+    let snapshotters = Snapshotters::new(BTreeMap::from([(name.to_owned(), local)]), name).expect("all");
     let mounts = crate::mounts::Mounts::open(&dir.path().join("state"), dir.path()).expect("mounts");
     let gc = Gc::new(db.clone(), content.clone(), snapshotters.clone(), mounts, events.clone());
     let images = Images::new(Parts {
@@ -48,7 +52,7 @@ fn fixture_with(registry: Registry) -> Fixture {
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
         registry,
-        at_once: AtOnce { downloads: 6, uploads: 4 },
+        at_once: AtOnce { downloads: 6, uploads: 4, slices: 4, large: 32 << 20 },
         verifiers: Verifiers::default(),
         processors: Processors::default(),
         wake: gc.waker(),
@@ -124,13 +128,16 @@ impl Store {
         let path = asked.path.split('?').next().unwrap_or_default();
         let object = path.rsplit('/').next().unwrap_or_default();
         let Some((media_type, bytes)) = self.0.get(object) else { return Answer::new(404, "") };
-        let range = asked.header("range").strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
-        let from: usize = range.and_then(|from| from.parse().ok()).unwrap_or(0);
-        let answer = Answer::new(if from > 0 { 206 } else { 200 }, &bytes[from..])
+        let range = asked.header("range").strip_prefix("bytes=").and_then(|range| range.split_once('-'));
+        let (from, to) = range.unwrap_or_default();
+        let from: usize = from.parse().unwrap_or(0);
+        let end = to.parse().map_or(bytes.len(), |last: usize| last + 1);
+        let digest = if object.contains(':') { object.to_owned() } else { Digest::of(bytes).to_string() };
+        let answer = Answer::new(if range.is_some() { 206 } else { 200 }, &bytes[from..end])
             .with("content-type", media_type)
-            .with("docker-content-digest", Digest::of(bytes).to_string());
-        if from > 0 {
-            answer.with("content-range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()))
+            .with("docker-content-digest", digest);
+        if range.is_some() {
+            answer.with("content-range", format!("bytes {from}-{}/{}", end - 1, bytes.len()))
         } else {
             answer
         }
@@ -478,4 +485,6 @@ async fn indexes_that_lead_to_indexes_without_end_are_refused() {
 mod archives;
 mod damage;
 mod mirrors;
+mod natives;
 mod others;
+mod slices;

@@ -276,9 +276,10 @@ fn present(ctx: &Context, snapshotter: &dyn Snapshotter, chain: &[Digest]) -> Re
     }
 }
 
-fn image_mount(path: &Path) -> Mount {
+/// The mount of a layer's image.
+pub(super) fn image_mount(path: &Path) -> Mount {
     let source = path.to_string_lossy().into_owned();
-    Mount { kind: "erofs".into(), source, target: String::new(), options: vec!["ro".into()] }
+    Mount { kind: "erofs".into(), source, target: String::new(), options: vec!["ro".into(), "nodev".into()] }
 }
 
 impl Images {

@@ -125,7 +125,7 @@ pub fn parse_config(manifest: &Manifest, bytes: &[u8]) -> Result<ImageConfig> {
 pub(super) fn unpacked(manifest: &Manifest, config: &ImageConfig) -> Vec<usize> {
     let is_all = config.rootfs.diff_ids.len() == manifest.layers.len();
     let is_layer =
-        |layer: &Descriptor| matches!(layer.kind(), MediaKind::Layer(_) | MediaKind::Encrypted | MediaKind::Erofs);
+        |layer: &Descriptor| matches!(layer.kind(), MediaKind::Layer(_) | MediaKind::Encrypted | MediaKind::Erofs(_));
     (0..manifest.layers.len()).filter(|index| is_all || is_layer(&manifest.layers[*index])).collect()
 }
 

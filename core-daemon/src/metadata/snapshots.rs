@@ -2,7 +2,7 @@
 
 use gantry_proto::containerd::services::snapshots::v1::Info;
 
-use super::schema::{SNAPSHOT_CHILDREN, SNAPSHOTS, join};
+use super::schema::{FACTS, SNAPSHOT_CHILDREN, SNAPSHOTS, join};
 use super::{Tx, WriteTx};
 use crate::error::Result;
 
@@ -21,6 +21,9 @@ pub struct Record {
     /// Inodes it takes, once committed.
     #[prost(uint64, tag = "4")]
     pub inodes: u64,
+    /// The lowest number whose directories were not known to be on the disk when this was written; 0 where that is not known.
+    #[prost(uint64, tag = "5")]
+    pub fresh: u64,
 }
 
 /// One snapshot.
@@ -114,6 +117,23 @@ pub fn delete(tx: &WriteTx, namespace: &str, snapshotter: &str, record: &Record)
 /// When the database cannot be read.
 pub fn has_children(tx: &impl Tx, namespace: &str, snapshotter: &str, name: &str) -> Result<bool> {
     tx.any(SNAPSHOT_CHILDREN, namespace, &join(&[snapshotter, name, ""]))
+}
+
+/// In which boot of the machine a snapshotter was looked after last, if that is known.
+///
+/// # Errors
+/// When the database cannot be read.
+pub fn boot(tx: &impl Tx, snapshotter: &str) -> Result<Option<String>> {
+    let boot = tx.get(FACTS, "", &join(&["boot", snapshotter]))?;
+    Ok(boot.and_then(|bytes| String::from_utf8(bytes).ok()))
+}
+
+/// Notes it.
+///
+/// # Errors
+/// When the database cannot be written.
+pub fn set_boot(tx: &WriteTx, snapshotter: &str, boot: &str) -> Result<()> {
+    tx.put(FACTS, "", &join(&["boot", snapshotter]), boot.as_bytes())
 }
 
 fn decode(key: &str, bytes: &[u8]) -> Result<Record> {

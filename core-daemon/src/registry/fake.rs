@@ -36,6 +36,8 @@ pub(crate) struct Answer {
     pub(crate) cut: Option<usize>,
     /// What follows this many bytes of the body waits until the other side says so or is gone.
     pub(crate) held: Option<(usize, watch::Receiver<bool>)>,
+    /// It comes in pieces of so many bytes, each after a pause.
+    pub(crate) slowed: Option<(usize, Duration)>,
 }
 
 impl Answer {
@@ -134,7 +136,11 @@ async fn serve(stream: TcpStream, handler: impl Fn(&Asked) -> Option<Answer>, se
             if let Some((_, mut gate)) = answer.held.clone() {
                 let _ = gate.wait_for(|is_open| *is_open).await;
             }
-            stream.get_mut().write_all(later).await?;
+            let (piece, pause) = answer.slowed.unwrap_or((later.len().max(1), Duration::ZERO));
+            for piece in later.chunks(piece) {
+                tokio::time::sleep(pause).await;
+                stream.get_mut().write_all(piece).await?;
+            }
             stream.get_mut().flush().await
         };
         if sent.await.is_err() || answer.cut.is_some() {

@@ -14,6 +14,7 @@ use super::Repository;
 use super::hosts::Host;
 use super::pace::Pace;
 use super::push::is_passing;
+use super::slices::{Question, Slices};
 use super::transport::{Ask, backoff, body, failure, in_time, next_piece, send, slow};
 use crate::error::{Doing, Error, Kind, Result};
 
@@ -39,9 +40,16 @@ pub struct BlobStream {
     answer: Response,
     /// Where in the blob they start.
     pub offset: u64,
+    /// Where slices of it come from, if they do.
+    slices: Option<Slices>,
 }
 
 impl BlobStream {
+    /// Where slices of the same blob come from, over other connections; none where that is known to fail.
+    pub fn slices(&self) -> Option<Slices> {
+        self.slices.clone()
+    }
+
     /// The next piece; `None` at the end.
     ///
     /// # Errors
@@ -153,7 +161,8 @@ impl Repository {
     /// As [`Repository::resolve`].
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64, failed: usize) -> Result<BlobStream> {
         if let (Some(bytes), Some(host)) = (embedded(descriptor), self.hosts.first()) {
-            return Ok(BlobStream { host: host.clone(), answer: http::Response::new(bytes).into(), offset: 0 });
+            let answer = http::Response::new(bytes).into();
+            return Ok(BlobStream { host: host.clone(), answer, offset: 0, slices: None });
         }
         for url in descriptor.urls.iter().take(MAX_URLS) {
             match self.blob_elsewhere(url, descriptor, offset).await {
@@ -309,9 +318,9 @@ impl Repository {
         let url = self.url(&host, &format!("blobs/{}", descriptor.digest))?;
         let mut answer = self.send(&host, &part(url.clone(), offset), &self.scope()).await?;
         if is_other_part(&answer, offset) {
-            answer = self.send(&host, &part(url, 0), &self.scope()).await?;
+            answer = self.send(&host, &part(url.clone(), 0), &self.scope()).await?;
         }
-        begun(host, answer, descriptor, offset).await
+        begun(host, self.question(url, Some(self.scope())), answer, descriptor, offset).await
     }
 
     /// Asks an address of a descriptor, which gets no account of the registry's.
@@ -323,9 +332,13 @@ impl Repository {
         let host = registry.service_at(url.clone());
         let mut answer = send(&host, &part(url.clone(), offset), None).await?;
         if is_other_part(&answer, offset) {
-            answer = send(&host, &part(url, 0), None).await?;
+            answer = send(&host, &part(url.clone(), 0), None).await?;
         }
-        begun(host, answer, descriptor, offset).await
+        begun(host, self.question(url, None), answer, descriptor, offset).await
+    }
+
+    fn question(&self, url: Url, scope: Option<String>) -> Question {
+        Question { repository: self.clone(), ask: part(url, 0), scope }
     }
 }
 
@@ -364,13 +377,20 @@ fn embedded(descriptor: &Descriptor) -> Option<Bytes> {
 }
 
 /// A blob whose first bytes may have come.
-async fn begun(host: Host, answer: Response, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
+async fn begun(
+    host: Host,
+    question: Question,
+    answer: Response,
+    descriptor: &Descriptor,
+    offset: u64,
+) -> Result<BlobStream> {
     let offset = match answer.status() {
         StatusCode::OK => 0,
         StatusCode::PARTIAL_CONTENT if starts_at(&answer, offset) => offset,
         _ => return Err(failure(&host, answer).await).doing(|| format!("fetch {}", descriptor.digest)),
     };
-    Ok(BlobStream { host, answer, offset })
+    let slices = Slices::of(&host, question, &answer, descriptor.size);
+    Ok(BlobStream { host, answer, offset, slices })
 }
 
 /// Whether a partial answer begins where it was asked to.

@@ -25,6 +25,7 @@ mod push;
 mod reach;
 mod referrers;
 mod renewed;
+mod slices;
 mod transport;
 mod warnings;
 
@@ -40,6 +41,7 @@ pub use explain::Explained;
 pub use fetch::{BlobStream, Resolved};
 pub use pace::Pace;
 pub use push::{Pusher, Room, Upload};
+pub use slices::Slices;
 pub use transport::{USER_AGENT, client};
 
 use crate::error::Result;

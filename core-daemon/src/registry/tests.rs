@@ -260,3 +260,4 @@ mod hostile;
 mod mirrors;
 mod parts;
 mod push;
+mod slices;

@@ -24,7 +24,8 @@ impl<D: Driver> Local<D> {
         }
         self.hold_for(tx, ctx, name)?;
         let info = new_info(name, parent, Kind::Committed, labels.clone());
-        let committed = Record { info, number: record.number, size: usage.size, inodes: usage.inodes };
+        let Usage { size, inodes } = usage;
+        let committed = Record { info, number: record.number, size, inodes, fresh: record.fresh };
         table::put(tx, namespace, &self.name, &committed)
     }
 

@@ -25,13 +25,27 @@ pub trait Driver: Send + Sync + 'static {
     /// When the files cannot be made, or a label that it understands is malformed.
     fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
 
-    /// Brings what [`Driver::create`] made to the disk, before a lasting record says that it is there. The flush of the
-    /// record itself need not take along what else the file system has noted.
+    /// Brings what [`Driver::create`] made to the disk, before anybody is told that it is there. The flush of the record
+    /// itself need not take along what else the file system has noted.
     ///
     /// # Errors
     /// When something of it cannot be written.
     fn keep(&self, number: u64) -> Result<()> {
         flush_names(&self.dir(number))
+    }
+
+    /// Whether all that [`Driver::create`] makes are directories without anything in them, which [`Driver::renew`] makes
+    /// again: then the record need not wait until they are on the disk.
+    fn is_renewable(&self) -> bool {
+        false
+    }
+
+    /// Makes what is missing of what [`Driver::create`] has made, and leaves what is there.
+    ///
+    /// # Errors
+    /// As [`Driver::create`].
+    fn renew(&self, _number: u64, _kind: Kind, _parents: &[u64], _labels: &Labels) -> Result<()> {
+        Ok(())
     }
 
     /// The mounts that show a snapshot.

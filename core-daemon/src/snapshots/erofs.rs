@@ -20,7 +20,7 @@ use rung_sys::mount_options::MountOptions;
 use rung_sys::{mount, mount_words};
 
 use super::driver::{flush_names, missing};
-use super::overlay::{look_like, make, overlay_options, stacked};
+use super::overlay::{look_like, make, overlay_options, renewed, stacked};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::erofs;
 use crate::error::{Doing, Result};
@@ -65,7 +65,8 @@ impl Erofs {
         if is_mounted(&dir, &fs)? {
             return Ok(fs);
         }
-        let options = MountOptions::parse(["ro"]);
+        // Its devices are for containers, by way of an overlay, and not for who looks at it here.
+        let options = MountOptions::parse(["ro", "nodev"]);
         let tree = mount_words::make("erofs", &image.to_string_lossy(), &options).map_err(std::io::Error::from);
         let (tree, target) = (tree.doing(doing)?, std::fs::File::open(&fs).doing(doing)?);
         mount::attach(tree.as_fd(), target.as_fd()).map_err(std::io::Error::from).doing(doing)?;
@@ -123,6 +124,15 @@ impl Driver for Erofs {
 
     fn keep(&self, number: u64) -> Result<()> {
         flush_names(&self.dir(number).join("fs"))
+    }
+
+    fn is_renewable(&self) -> bool {
+        true
+    }
+
+    fn renew(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<()> {
+        let below = parents.first().map(|parent| self.shown(*parent)).transpose()?;
+        renewed(&self.dir(number), number, kind, below.as_deref(), labels).map(drop)
     }
 
     fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>> {

@@ -1,21 +1,22 @@
 //! Snapshot records in the metadata, over a driver that keeps the files.
 //!
 //! Files come first and go last: a directory is made before its record is written and removed after its record is
-//! gone, so a crash leaves at most a directory without a record, which `cleanup` removes.
+//! gone, so a crash leaves at most a directory without a record, which `cleanup` removes. See `create` for what a power
+//! failure may leave besides.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use gantry_proto::containerd::events::{SnapshotPrepare, SnapshotRemove};
+use gantry_proto::containerd::events::SnapshotRemove;
 
 use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
-use super::commit::{chosen_parent, new_info};
-use super::{Driver, Info, Kind, Layer, Made, Mount, Snapshotter, Unpacking, Usage, mounted};
+use super::commit::chosen_parent;
+use super::create::{Flusher, New, Numbering};
+use super::{Driver, Info, Kind, Layer, Mount, Snapshotter, Unpacking, Usage, mounted};
 use crate::blocking::each;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind as ErrorKind, Result};
@@ -30,24 +31,14 @@ const MAX_KEY: usize = 4096;
 /// Snapshots whose files are removed at once, before whoever removes one more waits for it.
 const REMOVALS: usize = 8;
 
-/// A snapshot to be made.
-struct New<'a> {
-    kind: Kind,
-    key: &'a str,
-    parent: &'a str,
-    /// Its record is on disk when it is made.
-    lasting: bool,
-    /// A layer is put into it alone: its parents are not needed.
-    layer: bool,
-}
-
 /// A snapshotter whose files are on this machine.
 pub struct Local<D> {
     pub(super) name: String,
     pub(super) driver: Arc<D>,
-    db: Db,
+    pub(super) db: Db,
     pub(super) events: Events,
-    next: AtomicU64,
+    pub(super) numbering: Numbering,
+    pub(super) flusher: Option<Flusher>,
     busy: Numbers,
     /// How many may be removed beside what goes on.
     removals: Arc<Semaphore>,
@@ -61,20 +52,18 @@ impl<D: Driver> Local<D> {
     pub fn open(name: &str, driver: D, db: Db, events: Events) -> Result<Self> {
         let recorded = db.read(|tx| table::highest(tx, name))?;
         let highest = numbers(&driver)?.into_iter().fold(recorded, u64::max);
-        let (driver, name, next) = (Arc::new(driver), name.to_owned(), AtomicU64::new(highest + 1));
-        Ok(Self {
-            name,
-            driver,
-            db,
-            events,
-            next,
-            busy: Numbers::default(),
-            removals: Arc::new(Semaphore::new(REMOVALS)),
-        })
+        let (driver, name, numbering) = (Arc::new(driver), name.to_owned(), Numbering::after(highest));
+        let (busy, removals) = (Numbers::default(), Arc::new(Semaphore::new(REMOVALS)));
+        let flusher = driver.is_renewable().then(|| Flusher::start(&driver)).transpose()?;
+        let it = Self { name, driver, db, events, numbering, flusher, busy, removals };
+        if let Err(error) = it.renew() {
+            tracing::error!(snapshotter = it.name, %error, "what a power failure took of new snapshots is not made again");
+        }
+        Ok(it)
     }
 
     /// Keeps others from committing or removing a snapshot.
-    fn take(&self, number: u64, key: &str) -> Result<Busy> {
+    pub(super) fn take(&self, number: u64, key: &str) -> Result<Busy> {
         let busy = self.busy.take(number);
         busy.ok_or_else(|| Error::unavailable(format!("snapshot {key}: is being made, committed or removed")))
     }
@@ -98,7 +87,7 @@ impl<D: Driver> Local<D> {
     }
 
     /// The numbers of `parent` and its ancestors, newest first.
-    fn chain(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Vec<u64>> {
+    pub(super) fn chain(&self, tx: &impl Tx, ctx: &Context, parent: &str) -> Result<Vec<u64>> {
         let mut chain = Vec::new();
         let mut next = self.parent(tx, ctx, parent)?;
         while let Some(record) = next {
@@ -108,81 +97,8 @@ impl<D: Driver> Local<D> {
         Ok(chain)
     }
 
-    fn check_new(&self, tx: &impl Tx, ctx: &Context, key: &str, labels: &Labels) -> Result<()> {
-        let namespace = ctx.namespace.as_str();
-        if let Some(target) = labels.get(labels::SNAPSHOT_REF)
-            && table::get(tx, namespace, &self.name, target)?.is_some_and(|it| it.info.kind() == Kind::Committed)
-        {
-            return Err(Error::already_exists(format!("target snapshot {target:?}: already exists")));
-        }
-        match table::get(tx, namespace, &self.name, key)? {
-            Some(_) => Err(Error::already_exists(format!("snapshot {key:?}: already exists"))),
-            None => Ok(()),
-        }
-    }
-
-    fn create(&self, ctx: &Context, new: New<'_>, labels: Labels) -> Result<Vec<Mount>> {
-        let New { kind, key, parent, lasting, layer } = new;
-        check_key(key)?;
-        labels::check(&labels)?;
-        let parents = self.db.read(|tx| {
-            self.check_new(tx, ctx, key, &labels)?;
-            self.chain(tx, ctx, parent)
-        });
-        let parents = match parents {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                self.hold_existing(ctx, key, &labels)?;
-                return Err(error);
-            }
-            other => other?,
-        };
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let busy = self.take(number, key)?;
-        let made = self.driver.create(number, kind, &parents, &labels).and_then(|made| {
-            if lasting {
-                self.driver.keep(number)?;
-            }
-            let target = labels.get(labels::SNAPSHOT_REF).filter(|_| made == Made::Committed);
-            let (name, kind) = target.map_or((key, kind), |target| (target.as_str(), Kind::Committed));
-            let usage = if target.is_some() { self.driver.usage(number)? } else { Usage::default() };
-            let record = |tx: &WriteTx| {
-                // Another may have taken the key, or removed the parent, since the look above.
-                self.check_new(tx, ctx, key, &labels)?;
-                self.parent(tx, ctx, parent)?;
-                self.hold_for(tx, ctx, name)?;
-                let info = new_info(name, parent, kind, labels.clone());
-                let record = Record { info, number, size: usage.size, inodes: usage.inodes };
-                table::put(tx, ctx.namespace.as_str(), &self.name, &record)
-            };
-            self.db.write_or_soon(!lasting, record)?;
-            Ok(target)
-        });
-        if made.is_err() {
-            self.discard(number);
-        }
-        drop(busy);
-        if let Some(target) = made.doing(|| format!("snapshot {key}"))? {
-            return Err(Error::already_exists(format!("target snapshot {target:?} from snapshotter: already exists")));
-        }
-        // Views are not announced, as by containerd.
-        if kind == Kind::Active {
-            let event = SnapshotPrepare { key: key.into(), parent: parent.into(), snapshotter: self.name.clone() };
-            self.events.announce(&ctx.namespace, "/snapshot/prepare", &event);
-        }
-        let mounts = match layer {
-            true => self.driver.layer(number, &labels),
-            false => self.driver.mounts(number, kind, &parents, &labels),
-        };
-        mounts.inspect_err(|_| {
-            // To its caller it was not made, and another try must not find it.
-            if let Err(error) = self.remove(ctx, key) {
-                tracing::warn!(snapshotter = self.name, key, %error, "remove a snapshot that cannot be mounted");
-            }
-        })
-    }
-
     /// Puts what a caller is told exists already under its lease, so that it can go on with it.
-    fn hold_existing(&self, ctx: &Context, key: &str, labels: &Labels) -> Result<()> {
+    pub(super) fn hold_existing(&self, ctx: &Context, key: &str, labels: &Labels) -> Result<()> {
         if ctx.lease.is_none() {
             return Ok(());
         }
@@ -212,7 +128,7 @@ impl<D: Driver> Local<D> {
     }
 
     /// Removes the files of a number. What cannot be removed now waits for `cleanup`.
-    fn discard(&self, number: u64) -> bool {
+    pub(super) fn discard(&self, number: u64) -> bool {
         discard(self.driver.as_ref(), &self.name, number)
     }
 
@@ -451,7 +367,7 @@ impl<D: Driver> Snapshotter for Local<D> {
     }
 }
 
-fn check_key(key: &str) -> Result<()> {
+pub(super) fn check_key(key: &str) -> Result<()> {
     if key.is_empty() {
         return Err(Error::invalid("snapshot: its key must not be empty"));
     }

@@ -28,6 +28,7 @@
 mod busy;
 mod commit;
 mod copy;
+mod create;
 mod driver;
 pub mod erofs;
 mod local;

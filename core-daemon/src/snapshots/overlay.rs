@@ -77,6 +77,17 @@ impl Overlay {
         }
     }
 
+    /// Notes of a volatile snapshot in which boot it was made. That is not flushed: what loses it is what it is about.
+    fn note_boot(&self, dir: &Path, labels: &Labels) -> Result<()> {
+        if !self.is_volatile(labels) {
+            return Ok(());
+        }
+        let boot = id::boot()?;
+        let mut options = std::fs::OpenOptions::new();
+        let noted = options.write(true).create_new(true).mode(0o600).open(dir.join("boot"));
+        noted.and_then(|mut file| file.write_all(boot.as_bytes())).doing(|| "note the boot of a volatile snapshot")
+    }
+
     /// A volatile overlay can be mounted again only in the boot that it was made in: a crash of the machine may have
     /// lost anything of it.
     fn renew(&self, number: u64) -> Result<()> {
@@ -113,15 +124,7 @@ impl Driver for Overlay {
         make(&fs, 0o755)?;
         if kind == Kind::Active {
             make(&dir.join("work"), 0o711)?;
-            if self.is_volatile(labels) {
-                // Not flushed: what loses it is what it is about.
-                let boot = id::boot()?;
-                let mut options = std::fs::OpenOptions::new();
-                let noted = options.write(true).create_new(true).mode(0o600).open(dir.join("boot"));
-                noted
-                    .and_then(|mut file| file.write_all(boot.as_bytes()))
-                    .doing(|| "note the boot of a volatile snapshot")?;
-            }
+            self.note_boot(&dir, labels)?;
         }
         // The root of an overlay is the upper directory's: it must look like the image's.
         look_like(&fs, parents.first().map(|parent| self.fs(*parent)).as_deref(), labels)?;
@@ -130,6 +133,19 @@ impl Driver for Overlay {
 
     fn keep(&self, number: u64) -> Result<()> {
         flush_names(&self.fs(number))
+    }
+
+    fn is_renewable(&self) -> bool {
+        true
+    }
+
+    fn renew(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<()> {
+        let (dir, below) = (self.dir(number), parents.first().map(|parent| self.fs(*parent)));
+        if renewed(&dir, number, kind, below.as_deref(), labels)? && kind == Kind::Active {
+            rung_sys::beneath::remove(&dir.join("boot")).doing(|| "forget the boot of a volatile snapshot")?;
+            self.note_boot(&dir, labels)?;
+        }
+        Ok(())
     }
 
     fn mounts(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Vec<Mount>> {
@@ -207,6 +223,26 @@ pub(super) fn stacked(
 
 pub(super) fn make(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new().mode(mode).create(path).doing(|| format!("make {}", path.display()))
+}
+
+/// Makes what `dir` lacks of the directories of a snapshot, and says whether nothing is in that of its changes. Only then it
+/// is made to look as when it was made: it may belong to somebody by now.
+pub(super) fn renewed(dir: &Path, number: u64, kind: Kind, below: Option<&Path>, labels: &Labels) -> Result<bool> {
+    let fs = dir.join("fs");
+    let mut wanted = vec![(dir.to_owned(), 0o700), (fs.clone(), 0o755)];
+    wanted.extend((kind == Kind::Active).then(|| (dir.join("work"), 0o711)));
+    for (path, mode) in wanted {
+        if !path.exists() {
+            tracing::warn!(path = %path.display(), "a power failure took a directory of a new snapshot, which is made again");
+            make(&path, mode)?;
+        }
+    }
+    let is_empty = std::fs::read_dir(&fs).doing(|| format!("list {}", fs.display()))?.next().is_none();
+    if is_empty {
+        quota::apply(dir, number, labels)?;
+        look_like(&fs, below, labels)?;
+    }
+    Ok(is_empty)
 }
 
 /// Gives the directory of a snapshot's changes the owner that id maps or the layer below ask for, and its permissions.

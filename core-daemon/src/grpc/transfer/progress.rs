@@ -255,7 +255,7 @@ fn reference(descriptor: &Descriptor) -> String {
         MediaKind::Index => "index",
         MediaKind::Manifest => "manifest",
         MediaKind::Config => "config",
-        MediaKind::Layer(_) | MediaKind::Encrypted | MediaKind::Erofs => "layer",
+        MediaKind::Layer(_) | MediaKind::Encrypted | MediaKind::Erofs(_) => "layer",
         MediaKind::Other if descriptor.media_type.starts_with("application/vnd.in-toto") => "attestation",
         MediaKind::Other => "unknown",
     };

@@ -2,6 +2,7 @@
 //! mounts of its own.
 
 mod files;
+mod fresh;
 mod records;
 mod turns;
 

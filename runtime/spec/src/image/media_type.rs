@@ -26,8 +26,10 @@ pub mod media_types {
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     /// Docker layer, zstd.
     pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
-    /// Layer that is an EROFS image and no archive.
+    /// Layer that is an EROFS image and no archive, as containerd 2.2 names it.
     pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+    /// The same, as the specification of such images names it.
+    pub const EROFS: &str = "application/vnd.erofs";
     /// Docker layer that registries may not hand on.
     pub const DOCKER_FOREIGN: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
     /// The same, gzip.
@@ -87,8 +89,9 @@ pub enum Kind {
     Layer(Layer),
     /// An encrypted layer, which needs a key we have no way to be given.
     Encrypted,
-    /// A layer that is an EROFS image, which reads like an archive that ends at once.
-    Erofs,
+    /// A layer that is an EROFS image, which reads like an archive that ends at once; how it is packed as the type says, if
+    /// we know that.
+    Erofs(Option<Compression>),
     /// Anything else.
     Other,
 }
@@ -112,8 +115,13 @@ impl Kind {
                 Some("+gzip") => layer(Compression::Gzip, true),
                 Some("+zstd") => layer(Compression::Zstd, true),
                 _ if media_type.ends_with("+encrypted") => Self::Encrypted,
-                _ if media_type.split('+').next() == Some(m::EROFS_LAYER) => Self::Erofs,
-                _ => Self::Other,
+                _ => match media_type.split_once('+').unwrap_or((media_type, "")) {
+                    (m::EROFS | m::EROFS_LAYER, "") => Self::Erofs(Some(Compression::None)),
+                    (m::EROFS | m::EROFS_LAYER, "gzip") => Self::Erofs(Some(Compression::Gzip)),
+                    (m::EROFS | m::EROFS_LAYER, "zstd") => Self::Erofs(Some(Compression::Zstd)),
+                    (m::EROFS | m::EROFS_LAYER, _) => Self::Erofs(None),
+                    _ => Self::Other,
+                },
             },
         }
     }
