@@ -171,7 +171,7 @@ fn images(dir: &Path) -> (Images, Gc) {
         leases: Leases::new(db, snapshotters.clone()),
         snapshotters,
         registry: Registry::new("/nonexistent".into()),
-        at_once: AtOnce { downloads: 6, uploads: 4 },
+        at_once: AtOnce { downloads: 6, uploads: 4, slices: 4, large: 32 << 20 },
         verifiers: Verifiers::default(),
         processors: Processors::default(),
         wake: gc.waker(),
