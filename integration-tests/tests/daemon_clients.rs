@@ -275,6 +275,9 @@ fn nobody_is_a_client_before_the_socket_has_its_mode(env: &Env) -> Result<()> {
     env.prepare(&mut command);
     command.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(program.get_program());
     command.arg("--address").arg(&socket).arg("--root").arg(root).arg("--state").arg(state);
+    // It is killed, and would leave the machine's socket of plugins.
+    std::fs::write(env.path("config.toml"), "[cri.nri]\nenable = false\n")?;
+    command.arg("--config").arg(env.path("config.toml"));
     let mut daemon = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let there = wait::until("the socket", || socket.exists().then_some(()));
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id()));

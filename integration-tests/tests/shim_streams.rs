@@ -277,11 +277,12 @@ fn a_stream_of_another_socket_is_refused(env: &Env) -> Result<()> {
     })
 }
 
-/// Bytes of memory that only this process has.
+/// Bytes that a process has written and shares with nobody. Of what it only reads nobody else may have a part, or all
+/// other shims.
 fn private_memory(pid: u32) -> Result<u64> {
     let text = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("smaps_rollup"))?;
-    let of = |line: &str| line.starts_with("Private_").then(|| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    Ok(text.lines().filter_map(of).flatten().sum::<u64>() << 10)
+    let line = text.lines().find(|line| line.starts_with("Private_Dirty:")).context("no such line")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse::<u64>()? << 10)
 }
 
 /// Streams that have ended leave nothing in the shim.
