@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -393,7 +394,11 @@ fn hold_looks_back(env: &Env, bundle: &Path, go: PathBuf) -> Result<()> {
         for client in listener.incoming().flatten() {
             let Ok(server) = UnixStream::connect(&shim) else { return };
             let (Ok(mut answers), Ok(mut answered)) = (server.try_clone(), client.try_clone()) else { return };
-            std::thread::spawn(move || io::copy(&mut answers, &mut answered));
+            std::thread::spawn(move || {
+                // A shim may leave before it has answered: its end is passed on too.
+                let _ = io::copy(&mut answers, &mut answered);
+                answered.shutdown(Shutdown::Both)
+            });
             let (mut client, mut server, mut bytes) = (client, server, vec![0; 64 << 10]);
             let (looks, go) = (looks.clone(), go.clone());
             std::thread::spawn(move || {

@@ -60,6 +60,7 @@ impl Cri {
     }
 }
 
+#[tonic::async_trait]
 impl Backend for Cri {
     async fn exec(&self, request: v1::ExecRequest, streams: Streams) -> Result<u32> {
         let container = self.store().container(&request.container_id)?;

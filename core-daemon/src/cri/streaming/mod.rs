@@ -34,14 +34,16 @@ use tokens::Tokens;
 use crate::cri::process::check_command;
 use crate::error::{Error, Result};
 
-/// What streams lead to.
+/// What streams lead to. Its futures are boxed: the compiler took ten seconds to find whether those of [`Cri`](super::Cri) may
+/// be sent.
+#[tonic::async_trait]
 pub(in crate::cri) trait Backend: Clone + Send + Sync + 'static {
     /// Runs a process with these streams, and answers with its exit code.
-    fn exec(&self, request: ExecRequest, streams: Streams) -> impl Future<Output = Result<u32>> + Send;
+    async fn exec(&self, request: ExecRequest, streams: Streams) -> Result<u32>;
     /// Joins these streams to a container's own.
-    fn attach(&self, request: AttachRequest, streams: Streams) -> impl Future<Output = Result<()>> + Send;
+    async fn attach(&self, request: AttachRequest, streams: Streams) -> Result<()>;
     /// Connects to a port of this machine as a pod sees it.
-    fn dial(&self, sandbox: &str, port: u16) -> impl Future<Output = Result<TcpStream>> + Send;
+    async fn dial(&self, sandbox: &str, port: u16) -> Result<TcpStream>;
 }
 
 /// Gives out URLs, and knows what they stand for; clones are the same.

@@ -16,6 +16,7 @@ use crate::error::Kind;
 #[derive(Clone)]
 struct Echo;
 
+#[tonic::async_trait]
 impl Backend for Echo {
     async fn exec(&self, _: ExecRequest, streams: Streams) -> Result<u32> {
         let mut text = Vec::new();

@@ -290,7 +290,7 @@ mod tests {
         let (stream, mut answers) = Stream::fake();
         let (report, telling) = reporter(Some(stream), "name");
         let target = Descriptor::new("", Digest::of(b"x"), 1);
-        for number in 0..10 * MAX_WAITING {
+        for number in 0..2 * MAX_WAITING {
             report.named(&number.to_string(), "one part", &target);
             report.say("a sentence");
         }

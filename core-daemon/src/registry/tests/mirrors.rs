@@ -180,7 +180,7 @@ impl Keyring for Known {
 
 #[tokio::test]
 async fn a_cache_has_an_account_of_its_own() {
-    let upstream = Fake::start(|_| Answer::new(500, "")).await;
+    let upstream = Fake::start(|_| Answer::new(404, "")).await;
     let mirror = Fake::start(|asked| match asked.header("authorization") {
         "Basic bTpu" => Answer::new(200, *b"manifest").with("content-type", media_types::OCI_MANIFEST),
         _ => Answer::new(401, "").with("www-authenticate", "Basic realm=cache"),
