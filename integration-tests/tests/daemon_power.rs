@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use integration_tests::disk::{NotedDisk, mount_image, unmount};
@@ -145,7 +146,66 @@ fn boot_anew(env: &Env, round: usize) -> Result<()> {
     Ok(())
 }
 
-/// Their directories and their records are flushed at the same time: what came first is not what was lost.
+/// Does something with what a snapshot shows.
+fn shown(env: &Env, daemon: &Daemon<'_>, key: &str, act: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let target = env.dir("shown")?;
+    let mounts = daemon.ctr(&["snapshots", "mounts", &target.to_string_lossy(), key])?.ok()?;
+    env.run("sh", &["-ec", mounts.text()])?.ok()?;
+    let done = act(&target).with_context(|| key.to_owned());
+    unmount(env, &target)?;
+    done
+}
+
+/// What is told of snapshots that are made, and since when.
+struct Made<'a> {
+    env: &'a Env,
+    disk: &'a NotedDisk,
+    told: Vec<(usize, String)>,
+    written: Vec<(usize, String)>,
+}
+
+impl Made<'_> {
+    fn make(&mut self, daemon: &Daemon<'_>, keys: std::ops::Range<usize>) -> Result<()> {
+        for number in keys {
+            let key = format!("key-{number}");
+            daemon.ctr(&["snapshots", "prepare", &key, "layer"])?.ok()?;
+            self.told.push((self.disk.now(), key));
+        }
+        Ok(())
+    }
+
+    /// Writes a file into the last, as a container does that wants it to last.
+    fn write(&mut self, daemon: &Daemon<'_>) -> Result<()> {
+        let (_, key) = self.told.last().context("none was made")?.clone();
+        shown(self.env, daemon, &key, |dir| {
+            fs::write(dir.join("file"), &key)?;
+            Ok(fs::File::open(dir.join("file"))?.sync_all()?)
+        })?;
+        self.written.push((self.disk.now(), key));
+        Ok(())
+    }
+
+    /// After a power failure all that was told is so.
+    fn examine(&self, daemon: &Daemon<'_>, moment: usize) -> Result<()> {
+        daemon.is_whole()?;
+        for (_, key) in self.told.iter().filter(|(since, _)| *since <= moment) {
+            let is_written = self.written.iter().any(|(since, other)| *since <= moment && other == key);
+            shown(self.env, daemon, key, |dir| {
+                ensure!(!is_written || fs::read_to_string(dir.join("file"))? == *key, "its file is lost");
+                Ok(fs::write(dir.join("another"), "")?)
+            })?;
+        }
+        // One that nobody was told of is there or not, and can be used or made.
+        let next = self.told.iter().find(|(since, _)| *since > moment).map_or("another", |(_, key)| key);
+        if daemon.ctr(&["snapshots", "info", next])?.code() != 0 {
+            daemon.ctr(&["snapshots", "prepare", next, "layer"])?.ok()?;
+        }
+        shown(self.env, daemon, next, |_| Ok(()))?;
+        daemon.is_whole()
+    }
+}
+
+/// Who makes them is told once they are recorded: what is not on the disk by then is made again.
 fn a_power_failure_while_snapshots_are_made_leaves_whole_ones(env: &Env) -> Result<()> {
     env.own_mounts()?;
     let root = env.dir("root")?;
@@ -154,12 +214,16 @@ fn a_power_failure_while_snapshots_are_made_leaves_whole_ones(env: &Env) -> Resu
     daemon.ctr(&["snapshots", "prepare", "below"])?.ok()?;
     daemon.ctr(&["snapshots", "commit", "layer", "below"])?.ok()?;
     let begun = disk.now();
-    let mut told = Vec::new();
-    for number in 0..8 {
-        let key = format!("key-{number}");
-        daemon.ctr(&["snapshots", "prepare", &key, "layer"])?.ok()?;
-        told.push((disk.now(), key));
-    }
+    let mut made = Made { env, disk: &disk, told: Vec::new(), written: Vec::new() };
+    made.make(&daemon, 0..3)?;
+    daemon.crash()?;
+    let daemon = env.daemon()?;
+    made.make(&daemon, 3..6)?;
+    made.write(&daemon)?;
+    made.make(&daemon, 6..10)?;
+    let last = disk.now();
+    wait::until("new snapshots are flushed", || (disk.now() > last).then_some(()))?;
+    made.make(&daemon, 10..11)?;
     daemon.crash()?;
     unmount(env, &root)?;
     let (ended, cut, mut chance) = (disk.now(), env.path("cut"), Chance::anew());
@@ -168,21 +232,11 @@ fn a_power_failure_while_snapshots_are_made_leaves_whole_ones(env: &Env) -> Resu
         disk.cut(moment, &cut, || chance.below(2) == 0)?;
         mount_image(env, &cut, &root)?;
         boot_anew(env, round)?;
-        let failed = || format!("the power failed at {moment} of {begun}..{ended}");
         fs::remove_dir_all(env.path("state"))
             .or_else(|error| if env.path("state").exists() { Err(error) } else { Ok(()) })?;
         let daemon = env.daemon()?;
-        daemon.is_whole().with_context(failed)?;
-        for (_, key) in told.iter().filter(|(since, _)| *since <= moment) {
-            daemon.ctr(&["snapshots", "info", key])?.ok().with_context(failed)?;
-        }
-        // One that nobody was told of is there or not, and can be used or made.
-        let next = told.iter().find(|(since, _)| *since > moment).map_or("another", |(_, key)| key);
-        if daemon.ctr(&["snapshots", "info", next])?.code() != 0 {
-            daemon.ctr(&["snapshots", "prepare", next, "layer"])?.ok().with_context(failed)?;
-        }
-        daemon.ctr(&["snapshots", "mounts", "/mnt", next])?.ok().with_context(failed)?;
-        daemon.is_whole().with_context(failed)?;
+        let failed = || format!("the power failed at {moment} of {begun}..{ended}");
+        made.examine(&daemon, moment).with_context(failed)?;
         daemon.stop()?;
         env.run("umount", &["/proc/sys/kernel/random/boot_id"])?.ok()?;
         unmount(env, &root)?;

@@ -66,23 +66,38 @@ pub fn list_all(tx: &impl Tx, snapshotter: &str) -> Result<Vec<(String, Record)>
     Ok(all)
 }
 
-/// The highest number of a snapshotter's snapshots, 0 without any. One whose record cannot be read keeps nobody from the
-/// others: its number is taken as long as its files are there.
+/// The highest number of a snapshotter's snapshots, 0 without any, and with their namespaces those whose directories were not
+/// known to be on the disk when a record was written last. One whose record cannot be read keeps nobody from the others: its
+/// number is taken as long as its files are there.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub fn highest(tx: &impl Tx, snapshotter: &str) -> Result<u64> {
-    let mut highest = 0;
-    tx.scan_all(SNAPSHOTS, &mut |_, key, bytes| {
+pub fn recent(tx: &impl Tx, snapshotter: &str) -> Result<(u64, Vec<(String, Record)>)> {
+    let (mut highest, mut fresh, mut recent) = (0, 0, Vec::new());
+    tx.scan_all(SNAPSHOTS, &mut |namespace, key, bytes| {
         if key.split('\0').next() == Some(snapshotter) {
             match decode(key, bytes) {
-                Ok(record) => highest = highest.max(record.number),
+                Ok(record) => {
+                    highest = highest.max(record.number);
+                    // The later a record was written, the higher is what it says: this keeps few at any time.
+                    if record.fresh > fresh {
+                        fresh = record.fresh;
+                        recent.retain(|(_, other): &(String, Record)| other.number >= fresh);
+                    }
+                    if record.number >= fresh {
+                        recent.push((namespace.to_owned(), record));
+                    }
+                }
                 Err(error) => tracing::error!(%error, "a record is left out"),
             }
         }
         Ok(())
     })?;
-    Ok(highest)
+    // Where none of them says so, all are from before it was noted, and were flushed first.
+    if fresh == 0 {
+        recent.clear();
+    }
+    Ok((highest, recent))
 }
 
 /// Writes a snapshot under its own name, and its place among its parent's children.

@@ -25,8 +25,8 @@ pub trait Driver: Send + Sync + 'static {
     /// When the files cannot be made, or a label that it understands is malformed.
     fn create(&self, number: u64, kind: Kind, parents: &[u64], labels: &Labels) -> Result<Made>;
 
-    /// Brings what [`Driver::create`] made to the disk, before anybody is told that it is there. The flush of the record
-    /// itself need not take along what else the file system has noted.
+    /// Brings what [`Driver::create`] made to the disk: before anybody is told that it is there, or later where it is
+    /// renewable. The flush of the record itself need not take along what else the file system has noted.
     ///
     /// # Errors
     /// When something of it cannot be written.
@@ -35,7 +35,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Whether all that [`Driver::create`] makes are directories without anything in them, which [`Driver::renew`] makes
-    /// again: then the record need not wait until they are on the disk.
+    /// again: then nobody waits until they are on the disk.
     fn is_renewable(&self) -> bool {
         false
     }

@@ -19,8 +19,8 @@ use std::sync::{Mutex, PoisonError};
 use rung_sys::mount_options::MountOptions;
 use rung_sys::{mount, mount_words};
 
-use super::driver::{flush_names, missing};
-use super::overlay::{look_like, make, overlay_options, renewed, stacked};
+use super::driver::missing;
+use super::overlay::{keep_both, look_like, make, overlay_options, renewed, stacked};
 use super::{Driver, Kind, Made, Mount, REBASE, REMAP_IDS, Unpacking, Usage, disk_usage, quota};
 use crate::erofs;
 use crate::error::{Doing, Result};
@@ -123,7 +123,7 @@ impl Driver for Erofs {
     }
 
     fn keep(&self, number: u64) -> Result<()> {
-        flush_names(&self.dir(number).join("fs"))
+        keep_both(&self.dir(number))
     }
 
     fn is_renewable(&self) -> bool {

@@ -15,7 +15,8 @@ use tokio::sync::Semaphore;
 
 use super::busy::{Busy, Numbers};
 use super::commit::chosen_parent;
-use super::create::{Flusher, New, Numbering};
+use super::create::New;
+use super::fresh::{Flusher, Numbering};
 use super::{Driver, Info, Kind, Layer, Mount, Snapshotter, Unpacking, Usage, mounted};
 use crate::blocking::each;
 use crate::context::Context;
@@ -37,7 +38,7 @@ pub struct Local<D> {
     pub(super) driver: Arc<D>,
     pub(super) db: Db,
     pub(super) events: Events,
-    pub(super) numbering: Numbering,
+    pub(super) numbering: Arc<Numbering>,
     pub(super) flusher: Option<Flusher>,
     busy: Numbers,
     /// How many may be removed beside what goes on.
@@ -50,13 +51,13 @@ impl<D: Driver> Local<D> {
     /// # Errors
     /// When records or directories cannot be read.
     pub fn open(name: &str, driver: D, db: Db, events: Events) -> Result<Self> {
-        let recorded = db.read(|tx| table::highest(tx, name))?;
+        let (recorded, recent) = db.read(|tx| table::recent(tx, name))?;
         let highest = numbers(&driver)?.into_iter().fold(recorded, u64::max);
         let (driver, name, numbering) = (Arc::new(driver), name.to_owned(), Numbering::after(highest));
         let (busy, removals) = (Numbers::default(), Arc::new(Semaphore::new(REMOVALS)));
-        let flusher = driver.is_renewable().then(|| Flusher::start(&driver)).transpose()?;
+        let flusher = Flusher::start(&driver)?;
         let it = Self { name, driver, db, events, numbering, flusher, busy, removals };
-        if let Err(error) = it.renew() {
+        if let Err(error) = it.renew(recent) {
             tracing::error!(snapshotter = it.name, %error, "what a power failure took of new snapshots is not made again");
         }
         Ok(it)
@@ -207,6 +208,7 @@ impl<D: Driver> Snapshotter for Local<D> {
         let usage = self.driver.usage(record.number)?;
         let layer = Layer { name: name.to_owned(), key: key.to_owned(), parent, labels };
         self.db.write(|tx| self.commit_one(tx, ctx, &layer, usage))?;
+        self.numbering.settle(record.number);
         self.driver.committed(record.number);
         self.announce_commit(ctx, &layer);
         Ok(())

@@ -31,6 +31,7 @@ mod copy;
 mod create;
 mod driver;
 pub mod erofs;
+mod fresh;
 mod local;
 mod mounted;
 pub mod native;

@@ -132,7 +132,7 @@ impl Driver for Overlay {
     }
 
     fn keep(&self, number: u64) -> Result<()> {
-        flush_names(&self.fs(number))
+        keep_both(&self.dir(number))
     }
 
     fn is_renewable(&self) -> bool {
@@ -225,21 +225,38 @@ pub(super) fn make(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new().mode(mode).create(path).doing(|| format!("make {}", path.display()))
 }
 
+/// Brings the directories of a snapshot in `dir` to the disk. That of its changes was changed last; a flush of it brings those
+/// above to the disk, but need not bring what is beside it.
+pub(super) fn keep_both(dir: &Path) -> Result<()> {
+    flush_names(dir)?;
+    flush_names(&dir.join("fs"))
+}
+
 /// Makes what `dir` lacks of the directories of a snapshot, and says whether nothing is in that of its changes. Only then it
 /// is made to look as when it was made: it may belong to somebody by now.
 pub(super) fn renewed(dir: &Path, number: u64, kind: Kind, below: Option<&Path>, labels: &Labels) -> Result<bool> {
-    let fs = dir.join("fs");
-    let mut wanted = vec![(dir.to_owned(), 0o700), (fs.clone(), 0o755)];
-    wanted.extend((kind == Kind::Active).then(|| (dir.join("work"), 0o711)));
-    for (path, mode) in wanted {
-        if !path.exists() {
-            tracing::warn!(path = %path.display(), "a power failure took a directory of a new snapshot, which is made again");
-            make(&path, mode)?;
+    let (fs, work) = (dir.join("fs"), dir.join("work"));
+    let remade = |path: &Path, mode: u32| {
+        if path.exists() {
+            return Ok(());
         }
-    }
-    let is_empty = std::fs::read_dir(&fs).doing(|| format!("list {}", fs.display()))?.next().is_none();
+        tracing::warn!(path = %path.display(), "a power failure took a directory of a new snapshot, which is made again");
+        make(path, mode)
+    };
+    remade(dir, 0o700)?;
+    let is_empty = match std::fs::read_dir(&fs) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+        entries => entries.doing(|| format!("list {}", fs.display()))?.next().is_none(),
+    };
     if is_empty {
+        // What is made below from now on is limited, too.
         quota::apply(dir, number, labels)?;
+    }
+    remade(&fs, 0o755)?;
+    if kind == Kind::Active {
+        remade(&work, 0o711)?;
+    }
+    if is_empty {
         look_like(&fs, below, labels)?;
     }
     Ok(is_empty)
