@@ -53,7 +53,7 @@ use crate::snapshots::erofs::Erofs;
 use crate::snapshots::native::Native;
 use crate::snapshots::overlay::Overlay;
 use crate::snapshots::proxy::Proxy;
-use crate::snapshots::{Driver, Local, Snapshotter, Snapshotters};
+use crate::snapshots::{Driver, Local, Snapshotter, Snapshotters, Unpacking};
 use crate::storage::{self, Logs, Storage};
 use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
@@ -159,6 +159,7 @@ impl Daemon {
             at_once: at_once(&config.registry),
             verifiers: Verifiers::new(&config.image_verifier),
             processors: processors(config),
+            features: features(config, &snapshots),
             wake: gc.waker(),
         });
         let (namespaces, sandboxes) = (Namespaces::new(db.clone(), events.clone()), Sandboxes::new(db.clone()));
@@ -337,6 +338,14 @@ fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &E
 
 fn processors(config: &Config) -> Processors {
     Processors::new(&config.stream_processors).taking_images(config.snapshotters.erofs.trust_images)
+}
+
+/// What images may need of this machine: an image that is here is for all snapshotters that something may run on.
+fn features(config: &Config, snapshotters: &Snapshotters) -> Vec<String> {
+    let of_handlers = config.cri.runtimes.values().map(|handler| handler.snapshotter.as_str());
+    let takes = |name: &str| snapshotters.get(name).is_ok_and(|it| it.unpacking() == Unpacking::Converted);
+    let takes_images = config.snapshotters.erofs.trust_images && [""].into_iter().chain(of_handlers).all(takes);
+    takes_images.then(|| image::EROFS.to_owned()).into_iter().collect()
 }
 
 fn at_once(registry: &config::Registry) -> AtOnce {

@@ -75,6 +75,7 @@ pub struct Image {
     pub settings: Value,
     /// Operating system and architecture.
     pub platform: (String, String),
+    features: Vec<String>,
     layers: Vec<Blob>,
     diff_ids: Vec<String>,
 }
@@ -88,7 +89,8 @@ impl Image {
             other => other,
         };
         let settings = json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]});
-        Self { settings, platform: ("linux".into(), architecture.into()), layers: Vec::new(), diff_ids: Vec::new() }
+        let platform = ("linux".into(), architecture.into());
+        Self { settings, platform, features: Vec::new(), layers: Vec::new(), diff_ids: Vec::new() }
     }
 
     /// Busybox and its usual names in a gzip layer; runs `sh`.
@@ -137,6 +139,18 @@ impl Image {
         self
     }
 
+    /// Says what the image needs of a machine (`os.features`).
+    pub fn needing(mut self, feature: &str) -> Self {
+        self.features.push(feature.into());
+        self
+    }
+
+    fn add_features(&self, platform: &mut Value) {
+        if !self.features.is_empty() {
+            platform["os.features"] = json!(self.features);
+        }
+    }
+
     /// The layers, lowest first.
     pub fn layers(&self) -> &[Blob] {
         &self.layers
@@ -144,12 +158,13 @@ impl Image {
 
     /// The image config.
     pub fn config(&self) -> Result<Blob> {
-        let config = json!({
+        let mut config = json!({
             "os": self.platform.0,
             "architecture": self.platform.1,
             "config": self.settings,
             "rootfs": {"type": "layers", "diff_ids": self.diff_ids},
         });
+        self.add_features(&mut config);
         Ok(Blob::new(media::CONFIG, serde_json::to_vec(&config)?))
     }
 
@@ -179,6 +194,7 @@ pub fn index(images: &[Image]) -> Result<Blob> {
     let entry = |image: &Image| -> Result<Value> {
         let mut descriptor = image.manifest()?.descriptor();
         descriptor["platform"] = json!({"os": image.platform.0, "architecture": image.platform.1});
+        image.add_features(&mut descriptor["platform"]);
         Ok(descriptor)
     };
     let manifests = images.iter().map(entry).collect::<Result<Vec<_>>>()?;

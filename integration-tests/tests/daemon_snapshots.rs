@@ -10,13 +10,14 @@ use gantry_proto::containerd::services::snapshots::v1::PrepareSnapshotRequest;
 use gantry_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use gantry_proto::containerd::types::Mount;
 use integration_tests::changes::Changes;
-use integration_tests::image::Packing;
+use integration_tests::image::{Packing, push_index};
 use integration_tests::tar::{Kind, Meta, Tar};
 use integration_tests::{Daemon, Env, Image, Registry, Result, Test, output, tests, wait};
 
 pub(crate) const TESTS: &[Test] = tests![
     layers_run_as_erofs_images [Root, Overlay, EveryHost],
     a_layer_that_is_an_erofs_image_runs_where_it_is_trusted [Root, Overlay],
+    an_image_of_such_layers_is_for_hosts_that_take_them [Root, Overlay],
     containers_run_on_copies [Root],
     another_program_keeps_the_snapshots [Root, Containerd],
     layers_that_another_program_has_are_not_fetched [Root, Containerd],
@@ -52,21 +53,28 @@ const LOOK: &str = "ls app; ls gone 2>/dev/null; cat kept same; echo; stat -c '%
                     touch app/x && rm app/new && ls app";
 const SEEN: &str = "new\nlowlow\n2\n4755 5:6 1000000000\nx\n";
 
-fn a_layer_that_is_an_erofs_image_runs_where_it_is_trusted(env: &Env) -> Result<()> {
-    let registry = Registry::start(env)?;
-    let tar = Image::busybox()?.push(&registry, "test/tar", "1")?;
-    let it = daemon(env, "erofs", "")?;
+const TRUSTING: &str = "[snapshotters.erofs]\ntrust_images = true\n";
+
+/// An image with busybox in a layer that is an EROFS image, which the daemon makes.
+fn native(env: &Env, it: &Daemon<'_>, registry: &Registry) -> Result<Image> {
+    let tar = Image::busybox()?.push(registry, "test/tar", "1")?;
     it.gantry(&["pull", "-q", &tar])?.ok()?;
     let snapshots = fs::read_dir(env.path("root/io.containerd.snapshotter.v1.erofs/snapshots"))?.flatten();
     let images: Vec<_> = snapshots.map(|dir| dir.path().join("layer.erofs")).filter(|path| path.is_file()).collect();
     let bytes = fs::read(images.first().context("no image was made of the layer")?)?;
-    let native = Image::empty().sealed_layer(&bytes, "application/vnd.erofs.layer.v1", bytes.clone());
+    it.gantry(&["rmi", &tar])?.ok()?;
+    Ok(Image::empty().sealed_layer(&bytes, "application/vnd.erofs.layer.v1", bytes.clone()))
+}
+
+fn a_layer_that_is_an_erofs_image_runs_where_it_is_trusted(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let it = daemon(env, "erofs", "")?;
+    let native = native(env, &it, &registry)?;
     let native = native.layer(Tar::new().file("above", "a tar"), Packing::Gzip)?.push(&registry, "test/native", "1")?;
     let said = it.gantry(&["pull", &native])?.fails()?;
     assert!(said.contains("snapshotters.erofs.trust_images"), "{said}");
-    it.gantry(&["rmi", &tar])?.ok()?;
     it.stop()?;
-    let it = daemon(env, "erofs", "[snapshotters.erofs]\ntrust_images = true\n")?;
+    let it = daemon(env, "erofs", TRUSTING)?;
     let script = "cat /above; echo written > /bin/new; cat /bin/new";
     assert_eq!(it.gantry(&["run", "--rm", &native, "sh", "-c", script])?.ok()?.text(), "a tarwritten");
     it.is_whole()?;
@@ -74,6 +82,41 @@ fn a_layer_that_is_an_erofs_image_runs_where_it_is_trusted(env: &Env) -> Result<
     // It is there, and runs, whatever is trusted by now.
     let it = daemon(env, "erofs", "")?;
     assert_eq!(it.gantry(&["run", "--rm", &native, "cat", "/above"])?.ok()?.text(), "a tar");
+    it.stop()?;
+    Ok(())
+}
+
+/// An index offers the same once more in the usual form, after it.
+fn an_image_of_such_layers_is_for_hosts_that_take_them(env: &Env) -> Result<()> {
+    let registry = Registry::start(env)?;
+    let it = daemon(env, "erofs", "")?;
+    let native = native(env, &it, &registry)?.layer(Tar::new().file("form", "native"), Packing::Gzip)?.needing("erofs");
+    let plain = Image::busybox()?.layer(Tar::new().file("form", "plain"), Packing::Gzip)?;
+    let image = push_index(&[native, plain], &registry, "test/both", "1")?;
+    let shows = |it: &Daemon<'_>| -> Result<String> {
+        Ok(it.gantry(&["run", "--rm", &image, "cat", "/form"])?.ok()?.text().to_owned())
+    };
+    assert_eq!(shows(&it)?, "plain");
+    it.gantry(&["rmi", &image])?.ok()?;
+    it.stop()?;
+    // Trust in what the snapshotter does not take is none.
+    let it = daemon(env, "overlayfs", TRUSTING)?;
+    assert_eq!(shows(&it)?, "plain");
+    let said = it.gantry(&["pull", "--platform", "linux(+erofs)", &image])?.fails()?;
+    assert!(said.contains("only the snapshotter erofs"), "{said}");
+    it.gantry(&["rmi", &image])?.ok()?;
+    it.gantry(&["system", "gc"])?.ok()?;
+    it.stop()?;
+    let it = daemon(env, "erofs", TRUSTING)?;
+    assert_eq!(shows(&it)?, "native");
+    it.is_whole()?;
+    it.stop()?;
+    // It is there, and runs, whatever is trusted by now; and the other one comes when it is asked for.
+    let it = daemon(env, "erofs", "")?;
+    assert_eq!(shows(&it)?, "native");
+    it.gantry(&["pull", "-q", &image])?.ok()?;
+    assert_eq!(shows(&it)?, "plain");
+    it.is_whole()?;
     it.stop()?;
     Ok(())
 }

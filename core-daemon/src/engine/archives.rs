@@ -67,7 +67,7 @@ impl Engine {
         archive: impl Read + Send + 'static,
     ) -> Result<Vec<api::Loaded>> {
         let platform = parse_platform(&options.platform)?;
-        let choice = Choice { documents: true, ..Choice::platform(platform) };
+        let choice = Choice { documents: true, ..self.parts().images.choice(platform) };
         let unpacks = choice.platforms().into_iter().map(|platform| Unpack { platform, snapshotter: String::new() });
         let any_name = MoreName { is_prefix: true, allow_overwrite: true, ..MoreName::default() };
         let options = ImportOptions {
@@ -124,7 +124,7 @@ impl Engine {
         .await?;
         let options = ExportOptions {
             what_is_here: platform.is_none(),
-            choice: Choice::platform(platform),
+            choice: self.parts().images.choice(platform),
             ..ExportOptions::default()
         };
         self.parts().images.export(context, &exported, &options, to).await.doing(|| "save")?;

@@ -8,6 +8,8 @@ use rung_spec::platform::Platform;
 pub struct Choice {
     /// The best image for each of these platforms; for this machine where none is named.
     pub platforms: Vec<Platform>,
+    /// What images for this machine may need of it, where no platform is named (`os.features`).
+    pub features: Vec<String>,
     /// Every entry instead, and so attestations too.
     pub all: bool,
     /// Of entries that are not wanted the documents nevertheless, so that the index is complete.
@@ -40,7 +42,8 @@ impl Choice {
 
     /// The platforms, of which there is at least one.
     pub fn platforms(&self) -> Vec<Platform> {
-        if self.platforms.is_empty() { vec![Platform::host()] } else { self.platforms.clone() }
+        let host = || Platform { os_features: self.features.clone(), ..Platform::host() };
+        if self.platforms.is_empty() { vec![host()] } else { self.platforms.clone() }
     }
 
     /// The wanted entries in the index's order. Without any that is wanted whole, none.
@@ -93,6 +96,28 @@ mod tests {
         let index = index();
         let name = |entry: &Descriptor| entry.platform.as_ref().map(Platform::to_string).unwrap_or_default();
         choice.of(&index).into_iter().map(|(entry, want)| (name(entry), want)).collect()
+    }
+
+    #[test]
+    fn an_image_that_needs_a_feature_of_the_machine_is_for_those_that_have_it() {
+        let entry = |features: &[&str]| {
+            let mut entry = Descriptor::new(media_types::OCI_MANIFEST, Digest::of(format!("{features:?}")), 1);
+            let os_features = features.iter().map(|it| (*it).to_owned()).collect();
+            entry.platform = Some(Platform { os_features, ..Platform::host() });
+            entry
+        };
+        let index = Index::of(vec![entry(&["erofs"]), entry(&["other"]), entry(&[])]);
+        let chosen = |choice: &Choice| -> Vec<usize> {
+            let place = |it: &Descriptor| index.manifests.iter().position(|entry| entry.digest == it.digest);
+            choice.of(&index).into_iter().filter_map(|(entry, _)| place(entry)).collect()
+        };
+        let able = Choice { features: vec!["erofs".into()], ..Choice::default() };
+        assert_eq!((chosen(&Choice::default()), chosen(&able)), (vec![2], vec![0]));
+        // Who names a platform says what it has.
+        let named = Choice { platforms: vec![Platform::host()], ..able.clone() };
+        assert_eq!(chosen(&named), [2]);
+        let plain = Index::of(vec![entry(&[])]);
+        assert_eq!(able.of(&plain).len(), 1);
     }
 
     #[test]

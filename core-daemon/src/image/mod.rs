@@ -61,6 +61,7 @@ pub struct Images {
     at_once: AtOnce,
     verifiers: Verifiers,
     processors: Processors,
+    features: Vec<String>,
     /// Told when something may be collected.
     wake: Arc<Notify>,
     /// What is being pulled.
@@ -68,6 +69,9 @@ pub struct Images {
     /// Room for what comes in, of all images together.
     house: House,
 }
+
+/// What an image needs of a machine, by the word of its platform, whose layers are EROFS images.
+pub const EROFS: &str = "erofs";
 
 /// What [`Images`] is made of.
 pub struct Parts {
@@ -87,6 +91,8 @@ pub struct Parts {
     pub verifiers: Verifiers,
     /// What layers go through before they are unpacked.
     pub processors: Processors,
+    /// What images may need of this machine, whichever of its snapshotters they are for (`os.features`).
+    pub features: Vec<String>,
     /// Told when something may be collected.
     pub wake: Arc<Notify>,
 }
@@ -210,9 +216,33 @@ pub struct Resolved {
 impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
-        let Parts { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake } = parts;
+        let Parts { records, content, snapshotters, leases, registry, at_once, .. } = parts;
+        let Parts { verifiers, processors, features, wake, .. } = parts;
         let (flights, house) = (Flights::default(), House::default());
-        Self { records, content, snapshotters, leases, registry, at_once, verifiers, processors, wake, flights, house }
+        Self {
+            records,
+            content,
+            snapshotters,
+            leases,
+            registry,
+            at_once,
+            verifiers,
+            processors,
+            features,
+            wake,
+            flights,
+            house,
+        }
+    }
+
+    /// The choice of the best image for one platform, or for this machine.
+    pub fn choice(&self, platform: Option<Platform>) -> Choice {
+        self.here(Choice::platform(platform))
+    }
+
+    /// A choice with what this machine has, should it be for this machine.
+    fn here(&self, choice: Choice) -> Choice {
+        Choice { features: self.features.clone(), ..choice }
     }
 
     /// Room for what one image's pull brings.

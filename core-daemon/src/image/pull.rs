@@ -42,6 +42,7 @@ impl Images {
     ) -> Result<Pulled> {
         let name = reference.to_string();
         progress.resolving(&name);
+        let options = PullOptions { choice: self.here(options.choice), ..options };
         let (held, lease) = Lease::of(self, ctx, "pull").await?;
         let repository = self.registry.repository(reference, &options.access)?;
         let pull = Pull { images: self, ctx: held, lease, repository, options, progress };

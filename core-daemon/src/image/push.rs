@@ -143,7 +143,7 @@ impl Images {
         target: &Descriptor,
         options: &PushOptions,
     ) -> Result<Plan> {
-        let best = Tree::read(stored, target, None, &Choice::default()).await.map(|tree| tree.images);
+        let best = Tree::read(stored, target, None, &self.choice(None)).await.map(|tree| tree.images);
         let others = Tree::read_present(stored, target).await?.images;
         let is_image = |found: &Found| found.descriptor.platform.as_ref().is_none_or(|it| it.os != "unknown");
         let mut first = None;

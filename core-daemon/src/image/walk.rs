@@ -7,7 +7,7 @@ use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, Document, ImageConfig, Kind as MediaKind, Manifest, chain_ids};
 use rung_spec::platform::Platform;
 
-use super::{Images, Resolved};
+use super::{EROFS, Images, Resolved};
 use crate::content::Content;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
@@ -82,9 +82,11 @@ impl Images {
         target: Descriptor,
         platform: Option<&Platform>,
     ) -> Result<Resolved> {
-        let host = Platform::host();
-        let (manifest_descriptor, manifest) =
-            find(&self.content, ctx, &target, platform.unwrap_or(&host)).doing(|| format!("image {name}"))?;
+        let found = match platform {
+            Some(platform) => find(&self.content, ctx, &target, platform),
+            None => self.find_own(ctx, &target),
+        };
+        let (manifest_descriptor, manifest) = found.doing(|| format!("image {name}"))?;
         let config_digest = manifest.config.digest.clone();
         let bytes =
             self.content.read(ctx, &config_digest, MAX_DOCUMENT).doing(|| format!("image {name}: configuration"))?;
@@ -101,6 +103,15 @@ impl Images {
             chain_id,
             size,
         })
+    }
+
+    /// The best manifest for this machine that is here. One that was pulled when it could use more is still better than none:
+    /// it may be unpacked by now.
+    fn find_own(&self, ctx: &Context, target: &Descriptor) -> Result<(Descriptor, Manifest)> {
+        let able = |features: &[String]| Platform { os_features: features.to_vec(), ..Platform::host() };
+        let found = find(&self.content, ctx, target, &able(&self.features));
+        let any = || find(&self.content, ctx, target, &able(&[EROFS.to_owned()]));
+        found.or_else(|error| if error.kind() == Kind::NotFound { any().map_err(|_| error) } else { Err(error) })
     }
 }
 

@@ -50,7 +50,7 @@ impl Platform {
     }
 
     /// Parses `os/arch[/variant]`, or one of `os` and `arch` alone with the other taken from this machine. Behind the system
-    /// may be its version: `windows(10.0.17763)/amd64`.
+    /// may be its version and its features, as containerd writes them: `windows(10.0.17763)/amd64`, `linux(+erofs)/amd64`.
     ///
     /// # Errors
     /// Where a part is empty, malformed, or there are too many.
@@ -60,12 +60,15 @@ impl Platform {
             !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
         let (system, rest) = text.split_once('/').map_or((text, None), |(system, rest)| (system, Some(rest)));
-        let (system, version) = match system.split_once('(') {
-            Some((system, version)) => (system, Some(version.strip_suffix(')').ok_or_else(bad)?)),
+        let (system, more) = match system.split_once('(') {
+            Some((system, more)) => (system, Some(more.strip_suffix(')').ok_or_else(bad)?)),
             None => (system, None),
         };
+        let mut said = more.into_iter().flat_map(|more| more.split('+'));
+        let (version, features): (_, Vec<&str>) = (said.next(), said.collect());
+        let version = version.filter(|version| !version.is_empty() || features.is_empty());
         let parts: Vec<&str> = [system].into_iter().chain(rest.into_iter().flat_map(|rest| rest.split('/'))).collect();
-        if !parts.iter().chain(&version).all(|text| part(text)) {
+        if !parts.iter().chain(&version).chain(&features).all(|text| part(text)) {
             return Err(bad());
         }
         let host = Self::host();
@@ -73,12 +76,13 @@ impl Platform {
             [one] if is_known_os(&one.to_ascii_lowercase()) => {
                 Ok(Self::new(one, &host.architecture, host.variant.as_deref()))
             }
-            [one] if version.is_none() && is_known_architecture(one) => Ok(Self::new(&host.os, one, None)),
+            [one] if more.is_none() && is_known_architecture(one) => Ok(Self::new(&host.os, one, None)),
             [os, architecture] => Ok(Self::new(os, architecture, None)),
             [os, architecture, variant] => Ok(Self::new(os, architecture, Some(variant))),
             _ => Err(bad()),
         };
-        Ok(Self { os_version: version.map(str::to_owned), ..platform? })
+        let os_features = features.into_iter().map(str::to_owned).collect();
+        Ok(Self { os_version: version.map(str::to_owned), os_features, ..platform? }.normalised())
     }
 
     /// This machine.
@@ -116,10 +120,13 @@ impl Platform {
         };
         self.variant = variant.map(str::to_owned);
         self.architecture = architecture.to_owned();
+        self.os_features.sort_unstable();
+        self.os_features.dedup();
         self
     }
 
-    /// How well a machine of this platform runs an image built for `offered`: 0 is best, `None` not at all.
+    /// How well a machine of this platform runs an image built for `offered`: 0 is best, `None` not at all. The processor
+    /// counts first, and then how many of the machine's features the image makes use of.
     pub fn rank(&self, offered: &Self) -> Option<usize> {
         let wanted = self.clone().normalised();
         let offered = offered.clone().normalised();
@@ -132,9 +139,11 @@ impl Platform {
         if wanted.os != offered.os || !features || !runs {
             return None;
         }
-        wanted.runs().iter().position(|(architecture, variant)| {
+        let unused = wanted.os_features.len() - offered.os_features.len();
+        let place = wanted.runs().iter().position(|(architecture, variant)| {
             *architecture == offered.architecture && variant.as_deref() == offered.variant.as_deref()
-        })
+        });
+        place.map(|place| place * (wanted.os_features.len() + 1) + unused)
     }
 
     /// Of several platforms, the place of the one this machine runs best; the first of equals.
@@ -265,8 +274,10 @@ fn is_known_architecture(text: &str) -> bool {
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.os)?;
-        if let Some(version) = &self.os_version {
-            write!(f, "({version})")?;
+        let version = self.os_version.as_deref().unwrap_or_default();
+        if !version.is_empty() || !self.os_features.is_empty() {
+            let features: String = self.os_features.iter().map(|feature| format!("+{feature}")).collect();
+            write!(f, "({version}{features})")?;
         }
         write!(f, "/{}", self.architecture)?;
         match &self.variant {
@@ -304,14 +315,30 @@ mod tests {
             ("linux/i386", "linux/386"),
             ("windows/amd64", "windows/amd64"),
             ("Windows(10.0.17763.1)/x86_64", "windows(10.0.17763.1)/amd64"),
+            ("linux(+erofs)/amd64", "linux(+erofs)/amd64"),
+            ("windows(10.0.1+two+one+two)/amd64", "windows(10.0.1+one+two)/amd64"),
         ] {
             assert_eq!(platform(text).to_string(), shown, "{text}");
         }
         assert_eq!(platform("arm64").architecture, "arm64");
         assert_eq!(platform("linux").os, "linux");
-        for bad in
-            ["", "/", "linux/", "a/b/c/d", "nonsense", "linux/am d64", "windows(/amd64", "windows()/a", "amd64(1)"]
-        {
+        assert_eq!(platform("linux(+erofs)").os_features, ["erofs"]);
+        for bad in [
+            "",
+            "/",
+            "linux/",
+            "a/b/c/d",
+            "nonsense",
+            "linux/am d64",
+            "windows(/amd64",
+            "windows()/a",
+            "amd64(1)",
+            "amd64(+erofs)",
+            "linux(+)/a",
+            "linux(1+)/a",
+            "linux(++a)/a",
+            "linux(+a/amd64",
+        ] {
             assert!(Platform::parse(bad).is_err(), "{bad}");
         }
     }
@@ -337,6 +364,31 @@ mod tests {
         assert_eq!(best("linux/arm64/v9.0").as_deref(), Some("linux/arm64/v8.2"));
         assert_eq!(best("linux/arm64/v8.1").as_deref(), Some("linux/arm64"));
         assert_eq!(best("linux/arm64/v10").as_deref(), Some("linux/arm64"));
+    }
+
+    #[test]
+    fn an_image_that_needs_a_feature_is_for_machines_that_have_it() {
+        let texts = ["linux(+erofs)/amd64/v2", "linux(+erofs)/amd64", "linux(+erofs+other)/amd64", "linux/amd64"];
+        let best = |wanted: &str, offered: &[&str]| {
+            let offered: Vec<Platform> = offered.iter().copied().map(platform).collect();
+            platform(wanted).best(&offered).map(|place| offered[place].to_string())
+        };
+        for (wanted, chosen) in [
+            ("linux/amd64", "linux/amd64"),
+            ("linux(+unknown)/amd64", "linux/amd64"),
+            ("linux(+erofs)/amd64", "linux(+erofs)/amd64"),
+            ("linux(+other+erofs)/amd64", "linux(+erofs+other)/amd64"),
+            ("linux(+erofs)/amd64/v3", "linux(+erofs)/amd64/v2"),
+        ] {
+            assert_eq!(best(wanted, &texts).as_deref(), Some(chosen), "{wanted}");
+        }
+        // The processor counts first.
+        let of_levels = ["linux(+erofs)/amd64", "linux/amd64/v2"];
+        assert_eq!(best("linux(+erofs)/amd64/v2", &of_levels).as_deref(), Some("linux/amd64/v2"));
+        assert_eq!(best("linux/amd64", &texts[..3]), None);
+        // What is said twice counts once.
+        let twice = Platform { os_features: vec!["erofs".into(); 3], ..platform("linux/amd64") };
+        assert_eq!(platform("linux(+erofs)/amd64").rank(&twice), Some(0));
     }
 
     #[test]

@@ -130,6 +130,7 @@ pub(super) fn platform(wire: &common::Platform) -> Platform {
 pub(super) fn choice(store: &wire::ImageStore) -> Choice {
     Choice {
         platforms: store.platforms.iter().map(platform).collect(),
+        features: Vec::new(),
         all: store.platforms.is_empty(),
         documents: store.all_metadata,
         unplaced: false,
