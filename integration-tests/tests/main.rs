@@ -13,6 +13,7 @@ mod cli_images;
 mod cli_run;
 mod cli_update;
 mod cri_answers;
+mod cri_artifacts;
 mod cri_checkpoints;
 mod cri_clients;
 mod cri_containers;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         cli_run::TESTS,
         cli_update::TESTS,
         cri_answers::TESTS,
+        cri_artifacts::TESTS,
         cri_checkpoints::TESTS,
         cri_clients::TESTS,
         cri_containers::TESTS,

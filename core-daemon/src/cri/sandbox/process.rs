@@ -42,7 +42,8 @@ impl Cri {
         labels: &Labels,
     ) -> Result<Option<u32>> {
         let key = ContainerId::parse(id)?;
-        let handler = self.config().handler(handler)?;
+        let settings = self.config();
+        let handler = settings.handler(handler)?;
         let runtime = self.runtime(handler, None);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
@@ -179,7 +180,7 @@ impl Cri {
     /// sees it and has a filter could have it make any call.
     pub(super) fn confine(&self, pause: &mut Spec, config: &v1::PodSandboxConfig) -> Result<()> {
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
-        let seccomp = spec::seccomp_of_pod(&context, self.config())?;
+        let seccomp = spec::seccomp_of_pod(&context, &self.config())?;
         if let Some(linux) = pause.linux_mut() {
             linux.set_seccomp(seccomp);
         }

@@ -48,7 +48,8 @@ impl Cri {
             path.exists().then(|| path.display().to_string())
         };
         // A handler may be gone from the configuration.
-        let handler = self.config().handler(&record.runtime_handler).ok();
+        let settings = self.config();
+        let handler = settings.handler(&record.runtime_handler).ok();
         let runtime = handler.map(|handler| self.runtime(handler, None));
         let limits = |limits: &Option<v1::LinuxContainerResources>| {
             limits.as_ref().map(|limits| json!({"linux": shown(limits)}))
