@@ -9,6 +9,7 @@ mod images;
 mod nri;
 mod observe;
 mod print;
+mod reload;
 mod snapshotters;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Stream
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Metrics, Tracing};
+pub use self::reload::Reloaded;
 pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 use crate::error::{Doing, Error, Kind, Result};
 

@@ -231,14 +231,25 @@ pub fn stop_signals() -> Result<impl Future<Output = ()>> {
 
 /// Tells a service manager that waits for it that the daemon is ready.
 pub fn notify_ready() {
+    notify("READY=1");
+}
+
+/// Tells a service manager that the configuration is read again, until [`notify_ready`]; it wants to know since when.
+pub fn notify_reloading() {
+    let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) else { return };
+    let micros = i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1_000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
+fn notify(text: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| match path.as_encoded_bytes() {
         [b'@', name @ ..] => {
             let address =
                 <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?;
-            socket.send_to_addr(b"READY=1", &address)
+            socket.send_to_addr(text.as_bytes(), &address)
         }
-        _ => socket.send_to(b"READY=1", Path::new(&path)),
+        _ => socket.send_to(text.as_bytes(), Path::new(&path)),
     });
     if let Err(error) = sent {
         tracing::warn!(%error, "notify the service manager");

@@ -44,6 +44,7 @@ mod daemon_power;
 mod daemon_processors;
 mod daemon_pull;
 mod daemon_registry;
+mod daemon_reload;
 mod daemon_remote;
 mod daemon_restart;
 mod daemon_sandboxes;
@@ -121,6 +122,7 @@ fn main() -> ExitCode {
         daemon_processors::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,
+        daemon_reload::TESTS,
         daemon_remote::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,
