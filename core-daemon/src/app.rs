@@ -90,6 +90,11 @@ pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Resul
     let remote = serve::Remote::bind(&config.grpc.remote).await?;
     let routes = daemon.routes(&config, &stopping)?;
     let observer = Observer::new(&config)?;
+    let debug = &config.debug;
+    if !debug.address.as_os_str().is_empty() {
+        let socket = Socket::bind_for(&debug.address, (debug.uid, debug.gid))?;
+        tokio::spawn(serve::debug(socket, observer.clone(), stopping.clone()));
+    }
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
     if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, &daemon.gc, &daemon.logs).await?

@@ -5,6 +5,7 @@
 
 mod authority;
 mod clients;
+mod debug;
 mod gather;
 mod quiet;
 mod remote;
@@ -29,6 +30,7 @@ use tower::ServiceBuilder;
 use crate::config::{Config, Grpc, Timeouts};
 use crate::error::{Doing, Error, Result};
 use crate::observe::Observer;
+pub use debug::debug;
 pub use remote::Remote;
 
 /// Connections of shims that are served at once.
@@ -91,6 +93,14 @@ impl Socket {
     /// # Errors
     /// `FailedPrecondition` when somebody listens there, or something else than a socket is there.
     pub fn bind(path: &Path, owner: &Grpc) -> Result<Self> {
+        Self::bind_for(path, (owner.uid, owner.gid))
+    }
+
+    /// The same for another owner and group.
+    ///
+    /// # Errors
+    /// As [`Socket::bind`].
+    pub fn bind_for(path: &Path, (uid, gid): (u32, u32)) -> Result<Self> {
         let doing = || format!("listen at {}", path.display());
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).doing(doing)?;
@@ -98,7 +108,7 @@ impl Socket {
         remove_stale(path).doing(doing)?;
         let listener = UnixListener::bind(path).doing(doing)?;
         // Until here only the daemon's own user could connect.
-        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)).doing(doing)?;
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).doing(doing)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).doing(doing)?;
         Ok(Self { listener: Some(listener), path: path.to_owned() })
     }

@@ -34,6 +34,7 @@ mod daemon_checkpoints;
 mod daemon_clients;
 mod daemon_codes;
 mod daemon_damage;
+mod daemon_debug;
 mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         daemon_clients::TESTS,
         daemon_codes::TESTS,
         daemon_damage::TESTS,
+        daemon_debug::TESTS,
         daemon_disk::TESTS,
         daemon_full::TESTS,
         daemon_kernel::TESTS,
