@@ -116,7 +116,7 @@ fn an_artifact_is_a_volume_of_files(env: &Env) -> Result<()> {
     assert!(used(&mut pods)? >= before + (1 << 20), "its blobs take space");
     let config = pods.pod_config("pod");
     let pod = pods.run(&config)?;
-    let text = "cd /a && id -u && find . | sort && cat hello.txt sub/two && stat -c %a hello.txt sub && stat -c %i x; \
+    let text = "exec 2>&1; cd /a && id -u && find . | sort && cat hello.txt sub/two && stat -c %a hello.txt sub && stat -c %i x; \
                 ls /s; echo x > hello.txt; touch new; sub/d/three; rm -f x; cat /s/d/three";
     let (_, said) = script(env, &mut pods, (&pod, &config), &stack.image, text, |container| {
         container.mounts = vec![mount(&artifact, "/a", ""), mount(&id, "/s", "./sub")];
@@ -277,6 +277,15 @@ fn an_artifact_is_a_filter_of_system_calls(env: &Env) -> Result<()> {
         let refused = refusal(tried, code);
         assert!(refused.contains(problem), "{refused}");
     }
+    // A container that sees the pod's own process must not have that make calls in its place.
+    let mut shared = config.clone();
+    shared.metadata = Some(v1::PodSandboxMetadata { name: env.id("shared"), ..shared.metadata.unwrap_or_default() });
+    let context = shared.linux.get_or_insert_default().security_context.get_or_insert_default();
+    context.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
+    let shared = pods.run(&shared)?;
+    let first = pods.pod_info(&shared)?["pid"].as_i64().context("no process")?;
+    let status = fs::read_to_string(format!("/proc/{first}/status"))?;
+    assert!(status.lines().any(|line| line == "Seccomp:\t2"), "{status}");
     // Another handler does not allow it.
     config.metadata = Some(v1::PodSandboxMetadata { name: env.id("strict"), ..config.metadata.unwrap_or_default() });
     let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "strict".to_owned() };

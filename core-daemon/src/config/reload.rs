@@ -48,7 +48,7 @@ impl Config {
 
 fn is_live(name: &str) -> bool {
     let is_of = |part: &&str| name.strip_prefix(*part).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    LIVE.iter().any(|part| is_of(&part)) && !FIXED.iter().any(|part| is_of(&part))
+    LIVE.iter().any(is_of) && !FIXED.iter().any(is_of)
 }
 
 /// The names of what is not the same; of what is only in one of the two, the outermost name.

@@ -19,7 +19,15 @@ const MAX_PATH: usize = 200;
 /// The calls that have not ended.
 pub(super) struct UnderWay {
     since: Instant,
-    calls: Mutex<(u64, BTreeMap<u64, (String, Instant)>)>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    /// How many have been noted.
+    count: u64,
+    /// By number, with their beginning.
+    listed: BTreeMap<u64, (String, Instant)>,
 }
 
 impl UnderWay {
@@ -30,22 +38,22 @@ impl UnderWay {
     /// Notes a call, and answers with its number for [`UnderWay::ended`].
     pub(super) fn begun(&self, path: &str) -> u64 {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.0 += 1;
-        let number = calls.0;
-        if calls.1.len() < MAX_LISTED {
-            calls.1.insert(number, (path.chars().take(MAX_PATH).collect(), Instant::now()));
+        calls.count += 1;
+        let number = calls.count;
+        if calls.listed.len() < MAX_LISTED {
+            calls.listed.insert(number, (path.chars().take(MAX_PATH).collect(), Instant::now()));
         }
         number
     }
 
     pub(super) fn ended(&self, number: u64) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number);
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).listed.remove(&number);
     }
 
     /// What is under way and for how long, the oldest first.
     fn list(&self) -> Vec<(String, Duration)> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.1.values().map(|(path, begun)| (path.clone(), begun.elapsed())).collect()
+        calls.listed.values().map(|(path, begun)| (path.clone(), begun.elapsed())).collect()
     }
 }
 

@@ -136,7 +136,6 @@ fn files(manifest: &Manifest) -> Result<BTreeMap<PathBuf, &Descriptor>> {
     if files.is_empty() {
         return Err(Error::invalid(format!("artifact: no layer of it has a name ({})", NAMES[0])));
     }
-    // What sorts behind a file and begins with it is inside of it.
     let inside = files.keys().find(|name| name.ancestors().skip(1).any(|outer| files.contains_key(outer)));
     if let Some(name) = inside {
         return Err(Error::invalid(format!("artifact: file {name:?}: is inside of another file")));

@@ -10,6 +10,7 @@ use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 
 use crate::blocking::blocking;
+use crate::config::RuntimeHandler;
 use crate::cri::Cri;
 use crate::cri::spec::{self, Room};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -33,7 +34,7 @@ impl Cri {
         image: &Resolved,
     ) -> Result<Option<String>> {
         let settings = self.config();
-        if !settings.handler(&record.runtime_handler)?.seccomp_profile_annotations {
+        if !allows(settings.handler(&record.runtime_handler)?) {
             return Ok(None);
         }
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
@@ -53,8 +54,39 @@ impl Cri {
         profile.map(Some).doing(|| format!("annotation {key}"))
     }
 
+    /// The profile that annotations name for all of a pod, and so for its own process.
+    pub(in crate::cri) async fn annotated_profile_of_pod(
+        &self,
+        handler: &str,
+        pod: &v1::PodSandboxConfig,
+    ) -> Result<Option<String>> {
+        let Some((key, reference)) = self.named_by_pod(handler, pod)? else { return Ok(None) };
+        let profile = self.profile_of_artifact(reference, handler).await;
+        profile.map(Some).doing(|| format!("annotation {key}"))
+    }
+
+    /// The same where it is here. It waits for the disk.
+    pub(in crate::cri) fn profile_of_pod_here(
+        &self,
+        handler: &str,
+        pod: &v1::PodSandboxConfig,
+    ) -> Result<Option<String>> {
+        self.named_by_pod(handler, pod)?.map(|(_, reference)| self.profile_here(reference)).transpose()
+    }
+
+    fn named_by_pod<'a>(&self, handler: &str, pod: &'a v1::PodSandboxConfig) -> Result<Option<(String, &'a str)>> {
+        let settings = self.config();
+        let context = pod.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        if !allows(settings.handler(handler)?)
+            || spec::room_for_profile(&spec::as_container(&context), &settings)? == Room::None
+        {
+            return Ok(None);
+        }
+        Ok(by_pod(&pod.annotations, ALL))
+    }
+
     /// The text of the profile that an artifact is, which is pulled if it is not here.
-    pub(super) async fn profile_of_artifact(&self, reference: &str, handler: &str) -> Result<String> {
+    async fn profile_of_artifact(&self, reference: &str, handler: &str) -> Result<String> {
         let find = || {
             let (cri, text) = (self.clone(), reference.to_owned());
             blocking(move || cri.profile_here(&text))
@@ -79,6 +111,11 @@ impl Cri {
         let bytes = self.parts().images.content.read(self.context(), &layer.digest, MAX_PROFILE).doing(doing)?;
         String::from_utf8(bytes).map_err(|_| Error::invalid("is not text")).doing(doing)
     }
+}
+
+/// Whether annotations of a handler's pods, and of images in them, may name profiles.
+fn allows(handler: &RuntimeHandler) -> bool {
+    handler.seccomp_profile_annotations
 }
 
 /// The key and the value of what a pod's annotations say of the container `name`.

@@ -29,8 +29,8 @@ pub(super) use resources::{
     cgroup_name, cgroup_of, counts_swap, update as updated_resources, validate as check_resources,
 };
 pub(super) use security::{
-    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, Room, check as check_security, is_loaded as apparmor_is_loaded,
-    room_for_profile, seccomp_of_pod, wants_default_apparmor,
+    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, Room, as_container, check as check_security,
+    is_loaded as apparmor_is_loaded, room_for_profile, seccomp_of_pod, wants_default_apparmor,
 };
 
 use super::sandbox::check::Namespaces;

@@ -93,19 +93,24 @@ pub(super) fn seccomp(
     }
 }
 
-/// That of a pod's own process.
-#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+/// That of a pod's own process, with the profile that annotations name for it.
 pub(in crate::cri) fn seccomp_of_pod(
     context: &v1::LinuxSandboxSecurityContext,
     settings: &config::Cri,
+    annotated: Option<&str>,
 ) -> Result<Option<LinuxSeccomp>> {
-    let as_container = v1::LinuxContainerSecurityContext {
+    seccomp(&as_container(context), settings, &Capabilities::new(), annotated)
+}
+
+/// What a pod asks for, as a container would.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(in crate::cri) fn as_container(context: &v1::LinuxSandboxSecurityContext) -> v1::LinuxContainerSecurityContext {
+    v1::LinuxContainerSecurityContext {
         privileged: context.privileged,
         seccomp: context.seccomp.clone(),
         seccomp_profile_path: context.seccomp_profile_path.clone(),
         ..Default::default()
-    };
-    seccomp(&as_container, settings, &Capabilities::new(), None)
+    }
 }
 
 /// Whose annotations may name a profile for a container.
