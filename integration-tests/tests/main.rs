@@ -13,6 +13,7 @@ mod cli_images;
 mod cli_run;
 mod cli_update;
 mod cri_answers;
+mod cri_artifacts;
 mod cri_checkpoints;
 mod cri_clients;
 mod cri_containers;
@@ -33,6 +34,7 @@ mod daemon_checkpoints;
 mod daemon_clients;
 mod daemon_codes;
 mod daemon_damage;
+mod daemon_debug;
 mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
@@ -43,6 +45,7 @@ mod daemon_power;
 mod daemon_processors;
 mod daemon_pull;
 mod daemon_registry;
+mod daemon_reload;
 mod daemon_remote;
 mod daemon_restart;
 mod daemon_sandboxes;
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         cli_run::TESTS,
         cli_update::TESTS,
         cri_answers::TESTS,
+        cri_artifacts::TESTS,
         cri_checkpoints::TESTS,
         cri_clients::TESTS,
         cri_containers::TESTS,
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         daemon_clients::TESTS,
         daemon_codes::TESTS,
         daemon_damage::TESTS,
+        daemon_debug::TESTS,
         daemon_disk::TESTS,
         daemon_full::TESTS,
         daemon_kernel::TESTS,
@@ -119,6 +124,7 @@ fn main() -> ExitCode {
         daemon_processors::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,
+        daemon_reload::TESTS,
         daemon_remote::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,

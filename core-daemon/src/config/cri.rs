@@ -79,6 +79,9 @@ pub struct RuntimeHandler {
     pub pod_annotations: Vec<String>,
     /// The same of container annotations.
     pub container_annotations: Vec<String>,
+    /// Annotations of pods and images may name an artifact with the filter of system calls, `seccomp-profile.crio.io/POD` for
+    /// one: of containers that ask for no filter, or for none in particular.
+    pub seccomp_profile_annotations: bool,
     /// Privileged containers get the default devices only.
     pub privileged_without_host_devices: bool,
     /// Such containers may use every device that they make, all the same.

@@ -137,7 +137,8 @@ impl Cri {
     fn fitting(&self, request: &v1::RestorePodRequest, wanted: &Namespaces) -> Result<Vec<Source>> {
         let root = Root::open(Path::new(&request.checkpoint_path))?;
         let index = read_index(&root).doing(|| INDEX)?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         let restorer = self.restorer(handler);
         if index.runtime != restorer {
             return Err(Error::precondition(format!(

@@ -24,7 +24,8 @@ impl Cri {
     ) -> Result<v1::RunPodSandboxResponse> {
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         if namespaces.user.is_some() && !self.features(handler).user_namespaces {
             let field = "config.linux.security_context.namespace_options.userns_options";
             return Err(Error::precondition(format!("{field}: the runtime handler or this machine cannot map ids")));

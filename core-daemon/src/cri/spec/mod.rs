@@ -29,8 +29,8 @@ pub(super) use resources::{
     cgroup_name, cgroup_of, counts_swap, update as updated_resources, validate as check_resources,
 };
 pub(super) use security::{
-    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, check as check_security, is_loaded as apparmor_is_loaded,
-    seccomp_of_pod, wants_default_apparmor,
+    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, Room, as_container, check as check_security,
+    is_loaded as apparmor_is_loaded, room_for_profile, seccomp_of_pod, wants_default_apparmor,
 };
 
 use super::sandbox::check::Namespaces;
@@ -73,6 +73,8 @@ pub(super) struct Making<'a> {
     pub(super) settings: &'a config::Cri,
     /// Process whose view of processes it joins.
     pub(super) pid_of: Option<u32>,
+    /// The filter of system calls that annotations name, for a container that names none itself.
+    pub(super) profile: Option<&'a str>,
     /// Kernel capabilities and the like that this daemon has to give.
     pub(super) host: &'a super::host::Host,
 }
@@ -131,7 +133,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         .set_namespaces(Some(namespaces::make(making)?))
         .set_cgroups_path(Some(resources::cgroups_path(making)))
         .set_resources(Some(resources::make(making)?))
-        .set_seccomp(security::seccomp(&context, making.settings, &bounding)?)
+        .set_seccomp(security::seccomp(&context, making.settings, &bounding, making.profile)?)
         .set_masked_paths((!context.privileged).then(|| context.masked_paths.clone()))
         .set_readonly_paths((!context.privileged).then(|| context.readonly_paths.clone()))
         .set_rootfs_propagation(propagation)
