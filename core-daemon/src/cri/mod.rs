@@ -10,6 +10,7 @@ mod container;
 mod events;
 mod exec;
 mod flights;
+mod granted;
 pub mod host;
 mod image;
 mod inside;
@@ -101,6 +102,7 @@ struct Shared {
     streaming: OnceLock<streaming::Streaming>,
     host: host::Host,
     selinux: selinux::Selinux,
+    users: granted::Users,
     nri: nri::Nri,
 }
 
@@ -113,6 +115,7 @@ impl Cri {
         for (name, handler) in &parts.config.cri.runtimes {
             parts.snapshotters.get(&handler.snapshotter).doing(|| format!("cri.runtimes.{name}.snapshotter"))?;
         }
+        sandbox::localtime::read(&parts.config.cri.timezone)?;
         let namespace = Namespace::parse(NAMESPACE)
             .map_err(|error| crate::error::Error::internal(format!("namespace {NAMESPACE}: {error}")))?;
         let store = Store::new(namespace.clone(), parts.sandboxes.clone(), parts.containers.clone());
@@ -139,6 +142,7 @@ impl Cri {
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),
             streaming: OnceLock::new(),
+            users: granted::Users::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
