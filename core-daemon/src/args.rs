@@ -53,6 +53,12 @@ pub enum Command {
     LookAtPath {
         /// Path
         path: std::path::PathBuf,
+        /// Directory below which it is
+        #[arg(long, default_value = "")]
+        prefix: std::path::PathBuf,
+        /// Make nothing where there is nothing
+        #[arg(long)]
+        existing: bool,
     },
     /// Read all of the metadata and say by the exit code how it is; the daemon runs this before it opens it
     #[command(name = crate::metadata::VERIFY, hide = true)]

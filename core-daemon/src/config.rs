@@ -3,6 +3,7 @@
 //! An unknown key is an error: a setting that is misspelt and silently ignored is found out too late. Only a file of
 //! containerd's is read leniently, see `containerd`.
 
+mod annotations;
 mod containerd;
 mod cri;
 mod images;
@@ -11,6 +12,7 @@ mod observe;
 mod print;
 mod reload;
 mod snapshotters;
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,12 +21,14 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::annotations::{Annotation, SECCOMP_PROFILE};
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Debug, Metrics, Tracing};
 pub use self::reload::Reloaded;
 pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
+pub use self::workloads::{Workload, WorkloadResources};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.

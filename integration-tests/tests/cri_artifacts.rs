@@ -229,7 +229,7 @@ fn half_a_volume_is_made_anew(env: &Env) -> Result<()> {
 fn an_artifact_is_a_filter_of_system_calls(env: &Env) -> Result<()> {
     let stack = Stack::start_configured(
         env,
-        "[cri.runtimes.rung]\nseccomp_profile_annotations = true\n[cri.runtimes.strict]\n",
+        "[cri.runtimes.rung]\nallowed_annotations = [\"seccomp-profile.crio.io\"]\n[cri.runtimes.strict]\n",
     )?;
     let profile = |more: Value| {
         let mut profile = json!({

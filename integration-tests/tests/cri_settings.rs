@@ -16,7 +16,7 @@ pub(crate) const TESTS: &[Test] = tests![
     what_a_node_and_a_pod_are_told_later_is_kept [Root, Overlay],
 ];
 
-fn exec(pods: &mut Pods<'_>, container: &str, script: &str) -> Result<String> {
+pub(crate) fn exec(pods: &mut Pods<'_>, container: &str, script: &str) -> Result<String> {
     let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     let request = v1::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: 60 };
     let answer = pods.runtime.block_on(pods.pods.exec_sync(request))?.into_inner();

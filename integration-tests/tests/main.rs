@@ -12,6 +12,7 @@ mod cli_habits;
 mod cli_images;
 mod cli_run;
 mod cli_update;
+mod cri_annotations;
 mod cri_answers;
 mod cri_artifacts;
 mod cri_checkpoints;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         cli_images::TESTS,
         cli_run::TESTS,
         cli_update::TESTS,
+        cri_annotations::TESTS,
         cri_answers::TESTS,
         cri_artifacts::TESTS,
         cri_checkpoints::TESTS,

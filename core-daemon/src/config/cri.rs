@@ -1,13 +1,13 @@
 //! The part of the configuration that is about Kubernetes' container runtime interface.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use gantry_proto::stdio::MIN_LINE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Nri;
+use super::{Annotation, Nri, Workload};
 use crate::error::{Error, Result};
 
 /// How pods and their containers are run.
@@ -44,6 +44,20 @@ pub struct Cri {
     /// A file with classes of disk use, which annotations of pods may name; empty: none. Its form is that of containerd's
     /// `blockio_config_file`.
     pub blockio_config: PathBuf,
+    /// Every container's root file system is read-only, with memory of its own at `/run`, `/tmp` and `/var/tmp`.
+    pub read_only: bool,
+    /// Time zone of containers: `Local` for the machine's, or a name such as `Europe/Berlin`; empty: the image's.
+    pub timezone: String,
+    /// Paths of the kubelet's mounts that are not made a directory where there is nothing: the container is refused.
+    pub absent_mount_sources_to_reject: Vec<PathBuf>,
+    /// Directory below which the kubelet's paths of mounts lie, for a daemon that sees the machine's files there; empty: none.
+    pub bind_mount_prefix: PathBuf,
+    /// Devices that a pod may ask for by annotation, where its handler or its workload allows the annotation.
+    pub allowed_devices: Vec<PathBuf>,
+    /// User whose ids in `/etc/subuid` and `/etc/subgid` are those of pods that ask for users of their own by annotation.
+    pub userns_owner: String,
+    /// Kinds of pods by name, each with limits of processors and allowed annotations.
+    pub workloads: BTreeMap<String, Workload>,
     /// Images that the kubelet is told not to remove.
     pub pinned_images: Vec<String>,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
@@ -79,9 +93,11 @@ pub struct RuntimeHandler {
     pub pod_annotations: Vec<String>,
     /// The same of container annotations.
     pub container_annotations: Vec<String>,
-    /// Annotations of pods and images may name an artifact with the filter of system calls, `seccomp-profile.crio.io/POD` for
-    /// one: of containers that ask for no filter, or for none in particular.
-    pub seccomp_profile_annotations: bool,
+    /// Annotations of CRI-O, such as `devices.crio.io`, by which a pod may ask for what Kubernetes has no field for. Whoever may
+    /// make pods may use them.
+    pub allowed_annotations: Vec<String>,
+    /// Least memory limit of a container or pod in bytes; 0: any.
+    pub container_min_memory: u64,
     /// Privileged containers get the default devices only.
     pub privileged_without_host_devices: bool,
     /// Such containers may use every device that they make, all the same.
@@ -188,6 +204,13 @@ impl Default for Cri {
             device_ownership_from_security_context: false,
             restrict_oom_score_adj: false,
             blockio_config: PathBuf::new(),
+            read_only: false,
+            timezone: String::new(),
+            absent_mount_sources_to_reject: Vec::new(),
+            bind_mount_prefix: PathBuf::new(),
+            allowed_devices: vec!["/dev/fuse".into(), "/dev/net/tun".into()],
+            userns_owner: "containers".into(),
+            workloads: BTreeMap::new(),
             pinned_images: Vec::new(),
             max_log_line: 16 << 10,
             exec_drain: 5,
@@ -247,7 +270,14 @@ impl Cri {
                     return Err(Error::invalid(format!("cri.runtimes.{name}.{key}: {path}: path must be absolute")));
                 }
             }
+            let field = format!("cri.runtimes.{name}.allowed_annotations");
+            Annotation::allowed(&handler.allowed_annotations)
+                .map_err(|error| Error::invalid(format!("{field}: {error}")))?;
         }
+        for (name, workload) in &self.workloads {
+            workload.check(&format!("cri.workloads.{name}"))?;
+        }
+        self.check_paths()?;
         if let Some(dir) = self.hooks_dirs.iter().find(|dir| !dir.is_absolute()) {
             return Err(Error::invalid(format!("cri.hooks_dirs: {}: path must be absolute", dir.display())));
         }
@@ -262,5 +292,26 @@ impl Cri {
             }
         }
         Ok(())
+    }
+
+    fn check_paths(&self) -> Result<()> {
+        let absolute = |field: &str, path: &Path| match path.is_absolute() {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("cri.{field}: {}: path must be absolute", path.display()))),
+        };
+        if !self.bind_mount_prefix.as_os_str().is_empty() {
+            absolute("bind_mount_prefix", &self.bind_mount_prefix)?;
+        }
+        for path in &self.absent_mount_sources_to_reject {
+            absolute("absent_mount_sources_to_reject", path)?;
+        }
+        for path in &self.allowed_devices {
+            absolute("allowed_devices", path)?;
+        }
+        let plain = |part| matches!(part, Component::Normal(_));
+        match Path::new(&self.timezone).components().all(plain) && !self.timezone.contains('\0') {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("cri.timezone: {:?} is not the name of a time zone", self.timezone))),
+        }
     }
 }

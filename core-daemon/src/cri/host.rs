@@ -1,13 +1,15 @@
 //! The machine: what it has to give, how its file systems are mounted, and paths on it that may not answer.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use oci_spec::runtime::Capabilities;
+use rung_sys::beneath::Root;
 use rung_sys::idmap::{self, Range};
 use rung_sys::mount::{self, Change, attribute};
 use rung_sys::mountinfo::{self, Mounted};
@@ -163,26 +165,36 @@ impl MountTable {
     }
 }
 
-/// Where a path on the host leads, links followed; a directory is made where there is nothing.
+/// Where a path on the host leads, links followed; a directory is made where there is nothing, if it may be. With a `prefix`,
+/// the host's files are those below that.
 ///
 /// A path that needs a server to answer is looked at by a process of its own, which can be ended when it does not: a
 /// thread of the daemon's could not.
 ///
 /// # Errors
 /// `DeadlineExceeded` naming the path that does not answer, `InvalidArgument` naming one that leads nowhere.
-pub(super) async fn resolve(path: &Path, table: &MountTable, daemon: &Path) -> Result<PathBuf> {
+pub(super) async fn resolve(
+    path: &Path,
+    (prefix, may_make): (&Path, bool),
+    table: &MountTable,
+    daemon: &Path,
+) -> Result<PathBuf> {
     let doing = || format!("config.mounts.host_path: {}", path.display());
-    if table.is_local(path) {
-        let path = path.to_owned();
+    if table.is_local(&below(prefix, path)) {
+        let (path, prefix) = (path.to_owned(), prefix.to_owned());
         let late = |_| no_answer();
-        return tokio::time::timeout(PATIENCE, blocking(move || look(&path)))
+        return tokio::time::timeout(PATIENCE, blocking(move || look(&path, &prefix, may_make)))
             .await
             .map_err(late)
             .doing(doing)?
             .doing(doing);
     }
     let mut command = Command::new(daemon);
-    command.arg(LOOK).arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command.arg(LOOK).arg(path).arg("--prefix").arg(prefix);
+    if !may_make {
+        command.arg("--existing");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let run = async { command.spawn()?.wait_with_output().await };
     let output = tokio::time::timeout(PATIENCE, run).await.map_err(|_| no_answer()).doing(doing)?.doing(doing)?;
     if output.status.success() {
@@ -200,26 +212,46 @@ fn no_answer() -> Error {
 ///
 /// # Errors
 /// What the file system says.
-pub fn look_at_path(path: &Path) -> Result<()> {
+pub fn look_at_path(path: &Path, prefix: &Path, may_make: bool) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::ffi::OsStrExt as _;
-    let resolved = look(path)?;
+    let resolved = look(path, prefix, may_make)?;
     std::io::stdout().write_all(resolved.as_os_str().as_bytes()).doing(|| "answer")
 }
 
-fn look(path: &Path) -> Result<PathBuf> {
-    look_now(path).map_err(|error| match error.kind() {
+/// A path below another, whether or not it begins with a slash.
+pub(super) fn below(prefix: &Path, path: &Path) -> PathBuf {
+    if prefix.as_os_str().is_empty() { path.to_owned() } else { prefix.join(path.strip_prefix("/").unwrap_or(path)) }
+}
+
+fn look(path: &Path, prefix: &Path, may_make: bool) -> Result<PathBuf> {
+    look_now(path, prefix, may_make).map_err(|error| match error.kind() {
         // Not of the container, nor of its pod, which exist or not: a link to nothing, a file among its directories.
         Kind::AlreadyExists | Kind::NotFound | Kind::Internal => Error::invalid(error.to_string()),
         _ => error,
     })
 }
 
-fn look_now(path: &Path) -> Result<PathBuf> {
-    let open = || std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+fn look_now(path: &Path, prefix: &Path, may_make: bool) -> Result<PathBuf> {
+    // Links of the host's lead to the host's files.
+    let root = match prefix.as_os_str().is_empty() {
+        true => None,
+        false => Some(Root::open(prefix).doing(|| format!("cri.bind_mount_prefix {}", prefix.display()))?),
+    };
+    let open = || match &root {
+        None => std::fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map(OwnedFd::from),
+        Some(root) => root.resolve(path, OFlag::O_PATH),
+    };
     let file = match open() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !may_make => {
+            return Err(Error::invalid("is not there, and cri.absent_mount_sources_to_reject names it"));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).doing(|| "make it a directory")?;
+            match &root {
+                None => std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path),
+                Some(root) => root.make_directories(path, &mut |_| {}).map(drop),
+            }
+            .doing(|| "make it a directory")?;
             open()?
         }
         opened => opened?,
@@ -251,6 +283,7 @@ mod tests {
     #[test]
     fn links_are_followed_and_what_is_missing_is_made() {
         let dir = tempfile::tempdir().expect("directory");
+        let look = |path: &Path| look(path, Path::new(""), true);
         let (real, link) = (dir.path().join("real"), dir.path().join("link"));
         std::fs::create_dir(&real).expect("make");
         std::os::unix::fs::symlink(&real, &link).expect("link");
@@ -263,5 +296,21 @@ mod tests {
             let error = look(&dir.path().join(nowhere)).expect_err(nowhere);
             assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
         }
+    }
+
+    #[test]
+    fn links_below_a_prefix_stay_below_it() {
+        let dir = tempfile::tempdir().expect("directory");
+        let prefix = dir.path().canonicalize().expect("path");
+        std::fs::create_dir_all(prefix.join("var/data")).expect("make");
+        std::os::unix::fs::symlink("/var/data", prefix.join("link")).expect("link");
+        let found = |path: &str| look(Path::new(path), &prefix, true);
+        assert_eq!(found("/link").expect("link"), prefix.join("var/data"));
+        assert_eq!(found("/../../link/../x/y").expect("made"), prefix.join("var/x/y"));
+        assert!(prefix.join("var/x/y").is_dir());
+        let error = look(Path::new("/none"), &prefix, false).expect_err("missing");
+        assert_eq!(error.kind(), Kind::InvalidArgument);
+        assert!(error.to_string().contains("absent_mount_sources_to_reject"), "{error}");
+        assert!(!prefix.join("none").exists(), "made all the same");
     }
 }

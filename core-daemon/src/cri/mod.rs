@@ -10,6 +10,7 @@ mod container;
 mod events;
 mod exec;
 mod flights;
+mod granted;
 pub mod host;
 mod image;
 mod inside;
@@ -103,6 +104,7 @@ struct Shared {
     streaming: OnceLock<streaming::Streaming>,
     host: host::Host,
     selinux: selinux::Selinux,
+    users: granted::Users,
     nri: nri::Nri,
 }
 
@@ -113,6 +115,7 @@ impl Cri {
     /// When its directories cannot be made, or a handler's snapshotter is not there.
     pub fn new(parts: Parts) -> Result<Self> {
         check_snapshotters(&parts.config.cri, &parts.snapshotters)?;
+        sandbox::localtime::read(&parts.config.cri.timezone)?;
         let namespace = Namespace::parse(NAMESPACE)
             .map_err(|error| crate::error::Error::internal(format!("namespace {NAMESPACE}: {error}")))?;
         let store = Store::new(namespace.clone(), parts.sandboxes.clone(), parts.containers.clone());
@@ -141,6 +144,7 @@ impl Cri {
             stats: stats::Stats::default(),
             subscribers: events::Subscribers::default(),
             streaming: OnceLock::new(),
+            users: granted::Users::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -160,6 +164,7 @@ impl Cri {
     /// `NotFound` for a handler's snapshotter that is not there; then all stays as it is.
     pub fn reconfigure(&self, config: &crate::config::Cri) -> Result<()> {
         check_snapshotters(config, &self.parts().snapshotters)?;
+        sandbox::localtime::read(&config.timezone)?;
         self.shared.images.pin(&config.pinned_images);
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
         Ok(())

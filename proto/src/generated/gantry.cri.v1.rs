@@ -41,6 +41,9 @@ pub struct SandboxRecord {
     /// One shim holds all of its containers.
     #[prost(bool, tag = "12")]
     pub has_shim: bool,
+    /// Users that it has by annotation.
+    #[prost(message, optional, tag = "13")]
+    pub users: ::core::option::Option<super::super::super::runtime::v1::UserNamespace>,
 }
 impl ::prost::Name for SandboxRecord {
     const NAME: &'static str = "SandboxRecord";

@@ -10,12 +10,14 @@ use gantry_proto::containerd::services::containers::v1::container;
 use gantry_proto::gantry::cri::v1::{ContainerRecord, SandboxRecord};
 use gantry_proto::runtime::v1;
 use prost::Message as _;
+use rung_sys::beneath::lexical;
 use rung_sys::idmap::Range;
 
 use super::restored::Source;
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
 use crate::cri::flights::Stage;
+use crate::cri::granted::namespace_options;
 use crate::cri::host::MountTable;
 use crate::cri::sandbox::check::{self, Namespaces};
 use crate::cri::spec::{self, Making, Volume};
@@ -201,10 +203,17 @@ impl Cri {
         let context = draft.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let options = context.and_then(|context| context.selinux_options.as_ref());
         let labels = self.shared.selinux.container(options, &draft.record);
+        let granted = self.granted(handler, &pod.annotations)?;
+        let container = draft.config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
+        let wanted = draft.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let limits = self.limits_of(&draft.record, container, &granted, wanted)?;
         let made = spec::make(&Making {
             id: &draft.id,
             sandbox_id: draft.sandbox.id().as_str(),
             config: &draft.config,
+            limits: limits.as_ref().unwrap_or(&v1::LinuxContainerResources::default()),
+            granted: &granted,
+            users_by_annotation: draft.record.users.is_some(),
             labels: &labels,
             pod: &pod,
             namespaces: &draft.namespaces,
@@ -236,7 +245,7 @@ impl Cri {
             stop_signal: stop_signal(&draft.config, &draft.image)?,
             mounts: self.reported_mounts(&draft.config)?,
             user: Some(user),
-            resources: draft.config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+            resources: limits,
             ..ContainerRecord::default()
         };
         tokio::runtime::Handle::current().block_on(self.store_made(draft, made.spec, record))
@@ -253,7 +262,7 @@ impl Cri {
             selinux::relabel(source, label).doing(|| "config.mounts.selinux_relabel")?;
         }
         let places = self.places(draft.sandbox.id().as_str());
-        let of_pod = [places.hosts(), places.hostname(), places.resolv_conf(), places.shm()];
+        let of_pod = [places.hosts(), places.hostname(), places.resolv_conf(), places.localtime(), places.shm()];
         // An image that is a volume is read-only, and the same for the whole pod.
         let own = volumes.iter().filter(|volume| !volume.read_only).map(|volume| volume.source.clone());
         for path in of_pod.into_iter().chain(own).filter(|path| path.exists()) {
@@ -297,14 +306,16 @@ impl Cri {
     ) -> Result<Namespaces> {
         ready(sandbox)?;
         let pod_context = record.config.as_ref().and_then(|pod| pod.linux.as_ref()?.security_context.as_ref());
-        let pod = check::namespaces(pod_context.and_then(|context| context.namespace_options.as_ref()))?;
+        let pod = check::namespaces(namespace_options(record).as_ref())?;
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         if context.is_some_and(|context| context.privileged) && !pod_context.is_some_and(|pod| pod.privileged) {
             return Err(Error::invalid("config.linux.security_context.privileged: its pod is not privileged"));
         }
         let options = context.and_then(|context| context.namespace_options.as_ref());
         let own = check::namespaces(options)?;
-        if own.user != pod.user {
+        // The kubelet knows nothing of users that the pod has by annotation.
+        let is_unsaid = record.users.is_some() && own.user.is_none();
+        if own.user != pod.user && !is_unsaid {
             let field = "config.linux.security_context.namespace_options.userns_options";
             return Err(Error::invalid(format!("{field}: is not that of its pod")));
         }
@@ -340,7 +351,12 @@ impl Cri {
                 return Err(Error::invalid(format!("config.mounts.host_path: {path:?} is not an absolute path")));
             }
             let daemon = &self.parts().tasks.launcher().daemon;
-            sources.push(Some(host::resolve(Path::new(path), &table, daemon).await?));
+            let settings = self.config();
+            let (prefix, refused) = (&settings.bind_mount_prefix, &settings.absent_mount_sources_to_reject);
+            let named = [Path::new(path).to_owned(), host::below(prefix, Path::new(path))].map(|path| lexical(&path));
+            let may_make = !refused.iter().any(|refused| named.contains(&lexical(refused)));
+            let found = host::resolve(Path::new(path), (prefix, may_make), &table, daemon).await?;
+            sources.push(Some(found));
         }
         Ok(sources)
     }

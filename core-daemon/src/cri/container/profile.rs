@@ -10,14 +10,12 @@ use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 
 use crate::blocking::blocking;
-use crate::config::RuntimeHandler;
-use crate::cri::Cri;
+use crate::config::{self, Annotation, SECCOMP_PROFILE as NAMES};
 use crate::cri::spec::{self, Room};
+use crate::cri::{Cri, granted};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::image::{Access, Resolved};
 
-/// The annotation, as CRI-O calls it now and as it called it before.
-const NAMES: [&str; 2] = ["seccomp-profile.crio.io", "seccomp-profile.kubernetes.cri-o.io"];
 /// What follows a name where a pod means all of its containers.
 const ALL: &str = "POD";
 /// Largest profile that is read, in bytes.
@@ -34,19 +32,18 @@ impl Cri {
         image: &Resolved,
     ) -> Result<Option<String>> {
         let settings = self.config();
-        if !allows(settings.handler(&record.runtime_handler)?) {
+        let none = Annotations::new();
+        let of_pod = record.config.as_ref().map_or(&none, |pod| &pod.annotations);
+        if !allows(&settings, &record.runtime_handler, of_pod)? {
             return Ok(None);
         }
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
-        let of_pod = record.config.as_ref().map(|pod| &pod.annotations);
         let of_image = Annotations::from_iter(image.manifest.annotations.clone());
         let name = config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
         let named = match spec::room_for_profile(&context, &settings)? {
             Room::None => None,
-            Room::ForPods => of_pod.and_then(|annotations| by_pod(annotations, name)),
-            Room::ForImages => {
-                of_pod.and_then(|annotations| by_pod(annotations, name)).or_else(|| by_image(&of_image, name))
-            }
+            Room::ForPods => by_pod(of_pod, name),
+            Room::ForImages => by_pod(of_pod, name).or_else(|| by_image(&of_image, name)),
         };
         let Some((key, reference)) = named else { return Ok(None) };
         let handler = record.runtime_handler.as_str();
@@ -77,7 +74,7 @@ impl Cri {
     fn named_by_pod<'a>(&self, handler: &str, pod: &'a v1::PodSandboxConfig) -> Result<Option<(String, &'a str)>> {
         let settings = self.config();
         let context = pod.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
-        if !allows(settings.handler(handler)?)
+        if !allows(&settings, handler, &pod.annotations)?
             || spec::room_for_profile(&spec::as_container(&context), &settings)? == Room::None
         {
             return Ok(None);
@@ -113,9 +110,9 @@ impl Cri {
     }
 }
 
-/// Whether annotations of a handler's pods, and of images in them, may name profiles.
-fn allows(handler: &RuntimeHandler) -> bool {
-    handler.seccomp_profile_annotations
+/// Whether annotations of such a pod, and of images in it, may name profiles.
+fn allows(settings: &config::Cri, handler: &str, of_pod: &Annotations) -> Result<bool> {
+    Ok(granted::allowed(settings, settings.handler(handler)?, of_pod)?.contains(&Annotation::SeccompProfile))
 }
 
 /// The key and the value of what a pod's annotations say of the container `name`.

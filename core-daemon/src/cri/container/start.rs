@@ -60,6 +60,7 @@ impl Cri {
         if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), &self.config()) {
             self.load_apparmor().await?;
         }
+        self.unlimit_pod(container, &sandbox.record()).await?;
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");

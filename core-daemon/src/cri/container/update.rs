@@ -24,6 +24,7 @@ impl Cri {
         can_change(&container).doing(doing)?;
         let Some(mut wanted) = request.linux else { return Ok(v1::UpdateContainerResourcesResponse {}) };
         spec::check_resources("linux", &wanted).doing(doing)?;
+        self.updated_limits_of(&container, &mut wanted).doing(doing)?;
         let window = self.nri_window().await;
         let (limits, others) = self.nri_update(&window, &container, &mut wanted).await.doing(doing)?;
         self.change_limits(&container, &wanted, &limits, request.annotations).await.doing(doing)?;

@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use gantry_proto::gantry::cri::v1::{CheckpointedContainer, PodCheckpoint};
+use gantry_proto::gantry::cri::v1::{CheckpointedContainer, PodCheckpoint, SandboxRecord};
 use gantry_proto::runtime::v1;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
@@ -25,6 +25,7 @@ use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::container::{checkpoint_work, pack, ready};
 use crate::cri::flights::Stage;
+use crate::cri::granted::namespace_options;
 use crate::cri::{Container, Cri, Sandbox};
 use crate::error::{Doing as _, Error, Result};
 use crate::tasks::Task;
@@ -133,7 +134,7 @@ impl Cri {
         let mut index = PodCheckpoint {
             version: VERSION,
             runtime: self.restorer(handler),
-            config: record.config.clone(),
+            config: with_users(&record),
             containers: Vec::with_capacity(chosen.len()),
         };
         for ((container, _), dir) in chosen.iter().zip(dirs) {
@@ -189,6 +190,16 @@ pub(super) fn no_options(options: &std::collections::BTreeMap<String, String>) -
         Some(key) => Err(Error::invalid(format!("options: {key:?} is unknown"))),
         None => Ok(()),
     }
+}
+
+/// A pod's configuration, with the users that it has by annotation: what goes on from a checkpoint has to have the same.
+fn with_users(record: &SandboxRecord) -> Option<v1::PodSandboxConfig> {
+    let mut config = record.config.clone()?;
+    if record.users.is_some() {
+        let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        context.namespace_options = namespace_options(record);
+    }
+    Some(config)
 }
 
 fn name_of(container: &Container) -> String {

@@ -8,6 +8,7 @@ mod cgroup;
 pub(super) mod check;
 mod checkpoint;
 mod list;
+pub(super) mod localtime;
 mod network;
 pub(super) mod places;
 mod process;

@@ -1,7 +1,7 @@
 //! Where a pod has its files and namespaces. All of it ends with the machine's run, as pods do.
 //!
 //! ```text
-//! <state>/cri/pods/<id>/hosts, hostname, resolv.conf   files that containers see
+//! <state>/cri/pods/<id>/hosts, hostname, resolv.conf, localtime   files that containers see
 //!                      /shm                            shared memory of the containers
 //!                      /images/<number>                images that are mounted as volumes
 //!                      /ns/{ipc,uts,user}              namespaces, bound
@@ -16,13 +16,14 @@ use rung_sys::atomic_file;
 use rung_sys::mount;
 use rung_sys::namespace::Namespace;
 
+use super::localtime;
 use crate::cri::Cri;
 use crate::error::{Doing as _, Result};
 use crate::net::namespaces;
 
 /// Begin of a network namespace's file name.
 const NETNS: &str = "cri-";
-/// Bytes of shared memory of a pod.
+/// Bytes of shared memory of a pod that does not say.
 const SHM_SIZE: u64 = 64 << 20;
 
 /// The paths of one pod.
@@ -62,6 +63,11 @@ impl Places {
         self.dir.join("resolv.conf")
     }
 
+    /// The time zone, where the configuration names one.
+    pub(in crate::cri) fn localtime(&self) -> PathBuf {
+        self.dir.join("localtime")
+    }
+
     pub(in crate::cri) fn shm(&self) -> PathBuf {
         self.dir.join("shm")
     }
@@ -94,12 +100,20 @@ impl Places {
         write(&self.resolv_conf(), &resolv_conf)
     }
 
-    /// Makes the shared memory; `owner` is who root of the pod is outside of it.
-    pub(super) fn make_shm(&self, owner: Option<(u32, u32)>) -> Result<()> {
+    /// Makes the file with the time zone that the configuration names, if it names one and there is one.
+    pub(super) fn make_localtime(&self, zone: &str) -> Result<()> {
+        match localtime::read(zone)? {
+            Some(rules) => write(&self.localtime(), &rules),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the shared memory, of so many bytes where a pod says how many; `owner` is who root of the pod is outside of it.
+    pub(super) fn make_shm(&self, owner: Option<(u32, u32)>, size: Option<u64>) -> Result<()> {
         let path = self.shm();
         let doing = || format!("mount {}", path.display());
         std::fs::create_dir(&path).doing(doing)?;
-        let mut data = format!("mode=1777,size={SHM_SIZE}");
+        let mut data = format!("mode=1777,size={}", size.unwrap_or(SHM_SIZE));
         if let Some((uid, gid)) = owner {
             data.push_str(&format!(",uid={uid},gid={gid}"));
         }

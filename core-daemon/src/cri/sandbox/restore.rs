@@ -42,10 +42,11 @@ impl Cri {
         }
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
-        if namespaces.user.is_some() {
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
+        if namespaces.user.is_some() || self.granted(handler, &config.annotations)?.users.is_some() {
             return Err(Error::unimplemented("restore a pod with users of its own"));
         }
-        self.config().handler(&request.runtime_handler)?;
         let names = names(&request.container_configs)?;
         let reserved = name(check::metadata(config)?);
         // Not what asks for a pod of the same name without a checkpoint.

@@ -10,9 +10,10 @@ use super::check::{self, Namespaces};
 use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::flights::Stage;
+use crate::cri::granted::{Agreed, Drawn};
 use crate::cri::store::{boot_id, now};
 use crate::cri::{Cri, labels};
-use crate::error::{Error, Result};
+use crate::error::{Doing as _, Error, Result};
 use crate::failpoint;
 use crate::id;
 use crate::net::namespaces::{self, Wishes};
@@ -55,8 +56,13 @@ impl Cri {
             }
             return Err(Error::precondition(format!("name {name}: is the pod sandbox {}", there.id())));
         }
+        let doing = || format!("run pod sandbox {}", config.metadata.clone().unwrap_or_default().name);
         let id = id::random::<32>()?;
-        let made = self.make_pod(&id, name.clone(), &config, &request.runtime_handler, &namespaces, &stage).await;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
+        let agreed = self.agree(&config, handler, &namespaces).doing(doing)?;
+        self.log_ignored(&id, handler, &config.annotations);
+        let made = self.make_pod(&id, name.clone(), &config, &request.runtime_handler, &agreed, &stage).await;
         if let Err(error) = made {
             if let Some(left) = self.unmake_pod(&id, &namespaces).await {
                 let record = SandboxRecord {
@@ -67,7 +73,7 @@ impl Cri {
                 };
                 self.keep_broken(&id, record).await;
             }
-            return Err(error.context(format!("run pod sandbox {}", check::metadata(&config)?.name)));
+            return Err(error.context(doing()));
         }
         self.announce(&id, &id, v1::ContainerEventType::ContainerCreatedEvent);
         self.announce(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
@@ -80,16 +86,17 @@ impl Cri {
         name: String,
         config: &v1::PodSandboxConfig,
         handler: &str,
-        namespaces: &Namespaces,
+        agreed: &Agreed,
         stage: &Stage,
     ) -> Result<()> {
+        let namespaces = &agreed.namespaces;
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let options = context.and_then(|context| context.selinux_options.as_ref());
         let (labels, _held) = self.shared.selinux.pod(options, self.store())?;
         stage.enter("namespaces")?;
         let (places, copied, hostname) = (self.places(id), config.clone(), hostname(config)?);
-        let name_file = hostname.clone();
-        blocking(move || places.make(&copied, &name_file)).await?;
+        let (name_file, zone) = (hostname.clone(), self.config().timezone.clone());
+        blocking(move || places.make(&copied, &name_file).and_then(|()| places.make_localtime(&zone))).await?;
         namespaces::make(self.wishes(id, config, namespaces, hostname), &self.parts().tasks.launcher().daemon).await?;
         failpoint::hit("cri.namespaces");
         let network = match namespaces.host_network {
@@ -108,8 +115,8 @@ impl Cri {
         failpoint::hit("cri.shim");
         stage.enter("files")?;
         if !namespaces.host_ipc {
-            let (places, owner) = (self.places(id), root_outside(namespaces));
-            blocking(move || places.make_shm(owner)).await?;
+            let (places, owner, size) = (self.places(id), root_outside(namespaces), agreed.granted.shm_size);
+            blocking(move || places.make_shm(owner, size)).await?;
         }
         stage.enter("record")?;
         let record = SandboxRecord {
@@ -124,6 +131,7 @@ impl Cri {
             mount_label: labels.mount,
             overhead: config.linux.as_ref().and_then(|linux| linux.overhead.clone()),
             resources: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+            users: agreed.users.as_ref().map(Drawn::namespace),
             ..SandboxRecord::default()
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);

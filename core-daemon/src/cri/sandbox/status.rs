@@ -13,6 +13,7 @@ use super::check;
 use crate::blocking::blocking;
 use crate::config::RuntimeHandler;
 use crate::cri::container::status_of;
+use crate::cri::granted::namespace_options;
 use crate::cri::selinux::Labels;
 use crate::cri::shown::shown;
 use crate::cri::{Cri, Sandbox};
@@ -118,8 +119,7 @@ impl Cri {
         handler: &RuntimeHandler,
     ) -> Result<(Spec, bool)> {
         let config = record.config.clone().unwrap_or_default();
-        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let namespaces = check::namespaces(context.and_then(|context| context.namespace_options.as_ref()))?;
+        let namespaces = check::namespaces(namespace_options(record).as_ref())?;
         let labels = Labels { process: record.process_label.clone(), mount: record.mount_label.clone() };
         let mut spec = self.pause(id, &config, handler, &namespaces, &labels);
         let has_process = namespaces.pid == v1::NamespaceMode::Pod;
@@ -150,8 +150,7 @@ pub(in crate::cri) fn options_json(runtime: &container::Runtime) -> Option<Value
 pub(in crate::cri) fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
     let record = sandbox.record();
     let config = record.config.clone().unwrap_or_default();
-    let context = config.linux.and_then(|linux| linux.security_context);
-    let options = context.and_then(|context| context.namespace_options).unwrap_or_default();
+    let options = namespace_options(&record).unwrap_or_default();
     let ready = sandbox.state() == v1::PodSandboxState::SandboxReady;
     let mut addresses = record.network.iter().filter(|_| ready).flat_map(|network| network.addresses.clone());
     v1::PodSandboxStatus {

@@ -8,7 +8,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rung_spec::defaults::devices;
 
 use super::{Making, invalid};
-use crate::error::{Doing as _, Result};
+use crate::error::{Doing as _, Error, Result};
 
 /// Directories in `/dev` whose content belongs to the host alone, or that a container has of its own.
 const LEFT_OUT: &[&str] = &["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
@@ -21,8 +21,12 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
     if making.privileged() && !making.handler.privileged_without_host_devices {
         below(Path::new("/dev"), Path::new("/dev"), 0, &mut nodes).doing(|| "look at the host's devices")?;
     }
-    for device in &making.config.devices {
-        let field = || format!("devices: {}", device.host_path);
+    let of_kubelet = making.config.devices.iter().map(|device| (device, false));
+    for (device, is_granted) in of_kubelet.chain(making.granted.devices.iter().map(|device| (device, true))) {
+        let wrong = |error: std::io::Error| match is_granted {
+            true => Error::invalid(format!("annotation devices.crio.io: {}: {error}", device.host_path)),
+            false => invalid(&format!("devices: {}", device.host_path), error),
+        };
         let access = device.permissions.as_str();
         if access.is_empty() || !access.bytes().all(|byte| b"rwm".contains(&byte)) {
             return Err(invalid("devices.permissions", format!("{access:?} is not made of r, w and m")));
@@ -36,15 +40,15 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
             }
         }
         let (host, inside) = (Path::new(&device.host_path), Path::new(&device.container_path));
-        let metadata = std::fs::metadata(host).map_err(|error| invalid(&field(), error))?;
+        let metadata = std::fs::metadata(host).map_err(wrong)?;
         let mut found: Vec<LinuxDevice> = Vec::new();
         if metadata.is_dir() {
-            below(host, inside, 0, &mut found).map_err(|error| invalid(&field(), error))?;
+            below(host, inside, 0, &mut found).map_err(wrong)?;
         } else {
             found.extend(node(&metadata, inside));
         }
         if found.is_empty() {
-            return Err(invalid(&field(), "is not a device"));
+            return Err(wrong(std::io::Error::other("is not a device")));
         }
         if making.settings.device_ownership_from_security_context {
             let context = making.context();

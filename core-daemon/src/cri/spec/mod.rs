@@ -33,6 +33,7 @@ pub(super) use security::{
     is_loaded as apparmor_is_loaded, room_for_profile, seccomp_of_pod, wants_default_apparmor,
 };
 
+use super::granted::Granted;
 use super::sandbox::check::Namespaces;
 use super::sandbox::places::Places;
 use super::selinux::Labels;
@@ -51,6 +52,12 @@ pub(super) struct Making<'a> {
     pub(super) config: &'a v1::ContainerConfig,
     /// The pod's configuration.
     pub(super) pod: &'a v1::PodSandboxConfig,
+    /// Its limits: the kubelet's, or what stands over them.
+    pub(super) limits: &'a v1::LinuxContainerResources,
+    /// What the pod's annotations give it.
+    pub(super) granted: &'a Granted,
+    /// The pod has its users by annotation, so that the kubelet says nothing of them.
+    pub(super) users_by_annotation: bool,
     /// Its labels under SELinux.
     pub(super) labels: &'a Labels,
     /// What this container's are.
@@ -103,7 +110,15 @@ pub(super) struct Made {
 impl Making<'_> {
     /// The context of the container's security, empty where nothing is said.
     fn context(&self) -> v1::LinuxContainerSecurityContext {
-        self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+        let context = self.config.linux.as_ref().and_then(|linux| linux.security_context.clone());
+        let mut context = context.unwrap_or_default();
+        context.readonly_rootfs |= self.settings.read_only;
+        context
+    }
+
+    /// Its name in the pod.
+    fn name(&self) -> &str {
+        self.config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str())
     }
 
     fn privileged(&self) -> bool {

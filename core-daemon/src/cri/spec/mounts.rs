@@ -13,6 +13,10 @@ use crate::error::{Error, Result};
 
 /// Where shared memory is.
 const SHM: &str = "/dev/shm";
+/// Where the time zone is.
+const LOCALTIME: &str = "/etc/localtime";
+/// Where containers write whose root is read-only by configuration, and what of these places anybody may.
+const WRITABLE: [(&str, &str); 3] = [("/run", "mode=0755"), ("/tmp", "mode=1777"), ("/var/tmp", "mode=1777")];
 
 /// The mounts, and the propagation of the root that some of them need.
 pub(super) fn make(
@@ -20,6 +24,9 @@ pub(super) fn make(
     context: &v1::LinuxContainerSecurityContext,
 ) -> Result<(Vec<Mount>, Option<String>)> {
     let mut mounts = usual(making, context);
+    if making.settings.read_only {
+        mounts.extend(WRITABLE.iter().map(|(place, mode)| memory(place, mode)));
+    }
     let mut propagation = None;
     let mut wished: Vec<Mount> = own_places(making, context);
     if making.config.mounts.iter().any(|mount| mount.propagation != 0) {
@@ -32,7 +39,11 @@ pub(super) fn make(
         if config.propagation() == MountPropagation::PropagationBidirectional {
             propagation = Some("rshared".to_owned());
         }
-        wished.push(bind(config, source, &table)?);
+        let mut one = bind(config, source, &table)?;
+        if config.uid_mappings.is_empty() && making.users_by_annotation {
+            translate(making, &mut one, "ridmap");
+        }
+        wished.push(one);
     }
     for volume in making.volumes {
         let access = if volume.read_only { "ro" } else { "rw" };
@@ -55,7 +66,7 @@ pub(super) fn make(
 
 /// The file systems every container has, as far as this one may see and change them.
 fn usual(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) -> Vec<Mount> {
-    let writable_cgroup = context.privileged || making.handler.cgroup_writable;
+    let writable_cgroup = context.privileged || making.handler.cgroup_writable || making.granted.cgroup_writable;
     let foreign_network = making.namespaces.host_network && making.namespaces.user.is_some();
     let of = |usual: Mount| {
         let place = usual.destination().to_string_lossy().into_owned();
@@ -101,6 +112,12 @@ fn own_places(making: &Making<'_>, context: &v1::LinuxContainerSecurityContext) 
             file
         })
         .collect();
+    let zone = Some(making.places.localtime()).filter(|_| !making.settings.timezone.is_empty() && !there(LOCALTIME));
+    if let Some(source) = zone.filter(|file| file.exists()) {
+        let mut file = bind_mount(LOCALTIME, &source, &["rprivate", "nosuid", "noexec", "nodev", access]);
+        map_ids(making, &mut file, true);
+        places.push(file);
+    }
     if !there(SHM) {
         let source = if making.namespaces.host_ipc { PathBuf::from(SHM) } else { making.places.shm() };
         places.push(bind_mount(SHM, &source, &["rprivate", "nosuid", "noexec", "nodev"]));
@@ -185,9 +202,22 @@ fn mapping(ranges: &[v1::IdMapping]) -> Vec<rung_sys::idmap::Range> {
 
 /// Lets files of the daemon's appear as those of the pod's root, where that is another.
 fn map_ids(making: &Making<'_>, mount: &mut Mount, wanted: bool) {
-    let Some((users, groups)) = making.namespaces.user.as_ref().filter(|_| wanted) else { return };
+    if wanted {
+        translate(making, mount, "idmap");
+    }
+}
+
+/// Lets files have the same owners inside as outside, where the pod has users of its own.
+fn translate(making: &Making<'_>, mount: &mut Mount, option: &str) {
+    let Some((users, groups)) = &making.namespaces.user else { return };
     mount.set_uid_mappings(Some(namespaces::ranges(users))).set_gid_mappings(Some(namespaces::ranges(groups)));
-    push_option(mount, "idmap");
+    push_option(mount, option);
+}
+
+/// Memory that is written in place of a read-only root, with what the image has there in it.
+fn memory(place: &str, mode: &str) -> Mount {
+    let options = ["rw", "noexec", "nosuid", "nodev", "tmpcopyup", mode].map(str::to_owned).to_vec();
+    mount(place, "tmpfs", "tmpfs", options)
 }
 
 pub(super) fn push_option(mount: &mut Mount, option: &str) {

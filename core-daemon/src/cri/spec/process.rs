@@ -20,6 +20,7 @@ pub(super) fn make(making: &Making<'_>, context: &v1::LinuxContainerSecurityCont
     let user = user(making, context)?;
     let mut id = oci_spec::runtime::User::default();
     id.set_uid(user.uid).set_gid(user.gid).set_additional_gids(Some(user.additional_gids.clone()));
+    id.set_umask(making.granted.umask);
     let mut process = Process::default();
     process
         .set_terminal(Some(making.config.tty))

@@ -55,9 +55,10 @@ pub(in crate::cri) fn cgroup_name(driver: CgroupDriver, id: &str) -> String {
 }
 
 pub(super) fn make(making: &Making<'_>) -> Result<LinuxResources> {
-    let wanted = making.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+    let mut wanted = making.limits.clone();
     validate("config.linux.resources", &wanted)?;
     possible("config.linux.resources", &wanted)?;
+    wanted.unified.extend(making.granted.unified(making.name()).cloned().unwrap_or_default());
     let mut resources = limits(&wanted)?;
     let handler = making.handler;
     let all = making.privileged()

@@ -1,0 +1,236 @@
+//! What moves with a node that used CRI-O: annotations that a handler allows, workloads, and settings of all containers.
+
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use gantry_proto::runtime::v1;
+use integration_tests::pods::Pods;
+use integration_tests::{Env, Registry, Result, Test, tests};
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+use tonic::{Code, Status};
+
+use crate::cri_settings::exec;
+
+pub(crate) const TESTS: &[Test] = tests![
+    annotations_count_where_a_handler_allows_them [Root, Overlay],
+    pods_have_users_by_annotation [Root, Overlay, Userns],
+    workloads_stand_over_the_kubelets_limits [Root, Overlay],
+    pods_with_processors_of_their_own_lose_their_limit [Root, Overlay, CgroupV1],
+    settings_of_all_containers [Root, Overlay],
+];
+
+const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
+
+fn annotated(mut config: v1::PodSandboxConfig, annotations: &[(&str, &str)]) -> v1::PodSandboxConfig {
+    config.annotations.extend(annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    config
+}
+
+fn run(pods: &mut Pods<'_>, handler: &str, config: &v1::PodSandboxConfig) -> std::result::Result<String, Box<Status>> {
+    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+    let ran = pods.runtime.block_on(pods.pods.run_pod_sandbox(request)).map_err(Box::new)?;
+    Ok(ran.into_inner().pod_sandbox_id)
+}
+
+/// A refusal for what the annotation or field says, and not for another reason.
+fn refused<T>(asked: std::result::Result<T, Box<Status>>, code: Code, what: &str) -> Result<()> {
+    let status = asked.err().with_context(|| format!("{what}: not refused"))?;
+    ensure!(status.code() == code && status.message().contains(what), "{what}: {status}");
+    Ok(())
+}
+
+/// The same of a container, which is not made.
+fn refused_start(started: Result<String>, what: &str) -> Result<()> {
+    let error = started.err().with_context(|| format!("{what}: not refused"))?;
+    let status = error.downcast::<Status>()?;
+    refused::<String>(Err(Box::new(status)), Code::InvalidArgument, what)
+}
+
+fn annotations_count_where_a_handler_allows_them(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let daemon = env.daemon_configured(
+        "[cri]\nallowed_devices = [\"/dev/null\", \"/dev/none\"]\n[cri.runtimes.rung]\n[cri.runtimes.open]\nallowed_annotations = \
+         [\"io.kubernetes.cri-o.Devices\", \"shm-size.crio.io\", \"umask.crio.io\", \"unified-cgroup.crio.io\", \
+         \"cgroup2-mount-hierarchy-rw.crio.io\"]\n",
+    )?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let wishes = [
+        ("devices.crio.io", "/dev/null:/dev/mine:rw"),
+        ("io.kubernetes.cri-o.ShmSize", "128Mi"),
+        ("umask.crio.io", "027"),
+    ];
+    let look =
+        "umask; grep ' /dev/shm ' /proc/mounts | grep -o 'size=[0-9]*k'; test -c /dev/mine && echo device || true";
+    for (handler, seen) in [("rung", "0022\nsize=65536k"), ("open", "0027\nsize=131072k\ndevice")] {
+        let config = annotated(pods.pod_config(handler), &wishes);
+        let pod = run(&mut pods, handler, &config).map_err(|status| *status)?;
+        let container = pods.start(&pod, &config, &image, &SLEEP, |_| {})?;
+        assert_eq!(exec(&mut pods, &container, look)?, seen, "{handler}");
+        ensure!(daemon.log().contains("is not allowed, and changes nothing"), "nobody is told");
+    }
+    for (name, value) in [
+        ("umask.crio.io", "9"),
+        ("shm-size.crio.io", "0"),
+        ("io.kubernetes.cri-o.Devices", "/dev/kmsg"),
+        ("unified-cgroup.crio.io/web", "cgroup.procs=1"),
+    ] {
+        let config = annotated(pods.pod_config("bad"), &[(name, value)]);
+        refused(run(&mut pods, "open", &config), Code::InvalidArgument, &format!("annotation {name}: "))?;
+    }
+    let config = annotated(pods.pod_config("none"), &[("devices.crio.io", "/dev/none")]);
+    let pod = run(&mut pods, "open", &config).map_err(|status| *status)?;
+    refused_start(pods.start(&pod, &config, &image, &SLEEP, |_| {}), "annotation devices.crio.io: /dev/none")?;
+
+    let unified = format!("unified-cgroup.crio.io/{}", env.id("container"));
+    let wishes = [("cgroup2-mount-hierarchy-rw.crio.io", "true"), (unified.as_str(), "pids.max=77")];
+    let config = annotated(pods.pod_config("unified"), &wishes);
+    let ran = run(&mut pods, "open", &config);
+    if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return refused(ran, Code::InvalidArgument, "annotation cgroup2-mount-hierarchy-rw.crio.io: ");
+    }
+    let container = pods.start(&ran.map_err(|status| *status)?, &config, &image, &SLEEP, |_| {})?;
+    let look = "cat /sys/fs/cgroup/pids.max; mkdir /sys/fs/cgroup/own && rmdir /sys/fs/cgroup/own && echo made";
+    assert_eq!(exec(&mut pods, &container, look)?, "77\nmade");
+    Ok(())
+}
+
+fn pods_have_users_by_annotation(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let ids = env.path("ids");
+    std::fs::write(&ids, "containers:300000:3000\n")?;
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        mount(Some(&ids), file, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    }
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let config = "[cri.runtimes.rung]\nallowed_annotations = [\"userns-mode.crio.io\"]\n";
+    let daemon = env.daemon_configured(config)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let volume = env.dir("volume")?;
+    std::fs::write(volume.join("file"), "")?;
+    nix::unistd::chown(&volume.join("file"), Some(7.into()), None)?;
+    for (name, first) in [("one", "300000"), ("other", "301000")] {
+        let config = annotated(pods.pod_config(name), &[("userns-mode.crio.io", "auto:size=1000")]);
+        let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+        let container = pods.start(&pod, &config, &image, &SLEEP, |container| {
+            let host_path = volume.to_string_lossy().into_owned();
+            container.mounts.push(v1::Mount { host_path, container_path: "/volume".into(), ..Default::default() });
+        })?;
+        let look = "cat /proc/self/uid_map /proc/self/gid_map; touch /root-file; stat -c %u /root-file /volume/file";
+        let seen = exec(&mut pods, &container, look)?;
+        let seen: Vec<&str> = seen.split_whitespace().collect();
+        assert_eq!(seen, ["0", first, "1000", "0", first, "1000", "0", "7"], "{name}");
+    }
+    for (value, code) in [
+        ("auto:size=1001", Code::ResourceExhausted),
+        ("private:uidmapping=0:0:1", Code::InvalidArgument),
+        ("host", Code::InvalidArgument),
+    ] {
+        let config = annotated(pods.pod_config("bad"), &[("userns-mode.crio.io", value)]);
+        refused(run(&mut pods, "", &config), code, "annotation userns-mode.crio.io: ")?;
+    }
+    // Who has gone leaves his ids to others.
+    let all = pods.runtime.block_on(pods.pods.list_pod_sandbox(v1::ListPodSandboxRequest::default()))?.into_inner();
+    all.items.iter().try_for_each(|pod| pods.remove(&pod.id))?;
+    let config = annotated(pods.pod_config("all"), &[("userns-mode.crio.io", "auto:size=3000")]);
+    run(&mut pods, "", &config).map_err(|status| *status)?;
+    Ok(())
+}
+
+fn workloads_stand_over_the_kubelets_limits(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let daemon = env.daemon_configured(
+        "[cri.workloads.kept]\nactivation_annotation = \"kept.example.org\"\nannotation_prefix = \"limits.example.org\"\n\
+         allowed_annotations = [\"umask.crio.io\"]\n[cri.workloads.kept.resources]\ncpushares = 300\ncpuset = \"0\"\n",
+    )?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let own = format!("limits.example.org/{}", env.id("container"));
+    let wishes = [("kept.example.org", ""), ("umask.crio.io", "077"), (own.as_str(), "{\"cpulimit\": 500}")];
+    let config = annotated(pods.pod_config("pod"), &wishes);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let container = pods.start(&pod, &config, &image, &SLEEP, |container| {
+        let limits = v1::LinuxContainerResources { cpu_shares: 700, cpu_quota: 9_000, ..Default::default() };
+        container.linux.get_or_insert_default().resources = Some(limits);
+    })?;
+    assert_eq!(exec(&mut pods, &container, "umask; grep Cpus_allowed_list /proc/self/status | cut -f2")?, "0077\n0");
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: container.clone(),
+        linux: Some(v1::LinuxContainerResources { cpu_shares: 900, cpuset_cpus: "1".into(), ..Default::default() }),
+        ..Default::default()
+    };
+    pods.runtime.block_on(pods.pods.update_container_resources(update))?;
+    let cpu = pods.info(&container)?["runtimeSpec"]["linux"]["resources"]["cpu"].take();
+    assert_eq!((&cpu["shares"], &cpu["quota"], &cpu["cpus"]), (&json!(300), &json!(50_000), &json!("0")), "{cpu}");
+
+    let config = annotated(pods.pod_config("bad"), &[("kept.example.org", ""), (&own, "{\"cpushares\": 1}")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    refused_start(pods.start(&pod, &config, &image, &SLEEP, |_| {}), &format!("annotation {own}: cpushares"))
+}
+
+fn pods_with_processors_of_their_own_lose_their_limit(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let daemon = env.daemon_configured("[cri.runtimes.rung]\nallowed_annotations = [\"cpu-quota.crio.io\"]\n")?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = annotated(pods.pod_config("pod"), &[("cpu-quota.crio.io", "disable")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    // As a kubelet makes it.
+    let parent = Path::new("/sys/fs/cgroup/cpu").join(env.id("pods"));
+    let quota = parent.join("cpu.cfs_quota_us");
+    std::fs::create_dir_all(&parent)?;
+    std::fs::write(&quota, "50000")?;
+    for (cpu_shares, told, of_pod) in [(512, 20_000, "50000"), (1024, -1, "-1")] {
+        let container = pods.start(&pod, &config, &image, &SLEEP, |container| {
+            container.metadata.get_or_insert_default().name = format!("with-{cpu_shares}");
+            let limits = v1::LinuxContainerResources { cpu_shares, cpu_quota: 20_000, ..Default::default() };
+            container.linux.get_or_insert_default().resources = Some(limits);
+        })?;
+        let limits = pods.status(&container)?.resources.and_then(|limits| limits.linux).context("no limits")?;
+        assert_eq!((limits.cpu_quota, std::fs::read_to_string(&quota)?.trim()), (told, of_pod), "{cpu_shares}");
+    }
+    Ok(())
+}
+
+fn settings_of_all_containers(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let host = env.dir("host")?;
+    std::fs::create_dir(host.join("data"))?;
+    std::fs::copy("/etc/localtime", host.join("data/zone"))?;
+    std::os::unix::fs::symlink("/data", host.join("link"))?;
+    let daemon = env.daemon_configured(&format!(
+        "[cri]\nread_only = true\ntimezone = \"local\"\nabsent_mount_sources_to_reject = [\"/none\"]\n\
+         bind_mount_prefix = {host:?}\n[cri.runtimes.rung]\ncontainer_min_memory = 8388608\n"
+    ))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = pods.pod_config("pod");
+    let pod = pods.run(&config)?;
+    let of = |host_path: &str| v1::Mount {
+        host_path: host_path.to_owned(),
+        container_path: "/volume".into(),
+        ..Default::default()
+    };
+    let container = pods.start(&pod, &config, &image, &SLEEP, |container| container.mounts.push(of("/link")))?;
+    let look = "busybox cmp /etc/localtime /volume/zone && touch /tmp/new /run/new /var/tmp/new && ! touch /new";
+    exec(&mut pods, &container, look)?;
+
+    let started = pods.start(&pod, &config, &image, &SLEEP, |container| {
+        container.metadata.get_or_insert_default().name = "absent".to_owned();
+        container.mounts.push(of("/none/"));
+    });
+    refused_start(started, "absent_mount_sources_to_reject")?;
+    ensure!(!host.join("none").exists(), "the path was made");
+    let low = || v1::LinuxContainerResources { memory_limit_in_bytes: 4 << 20, ..Default::default() };
+    let started = pods.start(&pod, &config, &image, &SLEEP, |container| {
+        container.metadata.get_or_insert_default().name = "low".to_owned();
+        container.linux.get_or_insert_default().resources = Some(low());
+    });
+    refused_start(started, "container_min_memory")?;
+    let update =
+        v1::UpdateContainerResourcesRequest { container_id: container, linux: Some(low()), ..Default::default() };
+    let updated = pods.runtime.block_on(pods.pods.update_container_resources(update)).map_err(Box::new);
+    refused(updated, Code::InvalidArgument, "container_min_memory")
+}
