@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
-pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
+pub use self::images::{ContentStore, ImagePolicy, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Metrics, Tracing};
 pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
@@ -54,6 +54,8 @@ pub struct Config {
     pub content: ContentStore,
     /// Registries.
     pub registry: Registry,
+    /// Whose images may be pulled.
+    pub image_policy: ImagePolicy,
     /// Programs that are asked whether an image may be pulled.
     pub image_verifier: ImageVerifier,
     /// Programs that layers go through before they are unpacked, by name.
@@ -233,6 +235,7 @@ impl Default for Config {
             container_log: ContainerLog::default(),
             content: ContentStore::default(),
             registry: Registry::default(),
+            image_policy: ImagePolicy::default(),
             image_verifier: ImageVerifier::default(),
             stream_processors: BTreeMap::new(),
             cri: Cri::default(),

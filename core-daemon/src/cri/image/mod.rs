@@ -149,8 +149,10 @@ impl Cri {
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
         let access = Access { credentials, ..Access::default() };
+        let pod = request.sandbox_config.and_then(|config| config.metadata);
+        let tenant = pod.map(|pod| pod.namespace).unwrap_or_default();
         let labels = self.known_images().labels_for(&reference.to_string());
-        let options = PullOptions { access, labels: labels.clone(), snapshotter, ..PullOptions::default() };
+        let options = PullOptions { access, tenant, labels: labels.clone(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
         let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
         failpoint::hit("cri.pulled");
