@@ -41,7 +41,7 @@ use crate::error::{Doing as _, Error, Result};
 use crate::events::Events;
 use crate::gc::{Gc, Schedule};
 use crate::grpc;
-use crate::image::{self, AtOnce, Images, Verifiers};
+use crate::image::{self, AtOnce, Images, Policies, Verifiers};
 use crate::metadata::Db;
 use crate::mounts::Mounts;
 use crate::observe::{self, Observer};
@@ -168,6 +168,7 @@ impl Daemon {
             leases: Leases::new(db.clone(), snapshots.clone()),
             registry: registry(config),
             at_once: at_once(&config.registry),
+            policies: Policies::new(&config.image_policy),
             verifiers: Verifiers::new(&config.image_verifier),
             processors: processors(config),
             features: features(config, &snapshots),

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::annotations::{Annotation, SECCOMP_PROFILE};
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
-pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
+pub use self::images::{ContentStore, ImagePolicy, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Debug, Metrics, Tracing};
 pub use self::reload::Reloaded;
@@ -60,6 +60,8 @@ pub struct Config {
     pub content: ContentStore,
     /// Registries.
     pub registry: Registry,
+    /// Whose images may be pulled.
+    pub image_policy: ImagePolicy,
     /// Programs that are asked whether an image may be pulled.
     pub image_verifier: ImageVerifier,
     /// Programs that layers go through before they are unpacked, by name.
@@ -241,6 +243,7 @@ impl Default for Config {
             container_log: ContainerLog::default(),
             content: ContentStore::default(),
             registry: Registry::default(),
+            image_policy: ImagePolicy::default(),
             image_verifier: ImageVerifier::default(),
             stream_processors: BTreeMap::new(),
             cri: Cri::default(),

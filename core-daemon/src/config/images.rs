@@ -92,6 +92,17 @@ impl StreamProcessor {
     }
 }
 
+/// Whose images may be pulled: files as containers-policy.json(5) describes them, which podman and CRI-O have too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagePolicy {
+    /// What goes for every image; empty: everything may be pulled.
+    pub file: PathBuf,
+    /// Directory of a `NAMESPACE.json` for each namespace of Kubernetes that has a policy of its own, which then goes in place
+    /// of the other.
+    pub namespaces_dir: PathBuf,
+}
+
 /// Programs that are asked whether an image may be pulled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

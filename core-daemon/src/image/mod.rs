@@ -12,6 +12,7 @@ mod haul;
 pub mod layers;
 pub mod naming;
 mod origin;
+mod policy;
 mod pull;
 mod push;
 mod receive;
@@ -41,6 +42,7 @@ use crate::snapshots::Snapshotters;
 pub use choice::Choice;
 use flights::Flights;
 pub use naming::Names;
+pub use policy::Policies;
 pub use push::{PushOptions, Pushed};
 use room::{House, Room};
 pub use tree::manifest_labels;
@@ -59,6 +61,7 @@ pub struct Images {
     pub leases: Leases,
     registry: Registry,
     at_once: AtOnce,
+    policies: Policies,
     verifiers: Verifiers,
     processors: Processors,
     features: Vec<String>,
@@ -87,6 +90,8 @@ pub struct Parts {
     pub registry: Registry,
     /// How much goes that way at once.
     pub at_once: AtOnce,
+    /// Whose images may be pulled.
+    pub policies: Policies,
     /// Who is asked about an image.
     pub verifiers: Verifiers,
     /// What layers go through before they are unpacked.
@@ -117,6 +122,8 @@ pub struct PullOptions {
     pub choice: Choice,
     /// How to speak to the registry.
     pub access: Access,
+    /// Whose policy decides: a namespace of Kubernetes; empty: everybody's.
+    pub tenant: String,
     /// Where layers are unpacked; the default snapshotter for an empty name.
     pub snapshotter: String,
     /// Fetch without unpacking.
@@ -232,7 +239,7 @@ impl Images {
     /// The images of these stores.
     pub fn new(parts: Parts) -> Self {
         let Parts { records, content, snapshotters, leases, registry, at_once, .. } = parts;
-        let Parts { verifiers, processors, features, wake, .. } = parts;
+        let Parts { policies, verifiers, processors, features, wake, .. } = parts;
         let (flights, house) = (Flights::default(), House::default());
         Self {
             records,
@@ -241,6 +248,7 @@ impl Images {
             leases,
             registry,
             at_once,
+            policies,
             verifiers,
             processors,
             features,

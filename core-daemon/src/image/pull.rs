@@ -48,6 +48,9 @@ impl Images {
         let pull = Pull { images: self, ctx: held, lease, repository, options, progress };
         let resolved = pull.repository.resolve(reference.object()).await.doing(|| format!("pull {name}"))?;
         pull.progress.resolved(&resolved.descriptor);
+        let (tenant, digest) = (&pull.options.tenant, &resolved.descriptor.digest);
+        let allowed = self.policies.check(tenant, reference, digest, &pull.repository).await;
+        allowed.doing(|| format!("pull {name}"))?;
         self.verifiers.ask(&name, &resolved.descriptor).await.doing(|| format!("pull {name}"))?;
         let _turn = self.flights.take(&format!("{} {}", ctx.namespace, resolved.descriptor.digest)).await;
         let pulled = pull.run(&name, resolved.descriptor, resolved.bytes).await.doing(|| format!("pull {name}"));

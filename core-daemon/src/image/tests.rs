@@ -53,6 +53,7 @@ fn fixture_on<D: Driver>(name: &str, driver: impl FnOnce(&Path) -> D, registry: 
         snapshotters,
         registry,
         at_once: AtOnce { downloads: 6, uploads: 4, slices: 4, large: 32 << 20 },
+        policies: Policies::default(),
         verifiers: Verifiers::default(),
         features: Vec::new(),
         processors: Processors::default(),

@@ -14,7 +14,7 @@ use gantryd::events::Events;
 use gantryd::filter::Filter;
 use gantryd::gc::Gc;
 use gantryd::image::archive::ImportOptions;
-use gantryd::image::{AtOnce, Images, Parts, Quiet, Verifiers};
+use gantryd::image::{AtOnce, Images, Parts, Policies, Quiet, Verifiers};
 use gantryd::metadata::Db;
 use gantryd::mounts::Mounts;
 use gantryd::records::{ImageRecords, Leases};
@@ -172,7 +172,9 @@ fn images(dir: &Path) -> (Images, Gc) {
         snapshotters,
         registry: Registry::new("/nonexistent".into()),
         at_once: AtOnce { downloads: 6, uploads: 4, slices: 4, large: 32 << 20 },
+        policies: Policies::default(),
         verifiers: Verifiers::default(),
+        features: Vec::new(),
         processors: Processors::default(),
         wake: gc.waker(),
     });

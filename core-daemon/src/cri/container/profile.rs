@@ -46,8 +46,7 @@ impl Cri {
             Room::ForImages => by_pod(of_pod, name).or_else(|| by_image(&of_image, name)),
         };
         let Some((key, reference)) = named else { return Ok(None) };
-        let handler = record.runtime_handler.as_str();
-        let profile = self.profile_of_artifact(reference, handler).await;
+        let profile = self.profile_of_artifact(reference, &record.runtime_handler, record.config.as_ref()).await;
         profile.map(Some).doing(|| format!("annotation {key}"))
     }
 
@@ -58,7 +57,7 @@ impl Cri {
         pod: &v1::PodSandboxConfig,
     ) -> Result<Option<String>> {
         let Some((key, reference)) = self.named_by_pod(handler, pod)? else { return Ok(None) };
-        let profile = self.profile_of_artifact(reference, handler).await;
+        let profile = self.profile_of_artifact(reference, handler, Some(pod)).await;
         profile.map(Some).doing(|| format!("annotation {key}"))
     }
 
@@ -83,14 +82,20 @@ impl Cri {
     }
 
     /// The text of the profile that an artifact is, which is pulled if it is not here.
-    async fn profile_of_artifact(&self, reference: &str, handler: &str) -> Result<String> {
+    async fn profile_of_artifact(
+        &self,
+        reference: &str,
+        handler: &str,
+        pod: Option<&v1::PodSandboxConfig>,
+    ) -> Result<String> {
         let find = || {
             let (cri, text) = (self.clone(), reference.to_owned());
             blocking(move || cri.profile_here(&text))
         };
         match find().await {
             Err(error) if error.kind() == Kind::NotFound => {
-                self.pull_as(reference, Access::default(), handler).await?;
+                let tenant = pod.and_then(|pod| pod.metadata.as_ref()).map(|pod| pod.namespace.clone());
+                self.pull_as(reference, Access::default(), handler, tenant.unwrap_or_default()).await?;
                 find().await
             }
             found => found,

@@ -152,15 +152,17 @@ impl Cri {
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
         let access = Access { credentials, ..Access::default() };
-        Ok(v1::PullImageResponse { image_ref: self.pull_as(&wanted, access, &handler).await? })
+        let tenant = request.sandbox_config.and_then(|config| config.metadata).map(|pod| pod.namespace);
+        let tenant = tenant.unwrap_or_default();
+        Ok(v1::PullImageResponse { image_ref: self.pull_as(&wanted, access, &handler, tenant).await? })
     }
 
-    /// Pulls an image for pods of a handler, and answers with its id.
-    pub(super) async fn pull_as(&self, wanted: &str, access: Access, handler: &str) -> Result<String> {
+    /// Pulls an image for pods of a handler in the namespace `tenant`, and answers with its id.
+    pub(super) async fn pull_as(&self, wanted: &str, access: Access, handler: &str, tenant: String) -> Result<String> {
         let snapshotter = self.config().handler(handler).map_err(|error| error.context("image"))?.snapshotter.clone();
         let reference = parse(wanted).map_err(|error| error.context("image"))?;
         let labels = self.known_images().labels_for(&reference.to_string());
-        let options = PullOptions { access, labels: labels.clone(), snapshotter, ..PullOptions::default() };
+        let options = PullOptions { access, tenant, labels: labels.clone(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
         let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
         failpoint::hit("cri.pulled");
