@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::{Routes, RoutesBuilder};
 
-use crate::config::{self, Config, SharingPolicy, Timeouts};
+use crate::SetLevel;
+use crate::config::{self, Config, Overrides, SharingPolicy, Timeouts};
 use crate::content::{Content, Pace};
 use crate::cri::{self, Cri};
 use crate::diff::Processors;
@@ -59,16 +60,18 @@ use crate::tasks::{self, Bundles, Parts, Restored, Tasks};
 use crate::ttrpc::events::ForwardService;
 
 mod idle;
+mod reload;
 mod verify;
+use reload::Reload;
 pub use verify::verify_metadata;
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it is told to stop. `flags` and `set_level` are for reading the configuration again.
 ///
 /// # Errors
 /// Names what cannot be opened, or which address is taken.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Result<()> {
     // First of all: until the signals are watched they kill, and a client that gets an answer may already send one.
-    let signals = serve::stop_signals()?;
+    let (signals, reloads) = (serve::stop_signals()?, reload::requests()?);
     let _claim = serve::claim(&config)?;
     // Before anything is started that inherits it.
     oom_score::set(config.oom_score)?;
@@ -87,6 +90,11 @@ pub async fn run(config: Config) -> Result<()> {
     let remote = serve::Remote::bind(&config.grpc.remote).await?;
     let routes = daemon.routes(&config, &stopping)?;
     let observer = Observer::new(&config)?;
+    let debug = &config.debug;
+    if !debug.address.as_os_str().is_empty() {
+        let socket = Socket::bind_for(&debug.address, (debug.uid, debug.gid))?;
+        tokio::spawn(serve::debug(socket, observer.clone(), stopping.clone()));
+    }
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
     let cri = daemon.cri.clone();
@@ -104,6 +112,8 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
     tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
     let grpc = serve::grpc(grpc, remote, routes, &observer, stopping.clone(), &config);
+    let reload = Reload { config: config.clone(), flags, set_level, cri: daemon.cri.clone() };
+    let reload = tokio::spawn(reload.keep(reloads));
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
     let stop = async {
@@ -111,6 +121,7 @@ pub async fn run(config: Config) -> Result<()> {
         stopping.cancel();
     };
     let (served, ()) = tokio::join!(grpc, stop);
+    reload.abort();
     let _ = tokio::join!(ttrpc, gc, observer.flush(), daemon.cri.stop_nri());
     daemon.snapshots.iter().for_each(|(_, snapshotter)| snapshotter.close());
     served

@@ -10,6 +10,7 @@ mod images;
 mod nri;
 mod observe;
 mod print;
+mod reload;
 mod snapshotters;
 mod workloads;
 
@@ -20,11 +21,12 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::annotations::Annotation;
+pub use self::annotations::{Annotation, SECCOMP_PROFILE};
 pub use self::cri::{CgroupDriver, Cni, Cri, IpPreference, RuntimeHandler, Streaming};
 pub use self::images::{ContentStore, ImageVerifier, Registry, SharingPolicy, StreamProcessor};
 pub use self::nri::{Nri, NriValidator};
-pub use self::observe::{Metrics, Tracing};
+pub use self::observe::{Debug, Metrics, Tracing};
+pub use self::reload::Reloaded;
 pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
 pub use self::workloads::{Workload, WorkloadResources};
 use crate::error::{Doing, Error, Kind, Result};
@@ -66,6 +68,8 @@ pub struct Config {
     pub cri: Cri,
     /// Counters of calls.
     pub metrics: Metrics,
+    /// A socket for people who look for a fault.
+    pub debug: Debug,
     /// Traces of calls.
     pub tracing: Tracing,
     /// Snapshotters that are part of the daemon.
@@ -241,6 +245,7 @@ impl Default for Config {
             stream_processors: BTreeMap::new(),
             cri: Cri::default(),
             metrics: Metrics::default(),
+            debug: Debug::default(),
             tracing: Tracing::default(),
             snapshotters: Snapshotters::default(),
             proxy_plugins: BTreeMap::new(),
@@ -378,7 +383,12 @@ impl Config {
                 return Err(Error::invalid(format!("{key}: {}: path is not UTF-8", path.display())));
             }
         }
-        for (key, path) in &paths[2..] {
+        let debug = [("debug.address", &self.debug.address)];
+        let debug = debug.iter().filter(|(_, path)| !path.as_os_str().is_empty());
+        if let Some((key, path)) = debug.clone().find(|(_, path)| !path.is_absolute()) {
+            return Err(Error::invalid(format!("{key}: {}: path must be absolute", path.display())));
+        }
+        for (key, path) in paths[2..].iter().chain(debug) {
             if path.as_os_str().len() > MAX_SOCKET_PATH {
                 let path = path.display();
                 return Err(Error::invalid(format!("{key}: {path}: longer than {MAX_SOCKET_PATH} bytes")));

@@ -52,6 +52,7 @@ use std::process::ExitCode;
 use args::{Args, Command, ConfigCommand};
 use config::{Config, Log, LogFormat, Overrides};
 use error::{Doing as _, Error, Result};
+use tracing_subscriber::EnvFilter;
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -64,12 +65,13 @@ pub fn run(args: Args) -> ExitCode {
     match command {
         None => {
             keep_others_out();
-            configured(&daemon, |config| runtime()?.block_on(app::run(config)).map_err(wants_root))
+            let flags = daemon.clone();
+            configured(&daemon, |config, level| runtime()?.block_on(app::run(config, flags, level)).map_err(wants_root))
         }
-        Some(Command::Publish { topic, namespace }) => {
-            configured(&daemon, |config| runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic)))
-        }
-        Some(Command::Config { which }) => configured(&daemon, |config| match which {
+        Some(Command::Publish { topic, namespace }) => configured(&daemon, |config, _| {
+            runtime()?.block_on(ttrpc::publish(&config.grpc.address, &namespace, topic))
+        }),
+        Some(Command::Config { which }) => configured(&daemon, |config, _| match which {
             ConfigCommand::Default => print(&Config::default()),
             ConfigCommand::Dump => print(&config),
         }),
@@ -92,14 +94,18 @@ fn keep_others_out() {
     umask(given | Mode::S_IWGRP | Mode::S_IWOTH);
 }
 
+/// Has something else logged from now on.
+pub type SetLevel = Box<dyn Fn(EnvFilter) -> Result<()> + Send + Sync>;
+
 /// Runs `act` with the configuration, after the log has been started as that says. An error is logged.
-fn configured(overrides: &Overrides, act: impl FnOnce(Config) -> Result<()>) -> ExitCode {
+fn configured(overrides: &Overrides, act: impl FnOnce(Config, SetLevel) -> Result<()>) -> ExitCode {
     let config = Config::load(overrides);
     let log = config.as_ref().map_or_else(|_| Log::default(), |config| config.log.clone());
     let note = |config: &Config| config.notes.iter().for_each(|note| tracing::warn!("configuration: {note}"));
     // A log that cannot be as it should be still has to say so.
     let started = start_log(&log).inspect_err(|_| drop(start_log(&Log::default())));
-    match started.and(config).inspect(note).and_then(act) {
+    let started = started.and_then(|level| Ok((config.inspect(note)?, level)));
+    match started.and_then(|(config, level)| act(config, level)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("gantryd: {error}");
@@ -146,19 +152,30 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .doing(|| "start threads")
 }
 
-fn start_log(log: &Log) -> Result<()> {
+fn start_log(log: &Log) -> Result<SetLevel> {
     let filter = filter(&log.level).doing(|| format!("log level {:?}", log.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let started = match log.format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    // The formats are of different types, as are the handles by which their filters are changed.
+    macro_rules! start {
+        ($builder:expr) => {{
+            let builder = $builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let set: SetLevel = Box::new(move |filter| {
+                handle.reload(filter).map_err(|error| Error::internal(format!("change the log: {error}")))
+            });
+            (builder.try_init(), set)
+        }};
+    }
+    let (started, set) = match log.format {
+        LogFormat::Text => start!(builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
+        LogFormat::Json => start!(builder.json()),
     };
-    started.map_err(|error| Error::internal(format!("start log: {error}")))
+    started.map(|()| set).map_err(|error| Error::internal(format!("start log: {error}")))
 }
 
 /// What is logged. A word alone would be a part of the program, of which everything were logged and of all others nothing:
 /// it is far more likely a level with a typo.
-fn filter(level: &str) -> Result<tracing_subscriber::EnvFilter> {
+fn filter(level: &str) -> Result<EnvFilter> {
     let parts = level.split(',').map(str::trim).filter(|part| !part.is_empty() && !part.contains(['=', '[']));
     for part in parts {
         if part.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
@@ -166,7 +183,7 @@ fn filter(level: &str) -> Result<tracing_subscriber::EnvFilter> {
             return Err(Error::invalid(format!("{part:?} is no level; write {levels}")));
         }
     }
-    tracing_subscriber::EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))
+    EnvFilter::try_new(level).map_err(|error| Error::invalid(error.to_string()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod authority;
 mod clients;
+mod debug;
 mod gather;
 mod quiet;
 mod remote;
@@ -29,6 +30,7 @@ use tower::ServiceBuilder;
 use crate::config::{Config, Grpc, Timeouts};
 use crate::error::{Doing, Error, Result};
 use crate::observe::Observer;
+pub use debug::debug;
 pub use remote::Remote;
 
 /// Connections of shims that are served at once.
@@ -91,6 +93,14 @@ impl Socket {
     /// # Errors
     /// `FailedPrecondition` when somebody listens there, or something else than a socket is there.
     pub fn bind(path: &Path, owner: &Grpc) -> Result<Self> {
+        Self::bind_for(path, (owner.uid, owner.gid))
+    }
+
+    /// The same for another owner and group.
+    ///
+    /// # Errors
+    /// As [`Socket::bind`].
+    pub fn bind_for(path: &Path, (uid, gid): (u32, u32)) -> Result<Self> {
         let doing = || format!("listen at {}", path.display());
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).doing(doing)?;
@@ -98,7 +108,7 @@ impl Socket {
         remove_stale(path).doing(doing)?;
         let listener = UnixListener::bind(path).doing(doing)?;
         // Until here only the daemon's own user could connect.
-        std::os::unix::fs::chown(path, Some(owner.uid), Some(owner.gid)).doing(doing)?;
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).doing(doing)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).doing(doing)?;
         Ok(Self { listener: Some(listener), path: path.to_owned() })
     }
@@ -231,14 +241,25 @@ pub fn stop_signals() -> Result<impl Future<Output = ()>> {
 
 /// Tells a service manager that waits for it that the daemon is ready.
 pub fn notify_ready() {
+    notify("READY=1");
+}
+
+/// Tells a service manager that the configuration is read again, until [`notify_ready`]; it wants to know since when.
+pub fn notify_reloading() {
+    let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) else { return };
+    let micros = i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1_000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
+fn notify(text: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| match path.as_encoded_bytes() {
         [b'@', name @ ..] => {
             let address =
                 <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)?;
-            socket.send_to_addr(b"READY=1", &address)
+            socket.send_to_addr(text.as_bytes(), &address)
         }
-        _ => socket.send_to(b"READY=1", Path::new(&path)),
+        _ => socket.send_to(text.as_bytes(), Path::new(&path)),
     });
     if let Err(error) = sent {
         tracing::warn!(%error, "notify the service manager");

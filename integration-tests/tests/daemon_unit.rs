@@ -74,6 +74,7 @@ fn containers_outlive_the_unit(env: &Env) -> Result<()> {
         Ok(unit.gantry(&["inspect", "--format", "{{.State.Pid}}", "web"])?.ok()?.text().to_owned())
     };
     let begun = pid()?;
+    unit.systemctl("reload")?;
     // The unit keeps the daemon from being ended for want of memory, not what runs in containers.
     let score = |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
     assert_eq!((score(&unit.main_pid()?)?.trim(), score(&begun)?.trim()), ("-999", "0"));

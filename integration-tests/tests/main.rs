@@ -14,6 +14,7 @@ mod cli_run;
 mod cli_update;
 mod cri_annotations;
 mod cri_answers;
+mod cri_artifacts;
 mod cri_checkpoints;
 mod cri_clients;
 mod cri_containers;
@@ -34,6 +35,7 @@ mod daemon_checkpoints;
 mod daemon_clients;
 mod daemon_codes;
 mod daemon_damage;
+mod daemon_debug;
 mod daemon_disk;
 mod daemon_full;
 mod daemon_kernel;
@@ -44,6 +46,7 @@ mod daemon_power;
 mod daemon_processors;
 mod daemon_pull;
 mod daemon_registry;
+mod daemon_reload;
 mod daemon_remote;
 mod daemon_restart;
 mod daemon_sandboxes;
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         cli_update::TESTS,
         cri_annotations::TESTS,
         cri_answers::TESTS,
+        cri_artifacts::TESTS,
         cri_checkpoints::TESTS,
         cri_clients::TESTS,
         cri_containers::TESTS,
@@ -111,6 +115,7 @@ fn main() -> ExitCode {
         daemon_clients::TESTS,
         daemon_codes::TESTS,
         daemon_damage::TESTS,
+        daemon_debug::TESTS,
         daemon_disk::TESTS,
         daemon_full::TESTS,
         daemon_kernel::TESTS,
@@ -121,6 +126,7 @@ fn main() -> ExitCode {
         daemon_processors::TESTS,
         daemon_pull::TESTS,
         daemon_registry::TESTS,
+        daemon_reload::TESTS,
         daemon_remote::TESTS,
         daemon_restart::TESTS,
         daemon_sandboxes::TESTS,

@@ -15,6 +15,8 @@ pub enum Annotation {
     Devices,
     /// What is done about system calls that a filter forbids.
     SeccompNotifier,
+    /// The filter of system calls, as an artifact.
+    SeccompProfile,
     /// Size of the pod's shared memory.
     ShmSize,
     /// The mask of new files' permissions.
@@ -24,6 +26,9 @@ pub enum Annotation {
     /// Users of the pod's own.
     Users,
 }
+
+/// The name of an annotation that images may have too, as it is now and as it was before.
+pub const SECCOMP_PROFILE: [&str; 2] = ["seccomp-profile.crio.io", "seccomp-profile.kubernetes.cri-o.io"];
 
 /// An annotation's names.
 struct Names {
@@ -40,7 +45,7 @@ const fn names(annotation: Annotation, current: &'static str, older: &'static st
     Names { annotation, current, older, per_container }
 }
 
-const ALL: [Names; 8] = [
+const ALL: [Names; 9] = [
     names(
         Annotation::CgroupWritable,
         "cgroup2-mount-hierarchy-rw.crio.io",
@@ -55,6 +60,7 @@ const ALL: [Names; 8] = [
         "io.kubernetes.cri-o.seccompNotifierAction",
         false,
     ),
+    names(Annotation::SeccompProfile, SECCOMP_PROFILE[0], SECCOMP_PROFILE[1], true),
     names(Annotation::ShmSize, "shm-size.crio.io", "io.kubernetes.cri-o.ShmSize", false),
     names(Annotation::Umask, "umask.crio.io", "io.kubernetes.cri-o.umask", false),
     names(Annotation::UnifiedCgroup, "unified-cgroup.crio.io", "io.kubernetes.cri-o.UnifiedCgroup", true),

@@ -1,5 +1,7 @@
 //! The part of the configuration that is about watching the daemon.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +11,19 @@ use serde::{Deserialize, Serialize};
 pub struct Metrics {
     /// Address and port at which `/v1/metrics` is served; empty: nowhere.
     pub address: String,
+}
+
+/// A socket that tells people who look for a fault what the daemon does: `/debug/vars` and, with the calls under way and the
+/// threads, `/debug/pprof/goroutine`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Debug {
+    /// Path of the socket; empty: none.
+    pub address: PathBuf,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Group of the socket, whose members may look.
+    pub gid: u32,
 }
 
 /// Traces of calls, for OpenTelemetry.

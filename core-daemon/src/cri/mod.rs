@@ -36,7 +36,7 @@ mod streaming;
 mod template;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use gantry_proto::namespace::Namespace;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,8 @@ pub struct Parts {
 
 struct Shared {
     parts: Parts,
+    /// The part of the configuration that is in force.
+    config: RwLock<Arc<crate::config::Cri>>,
     context: Context,
     store: Store,
     flights: Flights,
@@ -114,9 +116,7 @@ impl Cri {
     /// # Errors
     /// When its directories cannot be made, or a handler's snapshotter is not there.
     pub fn new(parts: Parts) -> Result<Self> {
-        for (name, handler) in &parts.config.cri.runtimes {
-            parts.snapshotters.get(&handler.snapshotter).doing(|| format!("cri.runtimes.{name}.snapshotter"))?;
-        }
+        check_snapshotters(&parts.config.cri, &parts.snapshotters)?;
         sandbox::localtime::read(&parts.config.cri.timezone)?;
         let namespace = Namespace::parse(NAMESPACE)
             .map_err(|error| crate::error::Error::internal(format!("namespace {NAMESPACE}: {error}")))?;
@@ -130,8 +130,10 @@ impl Cri {
         let labels = selinux::Selinux::look(parts.config.cri.selinux, parts.config.cri.selinux_category_range);
         let images = image::Known::new(&parts.config.cri.pinned_images);
         let plugins = nri::Nri::new(parts.config.cri.nri.clone());
+        let config = RwLock::new(Arc::new(parts.config.cri.clone()));
         let shared = Shared {
             parts,
+            config,
             context: Context::new(namespace),
             store,
             flights: Flights::default(),
@@ -154,8 +156,21 @@ impl Cri {
         &self.shared.parts
     }
 
-    fn config(&self) -> &crate::config::Cri {
-        &self.shared.parts.config.cri
+    /// The settings in force. A call that asks twice may get two, where they are changed in between.
+    fn config(&self) -> Arc<crate::config::Cri> {
+        self.shared.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over other settings, for what begins from now on. They differ only in what a running daemon can change.
+    ///
+    /// # Errors
+    /// `NotFound` for a handler's snapshotter that is not there; then all stays as it is.
+    pub fn reconfigure(&self, config: &crate::config::Cri) -> Result<()> {
+        check_snapshotters(config, &self.parts().snapshotters)?;
+        sandbox::localtime::read(&config.timezone)?;
+        self.shared.images.pin(&config.pinned_images);
+        *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
+        Ok(())
     }
 
     /// In whose name everything is done.
@@ -185,7 +200,8 @@ impl Cri {
     /// All that handlers use, the default one first.
     fn all_snapshotters(&self) -> Result<Vec<Arc<dyn Snapshotter>>> {
         let mut names = vec![self.parts().snapshotters.default_name()];
-        let others = self.config().runtimes.values().map(|handler| handler.snapshotter.as_str());
+        let settings = self.config();
+        let others = settings.runtimes.values().map(|handler| handler.snapshotter.as_str());
         for name in others.filter(|name| !name.is_empty()) {
             if !names.contains(&name) {
                 names.push(name);
@@ -210,6 +226,13 @@ impl Cri {
     fn store(&self) -> &Store {
         &self.shared.store
     }
+}
+
+/// An error where a handler is to have its root file systems from what is not there.
+fn check_snapshotters(config: &crate::config::Cri, snapshotters: &Snapshotters) -> Result<()> {
+    config.runtimes.iter().try_for_each(|(name, handler)| {
+        snapshotters.get(&handler.snapshotter).map(drop).doing(|| format!("cri.runtimes.{name}.snapshotter"))
+    })
 }
 
 /// The networks of pods of a handler that has some of its own.

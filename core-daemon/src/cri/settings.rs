@@ -5,11 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{CgroupDriver, Config, RuntimeHandler};
+use crate::config::{CgroupDriver, Config, Cri, RuntimeHandler};
 
-/// What there is of containerd's settings; ours in their own words are what `gantryd config dump` prints.
-pub(super) fn shown(config: &Config) -> Value {
-    let cri = &config.cri;
+/// What there is of containerd's settings, with those of pods as they are now; ours in their own words are what `gantryd config dump` prints.
+pub(super) fn shown(config: &Config, cri: &Cri) -> Value {
     let systemd = cri.cgroup_driver == CgroupDriver::Systemd;
     let runtimes: Map<String, Value> = cri
         .runtimes

@@ -85,7 +85,7 @@ impl Cri {
             json!(state.as_ref().err().map_or_else(|| "OK".to_owned(), ToString::to_string)).to_string()
         };
         let mut info = BTreeMap::from([
-            ("config".to_owned(), settings::shown(&self.parts().config).to_string()),
+            ("config".to_owned(), settings::shown(&self.parts().config, &self.config()).to_string()),
             ("cniconfig".to_owned(), self.shared.cni.describe().await?.to_string()),
             ("lastCNILoadStatus".to_owned(), said(network)),
             ("lastCNILoadStatus.default".to_owned(), said(network)),

@@ -90,6 +90,7 @@ impl Engine {
             image = self.image(context, &request, progress) => image?,
             () = gone => return Err(super::run::gone()),
         };
+        image.check_root()?;
         let (engine, context) = (self.clone(), context.clone());
         // The rest is disk work, and not to be left half-way by a client that goes away.
         blocking(move || engine.create_now(&context, &id, request, &image, begun)).await

@@ -197,14 +197,29 @@ pub struct Resolved {
     pub manifest: Manifest,
     /// The manifest's own descriptor.
     pub manifest_descriptor: Descriptor,
-    /// How it runs.
+    /// How it runs; of an artifact, nothing.
     pub config: ImageConfig,
-    /// The image's id: the digest of its configuration.
+    /// The image's id: the digest of its configuration. Of an artifact that of its manifest, since most artifacts have one
+    /// and the same empty configuration.
     pub config_digest: Digest,
     /// The name of its topmost snapshot; `None` for an image without layers.
     pub chain_id: Option<Digest>,
     /// Bytes of its configuration and layers as they are stored.
     pub size: u64,
+}
+
+impl Resolved {
+    /// An error for an artifact: it is files, and no root file system of a container.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, with what it is.
+    pub fn check_root(&self) -> Result<()> {
+        if !self.manifest.is_artifact() {
+            return Ok(());
+        }
+        let (name, kind) = (&self.name, self.manifest.kind_of_artifact());
+        Err(Error::invalid(format!("image {name}: is an artifact ({kind}), which has no root file system")))
+    }
 }
 
 impl Images {

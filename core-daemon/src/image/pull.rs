@@ -201,7 +201,7 @@ impl Pull<'_> {
         let is_image = kind == MediaKind::Config || found.manifest.config.media_type == "application/octet-stream";
         let unpacks = match &self.options.unpacks {
             None if self.options.no_unpack || self.options.choice.all => return Ok((None, Vec::new())),
-            _ if !is_image || found.manifest.artifact_type.is_some() => return Ok((None, Vec::new())),
+            _ if !is_image || found.manifest.is_artifact() => return Ok((None, Vec::new())),
             unpacks => unpacks,
         };
         let config = walk::parse_config(&found.manifest, bytes)?;

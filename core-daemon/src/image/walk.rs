@@ -85,10 +85,7 @@ impl Images {
         let host = Platform::host();
         let (manifest_descriptor, manifest) =
             find(&self.content, ctx, &target, platform.unwrap_or(&host)).doing(|| format!("image {name}"))?;
-        let config_digest = manifest.config.digest.clone();
-        let bytes =
-            self.content.read(ctx, &config_digest, MAX_DOCUMENT).doing(|| format!("image {name}: configuration"))?;
-        let config = parse_config(&manifest, &bytes).doing(|| format!("image {name}"))?;
+        let (config, config_digest) = self.config_of(ctx, &manifest_descriptor, &manifest, name)?;
         let chain_id = chain_ids(&config.rootfs.diff_ids).pop();
         let size = manifest.stored_size();
         Ok(Resolved {
@@ -101,6 +98,25 @@ impl Images {
             chain_id,
             size,
         })
+    }
+
+    /// The configuration, and the image's id. What an artifact has for a configuration is its own affair, but is to be here.
+    fn config_of(
+        &self,
+        ctx: &Context,
+        descriptor: &Descriptor,
+        manifest: &Manifest,
+        name: &str,
+    ) -> Result<(ImageConfig, Digest)> {
+        let digest = &manifest.config.digest;
+        let doing = || format!("image {name}: configuration");
+        if manifest.is_artifact() {
+            self.content.info(ctx, digest).doing(doing)?;
+            return Ok((ImageConfig::default(), descriptor.digest.clone()));
+        }
+        let bytes = self.content.read(ctx, digest, MAX_DOCUMENT).doing(doing)?;
+        let config = parse_config(manifest, &bytes).doing(|| format!("image {name}"))?;
+        Ok((config, digest.clone()))
     }
 }
 

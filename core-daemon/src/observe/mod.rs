@@ -1,7 +1,9 @@
 //! What the daemon says of its own calls: counters for whoever collects them, and traces for whoever follows a call
-//! through a system. Both are off unless configured, and both happen beside the call: it is counted after its answer.
+//! through a system. Both are off unless configured, and both happen beside the call: it is counted after its answer. Whoever
+//! looks for a fault is told of calls that have not ended.
 
 mod body;
+mod debug;
 mod metrics;
 mod server;
 mod traces;
@@ -17,11 +19,13 @@ use tokio::sync::Notify;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+pub use debug::answer as debug;
 pub use server::Listener;
 
 use crate::config::Config;
 use crate::error::Result;
 use body::{End, Watched};
+use debug::UnderWay;
 use metrics::Metrics;
 use traces::{Parent, Traces};
 
@@ -31,6 +35,7 @@ pub struct Observer {
     calls: Arc<Calls>,
     metrics: Option<Arc<Metrics>>,
     traces: Option<Traces>,
+    under_way: Option<Arc<UnderWay>>,
 }
 
 /// How many calls have come so far.
@@ -47,7 +52,8 @@ impl Observer {
     /// `InvalidArgument` for an endpoint that is no address.
     pub fn new(config: &Config) -> Result<Self> {
         let metrics = (!config.metrics.address.is_empty()).then(|| Arc::new(Metrics::default()));
-        Ok(Self { calls: Arc::default(), metrics, traces: Traces::start(&config.tracing)? })
+        let under_way = (!config.debug.address.as_os_str().is_empty()).then(|| Arc::new(UnderWay::new()));
+        Ok(Self { calls: Arc::default(), metrics, traces: Traces::start(&config.tracing)?, under_way })
     }
 
     /// How many calls have come so far.
@@ -122,14 +128,16 @@ where
         let observer = self.observer.clone();
         observer.calls.count.fetch_add(1, Ordering::Relaxed);
         observer.calls.begun.notify_one();
-        if observer.metrics.is_none() && observer.traces.is_none() {
+        if observer.metrics.is_none() && observer.traces.is_none() && observer.under_way.is_none() {
             return Box::pin(self.inner.call(request));
         }
         let path = request.uri().path().to_owned();
         let parent = Parent::of(request.headers());
         let (begun, clock) = (SystemTime::now(), Instant::now());
+        let noted = observer.under_way.clone().map(|calls| (calls.begun(&path), calls));
         let answer = self.inner.call(request);
         let end = End::new(move |code| {
+            noted.into_iter().for_each(|(number, calls)| calls.ended(number));
             let seconds = clock.elapsed().as_secs_f64();
             observer.ended(Call { path, code, begun, seconds, parent });
         });

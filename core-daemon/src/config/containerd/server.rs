@@ -24,6 +24,9 @@ impl Theirs {
         set(&mut config.oom_score, self.number(&["oom_score"]));
         set(&mut config.root, self.path(&["root"]));
         set(&mut config.state, self.path(&["state"]));
+        set(&mut config.debug.address, self.path(&["debug", "address"]));
+        set(&mut config.debug.uid, self.number(&["debug", "uid"]));
+        set(&mut config.debug.gid, self.number(&["debug", "gid"]));
         let level = self.text(&["debug", "level"]);
         set(
             &mut config.log.level,

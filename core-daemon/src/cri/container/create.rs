@@ -52,6 +52,7 @@ pub(super) struct Draft {
     restored: bool,
     sources: Vec<Option<PathBuf>>,
     volumes: Vec<Volume>,
+    profile: Option<String>,
     pid_of: Option<u32>,
 }
 
@@ -144,13 +145,16 @@ impl Cri {
                 (unpacked.doing(|| format!("image {wanted:?}"))?, true)
             }
         };
+        stage.enter("seccomp profile")?;
+        let profile = stage.unless_cancelled(self.annotated_profile(&record, &config, &image)).await?;
         stage.enter("host paths")?;
         let sources = stage.unless_cancelled(self.host_paths(&config)).await?;
         stage.enter("process to share with")?;
         let pid_of = self.pid_to_join(&sandbox, &namespaces, &config)?;
         stage.enter("volumes")?;
         let volumes = self.image_mounts(&sandbox, &config, &namespaces).await?;
-        let draft = Draft { id, name, sandbox, record, config, namespaces, image, restored, sources, volumes, pid_of };
+        let draft =
+            Draft { id, name, sandbox, record, config, namespaces, image, restored, sources, volumes, profile, pid_of };
         stage.enter("root file system")?;
         let cri = self.clone();
         // Whoever stops the pod meanwhile takes the turn after this, and finds the container.
@@ -161,7 +165,8 @@ impl Cri {
     }
 
     fn make_now(&self, draft: &Draft) -> Result<()> {
-        let handler = self.config().handler(&draft.record.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&draft.record.runtime_handler)?;
         let snapshotter = self.snapshotter(handler)?;
         let parent = draft.image.chain_id.as_ref().map_or("", |chain| chain.as_str());
         let prepare = || snapshotter.prepare(self.context(), &draft.id, parent, snapshot_labels(&draft.namespaces));
@@ -191,7 +196,8 @@ impl Cri {
     fn record_now(&self, draft: &Draft, rootfs: &[SnapshotMount]) -> Result<()> {
         let mut volumes = draft.volumes.clone();
         volumes.extend(self.image_volumes(&draft.id, &draft.image, &draft.config, rootfs, &draft.namespaces)?);
-        let handler = self.config().handler(&draft.record.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&draft.record.runtime_handler)?;
         let places = self.places(draft.sandbox.id().as_str());
         let pod = draft.record.config.clone().unwrap_or_default();
         let context = draft.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
@@ -221,7 +227,8 @@ impl Cri {
             volumes: &volumes,
             handler,
             recursive_read_only: self.features(handler).recursive_read_only_mounts,
-            settings: self.config(),
+            settings: &settings,
+            profile: draft.profile.as_deref(),
             pid_of: draft.pid_of,
             host: &self.shared.host,
         })?;

@@ -3,11 +3,13 @@
 //! `created` → `running` → `exited`: a container is made once, started once, and ends once. Its shim owns the exit; what
 //! follows from it is written into the record before the shim is let go ([`start`]).
 
+mod artifact;
 mod checkpoint;
 mod create;
 mod limits;
 mod list;
 mod log;
+mod profile;
 mod record;
 mod remove;
 mod restored;

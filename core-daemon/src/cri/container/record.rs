@@ -33,10 +33,13 @@ impl Cri {
     fn store_now(&self, draft: &Draft, spec: &Spec, record: ContainerRecord) -> Result<Arc<Container>> {
         let document =
             serde_json::to_vec(spec).map_err(|error| Error::internal(format!("encode the configuration: {error}")))?;
-        let handler = self.config().handler(&draft.record.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&draft.record.runtime_handler)?;
+        let mut labels = labels::of(&draft.config.labels, labels::CONTAINER);
+        labels.extend(self.artifact_labels(&draft.config.mounts)?);
         let stored = Stored {
             id: draft.id.clone(),
-            labels: labels::of(&draft.config.labels, labels::CONTAINER),
+            labels,
             image: draft.image.name.clone(),
             runtime: Some(self.runtime(handler, draft.namespaces.user.as_ref())),
             spec: Some(any::json(any::SPEC, document)),

@@ -64,7 +64,10 @@ impl Cri {
             let image = self.find_image(text)?;
             match image.manifest.layers.as_slice() {
                 [layer] if image.manifest.annotations.contains_key(ANNOTATION) => Source::Layer(layer.digest.clone()),
-                _ => return Ok(Ok(image)),
+                _ => {
+                    image.check_root()?;
+                    return Ok(Ok(image));
+                }
             }
         };
         if !self.config().restore_checkpoints {

@@ -59,7 +59,7 @@ impl Cri {
         let record = container.record();
         let sandbox = self.store().sandbox(&record.sandbox_id)?;
         ready(&sandbox)?;
-        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), self.config()) {
+        if spec::wants_default_apparmor(&record.config.clone().unwrap_or_default(), &self.config()) {
             self.load_apparmor().await?;
         }
         self.unlimit_pod(container, &sandbox.record()).await?;

@@ -9,6 +9,7 @@ use nix::fcntl::OFlag;
 use rung_sys::beneath::{self, Root};
 use rung_sys::mount;
 
+use super::artifact;
 use super::create::{ready, snapshot_labels};
 use super::tree;
 use crate::blocking::blocking;
@@ -17,6 +18,7 @@ use crate::cri::spec::Volume;
 use crate::cri::{Cri, Sandbox};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::image::Resolved;
+use crate::labels::{GC_REF_CONTENT, Labels};
 use crate::snapshots::{Mount as SnapshotMount, Snapshotter};
 
 impl Cri {
@@ -120,7 +122,10 @@ impl Cri {
         let image = self.find_image(&text).doing(|| field)?;
         let name = image.config_digest.as_str().replace(':', "-");
         let target = self.places(pod).images().join(&name);
-        if !is_mounted(&target)? {
+        if image.manifest.is_artifact() {
+            let content = &self.parts().images.content;
+            artifact::mount(content, self.context(), &image, &target).doing(|| format!("{field}: {text}"))?;
+        } else if !is_mounted(&target)? {
             let snapshotter = self.snapshotter_of_pod(handler)?;
             self.mount_image(&image_key(pod, &name), snapshotter.as_ref(), &image, &target, users)?;
         }
@@ -161,6 +166,19 @@ impl Cri {
         Ok(())
     }
 
+    /// What keeps the blobs of artifacts that are volumes, as labels of the container: there is no snapshot of them.
+    pub(super) fn artifact_labels(&self, mounts: &[v1::Mount]) -> Result<Labels> {
+        let mut labels = Labels::new();
+        for image in mounts.iter().filter_map(|mount| mount.image.as_ref()) {
+            let image = self.find_image(&image.image)?;
+            if image.manifest.is_artifact() {
+                let label = format!("{GC_REF_CONTENT}.artifact.{}", labels.len());
+                labels.insert(label, image.manifest_descriptor.digest.to_string());
+            }
+        }
+        Ok(labels)
+    }
+
     /// The kubelet's mounts, as the status reports them.
     pub(super) fn reported_mounts(&self, config: &v1::ContainerConfig) -> Result<Vec<v1::Mount>> {
         let report = |mount: &v1::Mount| {
@@ -182,7 +200,7 @@ fn image_key(pod: &str, name: &str) -> String {
 }
 
 /// Whether something is mounted on a directory.
-fn is_mounted(path: &Path) -> Result<bool> {
+pub(super) fn is_mounted(path: &Path) -> Result<bool> {
     let parent = path.parent().map(mount_of).transpose()?.flatten();
     Ok(mount_of(path)?.is_some_and(|own| Some(own) != parent))
 }

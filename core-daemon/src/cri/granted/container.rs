@@ -64,7 +64,8 @@ impl Cri {
                 *new = old;
             }
         }
-        let handler = self.config().handler(&pod.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&pod.runtime_handler)?;
         let granted = self.granted(handler, &annotations(&pod))?;
         if let Some(limits) = self.limits_of(&pod, name_of(container).as_str(), &granted, Some(&*wanted))? {
             *wanted = limits;
@@ -80,7 +81,8 @@ impl Cri {
     pub(in crate::cri) async fn unlimit_pod(&self, container: &Container, pod: &SandboxRecord) -> Result<()> {
         let record = container.record();
         let is_unlimited = record.resources.as_ref().is_some_and(|limits| limits.cpu_quota == UNLIMITED);
-        let handler = self.config().handler(&pod.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&pod.runtime_handler)?;
         if !is_unlimited || !self.granted(handler, &annotations(pod))?.has_no_quota(name_of(container).as_str()) {
             return Ok(());
         }

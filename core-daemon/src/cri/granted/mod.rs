@@ -80,12 +80,13 @@ impl Cri {
     /// `InvalidArgument` naming the annotation whose value makes no sense, or the workloads that the pod is of.
     pub(super) fn granted(&self, handler: &RuntimeHandler, annotations: &Annotations) -> Result<Granted> {
         let is_unified = version_at(Path::new(CGROUPS)) == Some(Version::V2);
-        read(self.config(), is_unified, &allowed(self.config(), handler, annotations)?, annotations)
+        let settings = self.config();
+        read(&settings, is_unified, &allowed(&settings, handler, annotations)?, annotations)
     }
 
     /// Says in the log which annotations of a new pod change nothing because they are not allowed.
     pub(super) fn log_ignored(&self, id: &str, handler: &RuntimeHandler, annotations: &Annotations) {
-        let allowed = allowed(self.config(), handler, annotations).unwrap_or_default();
+        let allowed = allowed(&self.config(), handler, annotations).unwrap_or_default();
         for key in annotations.keys() {
             let is_known = Annotation::of_key(key).map(|key| allowed.contains(&key.annotation));
             if is_known == Some(false) || Annotation::is_unsupported(key) {
@@ -104,7 +105,7 @@ impl Cri {
         container: &str,
         wanted: &mut v1::LinuxContainerResources,
     ) -> Result<()> {
-        match workload(self.config(), annotations)? {
+        match workload(&self.config(), annotations)? {
             Some(workload) => limits::put_over(workload, container, annotations, wanted),
             None => Ok(()),
         }
@@ -132,7 +133,11 @@ fn workload<'config>(settings: &'config config::Cri, annotations: &Annotations) 
     }
 }
 
-fn allowed(
+/// What annotations of a pod with these, and of images in it, may ask for.
+///
+/// # Errors
+/// `InvalidArgument` where it is of two workloads.
+pub(super) fn allowed(
     settings: &config::Cri,
     handler: &RuntimeHandler,
     annotations: &Annotations,
@@ -197,6 +202,8 @@ impl Granted {
             Annotation::CpuQuota => drop(self.no_quota.insert(container.to_owned(), is_disabled(value)?)),
             Annotation::Devices => self.devices = devices::parse(value, &settings.allowed_devices)?,
             Annotation::SeccompNotifier => self.forbidden_calls = Some(forbidden(value)?),
+            // An artifact, which the container or the pod's process looks for that gets it.
+            Annotation::SeccompProfile => {}
             Annotation::ShmSize => self.shm_size = Some(size(value)?),
             Annotation::Umask => self.umask = Some(umask(value)?),
             Annotation::UnifiedCgroup if container.is_empty() => {

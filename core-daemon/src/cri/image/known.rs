@@ -1,10 +1,11 @@
 //! The images there are, by id: what records of names say, with what the content store says of each target.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gantry_proto::containerd::services::images::v1::Image as Record;
 use gantry_proto::runtime::v1;
+use rung_spec::digest::Digest;
 use rung_spec::reference::Reference;
 
 use crate::context::Context;
@@ -28,6 +29,8 @@ struct Facts {
     uid: Option<i64>,
     username: String,
     annotations: BTreeMap<String, String>,
+    /// Of an artifact, which nothing is unpacked of: its blobs and their sizes.
+    blobs: Vec<(Digest, u64)>,
 }
 
 /// Remembers facts, because finding them takes several documents from the disk, and all images, because kubelets ask for
@@ -37,7 +40,7 @@ pub(in crate::cri) struct Known {
     /// All images, as they were when so many changes had been made.
     catalog: Mutex<Option<(u64, Arc<Catalog>)>>,
     /// Names of images that stay.
-    pinned: BTreeSet<String>,
+    pinned: Mutex<BTreeSet<String>>,
 }
 
 /// An image with all of its names.
@@ -53,6 +56,8 @@ pub(in crate::cri) struct Catalog {
     by_id: BTreeMap<String, Image>,
     /// Ids by the names of records.
     ids: HashMap<String, String>,
+    /// The blobs of artifacts, which several may share.
+    blobs: HashMap<Digest, u64>,
 }
 
 impl Catalog {
@@ -64,6 +69,11 @@ impl Catalog {
     /// Its first name with a digest.
     pub(in crate::cri) fn digest(&self, id: &str) -> Option<&String> {
         self.by_id.get(id)?.wire.repo_digests.first()
+    }
+
+    /// What artifacts take, whose blobs are their files: bytes, and how many blobs.
+    pub(in crate::cri) fn artifacts(&self) -> (u64, u64) {
+        (self.blobs.values().fold(0, |sum: u64, size| sum.saturating_add(*size)), self.blobs.len() as u64)
     }
 
     /// All images, by id.
@@ -96,13 +106,27 @@ impl Catalog {
 impl Known {
     /// Knows nothing yet but that the images of these names stay.
     pub(in crate::cri) fn new(pinned: &[String]) -> Self {
+        let known = Self { facts: Mutex::default(), catalog: Mutex::default(), pinned: Mutex::default() };
+        known.pin(pinned);
+        known
+    }
+
+    /// From now on the images of these names stay. Whoever has another's record with the label of such images keeps it.
+    pub(in crate::cri) fn pin(&self, names: &[String]) {
         let whole = |name: &String| Reference::parse(name).map_or_else(|_| name.clone(), |parsed| parsed.to_string());
-        Self { facts: Mutex::default(), catalog: Mutex::default(), pinned: pinned.iter().map(whole).collect() }
+        let mut pinned = self.pinned();
+        *pinned = names.iter().map(whole).collect();
+        // What was read of images says which of them stay.
+        *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The labels of what a name stands for that this interface knows of.
     pub(super) fn labels_for(&self, name: &str) -> Labels {
-        let pinned = self.pinned.contains(name).then_some(PINNED);
+        let pinned = self.pinned().contains(name).then_some(PINNED);
         [MANAGED].into_iter().chain(pinned).map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 
@@ -121,6 +145,7 @@ impl Known {
     pub(super) fn read(&self, images: &Images, context: &Context) -> Result<Arc<Catalog>> {
         // Read first: what changes meanwhile is read again the next time.
         let changes = images.records.changes();
+        let pinned = self.pinned().clone();
         let mut catalog = Catalog::default();
         let mut current = HashMap::new();
         for record in images.records.list(context, &Filter::everything())? {
@@ -129,14 +154,19 @@ impl Known {
                 current.insert(target.digest.clone(), facts.clone());
             }
             catalog.ids.insert(record.name.clone(), facts.id.clone());
+            catalog.blobs.extend(facts.blobs.iter().cloned());
             let image = catalog.by_id.entry(facts.id.clone()).or_insert_with(|| Image::new(&facts));
-            image.wire.pinned |= self.pinned.contains(&record.name);
+            image.wire.pinned |= pinned.contains(&record.name);
             image.add(record);
         }
         // What no record names any more is forgotten.
         *self.facts.lock().unwrap_or_else(PoisonError::into_inner) = current;
         let catalog = Arc::new(catalog);
-        *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, catalog.clone()));
+        // Other names may have been given meanwhile: then it is read again.
+        let now = self.pinned();
+        if *now == pinned {
+            *self.catalog.lock().unwrap_or_else(PoisonError::into_inner) = Some((changes, catalog.clone()));
+        }
         Ok(catalog)
     }
 
@@ -165,12 +195,16 @@ impl Known {
 impl Facts {
     fn of(image: &Resolved) -> Self {
         let (uid, username) = user(&image.config.config.user);
+        let is_artifact = image.manifest.is_artifact();
+        let blobs = is_artifact.then(|| image.manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)));
         Self {
             id: image.config_digest.to_string(),
             size: image.size,
-            uid,
+            // Nobody runs an artifact.
+            uid: uid.filter(|_| !is_artifact),
             username,
             annotations: image.manifest.annotations.clone().into_iter().collect(),
+            blobs: blobs.into_iter().flatten().collect(),
         }
     }
 }

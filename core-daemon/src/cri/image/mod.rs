@@ -101,6 +101,10 @@ impl Cri {
 
     fn image_info(&self, record: &str) -> Result<String> {
         let image = self.parts().images.resolve(self.context(), record, None)?;
+        if image.manifest.is_artifact() {
+            let (kind, layers) = (image.manifest.kind_of_artifact(), &image.manifest.layers);
+            return Ok(serde_json::json!({ "artifactType": kind, "layers": layers }).to_string());
+        }
         let chain_id = image.chain_id.as_ref().map(ToString::to_string).unwrap_or_default();
         Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": image.config }).to_string())
     }
@@ -143,12 +147,18 @@ impl Cri {
     }
 
     async fn pull_image(&self, request: v1::PullImageRequest) -> Result<v1::PullImageResponse> {
-        let handler = request.image.as_ref().map_or("", |image| image.runtime_handler.as_str());
-        let snapshotter = self.config().handler(handler).map_err(|error| error.context("image"))?.snapshotter.clone();
+        let handler = request.image.as_ref().map_or("", |image| image.runtime_handler.as_str()).to_owned();
         let wanted = named(request.image)?;
         let reference = parse(&wanted).map_err(|error| error.context("image"))?;
         let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
         let access = Access { credentials, ..Access::default() };
+        Ok(v1::PullImageResponse { image_ref: self.pull_as(&wanted, access, &handler).await? })
+    }
+
+    /// Pulls an image for pods of a handler, and answers with its id.
+    pub(super) async fn pull_as(&self, wanted: &str, access: Access, handler: &str) -> Result<String> {
+        let snapshotter = self.config().handler(handler).map_err(|error| error.context("image"))?.snapshotter.clone();
+        let reference = parse(wanted).map_err(|error| error.context("image"))?;
         let labels = self.known_images().labels_for(&reference.to_string());
         let options = PullOptions { access, labels: labels.clone(), snapshotter, ..PullOptions::default() };
         let (images, context) = (&self.parts().images, self.context());
@@ -167,7 +177,7 @@ impl Cri {
         });
         let image_ref = id.await.doing(|| format!("pull {wanted}"))?;
         self.space_changed().await;
-        Ok(v1::PullImageResponse { image_ref })
+        Ok(image_ref)
     }
 
     async fn remove_image(&self, request: v1::RemoveImageRequest) -> Result<v1::RemoveImageResponse> {

@@ -189,7 +189,7 @@ impl Cri {
             created
         };
         if created.adjust != api::ContainerAdjustment::default() {
-            apply::adjust(spec, &created.adjust, self.config()).doing(|| "what plugins want of it")?;
+            apply::adjust(spec, &created.adjust, &self.config()).doing(|| "what plugins want of it")?;
             let linux = created.adjust.linux.unwrap_or_default();
             if let Some(limits) = &linux.resources {
                 message::to_wanted(limits, record.resources.get_or_insert_default());
@@ -382,7 +382,7 @@ impl Cri {
             let text = format!("linux.resources.{field}: cannot be changed of a container that is made");
             return Err(Error::unimplemented(text));
         }
-        apply::lay_over_resources(told, &limits.0, self.config())
+        apply::lay_over_resources(told, &limits.0, &self.config())
     }
 
     async fn nri_note_container(&self, window: &Window, event: Event, container: &Arc<Container>) {

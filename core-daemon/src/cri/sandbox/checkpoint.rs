@@ -129,7 +129,8 @@ impl Cri {
         collected.and(released)?;
         drop(turns);
         let record = sandbox.record();
-        let handler = self.config().handler(&record.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&record.runtime_handler)?;
         let mut index = PodCheckpoint {
             version: VERSION,
             runtime: self.restorer(handler),

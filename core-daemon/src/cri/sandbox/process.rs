@@ -37,18 +37,20 @@ impl Cri {
         &self,
         id: &str,
         config: &v1::PodSandboxConfig,
-        handler: &str,
+        handler_name: &str,
         namespaces: &Namespaces,
         labels: &Labels,
     ) -> Result<Option<u32>> {
         let key = ContainerId::parse(id)?;
-        let handler = self.config().handler(handler)?;
+        let settings = self.config();
+        let handler = settings.handler(handler_name)?;
         let runtime = self.runtime(handler, None);
         let needs_process = namespaces.pid == v1::NamespaceMode::Pod;
         let spec = match needs_process {
             true => {
                 let mut spec = self.pause(id, config, handler, namespaces, labels);
-                self.confine(&mut spec, config)?;
+                let profile = self.annotated_profile_of_pod(handler_name, config).await?;
+                self.confine(&mut spec, config, profile.as_deref())?;
                 let document =
                     serde_json::to_vec(&spec).map_err(|error| Error::internal(format!("encode: {error}")))?;
                 Some(any::json(any::SPEC, document))
@@ -175,11 +177,16 @@ impl Cri {
         pause
     }
 
-    /// Gives the pod's process the filter of system calls that the pod asks for. It needs none itself, but a container that
+    /// Gives the pod's process the filter of system calls that the pod asks for, or that its annotations name. It needs none itself, but a container that
     /// sees it and has a filter could have it make any call.
-    pub(super) fn confine(&self, pause: &mut Spec, config: &v1::PodSandboxConfig) -> Result<()> {
+    pub(super) fn confine(
+        &self,
+        pause: &mut Spec,
+        config: &v1::PodSandboxConfig,
+        annotated: Option<&str>,
+    ) -> Result<()> {
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
-        let seccomp = spec::seccomp_of_pod(&context, self.config())?;
+        let seccomp = spec::seccomp_of_pod(&context, &self.config(), annotated)?;
         if let Some(linux) = pause.linux_mut() {
             linux.set_seccomp(seccomp);
         }

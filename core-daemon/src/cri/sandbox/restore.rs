@@ -42,7 +42,8 @@ impl Cri {
         }
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         if namespaces.user.is_some() || self.granted(handler, &config.annotations)?.users.is_some() {
             return Err(Error::unimplemented("restore a pod with users of its own"));
         }
@@ -137,7 +138,8 @@ impl Cri {
     fn fitting(&self, request: &v1::RestorePodRequest, wanted: &Namespaces) -> Result<Vec<Source>> {
         let root = Root::open(Path::new(&request.checkpoint_path))?;
         let index = read_index(&root).doing(|| INDEX)?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         let restorer = self.restorer(handler);
         if index.runtime != restorer {
             return Err(Error::precondition(format!(

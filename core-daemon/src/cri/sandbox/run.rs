@@ -25,7 +25,8 @@ impl Cri {
     ) -> Result<v1::RunPodSandboxResponse> {
         let config = request.config.as_ref().ok_or_else(|| Error::invalid("config: is required"))?;
         let namespaces = check::config(config)?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         if namespaces.user.is_some() && !self.features(handler).user_namespaces {
             let field = "config.linux.security_context.namespace_options.userns_options";
             return Err(Error::precondition(format!("{field}: the runtime handler or this machine cannot map ids")));
@@ -57,7 +58,8 @@ impl Cri {
         }
         let doing = || format!("run pod sandbox {}", config.metadata.clone().unwrap_or_default().name);
         let id = id::random::<32>()?;
-        let handler = self.config().handler(&request.runtime_handler)?;
+        let settings = self.config();
+        let handler = settings.handler(&request.runtime_handler)?;
         let agreed = self.agree(&config, handler, &namespaces).doing(doing)?;
         self.log_ignored(&id, handler, &config.annotations);
         let made = self.make_pod(&id, name.clone(), &config, &request.runtime_handler, &agreed, &stage).await;

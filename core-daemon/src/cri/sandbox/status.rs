@@ -49,7 +49,8 @@ impl Cri {
             path.exists().then(|| path.display().to_string())
         };
         // A handler may be gone from the configuration.
-        let handler = self.config().handler(&record.runtime_handler).ok();
+        let settings = self.config();
+        let handler = settings.handler(&record.runtime_handler).ok();
         let runtime = handler.map(|handler| self.runtime(handler, None));
         let limits = |limits: &Option<v1::LinuxContainerResources>| {
             limits.as_ref().map(|limits| json!({"linux": shown(limits)}))
@@ -127,11 +128,15 @@ impl Cri {
                 let bound = linux.namespaces().iter().flatten().filter(|one| one.path().is_some()).cloned().collect();
                 linux.set_namespaces(Some(bound));
             }
-        } else if let Err(error) = self.confine(&mut spec, &config) {
-            // A file of a profile may be gone by now.
+            return Ok((spec, false));
+        }
+        // A file of a profile may be gone by now, or an artifact.
+        let profile = self.profile_of_pod_here(&record.runtime_handler, &config);
+        let confined = profile.and_then(|profile| self.confine(&mut spec, &config, profile.as_deref()));
+        if let Err(error) = confined {
             tracing::debug!(id, %error, "read the filter of a pod's process");
         }
-        Ok((spec, has_process))
+        Ok((spec, true))
     }
 }
 

@@ -30,8 +30,8 @@ pub(super) use resources::{
     cgroup_name, cgroup_of, counts_swap, update as updated_resources, validate as check_resources,
 };
 pub(super) use security::{
-    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, check as check_security, is_loaded as apparmor_is_loaded,
-    seccomp_of_pod, wants_default_apparmor,
+    DEFAULT_APPARMOR, PARSER as APPARMOR_PARSER, Room, as_container, check as check_security,
+    is_loaded as apparmor_is_loaded, room_for_profile, seccomp_of_pod, wants_default_apparmor,
 };
 
 use super::granted::Granted;
@@ -83,6 +83,8 @@ pub(super) struct Making<'a> {
     pub(super) settings: &'a config::Cri,
     /// Process whose view of processes it joins.
     pub(super) pid_of: Option<u32>,
+    /// The filter of system calls that annotations name, for a container that names none itself.
+    pub(super) profile: Option<&'a str>,
     /// Kernel capabilities and the like that this daemon has to give.
     pub(super) host: &'a super::host::Host,
 }
@@ -147,7 +149,7 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         }
     }
     let (mounts, propagation) = mounts::make(making, &context)?;
-    let mut filter = security::seccomp(&context, making.settings, &bounding)?;
+    let mut filter = security::seccomp(&context, making.settings, &bounding, making.profile)?;
     if let (Some(filter), Some(listener)) = (&mut filter, &making.listener) {
         notify::watch(filter, listener);
     }

@@ -5,7 +5,9 @@ use std::path::Path;
 use gantry_proto::runtime::v1;
 use gantry_proto::runtime::v1::security_profile::ProfileType;
 use oci_spec::runtime::{Capabilities, LinuxSeccomp};
+use rung_spec::builder::profile;
 use rung_spec::defaults;
+use rung_spec::platform::Platform;
 
 use super::invalid;
 use crate::config;
@@ -70,12 +72,17 @@ pub(super) fn seccomp(
     context: &v1::LinuxContainerSecurityContext,
     settings: &config::Cri,
     bounding: &Capabilities,
+    annotated: Option<&str>,
 ) -> Result<Option<LinuxSeccomp>> {
     let field = "linux.security_context.seccomp";
     if context.privileged {
         return Ok(None);
     }
-    let wished = match wish(field, context.seccomp.as_ref(), &context.seccomp_profile_path)? {
+    let own = wish(field, context.seccomp.as_ref(), &context.seccomp_profile_path)?;
+    if let Some(text) = annotated.filter(|_| matches!(own, Wish::Unset | Wish::Unconfined)) {
+        return from_artifact(text, bounding).map(Some).map_err(|error| invalid("annotations", error));
+    }
+    let wished = match own {
         Wish::Unset => wish("cri.unset_seccomp_profile", None, &settings.unset_seccomp_profile)?,
         wished => wished,
     };
@@ -86,19 +93,67 @@ pub(super) fn seccomp(
     }
 }
 
-/// That of a pod's own process.
-#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+/// That of a pod's own process, with the profile that annotations name for it.
 pub(in crate::cri) fn seccomp_of_pod(
     context: &v1::LinuxSandboxSecurityContext,
     settings: &config::Cri,
+    annotated: Option<&str>,
 ) -> Result<Option<LinuxSeccomp>> {
-    let as_container = v1::LinuxContainerSecurityContext {
+    seccomp(&as_container(context), settings, &Capabilities::new(), annotated)
+}
+
+/// What a pod asks for, as a container would.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(in crate::cri) fn as_container(context: &v1::LinuxSandboxSecurityContext) -> v1::LinuxContainerSecurityContext {
+    v1::LinuxContainerSecurityContext {
         privileged: context.privileged,
         seccomp: context.seccomp.clone(),
         seccomp_profile_path: context.seccomp_profile_path.clone(),
         ..Default::default()
+    }
+}
+
+/// Whose annotations may name a profile for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cri) enum Room {
+    /// Nobody's: it has a profile, or is to have none whatever happens.
+    None,
+    /// The pod's.
+    ForPods,
+    /// The pod's, and then the image's: it would have no profile at all.
+    ForImages,
+}
+
+/// Whose annotations may name a profile for a container with this context.
+#[allow(deprecated, reason = "kubelets of older releases send the older field")]
+pub(in crate::cri) fn room_for_profile(
+    context: &v1::LinuxContainerSecurityContext,
+    settings: &config::Cri,
+) -> Result<Room> {
+    if context.privileged {
+        return Ok(Room::None);
+    }
+    let field = "linux.security_context.seccomp";
+    let wished = match wish(field, context.seccomp.as_ref(), &context.seccomp_profile_path)? {
+        Wish::Unset => match wish("cri.unset_seccomp_profile", None, &settings.unset_seccomp_profile)? {
+            Wish::Unset | Wish::Unconfined => Wish::Unconfined,
+            // An image must not be able to replace it by one that forbids nothing.
+            _ => return Ok(Room::ForPods),
+        },
+        wished => wished,
     };
-    seccomp(&as_container, settings, &Capabilities::new())
+    Ok(if wished == Wish::Unconfined { Room::ForImages } else { Room::None })
+}
+
+/// A profile in docker's form, as artifacts have it. What it says of a program that decides about calls would lead to a
+/// socket of this machine, and is nothing for strangers to say.
+fn from_artifact(text: &str, bounding: &Capabilities) -> Result<LinuxSeccomp> {
+    let read = profile::read(text, bounding, &Platform::host().architecture);
+    let filter = read.map_err(|error| Error::invalid(error.to_string()))?;
+    if filter.listener_path().is_some() || filter.listener_metadata().is_some() {
+        return Err(Error::invalid("seccomp profile: listenerPath and listenerMetadata are not for artifacts to set"));
+    }
+    Ok(filter)
 }
 
 fn read_seccomp(path: &str) -> Result<LinuxSeccomp> {
@@ -162,6 +217,8 @@ pub(in crate::cri) fn check(context: &v1::LinuxSandboxSecurityContext) -> Result
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::LinuxSeccompAction;
+
     use super::*;
 
     #[test]
@@ -184,10 +241,32 @@ mod tests {
         let default = v1::SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), ..Default::default() };
         let context = v1::LinuxContainerSecurityContext { seccomp: Some(default), ..Default::default() };
         let settings = config::Cri::default();
-        assert!(seccomp(&context, &settings, &Capabilities::new()).expect("default").is_some());
+        assert!(seccomp(&context, &settings, &Capabilities::new(), None).expect("default").is_some());
         let privileged = v1::LinuxContainerSecurityContext { privileged: true, ..context };
-        assert!(seccomp(&privileged, &settings, &Capabilities::new()).expect("privileged").is_none());
+        assert!(seccomp(&privileged, &settings, &Capabilities::new(), None).expect("privileged").is_none());
         let none = v1::LinuxContainerSecurityContext::default();
-        assert!(seccomp(&none, &settings, &Capabilities::new()).expect("unset").is_none());
+        assert!(seccomp(&none, &settings, &Capabilities::new(), None).expect("unset").is_none());
+    }
+
+    #[test]
+    fn a_profile_by_annotation_replaces_none_that_is_asked_for() {
+        let text = r#"{"defaultAction": "SCMP_ACT_LOG"}"#;
+        let of = |kind: Option<ProfileType>, privileged, unset: &str| {
+            let seccomp = kind.map(|kind| v1::SecurityProfile { profile_type: kind.into(), ..Default::default() });
+            let context = v1::LinuxContainerSecurityContext { seccomp, privileged, ..Default::default() };
+            let settings = config::Cri { unset_seccomp_profile: unset.into(), ..config::Cri::default() };
+            let filter = super::seccomp(&context, &settings, &Capabilities::new(), Some(text)).expect("filter");
+            let is_annotated = filter.is_some_and(|it| it.default_action() == LinuxSeccompAction::ScmpActLog);
+            (room_for_profile(&context, &settings).expect("room"), is_annotated)
+        };
+        assert_eq!(of(None, false, "unconfined"), (Room::ForImages, true));
+        assert_eq!(of(None, false, "runtime/default"), (Room::ForPods, true));
+        assert_eq!(of(Some(ProfileType::Unconfined), false, "runtime/default"), (Room::ForImages, true));
+        assert_eq!(of(Some(ProfileType::RuntimeDefault), false, ""), (Room::None, false));
+        assert_eq!(of(None, true, "unconfined"), (Room::None, false));
+        let listener = r#"{"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x.sock"}"#;
+        let refused = from_artifact(listener, &Capabilities::new()).expect_err("a socket").to_string();
+        assert!(refused.contains("listenerPath"), "{refused}");
+        from_artifact("[]", &Capabilities::new()).expect_err("no profile");
     }
 }

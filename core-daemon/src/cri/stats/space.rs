@@ -101,6 +101,10 @@ impl Cri {
                 total.size += usage.size;
                 total.inodes += usage.inodes;
             }
+            // Their files are blobs, and no snapshots.
+            let (bytes, blobs) = cri.image_names().artifacts();
+            total.size += bytes;
+            total.inodes += blobs;
             Ok(convert::file_system(now(), &cri.snapshot_root(), total))
         })
         .await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Descriptor, InvalidDocument, Shape, null_is_default};
+use super::{Descriptor, InvalidDocument, Kind, Shape, null_is_default};
 
 /// An OCI image manifest or a Docker schema 2 manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,22 @@ impl Manifest {
         }
         shape.check_media_type(media_type)?;
         serde_json::from_slice(bytes).map_err(|cause| InvalidDocument::Json { what: "manifest", cause })
+    }
+
+    /// Whether this is an artifact, whose layers are files and whose configuration says nothing of how to run them: what has
+    /// a configuration of another kind than images have, or a kind of its own and a layer that is none of a file system.
+    /// Early builders give their images' configurations no type, or none that says anything.
+    pub fn is_artifact(&self) -> bool {
+        let is_of_image = matches!(self.config.media_type.as_str(), "" | "application/octet-stream")
+            || self.config.kind() == Kind::Config;
+        let has_kind = self.artifact_type.as_ref().is_some_and(|kind| !kind.is_empty());
+        let is_layer = |layer: &Descriptor| matches!(layer.kind(), Kind::Layer(_) | Kind::Encrypted | Kind::Erofs(_));
+        !is_of_image || has_kind && !self.layers.iter().all(is_layer)
+    }
+
+    /// What kind of artifact this is, for people: its own type, or else that of its configuration.
+    pub fn kind_of_artifact(&self) -> &str {
+        self.artifact_type.as_deref().filter(|kind| !kind.is_empty()).unwrap_or(&self.config.media_type)
     }
 
     /// Bytes of the configuration and all layers as they are stored.

@@ -22,6 +22,28 @@ fn manifest_tolerates_go_and_refuses_ambiguity() {
 }
 
 #[test]
+fn an_artifact_is_known_by_its_configuration_or_its_kind_and_layers() {
+    let is_artifact = |kind: &str, config: &str, layers: &[&str]| {
+        let layer = |media_type: &&str| format!(r#"{{"mediaType":"{media_type}","digest":"{D}","size":1}}"#);
+        let layers: Vec<String> = layers.iter().map(layer).collect();
+        let text = format!(
+            r#"{{"schemaVersion":2,{kind}"config":{{"mediaType":"{config}","digest":"{D}","size":7}},"layers":[{}]}}"#,
+            layers.join(",")
+        );
+        Manifest::parse("", text.as_bytes()).unwrap().is_artifact()
+    };
+    let (kind, empty) = (r#""artifactType":"a/b","#, "application/vnd.oci.empty.v1+json");
+    for image in [media_types::OCI_CONFIG, media_types::DOCKER_CONFIG, "application/octet-stream", ""] {
+        assert!(!is_artifact("", image, &["text/plain"]), "{image}");
+        assert!(is_artifact(kind, image, &[media_types::OCI_LAYER, "text/plain"]), "{image}");
+        assert!(!is_artifact(kind, image, &[media_types::OCI_LAYER_GZIP]), "an image of a kind: {image}");
+        assert!(!is_artifact(r#""artifactType":"","#, image, &["text/plain"]), "{image}");
+    }
+    assert!(is_artifact(kind, empty, &[]) && is_artifact("", "application/vnd.cncf.helm.config.v1+json", &["x"]));
+    assert!(is_artifact("", empty, &[media_types::OCI_LAYER_GZIP]), "a packed directory is a file");
+}
+
+#[test]
 fn document_kind_comes_from_the_media_type_or_the_fields() {
     let index = br#"{"schemaVersion":2,"manifests":[]}"#;
     for media_type in ["application/vnd.oci.image.index.v1+json; charset=utf-8", "application/json", ""] {
