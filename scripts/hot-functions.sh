@@ -19,7 +19,7 @@ mkdir -p "$work"/bundle/rootfs/{bin,dev,proc,sys} "$work/state"
 cp "$(command -v busybox)" "$work/bundle/rootfs/bin/sleep"
 "$rung" spec --bundle "$work/bundle"
 # A filter as large as those that containers have: every call is allowed, one of them for some arguments.
-names=$(sed -n 's/^ *("\([a-z0-9_]*\)", .*/"\1"/p' runtime/src/seccomp/data/numbers.rs | grep -v '"personality"' | paste -sd,)
+names=$(sed -n 's/^ *("\([a-z0-9_]*\)", .*/"\1"/p' runtime/spec/src/syscalls/numbers.rs | grep -v '"personality"' | paste -sd,)
 archs='"SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"'
 rule='{"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}'
 rules="{\"names\": [$names], \"action\": \"SCMP_ACT_ALLOW\"}, $rule"

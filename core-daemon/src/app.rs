@@ -97,8 +97,9 @@ pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Resul
     }
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
-    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, &daemon.gc, &daemon.logs).await?
-    {
+    let cri = daemon.cri.clone();
+    let (counters, others) = ((&daemon.gc, &daemon.logs), Arc::new(move |out: &mut String| cri.write_metrics(out)));
+    if let Some(metrics) = observe::Listener::bind(&config.metrics.address, &observer, counters, others).await? {
         tokio::spawn(metrics.run(stopping.clone()));
     }
     tokio::spawn(daemon.tasks.clone().keep_as_labelled(stopping.clone()));

@@ -1,11 +1,12 @@
 //! What moves with a node that used CRI-O: annotations that a handler allows, workloads, and settings of all containers.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
-use integration_tests::{Env, Registry, Result, Test, tests};
+use integration_tests::{Env, Registry, Result, Test, http, tests};
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
 use tonic::{Code, Status};
@@ -18,6 +19,7 @@ pub(crate) const TESTS: &[Test] = tests![
     workloads_stand_over_the_kubelets_limits [Root, Overlay],
     pods_with_processors_of_their_own_lose_their_limit [Root, Overlay, CgroupV1],
     settings_of_all_containers [Root, Overlay],
+    forbidden_system_calls_are_heard_of [Root, Overlay],
 ];
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
@@ -233,4 +235,51 @@ fn settings_of_all_containers(env: &Env) -> Result<()> {
         v1::UpdateContainerResourcesRequest { container_id: container, linux: Some(low()), ..Default::default() };
     let updated = pods.runtime.block_on(pods.pods.update_container_resources(update)).map_err(Box::new);
     refused(updated, Code::InvalidArgument, "container_min_memory")
+}
+
+/// The value of a counter of forbidden calls.
+fn counted(address: SocketAddr, syscall: &str) -> Result<u64> {
+    let text = String::from_utf8(http::request(address, "GET", "/v1/metrics", &[], &[])?.expect(200)?.body)?;
+    let name = format!("gantryd_forbidden_syscalls_total{{syscall=\"{syscall}\"}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(line.map_or(Ok(0), str::parse)?)
+}
+
+fn forbidden_system_calls_are_heard_of(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let config = format!(
+        "[metrics]\naddress = \"{address}\"\n[cri]\nunset_seccomp_profile = \"runtime/default\"\nseccomp_stop_delay = 1\n\
+         [cri.runtimes.rung]\nallowed_annotations = [\"seccomp-notifier-action.crio.io\"]\n"
+    );
+    let daemon = env.daemon_configured(&config)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = annotated(pods.pod_config("ended"), &[("seccomp-notifier-action.crio.io", "stop")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let script = "busybox mount -t tmpfs x /tmp; busybox mount -t tmpfs x /tmp; exec busybox sleep 600";
+    let ended = pods.start(&pod, &config, &image, &["/bin/sh", "-c", script], |_| {})?;
+
+    let config = annotated(pods.pod_config("told"), &[("seccomp-notifier-action.crio.io", "log")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let told = pods.start(&pod, &config, &image, &SLEEP, |_| {})?;
+    let look = "busybox swapoff /x 2>&1 | grep -o 'not permitted'";
+    assert_eq!(exec(&mut pods, &told, look)?, "not permitted");
+    ensure!(daemon.log().contains("swapoff"), "nothing in the log");
+    assert_eq!(counted(address, "swapoff")?, 1);
+
+    assert_eq!(pods.exit_code(&ended)?, 137);
+    let status = pods.status(&ended)?;
+    assert_eq!(status.reason, "seccomp killed");
+    ensure!(status.message.contains("mount (2x)"), "{}", status.message);
+
+    // A process waits for no daemon that is not there, and the next one hears of those that are started then.
+    std::mem::forget(pods);
+    daemon.crash()?;
+    let daemon = env.daemon_with(&["--config", &env.path("config.toml").to_string_lossy()])?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    assert_eq!(pods.status(&told)?.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(exec(&mut pods, &told, look)?, "not permitted");
+    assert_eq!(counted(address, "swapoff")?, 1);
+    Ok(())
 }

@@ -13,6 +13,8 @@ pub enum Annotation {
     CpuQuota,
     /// Devices of the host.
     Devices,
+    /// What is done about system calls that a filter forbids.
+    SeccompNotifier,
     /// The filter of system calls, as an artifact.
     SeccompProfile,
     /// Size of the pod's shared memory.
@@ -43,7 +45,7 @@ const fn names(annotation: Annotation, current: &'static str, older: &'static st
     Names { annotation, current, older, per_container }
 }
 
-const ALL: [Names; 7] = [
+const ALL: [Names; 9] = [
     names(
         Annotation::CgroupWritable,
         "cgroup2-mount-hierarchy-rw.crio.io",
@@ -52,6 +54,12 @@ const ALL: [Names; 7] = [
     ),
     names(Annotation::CpuQuota, "cpu-quota.crio.io", "", true),
     names(Annotation::Devices, "devices.crio.io", "io.kubernetes.cri-o.Devices", false),
+    names(
+        Annotation::SeccompNotifier,
+        "seccomp-notifier-action.crio.io",
+        "io.kubernetes.cri-o.seccompNotifierAction",
+        false,
+    ),
     names(Annotation::SeccompProfile, SECCOMP_PROFILE[0], SECCOMP_PROFILE[1], true),
     names(Annotation::ShmSize, "shm-size.crio.io", "io.kubernetes.cri-o.ShmSize", false),
     names(Annotation::Umask, "umask.crio.io", "io.kubernetes.cri-o.umask", false),
@@ -64,7 +72,7 @@ const PASSED: &str = "annotations for a runtime are passed to it by pod_annotati
 const OTHERWISE: &str = "there is nothing in this daemon that it could change";
 
 /// What else CRI-O allows by name, and why it is not done here.
-const OTHERS: [(&str, &str); 27] = [
+const OTHERS: [(&str, &str); 25] = [
     ("cpu-c-states.crio.io", GLOBAL),
     ("cpu-freq-governor.crio.io", GLOBAL),
     ("cpu-load-balancing.crio.io", "it changes the cgroups of other pods, which are the kubelet's"),
@@ -80,8 +88,6 @@ const OTHERS: [(&str, &str); 27] = [
     ("io.kubernetes.cri-o.PodLinuxOverhead", OTHERWISE),
     ("pod-linux-resources.crio.io", OTHERWISE),
     ("io.kubernetes.cri-o.PodLinuxResources", OTHERWISE),
-    ("seccomp-notifier-action.crio.io", "nobody listens for system calls that a filter forbids"),
-    ("io.kubernetes.cri-o.seccompNotifierAction", "nobody listens for system calls that a filter forbids"),
     ("spoofed.crio.io", "every container has processes"),
     ("io.kubernetes.cri-o.Spoofed", "every container has processes"),
     ("try-skip-volume-selinux-label.crio.io", "every file is labelled, whatever the directory above has"),

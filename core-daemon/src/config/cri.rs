@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{Annotation, Nri, Workload};
 use crate::error::{Error, Result};
 
+/// Most seconds for which a container goes on that is to be ended.
+const LONGEST_DELAY: u64 = 3600;
+
 /// How pods and their containers are run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -56,6 +59,9 @@ pub struct Cri {
     pub allowed_devices: Vec<PathBuf>,
     /// User whose ids in `/etc/subuid` and `/etc/subgid` are those of pods that ask for users of their own by annotation.
     pub userns_owner: String,
+    /// Seconds after a container's first use of a forbidden system call until it is ended, where its pod wants that by annotation;
+    /// each other forbidden one that it uses begins them anew.
+    pub seccomp_stop_delay: u64,
     /// Kinds of pods by name, each with limits of processors and allowed annotations.
     pub workloads: BTreeMap<String, Workload>,
     /// Images that the kubelet is told not to remove.
@@ -210,6 +216,7 @@ impl Default for Cri {
             bind_mount_prefix: PathBuf::new(),
             allowed_devices: vec!["/dev/fuse".into(), "/dev/net/tun".into()],
             userns_owner: "containers".into(),
+            seccomp_stop_delay: 5,
             workloads: BTreeMap::new(),
             pinned_images: Vec::new(),
             max_log_line: 16 << 10,
@@ -276,6 +283,9 @@ impl Cri {
         }
         for (name, workload) in &self.workloads {
             workload.check(&format!("cri.workloads.{name}"))?;
+        }
+        if self.seccomp_stop_delay > LONGEST_DELAY {
+            return Err(Error::invalid(format!("cri.seccomp_stop_delay: must be at most {LONGEST_DELAY}")));
         }
         self.check_paths()?;
         if let Some(dir) = self.hooks_dirs.iter().find(|dir| !dir.is_absolute()) {

@@ -6,6 +6,7 @@
 //! carried out to its end without its client, but for those that `serve` names: nothing here needs to see to that.
 
 mod apparmor;
+mod calls;
 mod container;
 mod events;
 mod exec;
@@ -105,6 +106,7 @@ struct Shared {
     host: host::Host,
     selinux: selinux::Selinux,
     users: granted::Users,
+    calls: calls::Calls,
     nri: nri::Nri,
 }
 
@@ -145,6 +147,7 @@ impl Cri {
             subscribers: events::Subscribers::default(),
             streaming: OnceLock::new(),
             users: granted::Users::default(),
+            calls: calls::Calls::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

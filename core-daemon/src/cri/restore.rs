@@ -85,6 +85,7 @@ impl Cri {
                 Some(started_at) => {
                     self.forget_checkpoints(&task);
                     container.set_run(Run::Going { task: task.clone(), started_at });
+                    self.watch_calls_again(container);
                     self.supervise(container, task, started_at);
                 }
                 // It was being started when the daemon went, and nobody was told that it had.

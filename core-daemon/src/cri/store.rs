@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use gantry_proto::any;
@@ -82,6 +82,8 @@ pub struct Container {
     ended: watch::Sender<bool>,
     /// It was sent the signal that asks it to stop, or is being sent it.
     pub(super) asked_to_stop: AtomicBool,
+    /// The forbidden system calls for which it is ended.
+    pub(super) ended_for: OnceLock<String>,
     /// Whoever starts, stops or removes it has the turn.
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Whoever makes a checkpoint of it has this one.
@@ -347,6 +349,7 @@ impl Container {
         Self {
             id,
             asked_to_stop: AtomicBool::new(record.stop_requested),
+            ended_for: OnceLock::new(),
             created_at: record.created_at,
             changes,
             unchanging: Unchanging::default(),
@@ -423,7 +426,7 @@ impl Container {
 
 /// The run of the machine that this is, which no other has.
 pub(super) fn boot_id() -> &'static str {
-    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| crate::id::boot().unwrap_or_default())
 }
 

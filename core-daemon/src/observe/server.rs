@@ -31,17 +31,26 @@ pub struct Listener {
     metrics: Arc<Metrics>,
     gc: Gc,
     logs: Logs,
+    others: Others,
 }
+
+/// Writes counters of a part of the daemon that this one does not know.
+pub(super) type Others = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 impl Listener {
     /// Listens at the configured address; `None` where none is configured.
     ///
     /// # Errors
     /// Names the address that is taken.
-    pub async fn bind(address: &str, observer: &Observer, gc: &Gc, logs: &Logs) -> Result<Option<Self>> {
+    pub async fn bind(
+        address: &str,
+        observer: &Observer,
+        (gc, logs): (&Gc, &Logs),
+        others: Others,
+    ) -> Result<Option<Self>> {
         let Some(metrics) = observer.metrics.clone() else { return Ok(None) };
         let listener = TcpListener::bind(address).await.doing(|| format!("listen for metrics at {address}"))?;
-        Ok(Some(Self { listener, metrics, gc: gc.clone(), logs: logs.clone() }))
+        Ok(Some(Self { listener, metrics, gc: gc.clone(), logs: logs.clone(), others }))
     }
 
     /// Answers until the daemon stops.
@@ -58,11 +67,12 @@ impl Listener {
                 continue;
             };
             let (metrics, gc, logs) = (self.metrics.clone(), self.gc.clone(), self.logs.clone());
+            let others = self.others.clone();
             let stopping = stopping.clone();
             tokio::spawn(async move {
                 let _slot = slot;
                 let service = service_fn(|request| {
-                    let answer = answer(&metrics, &gc, &logs, &request);
+                    let answer = answer(&metrics, (&gc, &logs, &others), &request);
                     async move { Ok::<_, Infallible>(answer) }
                 });
                 let served = hyper::server::conn::http1::Builder::new()
@@ -78,12 +88,17 @@ impl Listener {
     }
 }
 
-fn answer(metrics: &Metrics, gc: &Gc, logs: &Logs, request: &hyper::Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(
+    metrics: &Metrics,
+    (gc, logs, others): (&Gc, &Logs, &Others),
+    request: &hyper::Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let known = matches!(request.uri().path(), "/v1/metrics" | "/metrics") && *request.method() == Method::GET;
     let mut text = if known { metrics.text() } else { "not found\n".to_owned() };
     if known {
         gc.write_metrics(&mut text);
         logs.write_metrics(&mut text);
+        others(&mut text);
     }
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     if known {

@@ -122,6 +122,12 @@ pub struct ContainerRecord {
     /// Nanoseconds since 1970; 0: it was not started, or that is not written down yet.
     #[prost(int64, tag = "13")]
     pub started_at: i64,
+    /// System calls that its filter forbids are counted and logged.
+    #[prost(bool, tag = "14")]
+    pub calls_watched: bool,
+    /// It is ended for them, too.
+    #[prost(bool, tag = "15")]
+    pub ended_for_calls: bool,
 }
 impl ::prost::Name for ContainerRecord {
     const NAME: &'static str = "ContainerRecord";

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::Arch as Named;
 
-use super::data::{N, NUMBERS};
+use rung_spec::syscalls::{N, NUMBERS};
 
 /// An architecture, in the order of the columns of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,8 +3,6 @@
 
 mod arch;
 mod compile;
-#[path = "data/numbers.rs"]
-mod data;
 mod emit;
 pub mod notify;
 

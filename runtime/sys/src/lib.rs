@@ -42,6 +42,7 @@ pub mod regex;
 pub mod rlimit;
 pub mod sched;
 pub mod seccomp;
+pub mod seccomp_notify;
 pub mod signal;
 pub mod socket_path;
 pub mod spawn;

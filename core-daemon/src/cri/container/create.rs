@@ -17,7 +17,7 @@ use super::restored::Source;
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
 use crate::cri::flights::Stage;
-use crate::cri::granted::namespace_options;
+use crate::cri::granted::{Forbidden, namespace_options};
 use crate::cri::host::MountTable;
 use crate::cri::sandbox::check::{self, Namespaces};
 use crate::cri::spec::{self, Making, Volume};
@@ -207,12 +207,15 @@ impl Cri {
         let container = draft.config.metadata.as_ref().map_or("", |metadata| metadata.name.as_str());
         let wanted = draft.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
         let limits = self.limits_of(&draft.record, container, &granted, wanted)?;
+        // A checkpoint's processes have the filters that they had.
+        let watches = granted.forbidden_calls.is_some() && !draft.restored;
         let made = spec::make(&Making {
             id: &draft.id,
             sandbox_id: draft.sandbox.id().as_str(),
             config: &draft.config,
             limits: limits.as_ref().unwrap_or(&v1::LinuxContainerResources::default()),
             granted: &granted,
+            listener: watches.then(|| self.calls_socket(&draft.id)),
             users_by_annotation: draft.record.users.is_some(),
             labels: &labels,
             pod: &pod,
@@ -246,6 +249,8 @@ impl Cri {
             mounts: self.reported_mounts(&draft.config)?,
             user: Some(user),
             resources: limits,
+            calls_watched: made.listens,
+            ended_for_calls: made.listens && granted.forbidden_calls == Some(Forbidden::Stop),
             ..ContainerRecord::default()
         };
         tokio::runtime::Handle::current().block_on(self.store_made(draft, made.spec, record))

@@ -22,6 +22,8 @@ const OOM_WORD: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 /// What a container ends with that could not be started.
 const NOT_STARTED: i32 = 128;
+/// Why a container has ended that used forbidden system calls, as CRI-O says it.
+const CALLS: &str = "seccomp killed";
 /// What a container is said to have ended with when nobody saw its end.
 const UNKNOWN: i32 = 255;
 
@@ -61,6 +63,7 @@ impl Cri {
             self.load_apparmor().await?;
         }
         self.unlimit_pod(container, &sandbox.record()).await?;
+        self.watch_calls(container)?;
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");
@@ -140,12 +143,17 @@ impl Cri {
             // the exit says: the kernel may have ended a child of the process that ends well.
             let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
             let killed = task.oom_killed();
+            let (reason, message) = match (container.ended_for.get(), killed) {
+                (Some(calls), _) => (CALLS, calls.clone()),
+                (None, true) => (reason(exit.status, true), cri.limit_reached(&container).await),
+                (None, false) => (reason(exit.status, false), String::new()),
+            };
             let end = End {
                 started_at,
                 finished_at: nanos(exit.at),
                 exit_code: i32::try_from(exit.status).unwrap_or(UNKNOWN),
-                reason: reason(exit.status, killed).to_owned(),
-                message: if killed { cri.limit_reached(&container).await } else { String::new() },
+                reason: reason.to_owned(),
+                message,
             };
             cri.settle(&container, Some(&task), end).await;
         });
@@ -181,6 +189,7 @@ impl Cri {
             pause = (pause * 2).min(Duration::from_secs(30));
         }
         failpoint::hit("cri.ended");
+        self.unwatch_calls(container);
         if let Some(task) = task
             && let Err(error) = self.parts().tasks.delete_left(task.namespace(), task.id()).await
         {

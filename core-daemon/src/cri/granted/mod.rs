@@ -38,6 +38,8 @@ pub(super) struct Granted {
     pub(super) cgroup_writable: bool,
     /// Devices of each container.
     pub(super) devices: Vec<v1::Device>,
+    /// What is done about system calls that the filters forbid; none: they are refused.
+    pub(super) forbidden_calls: Option<Forbidden>,
     /// Bytes of shared memory.
     pub(super) shm_size: Option<u64>,
     /// Mask of new files' permissions.
@@ -48,6 +50,15 @@ pub(super) struct Granted {
     unified: BTreeMap<String, unified::Files>,
     /// Whether time is not limited, by container; that of the empty name is the others'.
     no_quota: BTreeMap<String, bool>,
+}
+
+/// What is done about a system call that a filter forbids, besides refusing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forbidden {
+    /// It is counted, and in the log.
+    Log,
+    /// The container is ended, too.
+    Stop,
 }
 
 impl Granted {
@@ -190,6 +201,7 @@ impl Granted {
             Annotation::CgroupWritable => self.cgroup_writable = flag(value)?,
             Annotation::CpuQuota => drop(self.no_quota.insert(container.to_owned(), is_disabled(value)?)),
             Annotation::Devices => self.devices = devices::parse(value, &settings.allowed_devices)?,
+            Annotation::SeccompNotifier => self.forbidden_calls = Some(forbidden(value)?),
             // An artifact, which the container or the pod's process looks for that gets it.
             Annotation::SeccompProfile => {}
             Annotation::ShmSize => self.shm_size = Some(size(value)?),
@@ -221,6 +233,14 @@ fn is_disabled(value: &str) -> std::result::Result<bool, String> {
     }
 }
 
+fn forbidden(value: &str) -> std::result::Result<Forbidden, String> {
+    match value {
+        "stop" => Ok(Forbidden::Stop),
+        "log" | "" => Ok(Forbidden::Log),
+        _ => Err(format!("{value:?} is neither stop nor log")),
+    }
+}
+
 /// A size that memory can have; none at all would be no limit to the kernel.
 fn size(value: &str) -> std::result::Result<u64, String> {
     let fits = |size: &u64| *size > 0 && i64::try_from(*size).is_ok();
@@ -242,8 +262,8 @@ mod tests {
     }
 
     fn read_all(pairs: &[(&str, &str)]) -> Result<Granted> {
-        use Annotation::{CgroupWritable, CpuQuota, Devices, ShmSize, Umask, UnifiedCgroup, Users};
-        let all = [CgroupWritable, CpuQuota, Devices, ShmSize, Umask, UnifiedCgroup, Users];
+        use Annotation::{CgroupWritable, CpuQuota, Devices, SeccompNotifier, ShmSize, Umask, UnifiedCgroup, Users};
+        let all = [CgroupWritable, CpuQuota, Devices, SeccompNotifier, ShmSize, Umask, UnifiedCgroup, Users];
         read(&config::Cri::default(), true, &BTreeSet::from(all), &annotations(pairs))
     }
 
@@ -274,6 +294,7 @@ mod tests {
             ("shm-size.crio.io", "16E"),
             ("cgroup2-mount-hierarchy-rw.crio.io", "yes"),
             ("cpu-quota.crio.io/web", "off"),
+            ("seccomp-notifier-action.crio.io", "kill"),
             ("unified-cgroup.crio.io", "memory.high=1"),
             ("userns-mode.crio.io", "host"),
         ] {
@@ -292,11 +313,13 @@ mod tests {
             ("io.kubernetes.cri-o.ShmSize", "128Mi"),
             ("cgroup2-mount-hierarchy-rw.crio.io", "true"),
             ("cpu-quota.crio.io", "disable"),
+            ("seccomp-notifier-action.crio.io", "stop"),
             ("cpu-quota.crio.io/web", "enable"),
             ("unified-cgroup.crio.io/web", "memory.high=1000"),
         ])
         .expect("granted");
         assert_eq!((granted.umask, granted.shm_size, granted.cgroup_writable), (Some(0o27), Some(128 << 20), true));
+        assert_eq!(granted.forbidden_calls, Some(Forbidden::Stop));
         assert!(granted.has_no_quota("other") && !granted.has_no_quota("web"));
         assert!(granted.unified("web").is_some() && granted.unified("other").is_none());
     }

@@ -10,6 +10,7 @@ mod devices;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod notify;
 mod process;
 mod resources;
 mod security;
@@ -56,6 +57,8 @@ pub(super) struct Making<'a> {
     pub(super) limits: &'a v1::LinuxContainerResources,
     /// What the pod's annotations give it.
     pub(super) granted: &'a Granted,
+    /// Where somebody listens for calls that its filter forbids.
+    pub(super) listener: Option<PathBuf>,
     /// The pod has its users by annotation, so that the kubelet says nothing of them.
     pub(super) users_by_annotation: bool,
     /// Its labels under SELinux.
@@ -105,6 +108,8 @@ pub(super) struct Made {
     pub(super) spec: Spec,
     /// Whom it runs as.
     pub(super) user: User,
+    /// Somebody has to listen for calls that its filter forbids.
+    pub(super) listens: bool,
 }
 
 impl Making<'_> {
@@ -144,11 +149,15 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
         }
     }
     let (mounts, propagation) = mounts::make(making, &context)?;
+    let mut filter = security::seccomp(&context, making.settings, &bounding, making.profile)?;
+    if let (Some(filter), Some(listener)) = (&mut filter, &making.listener) {
+        notify::watch(filter, listener);
+    }
     linux
         .set_namespaces(Some(namespaces::make(making)?))
         .set_cgroups_path(Some(resources::cgroups_path(making)))
         .set_resources(Some(resources::make(making)?))
-        .set_seccomp(security::seccomp(&context, making.settings, &bounding, making.profile)?)
+        .set_seccomp(filter)
         .set_masked_paths((!context.privileged).then(|| context.masked_paths.clone()))
         .set_readonly_paths((!context.privileged).then(|| context.readonly_paths.clone()))
         .set_rootfs_propagation(propagation)
@@ -172,7 +181,9 @@ pub(super) fn make(making: &Making<'_>) -> Result<Made> {
     classes::apply(making, &mut spec)?;
     cdi::apply(making, &mut spec)?;
     hooks::apply(making, &mut spec)?;
-    Ok(Made { spec, user })
+    let filter = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()?.listener_path().clone());
+    let listens = making.listener.is_some() && filter == making.listener;
+    Ok(Made { spec, user, listens })
 }
 
 /// An error about a field of the container's configuration.
