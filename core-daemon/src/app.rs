@@ -162,19 +162,7 @@ impl Daemon {
             gc: gc.clone(),
             logs: logs.clone(),
         });
-        let images = Images::new(image::Parts {
-            records: ImageRecords::new(db.clone(), events.clone()),
-            content,
-            snapshotters: snapshots.clone(),
-            leases: Leases::new(db.clone(), snapshots.clone()),
-            registry: registry(config),
-            at_once: at_once(&config.registry),
-            policies: Policies::new(&config.image_policy),
-            verifiers: Verifiers::new(&config.image_verifier),
-            processors: processors(config),
-            features: features(config, &snapshots),
-            wake: gc.waker(),
-        });
+        let images = images(config, &db, content, &snapshots, &gc, &events);
         let (namespaces, sandboxes) = (Namespaces::new(db.clone(), events.clone()), Sandboxes::new(db.clone()));
         let containers = Containers::new(db.clone(), events.clone());
         let tasks = Tasks::new(Parts {
@@ -351,6 +339,22 @@ fn local<D: Driver + 'static>(name: &str, driver: Result<D>, db: &Db, events: &E
 
 fn processors(config: &Config) -> Processors {
     Processors::new(&config.stream_processors).taking_images(config.snapshotters.erofs.trust_images)
+}
+
+fn images(config: &Config, db: &Db, content: Content, snapshotters: &Snapshotters, gc: &Gc, events: &Events) -> Images {
+    Images::new(image::Parts {
+        records: ImageRecords::new(db.clone(), events.clone()),
+        content,
+        snapshotters: snapshotters.clone(),
+        leases: Leases::new(db.clone(), snapshotters.clone()),
+        registry: registry(config),
+        at_once: at_once(&config.registry),
+        policies: Policies::new(&config.image_policy),
+        verifiers: Verifiers::new(&config.image_verifier),
+        processors: processors(config),
+        features: features(config, snapshotters),
+        wake: gc.waker(),
+    })
 }
 
 /// What images may need of this machine: an image that is here is for all snapshotters that something may run on.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rung_spec::reference::Reference;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::identity;
 use crate::error::{Error, Kind, Result};
@@ -29,8 +29,8 @@ pub(super) enum Requirement {
     InsecureAcceptAnything {},
     Reject {},
     SigstoreSigned(Box<Sigstore>),
-    SignedBy(Map<String, Value>),
-    SignedBaseLayer(Map<String, Value>),
+    SignedBy {},
+    SignedBaseLayer {},
 }
 
 /// A signature made with one of some keys.

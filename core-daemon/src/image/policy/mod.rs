@@ -113,8 +113,8 @@ impl Rule {
         match requirement {
             Requirement::InsecureAcceptAnything {} => Ok(Self::Nothing),
             Requirement::Reject {} => refused("images are rejected"),
-            Requirement::SignedBy(_) => refused("wants signatures of GPG (signedBy), which gantryd does not verify"),
-            Requirement::SignedBaseLayer(_) => refused("wants a signed base layer, which nobody verifies"),
+            Requirement::SignedBy {} => refused("wants signatures of GPG (signedBy), which gantryd does not verify"),
+            Requirement::SignedBaseLayer {} => refused("wants a signed base layer, which nobody verifies"),
             Requirement::SigstoreSigned(wanted) => {
                 if let Some(field) = wanted.beyond_keys() {
                     return refused(&format!(

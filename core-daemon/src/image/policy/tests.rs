@@ -71,7 +71,7 @@ fn what_is_no_key_is_refused() {
     let wrong = |text: &[u8]| Key::parse(text).expect_err("no key").to_string();
     assert!(wrong(b"").contains("PEM"));
     let (key, _) = SIGNED[0];
-    for length in 0..key.len() {
+    for length in 0..key.trim_end_matches('=').len() {
         assert!(Key::parse(pem(&key[..length]).as_bytes()).is_err(), "{length}");
     }
     // X25519 signs nothing.
@@ -125,8 +125,7 @@ async fn signatures_decide() {
     let ask = async |policies: &Policies, tenant: &str, image: &Reference, layers: String| {
         let at = registry(layers).await;
         let there = Reference { host: at.address.clone(), ..image.clone() };
-        let at = Registry::new(PathBuf::new())
-            .repository(&there, &Access { plain_http: true, ..Access::default() });
+        let at = Registry::new(PathBuf::new()).repository(&there, &Access { plain_http: true, ..Access::default() });
         policies.check(tenant, image, &Digest::of(b"x"), &at.expect("repository")).await
     };
     let signed = policies(dir.path(), &keyed);
