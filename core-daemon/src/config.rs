@@ -397,6 +397,7 @@ impl Config {
                 return Err(Error::invalid(format!("{key}: {path}: longer than {MAX_SOCKET_PATH} bytes")));
             }
         }
+        self.image_policy.check()?;
         self.cri.check()?;
         if self.root == self.state {
             return Err(Error::invalid("root and state must be different directories"));

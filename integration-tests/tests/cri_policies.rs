@@ -111,7 +111,24 @@ fn only_signed_images_are_pulled(env: &Env) -> Result<()> {
     assert!(pulled.code() != 0 && pulled.stderr.contains("matchRepoDigestOrExact"), "{pulled:?}");
     sign(env, &registry, &key, &signed, &digest)?;
     let id = pull(&mut pods, &signed, "default")?;
-    assert_eq!(pods.image(&signed)?.map(|image| image.id), Some(id));
+    assert_eq!(pods.image(&signed)?.map(|image| image.id).as_ref(), Some(&id));
+
+    // What is here already is asked about for namespaces that have a policy of their own.
+    let start = |pods: &mut Pods<'_>, namespace: &str| -> Result<()> {
+        let mut config = pods.pod_config(namespace);
+        config.metadata.get_or_insert_default().namespace = namespace.to_owned();
+        let pod = pods.run(&config)?;
+        let named = |container: &mut v1::ContainerConfig| {
+            container.image.get_or_insert_default().user_specified_image.clone_from(&signed);
+        };
+        pods.start(&pod, &config, &id, &["true"], named).map(drop)
+    };
+    start(&mut pods, "default")?;
+    let error = start(&mut pods, "closed").expect_err("its policy rejects all");
+    assert!(error.to_string().contains("images are rejected"), "{error:?}");
+    let by_key = json!({"default": [{"type": "sigstoreSigned", "keyPath": public}]});
+    fs::write(tenants.join("keyed.json"), by_key.to_string())?;
+    start(&mut pods, "keyed")?;
 
     // Who moves the tag has no signature for what it names now.
     let moved = Image::busybox()?.setting("User", "8").push(&registry, "signed/box", "1")?;

@@ -103,6 +103,17 @@ pub struct ImagePolicy {
     pub namespaces_dir: PathBuf,
 }
 
+impl ImagePolicy {
+    pub(super) fn check(&self) -> Result<()> {
+        for (key, path) in [("file", &self.file), ("namespaces_dir", &self.namespaces_dir)] {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return Err(Error::invalid(format!("image_policy.{key}: {}: path must be absolute", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Programs that are asked whether an image may be pulled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

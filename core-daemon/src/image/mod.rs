@@ -42,7 +42,7 @@ use crate::snapshots::Snapshotters;
 pub use choice::Choice;
 use flights::Flights;
 pub use naming::Names;
-pub use policy::Policies;
+pub use policy::{Ask, Policies};
 pub use push::{PushOptions, Pushed};
 use room::{House, Room};
 pub use tree::manifest_labels;

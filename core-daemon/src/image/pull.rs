@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Kind as MediaKind, Manifest};
 use rung_spec::reference::Reference;
 
@@ -17,12 +18,12 @@ use super::origin::Origin;
 use super::tree::{Doc, Documents, Found, Tree, check_total};
 use super::unpack::Stack;
 use super::walk::{self, MAX_DOCUMENT};
-use super::{Images, Names, Progress, PullOptions, Pulled, Step, Unpack};
+use super::{Ask, Images, Names, Progress, PullOptions, Pulled, Step, Unpack};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::error::{Doing, Error, Kind, Result};
 use crate::labels::{self, Labels};
-use crate::registry::Repository;
+use crate::registry::{Access, Repository};
 
 /// Hours after which an abandoned pull's lease ends.
 const LEASE_HOURS: i64 = 24;
@@ -49,13 +50,31 @@ impl Images {
         let resolved = pull.repository.resolve(reference.object()).await.doing(|| format!("pull {name}"))?;
         pull.progress.resolved(&resolved.descriptor);
         let (tenant, digest) = (&pull.options.tenant, &resolved.descriptor.digest);
-        let allowed = self.policies.check(tenant, reference, digest, &pull.repository).await;
+        let allowed = self.policies.check(tenant, reference, digest, &pull.repository, Ask::Anew).await;
         allowed.doing(|| format!("pull {name}"))?;
         self.verifiers.ask(&name, &resolved.descriptor).await.doing(|| format!("pull {name}"))?;
         let _turn = self.flights.take(&format!("{} {}", ctx.namespace, resolved.descriptor.digest)).await;
         let pulled = pull.run(&name, resolved.descriptor, resolved.bytes).await.doing(|| format!("pull {name}"));
         pull.repository.warnings().iter().for_each(|warning| pull.progress.warning(warning));
         pulled
+    }
+
+    /// Whether `tenant` has a policy of its own about images. It waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Policies::has_own`](super::Policies::has_own).
+    pub fn has_policy(&self, tenant: &str) -> Result<bool> {
+        self.policies.has_own(tenant)
+    }
+
+    /// Finds out whether `tenant` may have an image that is here, as somebody else may have pulled it. An earlier decision
+    /// counts.
+    ///
+    /// # Errors
+    /// As [`Policies::check`](super::Policies::check).
+    pub async fn check_policy(&self, tenant: &str, reference: &Reference, digest: &Digest) -> Result<()> {
+        let repository = self.registry.repository(reference, &Access::default())?;
+        self.policies.check(tenant, reference, digest, &repository, Ask::Once).await
     }
 }
 
@@ -139,6 +158,7 @@ impl Pull<'_> {
     async fn image(&self, name: &str, found: &Found, docs: &mut Vec<Doc>, haul: &mut Haul) -> Result<()> {
         let manifest = &found.manifest;
         let origin = Origin::of(name, &found.descriptor.digest);
+        walk::check_layers(manifest)?;
         let held: u64 = docs.iter().map(|doc| doc.bytes.len() as u64).sum();
         check_total(held, &manifest.config)?;
         let bytes = match self.small(&manifest.config, false).await {

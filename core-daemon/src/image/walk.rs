@@ -122,6 +122,7 @@ impl Images {
         let digest = &manifest.config.digest;
         let doing = || format!("image {name}: configuration");
         if manifest.is_artifact() {
+            check_layers(manifest).doing(|| format!("image {name}"))?;
             self.content.info(ctx, digest).doing(doing)?;
             return Ok((ImageConfig::default(), descriptor.digest.clone()));
         }
@@ -141,10 +142,20 @@ pub fn parse_config(manifest: &Manifest, bytes: &[u8]) -> Result<ImageConfig> {
     if ids != unpacked(manifest, &config).len() {
         return Err(Error::invalid(format!("its configuration has {ids} layers, its manifest {layers}")));
     }
+    check_layers(manifest)?;
+    Ok(config)
+}
+
+/// Checks that a manifest has no more layers than anybody handles.
+///
+/// # Errors
+/// `InvalidArgument` where it has.
+pub(super) fn check_layers(manifest: &Manifest) -> Result<()> {
+    let layers = manifest.layers.len();
     if layers > MAX_LAYERS {
         return Err(Error::invalid(format!("it has {layers} layers, more than {MAX_LAYERS}")));
     }
-    Ok(config)
+    Ok(())
 }
 
 /// Which of a manifest's layers the configuration speaks of: all where it has as many, else those that are said to be

@@ -84,7 +84,8 @@ pub fn recent(tx: &impl Tx, snapshotter: &str) -> Result<(u64, Vec<(String, Reco
                         fresh = record.fresh;
                         recent.retain(|(_, other): &(String, Record)| other.number >= fresh);
                     }
-                    if record.number >= fresh {
+                    // One that says nothing is from before it was noted, and was flushed first.
+                    if record.fresh > 0 && record.number >= fresh {
                         recent.push((namespace.to_owned(), record));
                     }
                 }
@@ -93,10 +94,6 @@ pub fn recent(tx: &impl Tx, snapshotter: &str) -> Result<(u64, Vec<(String, Reco
         }
         Ok(())
     })?;
-    // Where none of them says so, all are from before it was noted, and were flushed first.
-    if fresh == 0 {
-        recent.clear();
-    }
     Ok((highest, recent))
 }
 

@@ -88,7 +88,10 @@ pub(super) struct Fresh {
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        self.all.settle(self.number);
+        // What failed in the middle has flushed nothing.
+        if !std::thread::panicking() {
+            self.all.settle(self.number);
+        }
     }
 }
 

@@ -225,9 +225,12 @@ pub(super) fn make(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new().mode(mode).create(path).doing(|| format!("make {}", path.display()))
 }
 
-/// Brings the directories of a snapshot in `dir` to the disk. That of its changes was changed last; a flush of it brings those
-/// above to the disk, but need not bring what is beside it.
+/// Brings the directories of a snapshot in `dir` to the disk, and its name: where a flush brings no directories above along
+/// that is asked for by itself, and where it does it costs nothing.
 pub(super) fn keep_both(dir: &Path) -> Result<()> {
+    if let Some(all) = dir.parent() {
+        flush_names(all)?;
+    }
     flush_names(dir)?;
     flush_names(&dir.join("fs"))
 }

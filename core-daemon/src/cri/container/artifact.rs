@@ -14,6 +14,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use rung_spec::image::{Descriptor, Manifest};
 use rung_sys::beneath::Root;
 use rung_sys::mount::{self, Change, FileSystem, attribute};
+use rung_sys::mountinfo;
 
 use crate::content::Content;
 use crate::context::Context;
@@ -26,6 +27,8 @@ use crate::image::Resolved;
 const NAMES: [&str; 2] = ["org.opencontainers.image.title", "org.cncf.model.filepath"];
 /// Most files of an artifact that is a volume: each is a mount.
 const MAX_FILES: usize = 512;
+/// Most files of all artifacts of a pod: the host's kernel has a bound for the mounts of everybody (`fs.mount-max`).
+const MAX_MOUNTS: usize = 2048;
 /// Longest name, and longest part of it, in bytes.
 const MAX_NAME: usize = 1024;
 const MAX_PART: usize = 255;
@@ -46,6 +49,10 @@ pub(super) fn mount(content: &Content, context: &Context, image: &Resolved, targ
     // What an earlier daemon was killed over.
     unmount(target)?;
     let files = files(&image.manifest)?;
+    let taken = mounts_beside(target)?;
+    if taken + files.len() > MAX_MOUNTS {
+        return Err(Error::invalid(format!("artifacts of the pod: have more than {MAX_MOUNTS} files")));
+    }
     let mounted = mount_files(content, context, &files, target);
     if mounted.is_err() {
         unmount(target)?;
@@ -62,6 +69,13 @@ fn is_whole(target: &Path) -> Result<bool> {
     let place = Root::open(target).doing(doing)?;
     let status = fstatvfs(place.as_fd()).map_err(std::io::Error::from).doing(doing)?;
     Ok(status.flags().contains(FsFlags::ST_RDONLY))
+}
+
+/// How many mounts there are below the directory that `target` is in.
+fn mounts_beside(target: &Path) -> Result<usize> {
+    let mounts = mountinfo::read("self").doing(|| "read the mounts")?;
+    let Some(all) = target.parent() else { return Ok(0) };
+    Ok(mounts.iter().filter(|mount| mount.point.starts_with(all)).count())
 }
 
 fn mount_files(

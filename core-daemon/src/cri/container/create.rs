@@ -135,7 +135,10 @@ impl Cri {
             None => blocking(move || cri.image_or_checkpoint(&text)).await?,
         };
         let (image, restored) = match found {
-            Ok(image) => (image, false),
+            Ok(image) => {
+                stage.unless_cancelled(self.check_policies(record.config.as_ref(), &config)).await?;
+                (image, false)
+            }
             Err(source) => {
                 if namespaces.user.is_some() {
                     return Err(Error::unimplemented("restore a checkpoint in a pod with users of its own"));

@@ -98,6 +98,11 @@ impl Cri {
                 self.pull_as(reference, Access::default(), handler, tenant.unwrap_or_default()).await?;
                 find().await
             }
+            Ok(profile) => {
+                let named = v1::ImageSpec { image: reference.to_owned(), ..Default::default() };
+                self.check_policy(pod, &named).await.doing(|| format!("seccomp profile {reference}"))?;
+                Ok(profile)
+            }
             found => found,
         }
     }

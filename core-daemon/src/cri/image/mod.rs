@@ -6,6 +6,7 @@
 mod adopt;
 mod auth;
 mod known;
+mod policy;
 
 use std::sync::Arc;
 

@@ -6,14 +6,14 @@ use rung_spec::reference::Reference;
 use serde::Deserialize;
 
 /// The `signedIdentity` of a requirement.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields, rename_all = "camelCase")]
-pub(super) enum Rule {
+pub(super) enum Identity {
     /// The very name. An image that is named by its digest may have any tag: that the digest is signed says enough.
-    #[default]
-    MatchRepoDigestOrExact,
-    MatchExact,
-    MatchRepository,
+    // Braces, as fields of units are not looked at.
+    MatchRepoDigestOrExact {},
+    MatchExact {},
+    MatchRepository {},
     #[serde(rename_all = "camelCase")]
     ExactReference {
         docker_reference: String,
@@ -38,7 +38,38 @@ fn named(text: &str) -> Option<(Reference, bool)> {
     Some((reference, has_tag))
 }
 
-impl Rule {
+impl Default for Identity {
+    fn default() -> Self {
+        Self::MatchRepoDigestOrExact {}
+    }
+}
+
+impl Identity {
+    /// # Errors
+    /// The field that no signature can match, and why.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let has_tag = |field: &str, text: &str| match named(text) {
+            Some((_, has_tag)) => Ok(has_tag),
+            None => Err(format!("{field}: {text:?} is no name of an image")),
+        };
+        match self {
+            Self::ExactReference { docker_reference } if !has_tag("dockerReference", docker_reference)? => {
+                Err(format!("dockerReference: {docker_reference:?} has no tag and no digest"))
+            }
+            Self::ExactRepository { docker_repository } if has_tag("dockerRepository", docker_repository)? => {
+                Err(format!("dockerRepository: {docker_repository:?} has a tag or a digest"))
+            }
+            Self::RemapIdentity { prefix, signed_prefix } => {
+                let all = [("prefix", prefix), ("signedPrefix", signed_prefix)];
+                match all.into_iter().find(|(_, text)| text.is_empty() || text.ends_with('/')) {
+                    Some((field, text)) => Err(format!("{field}: {text:?} is no name of a host or a namespace")),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether `signed`, the name in a good signature, stands for `image`.
     pub(super) fn accepts(&self, image: &Reference, signed: &str) -> bool {
         let Some((signed, has_tag)) = named(signed) else { return false };
@@ -48,9 +79,9 @@ impl Rule {
             None => is_exact(image),
         };
         match self {
-            Self::MatchRepoDigestOrExact => is_repo_or_exact(image),
-            Self::MatchExact => is_exact(image),
-            Self::MatchRepository => signed.name() == image.name(),
+            Self::MatchRepoDigestOrExact {} => is_repo_or_exact(image),
+            Self::MatchExact {} => is_exact(image),
+            Self::MatchRepository {} => signed.name() == image.name(),
             Self::ExactReference { docker_reference } => {
                 named(docker_reference).is_some_and(|(wanted, has_tag)| has_tag && is_exact(&wanted))
             }
@@ -75,16 +106,18 @@ fn remapped(image: &Reference, prefix: &str, signed_prefix: &str) -> Option<Refe
     (!has_tag).then(|| Reference { tag: image.tag.clone(), digest: image.digest.clone(), ..renamed })
 }
 
-impl fmt::Display for Rule {
+impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::MatchRepoDigestOrExact => "matchRepoDigestOrExact",
-            Self::MatchExact => "matchExact",
-            Self::MatchRepository => "matchRepository",
-            Self::ExactReference { .. } => "exactReference",
-            Self::ExactRepository { .. } => "exactRepository",
-            Self::RemapIdentity { .. } => "remapIdentity",
-        })
+        match self {
+            Self::MatchRepoDigestOrExact {} => f.write_str("matchRepoDigestOrExact"),
+            Self::MatchExact {} => f.write_str("matchExact"),
+            Self::MatchRepository {} => f.write_str("matchRepository"),
+            Self::ExactReference { docker_reference } => write!(f, "exactReference {docker_reference:?}"),
+            Self::ExactRepository { docker_repository } => write!(f, "exactRepository {docker_repository:?}"),
+            Self::RemapIdentity { prefix, signed_prefix } => {
+                write!(f, "remapIdentity of {prefix:?} to {signed_prefix:?}")
+            }
+        }
     }
 }
 
@@ -94,12 +127,14 @@ mod tests {
 
     #[test]
     fn names_are_compared_as_the_rule_says() {
-        let rule = |text: &str| serde_json::from_str::<Rule>(text).expect(text);
+        let rule = |text: &str| serde_json::from_str::<Identity>(text).expect(text);
         let image = |text: &str| Reference::parse(text).expect("name");
         let (tagged, pinned) = (image("a.test/x:1"), image(&format!("a.test/x@sha256:{}", "a".repeat(64))));
         let either = rule(r#"{"type": "matchRepoDigestOrExact"}"#);
         assert!(
-            either == Rule::default() && either.accepts(&tagged, "a.test/x:1") && either.accepts(&pinned, "a.test/x:7")
+            either == Identity::default()
+                && either.accepts(&tagged, "a.test/x:1")
+                && either.accepts(&pinned, "a.test/x:7")
         );
         assert!(
             !either.accepts(&tagged, "a.test/x:2")
@@ -120,6 +155,19 @@ mod tests {
         let mirror = rule(r#"{"type": "remapIdentity", "prefix": "a.test", "signedPrefix": "b.test/z"}"#);
         assert!(mirror.accepts(&tagged, "b.test/z/x:1") && !mirror.accepts(&tagged, "a.test/x:1"));
         assert!(mirror.accepts(&image("a.testing/x:1"), "a.testing/x:1"), "no prefix of a part");
-        assert!(serde_json::from_str::<Rule>(r#"{"type": "exactReference"}"#).is_err());
+        for wrong in [r#"{"type": "exactReference"}"#, r#"{"type": "matchRepository", "dockerRepository": "a.test/x"}"#]
+        {
+            assert!(serde_json::from_str::<Identity>(wrong).is_err(), "{wrong}");
+        }
+        for (wrong, field) in [
+            (r#"{"type": "exactReference", "dockerReference": "a.test/x"}"#, "dockerReference"),
+            (r#"{"type": "exactRepository", "dockerRepository": "a.test/x:1"}"#, "dockerRepository"),
+            (r#"{"type": "exactRepository", "dockerRepository": "A B"}"#, "dockerRepository"),
+            (r#"{"type": "remapIdentity", "prefix": "", "signedPrefix": "a.test"}"#, "prefix"),
+            (r#"{"type": "remapIdentity", "prefix": "a.test", "signedPrefix": "b.test/"}"#, "signedPrefix"),
+        ] {
+            assert!(rule(wrong).check().expect_err(wrong).starts_with(field), "{wrong}");
+        }
+        assert_eq!((other.check(), mirror.check(), either.check()), (Ok(()), Ok(()), Ok(())));
     }
 }

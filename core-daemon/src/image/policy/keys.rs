@@ -41,14 +41,20 @@ impl Key {
         Ok(Self { algorithm, bits: bits.to_vec() })
     }
 
-    /// The same, the text in base64.
+    /// The same, the text in base64, which may have line breaks.
     ///
     /// # Errors
     /// As [`Key::parse`].
     pub(super) fn parse_base64(text: &str) -> Result<Self> {
+        let text: String = text.chars().filter(|sign| !matches!(sign, '\r' | '\n')).collect();
         let pem =
             STANDARD.decode(text).map_err(|error| Error::new(Kind::FailedPrecondition, format!("base64: {error}")))?;
         Self::parse(&pem)
+    }
+
+    /// The key itself.
+    pub(super) fn bits(&self) -> &[u8] {
+        &self.bits
     }
 
     /// Whether this key has signed `message`.

@@ -18,13 +18,14 @@ const STATEMENT: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// What a statement says of itself.
 const TYPE: &str = "cosign container image signature";
-/// Most signatures of one image, and the largest statement, in bytes.
+/// Most signatures of one image that are looked at, and the largest statement, in bytes.
 const MOST: usize = 64;
 const LARGEST: u64 = 64 << 10;
 
 /// A statement and who says so.
 pub(super) struct Signature {
-    statement: Bytes,
+    /// Or why there is none: somebody else's bad one keeps nobody from a good one.
+    statement: std::result::Result<Bytes, String>,
     signature: String,
 }
 
@@ -59,47 +60,59 @@ pub(super) fn tag(digest: &Digest) -> String {
     format!("{}-{}.sig", digest.algorithm(), digest.hex())
 }
 
-/// All signatures of what has this digest; none where the registry has none.
+/// The signatures of what has this digest, the first [`MOST`]; none where the registry has none.
 ///
 /// # Errors
-/// What the registry says otherwise; `InvalidArgument` for what is no such image.
+/// What keeps the registry from answering; a refusal of what is there but is no image.
 pub(super) async fn all(at: &Repository, digest: &Digest) -> Result<Vec<Signature>> {
     let tag = tag(digest);
+    let doing = || format!("signatures {tag}");
     let found = match at.resolve(&tag).await {
         Err(error) if error.kind() == Kind::NotFound => return Ok(Vec::new()),
-        found => found.doing(|| format!("signatures {tag}"))?,
+        found => found.doing(doing)?,
     };
-    fetch(at, &found.descriptor, found.bytes).await.doing(|| format!("signatures {tag}"))
-}
-
-async fn fetch(at: &Repository, of: &Descriptor, bytes: Option<Bytes>) -> Result<Vec<Signature>> {
-    let bytes = match bytes {
+    let bytes = match found.bytes {
         Some(bytes) => bytes,
-        None => at.document(of).await?,
+        None => at.document(&found.descriptor).await.doing(doing)?,
     };
-    let manifest = Manifest::parse(&of.media_type, &bytes).map_err(|error| Error::invalid(error.to_string()))?;
-    let statements = manifest.layers.into_iter().filter(|layer| layer.media_type == STATEMENT);
+    let manifest = Manifest::parse(&found.descriptor.media_type, &bytes);
+    let manifest = manifest.map_err(|error| Error::refused(error.to_string())).doing(doing)?;
     let mut all = Vec::new();
-    for (number, layer) in statements.enumerate() {
+    for layer in manifest.layers.into_iter().filter(|layer| layer.media_type == STATEMENT) {
         let Some(signature) = layer.annotations.get(SIGNATURE).cloned() else { continue };
-        if number == MOST || layer.size > LARGEST {
-            return Err(Error::invalid(format!("more than {MOST} of them, or one larger than {LARGEST} bytes")));
+        if all.len() == MOST {
+            break;
         }
-        all.push(Signature { statement: at.small(&layer, LARGEST).await?, signature });
+        all.push(Signature { statement: fetch(at, layer).await.doing(doing)?, signature });
     }
     Ok(all)
+}
+
+/// A statement, or what is wrong with it.
+async fn fetch(at: &Repository, layer: Descriptor) -> Result<std::result::Result<Bytes, String>> {
+    if layer.size > LARGEST {
+        return Ok(Err(format!("one is larger than {LARGEST} bytes")));
+    }
+    // Nobody has said yet that other places may be asked.
+    let layer = Descriptor { urls: Vec::new(), ..layer };
+    match at.small(&layer, LARGEST).await {
+        Ok(bytes) => Ok(Ok(bytes)),
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded | Kind::Canceled) => Err(error),
+        Err(error) => Ok(Err(format!("one cannot be had: {error}"))),
+    }
 }
 
 impl Signature {
     /// The name that it gives the image, where one of `keys` has signed that it is about `digest`; else why it is not good.
     pub(super) fn check(&self, keys: &[Key], digest: &Digest) -> std::result::Result<String, String> {
+        let statement = self.statement.as_ref().map_err(Clone::clone)?;
         let signature = STANDARD.decode(&self.signature).map_err(|error| format!("one is not base64: {error}"))?;
-        if !keys.iter().any(|key| key.has_signed(&self.statement, &signature)) {
+        if !keys.iter().any(|key| key.has_signed(statement, &signature)) {
             return Err("one is not of a key that is trusted".to_owned());
         }
         // Only now, as anybody may have written what nobody trusted has signed.
         let Statement { critical } =
-            serde_json::from_slice(&self.statement).map_err(|error| format!("what one signs is malformed: {error}"))?;
+            serde_json::from_slice(statement).map_err(|error| format!("what one signs is malformed: {error}"))?;
         if critical.r#type != TYPE {
             return Err(format!("what one signs is of the type {:?}, not {TYPE:?}", critical.r#type));
         }
@@ -112,6 +125,6 @@ impl Signature {
 
     #[cfg(test)]
     pub(super) fn new(statement: &str, signature: &str) -> Self {
-        Self { statement: statement.to_owned().into(), signature: signature.to_owned() }
+        Self { statement: Ok(statement.to_owned().into()), signature: signature.to_owned() }
     }
 }

@@ -85,6 +85,7 @@ fn policies(dir: &Path, requirement: &str) -> Policies {
         r#"{{"default": [{{"type": "reject"}}], "transports": {{"docker": {{"a.test/x": [{requirement}]}}}}}}"#
     );
     std::fs::write(dir.join("policy.json"), text).expect("policy");
+    std::fs::create_dir_all(dir.join("tenants")).expect("directory");
     Policies::new(&ImagePolicy { file: dir.join("policy.json"), namespaces_dir: dir.join("tenants") })
 }
 
@@ -126,7 +127,7 @@ async fn signatures_decide() {
         let at = registry(layers).await;
         let there = Reference { host: at.address.clone(), ..image.clone() };
         let at = Registry::new(PathBuf::new()).repository(&there, &Access { plain_http: true, ..Access::default() });
-        policies.check(tenant, image, &Digest::of(b"x"), &at.expect("repository")).await
+        policies.check(tenant, image, &Digest::of(b"x"), &at.expect("repository"), Ask::Anew).await
     };
     let signed = policies(dir.path(), &keyed);
     ask(&signed, "", &image, layer(signature)).await.expect("signed");
@@ -160,16 +161,54 @@ async fn a_namespace_may_have_a_policy_of_its_own_and_what_is_not_read_refuses()
     let dir = tempfile::tempdir().expect("directory");
     let image = Reference::parse("a.test/x:1").expect("name");
     let at = Registry::new(PathBuf::new()).repository(&image, &Access::default()).expect("repository");
-    let ask = async |policies: &Policies, tenant: &str| policies.check(tenant, &image, &Digest::of(b"x"), &at).await;
+    let ask = async |policies: &Policies, tenant: &str| {
+        policies.check(tenant, &image, &Digest::of(b"x"), &at, Ask::Anew).await
+    };
     ask(&Policies::default(), "team").await.expect("no policy");
     let all = policies(dir.path(), r#"{"type": "insecureAcceptAnything"}"#);
-    std::fs::create_dir(dir.path().join("tenants")).expect("directory");
     std::fs::write(dir.path().join("tenants/team.json"), r#"{"default": [{"type": "reject"}]}"#).expect("policy");
     ask(&all, "other").await.expect("the one for all");
     let own = ask(&all, "team").await.expect_err("its own");
     assert!(own.is_refusal() && own.to_string().contains("team.json"), "{own}");
     assert_eq!(ask(&all, "../policy").await.expect_err("no name").kind(), Kind::InvalidArgument);
+    std::os::unix::fs::symlink("nowhere", dir.path().join("tenants/swapped.json")).expect("link");
+    let swapped = ask(&all, "swapped").await.expect_err("a link that leads nowhere");
+    assert!(swapped.kind() == Kind::FailedPrecondition && swapped.to_string().contains("swapped.json"), "{swapped}");
     std::fs::remove_file(dir.path().join("policy.json")).expect("remove");
     let missing = ask(&all, "other").await.expect_err("missing");
     assert!(missing.kind() == Kind::FailedPrecondition && missing.to_string().contains("policy.json"), "{missing}");
+    std::fs::remove_dir_all(dir.path().join("tenants")).expect("remove");
+    let lost = ask(&all, "other").await.expect_err("nobody knows");
+    assert!(lost.kind() == Kind::FailedPrecondition && lost.to_string().contains("namespaces_dir"), "{lost}");
+}
+
+#[tokio::test]
+async fn what_strangers_put_beside_a_good_signature_changes_nothing() {
+    let dir = tempfile::tempdir().expect("directory");
+    let (key, signature) = SIGNED[0];
+    std::fs::write(dir.path().join("key.pub"), pem(key)).expect("key");
+    let signed =
+        policies(dir.path(), &format!(r#"{{"type": "sigstoreSigned", "keyPath": {:?}}}"#, dir.path().join("key.pub")));
+    let image = Reference::parse("a.test/x:1").expect("name");
+    let ask = async |layers: String, ask: Ask| {
+        let at = registry(layers).await;
+        let there = Reference { host: at.address.clone(), ..image.clone() };
+        let at = Registry::new(PathBuf::new()).repository(&there, &Access { plain_http: true, ..Access::default() });
+        signed.check("", &image, &Digest::of(b"x"), &at.expect("repository"), ask).await
+    };
+    let good = layer(signature);
+    let lost = good.replace(Digest::of(STATEMENT.as_bytes()).as_str(), Digest::of(b"lost").as_str());
+    let large = good.replace(&format!("\"size\": {}", STATEMENT.len()), "\"size\": 1000000");
+    assert!(lost != good && large != good);
+    ask(format!("{lost}, {large}, {good}"), Ask::Anew).await.expect("one is good");
+    ask(String::new(), Ask::Once).await.expect("it was decided before");
+    ask(String::new(), Ask::Anew).await.expect_err("and is decided anew");
+    let other = good.replace("application/vnd.dev.cosign.simplesigning.v1+json", "text/plain");
+    let reason = ask(other, Ask::Anew).await.expect_err("no statement").to_string();
+    assert!(reason.contains("has no signature"), "{reason}");
+    // However many are not signed at all, no more than the bound are fetched.
+    let unsigned = good.replace("dev.cosignproject.cosign/signature", "other");
+    let many = [vec![lost; 64], vec![unsigned], vec![good]].concat().join(", ");
+    let reason = ask(many, Ask::Anew).await.expect_err("beyond the bound").to_string();
+    assert_eq!(reason.matches("one cannot be had").count(), 64, "{reason}");
 }
