@@ -54,8 +54,8 @@ pub enum Command {
         /// Path
         path: std::path::PathBuf,
         /// Directory below which it is
-        #[arg(long, default_value = "")]
-        prefix: std::path::PathBuf,
+        #[arg(long)]
+        prefix: Option<std::path::PathBuf>,
         /// Make nothing where there is nothing
         #[arg(long)]
         existing: bool,
@@ -82,4 +82,23 @@ pub enum ConfigCommand {
     /// What the daemon would run with: file and flags over the defaults
     #[command(visible_alias = "migrate")]
     Dump,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The daemon says only what is not empty: an empty path is none that could be parsed.
+    #[test]
+    fn a_path_is_looked_at_with_and_without_a_prefix() {
+        let parse = |words: &[&str]| {
+            let args = Args::try_parse_from([&["gantryd", crate::cri::host::LOOK], words].concat());
+            match args.expect("parsed").command {
+                Some(Command::LookAtPath { path, prefix, existing }) => (path, prefix, existing),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(parse(&["/x"]), ("/x".into(), None, false));
+        assert_eq!(parse(&["/x", "--prefix", "/host", "--existing"]), ("/x".into(), Some("/host".into()), true));
+    }
 }

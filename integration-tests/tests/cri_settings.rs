@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::{Pods, spec};
-use integration_tests::{Env, Image, Registry, Result, Test, tests};
+use integration_tests::{Env, Image, Registry, Result, Test, output, tests};
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use tonic::Code;
 
 pub(crate) const TESTS: &[Test] = tests![
     settings_change_what_containers_get [Root, Overlay],
     a_handler_has_a_snapshotter_of_its_own [Root, Overlay],
+    mounts_may_be_of_file_systems_that_may_not_answer [Root, Overlay],
     classes_and_a_base_outlive_an_update [Root, Overlay],
     what_a_node_and_a_pod_are_told_later_is_kept [Root, Overlay],
 ];
@@ -129,6 +131,45 @@ fn settings_change_what_containers_get(env: &Env) -> Result<()> {
         ensure!(listed.iter().all(|one| one.state() == v1::ContainerState::ContainerRunning), "{listed:?}");
     }
     pods.remove(&pod)
+}
+
+/// Those are looked at by a process of their own, as is everything that is not known to be local.
+fn mounts_may_be_of_file_systems_that_may_not_answer(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let host = env.dir("host")?;
+    for name in ["file", "of-the-kernel"] {
+        std::fs::write(host.join(name), "")?;
+    }
+    // A file system that every kernel has, and that is none of a disk.
+    let file = host.join("of-the-kernel");
+    mount(Some("/proc/self/ns/uts"), &file, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let look = |words: &[&str]| -> Result<String> {
+        let mut command = env.command("gantryd")?;
+        command.arg("look-at-path").args(words);
+        Ok(output::run(command)?.ok()?.stdout)
+    };
+    let found = file.to_string_lossy();
+    assert_eq!(look(&[&found])?, found);
+    let prefix = host.to_string_lossy();
+    assert_eq!(look(&["/of-the-kernel", "--prefix", &prefix, "--existing"])?, found);
+
+    let (_registry, image) = Registry::with_busybox(env)?;
+    for prefix in ["", &prefix] {
+        let daemon = env.daemon_configured(&format!("[cri]\nbind_mount_prefix = {prefix:?}\n"))?;
+        let mut pods = Pods::connect(env, &daemon)?;
+        pods.pull(&image)?;
+        let config = pods.pod_config(&format!("pod{}", prefix.len()));
+        let pod = pods.run(&config)?;
+        let host_path = if prefix.is_empty() { found.clone().into_owned() } else { "/of-the-kernel".to_owned() };
+        let container = pods.start(&pod, &config, &image, &["/bin/sleep", "600"], |container| {
+            container.mounts.push(v1::Mount { host_path, container_path: "/volume".into(), ..Default::default() });
+        })?;
+        assert_eq!(exec(&mut pods, &container, "grep -c ' /volume ' /proc/mounts")?, "1");
+        pods.remove(&pod)?;
+        drop(pods);
+        daemon.stop()?;
+    }
+    Ok(())
 }
 
 fn a_handler_has_a_snapshotter_of_its_own(env: &Env) -> Result<()> {
