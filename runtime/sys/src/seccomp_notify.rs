@@ -17,7 +17,10 @@ pub struct Call {
     pub architecture: u32,
 }
 
-/// Takes the next call, waiting for one. None where its thread has ended meanwhile.
+/// Takes the next call. None where its thread has ended meanwhile.
+///
+/// This waits where there is none. After poll(2) has said that there is one, a listener's only reader does not wait, whatever
+/// becomes of the thread: the kernel counts a call until it is taken.
 pub fn receive(listener: BorrowedFd<'_>) -> Result<Option<Call>> {
     // SAFETY: the struct is plain data, for which all zeroes is a value, and the one that the kernel wants.
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };

@@ -14,14 +14,18 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use super::Used;
-use crate::blocking::blocking;
+use super::{MOST_OF_ALL, Used};
 use crate::cri::{Container, Cri};
 use crate::error::{Error, Result};
 
 /// Most processes of a container that are followed at once. The calls of others are refused by the kernel.
 const MOST: usize = 64;
+/// Most calls of a process, and of those that it starts, that are refused in a second without a pause before each.
+const FAST: u32 = 100;
+/// How long each of the others waits then: whoever makes forbidden calls is not to have the daemon's time for it.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long a runtime may take to hand over a descriptor.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What a runtime says of a process is at most so long, in bytes.
@@ -47,30 +51,41 @@ impl Cri {
             };
             let received = tokio::time::timeout(PATIENCE, receive(&stream)).await;
             let received = received.unwrap_or_else(|_| Err(Error::unavailable("nothing came in time")));
-            let error = match (received, room.clone().try_acquire_owned()) {
-                (Ok(filter), Ok(slot)) => {
+            let slots = received.and_then(|filter| Ok((filter, self.slots(&room)?)));
+            let error = match slots {
+                Ok((filter, slots)) => {
                     let (cri, container, used) = (self.clone(), container.clone(), used.clone());
-                    tokio::spawn(async move { cri.follow(filter, slot, container, used).await });
+                    tokio::spawn(async move { cri.follow(filter, slots, container, used).await });
                     continue;
                 }
-                (Ok(_), Err(_)) => Error::unavailable(format!("more than {MOST} processes are followed")),
-                (Err(error), _) => error,
+                Err(error) => error,
             };
             tracing::warn!(id = %container.id(), %error, "a process's forbidden system calls are not heard of");
         }
+    }
+
+    /// Room for one more descriptor, of those of its container and of those of all.
+    fn slots(&self, room: &Arc<Semaphore>) -> Result<[OwnedSemaphorePermit; 2]> {
+        let slot = |room: &Arc<Semaphore>, most: usize, whose: &str| {
+            let full = |_| Error::unavailable(format!("more than {most} processes of {whose} are followed"));
+            room.clone().try_acquire_owned().map_err(full)
+        };
+        let all = &self.shared.calls.room;
+        Ok([slot(room, MOST, "the container")?, slot(all, MOST_OF_ALL, "all containers")?])
     }
 
     /// Refuses all that a filter forbids, until its last process has ended.
     async fn follow(
         self,
         filter: OwnedFd,
-        _slot: OwnedSemaphorePermit,
+        _slots: [OwnedSemaphorePermit; 2],
         container: Arc<Container>,
         used: Arc<Mutex<Used>>,
     ) {
         let told = async {
             let filter = Arc::new(filter);
             let ready = readiness(filter.clone())?;
+            let mut pace = Pace::default();
             loop {
                 // Forgotten before it is looked: what comes after the look is told again.
                 ready.readable().await?.clear_ready();
@@ -80,12 +95,14 @@ impl Cri {
                         Pending::Nothing => break,
                         Pending::Call => {}
                     }
-                    // Its thread may be killed just now, and then this waits for another.
-                    let taken = filter.clone();
-                    let call = blocking(move || Ok(seccomp_notify::receive(taken.as_fd()).map_err(io::Error::from)?));
-                    let Some(call) = call.await? else { continue };
+                    // This does not wait, since nobody else takes calls from there. Its thread may have been killed just now.
+                    let call = seccomp_notify::receive(filter.as_fd()).map_err(io::Error::from)?;
+                    let Some(call) = call else { continue };
                     // Whoever sees the refusal finds the note.
                     self.note_call(&container, &used, &name(call));
+                    if pace.is_fast(Instant::now()) {
+                        tokio::time::sleep(PAUSE).await;
+                    }
                     seccomp_notify::refuse(filter.as_fd(), call, libc::EPERM).map_err(io::Error::from)?;
                 }
             }
@@ -94,6 +111,24 @@ impl Cri {
         if let Err(error) = told {
             tracing::warn!(id = %container.id(), %error, "a process's forbidden system calls are not heard of any more");
         }
+    }
+}
+
+/// How many calls there are in a second.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Pace {
+    /// Notes a call, and answers whether there were many before it in the same second.
+    fn is_fast(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count > FAST
     }
 }
 
@@ -158,6 +193,16 @@ mod tests {
         }
         drop(theirs);
         receive(&ours).await
+    }
+
+    #[test]
+    fn calls_are_fast_after_many_in_one_second() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let second = Duration::from_secs(1);
+        let fast = |pace: &mut Pace, now| (0..2 * FAST).filter(|_| pace.is_fast(now)).count();
+        assert_eq!(fast(&mut pace, start), FAST as usize);
+        assert_eq!(fast(&mut pace, start + second / 2), 2 * FAST as usize);
+        assert_eq!(fast(&mut pace, start + second), FAST as usize);
     }
 
     #[tokio::test]

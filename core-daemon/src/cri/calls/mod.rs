@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -26,13 +27,25 @@ const SOCKET_NAME: usize = 16;
 /// Longest time for which new calls keep a container from being ended.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Most processes of all containers that are followed at once: each is a descriptor of the daemon's.
+const MOST_OF_ALL: usize = 512;
+/// How long to wait before an end that failed is tried again, at first and at most.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
+
 /// All that is watched.
-#[derive(Default)]
 pub(super) struct Calls {
+    /// For descriptors, of all containers together.
+    room: Arc<Semaphore>,
     /// What listens for descriptors, by container.
     listeners: Mutex<BTreeMap<String, AbortHandle>>,
     /// How often each was called.
     counts: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self { room: Arc::new(Semaphore::new(MOST_OF_ALL)), listeners: Mutex::default(), counts: Mutex::default() }
+    }
 }
 
 /// The forbidden calls of one container.
@@ -161,11 +174,20 @@ impl Cri {
                 () = container.ended() => return,
             }
         }
+        // Who is being started cannot be ended yet: its calls may come before the start is over.
+        drop(container.turn.lock().await);
         let told = lock(&used).told();
         tracing::warn!(id = %container.id(), reason = told, "end a container");
         let _ = container.ended_for.set(told);
-        if let Err(error) = self.stop_now(&container, 0).await {
-            tracing::error!(id = %container.id(), %error, "end a container that used forbidden system calls");
+        let [mut pause, longest] = AGAIN;
+        loop {
+            if let Err(error) = self.stop_now(&container, 0).await {
+                tracing::error!(id = %container.id(), %error, "end a container that used forbidden system calls");
+            }
+            tokio::select! {
+                () = container.ended() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(longest),
+            }
         }
     }
 

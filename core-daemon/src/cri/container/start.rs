@@ -22,6 +22,8 @@ const OOM_WORD: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 /// What a container ends with that could not be started.
 const NOT_STARTED: i32 = 128;
+/// The status of a process that SIGKILL has ended.
+const KILLED: u32 = 128 + 9;
 /// Why a container has ended that used forbidden system calls, as CRI-O says it.
 const CALLS: &str = "seccomp killed";
 /// What a container is said to have ended with when nobody saw its end.
@@ -143,7 +145,9 @@ impl Cri {
             // the exit says: the kernel may have ended a child of the process that ends well.
             let _ = tokio::time::timeout(OOM_WORD, task.exit_reported()).await;
             let killed = task.oom_killed();
-            let (reason, message) = match (container.ended_for.get(), killed) {
+            // It may have ended by itself just before it was killed.
+            let calls = container.ended_for.get().filter(|_| exit.status == KILLED);
+            let (reason, message) = match (calls, killed) {
                 (Some(calls), _) => (CALLS, calls.clone()),
                 (None, true) => (reason(exit.status, true), cri.limit_reached(&container).await),
                 (None, false) => (reason(exit.status, false), String::new()),

@@ -8,6 +8,10 @@ use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction as Action};
 /// The one call that cannot be watched: through it a runtime tells of the filter.
 const WRITE: &str = "write";
 
+/// What refuses a call that is forbidden. Other numbers tell that something is not there, as in a kernel without it, and are
+/// for programs to read, which take another way then.
+const FORBIDDEN: [libc::c_int; 2] = [libc::EPERM, libc::EACCES];
+
 /// Lets a listener hear of the calls that a filter forbids by name. What it forbids because it does not name it is refused as
 /// before: the kernel cannot tell those from calls that nobody knows.
 pub(super) fn watch(filter: &mut LinuxSeccomp, listener: &Path) {
@@ -18,9 +22,11 @@ pub(super) fn watch(filter: &mut LinuxSeccomp, listener: &Path) {
     let mut rules = Vec::new();
     let mut is_watched = false;
     for mut rule in filter.syscalls().clone().unwrap_or_default() {
-        // That a call is not there is for C libraries to read, which take another way then.
         let forbids = match rule.action() {
-            Action::ScmpActErrno => rule.errno_ret() != Some(libc::ENOSYS.unsigned_abs()),
+            // EPERM where it says none.
+            Action::ScmpActErrno => {
+                rule.errno_ret().is_none_or(|errno| FORBIDDEN.iter().any(|known| known.unsigned_abs() == errno))
+            }
             Action::ScmpActKill | Action::ScmpActKillProcess | Action::ScmpActKillThread => true,
             _ => false,
         };
@@ -45,6 +51,8 @@ pub(super) fn watch(filter: &mut LinuxSeccomp, listener: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use rung_spec::defaults;
+
     use super::*;
 
     #[test]
@@ -53,6 +61,9 @@ mod tests {
             {"names": ["read"], "action": "SCMP_ACT_ALLOW"},
             {"names": ["mount", "write"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+            {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": 97},
+            {"names": ["keyctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13},
+            {"names": ["bpf"], "action": "SCMP_ACT_ERRNO"},
             {"names": ["reboot"], "action": "SCMP_ACT_KILL_PROCESS"},
         ]});
         let mut filter: LinuxSeccomp = serde_json::from_value(profile).expect("profile");
@@ -65,6 +76,9 @@ mod tests {
             rule("write", Action::ScmpActErrno),
             rule("mount", Action::ScmpActNotify),
             rule("clone3", Action::ScmpActErrno),
+            rule("socket", Action::ScmpActErrno),
+            rule("keyctl", Action::ScmpActNotify),
+            rule("bpf", Action::ScmpActNotify),
             rule("reboot", Action::ScmpActNotify),
         ];
         assert_eq!(seen, wanted);
@@ -75,5 +89,24 @@ mod tests {
             serde_json::from_value(serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW"})).expect("profile");
         watch(&mut none, Path::new("/s"));
         assert!(none.listener_path().is_none());
+    }
+
+    /// Programs of all kinds try whether the kernel has its crypto interface or a hypervisor, and go on without.
+    #[test]
+    fn of_the_default_filter_only_what_nobody_tries_is_watched() {
+        let mut filter = defaults::seccomp::default(&defaults::capabilities::DEFAULT.iter().copied().collect());
+        watch(&mut filter, Path::new("/s"));
+        let rules = filter.syscalls().clone().unwrap_or_default();
+        let watched = |name: &str| {
+            rules.iter().any(|rule| {
+                rule.action() == Action::ScmpActNotify && rule.names().iter().any(|watched| watched == name)
+            })
+        };
+        for name in ["mount", "bpf", "keyctl", "unshare", "clone"] {
+            assert!(watched(name), "{name}");
+        }
+        for name in ["socket", "clone3", "personality", "openat"] {
+            assert!(!watched(name), "{name}");
+        }
     }
 }
