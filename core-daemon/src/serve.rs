@@ -93,14 +93,18 @@ impl Socket {
     /// # Errors
     /// `FailedPrecondition` when somebody listens there, or something else than a socket is there.
     pub fn bind(path: &Path, owner: &Grpc) -> Result<Self> {
-        Self::bind_for(path, (owner.uid, owner.gid))
+        Self::listen(path, (owner.uid, owner.gid), 0o660)
     }
 
-    /// The same for another owner and group.
+    /// The same for another owner, and for a group where it is not root's.
     ///
     /// # Errors
     /// As [`Socket::bind`].
     pub fn bind_for(path: &Path, (uid, gid): (u32, u32)) -> Result<Self> {
+        Self::listen(path, (uid, gid), if gid == 0 { 0o600 } else { 0o660 })
+    }
+
+    fn listen(path: &Path, (uid, gid): (u32, u32), mode: u32) -> Result<Self> {
         let doing = || format!("listen at {}", path.display());
         if let Some(parent) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).doing(doing)?;
@@ -109,7 +113,7 @@ impl Socket {
         let listener = UnixListener::bind(path).doing(doing)?;
         // Until here only the daemon's own user could connect.
         std::os::unix::fs::chown(path, Some(uid), Some(gid)).doing(doing)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).doing(doing)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).doing(doing)?;
         Ok(Self { listener: Some(listener), path: path.to_owned() })
     }
 

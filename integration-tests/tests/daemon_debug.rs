@@ -1,6 +1,7 @@
 //! The socket for people who look for a fault.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 
 use gantry_proto::runtime::v1;
@@ -20,6 +21,7 @@ fn the_debug_socket_says_what_is_under_way(env: &Env) -> Result<()> {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
         Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
     };
+    assert_eq!(std::fs::metadata(&path)?.mode() & 0o777, 0o600, "others could look");
     let mut pods = Pods::connect(env, &daemon)?;
     let events = pods.runtime.block_on(pods.pods.get_container_events(v1::GetEventsRequest {}))?;
     let (status, vars) = get("/debug/vars")?;

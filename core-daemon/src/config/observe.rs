@@ -22,7 +22,7 @@ pub struct Debug {
     pub address: PathBuf,
     /// Owner of the socket.
     pub uid: u32,
-    /// Group of the socket, whose members may look.
+    /// Group of the socket, whose members may look; 0: the owner alone.
     pub gid: u32,
 }
 

@@ -26,6 +26,8 @@ pub(super) struct UnderWay {
 struct Calls {
     /// How many have been noted.
     count: u64,
+    /// How many of them have not ended.
+    alive: u64,
     /// By number, with their beginning.
     listed: BTreeMap<u64, (String, Instant)>,
 }
@@ -39,6 +41,7 @@ impl UnderWay {
     pub(super) fn begun(&self, path: &str) -> u64 {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.count += 1;
+        calls.alive += 1;
         let number = calls.count;
         if calls.listed.len() < MAX_LISTED {
             calls.listed.insert(number, (path.chars().take(MAX_PATH).collect(), Instant::now()));
@@ -46,14 +49,23 @@ impl UnderWay {
         number
     }
 
+    /// Notes the end of a call, once.
     pub(super) fn ended(&self, number: u64) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).listed.remove(&number);
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.alive = calls.alive.saturating_sub(1);
+        calls.listed.remove(&number);
     }
 
-    /// What is under way and for how long, the oldest first.
-    fn list(&self) -> Vec<(String, Duration)> {
+    /// How many are under way.
+    fn alive(&self) -> u64 {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).alive
+    }
+
+    /// How many are under way, and of those that are listed what they are and for how long, the oldest first.
+    fn list(&self) -> (u64, Vec<(String, Duration)>) {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.listed.values().map(|(path, begun)| (path.clone(), begun.elapsed())).collect()
+        let listed = calls.listed.values().map(|(path, begun)| (path.clone(), begun.elapsed())).collect();
+        (calls.alive, listed)
     }
 }
 
@@ -63,7 +75,7 @@ pub fn answer(observer: &Observer, path: &str) -> (StatusCode, &'static str, Str
     match path {
         "/debug/vars" => (StatusCode::OK, "application/json; charset=utf-8", vars(observer)),
         "/debug/pprof" | "/debug/pprof/" => text(INDEX.to_owned()),
-        "/debug/pprof/cmdline" => text(std::env::args().collect::<Vec<_>>().join("\0")),
+        "/debug/pprof/cmdline" => text(command_line().join("\0")),
         "/debug/pprof/goroutine" => text(dump(observer)),
         path if path.starts_with("/debug/pprof/") => {
             let none = format!("gantryd is not written in Go and has no such profile\n{INDEX}");
@@ -77,6 +89,11 @@ const INDEX: &str = "/debug/vars: counters of this process\n\
     /debug/pprof/goroutine: calls under way, and what the threads wait for\n\
     /debug/pprof/cmdline: the command line\n";
 
+/// The daemon's arguments, which may be anything.
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
+}
+
 fn vars(observer: &Observer) -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let of = |key: &str| -> u64 {
@@ -84,12 +101,12 @@ fn vars(observer: &Observer) -> String {
         line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     };
     let (uptime, under_way) = match &observer.under_way {
-        Some(calls) => (calls.since.elapsed().as_secs(), calls.list().len()),
+        Some(calls) => (calls.since.elapsed().as_secs(), calls.alive()),
         None => (0, 0),
     };
     let runtime = tokio::runtime::Handle::current().metrics();
     let document = json!({
-        "cmdline": std::env::args().collect::<Vec<_>>(),
+        "cmdline": command_line(),
         "version": crate::VERSION,
         "uptime_seconds": uptime,
         "calls": {"begun": observer.calls(), "under_way": under_way},
@@ -106,9 +123,9 @@ fn vars(observer: &Observer) -> String {
 /// Calls and threads. What a call waits for inside of the daemon is not known to it: a debugger shows that.
 fn dump(observer: &Observer) -> String {
     let mut out = String::new();
-    let calls = observer.under_way.as_ref().map(|calls| calls.list()).unwrap_or_default();
+    let (alive, calls) = observer.under_way.as_ref().map(|calls| calls.list()).unwrap_or_default();
     // Writing to a string does not fail.
-    let _ = writeln!(out, "{} calls under way", calls.len());
+    let _ = writeln!(out, "{alive} calls under way, {} listed", calls.len());
     for (path, age) in calls {
         let _ = writeln!(out, "{:.3}s {path:?}", age.as_secs_f64());
     }
@@ -136,16 +153,15 @@ mod tests {
     fn calls_are_listed_until_they_end() {
         let calls = UnderWay::new();
         let (first, second) = (calls.begun("/a"), calls.begun(&"é".repeat(2 * MAX_PATH)));
-        let listed = calls.list();
+        let (_, listed) = calls.list();
         assert!(listed.len() == 2 && listed[0].0 == "/a" && listed[1].0.chars().count() == MAX_PATH);
         calls.ended(first);
-        calls.ended(first);
-        assert_eq!(calls.list().len(), 1);
+        assert_eq!((calls.alive(), calls.list().1.len()), (1, 1));
         calls.ended(second);
-        for _ in 0..2 * MAX_LISTED {
-            calls.begun("/b");
-        }
-        assert_eq!(calls.list().len(), MAX_LISTED);
+        let all: Vec<u64> = (0..2 * MAX_LISTED).map(|_| calls.begun("/b")).collect();
+        assert_eq!((calls.alive(), calls.list().1.len()), (2 * MAX_LISTED as u64, MAX_LISTED));
+        all.into_iter().for_each(|number| calls.ended(number));
+        assert_eq!(calls.list(), (0, Vec::new()));
     }
 
     #[tokio::test]

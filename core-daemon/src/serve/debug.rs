@@ -59,8 +59,12 @@ pub async fn debug(mut socket: Socket, observer: Observer, stopping: Cancellatio
 }
 
 async fn answer(observer: Observer, path: String, is_asked: bool) -> Response<Full<Bytes>> {
-    let said = if is_asked { blocking(move || Ok(observe::debug(&observer, &path))).await.ok() } else { None };
-    let (status, kind, text) = said.unwrap_or((StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new()));
+    let (status, kind, text) = if is_asked {
+        let said = blocking(move || Ok(observe::debug(&observer, &path))).await;
+        said.unwrap_or_else(|error| (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")))
+    } else {
+        (StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new())
+    };
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
