@@ -28,7 +28,7 @@ pub use self::nri::{Nri, NriValidator};
 pub use self::observe::{Debug, Metrics, Tracing};
 pub use self::reload::Reloaded;
 pub use self::snapshotters::{Erofs, Overlayfs, ProxyPlugin, Snapshotters, Volatile};
-pub use self::workloads::{Workload, WorkloadResources};
+pub use self::workloads::{LEAST_QUOTA, PERIOD, Workload, WorkloadResources};
 use crate::error::{Doing, Error, Kind, Result};
 
 /// The configuration file that is read where no other is named.

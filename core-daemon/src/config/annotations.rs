@@ -72,7 +72,7 @@ const PASSED: &str = "annotations for a runtime are passed to it by pod_annotati
 const OTHERWISE: &str = "there is nothing in this daemon that it could change";
 
 /// What else CRI-O allows by name, and why it is not done here.
-const OTHERS: [(&str, &str); 25] = [
+const OTHERS: [(&str, &str); 28] = [
     ("cpu-c-states.crio.io", GLOBAL),
     ("cpu-freq-governor.crio.io", GLOBAL),
     ("cpu-load-balancing.crio.io", "it changes the cgroups of other pods, which are the kubelet's"),
@@ -95,6 +95,9 @@ const OTHERS: [(&str, &str); 25] = [
     ("io.containers.trace-syscall", "a hook is chosen by a file in hooks_dirs"),
     ("io.kubernetes.cri.rdt-class", "it needs no leave here"),
     ("bundle", PASSED),
+    ("io.kubernetes.cri.container-type", "every container and every pod has it here"),
+    ("module.wasm.image/variant", PASSED),
+    ("org.opencontainers.image.stopSignal", "a container's signal is the kubelet's, or else its image's"),
     ("org.criu.config", PASSED),
     ("org.systemd.property.", PASSED),
     ("run.oci.", PASSED),
@@ -152,7 +155,8 @@ impl Annotation {
     /// Whether a key is that of something that CRI-O would do, and this daemon never does.
     pub fn is_unsupported(key: &str) -> bool {
         let name = key.split_once('/').map_or(key, |(name, _)| name);
-        name.ends_with(".crio.io") && OTHERS.iter().any(|(other, _)| *other == name)
+        let is_theirs = name.ends_with(".crio.io") || name.starts_with("io.kubernetes.cri-o.");
+        is_theirs && OTHERS.iter().any(|(other, _)| *other == name)
     }
 }
 
@@ -168,6 +172,12 @@ mod tests {
         assert!(list(&[]).expect("empty").is_empty());
         let error = list(&["cpu-c-states.crio.io"]).expect_err("not done").to_string();
         assert!(error.contains("\"cpu-c-states.crio.io\" is not supported: it changes settings"), "{error}");
+        for (name, why) in
+            [("module.wasm.image/variant", "pod_annotations"), ("org.opencontainers.image.stopSignal", "signal")]
+        {
+            let error = list(&[name]).expect_err(name).to_string();
+            assert!(error.contains("is not supported") && error.contains(why), "{error}");
+        }
         assert!(list(&[""]).is_err() && list(&["devices.crio.io/web"]).is_err() && list(&["example.org/x"]).is_err());
     }
 
@@ -185,6 +195,11 @@ mod tests {
         {
             assert_eq!(key(other), None, "{other}");
         }
-        assert!(Annotation::is_unsupported("cpu-load-balancing.crio.io/web") && !Annotation::is_unsupported("bundle"));
+        for theirs in ["cpu-load-balancing.crio.io/web", "link-logs.crio.io", "io.kubernetes.cri-o.LinkLogs"] {
+            assert!(Annotation::is_unsupported(theirs), "{theirs}");
+        }
+        for other in ["bundle", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.Devices"] {
+            assert!(!Annotation::is_unsupported(other), "{other}");
+        }
     }
 }

@@ -59,8 +59,9 @@ pub struct Cri {
     pub allowed_devices: Vec<PathBuf>,
     /// User whose ids in `/etc/subuid` and `/etc/subgid` are those of pods that ask for users of their own by annotation.
     pub userns_owner: String,
-    /// Seconds after a container's first use of a forbidden system call until it is ended, where its pod wants that by annotation;
-    /// each other forbidden one that it uses begins them anew.
+    /// Seconds after a container's first use of a forbidden system call until it is ended, where its pod wants that by annotation,
+    /// at most an hour; each other forbidden one that it uses begins them anew, until a minute has passed since the first one,
+    /// or these seconds where they are more.
     pub seccomp_stop_delay: u64,
     /// Kinds of pods by name, each with limits of processors and allowed annotations.
     pub workloads: BTreeMap<String, Workload>,
@@ -281,9 +282,7 @@ impl Cri {
             Annotation::allowed(&handler.allowed_annotations)
                 .map_err(|error| Error::invalid(format!("{field}: {error}")))?;
         }
-        for (name, workload) in &self.workloads {
-            workload.check(&format!("cri.workloads.{name}"))?;
-        }
+        self.check_workloads()?;
         if self.seccomp_stop_delay > LONGEST_DELAY {
             return Err(Error::invalid(format!("cri.seccomp_stop_delay: must be at most {LONGEST_DELAY}")));
         }
@@ -299,6 +298,21 @@ impl Cri {
         for (key, dir) in dirs.into_iter().chain(cni.bin_dirs.iter().map(|dir| ("bin_dirs", dir))) {
             if !dir.is_absolute() {
                 return Err(Error::invalid(format!("cri.cni.{key}: {}: path must be absolute", dir.display())));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_workloads(&self) -> Result<()> {
+        let mut active = BTreeMap::new();
+        for (name, workload) in &self.workloads {
+            workload.check(&format!("cri.workloads.{name}"))?;
+            if let Some(other) = active.insert(&workload.activation_annotation, name) {
+                let annotation = &workload.activation_annotation;
+                let both = format!("cri.workloads.{other} and cri.workloads.{name}");
+                return Err(Error::invalid(format!(
+                    "{both}: activation_annotation: {annotation:?} would make a pod of both kinds"
+                )));
             }
         }
         Ok(())
@@ -323,5 +337,22 @@ impl Cri {
             true => Ok(()),
             false => Err(Error::invalid(format!("cri.timezone: {:?} is not the name of a time zone", self.timezone))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_annotation_makes_a_pod_of_one_kind() {
+        let of = |annotation: &str| Workload { activation_annotation: annotation.to_owned(), ..Workload::default() };
+        let check = |other: &str| {
+            let workloads = [("a".to_owned(), of("kept.example.org")), ("b".to_owned(), of(other))];
+            Cri { workloads: workloads.into(), ..Cri::default() }.check()
+        };
+        assert!(check("other.example.org").is_ok());
+        let error = check("kept.example.org").expect_err("of both").to_string();
+        assert!(error.contains("cri.workloads.a and cri.workloads.b: activation_annotation"), "{error}");
     }
 }

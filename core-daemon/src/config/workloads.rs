@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 /// Microseconds for which the kernel counts a share of time.
 const PERIODS: RangeInclusive<u64> = 1_000..=1_000_000;
 /// Microseconds, where nobody says otherwise.
-const PERIOD: u64 = 100_000;
+pub const PERIOD: i64 = 100_000;
 /// Fewest microseconds of time in each of them.
-const LEAST_QUOTA: i64 = 1_000;
+pub const LEAST_QUOTA: i64 = 1_000;
 /// Weights that the kernel takes.
 const SHARES: RangeInclusive<u64> = 2..=262_144;
 /// Thousandths in a processor.
@@ -48,7 +48,7 @@ pub struct WorkloadResources {
     pub cpushares: u64,
     /// Microseconds of time in each period; -1: no limit.
     pub cpuquota: i64,
-    /// Microseconds of a period.
+    /// Microseconds of a period. A limit of time that is the kubelet's is as much of this one as it was of the kubelet's.
     pub cpuperiod: u64,
     /// Thousandths of a processor, in place of `cpuquota`.
     pub cpulimit: i64,
@@ -105,7 +105,7 @@ impl WorkloadResources {
     /// Microseconds of time in each period of so many microseconds, 0: where nobody says how many; none where it is not limited
     /// here.
     pub fn quota(&self, period: u64) -> Option<i64> {
-        let period = i64::try_from(if period == 0 { PERIOD } else { period }).unwrap_or(i64::MAX);
+        let period = if period == 0 { PERIOD } else { i64::try_from(period).unwrap_or(i64::MAX) };
         match (self.cpulimit, self.cpuquota) {
             (0, 0) => None,
             (0, quota) => Some(quota),

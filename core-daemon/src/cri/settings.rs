@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{CgroupDriver, Config, Cri, RuntimeHandler};
 
-/// What there is of containerd's settings, with those of pods as they are now; ours in their own words are what `gantryd config dump` prints.
+/// What there is of containerd's settings, with those of pods as they are now; ours in their own words are what
+/// `gantryd config dump` prints.
 pub(super) fn shown(config: &Config, cri: &Cri) -> Value {
     let systemd = cri.cgroup_driver == CgroupDriver::Systemd;
     let runtimes: Map<String, Value> = cri

@@ -29,8 +29,13 @@ impl Cri {
         let (limits, others) = self.nri_update(&window, &container, &mut wanted).await.doing(doing)?;
         self.change_limits(&container, &wanted, &limits, request.annotations).await.doing(doing)?;
         self.nri_updated(&window, &container).await;
-        drop((window, turn));
+        drop(window);
+        let pod = self.store().sandbox(&container.record().sandbox_id)?.record();
+        // A container with as much time as it likes has no more than its pod.
+        let unlimited = self.unlimit_pod(&container, &pod).await;
+        drop(turn);
         self.nri_change_others(others).await;
+        unlimited.doing(doing)?;
         Ok(v1::UpdateContainerResourcesResponse {})
     }
 

@@ -9,9 +9,10 @@ use gantry_proto::runtime::v1;
 use rung_sys::cgroupfs::{CgroupDir, Version, is_missing, version_at};
 use tokio::process::Command;
 
-use super::{CGROUPS, Granted, enough_memory};
+use super::pod::enough_memory;
+use super::{CGROUPS, Granted};
 use crate::blocking::blocking;
-use crate::config::CgroupDriver;
+use crate::config::{Annotation, CgroupDriver, RuntimeHandler};
 use crate::cri::stats::slice_path;
 use crate::cri::{Container, Cri};
 use crate::error::{Doing as _, Error, Kind, Result};
@@ -37,8 +38,18 @@ impl Cri {
         granted: &Granted,
         wanted: Option<&v1::LinuxContainerResources>,
     ) -> Result<Option<v1::LinuxContainerResources>> {
-        let config = pod.config.clone().unwrap_or_default();
         enough_memory("config.linux.resources", self.config().handler(&pod.runtime_handler)?, wanted)?;
+        self.limits_over(pod, container, granted, wanted)
+    }
+
+    fn limits_over(
+        &self,
+        pod: &SandboxRecord,
+        container: &str,
+        granted: &Granted,
+        wanted: Option<&v1::LinuxContainerResources>,
+    ) -> Result<Option<v1::LinuxContainerResources>> {
+        let config = pod.config.clone().unwrap_or_default();
         let mut limits = wanted.cloned().unwrap_or_default();
         self.put_over_limits(&config.annotations, container, &mut limits)?;
         if granted.has_no_quota(container) && has_whole_processors(&config, &limits) {
@@ -64,10 +75,10 @@ impl Cri {
                 *new = old;
             }
         }
-        let settings = self.config();
-        let handler = settings.handler(&pod.runtime_handler)?;
-        let granted = self.granted(handler, &annotations(&pod))?;
-        if let Some(limits) = self.limits_of(&pod, name_of(container).as_str(), &granted, Some(&*wanted))? {
+        let handler = self.handler_of_pod(&pod);
+        enough_memory("linux", &handler, Some(&*wanted))?;
+        let granted = self.granted_time(&handler, &annotations(&pod))?;
+        if let Some(limits) = self.limits_over(&pod, name_of(container).as_str(), &granted, Some(&*wanted))? {
             *wanted = limits;
         }
         Ok(())
@@ -79,11 +90,12 @@ impl Cri {
     /// # Errors
     /// What the kernel or systemd says.
     pub(in crate::cri) async fn unlimit_pod(&self, container: &Container, pod: &SandboxRecord) -> Result<()> {
-        let record = container.record();
-        let is_unlimited = record.resources.as_ref().is_some_and(|limits| limits.cpu_quota == UNLIMITED);
-        let settings = self.config();
-        let handler = settings.handler(&pod.runtime_handler)?;
-        if !is_unlimited || !self.granted(handler, &annotations(pod))?.has_no_quota(name_of(container).as_str()) {
+        let (record, name) = (container.record(), name_of(container));
+        if record.resources.as_ref().is_none_or(|limits| limits.cpu_quota != UNLIMITED) {
+            return Ok(());
+        }
+        let granted = self.granted_time(&self.handler_of_pod(pod), &annotations(pod))?;
+        if !granted.has_no_quota(&name) {
             return Ok(());
         }
         let linux = pod.config.as_ref().and_then(|pod| pod.linux.as_ref());
@@ -91,7 +103,7 @@ impl Cri {
         if parent.trim_matches('/').is_empty() {
             return Ok(());
         }
-        let doing = || format!("annotation cpu-quota.crio.io: cgroup {parent}");
+        let doing = || format!("annotation {}: cgroup {parent}", granted.key(Annotation::CpuQuota, &name));
         match self.config().cgroup_driver {
             CgroupDriver::Systemd => unlimit_slice(&parent).await.doing(doing),
             CgroupDriver::Cgroupfs => {
@@ -99,6 +111,11 @@ impl Cri {
                 blocking(move || unlimit_cgroup(&path)).await.doing(doing)
             }
         }
+    }
+
+    /// The handler of a pod that is there; one that has gone from the configuration is as one of which nothing is said.
+    fn handler_of_pod(&self, pod: &SandboxRecord) -> RuntimeHandler {
+        self.config().handler(&pod.runtime_handler).cloned().unwrap_or_default()
     }
 }
 

@@ -5,7 +5,7 @@ use gantry_proto::runtime::v1;
 use serde_json::{Map, Value};
 
 use super::Annotations;
-use crate::config::{Workload, WorkloadResources};
+use crate::config::{LEAST_QUOTA, PERIOD, Workload, WorkloadResources};
 use crate::error::{Error, Result};
 
 pub(super) fn put_over(
@@ -23,12 +23,23 @@ pub(super) fn put_over(
         wanted.cpu_shares = number(limits.cpushares);
     }
     if limits.cpuperiod != 0 {
-        wanted.cpu_period = number(limits.cpuperiod);
+        let period = number(limits.cpuperiod);
+        wanted.cpu_quota = in_period(wanted.cpu_quota, wanted.cpu_period, period);
+        wanted.cpu_period = period;
     }
     if let Some(quota) = limits.quota(u64::try_from(wanted.cpu_period).unwrap_or_default()) {
         wanted.cpu_quota = quota;
     }
     Ok(())
+}
+
+/// The time of a period in one of another length, so that the share is the same. What is no time stays what it is.
+fn in_period(quota: i64, period: i64, other: i64) -> i64 {
+    match (quota, if period > 0 { period } else { PERIOD }) {
+        (..=0, _) => quota,
+        (_, period) if period == other => quota,
+        (_, period) => (quota.saturating_mul(other) / period).max(LEAST_QUOTA),
+    }
 }
 
 /// What annotations say of a container: one with all limits, and one for each, which counts more.
@@ -96,6 +107,24 @@ mod tests {
         let each = [("r.example.org/web", object), ("r.example.org.cpuquota/web", "7000")];
         assert_eq!(said(&each), ("3".to_owned(), 5, 7_000, 50_000));
         assert_eq!(said(&[("r.example.org.cpuperiod/web", "10000")]), ("0-1".to_owned(), 100, 5_000, 10_000));
+    }
+
+    /// Who chooses how long a period is gets no more time by that.
+    #[test]
+    fn another_period_has_the_same_share_of_time() {
+        let resources = WorkloadResources { cpuperiod: 10_000, ..WorkloadResources::default() };
+        let workload = Workload { resources, ..Workload::default() };
+        let said = |cpu_quota, cpu_period| {
+            let mut wanted = v1::LinuxContainerResources { cpu_quota, cpu_period, ..Default::default() };
+            put_over(&workload, "web", &Annotations::new(), &mut wanted).expect("limits");
+            assert_eq!(wanted.cpu_period, 10_000);
+            wanted.cpu_quota
+        };
+        assert_eq!(said(50_000, 100_000), 5_000);
+        assert_eq!(said(50_000, 0), 5_000);
+        assert_eq!(said(5_000, 10_000), 5_000, "once is enough");
+        assert_eq!(said(2_000, 100_000), 1_000, "the least there is");
+        assert_eq!((said(0, 100_000), said(-1, 100_000)), (0, -1));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::path::Path;
 use gantry_proto::runtime::v1;
 use rung_sys::cgroupfs::{Version, version_at};
 
-pub(super) use pod::{Agreed, enough_memory, namespace_options};
+pub(super) use pod::{Agreed, namespace_options};
 pub(super) use users::{Drawn, Users};
 
 use super::Cri;
@@ -50,6 +50,8 @@ pub(super) struct Granted {
     unified: BTreeMap<String, unified::Files>,
     /// Whether time is not limited, by container; that of the empty name is the others'.
     no_quota: BTreeMap<String, bool>,
+    /// The key by which each was asked for.
+    keys: BTreeMap<(Annotation, String), String>,
 }
 
 /// What is done about a system call that a filter forbids, besides refusing it.
@@ -71,6 +73,12 @@ impl Granted {
     pub(super) fn has_no_quota(&self, container: &str) -> bool {
         self.no_quota.get(container).or_else(|| self.no_quota.get("")).copied().unwrap_or_default()
     }
+
+    /// The annotation by which something was asked for, in the pod's words: for the container, or else for all of them.
+    pub(super) fn key(&self, annotation: Annotation, container: &str) -> &str {
+        let of = |name: &str| self.keys.get(&(annotation, name.to_owned()));
+        of(container).or_else(|| of("")).map_or("", String::as_str)
+    }
 }
 
 impl Cri {
@@ -82,6 +90,18 @@ impl Cri {
         let is_unified = version_at(Path::new(CGROUPS)) == Some(Version::V2);
         let settings = self.config();
         read(&settings, is_unified, &allowed(&settings, handler, annotations)?, annotations)
+    }
+
+    /// The same of a pod that is there, as far as it is about time: whatever else it asked for, it has or has not, and what
+    /// would be refused by now is no reason to refuse more.
+    ///
+    /// # Errors
+    /// As [`Cri::granted`].
+    fn granted_time(&self, handler: &RuntimeHandler, annotations: &Annotations) -> Result<Granted> {
+        let settings = self.config();
+        let mut allowed = allowed(&settings, handler, annotations)?;
+        allowed.retain(|annotation| *annotation == Annotation::CpuQuota);
+        read(&settings, true, &allowed, annotations)
     }
 
     /// Says in the log which annotations of a new pod change nothing because they are not allowed.
@@ -178,6 +198,7 @@ fn read(
                 })
             };
             check.map_err(|what| Error::invalid(format!("annotation {name}: {what}")))?;
+            granted.keys.insert((key.annotation, container.to_owned()), name.clone());
         }
     }
     Ok(granted)
@@ -322,6 +343,10 @@ mod tests {
         assert_eq!(granted.forbidden_calls, Some(Forbidden::Stop));
         assert!(granted.has_no_quota("other") && !granted.has_no_quota("web"));
         assert!(granted.unified("web").is_some() && granted.unified("other").is_none());
+        assert_eq!(granted.key(Annotation::ShmSize, ""), "io.kubernetes.cri-o.ShmSize");
+        assert_eq!(granted.key(Annotation::Umask, ""), "umask.crio.io");
+        assert_eq!(granted.key(Annotation::CpuQuota, "web"), "cpu-quota.crio.io/web");
+        assert_eq!(granted.key(Annotation::CpuQuota, "other"), "cpu-quota.crio.io");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 
 use super::{Drawn, Granted};
-use crate::config::RuntimeHandler;
+use crate::config::{Annotation, RuntimeHandler};
 use crate::cri::Cri;
 use crate::cri::sandbox::check::Namespaces;
 use crate::error::{Doing as _, Error, Result};
@@ -34,12 +34,13 @@ impl Cri {
         enough_memory("config.linux.resources", handler, resources)?;
         let granted = self.granted(handler, &config.annotations)?;
         if granted.shm_size.is_some() && namespaces.host_ipc {
-            return Err(Error::invalid("annotation shm-size.crio.io: the pod has the machine's shared memory"));
+            let key = granted.key(Annotation::ShmSize, "");
+            return Err(Error::invalid(format!("annotation {key}: the pod has the machine's shared memory")));
         }
         let mut namespaces = namespaces.clone();
         let mut users = None;
         if let Some(wish) = granted.users {
-            let doing = || "annotation userns-mode.crio.io";
+            let doing = || format!("annotation {}", granted.key(Annotation::Users, ""));
             if namespaces.user.is_some() {
                 return Err(Error::invalid("its configuration gives the pod users already")).doing(doing);
             }

@@ -177,8 +177,8 @@ impl Cri {
         pause
     }
 
-    /// Gives the pod's process the filter of system calls that the pod asks for, or that its annotations name. It needs none itself, but a container that
-    /// sees it and has a filter could have it make any call.
+    /// Gives the pod's process the filter of system calls that the pod asks for, or that its annotations name. It needs none
+    /// itself, but a container that sees it and has a filter could have it make any call.
     pub(super) fn confine(
         &self,
         pause: &mut Spec,

@@ -69,6 +69,8 @@ impl Cri {
                     name,
                     config: Some(config.clone()),
                     runtime_handler: request.runtime_handler.clone(),
+                    // Until its files and namespaces are gone, nobody else may be these.
+                    users: agreed.users.as_ref().map(Drawn::namespace),
                     ..left
                 };
                 self.keep_broken(&id, record).await;
@@ -135,6 +137,13 @@ impl Cri {
             ..SandboxRecord::default()
         };
         let stored = self.stored(id, config, self.config().handler(handler)?);
+        self.record_pod(id, record, stored, pid).await?;
+        failpoint::hit("cri.pod");
+        Ok(())
+    }
+
+    /// Writes down a pod that is whole, if plugins have nothing against it.
+    async fn record_pod(&self, id: &str, record: SandboxRecord, stored: Stored, pid: Option<u32>) -> Result<()> {
         let window = self.nri_window().await;
         self.nri_run_pod(&window, id, &record, pid).await?;
         let (cri, added) = (self.clone(), record.clone());
@@ -158,7 +167,6 @@ impl Cri {
         if let Some(pid) = pid {
             self.watch_pod(&sandbox, pid);
         }
-        failpoint::hit("cri.pod");
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rung_spec::defaults::devices;
 
 use super::{Making, invalid};
+use crate::config::Annotation;
 use crate::error::{Doing as _, Error, Result};
 
 /// Directories in `/dev` whose content belongs to the host alone, or that a container has of its own.
@@ -24,7 +25,10 @@ pub(super) fn add(making: &Making<'_>, linux: &mut Linux) -> Result<()> {
     let of_kubelet = making.config.devices.iter().map(|device| (device, false));
     for (device, is_granted) in of_kubelet.chain(making.granted.devices.iter().map(|device| (device, true))) {
         let wrong = |error: std::io::Error| match is_granted {
-            true => Error::invalid(format!("annotation devices.crio.io: {}: {error}", device.host_path)),
+            true => {
+                let key = making.granted.key(Annotation::Devices, "");
+                Error::invalid(format!("annotation {key}: {}: {error}", device.host_path))
+            }
             false => invalid(&format!("devices: {}", device.host_path), error),
         };
         let access = device.permissions.as_str();
