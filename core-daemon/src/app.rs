@@ -112,7 +112,8 @@ pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Resul
     tokio::spawn(daemon.images.content.clone().keep_verified(pace, stopping.clone()));
     tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
     let grpc = serve::grpc(grpc, remote, routes, &observer, stopping.clone(), &config);
-    let reload = Reload { config: config.clone(), flags, set_level, cri: daemon.cri.clone() };
+    let (cri, images) = (daemon.cri.clone(), daemon.images.clone());
+    let reload = Reload { config: config.clone(), flags, set_level, cri, images };
     let reload = tokio::spawn(reload.keep(reloads));
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");

@@ -78,7 +78,10 @@ pub struct Config {
     pub snapshotters: Snapshotters,
     /// Programs that are plugins, by name, as containerd configures them.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
-    /// What whoever starts the daemon should know of the file that this was read from.
+    /// The file that this was read from; none where there is none.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+    /// What whoever starts the daemon should know of that file.
     #[serde(skip)]
     pub notes: Vec<String>,
 }
@@ -252,6 +255,7 @@ impl Default for Config {
             tracing: Tracing::default(),
             snapshotters: Snapshotters::default(),
             proxy_plugins: BTreeMap::new(),
+            file: None,
             notes: Vec::new(),
         }
     }
@@ -319,7 +323,10 @@ impl Config {
     pub fn load(flags: &Overrides) -> Result<Self> {
         let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
         let mut config = match std::fs::read_to_string(path) {
-            Ok(text) => Self::read(&text, path).doing(|| format!("read configuration {}", path.display()))?,
+            Ok(text) => {
+                let read = Self::read(&text, path).doing(|| format!("read configuration {}", path.display()))?;
+                Self { file: Some(path.to_owned()), ..read }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && flags.config.is_none() => Self::default(),
             Err(error) => return Err(error).doing(|| format!("read configuration {}", path.display())),
         };

@@ -65,9 +65,23 @@ impl Env {
 
     /// Starts `gantryd` with more arguments and variables, and does not wait for anything. `--state` may be among them.
     pub fn daemon_begun(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
+        let completed = self.completed_config(args)?.map(|path| path.to_string_lossy().into_owned());
+        let config = completed.iter().flat_map(|path| ["--config", path]);
+        self.daemon_spawned(&config.chain(args.iter().copied()).collect::<Vec<_>>(), variables)
+    }
+
+    /// Starts `gantryd` with this configuration at `path`, where it looks for one by itself, and waits until it answers.
+    pub fn daemon_with_default_file(&self, path: &Path, config: &str) -> Result<Daemon<'_>> {
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::write(path, config).context("write the daemon's configuration")?;
+        let mut daemon = self.daemon_spawned(&[], &[])?;
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    fn daemon_spawned(&self, args: &[&str], variables: &[(&str, &str)]) -> Result<Daemon<'_>> {
         let (socket, log) = (self.path("gantryd.sock"), self.path("gantryd.log"));
         let file = File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
-        let completed = self.completed_config(args)?;
         let state = self.path("state");
         let state = [OsStr::new("--state"), state.as_os_str()];
         let child = self
@@ -77,7 +91,6 @@ impl Env {
             .arg("--root")
             .arg(self.path("root"))
             .args(state.iter().filter(|_| !args.contains(&"--state")))
-            .args(completed.iter().flat_map(|config| [OsStr::new("--config"), config.as_os_str()]))
             .args(args)
             .envs(variables.iter().copied())
             .stdin(Stdio::null())

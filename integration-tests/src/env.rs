@@ -70,6 +70,14 @@ impl Env {
         mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("make the mounts private")
     }
 
+    /// Gives this process mounts of its own and an `/etc` that begins as the machine's: what is written there goes with it.
+    pub fn own_etc(&self) -> Result<()> {
+        self.own_mounts()?;
+        let (upper, work) = (self.dir("etc")?, self.dir("etc.work")?);
+        let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+        mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(options.as_str())).context("mount /etc")
+    }
+
     /// A container id that no other test uses.
     pub fn id(&self, name: &str) -> String {
         format!("{}-{name}", self.token)

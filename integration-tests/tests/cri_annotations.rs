@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
@@ -67,11 +68,17 @@ fn annotations_count_where_a_handler_allows_them(env: &Env) -> Result<()> {
         "umask; grep ' /dev/shm ' /proc/mounts | grep -o 'size=[0-9]*k'; test -c /dev/mine && echo device || true";
     for (handler, seen) in [("rung", "0022\nsize=65536k"), ("open", "0027\nsize=131072k\ndevice")] {
         let config = annotated(pods.pod_config(handler), &wishes);
+        let before = daemon.log().len();
         let pod = run(&mut pods, handler, &config).map_err(|status| *status)?;
+        let told = daemon.log()[before..].matches("is not allowed, and changes nothing").count();
+        assert_eq!(told, if handler == "rung" { wishes.len() } else { 0 }, "{}", daemon.log());
         let container = pods.start(&pod, &config, &image, &SLEEP, |_| {})?;
         assert_eq!(exec(&mut pods, &container, look)?, seen, "{handler}");
-        ensure!(daemon.log().contains("is not allowed, and changes nothing"), "nobody is told");
     }
+    let (before, config) =
+        (daemon.log().len(), annotated(pods.pod_config("older"), &[("io.kubernetes.cri-o.LinkLogs", "x")]));
+    run(&mut pods, "open", &config).map_err(|status| *status)?;
+    ensure!(daemon.log()[before..].contains("io.kubernetes.cri-o.LinkLogs"), "{}", daemon.log());
     for (name, value) in [
         ("umask.crio.io", "9"),
         ("shm-size.crio.io", "0"),
@@ -81,9 +88,11 @@ fn annotations_count_where_a_handler_allows_them(env: &Env) -> Result<()> {
         let config = annotated(pods.pod_config("bad"), &[(name, value)]);
         refused(run(&mut pods, "open", &config), Code::InvalidArgument, &format!("annotation {name}: "))?;
     }
-    let config = annotated(pods.pod_config("none"), &[("devices.crio.io", "/dev/none")]);
+    let key = "io.kubernetes.cri-o.Devices";
+    let config = annotated(pods.pod_config("none"), &[(key, "/dev/none")]);
     let pod = run(&mut pods, "open", &config).map_err(|status| *status)?;
-    refused_start(pods.start(&pod, &config, &image, &SLEEP, |_| {}), "annotation devices.crio.io: /dev/none")?;
+    let started = pods.start(&pod, &config, &image, &SLEEP, |_| {});
+    refused_start(started, &format!("annotation {key}: /dev/none"))?;
 
     let unified = format!("unified-cgroup.crio.io/{}", env.id("container"));
     let wishes = [("cgroup2-mount-hierarchy-rw.crio.io", "true"), (unified.as_str(), "pids.max=77")];
@@ -193,14 +202,29 @@ fn pods_with_processors_of_their_own_lose_their_limit(env: &Env) -> Result<()> {
         let limits = pods.status(&container)?.resources.and_then(|limits| limits.linux).context("no limits")?;
         assert_eq!((limits.cpu_quota, std::fs::read_to_string(&quota)?.trim()), (told, of_pod), "{cpu_shares}");
     }
+    // Whole processors by an update are as good.
+    std::fs::write(&quota, "50000")?;
+    let container = pods.start(&pod, &config, &image, &SLEEP, |container| {
+        let limits = v1::LinuxContainerResources { cpu_shares: 512, cpu_quota: 20_000, ..Default::default() };
+        container.linux.get_or_insert_default().resources = Some(limits);
+    })?;
+    let linux = Some(v1::LinuxContainerResources { cpu_shares: 1024, cpu_quota: 30_000, ..Default::default() });
+    let update = v1::UpdateContainerResourcesRequest { container_id: container, linux, ..Default::default() };
+    pods.runtime.block_on(pods.pods.update_container_resources(update))?;
+    assert_eq!(std::fs::read_to_string(&quota)?.trim(), "-1");
     Ok(())
 }
 
 fn settings_of_all_containers(env: &Env) -> Result<()> {
+    env.own_etc()?;
     let (_registry, image) = Registry::with_busybox(env)?;
     let host = env.dir("host")?;
     std::fs::create_dir(host.join("data"))?;
-    std::fs::copy("/etc/localtime", host.join("data/zone"))?;
+    // A machine may have none, and the link of one leads out of /etc.
+    let _ = std::fs::remove_file("/etc/localtime");
+    for zone in [Path::new("/etc/localtime"), &host.join("data/zone")] {
+        std::fs::write(zone, "TZif2 of this test")?;
+    }
     std::os::unix::fs::symlink("/data", host.join("link"))?;
     let daemon = env.daemon_configured(&format!(
         "[cri]\nread_only = true\ntimezone = \"local\"\nabsent_mount_sources_to_reject = [\"/none\"]\n\
@@ -230,11 +254,11 @@ fn settings_of_all_containers(env: &Env) -> Result<()> {
         container.metadata.get_or_insert_default().name = "low".to_owned();
         container.linux.get_or_insert_default().resources = Some(low());
     });
-    refused_start(started, "container_min_memory")?;
+    refused_start(started, "config.linux.resources.memory_limit_in_bytes: 4194304 is less than")?;
     let update =
         v1::UpdateContainerResourcesRequest { container_id: container, linux: Some(low()), ..Default::default() };
     let updated = pods.runtime.block_on(pods.pods.update_container_resources(update)).map_err(Box::new);
-    refused(updated, Code::InvalidArgument, "container_min_memory")
+    refused(updated, Code::InvalidArgument, ": linux.memory_limit_in_bytes: 4194304 is less than")
 }
 
 /// The value of a counter of forbidden calls.
@@ -267,6 +291,12 @@ fn forbidden_system_calls_are_heard_of(env: &Env) -> Result<()> {
     assert_eq!(exec(&mut pods, &told, look)?, "not permitted");
     ensure!(daemon.log().contains("swapoff"), "nothing in the log");
     assert_eq!(counted(address, "swapoff")?, 1);
+    // After a hundred in a second each of them waits: there is no room for two hundred more in what is left of it.
+    let begun = Instant::now();
+    let many = "i=0; while [ $i -lt 300 ]; do busybox swapoff /x 2>/dev/null; i=$((i + 1)); done";
+    exec(&mut pods, &told, many)?;
+    ensure!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(counted(address, "swapoff")?, 301);
 
     assert_eq!(pods.exit_code(&ended)?, 137);
     let status = pods.status(&ended)?;

@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 
 pub(crate) const TESTS: &[Test] = tests![
     a_changed_configuration_is_taken_over [Root, Overlay],
+    a_configuration_that_is_gone_changes_nothing [Root, Overlay],
+    limits_can_be_changed_where_less_is_allowed_by_now [Root, Overlay],
     a_service_manager_is_told_of_a_reload [Root],
 ];
 
@@ -20,6 +22,10 @@ fn reload(daemon: &Daemon<'_>, path: &Path, from: &str, to: &str) -> Result<Stri
     let text = std::fs::read_to_string(path)?;
     ensure!(text.contains(from), "{from:?} is not in {text}");
     std::fs::write(path, text.replace(from, to))?;
+    read_again(daemon)
+}
+
+fn read_again(daemon: &Daemon<'_>) -> Result<String> {
     let before = daemon.log().len();
     kill(Pid::from_raw(daemon.pid().try_into()?), Signal::SIGHUP)?;
     wait::until("the configuration is read", || {
@@ -67,6 +73,10 @@ fn a_changed_configuration_is_taken_over(env: &Env) -> Result<()> {
     assert!(said.contains("taken over") && said.contains("cri.pinned_images, cri.runtimes.other"), "{said}");
     assert!(!said.contains("restart"), "{said}");
     assert_eq!(handlers(&mut pods)?, ["", "other", "rung"]);
+    let (usual, other) = ("[cri]\n", "[cri]\ndefault_runtime = \"other\"\n");
+    let said = reload(&daemon, &path, usual, other)?;
+    assert!(said.contains("needs a restart") && said.contains("cri.default_runtime"), "{said}");
+    reload(&daemon, &path, other, usual)?;
     assert!(pods.image(&image)?.is_some_and(|image| image.pinned), "pinned since then");
     let said = reload(&daemon, &path, "max_message = 16777216", "max_message = 8388608")?;
     assert!(said.contains("needs a restart") && said.contains("grpc.max_message"), "{said}");
@@ -84,6 +94,50 @@ fn a_changed_configuration_is_taken_over(env: &Env) -> Result<()> {
     let request = v1::RunPodSandboxRequest { config: Some(other), runtime_handler: "other".to_owned() };
     let other = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
     pods.remove(&other)?;
+    pods.remove(&pod)
+}
+
+/// Nothing said is everything as by default, which may be more than an administrator has allowed.
+fn a_configuration_that_is_gone_changes_nothing(env: &Env) -> Result<()> {
+    env.own_etc()?;
+    let path = Path::new("/etc/gantry/config.toml");
+    let text = format!("[cri]\nrestore_checkpoints = true\n[cri.nri]\nsocket = {:?}\n", env.path("nri.sock"));
+    let daemon = env.daemon_with_default_file(path, &text)?;
+    std::fs::remove_file(path)?;
+    let said = read_again(&daemon)?;
+    assert!(said.contains("ERROR") && said.contains("config.toml: is not there any more"), "{said}");
+    std::fs::write(path, text.replace("true", "false"))?;
+    let said = read_again(&daemon)?;
+    assert!(said.contains("taken over") && said.contains("cri.restore_checkpoints"), "{said}");
+    Ok(())
+}
+
+fn limits_can_be_changed_where_less_is_allowed_by_now(env: &Env) -> Result<()> {
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let handler = "[cri.runtimes.open]\nallowed_annotations = [\"devices.crio.io\"]\n";
+    let text = format!(
+        "[cri]\nallowed_devices = [\"/dev/null\"]\n[cri.runtimes.rung]\n{handler}[cri.nri]\nsocket = {:?}\n",
+        env.path("nri.sock")
+    );
+    let daemon = env.daemon_configured(&text)?;
+    let path = env.path("config.toml");
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mut config = pods.pod_config("pod");
+    config.annotations.insert("devices.crio.io".to_owned(), "/dev/null:/dev/mine".to_owned());
+    let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: "open".to_owned() };
+    let pod = pods.runtime.block_on(pods.pods.run_pod_sandbox(request))?.into_inner().pod_sandbox_id;
+    let container = pods.start(&pod, &config, &image, &["sleep", "1000"], |_| {})?;
+    for (cpu_shares, from, to) in [(300, "[\"/dev/null\"]", "[]"), (400, handler, "")] {
+        let said = reload(&daemon, &path, from, to)?;
+        assert!(said.contains("taken over"), "{said}");
+        let linux = Some(v1::LinuxContainerResources { cpu_shares, ..Default::default() });
+        let update =
+            v1::UpdateContainerResourcesRequest { container_id: container.clone(), linux, ..Default::default() };
+        pods.runtime.block_on(pods.pods.update_container_resources(update))?;
+        let limits = pods.status(&container)?.resources.and_then(|limits| limits.linux);
+        assert_eq!(limits.map(|limits| limits.cpu_shares), Some(cpu_shares));
+    }
     pods.remove(&pod)
 }
 

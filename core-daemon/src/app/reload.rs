@@ -10,6 +10,7 @@ use crate::blocking::blocking;
 use crate::config::{Config, Overrides, Reloaded};
 use crate::cri::Cri;
 use crate::error::{Doing as _, Result};
+use crate::image::Images;
 use crate::serve;
 
 /// Watches for the signal. Until then, and without this, it ends the daemon.
@@ -26,6 +27,7 @@ pub(super) struct Reload {
     pub(super) flags: Overrides,
     pub(super) set_level: SetLevel,
     pub(super) cri: Cri,
+    pub(super) images: Images,
 }
 
 impl Reload {
@@ -61,8 +63,10 @@ impl Reload {
         let reloaded = self.config.reloaded(&new)?;
         // What may fail comes first, and leaves no trace then.
         let level = crate::filter(&reloaded.config.log.level).doing(|| "log.level")?;
-        self.cri.reconfigure(&reloaded.config.cri)?;
+        self.cri.check(&reloaded.config.cri)?;
         (self.set_level)(level)?;
+        self.cri.reconfigure(&reloaded.config.cri);
+        self.images.set_features(super::features(&reloaded.config, &self.images.snapshotters));
         self.config = reloaded.config.clone();
         self.config.notes = new.notes;
         Ok(reloaded)

@@ -3,13 +3,21 @@
 use serde_json::Value;
 
 use super::Config;
-use crate::error::{Error, Result};
+use crate::error::{Doing as _, Error, Result};
 
 /// Settings, and parts of the configuration, that take effect while the daemon runs.
 const LIVE: [&str; 2] = ["log.level", "cri"];
-/// Parts of those that do not: sockets that are open, plugins that are connected, and what pods that are there depend on.
-const FIXED: [&str; 6] =
-    ["cri.cgroup_driver", "cri.selinux", "cri.selinux_category_range", "cri.cni", "cri.streaming", "cri.nri"];
+/// Parts of those that do not: sockets that are open, plugins that are connected, and what pods that are there depend on, such
+/// as the handler of those that name none.
+const FIXED: [&str; 7] = [
+    "cri.default_runtime",
+    "cri.cgroup_driver",
+    "cri.selinux",
+    "cri.selinux_category_range",
+    "cri.cni",
+    "cri.streaming",
+    "cri.nri",
+];
 
 /// What comes of reading the configuration again.
 #[derive(Debug)]
@@ -26,11 +34,16 @@ impl Config {
     /// This configuration with what can be taken over from `new` while the daemon runs.
     ///
     /// # Errors
-    /// `InvalidArgument` where the two together make no sense.
+    /// `InvalidArgument` where the two together make no sense, `FailedPrecondition` where there is no file any more: that nobody
+    /// says anything is not that everybody may do as by default.
     pub fn reloaded(&self, new: &Self) -> Result<Reloaded> {
+        if let (Some(file), None) = (&self.file, &new.file) {
+            return Err(Error::precondition(format!("read configuration {}: is not there any more", file.display())));
+        }
         let encode = |config: &Self| {
             serde_json::to_value(config).map_err(|error| Error::internal(format!("configuration: {error}")))
         };
+        let file = new.file.clone();
         let (old, new) = (encode(self)?, encode(new)?);
         let mut names = Vec::new();
         differences(&old, &new, String::new(), &mut names);
@@ -41,7 +54,8 @@ impl Config {
         FIXED.iter().for_each(|name| replace(&mut all, name, &old));
         let mut config: Self = serde_json::from_value(all).map_err(|error| Error::invalid(error.to_string()))?;
         config.notes.clone_from(&self.notes);
-        config.check()?;
+        config.file = file;
+        config.check().doing(|| "with those settings as they were that need a restart of gantryd")?;
         Ok(Reloaded { config, changed, waiting })
     }
 }
@@ -121,8 +135,24 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let mut new = config("");
-        new.cri.default_runtime = "gone".into();
-        assert!(config("").reloaded(&new).expect_err("no such handler").to_string().contains("default_runtime"));
+        // Pods that name no handler have this one.
+        let new = config("[cri]\ndefault_runtime = \"other\"\n[cri.runtimes.other]\n");
+        let error = config("").reloaded(&new).expect_err("the handler is gone").to_string();
+        assert!(error.contains("need a restart") && error.contains("cri.default_runtime"), "{error}");
+        let both = config("[cri]\ndefault_runtime = \"other\"\n[cri.runtimes.rung]\n[cri.runtimes.other]\n");
+        let reloaded = config("").reloaded(&both).expect("both are there");
+        assert_eq!(
+            (reloaded.waiting, reloaded.config.cri.default_runtime),
+            (vec!["cri.default_runtime".into()], "rung".into())
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_gone_changes_nothing() {
+        let none = config("");
+        let there = Config { file: Some("/x".into()), ..config("") };
+        assert!(there.reloaded(&none).expect_err("gone").to_string().contains("/x"));
+        assert_eq!(none.reloaded(&there).expect("it has come").config.file, there.file);
+        assert!(none.reloaded(&none).is_ok() && there.reloaded(&there).is_ok());
     }
 }

@@ -125,7 +125,7 @@ impl Cri {
         if cni.cache_dir.as_os_str().is_empty() {
             cni.cache_dir = parts.config.root.join("cni");
         }
-        let others = parts.config.cri.runtimes.values().filter_map(|handler| network_of(handler, &cni)).collect();
+        let others = networks(&parts.config.cri, &cni);
         let host = host::Host::look(&[&parts.config.root, &parts.config.state]);
         let labels = selinux::Selinux::look(parts.config.cri.selinux, parts.config.cri.selinux_category_range);
         let images = image::Known::new(&parts.config.cri.pinned_images);
@@ -161,16 +161,21 @@ impl Cri {
         self.shared.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes over other settings, for what begins from now on. They differ only in what a running daemon can change.
+    /// Whether other settings can be taken over on this machine.
     ///
     /// # Errors
-    /// `NotFound` for a handler's snapshotter that is not there; then all stays as it is.
-    pub fn reconfigure(&self, config: &crate::config::Cri) -> Result<()> {
+    /// `NotFound` for a handler's snapshotter that is not there, `FailedPrecondition` for such a time zone.
+    pub fn check(&self, config: &crate::config::Cri) -> Result<()> {
         check_snapshotters(config, &self.parts().snapshotters)?;
-        sandbox::localtime::read(&config.timezone)?;
+        sandbox::localtime::read(&config.timezone).map(drop)
+    }
+
+    /// Takes over other settings that were checked, for what begins from now on. They differ only in what a running daemon can
+    /// change.
+    pub fn reconfigure(&self, config: &crate::config::Cri) {
         self.shared.images.pin(&config.pinned_images);
+        self.shared.cni.set_others(networks(config, &config.cni));
         *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config.clone());
-        Ok(())
     }
 
     /// In whose name everything is done.
@@ -233,6 +238,11 @@ fn check_snapshotters(config: &crate::config::Cri, snapshotters: &Snapshotters) 
     config.runtimes.iter().try_for_each(|(name, handler)| {
         snapshotters.get(&handler.snapshotter).map(drop).doing(|| format!("cri.runtimes.{name}.snapshotter"))
     })
+}
+
+/// The networks of all handlers that have some of their own.
+fn networks(config: &crate::config::Cri, usual: &crate::config::Cni) -> Vec<Source> {
+    config.runtimes.values().filter_map(|handler| network_of(handler, usual)).collect()
 }
 
 /// The networks of pods of a handler that has some of its own.

@@ -24,7 +24,7 @@ pub mod users;
 mod verify;
 pub mod walk;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
@@ -64,7 +64,7 @@ pub struct Images {
     policies: Policies,
     verifiers: Verifiers,
     processors: Processors,
-    features: Vec<String>,
+    features: Arc<RwLock<Vec<String>>>,
     /// Told when something may be collected.
     wake: Arc<Notify>,
     /// What is being pulled.
@@ -251,7 +251,7 @@ impl Images {
             policies,
             verifiers,
             processors,
-            features,
+            features: Arc::new(RwLock::new(features)),
             wake,
             flights,
             house,
@@ -265,7 +265,16 @@ impl Images {
 
     /// A choice with what this machine has, should it be for this machine.
     fn here(&self, choice: Choice) -> Choice {
-        Choice { features: self.features.clone(), ..choice }
+        Choice { features: self.features(), ..choice }
+    }
+
+    fn features(&self) -> Vec<String> {
+        self.features.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has other features from now on; images that are here stay what they are.
+    pub fn set_features(&self, features: Vec<String>) {
+        *self.features.write().unwrap_or_else(PoisonError::into_inner) = features;
     }
 
     /// Room for what one image's pull brings.

@@ -106,7 +106,7 @@ impl Images {
     /// it may be unpacked by now.
     fn find_own(&self, ctx: &Context, target: &Descriptor) -> Result<(Descriptor, Manifest)> {
         let able = |features: &[String]| Platform { os_features: features.to_vec(), ..Platform::host() };
-        let found = find(&self.content, ctx, target, &able(&self.features));
+        let found = find(&self.content, ctx, target, &able(&self.features()));
         let any = || find(&self.content, ctx, target, &able(&[EROFS.to_owned()]));
         found.or_else(|error| if error.kind() == Kind::NotFound { any().map_err(|_| error) } else { Err(error) })
     }

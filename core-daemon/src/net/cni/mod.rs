@@ -10,6 +10,7 @@ mod plugin;
 mod result;
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -29,7 +30,7 @@ use crate::net::namespaces::is_bound;
 #[derive(Debug, Clone)]
 pub struct Cni {
     config: config::Cni,
-    others: Vec<Source>,
+    others: Arc<Mutex<Vec<Source>>>,
     cache: Cache,
 }
 
@@ -59,7 +60,16 @@ impl Cni {
     /// The networks that `config` describes, and those that some containers have instead.
     pub fn new(config: config::Cni, others: Vec<Source>) -> Self {
         let cache = Cache::new(&config.cache_dir);
-        Self { config, others, cache }
+        Self { config, others: Arc::new(Mutex::new(others)), cache }
+    }
+
+    /// Has these in place of those that some containers had until now; what is connected stays so.
+    pub fn set_others(&self, others: Vec<Source>) {
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner) = others;
+    }
+
+    fn others(&self) -> Vec<Source> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The networks of containers that have no others.
@@ -219,7 +229,7 @@ impl Cni {
     /// All that are configured, each once.
     async fn networks(&self) -> Vec<Network> {
         let mut all: Vec<Network> = Vec::new();
-        for source in self.others.iter().chain([&self.usual()]) {
+        for source in self.others().into_iter().chain([self.usual()]) {
             match source.networks().await {
                 Ok(mut networks) => {
                     networks.retain(|network| all.iter().all(|known| known != network));

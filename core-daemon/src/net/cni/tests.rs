@@ -178,7 +178,7 @@ async fn what_belongs_to_nobody_is_collected() {
 #[tokio::test]
 async fn a_handler_has_networks_of_its_own() {
     let machine = Machine::new();
-    let own = &machine.cni.others[0];
+    let own = &machine.cni.others()[0];
     let nowhere = machine.cni.connect(own, &attachment("c1"), &CancellationToken::new()).await;
     assert!(nowhere.expect_err("unconfigured").to_string().contains("other"));
     assert!(machine.cni.status(own).await.is_err() && machine.status().await.is_ok());
