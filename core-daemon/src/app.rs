@@ -377,7 +377,9 @@ fn at_once(registry: &config::Registry) -> AtOnce {
 fn registry(config: &Config) -> Registry {
     let accounts = Some(&config.registry.auth_file).filter(|path| !path.as_os_str().is_empty());
     let registry = Registry::new(config.registry.config_path.clone()).with_accounts(accounts.cloned());
+    let names = Some(&config.registry.registries_conf).filter(|path| !path.as_os_str().is_empty());
     registry.with_patience(Timeouts::of(config.registry.timeout))
+    let registry = registry.with_registries_conf(names.cloned());
 }
 
 fn launcher(config: &Config) -> Result<Launcher> {
