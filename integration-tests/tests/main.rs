@@ -22,6 +22,7 @@ mod cri_faults;
 mod cri_hostile;
 mod cri_hosts;
 mod cri_images;
+mod cri_journal;
 mod cri_names;
 mod cri_networks;
 mod cri_nri;
@@ -103,6 +104,7 @@ const TESTS: &[&[Test]] = &[
     cri_hostile::TESTS,
     cri_hosts::TESTS,
     cri_images::TESTS,
+    cri_journal::TESTS,
     cri_names::TESTS,
     cri_networks::TESTS,
     cri_nri::TESTS,

@@ -68,6 +68,8 @@ pub struct Cri {
     pub pinned_images: Vec<String>,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
     pub max_log_line: usize,
+    /// What containers write goes to systemd's journal too, beside their logs.
+    pub log_to_journald: bool,
     /// Seconds for which an `ExecSync` waits for output after its process has ended, because children may hold the stream.
     pub exec_drain: u64,
     /// Directories with descriptions of CDI devices.
@@ -222,6 +224,7 @@ impl Default for Cri {
             max_log_line: 16 << 10,
             exec_drain: 5,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            log_to_journald: false,
             hooks_dirs: Vec::new(),
             cni: Cni::default(),
             streaming: Streaming::default(),

@@ -116,11 +116,13 @@ impl Cri {
     fn task_request(&self, container: &Container, sandbox: &Sandbox) -> CreateTask {
         let record = container.record();
         let config = record.config.clone().unwrap_or_default();
+        let settings = self.config();
         let uri = LogUri {
             // A container that sees the pod's logs in a volume could put links there.
             root: if record.log_path.is_empty() { String::new() } else { sandbox.log_directory() },
             format: LogFormat::Cri,
-            max_line: self.config().max_log_line,
+            max_line: settings.max_log_line,
+            journal: if settings.log_to_journald { journal_name(&config, sandbox) } else { String::new() },
             attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
             ..LogUri::new(record.log_path.clone())
         };
@@ -257,6 +259,14 @@ pub(in crate::cri) fn lost(started_at: i64, exit: Exit) -> End {
         reason: reason(exit.status, false).to_owned(),
         message: String::new(),
     }
+}
+
+/// What a container is called in the journal: as CRI-O's and docker's users look for it there.
+fn journal_name(container: &v1::ContainerConfig, sandbox: &Sandbox) -> String {
+    let (own, pod) =
+        (container.metadata.clone().unwrap_or_default(), sandbox.record().config.clone().unwrap_or_default());
+    let pod = pod.metadata.unwrap_or_default();
+    format!("k8s_{}_{}_{}_{}_{}", own.name, pod.name, pod.namespace, pod.uid, own.attempt)
 }
 
 fn reason(status: u32, oom_killed: bool) -> &'static str {
