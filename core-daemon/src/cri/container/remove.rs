@@ -45,6 +45,9 @@ impl Cri {
             _ => {}
         }
         self.remove_container_dir(id)?;
+        if let Ok(sandbox) = self.store().sandbox(&container.record().sandbox_id) {
+            self.unlink_log(&sandbox.record(), id);
+        }
         // The shim removes its socket; a dead one did not.
         let _ = std::fs::remove_file(self.attach_socket(id));
         failpoint::hit("cri.removed.files");
