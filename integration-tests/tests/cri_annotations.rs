@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = tests![
     settings_of_all_containers [Root, Overlay],
     forbidden_system_calls_are_heard_of [Root, Overlay],
     a_pods_logs_are_in_its_volume [Root, Overlay],
+    interrupts_keep_off_processors [Root, Overlay],
 ];
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
@@ -341,4 +342,44 @@ fn a_pods_logs_are_in_its_volume(env: &Env) -> Result<()> {
     let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
     let started = pods.start(&pod, &config, &image, &SLEEP, |container| container.log_path = "0.log".into());
     refused_start(started, "annotation link-logs.crio.io: volume missing")
+}
+
+fn interrupts_keep_off_processors(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let place = Path::new("/proc/irq");
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+    let files = ["default_smp_affinity", "24/smp_affinity", "25/smp_affinity"].map(|file| place.join(file));
+    for (file, mask) in files.iter().zip(["3", "3", "2"]) {
+        std::fs::create_dir_all(file.parent().expect("a directory"))?;
+        std::fs::write(file, mask)?;
+    }
+    let masks = || files.each_ref().map(|file| std::fs::read_to_string(file).unwrap_or_default().trim().to_owned());
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let allowed = "[cri.runtimes.rung]\nallowed_annotations = [\"irq-load-balancing.crio.io\"]\n";
+    let daemon = env.daemon_configured(allowed)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = annotated(pods.pod_config("pod"), &[("irq-load-balancing.crio.io", "disable")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let start = |pods: &mut Pods<'_>, name: &str, cpu_shares: i64| {
+        pods.start(&pod, &config, &image, &SLEEP, |container| {
+            container.metadata.get_or_insert_default().name = name.to_owned();
+            let limits = v1::LinuxContainerResources { cpu_shares, cpuset_cpus: "1".into(), ..Default::default() };
+            container.linux.get_or_insert_default().resources = Some(limits);
+        })
+    };
+    start(&mut pods, "sharing", 500)?;
+    assert_eq!(masks(), ["3", "3", "2"], "who has half a processor has none for himself");
+    let container = start(&mut pods, "own", 1024)?;
+    assert_eq!(masks(), ["1", "1", "2"], "one that has no other processor left stays");
+    // Whoever is the daemon when it ends gives back what there was.
+    daemon.crash()?;
+    let daemon = env.daemon_configured(allowed)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    assert_eq!(masks(), ["1", "1", "2"]);
+    let stop = v1::StopContainerRequest { container_id: container.clone(), timeout: 0 };
+    pods.runtime.block_on(pods.pods.stop_container(stop))?;
+    assert_eq!(pods.exit_code(&container)?, 137);
+    wait::until("the masks are as before", || (masks() == ["3", "3", "2"]).then_some(()))?;
+    pods.remove(&pod)
 }

@@ -13,6 +13,8 @@ pub enum Annotation {
     CpuQuota,
     /// Devices of the host.
     Devices,
+    /// No interrupts on processors of a container's own.
+    Interrupts,
     /// Volumes whose own label of SELinux is right are not labelled.
     KeepLabels,
     /// The pod's logs in one of its volumes.
@@ -49,7 +51,7 @@ const fn names(annotation: Annotation, current: &'static str, older: &'static st
     Names { annotation, current, older, per_container }
 }
 
-const ALL: [Names; 11] = [
+const ALL: [Names; 12] = [
     names(
         Annotation::CgroupWritable,
         "cgroup2-mount-hierarchy-rw.crio.io",
@@ -58,6 +60,7 @@ const ALL: [Names; 11] = [
     ),
     names(Annotation::CpuQuota, "cpu-quota.crio.io", "", true),
     names(Annotation::Devices, "devices.crio.io", "io.kubernetes.cri-o.Devices", false),
+    names(Annotation::Interrupts, "irq-load-balancing.crio.io", "", true),
     names(
         Annotation::KeepLabels,
         "try-skip-volume-selinux-label.crio.io",
@@ -83,12 +86,11 @@ const PASSED: &str = "annotations for a runtime are passed to it by pod_annotati
 const OTHERWISE: &str = "there is nothing in this daemon that it could change";
 
 /// What else CRI-O allows by name, and why it is not done here.
-const OTHERS: [(&str, &str); 21] = [
+const OTHERS: [(&str, &str); 20] = [
     ("cpu-c-states.crio.io", GLOBAL),
     ("cpu-freq-governor.crio.io", GLOBAL),
     ("cpu-load-balancing.crio.io", "it changes the cgroups of other pods, which are the kubelet's"),
     ("cpu-shared.crio.io", "no processors are set aside for containers to share"),
-    ("irq-load-balancing.crio.io", GLOBAL),
     ("disable-fips.crio.io", OTHERWISE),
     ("io.kubernetes.cri-o.DisableFIPS", OTHERWISE),
     ("platform-runtime-path.crio.io", "a handler has one runtime: another handler has another"),

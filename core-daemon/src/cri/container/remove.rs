@@ -33,6 +33,9 @@ impl Cri {
         let (cri, gone) = (self.clone(), container.clone());
         blocking(move || cri.remove_files(&gone)).await.doing(doing)?;
         drop(window);
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tracing::warn!(id = %container.id(), %error, "give back what interrupts kept off");
+        }
         self.announce_container(container, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }

@@ -67,6 +67,10 @@ impl Cri {
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tasks.discard(&task).await;
+            return Err(error);
+        }
         let window = self.nri_window().await;
         let started_at = SystemTime::now();
         let started = async {
@@ -192,6 +196,9 @@ impl Cri {
         }
         failpoint::hit("cri.ended");
         self.unwatch_calls(container);
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tracing::warn!(id = %container.id(), %error, "give back what interrupts kept off");
+        }
         if let Some(task) = task
             && let Err(error) = self.parts().tasks.delete_left(task.namespace(), task.id()).await
         {

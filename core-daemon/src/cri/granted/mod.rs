@@ -54,6 +54,8 @@ pub(super) struct Granted {
     pub(super) users: Option<users::Wish>,
     /// Files of cgroups, by container.
     unified: BTreeMap<String, unified::Files>,
+    /// Whether processors take no interrupts, by container; that of the empty name is the others'.
+    no_interrupts: BTreeMap<String, bool>,
     /// Whether time is not limited, by container; that of the empty name is the others'.
     no_quota: BTreeMap<String, bool>,
 }
@@ -71,6 +73,11 @@ impl Granted {
     /// The files of a container's cgroup.
     pub(super) fn unified(&self, container: &str) -> Option<&unified::Files> {
         self.unified.get(container)
+    }
+
+    /// Whether a container's processors are to take no interrupts.
+    fn has_no_interrupts(&self, container: &str) -> bool {
+        self.no_interrupts.get(container).or_else(|| self.no_interrupts.get("")).copied().unwrap_or_default()
     }
 
     /// Whether a container's time is not to be limited.
@@ -207,6 +214,7 @@ impl Granted {
             Annotation::CgroupWritable => self.cgroup_writable = flag(value)?,
             Annotation::CpuQuota => drop(self.no_quota.insert(container.to_owned(), is_disabled(value)?)),
             Annotation::Devices => self.devices = devices::parse(value, &settings.allowed_devices)?,
+            Annotation::Interrupts => drop(self.no_interrupts.insert(container.to_owned(), is_disabled(value)?)),
             Annotation::KeepLabels => self.keeps_labels = flag(value)?,
             Annotation::LinkLogs => self.link_logs = Some(volume(value)?.to_owned()),
             Annotation::SeccompNotifier => self.forbidden_calls = Some(forbidden(value)?),
@@ -321,6 +329,7 @@ mod tests {
             ("seccomp-notifier-action.crio.io", "kill"),
             ("unified-cgroup.crio.io", "memory.high=1"),
             ("userns-mode.crio.io", "host"),
+            ("irq-load-balancing.crio.io", ""),
             ("link-logs.crio.io", ""),
             ("link-logs.crio.io", "../x"),
             ("try-skip-volume-selinux-label.crio.io", "maybe"),
@@ -342,6 +351,7 @@ mod tests {
             ("cpu-quota.crio.io", "disable"),
             ("seccomp-notifier-action.crio.io", "stop"),
             ("cpu-quota.crio.io/web", "enable"),
+            ("irq-load-balancing.crio.io/web", "disable"),
             ("unified-cgroup.crio.io/web", "memory.high=1000"),
             ("io.kubernetes.cri-o.LinkLogs", "logs-of-it"),
             ("io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel", "true"),
@@ -353,6 +363,7 @@ mod tests {
         assert_eq!(volume_of_logs(&annotations(&[("link-logs.crio.io", "a/b")])), None);
         assert_eq!((granted.umask, granted.shm_size, granted.cgroup_writable), (Some(0o27), Some(128 << 20), true));
         assert_eq!(granted.forbidden_calls, Some(Forbidden::Stop));
+        assert!(granted.has_no_interrupts("web") && !granted.has_no_interrupts("other"));
         assert!(granted.has_no_quota("other") && !granted.has_no_quota("web"));
         assert!(granted.unified("web").is_some() && granted.unified("other").is_none());
     }
