@@ -54,8 +54,8 @@ pub enum Command {
         /// Path
         path: std::path::PathBuf,
         /// Directory below which it is
-        #[arg(long, default_value = "")]
-        prefix: std::path::PathBuf,
+        #[arg(long)]
+        prefix: Option<std::path::PathBuf>,
         /// Make nothing where there is nothing
         #[arg(long)]
         existing: bool,

@@ -78,7 +78,7 @@ pub fn run(args: Args) -> ExitCode {
         // The daemon, a runtime or a container runs these. They read no configuration.
         Some(Command::HoldNamespaces { flags }) => helper(net::namespaces::hold(flags)),
         Some(Command::LookAtPath { path, prefix, existing }) => {
-            helper(cri::host::look_at_path(&path, &prefix, !existing))
+            helper(cri::host::look_at_path(&path, &prefix.unwrap_or_default(), !existing))
         }
         Some(Command::OciHook { words }) => helper(hook::run(&words)),
         Some(Command::VerifyMetadata { path }) => app::verify_metadata(&path),

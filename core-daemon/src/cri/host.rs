@@ -190,7 +190,11 @@ pub(super) async fn resolve(
             .doing(doing);
     }
     let mut command = Command::new(daemon);
-    command.arg(LOOK).arg(path).arg("--prefix").arg(prefix);
+    command.arg(LOOK).arg(path);
+    // An empty value is none to the command line.
+    if !prefix.as_os_str().is_empty() {
+        command.arg("--prefix").arg(prefix);
+    }
     if !may_make {
         command.arg("--existing");
     }
