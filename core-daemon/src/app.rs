@@ -26,7 +26,7 @@ use gantry_proto::gantry::engine::v1::engine_server::EngineServer;
 use gantry_proto::gantry::images::v1::images_server::ImagesServer as GantryImagesServer;
 use gantry_proto::gantry::system::v1::system_server::SystemServer;
 use gantry_proto::runtime::v1::image_service_server::ImageServiceServer;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
 use tonic::service::{Routes, RoutesBuilder};
@@ -90,10 +90,11 @@ pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Resul
     let remote = serve::Remote::bind(&config.grpc.remote).await?;
     let routes = daemon.routes(&config, &stopping)?;
     let observer = Observer::new(&config)?;
+    let (config_now, in_force) = watch::channel(config.clone());
     let debug = &config.debug;
     if !debug.address.as_os_str().is_empty() {
         let socket = Socket::bind_for(&debug.address, (debug.uid, debug.gid))?;
-        tokio::spawn(serve::debug(socket, observer.clone(), stopping.clone()));
+        tokio::spawn(serve::debug(socket, observer.clone(), in_force, stopping.clone()));
     }
     let gc = tokio::spawn(daemon.gc.clone().run(Schedule::default(), stopping.clone()));
     daemon.gc.changed();
@@ -113,7 +114,7 @@ pub async fn run(config: Config, flags: Overrides, set_level: SetLevel) -> Resul
     tokio::spawn(idle::give_back(observer.clone(), stopping.clone()));
     let grpc = serve::grpc(grpc, remote, routes, &observer, stopping.clone(), &config);
     let (cri, images) = (daemon.cri.clone(), daemon.images.clone());
-    let reload = Reload { config: config.clone(), flags, set_level, cri, images };
+    let reload = Reload { config: config_now, flags, set_level, cri, images };
     let reload = tokio::spawn(reload.keep(reloads));
     serve::notify_ready();
     tracing::info!(version = crate::VERSION, address = %config.grpc.address.display(), "ready");
@@ -377,7 +378,9 @@ fn at_once(registry: &config::Registry) -> AtOnce {
 
 fn registry(config: &Config) -> Registry {
     let accounts = Some(&config.registry.auth_file).filter(|path| !path.as_os_str().is_empty());
+    let names = Some(&config.registry.registries_conf).filter(|path| !path.as_os_str().is_empty());
     let registry = Registry::new(config.registry.config_path.clone()).with_accounts(accounts.cloned());
+    let registry = registry.with_registries_conf(names.cloned());
     registry.with_patience(Timeouts::of(config.registry.timeout))
 }
 

@@ -440,11 +440,7 @@ impl Config {
                 return Err(Error::invalid(format!("proxy_plugins.{name}.address: path must be absolute")));
             }
         }
-        let Registry { max_downloads, max_layer_connections, max_uploads, .. } = &self.registry;
-        if [max_downloads, max_layer_connections, max_uploads].contains(&&0) {
-            let keys = "registry.max_downloads, registry.max_layer_connections, registry.max_uploads";
-            return Err(Error::invalid(format!("{keys}: must be at least 1")));
-        }
+        self.registry.check()?;
         if self.container_log.max_files == 0 {
             return Err(Error::invalid("container_log.max_files: must be at least 1"));
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
-use integration_tests::{Env, Registry, Result, Test, http, tests};
+use integration_tests::{Env, Registry, Result, Test, http, tests, wait};
 use nix::mount::{MsFlags, mount};
 use serde_json::json;
 use tonic::{Code, Status};
@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = tests![
     pods_with_processors_of_their_own_lose_their_limit [Root, Overlay, CgroupV1],
     settings_of_all_containers [Root, Overlay],
     forbidden_system_calls_are_heard_of [Root, Overlay],
+    a_pods_logs_are_in_its_volume [Root, Overlay],
+    interrupts_keep_off_processors [Root, Overlay],
 ];
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "600"];
@@ -312,4 +314,102 @@ fn forbidden_system_calls_are_heard_of(env: &Env) -> Result<()> {
     assert_eq!(exec(&mut pods, &told, look)?, "not permitted");
     assert_eq!(counted(address, "swapoff")?, 1);
     Ok(())
+}
+
+fn a_pods_logs_are_in_its_volume(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let kubelet = env.dir("kubelet")?;
+    let allowed = "allowed_annotations = [\"link-logs.crio.io\"]";
+    let daemon =
+        env.daemon_configured(&format!("[cri]\nkubelet_dir = {kubelet:?}\n[cri.runtimes.rung]\n{allowed}\n"))?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let mut config = annotated(pods.pod_config("linked"), &[("io.kubernetes.cri-o.LinkLogs", "own")]);
+    config.log_directory = env.dir("pod-logs")?.display().to_string();
+    let uid = config.metadata.clone().expect("metadata").uid;
+    let volume = kubelet.join("pods").join(uid).join("volumes/kubernetes.io~empty-dir/own");
+    std::fs::create_dir_all(&volume)?;
+    // As an earlier container may have left it.
+    std::os::unix::fs::symlink("/etc", volume.join("logs"))?;
+    let mounted = || -> Result<Vec<_>> {
+        let all = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let points = all.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned));
+        Ok(points.filter(|point| point.starts_with(kubelet.to_str().expect("text"))).collect())
+    };
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let start = |pods: &mut Pods<'_>, name: &str| {
+        let host_path = volume.to_string_lossy().into_owned();
+        let script = ["/bin/sh", "-c", "echo said; exec sleep 600"];
+        pods.start(&pod, &config, &image, &script, |container| {
+            container.metadata = Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 });
+            container.log_path = format!("{name}/0.log");
+            container.mounts.push(v1::Mount { host_path, container_path: "/volume".into(), ..Default::default() });
+        })
+    };
+    refused_start(start(&mut pods, "none"), "annotation link-logs.crio.io: volume own: logs: ")?;
+    assert!(mounted()?.is_empty(), "{:?}", mounted()?);
+    std::fs::remove_file(volume.join("logs"))?;
+    let (first, second) = (start(&mut pods, "one")?, start(&mut pods, "other")?);
+    assert_eq!(mounted()?, [volume.join("logs").display().to_string()], "once");
+    for container in [&first, &second] {
+        let own = format!("grep -o said /volume/{container}.log");
+        wait::until("the container's log is there", || {
+            exec(&mut pods, &second, &own).ok().filter(|said| said == "said")
+        })?;
+    }
+    assert_eq!(exec(&mut pods, &first, "echo x 2>/dev/null >> /volume/logs/one/0.log || echo no")?, "no");
+    pods.runtime.block_on(pods.pods.remove_container(v1::RemoveContainerRequest { container_id: first.clone() }))?;
+    assert!(volume.join(format!("{first}.log")).symlink_metadata().is_err(), "it leads nowhere now");
+    let stop = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+    pods.runtime.block_on(pods.pods.stop_pod_sandbox(stop))?;
+    assert!(mounted()?.is_empty(), "a stopped pod has no mounts: {:?}", mounted()?);
+    assert!(Path::new(&config.log_directory).join("other/0.log").is_file());
+    pods.remove(&pod)?;
+
+    let config = annotated(pods.pod_config("missing"), &[("link-logs.crio.io", "missing")]);
+    let config = v1::PodSandboxConfig { log_directory: env.dir("pod-logs")?.display().to_string(), ..config };
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let started = pods.start(&pod, &config, &image, &SLEEP, |container| container.log_path = "0.log".into());
+    refused_start(started, "annotation link-logs.crio.io: volume missing")
+}
+
+fn interrupts_keep_off_processors(env: &Env) -> Result<()> {
+    env.own_mounts()?;
+    let place = Path::new("/proc/irq");
+    mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+    let files = ["default_smp_affinity", "24/smp_affinity", "25/smp_affinity"].map(|file| place.join(file));
+    for (file, mask) in files.iter().zip(["3", "3", "2"]) {
+        std::fs::create_dir_all(file.parent().expect("a directory"))?;
+        std::fs::write(file, mask)?;
+    }
+    let masks = || files.each_ref().map(|file| std::fs::read_to_string(file).unwrap_or_default().trim().to_owned());
+    let (_registry, image) = Registry::with_busybox(env)?;
+    let allowed = "[cri.runtimes.rung]\nallowed_annotations = [\"irq-load-balancing.crio.io\"]\n";
+    let daemon = env.daemon_configured(allowed)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    pods.pull(&image)?;
+    let config = annotated(pods.pod_config("pod"), &[("irq-load-balancing.crio.io", "disable")]);
+    let pod = run(&mut pods, "", &config).map_err(|status| *status)?;
+    let start = |pods: &mut Pods<'_>, name: &str, cpu_shares: i64| {
+        pods.start(&pod, &config, &image, &SLEEP, |container| {
+            container.metadata.get_or_insert_default().name = name.to_owned();
+            let limits = v1::LinuxContainerResources { cpu_shares, cpuset_cpus: "1".into(), ..Default::default() };
+            container.linux.get_or_insert_default().resources = Some(limits);
+        })
+    };
+    start(&mut pods, "sharing", 500)?;
+    assert_eq!(masks(), ["3", "3", "2"], "who has half a processor has none for himself");
+    let container = start(&mut pods, "own", 1024)?;
+    assert_eq!(masks(), ["1", "1", "2"], "one that has no other processor left stays");
+    // Whoever is the daemon when it ends gives back what there was.
+    daemon.crash()?;
+    let daemon = env.daemon_configured(allowed)?;
+    let mut pods = Pods::connect(env, &daemon)?;
+    assert_eq!(masks(), ["1", "1", "2"]);
+    let stop = v1::StopContainerRequest { container_id: container.clone(), timeout: 0 };
+    pods.runtime.block_on(pods.pods.stop_container(stop))?;
+    assert_eq!(pods.exit_code(&container)?, 137);
+    wait::until("the masks are as before", || (masks() == ["3", "3", "2"]).then_some(()))?;
+    pods.remove(&pod)
 }

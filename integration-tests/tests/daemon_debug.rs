@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use gantry_proto::runtime::v1;
 use integration_tests::pods::Pods;
 use integration_tests::{Env, Result, Test, tests, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub(crate) const TESTS: &[Test] = tests![the_debug_socket_says_what_is_under_way [Root, Containerd]];
 
@@ -38,6 +40,15 @@ fn the_debug_socket_says_what_is_under_way(env: &Env) -> Result<()> {
         pods.runtime.block_on(pods.pods.version(request)).ok()?;
         get("/debug/pprof/goroutine").ok().filter(|(_, dump)| !dump.contains(call)).map(drop)
     })?;
+    // What the file says now counts as far as it was taken over.
+    let (pid, file) = (Pid::from_raw(daemon.pid().try_into()?), env.path("config.toml"));
+    let text = format!("[debug]\naddress = {path:?}\nuid = 7\n[cri]\nexec_drain = 77\n");
+    std::fs::write(&file, text)?;
+    kill(pid, Signal::SIGHUP)?;
+    let config = wait::until("the configuration is taken over", || {
+        get("/debug/config").ok().map(|(_, config)| config).filter(|config| config.contains("exec_drain = 77"))
+    })?;
+    assert!(config.contains("[debug]") && !config.contains("uid = 7"), "{config}");
     let refused = daemon.ctr(&["pprof", "--debug-socket", &socket, "heap"])?;
     assert!(refused.ok().is_err(), "there is no heap of Go's");
     let (status, said) = get("/debug/pprof/heap")?;

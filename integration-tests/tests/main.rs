@@ -22,6 +22,8 @@ mod cri_faults;
 mod cri_hostile;
 mod cri_hosts;
 mod cri_images;
+mod cri_journal;
+mod cri_names;
 mod cri_networks;
 mod cri_nri;
 mod cri_nri_plugins;
@@ -102,6 +104,8 @@ const TESTS: &[&[Test]] = &[
     cri_hostile::TESTS,
     cri_hosts::TESTS,
     cri_images::TESTS,
+    cri_journal::TESTS,
+    cri_names::TESTS,
     cri_networks::TESTS,
     cri_nri::TESTS,
     cri_nri_plugins::TESTS,

@@ -81,6 +81,8 @@ pub struct LogUri {
     pub format: LogFormat,
     /// Absolute path of the attach socket; empty: none.
     pub attach: String,
+    /// What the container is called in the journal of the system, to which its lines go too; empty: they do not.
+    pub journal: String,
     /// Bytes of a line's text after which it is cut into pieces.
     pub max_line: usize,
     /// Bytes after which the file is rotated; 0: never.
@@ -103,6 +105,7 @@ impl LogUri {
             root: String::new(),
             format: LogFormat::Json,
             attach: String::new(),
+            journal: String::new(),
             max_line: MAX_LINE,
             max_size: 0,
             max_files: 1,
@@ -135,6 +138,7 @@ impl LogUri {
                 }
                 "root" => uri.root = decode(value)?,
                 "attach" => uri.attach = decode(value)?,
+                "journal" => uri.journal = decode(value)?,
                 "max-line" => match value.parse() {
                     Ok(length) if length >= MIN_LINE => uri.max_line = length,
                     _ => return Err(format!("log parameter max-line: {value:?} is not a number from {MIN_LINE} on")),
@@ -169,9 +173,9 @@ impl std::fmt::Display for LogUri {
             LogFormat::Cri => "cri",
         };
         write!(f, "{}{}?format={format}", Self::SCHEME, encode(&self.path))?;
-        for (name, path) in [("root", &self.root), ("attach", &self.attach)] {
-            if !path.is_empty() {
-                write!(f, "&{name}={}", encode(path))?;
+        for (name, text) in [("root", &self.root), ("attach", &self.attach), ("journal", &self.journal)] {
+            if !text.is_empty() {
+                write!(f, "&{name}={}", encode(text))?;
             }
         }
         write!(f, "&max-size={}&max-files={}", self.max_size, self.max_files)?;
@@ -258,6 +262,7 @@ mod tests {
             root: "/var/lib/a?b&c%d".into(),
             format: LogFormat::Cri,
             attach: "/run/x y.sock".into(),
+            journal: "k8s_a&b".into(),
             max_line: 4096,
             max_size: 20 << 20,
             max_files: 5,

@@ -4,6 +4,7 @@
 //! wrong with the file, the daemon goes on as it was.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::SetLevel;
 use crate::blocking::blocking;
@@ -23,7 +24,7 @@ pub(super) fn requests() -> Result<Signal> {
 
 /// What is configured, and how to change it.
 pub(super) struct Reload {
-    pub(super) config: Config,
+    pub(super) config: watch::Sender<Config>,
     pub(super) flags: Overrides,
     pub(super) set_level: SetLevel,
     pub(super) cri: Cri,
@@ -32,7 +33,7 @@ pub(super) struct Reload {
 
 impl Reload {
     /// Reads the configuration whenever the signal comes. Signals that come while it is read are one.
-    pub(super) async fn keep(mut self, mut requests: Signal) {
+    pub(super) async fn keep(self, mut requests: Signal) {
         while requests.recv().await.is_some() {
             serve::notify_reloading();
             match self.once().await {
@@ -54,21 +55,21 @@ impl Reload {
         }
     }
 
-    async fn once(&mut self) -> Result<Reloaded> {
+    async fn once(&self) -> Result<Reloaded> {
+        let before = self.config.borrow().clone();
         let flags = self.flags.clone();
         let new = blocking(move || Config::load(&flags)).await?;
-        new.notes.iter().filter(|note| !self.config.notes.contains(note)).for_each(|note| {
+        new.notes.iter().filter(|note| !before.notes.contains(note)).for_each(|note| {
             tracing::warn!("configuration: {note}");
         });
-        let reloaded = self.config.reloaded(&new)?;
+        let reloaded = before.reloaded(&new)?;
         // What may fail comes first, and leaves no trace then.
         let level = crate::filter(&reloaded.config.log.level).doing(|| "log.level")?;
         self.cri.check(&reloaded.config.cri)?;
         (self.set_level)(level)?;
         self.cri.reconfigure(&reloaded.config.cri);
         self.images.set_features(super::features(&reloaded.config, &self.images.snapshotters));
-        self.config = reloaded.config.clone();
-        self.config.notes = new.notes;
+        self.config.send_replace(Config { notes: new.notes, ..reloaded.config.clone() });
         Ok(reloaded)
     }
 }

@@ -13,6 +13,12 @@ pub enum Annotation {
     CpuQuota,
     /// Devices of the host.
     Devices,
+    /// No interrupts on processors of a container's own.
+    Interrupts,
+    /// Volumes whose own label of SELinux is right are not labelled.
+    KeepLabels,
+    /// The pod's logs in one of its volumes.
+    LinkLogs,
     /// What is done about system calls that a filter forbids.
     SeccompNotifier,
     /// The filter of system calls, as an artifact.
@@ -45,7 +51,7 @@ const fn names(annotation: Annotation, current: &'static str, older: &'static st
     Names { annotation, current, older, per_container }
 }
 
-const ALL: [Names; 9] = [
+const ALL: [Names; 12] = [
     names(
         Annotation::CgroupWritable,
         "cgroup2-mount-hierarchy-rw.crio.io",
@@ -54,6 +60,14 @@ const ALL: [Names; 9] = [
     ),
     names(Annotation::CpuQuota, "cpu-quota.crio.io", "", true),
     names(Annotation::Devices, "devices.crio.io", "io.kubernetes.cri-o.Devices", false),
+    names(Annotation::Interrupts, "irq-load-balancing.crio.io", "", true),
+    names(
+        Annotation::KeepLabels,
+        "try-skip-volume-selinux-label.crio.io",
+        "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel",
+        false,
+    ),
+    names(Annotation::LinkLogs, "link-logs.crio.io", "io.kubernetes.cri-o.LinkLogs", false),
     names(
         Annotation::SeccompNotifier,
         "seccomp-notifier-action.crio.io",
@@ -72,26 +86,21 @@ const PASSED: &str = "annotations for a runtime are passed to it by pod_annotati
 const OTHERWISE: &str = "there is nothing in this daemon that it could change";
 
 /// What else CRI-O allows by name, and why it is not done here.
-const OTHERS: [(&str, &str); 28] = [
+const OTHERS: [(&str, &str); 23] = [
     ("cpu-c-states.crio.io", GLOBAL),
     ("cpu-freq-governor.crio.io", GLOBAL),
     ("cpu-load-balancing.crio.io", "it changes the cgroups of other pods, which are the kubelet's"),
     ("cpu-shared.crio.io", "no processors are set aside for containers to share"),
-    ("irq-load-balancing.crio.io", GLOBAL),
     ("disable-fips.crio.io", OTHERWISE),
     ("io.kubernetes.cri-o.DisableFIPS", OTHERWISE),
-    ("link-logs.crio.io", "mounts in the kubelet's volumes would keep it from removing them"),
-    ("io.kubernetes.cri-o.LinkLogs", "mounts in the kubelet's volumes would keep it from removing them"),
-    ("platform-runtime-path.crio.io", "a handler has one runtime"),
-    ("io.kubernetes.cri-o.PlatformRuntimePath", "a handler has one runtime"),
+    ("platform-runtime-path.crio.io", "a handler has one runtime: another handler has another"),
+    ("io.kubernetes.cri-o.PlatformRuntimePath", "a handler has one runtime: another handler has another"),
     ("pod-linux-overhead.crio.io", OTHERWISE),
     ("io.kubernetes.cri-o.PodLinuxOverhead", OTHERWISE),
     ("pod-linux-resources.crio.io", OTHERWISE),
     ("io.kubernetes.cri-o.PodLinuxResources", OTHERWISE),
     ("spoofed.crio.io", "every container has processes"),
     ("io.kubernetes.cri-o.Spoofed", "every container has processes"),
-    ("try-skip-volume-selinux-label.crio.io", "every file is labelled, whatever the directory above has"),
-    ("io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel", "every file is labelled, whatever the directory above has"),
     ("io.containers.trace-syscall", "a hook is chosen by a file in hooks_dirs"),
     ("io.kubernetes.cri.rdt-class", "it needs no leave here"),
     ("bundle", PASSED),

@@ -55,6 +55,8 @@ pub struct Cri {
     pub absent_mount_sources_to_reject: Vec<PathBuf>,
     /// Directory below which the kubelet's paths of mounts lie, for a daemon that sees the machine's files there; empty: none.
     pub bind_mount_prefix: PathBuf,
+    /// The kubelet's directory, in whose volumes pods may have their logs shown by annotation.
+    pub kubelet_dir: PathBuf,
     /// Devices that a pod may ask for by annotation, where its handler or its workload allows the annotation.
     pub allowed_devices: Vec<PathBuf>,
     /// User whose ids in `/etc/subuid` and `/etc/subgid` are those of pods that ask for users of their own by annotation.
@@ -67,6 +69,8 @@ pub struct Cri {
     pub workloads: BTreeMap<String, Workload>,
     /// Images that the kubelet is told not to remove.
     pub pinned_images: Vec<String>,
+    /// What containers write goes to systemd's journal too, beside their logs.
+    pub log_to_journald: bool,
     /// Longest text of a line in a container's log, in bytes; longer lines are cut into parts.
     pub max_log_line: usize,
     /// Seconds for which an `ExecSync` waits for output after its process has ended, because children may hold the stream.
@@ -215,11 +219,13 @@ impl Default for Cri {
             timezone: String::new(),
             absent_mount_sources_to_reject: Vec::new(),
             bind_mount_prefix: PathBuf::new(),
+            kubelet_dir: "/var/lib/kubelet".into(),
             allowed_devices: vec!["/dev/fuse".into(), "/dev/net/tun".into()],
             userns_owner: "containers".into(),
             seccomp_stop_delay: 5,
             workloads: BTreeMap::new(),
             pinned_images: Vec::new(),
+            log_to_journald: false,
             max_log_line: 16 << 10,
             exec_drain: 5,
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
@@ -326,6 +332,7 @@ impl Cri {
         if !self.bind_mount_prefix.as_os_str().is_empty() {
             absolute("bind_mount_prefix", &self.bind_mount_prefix)?;
         }
+        absolute("kubelet_dir", &self.kubelet_dir)?;
         for path in &self.absent_mount_sources_to_reject {
             absolute("absent_mount_sources_to_reject", path)?;
         }

@@ -42,6 +42,9 @@ pub enum SharingPolicy {
 pub struct Registry {
     /// Directory of `HOST/hosts.toml` and certificates.
     pub config_path: PathBuf,
+    /// A file such as `/etc/containers/registries.conf`, with the directory of that name and `.d`, as registries.conf(5) describes
+    /// them: mirrors, blocked registries, and what short names of kubelets stand for; empty: none.
+    pub registries_conf: PathBuf,
     /// The daemon's own accounts, as docker's `config.json` has them; empty: none.
     pub auth_file: PathBuf,
     /// Layers of one image that come in at once, and connections that they come over.
@@ -58,9 +61,33 @@ pub struct Registry {
 
 impl Default for Registry {
     fn default() -> Self {
-        let (config_path, auth_file) = (PathBuf::from("/etc/gantry/certs.d"), PathBuf::new());
-        let (max_downloads, max_layer_connections, large_layer) = (6, 4, 32);
-        Self { config_path, auth_file, max_downloads, max_layer_connections, large_layer, max_uploads: 4, timeout: 60 }
+        Self {
+            config_path: PathBuf::from("/etc/gantry/certs.d"),
+            registries_conf: PathBuf::new(),
+            auth_file: PathBuf::new(),
+            max_downloads: 6,
+            max_layer_connections: 4,
+            large_layer: 32,
+            max_uploads: 4,
+            timeout: 60,
+        }
+    }
+}
+
+impl Registry {
+    pub(super) fn check(&self) -> Result<()> {
+        let names = &self.registries_conf;
+        if !names.as_os_str().is_empty() && !names.is_absolute() {
+            return Err(Error::invalid(format!(
+                "registry.registries_conf: {}: path must be absolute",
+                names.display()
+            )));
+        }
+        if [self.max_downloads, self.max_layer_connections, self.max_uploads].contains(&0) {
+            let keys = "registry.max_downloads, registry.max_layer_connections, registry.max_uploads";
+            return Err(Error::invalid(format!("{keys}: must be at least 1")));
+        }
+        Ok(())
     }
 }
 

@@ -9,9 +9,10 @@ use crate::error::{Doing as _, Error, Result};
 const LIVE: [&str; 2] = ["log.level", "cri"];
 /// Parts of those that do not: sockets that are open, plugins that are connected, and what pods that are there depend on, such
 /// as the handler of those that name none.
-const FIXED: [&str; 7] = [
+const FIXED: [&str; 8] = [
     "cri.default_runtime",
     "cri.cgroup_driver",
+    "cri.kubelet_dir",
     "cri.selinux",
     "cri.selinux_category_range",
     "cri.cni",

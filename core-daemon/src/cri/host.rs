@@ -191,6 +191,7 @@ pub(super) async fn resolve(
     }
     let mut command = Command::new(daemon);
     command.arg(LOOK).arg(path);
+    // An empty value is none to the command line.
     if !prefix.as_os_str().is_empty() {
         command.arg("--prefix").arg(prefix);
     }

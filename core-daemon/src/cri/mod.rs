@@ -15,6 +15,7 @@ mod granted;
 pub mod host;
 mod image;
 mod inside;
+mod interrupts;
 mod labels;
 mod lists;
 mod metrics;
@@ -107,6 +108,7 @@ struct Shared {
     selinux: selinux::Selinux,
     users: granted::Users,
     calls: calls::Calls,
+    interrupts: interrupts::Interrupts,
     nri: nri::Nri,
 }
 
@@ -148,6 +150,7 @@ impl Cri {
             streaming: OnceLock::new(),
             users: granted::Users::default(),
             calls: calls::Calls::default(),
+            interrupts: interrupts::Interrupts::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }

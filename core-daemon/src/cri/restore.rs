@@ -57,6 +57,7 @@ impl Cri {
             }
         };
         stream::iter(work).for_each_concurrent(AT_ONCE, settle).await;
+        self.settle_interrupts_again().await;
         // Before anybody can ask for a pod: one that is being made looks like one that was never whole.
         let left = Mutex::default();
         match tokio::time::timeout(2 * PATIENCE, self.sweep(&left)).await {

@@ -164,6 +164,14 @@ pub(super) fn relabel(path: &Path, label: &str) -> Result<()> {
     .doing(doing)
 }
 
+/// Whether what is at a path has a label already, which is given last to a directory.
+pub(super) fn is_labelled(path: &Path, label: &str) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    openat2(AT_FDCWD, parent, how).is_ok_and(|parent| has_label(parent.as_fd(), name, label.as_bytes()))
+}
+
 fn label_tree(directory: BorrowedFd<'_>, name: &OsStr, label: &[u8], depth: usize) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(Errno::ELOOP.into());
@@ -187,8 +195,7 @@ fn label_tree(directory: BorrowedFd<'_>, name: &OsStr, label: &[u8], depth: usiz
 }
 
 fn label_one(directory: BorrowedFd<'_>, name: &OsStr, label: &[u8]) -> io::Result<()> {
-    let has = xattr::get(directory, name, ATTRIBUTE);
-    if has.is_ok_and(|has| has.is_some_and(|has| has.strip_suffix(b"\0").unwrap_or(&has) == label)) {
+    if has_label(directory, name, label) {
         return Ok(());
     }
     match xattr::set(directory, name, ATTRIBUTE, label) {
@@ -256,6 +263,11 @@ fn is_level(text: &str) -> bool {
             let (first, last) = range.split_once('.').map_or((range, None), |(first, last)| (first, Some(last)));
             number(first, 'c', 4) && last.is_none_or(|last| number(last, 'c', 4))
         })
+}
+
+fn has_label(directory: BorrowedFd<'_>, name: &OsStr, label: &[u8]) -> bool {
+    let has = xattr::get(directory, name, ATTRIBUTE);
+    has.is_ok_and(|has| has.is_some_and(|has| has.strip_suffix(b"\0").unwrap_or(&has) == label))
 }
 
 /// A number below `categories`.
@@ -364,7 +376,9 @@ mod tests {
             Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOTSUP | nix::libc::EPERM)) => return,
             other => other.expect("set"),
         }
+        assert!(!is_labelled(&volume, "u:r:t:s0:c1,c2"));
         relabel(&volume, "u:r:t:s0:c1,c2").expect("label");
+        assert!(is_labelled(&volume, "u:r:t:s0:c1,c2") && !is_labelled(&volume, "u:r:t:s0:c1,c3"));
         relabel(&volume, "u:r:t:s0:c1,c2").expect("again");
         let of = |dir: &Path, name: &str| {
             let dir = std::fs::File::open(dir).expect("open");

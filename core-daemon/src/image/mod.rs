@@ -29,6 +29,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rung_spec::digest::Digest;
 use rung_spec::image::{Descriptor, ImageConfig, Manifest};
 use rung_spec::platform::Platform;
+use rung_spec::reference::Reference;
 use tokio::sync::Notify;
 
 use crate::content::Content;
@@ -256,6 +257,27 @@ impl Images {
             flights,
             house,
         }
+    }
+
+    /// Whether a name without a registry may have another meaning than docker's.
+    pub fn has_short_names(&self) -> bool {
+        self.registry.has_short_names()
+    }
+
+    /// The full names of what to pull for a name as people type it: the first that there is. It waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Registry::names_to_pull`].
+    pub fn names_to_pull(&self, text: &str) -> Result<Vec<Reference>> {
+        self.registry.names_to_pull(text)
+    }
+
+    /// The full names that an image may have here of which `text` is typed. It waits for the disk.
+    ///
+    /// # Errors
+    /// As [`Registry::names_here`].
+    pub fn names_here(&self, text: &str) -> Result<Vec<Reference>> {
+        self.registry.names_here(text)
     }
 
     /// The choice of the best image for one platform, or for this machine.

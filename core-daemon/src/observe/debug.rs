@@ -10,6 +10,7 @@ use http::StatusCode;
 use serde_json::json;
 
 use super::Observer;
+use crate::config::Config;
 
 /// Calls that are listed; more are only counted.
 const MAX_LISTED: usize = 1024;
@@ -70,10 +71,14 @@ impl UnderWay {
 }
 
 /// The answer for a path: what it is of, and the text. It reads a few files of the kernel's.
-pub fn answer(observer: &Observer, path: &str) -> (StatusCode, &'static str, String) {
+pub fn answer(observer: &Observer, in_force: &Config, path: &str) -> (StatusCode, &'static str, String) {
     let text = |text| (StatusCode::OK, "text/plain; charset=utf-8", text);
     match path {
         "/debug/vars" => (StatusCode::OK, "application/json; charset=utf-8", vars(observer)),
+        "/debug/config" => match in_force.to_commented_toml() {
+            Ok(config) => text(config),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", error.to_string()),
+        },
         "/debug/pprof" | "/debug/pprof/" => text(INDEX.to_owned()),
         "/debug/pprof/cmdline" => text(command_line().join("\0")),
         "/debug/pprof/goroutine" => text(dump(observer)),
@@ -85,7 +90,8 @@ pub fn answer(observer: &Observer, path: &str) -> (StatusCode, &'static str, Str
     }
 }
 
-const INDEX: &str = "/debug/vars: counters of this process\n\
+const INDEX: &str = "/debug/config: the configuration in force\n\
+    /debug/vars: counters of this process\n\
     /debug/pprof/goroutine: calls under way, and what the threads wait for\n\
     /debug/pprof/cmdline: the command line\n";
 
@@ -166,13 +172,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_there_is_not_is_said_to_be_missing() {
-        let observer = Observer::default();
-        let (status, _, text) = answer(&observer, "/debug/pprof/heap");
+        let (observer, config) = (Observer::default(), Config::default());
+        let (status, _, text) = answer(&observer, &config, "/debug/pprof/heap");
         assert!(status == StatusCode::NOT_IMPLEMENTED && text.contains("no such profile"), "{text}");
-        assert_eq!(answer(&observer, "/etc/passwd").0, StatusCode::NOT_FOUND);
-        let (status, _, text) = answer(&observer, "/debug/vars");
+        assert_eq!(answer(&observer, &config, "/etc/passwd").0, StatusCode::NOT_FOUND);
+        let (status, _, text) = answer(&observer, &config, "/debug/config");
+        assert!(status == StatusCode::OK && text.contains("max_log_line = 16384"), "{text}");
+        let (status, _, text) = answer(&observer, &config, "/debug/vars");
         let vars: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert!(status == StatusCode::OK && vars["memory"]["resident_bytes"].as_u64() > Some(0), "{vars}");
-        assert!(answer(&observer, "/debug/pprof/goroutine").2.contains("threads\n\nthread "));
+        assert!(answer(&observer, &config, "/debug/pprof/goroutine").2.contains("threads\n\nthread "));
     }
 }

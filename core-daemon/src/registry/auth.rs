@@ -103,7 +103,7 @@ impl Repository {
     /// The account at `host`. The one given for the registry is for the registry alone: a mirror of it is another host,
     /// and has only the accounts that somebody knows for it.
     pub(super) async fn account(&self, host: &Host, challenges: &[String]) -> Result<Option<Credentials>> {
-        if let Some(credentials) = self.credentials.as_ref().filter(|_| host.mirrors.is_none()) {
+        if let Some(credentials) = self.credentials.as_ref().filter(|_| host.is_registry) {
             return Ok(Some(credentials.clone()));
         }
         for keyring in self.keyrings.iter() {

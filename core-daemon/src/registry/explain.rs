@@ -28,9 +28,9 @@ impl Registry {
     /// # Errors
     /// `Unauthenticated` where it is not; what connecting fails with.
     pub async fn check_account(&self, name: &str, access: &Access) -> Result<()> {
-        let repository = self.of(name, "", access)?;
+        let repository = self.of(name, "", None, access)?;
         let mut last = None;
-        for host in repository.hosts.iter().filter(|host| host.mirrors.is_none()) {
+        for host in repository.hosts.iter().filter(|host| host.is_registry) {
             if host.stands_in && last.as_ref().is_some_and(|error: &Error| error.kind() != Kind::Unavailable) {
                 continue;
             }
@@ -61,7 +61,7 @@ impl Repository {
             let outcome = self.resolve_at(host.clone(), object).await;
             all.push(Explained {
                 url: host.base.to_string(),
-                mirror: host.mirrors.is_some(),
+                mirror: !host.is_registry,
                 capabilities: can.into_iter().filter(|(can, _)| *can).map(|(_, what)| what).collect(),
                 account,
                 outcome: outcome.map(|found| found.descriptor.digest.to_string()).map_err(|error| error.to_string()),

@@ -84,13 +84,13 @@ impl BlobStream {
 }
 
 impl Repository {
-    pub(super) fn scope(&self) -> String {
-        format!("repository:{}:pull", self.path)
+    pub(super) fn scope(&self, host: &Host) -> String {
+        format!("repository:{}:pull", self.path_at(host))
     }
 
     pub(super) fn url(&self, host: &Host, rest: &str) -> Result<Url> {
         let invalid = |error| Error::invalid(format!("registry {}: {error}", host.name()));
-        let mut url = host.base.join(&format!("{}/{rest}", self.path)).map_err(invalid)?;
+        let mut url = host.base.join(&format!("{}/{rest}", self.path_at(host))).map_err(invalid)?;
         if let Some(mirrored) = &host.mirrors {
             url.query_pairs_mut().append_pair("ns", mirrored);
         }
@@ -207,16 +207,19 @@ impl Repository {
         ask: &mut impl FnMut(Host) -> F,
     ) -> Result<T> {
         let mut last: Option<Error> = None;
+        // The host before spoke TLS, and said no.
+        let mut refused = false;
         for host in hosts {
-            // It spoke TLS, and said no.
-            if host.stands_in && last.as_ref().is_some_and(|error| error.kind() != Kind::Unavailable) {
+            if host.stands_in && refused {
                 continue;
             }
+            refused = false;
             if !host.stands_in && host.is_plain.load(Ordering::Relaxed) {
                 continue;
             }
             if leads_on && host.hangs() {
                 last.get_or_insert_with(|| slow(&host.name()));
+                refused = true;
                 continue;
             }
             match ask(host.asked(leads_on)).await {
@@ -227,6 +230,7 @@ impl Repository {
                 Err(error) => {
                     tracing::debug!(host = host.name(), %error, "registry host failed");
                     host.remember(&error);
+                    refused = error.kind() != Kind::Unavailable;
                     let replaced = last.as_ref().is_none_or(|before| before.kind() != Kind::NotFound);
                     if replaced || error.kind() == Kind::NotFound {
                         last = Some(error);
@@ -247,7 +251,7 @@ impl Repository {
     pub(super) async fn resolve_at(&self, host: Host, object: &str) -> Result<Resolved> {
         let url = self.url(&host, &format!("manifests/{object}"))?;
         let ask = Ask::new(Method::HEAD, url).header(http::header::ACCEPT, MANIFEST_ACCEPT);
-        let answer = self.send(&host, &ask, &self.scope()).await?;
+        let answer = self.send(&host, &ask, &self.scope(&host)).await?;
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
@@ -299,7 +303,7 @@ impl Repository {
         let mut tried = 0;
         loop {
             tried += 1;
-            let answer = self.send(host, ask, &self.scope()).await?;
+            let answer = self.send(host, ask, &self.scope(host)).await?;
             if !answer.status().is_success() {
                 return Err(failure(host, answer).await);
             }
@@ -316,11 +320,12 @@ impl Repository {
 
     async fn blob_at(&self, host: Host, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
         let url = self.url(&host, &format!("blobs/{}", descriptor.digest))?;
-        let mut answer = self.send(&host, &part(url.clone(), offset), &self.scope()).await?;
+        let scope = self.scope(&host);
+        let mut answer = self.send(&host, &part(url.clone(), offset), &scope).await?;
         if is_other_part(&answer, offset) {
-            answer = self.send(&host, &part(url.clone(), 0), &self.scope()).await?;
+            answer = self.send(&host, &part(url.clone(), 0), &scope).await?;
         }
-        begun(host, self.question(url, Some(self.scope())), answer, descriptor, offset).await
+        begun(host, self.question(url, Some(scope)), answer, descriptor, offset).await
     }
 
     /// Asks an address of a descriptor, which gets no account of the registry's.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::conf::Route;
 use super::hosts_file::{self, Configured};
 use super::reach::{self, Reach, is_private, same_origin};
 use super::transport::{Clients, Tls};
@@ -27,6 +28,10 @@ pub(super) struct Host {
     pub(super) headers: http::HeaderMap,
     /// Stands for another registry, which it is told.
     pub(super) mirrors: Option<String>,
+    /// Is the registry that the reference names, for which the client's account is.
+    pub(super) is_registry: bool,
+    /// The repository's path there, where registries.conf says so.
+    pub(super) path: Option<String>,
     pub(super) resolves: bool,
     pub(super) pulls: bool,
     pub(super) pushes: bool,
@@ -105,9 +110,15 @@ impl Host {
     }
 }
 
-/// The hosts of the registry `name`.
-pub(super) fn of(clients: &Arc<Clients>, config_path: &Path, name: &str, access: &Access) -> Result<Vec<Host>> {
-    let hosts_file::Hosts { mirrors, server } = hosts_file::read(config_path, name)?;
+/// The hosts of the registry `name`. One that is `insecure` needs no TLS, nor a certificate that is trusted.
+pub(super) fn of(
+    clients: &Arc<Clients>,
+    config_path: &Path,
+    (name, insecure): (&str, bool),
+    access: &Access,
+) -> Result<Vec<Host>> {
+    let hosts_file::Hosts { mirrors, mut server } = hosts_file::read(config_path, name)?;
+    server.tls.skip_verify |= insecure;
     let is_twice = mirrors.iter().any(|host| host.url == server.url);
     let mut hosts = Vec::new();
     for host in mirrors {
@@ -117,8 +128,33 @@ pub(super) fn of(clients: &Arc<Clients>, config_path: &Path, name: &str, access:
     match server {
         _ if is_twice => {}
         server if !server.url.is_empty() => hosts.push(configured_host(clients, server, name, access)?),
-        server if !hosts.iter().any(|host| host.mirrors.is_none()) => hosts.extend(own(clients, name, access, server)?),
+        server if !hosts.iter().any(|host| host.mirrors.is_none()) => {
+            hosts.extend(own(clients, (name, insecure), access, server)?);
+        }
         _ => {}
+    }
+    Ok(hosts)
+}
+
+/// The hosts that a name leads to: those of each place in its turn. What is pushed goes to the registry `name` itself.
+pub(super) fn along(
+    clients: &Arc<Clients>,
+    config_path: &Path,
+    (name, path): (&str, &str),
+    route: &Route,
+    access: &Access,
+) -> Result<Vec<Host>> {
+    let mut hosts = Vec::new();
+    for place in &route.places {
+        let is_named = place.host == name && place.path == path;
+        for host in of(clients, config_path, (&place.host, place.insecure), access)? {
+            let (is_registry, pushes) = (host.is_registry && place.host == name, host.pushes && is_named);
+            hosts.push(Host { is_registry, pushes, path: Some(place.path.clone()), ..host });
+        }
+    }
+    if !hosts.iter().any(|host| host.pushes) {
+        let only_pushes = |host| Host { resolves: false, pulls: false, ..host };
+        hosts.extend(of(clients, config_path, (name, route.insecure), access)?.into_iter().map(only_pushes));
     }
     Ok(hosts)
 }
@@ -169,7 +205,9 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
         skip_verify: access.skip_verify,
         reach: Reach::Anywhere,
         headers,
+        is_registry: at.mirrors.is_none(),
         mirrors: at.mirrors,
+        path: None,
         resolves,
         pulls,
         pushes,
@@ -183,7 +221,12 @@ fn host_at(clients: &Arc<Clients>, at: Base, tls: Tls, headers: http::HeaderMap,
 }
 
 /// The registry itself, with what is configured for it.
-fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configured) -> Result<Vec<Host>> {
+fn own(
+    clients: &Arc<Clients>,
+    (name, insecure): (&str, bool),
+    access: &Access,
+    configured: Configured,
+) -> Result<Vec<Host>> {
     let mut all = access.headers.clone();
     all.extend(configured.headers);
     let headers = headers(&all)?;
@@ -194,7 +237,7 @@ fn own(clients: &Arc<Clients>, name: &str, access: &Access, configured: Configur
     // On this machine itself nobody listens in on HTTP without TLS, and a registry for trying things has a certificate
     // that it made itself.
     tls.skip_verify |= access.skip_verify || is_loopback;
-    let schemes: &[&str] = match (is_plain, is_loopback) {
+    let schemes: &[&str] = match (is_plain, is_loopback || insecure) {
         (true, _) => &["http"],
         (false, true) => &["https", "http"],
         (false, false) => &["https"],
@@ -222,6 +265,7 @@ pub(super) fn headers(pairs: &[(String, String)]) -> Result<http::HeaderMap> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::conf::Place;
     use super::*;
 
     #[test]
@@ -231,7 +275,7 @@ mod tests {
         let text = "server = \"http://r.io\"\nskip_verify = true\n";
         std::fs::write(dir.path().join("r.io/hosts.toml"), text).expect("file");
         let host = |access: &Access| {
-            let mut host = of(&Arc::default(), dir.path(), "r.io", access).expect("hosts").remove(0);
+            let mut host = of(&Arc::default(), dir.path(), ("r.io", false), access).expect("hosts").remove(0);
             host.tls.identities = vec![("c".into(), "k".into())];
             host.tls.authorities = vec!["a".into()];
             host
@@ -253,12 +297,17 @@ mod tests {
     #[test]
     fn a_registry_of_this_machine_needs_no_certificate() {
         let hosts = |name| of(&Arc::default(), Path::new("/nonexistent"), name, &Access::default()).expect("hosts");
-        let shown =
-            |name| hosts(name).iter().map(|host| (host.base.scheme().to_owned(), host.tls.skip_verify)).collect();
+        let shown = |name| {
+            hosts((name, name == "insecure.io"))
+                .iter()
+                .map(|host| (host.base.scheme().to_owned(), host.tls.skip_verify))
+                .collect()
+        };
         let (https, http) = ("https".to_owned(), "http".to_owned());
-        let cases: [(_, Vec<_>); 4] = [
+        let cases: [(_, Vec<_>); 5] = [
             ("localhost:5000", vec![(https.clone(), true), (http.clone(), true)]),
             ("127.0.0.1:5000", vec![(https.clone(), true), (http.clone(), true)]),
+            ("insecure.io", vec![(https.clone(), true), (http.clone(), true)]),
             ("localhost:80", vec![(http, true)]),
             ("r.io", vec![(https, false)]),
         ];
@@ -266,5 +315,29 @@ mod tests {
             let all: Vec<_> = shown(name);
             assert_eq!(all, wanted, "{name}");
         }
+    }
+
+    #[test]
+    fn a_route_leads_to_its_places_and_pushes_to_the_registry() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::create_dir(dir.path().join("m.io")).expect("directory");
+        std::fs::write(dir.path().join("m.io/hosts.toml"), "[host.\"https://near.io\"]\n").expect("file");
+        let place = |host: &str, path: &str, insecure| Place { host: host.into(), path: path.into(), insecure };
+        let shown = |last: Place| {
+            let route = Route { insecure: last.insecure, places: vec![place("m.io", "cache/x", false), last] };
+            let hosts = along(&Arc::default(), dir.path(), ("r.io", "x"), &route, &Access::default()).expect("hosts");
+            let shown = |host: &Host| {
+                let path = host.path.as_deref().unwrap_or("itself");
+                let can = [(host.pulls, "pulls"), (host.pushes, "pushes"), (host.is_registry, "account")];
+                let can: Vec<&str> = can.into_iter().filter(|(can, _)| *can).map(|(_, what)| what).collect();
+                format!("{}://{} {path} {}", host.base.scheme(), host.name(), can.join(" "))
+            };
+            hosts.iter().map(shown).collect::<Vec<_>>()
+        };
+        let mirrors = ["https://near.io cache/x pulls", "https://m.io cache/x pulls"];
+        let own = ["https://r.io x pulls pushes account", "http://r.io x pulls pushes account"];
+        assert_eq!(shown(place("r.io", "x", true)), [&mirrors[..], &own[..]].concat());
+        let other = ["https://o.io y pulls", "https://r.io itself pushes account"];
+        assert_eq!(shown(place("o.io", "y", false)), [&mirrors[..], &other[..]].concat());
     }
 }

@@ -13,6 +13,7 @@ mod accounts;
 mod auth;
 mod body;
 pub mod challenge;
+mod conf;
 mod error;
 mod explain;
 mod fetch;
@@ -47,6 +48,7 @@ pub use transport::{USER_AGENT, client};
 use crate::error::Result;
 use accounts::AccountsFile;
 use auth::Tokens;
+use conf::{RegistriesConf, Route};
 use hosts::Host;
 use warnings::Warnings;
 
@@ -129,12 +131,13 @@ pub struct Registry {
     clients: Arc<transport::Clients>,
     config_path: PathBuf,
     accounts: Option<PathBuf>,
+    names: RegistriesConf,
 }
 
 impl Registry {
     /// Reads what is configured of hosts below `config_path`, anew for each image.
     pub fn new(config_path: PathBuf) -> Self {
-        Self { clients: Arc::default(), config_path, accounts: None }
+        Self { clients: Arc::default(), config_path, accounts: None, names: RegistriesConf::default() }
     }
 
     /// With the daemon's own accounts, in a file like docker's `config.json`, for hosts at which the caller has none.
@@ -143,23 +146,60 @@ impl Registry {
         Self { accounts: file, ..self }
     }
 
+    /// With what a file like podman's registries.conf says of names.
+    #[must_use]
+    pub fn with_registries_conf(self, file: Option<PathBuf>) -> Self {
+        Self { names: RegistriesConf::new(file), ..self }
+    }
+
     /// With this for how long a host may send nothing.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { clients: Arc::new(transport::Clients::with_patience(patience)), ..self }
     }
 
+    /// Whether registries.conf may give a name without a registry another meaning than docker's.
+    pub fn has_short_names(&self) -> bool {
+        self.names.is_configured()
+    }
+
+    /// The full names that a name as people type it stands for, of which the first that there is is to be pulled. It waits
+    /// for the disk.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no name, or for a short one of which it is not known what it stands for;
+    /// `FailedPrecondition` where registries.conf cannot be read or has an error.
+    pub fn names_to_pull(&self, text: &str) -> Result<Vec<Reference>> {
+        self.names.to_pull(text)
+    }
+
+    /// The full names that an image may have here of which `text` is typed; none for what is no name. It waits for the disk.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where registries.conf cannot be read or has an error.
+    pub fn names_here(&self, text: &str) -> Result<Vec<Reference>> {
+        self.names.here(text)
+    }
+
     /// The repository of an image.
     ///
     /// # Errors
-    /// When what is configured of its host cannot be read.
+    /// When what is configured of its host cannot be read; `PermissionDenied` where that is blocked.
     pub fn repository(&self, reference: &Reference, access: &Access) -> Result<Repository> {
-        self.of(&reference.host, &reference.repository, access)
+        // Who has hosts of its own has no use for those of others.
+        let route = match &access.config_path {
+            Some(_) => None,
+            None => self.names.route(reference)?,
+        };
+        self.of(&reference.host, &reference.repository, route.as_ref(), access)
     }
 
-    fn of(&self, host: &str, path: &str, access: &Access) -> Result<Repository> {
+    fn of(&self, host: &str, path: &str, route: Option<&Route>, access: &Access) -> Result<Repository> {
         let config_path = access.config_path.as_ref().unwrap_or(&self.config_path);
-        let hosts = hosts::of(&self.clients, config_path, host, access)?;
+        let hosts = match route {
+            Some(route) => hosts::along(&self.clients, config_path, (host, path), route, access)?,
+            None => hosts::of(&self.clients, config_path, (host, self.names.is_insecure(host)?), access)?,
+        };
         Ok(Repository {
             hosts: hosts.into(),
             host: host.to_owned(),
@@ -205,6 +245,11 @@ impl Repository {
     /// The repository's path in it.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The repository's path at one of its hosts.
+    fn path_at<'a>(&'a self, host: &'a Host) -> &'a str {
+        host.path.as_deref().unwrap_or(&self.path)
     }
 }
 

@@ -64,13 +64,13 @@ impl Repository {
     /// # Errors
     /// `Unauthenticated` and `PermissionDenied` where the account may not; `Unavailable` where no host is there.
     pub async fn pusher(&self) -> Result<Pusher> {
-        let scope = format!("repository:{}:pull,push", self.path);
         let mut last: Option<Error> = None;
         for host in self.hosts.iter().filter(|host| host.pushes) {
             if host.stands_in && last.as_ref().is_some_and(|error| error.kind() != Kind::Unavailable) {
                 continue;
             }
-            let pusher = Pusher { repository: self.clone(), host: host.clone(), scope: scope.clone() };
+            let scope = format!("repository:{}:pull,push", self.path_at(host));
+            let pusher = Pusher { repository: self.clone(), host: host.clone(), scope };
             match pusher.reach().await {
                 Ok(()) => return Ok(pusher),
                 Err(error) => last = Some(error),

@@ -54,7 +54,7 @@ impl Repository {
         let mut all = Vec::new();
         for page in 0..MAX_PAGES {
             let ask = Ask::new(Method::GET, url.clone()).header(http::header::ACCEPT, media_types::OCI_INDEX);
-            let answer = self.send(&host, &ask, &self.scope()).await?;
+            let answer = self.send(&host, &ask, &self.scope(&host)).await?;
             let next = next_page(&url, &answer);
             match answer.status() {
                 StatusCode::OK => all.extend(parse(&host, &body(&host, answer, MAX_INDEX).await?)?),
@@ -77,7 +77,7 @@ impl Repository {
     async fn by_tag(&self, host: &Host, subject: &Digest) -> Result<Vec<Descriptor>> {
         let url = self.url(host, &format!("manifests/{}", fallback_tag(subject)))?;
         let ask = Ask::new(Method::GET, url).header(http::header::ACCEPT, media_types::OCI_INDEX);
-        let answer = self.send(host, &ask, &self.scope()).await?;
+        let answer = self.send(host, &ask, &self.scope(host)).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(Vec::new()),
             StatusCode::OK => parse(host, &body(host, answer, MAX_INDEX).await?),

@@ -69,6 +69,11 @@ impl Reference {
         parse(text).map_err(|reason| InvalidReference { text: text.chars().take(300).collect(), reason })
     }
 
+    /// Whether a name leaves out its registry, which is Docker Hub unless something else says so.
+    pub fn is_short(text: &str) -> bool {
+        named_host(text).is_none()
+    }
+
     /// `host/repository`, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.host, self.repository)
@@ -165,16 +170,21 @@ fn parse(text: &str) -> Result<Reference, Reason> {
 }
 
 fn split_host(name: &str) -> (String, String) {
+    match named_host(name) {
+        Some((host, rest)) => {
+            let host = if host == "index.docker.io" { HUB } else { host };
+            (host.to_owned(), rest.to_owned())
+        }
+        None => (HUB.to_owned(), name.to_owned()),
+    }
+}
+
+/// The host that a name begins with, if it does, and the rest.
+fn named_host(name: &str) -> Option<(&str, &str)> {
     let is_host = |first: &str| {
         first == "localhost" || first.contains(['.', ':']) || first.chars().any(|c| c.is_ascii_uppercase())
     };
-    match name.split_once('/') {
-        Some((first, rest)) if is_host(first) => {
-            let host = if first == "index.docker.io" { HUB } else { first };
-            (host.to_owned(), rest.to_owned())
-        }
-        _ => (HUB.to_owned(), name.to_owned()),
-    }
+    name.split_once('/').filter(|(first, _)| is_host(first))
 }
 
 /// Sixty-four hex digits would be taken for an image id by everything that takes either.
@@ -256,6 +266,12 @@ mod tests {
         ] {
             assert_eq!(Reference::parse(short).unwrap().to_string(), full, "{short}");
             assert_eq!(Reference::parse(full).unwrap().to_string(), full, "{full}");
+            assert_eq!(
+                Reference::is_short(short),
+                short.split('/').next().is_some_and(|first| { ["alpine", "debian:11", "user"].contains(&first) }),
+                "{short}"
+            );
+            assert!(!Reference::is_short(full), "{full}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The log file of a process: lines in docker's or in Kubernetes' format.
 //!
-//! A line that is longer than a record may be is cut into pieces that readers can join again: in JSON a piece's text
-//! has no final newline, in CRI it carries `P`. In CRI a last line that its process never finished carries `P` too.
+//! A line that is longer than a record may be is in pieces that readers can join again: in JSON a piece's text has no final
+//! newline, in CRI it carries `P`. In CRI a last line that its process never finished carries `P` too.
 
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write};
@@ -13,6 +13,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use rung_sys::beneath::Root;
 
+use crate::io::lines::{self, Lines};
 use crate::io::output::Stream;
 use crate::io::rotate::Rotation;
 use crate::reaper::Reaper;
@@ -26,8 +27,8 @@ pub struct LogFile {
     size: u64,
     rotation: Rotation,
     /// Unfinished lines of the two streams.
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
+    stdout: Lines,
+    stderr: Lines,
     /// Records that are not in the file yet.
     pending: Vec<u8>,
     /// Records given up since the last one written.
@@ -42,53 +43,28 @@ impl LogFile {
     pub fn open(uri: LogUri, reaper: Reaper) -> Result<Self> {
         let (file, size) = open(&uri)?;
         let rotation = Rotation::new(&uri, reaper);
-        Ok(Self { uri, file, size, rotation, stdout: Vec::new(), stderr: Vec::new(), pending: Vec::new(), dropped: 0 })
+        let (stdout, stderr) = (Lines::default(), Lines::default());
+        Ok(Self { uri, file, size, rotation, stdout, stderr, pending: Vec::new(), dropped: 0 })
     }
 
     /// Takes output; `false` where records are left that could not be written.
     pub fn push(&mut self, stream: Stream, chunk: &[u8]) -> bool {
         let time = format!("{:.9}", jiff::Timestamp::now());
-        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
-            let unfinished = match stream {
-                Stream::Stdout => &mut self.stdout,
-                Stream::Stderr => &mut self.stderr,
-            };
-            let whole = piece.ends_with(b"\n");
-            // Where records are lines, what ends one is not of the text that a record has room for.
-            let end = usize::from(whole && self.uri.format == LogFormat::Cri);
-            if unfinished.is_empty() && whole && piece.len() - end <= self.uri.max_line {
-                record(&mut self.pending, self.uri.format, stream, &time, piece, false);
-                continue;
-            }
-            unfinished.extend_from_slice(piece);
-            let mut line = std::mem::take(unfinished);
-            let mut rest = line.as_slice();
-            while rest.len() - end > self.uri.max_line {
-                let (head, tail) = rest.split_at(boundary(rest, self.uri.max_line, self.uri.format));
-                record(&mut self.pending, self.uri.format, stream, &time, head, true);
-                rest = tail;
-            }
-            if whole {
-                record(&mut self.pending, self.uri.format, stream, &time, rest, false);
-            } else {
-                line.drain(..line.len() - rest.len());
-                match stream {
-                    Stream::Stdout => self.stdout = line,
-                    Stream::Stderr => self.stderr = line,
-                }
-            }
-        }
+        let lines = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let (format, pending) = (self.uri.format, &mut self.pending);
+        lines.push(format, self.uri.max_line, chunk, |line, partial| {
+            record(pending, format, stream, &time, line, partial);
+        });
         self.flush()
     }
 
     /// Writes lines that their process never finished.
     pub fn end_lines(&mut self) {
         let time = format!("{:.9}", jiff::Timestamp::now());
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let line = std::mem::take(match stream {
-                Stream::Stdout => &mut self.stdout,
-                Stream::Stderr => &mut self.stderr,
-            });
+        for (stream, line) in [(Stream::Stdout, self.stdout.end()), (Stream::Stderr, self.stderr.end())] {
             if !line.is_empty() {
                 let partial = self.uri.format == LogFormat::Cri;
                 record(&mut self.pending, self.uri.format, stream, &time, &line, partial);
@@ -220,15 +196,6 @@ fn open(uri: &LogUri) -> Result<(File, u64)> {
     Ok((file, meta.len()))
 }
 
-/// The largest cut that splits no character, nor a line's end in CRI; bytes that are no text are cut anywhere.
-fn boundary(line: &[u8], most: usize, format: LogFormat) -> usize {
-    if format == LogFormat::Cri && line.get(most - 1) == Some(&b'\r') {
-        return most - 1;
-    }
-    let starts = |at: usize| line.get(at).is_none_or(|byte| byte & 0xc0 != 0x80);
-    (most - 3..=most).rev().find(|at| starts(*at)).unwrap_or(most)
-}
-
 /// One record. `partial` says that the line goes on in the next record of its stream.
 fn record(out: &mut Vec<u8>, format: LogFormat, stream: Stream, time: &str, line: &[u8], partial: bool) {
     // Writing to a Vec cannot fail.
@@ -241,8 +208,7 @@ fn record(out: &mut Vec<u8>, format: LogFormat, stream: Stream, time: &str, line
         LogFormat::Cri => {
             let tag = if partial { 'P' } else { 'F' };
             let _ = write!(out, "{time} {} {tag} ", stream.name());
-            let text = line.strip_suffix(b"\n").map(|text| text.strip_suffix(b"\r").unwrap_or(text));
-            out.extend_from_slice(text.unwrap_or(line));
+            out.extend_from_slice(lines::text(line));
             out.push(b'\n');
         }
     }

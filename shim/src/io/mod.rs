@@ -7,12 +7,14 @@
 //! | `file://` | appended to a file |
 //! | `binary://`, `binary-v2://` | [`log_binary`]: a logger program reads the pipes itself |
 //! | `ttrpc+unix://…?streaming_id=…` | [`streams`]: a stream that the client opens at our own socket |
-//! | `log://` | [`log_file`] and [`attach`]: the shim writes the log and serves attached clients |
+//! | `log://` | [`log_file`], [`journal`] and [`attach`]: the shim writes the logs and serves attached clients |
 
 pub mod attach;
 pub mod copy;
 pub mod fifo;
 pub mod input;
+pub mod journal;
+pub mod lines;
 pub mod log_binary;
 pub mod log_file;
 pub mod output;
@@ -156,7 +158,7 @@ impl Io {
         if let Some(uri) = LogUri::parse(&stdio.stdout) {
             let uri = uri.map_err(|error| Error::invalid(format!("stdout: {error}")))?;
             let input = (!stdio.stdin.is_empty()).then(Arc::<Input>::default);
-            io.output = Some(Output::open(uri, input.clone(), owner.reaper).doing(|| "stdout")?);
+            io.output = Some(Output::open(uri, input.clone(), owner).doing(|| "stdout")?);
             io.input = input;
         } else if let Some(id) = owner.stream(&stdio.stdin).doing(|| "stdin")? {
             let input = Arc::<Input>::default();

@@ -6,10 +6,11 @@ use std::time::Duration;
 use gantry_proto::stdio::{FrameKind, LogPolicy, LogUri};
 
 use crate::Result;
+use crate::io::Owner;
 use crate::io::attach::Hub;
 use crate::io::input::Input;
+use crate::io::journal::Journal;
 use crate::io::log_file::LogFile;
-use crate::reaper::Reaper;
 
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -45,6 +46,7 @@ impl Stream {
 pub struct Output {
     policy: LogPolicy,
     log: Option<Mutex<LogFile>>,
+    journal: Option<Mutex<Journal>>,
     hub: Option<Arc<Hub>>,
 }
 
@@ -53,15 +55,19 @@ impl Output {
     ///
     /// # Errors
     /// Where either cannot be opened.
-    pub fn open(uri: LogUri, input: Option<Arc<Input>>, reaper: &Reaper) -> Result<Arc<Self>> {
+    pub fn open(uri: LogUri, input: Option<Arc<Input>>, owner: &Owner<'_>) -> Result<Arc<Self>> {
         let hub = (!uri.attach.is_empty()).then(|| Hub::listen(&uri.attach, uri.policy, input)).transpose()?;
         let policy = uri.policy;
-        let log = (!uri.path.is_empty()).then(|| LogFile::open(uri, reaper.clone())).transpose()?;
-        Ok(Arc::new(Self { policy, log: log.map(Mutex::new), hub }))
+        let journal = (!uri.journal.is_empty()).then(|| Journal::new(owner.id, &uri.journal, uri.max_line));
+        let log = (!uri.path.is_empty()).then(|| LogFile::open(uri, owner.reaper.clone())).transpose()?;
+        Ok(Arc::new(Self { policy, log: log.map(Mutex::new), journal: journal.map(Mutex::new), hub }))
     }
 
     /// Takes a chunk; `false` where the process must wait for [`Output::settle`] before it may write more.
     pub fn push(&self, stream: Stream, chunk: &[u8]) -> bool {
+        if let Some(mut journal) = self.journal() {
+            journal.push(stream, chunk);
+        }
         let logged = self.lock().is_none_or(|mut log| log.push(stream, chunk));
         let sent = self.hub.as_ref().is_none_or(|hub| hub.send(stream.frame(), chunk));
         logged && sent
@@ -84,6 +90,9 @@ impl Output {
     pub async fn finish(&self) {
         if let Some(mut log) = self.lock() {
             log.end_lines();
+        }
+        if let Some(mut journal) = self.journal() {
+            journal.end_lines();
         }
         self.settle().await;
         if let Some(hub) = &self.hub {
@@ -114,6 +123,10 @@ impl Output {
             Some(mut log) => log.reopen(),
             None => Err(crate::Error::precondition("the process keeps no log file")),
         }
+    }
+
+    fn journal(&self) -> Option<MutexGuard<'_, Journal>> {
+        self.journal.as_ref().map(|journal| journal.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, LogFile>> {

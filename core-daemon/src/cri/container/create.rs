@@ -13,6 +13,7 @@ use prost::Message as _;
 use rung_sys::beneath::lexical;
 use rung_sys::idmap::Range;
 
+use super::log::log_path;
 use super::restored::Source;
 use crate::blocking::blocking;
 use crate::config::CgroupDriver;
@@ -235,7 +236,11 @@ impl Cri {
             pid_of: draft.pid_of,
             host: &self.shared.host,
         })?;
-        self.label_files(draft, &labels.mount, &volumes)?;
+        self.label_files(draft, &labels.mount, &volumes, granted.keeps_labels)?;
+        let log_path = log_path(&pod, &draft.config)?;
+        if let Some(volume) = &granted.link_logs {
+            self.link_log(&draft.record, volume, &draft.id, &log_path)?;
+        }
         let user = v1::LinuxContainerUser {
             uid: made.user.uid.into(),
             gid: made.user.gid.into(),
@@ -246,7 +251,7 @@ impl Cri {
             sandbox_id: draft.sandbox.id().to_string(),
             config: Some(draft.config.clone()),
             image_id: draft.image.config_digest.to_string(),
-            log_path: log_path(&pod, &draft.config)?,
+            log_path,
             created_at: now(),
             stop_signal: stop_signal(&draft.config, &draft.image)?,
             mounts: self.reported_mounts(&draft.config)?,
@@ -259,14 +264,15 @@ impl Cri {
         tokio::runtime::Handle::current().block_on(self.store_made(draft, made.spec, record))
     }
 
-    /// Gives what the container sees of the host, and is to have for itself, its label.
-    fn label_files(&self, draft: &Draft, label: &str, volumes: &[Volume]) -> Result<()> {
+    /// Gives what the container sees of the host, and is to have for itself, its label; with `keeps_labels` it is taken that
+    /// everything in a directory of the kubelet's has it that has it itself.
+    fn label_files(&self, draft: &Draft, label: &str, volumes: &[Volume], keeps_labels: bool) -> Result<()> {
         if label.is_empty() {
             return Ok(());
         }
         let mounts = draft.config.mounts.iter().zip(&draft.sources);
         let wished = mounts.filter(|(mount, _)| mount.selinux_relabel).filter_map(|(_, source)| source.as_deref());
-        for source in wished {
+        for source in wished.filter(|source| !keeps_labels || !selinux::is_labelled(source, label)) {
             selinux::relabel(source, label).doing(|| "config.mounts.selinux_relabel")?;
         }
         let places = self.places(draft.sandbox.id().as_str());
@@ -436,20 +442,6 @@ pub(super) fn snapshot_labels(namespaces: &Namespaces) -> Labels {
     labels
 }
 
-/// Where the container's log is; empty: none.
-fn log_path(pod: &v1::PodSandboxConfig, config: &v1::ContainerConfig) -> Result<String> {
-    if pod.log_directory.is_empty() || config.log_path.is_empty() {
-        return Ok(String::new());
-    }
-    let path = Path::new(&config.log_path);
-    let plain = |part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir);
-    if !path.components().all(plain) {
-        let shown = path.display();
-        return Err(Error::invalid(format!("config.log_path: {shown}: leads out of the pod's directory")));
-    }
-    Ok(Path::new(&pod.log_directory).join(path).to_string_lossy().into_owned())
-}
-
 /// What asks the container to stop: the configuration's signal, else the image's.
 fn stop_signal(config: &v1::ContainerConfig, image: &Resolved) -> Result<u32> {
     let wished = v1::Signal::try_from(config.stop_signal)
@@ -487,14 +479,5 @@ mod tests {
         }
         assert_eq!(signals::parse(&signal_name(v1::Signal::Sigrtminplus3)).expect("plus"), 37);
         assert_eq!(signals::parse(&signal_name(v1::Signal::Sigrtmaxminus1)).expect("minus"), 63);
-    }
-
-    #[test]
-    fn logs_stay_in_the_pods_directory() {
-        let pod = v1::PodSandboxConfig { log_directory: "/var/log/pods/x".into(), ..Default::default() };
-        let config = |path: &str| v1::ContainerConfig { log_path: path.into(), ..Default::default() };
-        assert_eq!(log_path(&pod, &config("web/0.log")).expect("path"), "/var/log/pods/x/web/0.log");
-        assert_eq!(log_path(&pod, &config("")).expect("none"), "");
-        assert!(log_path(&pod, &config("../0.log")).is_err() && log_path(&pod, &config("/etc/x")).is_err());
     }
 }

@@ -7,6 +7,7 @@ mod artifact;
 mod checkpoint;
 mod create;
 mod limits;
+mod links;
 mod list;
 mod log;
 mod profile;

@@ -14,7 +14,7 @@ use crate::config::{self, Annotation, SECCOMP_PROFILE as NAMES};
 use crate::cri::spec::{self, Room};
 use crate::cri::{Cri, granted};
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::image::{Access, Resolved};
+use crate::image::Resolved;
 
 /// What follows a name where a pod means all of its containers.
 const ALL: &str = "POD";
@@ -95,7 +95,7 @@ impl Cri {
         match find().await {
             Err(error) if error.kind() == Kind::NotFound => {
                 let tenant = pod.and_then(|pod| pod.metadata.as_ref()).map(|pod| pod.namespace.clone());
-                self.pull_as(reference, Access::default(), handler, tenant.unwrap_or_default()).await?;
+                self.pull_as(reference, None, handler, tenant.unwrap_or_default()).await?;
                 find().await
             }
             Ok(profile) => {

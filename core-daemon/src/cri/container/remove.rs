@@ -33,6 +33,9 @@ impl Cri {
         let (cri, gone) = (self.clone(), container.clone());
         blocking(move || cri.remove_files(&gone)).await.doing(doing)?;
         drop(window);
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tracing::warn!(id = %container.id(), %error, "give back what interrupts kept off");
+        }
         self.announce_container(container, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }
@@ -45,6 +48,9 @@ impl Cri {
             _ => {}
         }
         self.remove_container_dir(id)?;
+        if let Ok(sandbox) = self.store().sandbox(&container.record().sandbox_id) {
+            self.unlink_log(&sandbox.record(), id);
+        }
         // The shim removes its socket; a dead one did not.
         let _ = std::fs::remove_file(self.attach_socket(id));
         failpoint::hit("cri.removed.files");

@@ -69,6 +69,10 @@ impl Cri {
         let tasks = &self.parts().tasks;
         let task = tasks.create(self.context(), container.id(), self.task_request(container, &sandbox)).await?;
         failpoint::hit("cri.created");
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tasks.discard(&task).await;
+            return Err(error);
+        }
         let window = self.nri_window().await;
         let started_at = SystemTime::now();
         let started = async {
@@ -118,11 +122,13 @@ impl Cri {
     fn task_request(&self, container: &Container, sandbox: &Sandbox) -> CreateTask {
         let record = container.record();
         let config = record.config.clone().unwrap_or_default();
+        let settings = self.config();
         let uri = LogUri {
             // A container that sees the pod's logs in a volume could put links there.
             root: if record.log_path.is_empty() { String::new() } else { sandbox.log_directory() },
             format: LogFormat::Cri,
-            max_line: self.config().max_log_line,
+            max_line: settings.max_log_line,
+            journal: if settings.log_to_journald { journal_name(&config, sandbox) } else { String::new() },
             attach: self.attach_socket(container.id().as_str()).to_string_lossy().into_owned(),
             ..LogUri::new(record.log_path.clone())
         };
@@ -194,6 +200,9 @@ impl Cri {
         }
         failpoint::hit("cri.ended");
         self.unwatch_calls(container);
+        if let Err(error) = self.settle_interrupts_of(container).await {
+            tracing::warn!(id = %container.id(), %error, "give back what interrupts kept off");
+        }
         if let Some(task) = task
             && let Err(error) = self.parts().tasks.delete_left(task.namespace(), task.id()).await
         {
@@ -261,6 +270,14 @@ pub(in crate::cri) fn lost(started_at: i64, exit: Exit) -> End {
         reason: reason(exit.status, false).to_owned(),
         message: String::new(),
     }
+}
+
+/// What a container is called in the journal: as CRI-O's and docker's users look for it there.
+fn journal_name(container: &v1::ContainerConfig, sandbox: &Sandbox) -> String {
+    let (own, pod) =
+        (container.metadata.clone().unwrap_or_default(), sandbox.record().config.clone().unwrap_or_default());
+    let pod = pod.metadata.unwrap_or_default();
+    format!("k8s_{}_{}_{}_{}_{}", own.name, pod.name, pod.namespace, pod.uid, own.attempt)
 }
 
 fn reason(status: u32, oom_killed: bool) -> &'static str {

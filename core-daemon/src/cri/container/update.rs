@@ -28,6 +28,7 @@ impl Cri {
         let window = self.nri_window().await;
         let (limits, others) = self.nri_update(&window, &container, &mut wanted).await.doing(doing)?;
         self.change_limits(&container, &wanted, &limits, request.annotations).await.doing(doing)?;
+        self.settle_interrupts_of(&container).await.doing(doing)?;
         self.nri_updated(&window, &container).await;
         drop(window);
         let pod = self.store().sandbox(&container.record().sandbox_id)?.record();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use gantry_proto::gantry::cri::v1::SandboxRecord;
 use gantry_proto::runtime::v1;
 use rung_sys::cgroupfs::{CgroupDir, Version, is_missing, version_at};
+use rung_sys::sched::NumberSet;
 use tokio::process::Command;
 
 use super::pod::enough_memory;
@@ -82,6 +83,23 @@ impl Cri {
             *wanted = limits;
         }
         Ok(())
+    }
+
+    /// The processors of a container that wants no interrupts on them, and has them for itself.
+    pub(in crate::cri) fn processors_without_interrupts(&self, container: &Container) -> Option<NumberSet> {
+        let record = container.record();
+        let pod = self.store().sandbox(&record.sandbox_id).ok()?.record();
+        let (config, limits) = (pod.config.as_ref()?, record.resources.as_ref()?);
+        let settings = self.config();
+        let handler = settings.handler(&pod.runtime_handler).ok()?;
+        let wants = config
+            .annotations
+            .keys()
+            .any(|key| Annotation::of_key(key).is_some_and(|key| key.annotation == Annotation::Interrupts));
+        if !wants || !self.granted(handler, &config.annotations).ok()?.has_no_interrupts(&name_of(container)) {
+            return None;
+        }
+        has_whole_processors(config, limits).then(|| NumberSet::parse(&limits.cpuset_cpus))?
     }
 
     /// Takes the limit of time away from the pod of a container that is to have none: otherwise it would have the pod's. The

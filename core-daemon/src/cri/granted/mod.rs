@@ -28,6 +28,8 @@ use crate::error::{Error, Result};
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Longest value that is looked at.
 const MAX_VALUE: usize = 16 << 10;
+/// Longest name of a volume.
+const MAX_VOLUME: usize = 63;
 /// Bits of a mask of permissions.
 const MASK: u32 = 0o777;
 
@@ -40,6 +42,10 @@ pub(super) struct Granted {
     pub(super) devices: Vec<v1::Device>,
     /// What is done about system calls that the filters forbid; none: they are refused.
     pub(super) forbidden_calls: Option<Forbidden>,
+    /// What has the right label of SELinux is taken to be labelled throughout.
+    pub(super) keeps_labels: bool,
+    /// The volume in which the pod's logs are shown.
+    pub(super) link_logs: Option<String>,
     /// Bytes of shared memory.
     pub(super) shm_size: Option<u64>,
     /// Mask of new files' permissions.
@@ -48,6 +54,8 @@ pub(super) struct Granted {
     pub(super) users: Option<users::Wish>,
     /// Files of cgroups, by container.
     unified: BTreeMap<String, unified::Files>,
+    /// Whether processors take no interrupts, by container; that of the empty name is the others'.
+    no_interrupts: BTreeMap<String, bool>,
     /// Whether time is not limited, by container; that of the empty name is the others'.
     no_quota: BTreeMap<String, bool>,
     /// The key by which each was asked for.
@@ -67,6 +75,11 @@ impl Granted {
     /// The files of a container's cgroup.
     pub(super) fn unified(&self, container: &str) -> Option<&unified::Files> {
         self.unified.get(container)
+    }
+
+    /// Whether a container's processors are to take no interrupts.
+    fn has_no_interrupts(&self, container: &str) -> bool {
+        self.no_interrupts.get(container).or_else(|| self.no_interrupts.get("")).copied().unwrap_or_default()
     }
 
     /// Whether a container's time is not to be limited.
@@ -222,6 +235,9 @@ impl Granted {
             Annotation::CgroupWritable => self.cgroup_writable = flag(value)?,
             Annotation::CpuQuota => drop(self.no_quota.insert(container.to_owned(), is_disabled(value)?)),
             Annotation::Devices => self.devices = devices::parse(value, &settings.allowed_devices)?,
+            Annotation::Interrupts => drop(self.no_interrupts.insert(container.to_owned(), is_disabled(value)?)),
+            Annotation::KeepLabels => self.keeps_labels = flag(value)?,
+            Annotation::LinkLogs => self.link_logs = Some(volume(value)?.to_owned()),
             Annotation::SeccompNotifier => self.forbidden_calls = Some(forbidden(value)?),
             // An artifact, which the container or the pod's process looks for that gets it.
             Annotation::SeccompProfile => {}
@@ -254,6 +270,22 @@ fn is_disabled(value: &str) -> std::result::Result<bool, String> {
     }
 }
 
+/// The volume in which a pod's logs may be shown, allowed or not.
+pub(super) fn volume_of_logs(annotations: &Annotations) -> Option<&str> {
+    let asked = annotations.iter().filter_map(|(name, value)| Some((Annotation::of_key(name)?, value)));
+    let asked = asked.filter(|(key, _)| key.annotation == Annotation::LinkLogs);
+    asked.max_by_key(|(key, _)| key.is_current).and_then(|(_, value)| volume(value).ok())
+}
+
+/// The name of a volume, as Kubernetes has them.
+fn volume(value: &str) -> std::result::Result<&str, String> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match !value.is_empty() && value.len() <= MAX_VOLUME && value.bytes().all(is_plain) {
+        true => Ok(value),
+        false => Err(format!("{value:?} is not the name of a volume")),
+    }
+}
+
 fn forbidden(value: &str) -> std::result::Result<Forbidden, String> {
     match value {
         "stop" => Ok(Forbidden::Stop),
@@ -283,9 +315,9 @@ mod tests {
     }
 
     fn read_all(pairs: &[(&str, &str)]) -> Result<Granted> {
-        use Annotation::{CgroupWritable, CpuQuota, Devices, SeccompNotifier, ShmSize, Umask, UnifiedCgroup, Users};
-        let all = [CgroupWritable, CpuQuota, Devices, SeccompNotifier, ShmSize, Umask, UnifiedCgroup, Users];
-        read(&config::Cri::default(), true, &BTreeSet::from(all), &annotations(pairs))
+        let all: Vec<String> =
+            pairs.iter().map(|(name, _)| name.split('/').next().unwrap_or(name).to_string()).collect();
+        read(&config::Cri::default(), true, &Annotation::allowed(&all)?, &annotations(pairs))
     }
 
     #[test]
@@ -318,6 +350,10 @@ mod tests {
             ("seccomp-notifier-action.crio.io", "kill"),
             ("unified-cgroup.crio.io", "memory.high=1"),
             ("userns-mode.crio.io", "host"),
+            ("irq-load-balancing.crio.io", ""),
+            ("link-logs.crio.io", ""),
+            ("link-logs.crio.io", "../x"),
+            ("try-skip-volume-selinux-label.crio.io", "maybe"),
         ] {
             let error = read_all(&[(name, value)]).expect_err(value).to_string();
             assert!(error.starts_with(&format!("annotation {name}: ")), "{error}");
@@ -336,11 +372,19 @@ mod tests {
             ("cpu-quota.crio.io", "disable"),
             ("seccomp-notifier-action.crio.io", "stop"),
             ("cpu-quota.crio.io/web", "enable"),
+            ("irq-load-balancing.crio.io/web", "disable"),
             ("unified-cgroup.crio.io/web", "memory.high=1000"),
+            ("io.kubernetes.cri-o.LinkLogs", "logs-of-it"),
+            ("io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel", "true"),
         ])
         .expect("granted");
+        assert!(granted.keeps_labels && granted.link_logs.as_deref() == Some("logs-of-it"));
+        let both = annotations(&[("io.kubernetes.cri-o.LinkLogs", "old"), ("link-logs.crio.io", "new")]);
+        assert_eq!(volume_of_logs(&both), Some("new"));
+        assert_eq!(volume_of_logs(&annotations(&[("link-logs.crio.io", "a/b")])), None);
         assert_eq!((granted.umask, granted.shm_size, granted.cgroup_writable), (Some(0o27), Some(128 << 20), true));
         assert_eq!(granted.forbidden_calls, Some(Forbidden::Stop));
+        assert!(granted.has_no_interrupts("web") && !granted.has_no_interrupts("other"));
         assert!(granted.has_no_quota("other") && !granted.has_no_quota("web"));
         assert!(granted.unified("web").is_some() && granted.unified("other").is_none());
         assert_eq!(granted.key(Annotation::ShmSize, ""), "io.kubernetes.cri-o.ShmSize");

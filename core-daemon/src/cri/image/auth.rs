@@ -8,13 +8,22 @@ use rung_spec::reference::Reference;
 use crate::error::{Error, Result};
 use crate::image::Credentials;
 
-/// The account to use at the registry of `reference`; `None` where there is none, or it is for another registry.
+/// The account to use at the registry of `reference`; `None` where there is none, or it is for another registry. One that does
+/// not say for which registry it is is for that of `asked`, the name as the kubelet reads it.
 ///
 /// # Errors
 /// `InvalidArgument` where it cannot be read. What it contains is not said.
-pub(super) fn credentials(auth: Option<&AuthConfig>, reference: &Reference) -> Result<Option<Credentials>> {
+pub(super) fn credentials(
+    auth: Option<&AuthConfig>,
+    asked: &Reference,
+    reference: &Reference,
+) -> Result<Option<Credentials>> {
     let Some(auth) = auth else { return Ok(None) };
-    if !auth.server_address.is_empty() && host(&auth.server_address) != reference.host {
+    let is_for = match auth.server_address.as_str() {
+        "" => asked.host.clone(),
+        address => host(address),
+    };
+    if is_for != reference.host {
         return Ok(None);
     }
     if !auth.registry_token.is_empty() {
@@ -56,7 +65,8 @@ mod tests {
     use super::*;
 
     fn of(auth: &AuthConfig) -> Result<Option<Credentials>> {
-        credentials(Some(auth), &Reference::parse("alpine").expect("reference"))
+        let name = Reference::parse("alpine").expect("reference");
+        credentials(Some(auth), &name, &name)
     }
 
     #[test]
@@ -73,6 +83,13 @@ mod tests {
         let token = AuthConfig { registry_token: "t".into(), ..AuthConfig::default() };
         assert_eq!(of(&token).expect("token"), Some(Credentials::Header("Bearer t".into())));
         of(&AuthConfig { auth: "!".into(), ..AuthConfig::default() }).expect_err("no base64");
-        assert_eq!(credentials(None, &Reference::parse("a").expect("reference")).expect("none"), None);
+        let name = Reference::parse("a").expect("reference");
+        assert_eq!(credentials(None, &name, &name).expect("none"), None);
+        // What the kubelet has for Docker Hub is not for where a short name leads.
+        let other = Reference::parse("r.io/a").expect("reference");
+        let auth = AuthConfig { username: "u".into(), ..AuthConfig::default() };
+        assert_eq!(credentials(Some(&auth), &name, &other).expect("another's"), None);
+        let auth = AuthConfig { server_address: "https://r.io".into(), ..auth };
+        assert!(credentials(Some(&auth), &name, &other).expect("its own").is_some());
     }
 }

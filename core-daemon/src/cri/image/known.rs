@@ -81,12 +81,17 @@ impl Catalog {
         self.by_id.values()
     }
 
-    /// The image that `text` names: an id or the beginning of one, or a name with a tag, a digest, or neither.
+    /// Whether a record is called that.
+    pub(super) fn has(&self, text: &str) -> bool {
+        self.ids.contains_key(text)
+    }
+
+    /// The image that `text` names: an id or the beginning of one, or a name, which stands for one of `names`.
     ///
     /// # Errors
     /// `InvalidArgument` where the beginning fits several ids.
-    pub(super) fn find(&self, text: &str) -> Result<Option<&Image>> {
-        let whole = || super::parse(text).ok().and_then(|reference| self.ids.get(&reference.to_string()));
+    pub(super) fn find(&self, text: &str, names: &[Reference]) -> Result<Option<&Image>> {
+        let whole = || names.iter().find_map(|name| self.ids.get(&name.to_string()));
         if let Some(id) = self.ids.get(text).or_else(whole) {
             return Ok(self.by_id.get(id));
         }

@@ -83,13 +83,15 @@ impl Cri {
         if wanted.is_empty() {
             return Ok(catalog.images().map(|image| image.wire.clone()).collect());
         }
-        Ok(catalog.find(&wanted)?.map(|image| image.wire.clone()).into_iter().collect())
+        let names = self.names(&catalog, &wanted).await?;
+        Ok(catalog.find(&wanted, &names)?.map(|image| image.wire.clone()).into_iter().collect())
     }
 
     async fn image_status(&self, request: v1::ImageStatusRequest) -> Result<v1::ImageStatusResponse> {
         let wanted = named(request.image)?;
         let catalog = self.catalog().await?;
-        let Some(image) = catalog.find(&wanted)? else { return Ok(v1::ImageStatusResponse::default()) };
+        let names = self.names(&catalog, &wanted).await?;
+        let Some(image) = catalog.find(&wanted, &names)? else { return Ok(v1::ImageStatusResponse::default()) };
         let info = match image.records.first().filter(|_| request.verbose).cloned() {
             Some(name) => {
                 let cri = self.clone();
@@ -142,30 +144,72 @@ impl Cri {
     /// `NotFound` without such an image.
     pub(super) fn find_image(&self, text: &str) -> Result<Resolved> {
         let catalog = self.catalog_now()?;
-        let name = catalog.find(text)?.and_then(|image| image.records.first());
+        let name = catalog.find(text, &self.names_now(&catalog, text)?)?.and_then(|image| image.records.first());
         let name = name.ok_or_else(|| Error::not_found(format!("image {text:?}: not found; pull it first")))?;
         self.parts().images.resolve(self.context(), name, None)
+    }
+
+    /// What an image of which `text` is typed may be called here. It may wait for the disk.
+    fn names_now(&self, catalog: &Catalog, text: &str) -> Result<Vec<Reference>> {
+        match catalog.has(text) {
+            true => Ok(Vec::new()),
+            false => Ok(self.parts().images.names_here(text)?.into_iter().map(by_digest).collect()),
+        }
+    }
+
+    /// The same for who must not wait for the disk.
+    async fn names(&self, catalog: &Arc<Catalog>, text: &str) -> Result<Vec<Reference>> {
+        if !self.parts().images.has_short_names() {
+            return self.names_now(catalog, text);
+        }
+        let (cri, catalog, text) = (self.clone(), catalog.clone(), text.to_owned());
+        blocking(move || cri.names_now(&catalog, &text)).await
     }
 
     async fn pull_image(&self, request: v1::PullImageRequest) -> Result<v1::PullImageResponse> {
         let handler = request.image.as_ref().map_or("", |image| image.runtime_handler.as_str()).to_owned();
         let wanted = named(request.image)?;
-        let reference = parse(&wanted).map_err(|error| error.context("image"))?;
-        let credentials = auth::credentials(request.auth.as_ref(), &reference)?;
-        let access = Access { credentials, ..Access::default() };
         let tenant = request.sandbox_config.and_then(|config| config.metadata).map(|pod| pod.namespace);
         let tenant = tenant.unwrap_or_default();
-        Ok(v1::PullImageResponse { image_ref: self.pull_as(&wanted, access, &handler, tenant).await? })
+        Ok(v1::PullImageResponse { image_ref: self.pull_as(&wanted, request.auth.as_ref(), &handler, tenant).await? })
     }
 
     /// Pulls an image for pods of a handler in the namespace `tenant`, and answers with its id.
-    pub(super) async fn pull_as(&self, wanted: &str, access: Access, handler: &str, tenant: String) -> Result<String> {
+    pub(super) async fn pull_as(
+        &self,
+        wanted: &str,
+        auth: Option<&v1::AuthConfig>,
+        handler: &str,
+        tenant: String,
+    ) -> Result<String> {
+        let asked = parse(wanted).map_err(|error| error.context("image"))?;
         let snapshotter = self.config().handler(handler).map_err(|error| error.context("image"))?.snapshotter.clone();
-        let reference = parse(wanted).map_err(|error| error.context("image"))?;
+        let (images, text) = (self.parts().images.clone(), wanted.to_owned());
+        let names = blocking(move || images.names_to_pull(&text)).await?;
+        let mut failures: Vec<Error> = Vec::new();
+        for reference in names.into_iter().map(by_digest) {
+            let credentials = auth::credentials(auth, &asked, &reference)?;
+            let options = PullOptions {
+                access: Access { credentials, ..Access::default() },
+                tenant: tenant.clone(),
+                snapshotter: snapshotter.clone(),
+                ..PullOptions::default()
+            };
+            match self.pull_named(reference, options).await {
+                Err(error) if leads_on(&error) => failures.push(error),
+                pulled => return pulled.map_err(for_kubelets),
+            }
+        }
+        Err(for_kubelets(all_failed(failures)))
+    }
+
+    /// Pulls an image by its full name.
+    async fn pull_named(&self, reference: Reference, options: PullOptions) -> Result<String> {
         let labels = self.known_images().labels_for(&reference.to_string());
-        let options = PullOptions { access, tenant, labels: labels.clone(), snapshotter, ..PullOptions::default() };
+        let options = PullOptions { labels: labels.clone(), ..options };
         let (images, context) = (&self.parts().images, self.context());
-        let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await.map_err(for_kubelets)?;
+        let name = reference.to_string();
+        let pulled = images.pull(context, &reference, options, Arc::new(Quiet)).await?;
         failpoint::hit("cri.pulled");
         let cri = self.clone();
         let id = blocking(move || {
@@ -178,7 +222,7 @@ impl Cri {
             }
             Ok(id)
         });
-        let image_ref = id.await.doing(|| format!("pull {wanted}"))?;
+        let image_ref = id.await.doing(|| format!("pull {name}"))?;
         self.space_changed().await;
         Ok(image_ref)
     }
@@ -188,10 +232,11 @@ impl Cri {
         let cri = self.clone();
         blocking(move || {
             let (images, context) = (&cri.parts().images, cri.context());
-            let records = cri.catalog_now()?.find(&wanted)?.map(|image| image.records.clone());
+            let catalog = cri.catalog_now()?;
+            let names = cri.names_now(&catalog, &wanted)?;
+            let records = catalog.find(&wanted, &names)?.map(|image| image.records.clone());
             // A name whose content is gone is no image, and still a name.
-            let named =
-                || [Some(wanted.clone()), parse(&wanted).ok().map(|name| name.to_string())].into_iter().flatten();
+            let named = || [wanted.clone()].into_iter().chain(names.iter().map(ToString::to_string));
             for name in records.unwrap_or_else(|| named().collect()) {
                 match images.records.delete(context, &name, None) {
                     // Somebody else removed it at the same time.
@@ -233,11 +278,27 @@ fn named(image: Option<v1::ImageSpec>) -> Result<String> {
     if name.is_empty() { Err(Error::invalid("image: a name or an id is required")) } else { Ok(name) }
 }
 
-/// A full name. Of one with a tag and a digest, the digest decides and the tag is no name of what comes.
+/// A full name, as a kubelet reads it.
 fn parse(text: &str) -> Result<Reference> {
-    let mut reference = Reference::parse(text).map_err(|error| Error::invalid(error.to_string()))?;
-    if reference.digest.is_some() {
-        reference.tag = None;
-    }
-    Ok(reference)
+    Reference::parse(text).map(by_digest).map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// Of a name with a tag and a digest, the digest decides and the tag is no name of what comes.
+fn by_digest(reference: Reference) -> Reference {
+    let tag = reference.tag.filter(|_| reference.digest.is_none());
+    Reference { tag, ..reference }
+}
+
+/// Whether another registry may have what this one does not give. What is here and may not be used is no reason to take another's.
+fn leads_on(error: &Error) -> bool {
+    let kinds =
+        [Kind::NotFound, Kind::Unavailable, Kind::DeadlineExceeded, Kind::Unauthenticated, Kind::PermissionDenied];
+    kinds.contains(&error.kind()) && !error.is_refusal()
+}
+
+/// What several registries said, of the kind of the last one.
+fn all_failed(mut failures: Vec<Error>) -> Error {
+    let Some(last) = failures.pop() else { return Error::not_found("no registry is named for it") };
+    let before: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    if before.is_empty() { last } else { last.context(before.join("; ")) }
 }

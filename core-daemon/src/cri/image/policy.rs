@@ -49,11 +49,17 @@ impl Cri {
         if said.is_empty() {
             return Ok((super::parse(&image.name)?, image));
         }
-        let name = super::parse(said)?;
-        // An id may be that of several: the one that has the name is meant.
-        match self.find_image(said) {
-            Ok(named) if named.config_digest == image.config_digest => Ok((name, named)),
-            _ => Ok((name, image)),
+        // A short name may stand for several, and an id may be that of several: the one that has such a name is meant.
+        let names: Vec<Reference> = self.parts().images.names_here(said)?.into_iter().map(super::by_digest).collect();
+        for name in &names {
+            match self.find_image(&name.to_string()) {
+                Ok(named) if named.config_digest == image.config_digest => return Ok((name.clone(), named)),
+                _ => {}
+            }
+        }
+        match names.into_iter().next() {
+            Some(name) => Ok((name, image)),
+            None => Ok((super::parse(said)?, image)),
         }
     }
 }

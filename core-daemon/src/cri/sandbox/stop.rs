@@ -74,6 +74,7 @@ impl Cri {
         let (cri, hidden, handler) = (self.clone(), sandbox.clone(), record.runtime_handler.clone());
         let unmake = move || {
             cri.hide_pod(&hidden);
+            cri.unlink_logs(&hidden)?;
             places.unmake()?;
             cri.release_images(hidden.id().as_str(), &handler)
         };

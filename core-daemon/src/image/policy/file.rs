@@ -10,7 +10,7 @@ use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::identity::Identity;
+use super::identity::SignedIdentity;
 use crate::error::{Error, Kind, Result};
 
 /// How images from registries are called there.
@@ -85,7 +85,7 @@ pub(super) struct Sigstore {
     key_paths: Vec<PathBuf>,
     key_data: Option<String>,
     key_datas: Vec<String>,
-    pub(super) signed_identity: Identity,
+    pub(super) signed_identity: SignedIdentity,
     fulcio: Option<Value>,
     pki: Option<Value>,
     rekor_public_key_path: Option<Value>,

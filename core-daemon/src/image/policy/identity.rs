@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// The `signedIdentity` of a requirement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", deny_unknown_fields, rename_all = "camelCase")]
-pub(super) enum Identity {
+pub(super) enum SignedIdentity {
     /// The very name. An image that is named by its digest may have any tag: that the digest is signed says enough.
     // Braces, as fields of units are not looked at.
     MatchRepoDigestOrExact {},
@@ -38,13 +38,13 @@ fn named(text: &str) -> Option<(Reference, bool)> {
     Some((reference, has_tag))
 }
 
-impl Default for Identity {
+impl Default for SignedIdentity {
     fn default() -> Self {
         Self::MatchRepoDigestOrExact {}
     }
 }
 
-impl Identity {
+impl SignedIdentity {
     /// # Errors
     /// The field that no signature can match, and why.
     pub(super) fn check(&self) -> Result<(), String> {
@@ -106,7 +106,7 @@ fn remapped(image: &Reference, prefix: &str, signed_prefix: &str) -> Option<Refe
     (!has_tag).then(|| Reference { tag: image.tag.clone(), digest: image.digest.clone(), ..renamed })
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for SignedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MatchRepoDigestOrExact {} => f.write_str("matchRepoDigestOrExact"),
@@ -127,12 +127,12 @@ mod tests {
 
     #[test]
     fn names_are_compared_as_the_rule_says() {
-        let rule = |text: &str| serde_json::from_str::<Identity>(text).expect(text);
+        let rule = |text: &str| serde_json::from_str::<SignedIdentity>(text).expect(text);
         let image = |text: &str| Reference::parse(text).expect("name");
         let (tagged, pinned) = (image("a.test/x:1"), image(&format!("a.test/x@sha256:{}", "a".repeat(64))));
         let either = rule(r#"{"type": "matchRepoDigestOrExact"}"#);
         assert!(
-            either == Identity::default()
+            either == SignedIdentity::default()
                 && either.accepts(&tagged, "a.test/x:1")
                 && either.accepts(&pinned, "a.test/x:7")
         );
@@ -157,7 +157,7 @@ mod tests {
         assert!(mirror.accepts(&image("a.testing/x:1"), "a.testing/x:1"), "no prefix of a part");
         for wrong in [r#"{"type": "exactReference"}"#, r#"{"type": "matchRepository", "dockerRepository": "a.test/x"}"#]
         {
-            assert!(serde_json::from_str::<Identity>(wrong).is_err(), "{wrong}");
+            assert!(serde_json::from_str::<SignedIdentity>(wrong).is_err(), "{wrong}");
         }
         for (wrong, field) in [
             (r#"{"type": "exactReference", "dockerReference": "a.test/x"}"#, "dockerReference"),

@@ -18,7 +18,7 @@ use rung_spec::digest::Digest;
 use rung_spec::reference::Reference;
 
 use self::file::{Policy, Requirement, Sigstore};
-use self::identity::Identity;
+use self::identity::SignedIdentity;
 use self::keys::Key;
 use self::signature::Signature;
 use crate::blocking::blocking;
@@ -177,7 +177,7 @@ enum Demand {
 /// A signature that is wanted.
 struct Wanted {
     keys: Vec<Key>,
-    identity: Identity,
+    identity: SignedIdentity,
     scope: String,
 }
 
