@@ -204,7 +204,7 @@ mod tests {
         {
             assert_eq!(key(other), None, "{other}");
         }
-        for theirs in ["cpu-load-balancing.crio.io/web", "link-logs.crio.io", "io.kubernetes.cri-o.LinkLogs"] {
+        for theirs in ["cpu-load-balancing.crio.io/web", "spoofed.crio.io", "io.kubernetes.cri-o.Spoofed"] {
             assert!(Annotation::is_unsupported(theirs), "{theirs}");
         }
         for other in ["bundle", "io.kubernetes.cri.container-type", "io.kubernetes.cri-o.Devices"] {
