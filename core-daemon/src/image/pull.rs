@@ -59,6 +59,11 @@ impl Images {
         pulled
     }
 
+    /// Whether anybody may have a policy of its own about images.
+    pub fn has_tenants(&self) -> bool {
+        self.policies.has_tenants()
+    }
+
     /// Whether `tenant` has a policy of its own about images. It waits for the disk.
     ///
     /// # Errors

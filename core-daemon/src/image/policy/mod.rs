@@ -105,6 +105,11 @@ impl Policies {
         Ok(())
     }
 
+    /// Whether anybody may have a policy of its own.
+    pub fn has_tenants(&self) -> bool {
+        !self.tenants.as_os_str().is_empty()
+    }
+
     /// Whether `tenant` has a policy of its own. It waits for the disk.
     ///
     /// # Errors
@@ -120,7 +125,7 @@ impl Policies {
     }
 
     fn own(&self, tenant: &str) -> Result<Option<PathBuf>> {
-        if self.tenants.as_os_str().is_empty() || tenant.is_empty() {
+        if !self.has_tenants() || tenant.is_empty() {
             return Ok(None);
         }
         let is_name = tenant.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
